@@ -1,0 +1,34 @@
+"""What the guest has written on its serial console."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_virtainers.engine.container import Container
+
+_CONTROL = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
+_PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
+
+
+class Console:
+    """The serial console of one VM, collected from its first byte."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+
+    @property
+    def text(self) -> str:
+        """All text so far, without escape sequences and control characters."""
+        return _CONTROL.sub("", self._container.stdout.decode("utf-8", "replace").replace("\r\n", "\n"))
+
+    def tail(self, lines: int = 15) -> str:
+        """Give the last lines that are not empty, indented for an error message."""
+        kept = [line for line in self.text.splitlines() if line.strip()][-lines:]
+        return "\n".join(f"  | {line}" for line in kept) if kept else "  | (the console is empty)"
+
+    def panic(self) -> str | None:
+        """Give the line with which the guest's Linux kernel panicked; None when it did not."""
+        found = _PANIC.search(self._container.stdout)
+        return found[0].decode("ascii", "replace") if found else None

@@ -1,0 +1,83 @@
+"""Where a guest's SSH answers: the container's address, or else an exec stream into the container.
+
+The stream works where no route leads to the container: remote engines, rootless Podman, Docker Desktop.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers import ssh
+
+if TYPE_CHECKING:
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.container import Container
+
+_DIRECT_SECONDS = 1.0
+_RELAY_EVERY = 4
+RELAY = ["relay", str(ssh.PORT)]
+"""The command in the runtime image that connects its stdin and stdout to a port of the guest."""
+
+
+class Endpoint:
+    """The ways to one guest's SSH port; the one that works is kept."""
+
+    def __init__(self, engine: Engine, container: Container) -> None:
+        self._engine = engine
+        self._container = container
+        self._direct: bool | None = None
+        self._silent_tries = 0
+        self.address = container.address()
+
+    def dial(self, timeout: float) -> Any:
+        """Open a connection, as a socket for paramiko; `timeout` in seconds; raises `OSError` or `EngineError`.
+
+        The first answer decides: an open or refused port proves that the address can be reached. As long as there
+        is none (the guest may not be up yet), each fourth try goes through the relay.
+        """
+        if self._direct is not False and self.address:
+            try:
+                sock = ssh.dial(self.address, min(timeout, _DIRECT_SECONDS))
+            except ConnectionRefusedError:
+                self._direct = True
+                raise
+            except OSError:
+                self._silent_tries += 1
+                if self._direct or self._silent_tries % _RELAY_EVERY:
+                    raise
+            else:
+                self._direct = True
+                return sock
+        stream = self._container.stream(RELAY)
+        stream.settimeout(timeout)
+        return _Remembering(stream, self)
+
+    def relay_works(self) -> None:
+        """Note that bytes came through the relay."""
+        self._direct = False
+
+    def ssh_options(self) -> dict[str, str]:
+        """Give what OpenSSH needs to take the same way."""
+        if self._direct is not False:
+            return {}
+        words = [sys.executable, "-m", "pytest_virtainers.engine.relay", self._engine.url, self._container.id, *RELAY]
+        return {"ProxyCommand": shlex.join(words).replace("%", "%%")}
+
+
+class _Remembering:
+    """A relay's stream that tells its endpoint when the guest has answered."""
+
+    def __init__(self, stream: Any, endpoint: Endpoint) -> None:
+        self._stream = stream
+        self._endpoint = endpoint
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._stream.recv(size)
+        if data:
+            self._endpoint.relay_works()
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

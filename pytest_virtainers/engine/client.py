@@ -1,0 +1,91 @@
+"""One engine that answers: what it is, and its failures in words."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import docker
+import docker.errors
+import requests.exceptions
+
+from pytest_virtainers.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_virtainers.engine.podman_service import PodmanService
+
+_PROBE_SECONDS = 5
+_CALL_SECONDS = 120
+
+# What engines say, and what mends it.
+_REMEDIES = (
+    (
+        "error setting rlimit",
+        "Podman asked for more open files or processes than this host allows. Put this into "
+        "/etc/containers/containers.conf and restart Podman's service:\n"
+        '  [containers]\n  default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]',
+    ),
+    (
+        "cgroups in hybrid mode not supported",
+        "crun cannot use this host's cgroups. Install runc and start Podman's service with it: "
+        "podman --runtime runc system service …",
+    ),
+    ("no space left on device", "The engine's disk is full: make room there (docker system df) and try again."),
+    ("read-only file system", "The engine cannot write there: choose another place with --virtainer-store."),
+    ("permission denied", "Run as a user who may use this engine (for Docker: a member of the group docker)."),
+)
+
+
+class Engine:
+    """A connection to a Docker-compatible engine.
+
+    Attributes:
+        api: the docker SDK's low-level client.
+        kind: `docker` or `podman`.
+        url: where it listens.
+        version: its version.
+    """
+
+    def __init__(self, url: str, service: PodmanService | None = None, *, tls: Any = None) -> None:
+        """Connect; raises `docker.errors.DockerException` when nothing answers at `url` within 5 s."""
+        self.url = url
+        self._service = service
+        self.api = docker.APIClient(base_url=url, timeout=_PROBE_SECONDS, version="auto", tls=tls or False)
+        about = self.api.version()
+        self.api.timeout = _CALL_SECONDS
+        components = {part.get("Name", ""): part for part in about.get("Components") or []}
+        self.kind = "podman" if "Podman Engine" in components else "docker"
+        self.version = str(about.get("Version", "unknown"))
+
+    def __str__(self) -> str:
+        private = " (private service)" if self._service else ""
+        return f"{self.kind} {self.version} at {self.url}{private}"
+
+    def memory_mib(self) -> int:
+        """Give the memory of the engine's host in MiB."""
+        return int(self.api.info()["MemTotal"]) // (1024 * 1024)
+
+    @contextmanager
+    def failures(self, action: str) -> Iterator[None]:
+        """Turn what the SDK raises inside the block into one `EngineError` that starts with `action`."""
+        try:
+            yield
+        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+            raise EngineError(f"{action} failed: {self} said: {explain(error)}") from error
+
+    def close(self) -> None:
+        """Close the connection, and the private service when there is one."""
+        self.api.close()
+        if self._service is not None:
+            self._service.stop()
+
+
+def explain(error: Exception) -> str:
+    """Say in one paragraph what an engine's failure means and what mends it."""
+    said = str(getattr(error, "explanation", None) or error).strip()
+    for sign, remedy in _REMEDIES:
+        if sign in said.lower():
+            return f"{said}\n{remedy}"
+    return said

@@ -1,0 +1,240 @@
+"""A container that lives no longer than this process.
+
+Its stdin is attached to us before it starts and its first process ends when that stream does (the lease), so
+even SIGKILL leaves nothing behind; the engine removes what ended. The same attached stream brings its output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import docker.errors
+from docker.types import Mount, Ulimit
+
+from pytest_virtainers.engine import owner
+from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket
+from pytest_virtainers.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_virtainers.engine.client import Engine
+
+_END_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link to put into a container."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a container should be; sizes in MiB.
+
+    Attributes:
+        kind: the value of our label (`vm`, `helper`).
+        store: volume name or absolute directory that becomes `/store`, and whether it is writable.
+        labels: more labels, beside those of ownership.
+    """
+
+    name: str
+    kind: str
+    image: str
+    entrypoint: tuple[str, ...] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    store: str | None = None
+    store_writable: bool = False
+    network: str | None = None
+    aliases: tuple[str, ...] = ()
+    hostname: str | None = None
+    devices: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    memory_mib: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Container:
+    """One leased container: created by the constructor, started by `start`, gone after `close`."""
+
+    def __init__(self, engine: Engine, plan: Plan, run_id: str) -> None:
+        """Create the container; raises `EngineError`."""
+        self.name = plan.name
+        self._engine = engine
+        self._api = engine.api
+        self._output = {False: bytearray(), True: bytearray()}
+        self._ended = threading.Event()
+        self._lease: HijackedSocket | None = None
+        self._id: str | None = None
+        with engine.failures(f"creating container {plan.name}"):
+            self._id = self._create(plan, run_id)
+        self._network = plan.network
+
+    def _create(self, plan: Plan, run_id: str) -> str:
+        mounts = []
+        if plan.store is not None:
+            is_folder = plan.store.startswith("/")
+            mounts = [
+                Mount("/store", plan.store, type="bind" if is_folder else "volume", read_only=not plan.store_writable)
+            ]
+        host_config = self._api.create_host_config(
+            auto_remove=True,
+            cap_drop=["ALL"],
+            cap_add=list(plan.capabilities),
+            security_opt=["no-new-privileges"],
+            devices=[f"{device}:{device}:rwm" for device in plan.devices],
+            sysctls=dict(plan.sysctls),
+            mem_limit=f"{plan.memory_mib}m" if plan.memory_mib else None,
+            pids_limit=1024,
+            # Podman otherwise asks for its own defaults, which some hosts refuse.
+            ulimits=[Ulimit(name="nofile", soft=1024, hard=1024), Ulimit(name="nproc", soft=4096, hard=4096)],
+            mounts=mounts,
+            network_mode=plan.network,
+        )
+        networking: Any = None
+        if plan.network is not None:
+            networking = {"EndpointsConfig": {plan.network: {"Aliases": list(plan.aliases)}}}
+        created = self._api.create_container(
+            plan.image,
+            entrypoint=list(plan.entrypoint) if plan.entrypoint else None,
+            name=plan.name,
+            hostname=plan.hostname,
+            environment=dict(plan.environment),
+            labels={**owner.labels(plan.kind, run_id), **plan.labels},
+            stdin_open=True,  # with detach left off, the SDK sets StdinOnce too: the lease
+            host_config=host_config,
+            networking_config=networking,
+        )
+        return str(created["Id"])
+
+    @property
+    def id(self) -> str:
+        """The engine's id of this container."""
+        if self._id is None:
+            raise EngineError(f"container {self.name} is gone")
+        return self._id
+
+    def put(self, folder: str, members: Mapping[str, bytes | Link]) -> None:
+        """Put small files (mode 0644) and links into `folder`, which must exist, before or after the start."""
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for name, content in members.items():
+                entry = tarfile.TarInfo(name)
+                if isinstance(content, Link):
+                    entry.type, entry.linkname = tarfile.SYMTYPE, content.target
+                    tar.addfile(entry)
+                else:
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+        self.put_archive(folder, archive.getvalue())
+
+    def put_archive(self, folder: str, archive: bytes | Iterator[bytes]) -> None:
+        """Unpack a tar stream into `folder`."""
+        with self._engine.failures(f"copying into container {self.name}"):
+            self._api.put_archive(self.id, folder, archive)
+
+    def start(self) -> None:
+        """Take the lease, then start; a container that does not start is removed."""
+        streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        try:
+            with self._engine.failures(f"starting container {self.name}"):
+                self._lease = HijackedSocket(self._api.attach_socket(self.id, params=streams))
+                threading.Thread(target=self._collect, args=(self._lease,), name=self.name, daemon=True).start()
+                self._api.start(self.id)
+        except BaseException:
+            self.close()
+            raise
+
+    def _collect(self, lease: HijackedSocket) -> None:
+        frames = Demultiplexer()
+        with contextlib.suppress(OSError, ValueError):
+            while data := lease.recv():
+                for stream, payload in frames.feed(data):
+                    self._output[stream == STDERR] += payload
+        self._ended.set()
+
+    @property
+    def stdout(self) -> bytes:
+        """All that it has written to stdout so far."""
+        return bytes(self._output[False])
+
+    @property
+    def stderr(self) -> bytes:
+        """All that it has written to stderr so far."""
+        return bytes(self._output[True])
+
+    @property
+    def ended(self) -> bool:
+        """Whether its streams have reached their end, which they do when it ends."""
+        return self._ended.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it has ended, at most `seconds`; tell whether it has."""
+        return self._ended.wait(seconds)
+
+    def exit_code(self) -> int | None:
+        """Give the exit code, while the engine still knows it; None otherwise."""
+        try:
+            state = self._api.inspect_container(self.id)["State"]
+        except (docker.errors.DockerException, EngineError):
+            return None
+        return None if state["Running"] else int(state["ExitCode"])
+
+    def address(self) -> str:
+        """Give its IPv4 address on its network."""
+        with self._engine.failures(f"asking for the address of {self.name}"):
+            networks: dict[str, Any] = self._api.inspect_container(self.id)["NetworkSettings"]["Networks"]
+        return str(networks[self._network]["IPAddress"]) if self._network in networks else ""
+
+    def run(self, command: list[str], on_output: Callable[[bytes], object] = lambda _data: None) -> tuple[int, bytes]:
+        """Run a command inside; give its exit code and both streams as one, and pass on each piece as it comes."""
+        output = bytearray()
+        with self._engine.failures(f"running {command[0]} in {self.name}"):
+            session = self._api.exec_create(self.id, command)["Id"]
+            for piece in self._api.exec_start(session, stream=True):
+                output += piece
+                on_output(piece)
+            code = self._api.exec_inspect(session)["ExitCode"]
+        return (-1 if code is None else int(code)), bytes(output)
+
+    def stream(self, command: list[str]) -> ExecStream:
+        """Run a command inside and give its stdin and stdout as a socket."""
+        return exec_stream(self._engine, self.id, command)
+
+    def close(self) -> None:
+        """End the lease and remove the container; nothing happens when it is gone already."""
+        if self._lease is not None:
+            self._lease.close()
+        identifier, self._id = self._id, None
+        if identifier is None:
+            return
+        deadline = time.monotonic() + _END_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                self._api.remove_container(identifier, force=True, v=True)
+            except docker.errors.NotFound:
+                return
+            except docker.errors.APIError as error:
+                # 409: the engine is removing it already, because it ended; 500 from Podman in the same case.
+                if error.status_code not in (409, 500):
+                    raise EngineError(f"removing container {self.name} failed: {error.explanation}") from error
+                time.sleep(0.1)
+            else:
+                return
+        raise EngineError(f"container {self.name} ({identifier[:12]}) was not removed within {_END_SECONDS:.0f} s")
+
+
+def exec_stream(engine: Engine, container: str, command: list[str]) -> ExecStream:
+    """Run a command in a container and give its stdin and stdout as a socket; raises `EngineError`."""
+    with engine.failures(f"running {command[0]} in container {container[:12]}"):
+        session = engine.api.exec_create(container, command, stdin=True, stderr=False)["Id"]
+        return ExecStream(HijackedSocket(engine.api.exec_start(session, socket=True)))

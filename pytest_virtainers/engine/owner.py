@@ -1,0 +1,71 @@
+"""Who owns an object on the engine, written in its labels, and whether that owner still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LABEL = "virtainers"
+"""Every object of ours carries this label; its value is the kind of object."""
+
+_RUN, _PID, _STARTED, _BOOT, _HOST = (
+    f"{LABEL}.{part}" for part in ("run", "owner-pid", "owner-started", "owner-boot", "owner-host")
+)
+
+
+def labels(kind: str, run_id: str) -> dict[str, str]:
+    """Make the labels that name this process as the owner."""
+    pid = os.getpid()
+    return {
+        LABEL: kind,
+        _RUN: run_id,
+        _PID: str(pid),
+        _STARTED: _start_time(pid) or "",
+        _BOOT: _boot_id(),
+        _HOST: _host(),
+    }
+
+
+def is_dead(found: Mapping[str, str]) -> bool:
+    """Tell whether the owner named in `found` is surely gone; in doubt it lives.
+
+    A pid means something only on its host, in its boot and in its pid namespace.
+    """
+    host, pid = found.get(_HOST, ""), found.get(_PID, "")
+    if host.partition("/")[0] != _host().partition("/")[0] or not pid.isdecimal():
+        return False
+    if found.get(_BOOT) != _boot_id():
+        return True
+    if host != _host():
+        return False
+    return _start_time(int(pid)) != found.get(_STARTED)
+
+
+def _host() -> str:
+    """Name this host and the pid namespace we are in."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()}/{namespace}"
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str | None:
+    """Give the start time of a process in clock ticks since boot (proc(5), field 22); None when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return None
+    return stat.rpartition(")")[2].split()[19]

@@ -1,0 +1,63 @@
+"""The embedded default: a Podman API service of our own, for as long as we live."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from pytest_virtainers.errors import EngineError
+
+_START_SECONDS = 20.0
+
+# The shell outlives us by a moment only: its stdin is a pipe whose other end is ours, so it sees our end even
+# after SIGKILL, stops the service and removes the folder with the socket.
+_KEEPER = 'folder=$1; shift; "$@" </dev/null & service=$!; read -r _; kill $service; wait $service; rm -rf "$folder"'
+
+
+class PodmanService:
+    """`podman system service` on a private socket."""
+
+    def __init__(self, podman: str) -> None:
+        """Start the service and wait until its socket is there.
+
+        Raises:
+            EngineError: the service did not start; the message has its own words.
+        """
+        self._folder = Path(tempfile.mkdtemp(prefix="virtainers-podman-"))  # mkdtemp makes it private (0700)
+        socket_path = self._folder / "podman.sock"
+        self.url = f"unix://{socket_path}"
+        self._log = self._folder / "service.log"
+        command = [podman, *_runtime_options(), "system", "service", "--time=0", self.url]
+        with self._log.open("wb") as log:
+            self._keeper = subprocess.Popen(
+                ["/bin/sh", "-c", _KEEPER, "sh", str(self._folder), *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C at the terminal is for us; we still need the service to clean up
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not socket_path.exists():
+            if time.monotonic() > deadline or self._keeper.poll() is not None:
+                said = self._log.read_text(errors="replace").strip()
+                self.stop()
+                raise EngineError(f"{' '.join(command)} did not start: {said or 'it said nothing'}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End the service and remove its folder."""
+        if self._keeper.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._keeper.stdin.close()
+        self._keeper.wait(_START_SECONDS)
+
+
+def _runtime_options() -> list[str]:
+    """Choose runc where crun refuses: on hosts with cgroup version 1 and 2 side by side."""
+    hybrid = Path("/sys/fs/cgroup/unified").is_dir()
+    runc = shutil.which("runc")
+    return ["--runtime", runc] if hybrid and runc else []

@@ -1,0 +1,40 @@
+"""`python -m pytest_virtainers.engine.relay URL CONTAINER COMMAND…`: an exec session on our stdin and stdout.
+
+It is the ProxyCommand for OpenSSH where no route leads to a container, and needs no engine command line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.container import exec_stream
+
+if TYPE_CHECKING:
+    from pytest_virtainers.engine.streams import ExecStream
+
+_CHUNK_BYTES = 64 * 1024
+
+
+def main() -> None:
+    """Copy both ways until the session ends."""
+    url, container, *command = sys.argv[1:]
+    stream = exec_stream(Engine(url), container, command)
+    stream.settimeout(None)
+    threading.Thread(target=_feed, args=(stream,), daemon=True).start()
+    while data := stream.recv(_CHUNK_BYTES):
+        os.write(sys.stdout.fileno(), data)
+
+
+def _feed(stream: ExecStream) -> None:
+    while data := os.read(sys.stdin.fileno(), _CHUNK_BYTES):
+        while data:
+            data = data[stream.send(data) :]
+    stream.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Byte streams into and out of containers: attached streams and exec sessions.
+
+The engine multiplexes stdout and stderr of a container without a terminal into frames of an 8-byte header
+(stream number, three zero bytes, payload length big-endian) and a payload:
+https://docs.docker.com/reference/api/engine/version/v1.43/#tag/Container/operation/ContainerAttach
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import weakref
+from typing import Any
+
+STDOUT, STDERR = 1, 2
+
+_HEADER = struct.Struct(">BxxxL")
+_CHUNK_BYTES = 64 * 1024
+
+
+class Demultiplexer:
+    """Cuts the engine's byte stream into `(stream number, payload)` pairs."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Take what arrived and give the whole frames so far."""
+        self._buffer += data
+        frames = []
+        while len(self._buffer) >= _HEADER.size:
+            stream, length = _HEADER.unpack_from(self._buffer)
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            frames.append((stream, bytes(self._buffer[_HEADER.size : end])))
+            del self._buffer[:end]
+        return frames
+
+
+_open_sockets: weakref.WeakSet[HijackedSocket] = weakref.WeakSet()
+
+
+class HijackedSocket:
+    """The connection that remains when the engine has switched from HTTP to a raw stream."""
+
+    def __init__(self, sdk_socket: Any) -> None:
+        self._sdk_socket = sdk_socket
+        self._socket: Any = getattr(sdk_socket, "_sock", sdk_socket)
+        self._early = self._read_ahead()
+        self._socket.settimeout(None)
+        _open_sockets.add(self)
+
+    def _read_ahead(self) -> bytes:
+        """Give what the HTTP client has buffered behind the response's headers, which the SDK would lose."""
+        response = getattr(self._sdk_socket, "_response", None)
+        buffered: Any = getattr(getattr(getattr(response, "raw", None), "_fp", None), "fp", None)
+        if not hasattr(buffered, "peek"):
+            return b""
+        self._socket.setblocking(False)
+        return bytes(buffered.peek())
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Limit each `recv` and `send`, in seconds."""
+        self._socket.settimeout(seconds)
+
+    def recv(self, size: int = _CHUNK_BYTES) -> bytes:
+        """Read at most `size` bytes; empty at the end of the stream."""
+        if self._early:
+            early, self._early = self._early[:size], self._early[size:]
+            return early
+        return bytes(self._socket.recv(size))
+
+    def send(self, data: bytes) -> int:
+        """Write some of `data` and tell how many bytes."""
+        return int(self._socket.send(data))
+
+    def close(self) -> None:
+        """Close, and wake a thread that reads."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close this process's copy only."""
+        with contextlib.suppress(OSError):
+            self._socket.close()
+            self._sdk_socket.close()
+
+
+def _abandon_in_child() -> None:
+    # A forked child would keep the leases of its parent alive.
+    for each in list(_open_sockets):
+        each.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
+
+
+class ExecStream:
+    """An exec session's stdin and stdout as a socket, in the shape that `paramiko.Transport` asks for."""
+
+    def __init__(self, hijacked: HijackedSocket) -> None:
+        self._hijacked = hijacked
+        self._frames = Demultiplexer()
+        self._ready = bytearray()
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Limit each `recv` and `send`, in seconds."""
+        self._hijacked.settimeout(seconds)
+
+    def send(self, data: bytes) -> int:
+        """Write some of `data` to the command's stdin."""
+        return self._hijacked.send(data)
+
+    def recv(self, size: int) -> bytes:
+        """Read at most `size` bytes of the command's stdout; empty at its end."""
+        while not self._ready:
+            data = self._hijacked.recv()
+            if not data:
+                return b""
+            for stream, payload in self._frames.feed(data):
+                if stream == STDOUT:
+                    self._ready += payload
+        taken = bytes(self._ready[:size])
+        del self._ready[:size]
+        return taken
+
+    def close(self) -> None:
+        """End the session."""
+        self._hijacked.close()

@@ -1,0 +1,85 @@
+"""What can go wrong, in two families.
+
+`VirtainerError` and its children are trouble with the machinery: the engine, an image, the guest's boot, the
+connection. `CommandFailed` is an assertion about the system under test, and so an `AssertionError`.
+Each message says what was tried, what was seen, and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_virtainers.result import Result
+
+
+class VirtainerError(Exception):
+    """Trouble with the machinery, never with the system under test."""
+
+
+class SpecError(VirtainerError):
+    """A setting, a marker argument or a user-data document that cannot be used."""
+
+
+class EngineNotFound(VirtainerError):
+    """No container engine answered."""
+
+
+class EngineError(VirtainerError):
+    """The container engine refused or failed."""
+
+
+class ImageError(VirtainerError):
+    """A guest image or the runtime image cannot be had, built or used."""
+
+
+class StoreError(VirtainerError):
+    """The store of guest images cannot be read or written."""
+
+
+class BootError(VirtainerError):
+    """The guest did not get ready."""
+
+
+class BootTimeout(BootError):
+    """The guest was not ready when its time was up."""
+
+
+class GuestPanic(BootError):
+    """The guest's kernel panicked."""
+
+
+class VMGone(VirtainerError):
+    """The virtainer ended under our hands."""
+
+
+class SSHError(VirtainerError):
+    """The guest could not be reached over SSH."""
+
+
+class TransferError(VirtainerError):
+    """A file or tree could not be copied to or from the guest."""
+
+
+class CommandFailed(AssertionError):
+    """A command ended with an exit code other than 0.
+
+    `result` is the whole `Result`; `vm_name` names the machine.
+    """
+
+    def __init__(self, result: Result, vm_name: str) -> None:
+        self.result = result
+        self.vm_name = vm_name
+        super().__init__(f"{self.headline()}\n{result.streams()}")
+
+    def headline(self) -> str:
+        """Say in one line what happened."""
+        return f"{self.result.command!r} on {self.vm_name} ended with exit code {self.result.exit_code}"
+
+
+class CommandTimeout(CommandFailed):
+    """A command was still running when its time was up; `result` holds what it had printed."""
+
+    def headline(self) -> str:
+        """Say in one line what happened."""
+        return f"{self.result.command!r} on {self.vm_name} was still running after {self.result.duration:.1f} s"

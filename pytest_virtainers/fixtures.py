@@ -1,0 +1,95 @@
+"""The fixtures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers import session
+from pytest_virtainers.markers import arguments, scope_node
+from pytest_virtainers.spec import check, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Protocol
+
+    from pytest_virtainers.spec import Spec
+    from pytest_virtainers.vm import VM
+
+    class VMFactory(Protocol):
+        """Launches a VM; takes the marker's arguments."""
+
+        def __call__(self, name: str = "vm", **arguments: Any) -> VM:
+            """Launch a VM called `name`; raises `SpecError` for a wrong argument."""
+
+
+_SHARED_KEY: pytest.StashKey[list[VM]] = pytest.StashKey()
+
+
+@pytest.fixture(scope="session")
+def virtainer_defaults() -> Mapping[str, Any]:
+    """Marker arguments for all VMs of the session; redefine it in a conftest. Over options, under markers."""
+    return {}
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, Any]) -> VM:
+    """A VM as the test's markers and the options describe it: fresh for the test, unless `scope` shares it."""
+    item: pytest.Item = request.node
+    with session.plain_errors():
+        spec = merge(*_base(request.config, virtainer_defaults), *arguments(item))
+        node = scope_node(item, spec.scope)
+        shared = node.stash.setdefault(_SHARED_KEY, [])
+        for present in shared:
+            if present.spec == spec:
+                return present
+        machine = _launch(request, spec)
+    shared.append(machine)
+
+    def end() -> None:
+        shared.remove(machine)
+        session.manager(request.config).discard(machine)
+
+    node.addfinalizer(end)
+    return machine
+
+
+@pytest.fixture(scope="session")
+def session_vm(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, Any]) -> Iterator[VM]:
+    """One VM for all tests of this process, as options and `virtainer_defaults` describe it."""
+    with session.plain_errors():
+        machine = _launch(request, merge(*_base(request.config, virtainer_defaults), {"scope": "session"}))
+    yield machine
+    session.manager(request.config).discard(machine)
+
+
+@pytest.fixture
+def vm_factory(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, Any]) -> Iterator[VMFactory]:
+    """A function that launches VMs: `vm_factory("db", ram="2G")`; all of them end with the test."""
+    launched: list[VM] = []
+
+    def launch(name: str = "vm", **given: Any) -> VM:
+        __tracebackhide__ = True
+        with session.plain_errors():
+            checked = check({"name": name, **given}, f"{request.node.nodeid}: vm_factory", request.path.parent)
+            machine = _launch(request, merge(*_base(request.config, virtainer_defaults), checked))
+        launched.append(machine)
+        return machine
+
+    yield launch
+    for machine in reversed(launched):
+        session.manager(request.config).discard(machine)
+
+
+def _base(config: pytest.Config, defaults: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Give the layers under the markers: settings, then `virtainer_defaults`."""
+    return (
+        config.stash[session.SETTINGS_KEY].shape,
+        check(defaults, "the fixture virtainer_defaults", config.rootpath),
+    )
+
+
+def _launch(request: pytest.FixtureRequest, spec: Spec) -> VM:
+    __tracebackhide__ = True
+    return session.manager(request.config).launch(spec, request.node.nodeid)

@@ -1,0 +1,63 @@
+"""The pytest plugin: options, marker, collection-time checks.
+
+Everything that talks to an engine or a guest is imported when the first VM is asked for: loading this module must
+stay cheap for test runs that use no VM.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_virtainers import session
+from pytest_virtainers.errors import SpecError
+from pytest_virtainers.fixtures import session_vm, virtainer_defaults, vm, vm_factory
+from pytest_virtainers.markers import MARKER, check_all
+from pytest_virtainers.settings import SETTINGS, Source, environment, resolve
+from pytest_virtainers.spec import SIGNATURE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["session_vm", "virtainer_defaults", "vm", "vm_factory"]  # pytest finds the fixtures here
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--virtainer-X` and the ini key `virtainer_X` for each setting."""
+    group = parser.getgroup("virtainers", "disposable virtual machines")
+    for setting in SETTINGS:
+        told = f"{setting.help} (default: {setting.default})"
+        group.addoption(setting.option, dest=setting.ini, metavar=setting.name.upper(), help=told)
+        parser.addini(setting.ini, told)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker and resolve the settings."""
+    config.addinivalue_line("markers", f"{SIGNATURE}: the virtual machine that a test wants; see the README.")
+    command_line = Source(lambda setting: setting.option, lambda setting: config.getoption(setting.ini))
+    ini = Source(lambda setting: f"{setting.ini} in the ini file", lambda setting: config.getini(setting.ini) or None)
+    try:
+        config.stash[session.SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
+    except SpecError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say in one line what a VM is by default, without asking any daemon."""
+    settings = config.stash[session.SETTINGS_KEY]
+    shape = settings.shape
+    return f"virtainers: {shape['image']}, {shape['ram']} MiB, {shape['cpus']} CPU, engine {settings.engine}"
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Check the arguments of every marker before any test runs."""
+    wrong = check_all(item for item in items if item.get_closest_marker(MARKER))
+    if wrong:
+        raise pytest.UsageError("\n".join(wrong))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what the run has started, however it ended."""
+    session.close(config)

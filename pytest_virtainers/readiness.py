@@ -1,0 +1,145 @@
+"""Wait until a guest is ready: SSH login works, cloud-init has finished, logins are open.
+
+One deadline covers all of it, and waiting ends at once when it has become pointless: the virtainer has ended, or
+the guest's kernel has panicked.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import paramiko
+import tenacity
+
+from pytest_virtainers import ssh
+from pytest_virtainers.errors import BootError, BootTimeout, SSHError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_virtainers.console import Console
+    from pytest_virtainers.progress import Step
+
+_RETRY_SECONDS = 0.25
+_LOGIN_SECONDS = 60.0
+
+# /run/nologin is what pam_nologin looks at. A guest without cloud-init has nothing to wait for.
+_SETTLED = """
+while [ -e /run/nologin ] || { [ -d /run/cloud-init ] && [ ! -e /run/cloud-init/result.json ]; }; do sleep 0.2; done
+if [ -d /run/cloud-init ]; then sudo -n cat /run/cloud-init/status.json; fi
+"""
+
+
+def wait_for_login(
+    connect: Callable[[float], ssh.Connection],
+    *,
+    name: str,
+    console: Console,
+    check: Callable[[], None],
+    timeout: float,
+    step: Step,
+) -> ssh.Connection:
+    """Try to log in until it works.
+
+    Args:
+        connect: logs in, within the seconds that it is given.
+        name: of the machine, for messages.
+        console: of the machine.
+        check: raises when there is no point in waiting on.
+        timeout: seconds from now.
+        step: shows the newest line of the console.
+
+    Raises:
+        BootTimeout: no login within `timeout`; the message has the last failure and the last console lines.
+        SSHError: the guest shows another host key than the one given to it.
+    """
+    deadline = time.monotonic() + timeout
+
+    def attempt() -> ssh.Connection:
+        check()
+        step.update(console.text.rstrip().rpartition("\n")[2])
+        return connect(max(1.0, min(_LOGIN_SECONDS, deadline - time.monotonic())))
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_passing),
+        stop=tenacity.stop_after_delay(timeout),
+        wait=tenacity.wait_fixed(_RETRY_SECONDS),
+    )
+    try:
+        return retrying(attempt)
+    except tenacity.RetryError as error:
+        last = error.last_attempt.exception()
+        raise BootTimeout(
+            f"{name} did not let us log in over SSH within {timeout:.0f} s. The last try: "
+            f"{str(last) or type(last).__name__}. The last lines of its console:\n{console.tail()}\n"
+            "If it is only slow, give it more time (boot_timeout); a slow machine without KVM needs minutes."
+        ) from last
+    except paramiko.BadHostKeyException as error:
+        raise SSHError(
+            f"{name} shows another SSH host key than the one that was given to it through cloud-init; "
+            f"someone else answers at its address, or the image ignores cloud-init's ssh_keys ({error})"
+        ) from error
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Tell whether a failed login may be due to a boot that is still under way."""
+    return isinstance(error, ssh.FAILURES) and not isinstance(error, paramiko.BadHostKeyException)
+
+
+def wait_for_cloud_init(
+    connection: ssh.Connection, *, name: str, console: Console, check: Callable[[], None], timeout: float
+) -> None:
+    """Wait until cloud-init has finished and logins are open.
+
+    Raises:
+        BootTimeout: not within `timeout` seconds.
+        BootError: cloud-init reports errors; the message has them.
+    """
+    output, errors = bytearray(), bytearray()
+    try:
+        code = connection.execute(
+            f"sh -c '{_SETTLED}'",
+            stdin=None,
+            stdout=output.extend,
+            stderr=errors.extend,
+            deadline=time.monotonic() + timeout,
+            check=check,
+        )
+    except ssh.TimedOut as error:
+        raise BootTimeout(
+            f"{name} let us log in, but cloud-init had not finished within {timeout:.0f} s. "
+            f"The last lines of its console:\n{console.tail()}"
+        ) from error
+    if code != 0:
+        raise BootError(
+            f"{name} let us log in, but cloud-init's state could not be read (exit code {code}): "
+            f"{errors.decode(errors='replace').strip()}"
+        )
+    failures = cloud_init_errors(output.decode(errors="replace"))
+    if failures:
+        raise BootError(
+            f"cloud-init in {name} reports errors; look at user_data, packages and run_commands:\n"
+            + "\n".join(f"  {each}" for each in failures)
+            + f"\nThe last lines of its console:\n{console.tail()}"
+        )
+
+
+def cloud_init_errors(status: str) -> list[str]:
+    """List the errors in cloud-init's `status.json` (empty text: no cloud-init), stage by stage.
+
+    What cloud-init calls recoverable counts as an error when it is more than a warning.
+    https://docs.cloud-init.io/en/latest/explanation/failure_states.html
+    """
+    if not status.strip():
+        return []
+    failures = []
+    for stage, state in json.loads(status).get("v1", {}).items():
+        if not isinstance(state, dict):
+            continue
+        failures += [f"{stage}: {each}" for each in state.get("errors") or []]
+        recoverable = state.get("recoverable_errors") or {}
+        for level in ("ERROR", "CRITICAL"):
+            failures += [f"{stage}: {each}" for each in recoverable.get(level) or []]
+    return failures

@@ -1,0 +1,59 @@
+"""What a command in the guest left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SHOWN_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished command.
+
+    Attributes:
+        command: as it was given to the guest's shell.
+        exit_code: 0 to 255; -1 when a signal or a timeout ended it.
+        stdout_bytes: standard output, exactly as it came.
+        stderr_bytes: standard error, exactly as it came.
+        duration: wall time in seconds, as seen from the test.
+    """
+
+    command: str
+    exit_code: int
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+    duration: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the exit code was 0."""
+        return self.exit_code == 0
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as UTF-8; other bytes survive as surrogate escapes (PEP 383)."""
+        return self.stdout_bytes.decode("utf-8", "surrogateescape")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as UTF-8; other bytes survive as surrogate escapes (PEP 383)."""
+        return self.stderr_bytes.decode("utf-8", "surrogateescape")
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def streams(self) -> str:
+        """Both streams for a person to read, each cut in the middle when it is long."""
+        return "\n".join(
+            f"--- {name} ({len(data)} bytes)\n{_shorten(data)}".rstrip()
+            for name, data in (("stdout", self.stdout_bytes), ("stderr", self.stderr_bytes))
+        )
+
+
+def _shorten(data: bytes) -> str:
+    text = data.decode("utf-8", "backslashreplace")
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    half = _SHOWN_CHARACTERS // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"

@@ -1,0 +1,96 @@
+"""What one pytest process keeps: its settings, and the manager once a VM was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from pytest_virtainers.errors import EngineNotFound, VirtainerError
+from pytest_virtainers.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.settings import Settings
+
+SETTINGS_KEY: pytest.StashKey[Settings] = pytest.StashKey()
+_MANAGER_KEY: pytest.StashKey[Manager] = pytest.StashKey()
+_NO_ENGINE_KEY: pytest.StashKey[EngineNotFound] = pytest.StashKey()
+
+
+def manager(config: pytest.Config) -> Manager:
+    """Give the process's manager; the first call finds the engine.
+
+    Raises:
+        EngineNotFound: none answers (a skip with `missing=skip`); the second call does not look again.
+    """
+    __tracebackhide__ = True
+    settings = config.stash[SETTINGS_KEY]
+    try:
+        if _NO_ENGINE_KEY in config.stash:
+            raise config.stash[_NO_ENGINE_KEY]
+        if _MANAGER_KEY not in config.stash:
+            from pytest_virtainers.manager import Manager
+
+            worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+            config.stash[_MANAGER_KEY] = Manager(settings, _progress(config), worker)
+            _end_on_sigterm()
+    except EngineNotFound as error:
+        config.stash[_NO_ENGINE_KEY] = error
+        if settings.missing == "skip":
+            pytest.skip(str(error))
+        raise
+    return config.stash[_MANAGER_KEY]
+
+
+def close(config: pytest.Config) -> None:
+    """End all that the process has started."""
+    if _MANAGER_KEY in config.stash:
+        config.stash[_MANAGER_KEY].close()
+        del config.stash[_MANAGER_KEY]
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let a `VirtainerError` speak for itself: its message says what its causes and our frames would."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except VirtainerError as error:
+        raise error.with_traceback(None) from None
+
+
+def _progress(config: pytest.Config) -> Progress:
+    """Show progress on the terminal even while pytest captures; nothing under `-q`."""
+    if config.get_verbosity() < 0:
+        return SILENT
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            if reporter is None:  # a worker of pytest-xdist, whose stdout belongs to its protocol
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            else:
+                reporter.ensure_newline()
+                reporter.write(text, flush=True)
+
+    return Progress(write, live=reporter is not None and reporter.isatty)
+
+
+def _end_on_sigterm() -> None:
+    """Make SIGTERM end the run as Ctrl-C does, so that everything is cleaned up; by default it ends us at once."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, _frame: object) -> NoReturn:
+    pytest.exit(f"terminated by {signal.Signals(number).name}", returncode=128 + number)

@@ -1,0 +1,176 @@
+"""What one VM should be: the arguments of `@pytest.mark.virtainer`, checked.
+
+`merge` folds layers of arguments (options, `virtainer_defaults`, outer and inner markers) into one `Spec`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers import values
+from pytest_virtainers.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SCOPES = ("function", "class", "module", "session")
+
+
+def _user_data(value: object) -> dict[str, Any]:
+    """Take a cloud-config: a mapping, its YAML as text, or the path of a file with it."""
+    import yaml  # only tests that carry user-data pay for it
+
+    if isinstance(value, Path):
+        try:
+            value = value.read_text()
+        except OSError as error:
+            raise ValueError(f"the file cannot be read ({error.strerror})") from error
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, Mapping):
+        raise ValueError(  # noqa: TRY004  (one error type for all parsers)
+            f"a cloud-config mapping is needed (as a dict, as YAML text, or as a pathlib.Path), "
+            f"not {type(value).__name__}"
+        )
+    return dict(value)
+
+
+def _packages(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError("a list of package names is needed")
+    return tuple(value)
+
+
+def _run_commands(value: object) -> tuple[str | list[str], ...]:
+    def is_command(one: object) -> bool:
+        return isinstance(one, str) or (isinstance(one, list | tuple) and all(isinstance(a, str) for a in one))
+
+    if not isinstance(value, list | tuple) or not all(is_command(one) for one in value):
+        raise ValueError("a list of commands is needed, each a text for the shell or a list of words")
+    return tuple(one if isinstance(one, str) else list(one) for one in value)
+
+
+def _files(value: object) -> dict[str, bytes]:
+    """Take `{guest path: content}`; a content is text, bytes or the path of a local file."""
+    if not isinstance(value, Mapping):
+        raise ValueError("a mapping from guest paths to contents is needed")  # noqa: TRY004
+    taken = {}
+    for path, content in value.items():
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise ValueError(f"{path!r} is not an absolute path in the guest")
+        if isinstance(content, Path):
+            try:
+                taken[path] = content.read_bytes()
+            except OSError as error:
+                raise ValueError(f"{content} cannot be read ({error.strerror})") from error
+        elif isinstance(content, str | bytes):
+            taken[path] = content.encode() if isinstance(content, str) else content
+        else:
+            raise ValueError(f"the content of {path} is text, bytes or a pathlib.Path")  # noqa: TRY004
+    return taken
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One VM, as asked for; sizes in MiB, times in seconds."""
+
+    image: str
+    ram: int
+    cpus: int
+    disk: int
+    accel: str
+    boot_timeout: float
+    internet: bool
+    scope: str
+    name: str = "vm"
+    hostname: str | None = None
+    user: str | None = None
+    user_data: dict[str, Any] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    run_commands: tuple[str | list[str], ...] = ()
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def guest_hostname(self) -> str:
+        """The name that the guest carries, and by which other VMs find it."""
+        return self.hostname or self.name
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "name": values.host_name,
+    "image": values.text,
+    "ram": values.size_mib(least=64),
+    "cpus": values.whole_number,
+    "disk": values.size_mib(least=1024),
+    "accel": values.choice("auto", "kvm", "tcg"),
+    "boot_timeout": values.seconds,
+    "internet": values.switch,
+    "scope": values.choice(*SCOPES),
+    "hostname": values.host_name,
+    "user": values.user_name,
+    "user_data": _user_data,
+    "packages": _packages,
+    "run_commands": _run_commands,
+    "files": _files,
+}
+assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a slip of ours, seen at import)
+
+SIGNATURE = (
+    "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, hostname, "
+    "internet, scope, accel, boot_timeout)"
+)
+
+
+def check(arguments: Mapping[str, object], where: str, base: Path | None = None) -> dict[str, Any]:
+    """Check arguments of a spec and bring them into their units.
+
+    Args:
+        arguments: as a person wrote them.
+        where: who wrote them, for the message (a test and its marker, a fixture).
+        base: the folder to which relative paths in `user_data` and `files` refer.
+
+    Raises:
+        SpecError: an argument is unknown, or its value is not allowed.
+    """
+    checked = {}
+    for name, value in arguments.items():
+        if name not in PARSERS:
+            near = difflib.get_close_matches(name, PARSERS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise SpecError(f"{where}: unknown argument {name!r}; {hint}allowed are {', '.join(PARSERS)}")
+        if value is None:
+            continue
+        try:
+            checked[name] = PARSERS[name](_anchored(value, base))
+        except ValueError as error:
+            raise SpecError(f"{where}: {name}={_brief(value)}: {error}") from error
+    return checked
+
+
+def merge(*layers: Mapping[str, Any]) -> Spec:
+    """Fold checked layers into a `Spec`; the later layer wins."""
+    folded: dict[str, Any] = {}
+    for layer in layers:
+        folded.update(layer)
+    return Spec(**folded)
+
+
+def _anchored(value: object, base: Path | None) -> object:
+    """Let relative local paths start at `base`."""
+    if base is not None and isinstance(value, Path):
+        return base / value
+    if base is not None and isinstance(value, Mapping):
+        return {key: base / each if isinstance(each, Path) else each for key, each in value.items()}
+    return value
+
+
+def _brief(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"  # noqa: PLR2004

@@ -1,0 +1,122 @@
+"""The store on the engine's side: a volume or directory with guest images, worked on from helper containers.
+
+Layout: `guests/KEY/disk.qcow2` and `manifest.json` beside it. What is under way is in `.scratch-*` and gets its name
+only when it is whole, so a half-made image is never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.errors import EngineError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_virtainers.engine.client import Engine
+
+MOUNT = "/store"
+_NO_SPACE = "no space left on device"
+_READ_ONLY = "read-only file system"
+
+# What Docker itself gives by default and package installation needs; no mounts, no devices, no network set-up.
+BUILD_CAPABILITIES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+)
+
+
+class Workshop:
+    """A helper container with the store at `/store`; it and all that runs in it end with its owner."""
+
+    def __init__(self, container: Container, location: str) -> None:
+        self.container = container
+        self._location = location
+
+    def manifest(self, key: str) -> dict[str, Any] | None:
+        """Give the manifest of the guest image `key`; None when the store does not have it."""
+        code, output = self.container.run(["cat", f"{MOUNT}/guests/{key}/manifest.json"])
+        if code != 0:
+            return None
+        found: dict[str, Any] = json.loads(output)
+        return found
+
+    @contextmanager
+    def new(self, key: str) -> Iterator[str]:
+        """Give an empty folder to fill in the block; it becomes `guests/KEY` at the end, or goes away on failure.
+
+        Hold the lock `store` meanwhile: scratch folders of dead builders are removed here.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        scratch = f"{MOUNT}/.scratch-{key}"
+        self.shell(f"rm -rf {MOUNT}/.scratch-* && mkdir -p {MOUNT}/guests && mkdir {shlex.quote(scratch)}")
+        try:
+            yield scratch
+            self.shell(f"rm -rf {MOUNT}/guests/{key} && sync {scratch}/* && mv {scratch} {MOUNT}/guests/{key}")
+        except BaseException:
+            if not self.container.ended:
+                self.container.run(["rm", "-rf", scratch])
+            raise
+
+    def shell(self, script: str, on_output: Callable[[bytes], object] = lambda _data: None) -> str:
+        """Run a shell script in the helper and give its output; raises `StoreError` with its last lines."""
+        code, output = self.container.run(["sh", "-c", script], on_output)
+        text = output.decode(errors="replace")
+        if code != 0:
+            raise StoreError(self.explain(f"work in the store failed (exit code {code})", text))
+        return text
+
+    def explain(self, what: str, output: str) -> str:
+        """Say what failed, with the last lines of its output, and what mends the two usual causes."""
+        lines = [line for line in output.splitlines() if line.strip()][-12:]
+        said = "\n".join(f"  | {line}" for line in lines)
+        remedy = ""
+        if _NO_SPACE in output.lower():
+            remedy = (
+                f"\nThe disk that holds the store ({self._location}) is full: make room, or use --virtainer-store."
+            )
+        elif _READ_ONLY in output.lower():
+            remedy = f"\nThe store ({self._location}) is read-only: choose another one with --virtainer-store."
+        return f"{what}:\n{said}{remedy}"
+
+
+@contextmanager
+def workshop(engine: Engine, location: str, runtime_image: str, run_id: str) -> Iterator[Workshop]:
+    """Open the store at `location` (volume name or absolute directory) for writing, during the block.
+
+    Raises:
+        StoreError: the engine cannot give us the store.
+    """
+    plan = Plan(
+        name=f"virtainers-{run_id}-store",
+        kind="helper",
+        image=runtime_image,
+        entrypoint=("cat",),  # lives as long as its stdin, which is the lease
+        store=location,
+        store_writable=True,
+        capabilities=BUILD_CAPABILITIES,
+    )
+    try:
+        container = Container(engine, plan, run_id)
+        container.start()
+    except EngineError as error:
+        raise StoreError(f"the store {location} cannot be opened: {error}") from error
+    try:
+        yield Workshop(container, location)
+    finally:
+        container.close()

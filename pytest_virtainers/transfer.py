@@ -1,0 +1,201 @@
+"""Files and trees to and from a guest, as tar streams between the local and the guest's `tar`.
+
+Names follow `cp -a SOURCE DEST`: into DEST when that is a folder (or ends with `/`), as DEST otherwise. Everything
+is unpacked beside its place and then renamed, so a broken transfer leaves no half-written file. In the guest this
+needs root's rights; what arrives there belongs to the owner of the folder that it goes into, unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from pytest_virtainers.errors import TransferError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MISSING = 44
+
+_RECEIVE = """
+set -eu
+dest=$1 name=$2 owner=$3
+case $dest in */) mkdir -p -- "$dest" ;; esac
+if [ -d "$dest" ]; then dest=${dest%/}/$name; fi
+folder=$(dirname -- "$dest")
+mkdir -p -- "$folder"
+stage=$(mktemp -d "$folder/.virtainer.XXXXXX")
+trap 'rm -rf -- "$stage"' EXIT
+tar -x -p -o -f - -C "$stage"
+chown -hR -- "${owner:-$(stat -c %u:%g -- "$folder")}" "$stage/$name"
+if [ -d "$dest" ] && [ -d "$stage/$name" ] && [ ! -L "$stage/$name" ]; then
+    cp -a -- "$stage/$name/." "$dest/"
+else
+    mv -f -T -- "$stage/$name" "$dest"
+fi
+printf %s "$dest"
+"""
+
+_SEND = f"""
+set -eu
+path=$1
+[ -e "$path" ] || [ -L "$path" ] || exit {_MISSING}
+case $path in */.) path=${{path%/.}} ;; esac
+cd -- "$(dirname -- "$path")"
+tar -c -f - -- "$(basename -- "$path")"
+"""
+
+_WRITE = """
+set -eu
+path=$1 mode=$2 owner=$3
+if [ -L "$path" ]; then path=$(readlink -f -- "$path"); fi
+folder=$(dirname -- "$path")
+mkdir -p -- "$folder"
+stage=$(mktemp "$folder/.virtainer.XXXXXX")
+trap 'rm -f -- "$stage"' EXIT
+cat >"$stage"
+if [ -e "$path" ]; then like=$path mode=${mode:-$(stat -c %a -- "$path")}; else like=$folder mode=${mode:-644}; fi
+chown -- "${owner:-$(stat -c %u:%g -- "$like")}" "$stage"
+chmod -- "$mode" "$stage"
+mv -f -T -- "$stage" "$path"
+"""
+
+_READ = f'[ -e "$1" ] || exit {_MISSING}; exec cat -- "$1"'
+
+
+class RootShell(Protocol):
+    """Runs a script as root in the guest; gives exit code and standard error."""
+
+    def __call__(
+        self, script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        """Run `script`, a list of words, with the given streams, within `timeout` seconds."""
+
+
+def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: float | None) -> str:
+    """Copy a local file or tree into the guest; give its path there.
+
+    Raises:
+        FileNotFoundError: `source` is not there.
+        TransferError: the local or the guest's side failed; the message has its words.
+    """
+    if not os.path.lexists(source):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
+    whole = source if source.is_symlink() else source.resolve()  # gives `.` and `..` a name
+    arrived = bytearray()
+    tar = _LocalTar(["-c", "-f", "-", "-C", str(whole.parent), "--", whole.name], stdout=subprocess.PIPE)
+    with tar as process:
+        code, said = shell(
+            _script(_RECEIVE, dest, whole.name, owner or ""),
+            stdin=process.stdout,
+            stdout=arrived.extend,
+            timeout=timeout,
+        )
+    _check(tar, code, f"copying {source} to {dest} in the guest", said)
+    return arrived.decode("utf-8", "surrogateescape")
+
+
+def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Path:
+    """Copy a file or tree of the guest to this machine; give its path here.
+
+    Raises:
+        FileNotFoundError: `source` is not there in the guest.
+        TransferError: the local or the guest's side failed; the message has its words.
+    """
+    name = os.path.basename(source.removesuffix("/.").rstrip("/"))  # noqa: PTH119  (a path in the guest)
+    if dest.is_dir():
+        dest = dest / name
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".virtainer.", dir=dest.parent))
+    try:
+        # GNU tar and bsdtar refuse names that lead out of the folder; the guest is not trusted with that.
+        tar = _LocalTar(["-x", "-p", "-o", "-f", "-", "-C", str(stage)], stdin=subprocess.PIPE)
+        with tar as process:
+            pipe = process.stdin
+            assert pipe is not None  # noqa: S101  (asked for above)
+
+            def forward(data: bytes) -> None:
+                with contextlib.suppress(BrokenPipeError):  # tar has ended; its exit code says why
+                    pipe.write(data)
+
+            code, said = shell(_script(_SEND, source), stdin=None, stdout=forward, timeout=timeout)
+        if code == _MISSING:
+            raise FileNotFoundError(errno.ENOENT, "No such file in the guest", source)
+        _check(tar, code, f"copying {source} of the guest to {dest}", said)
+        if dest.is_dir() and not dest.is_symlink():
+            shutil.copytree(stage / name, dest, symlinks=True, dirs_exist_ok=True)
+        else:
+            (stage / name).replace(dest)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return dest
+
+
+def read(shell: RootShell, path: str, timeout: float | None) -> bytes:
+    """Give the content of a file of the guest; raises as `get` does."""
+    content = bytearray()
+    code, said = shell(_script(_READ, path), stdin=None, stdout=content.extend, timeout=timeout)
+    if code == _MISSING:
+        raise FileNotFoundError(errno.ENOENT, "No such file in the guest", path)
+    if code != 0:
+        raise TransferError(f"reading {path} in the guest failed (exit code {code}): {said.strip()}")
+    return bytes(content)
+
+
+def write(
+    shell: RootShell, path: str, content: bytes, *, mode: int | None, owner: str | None, timeout: float | None
+) -> None:
+    """Write a file of the guest in one step; mode and owner stay as they were unless given (new: 0644)."""
+    octal = "" if mode is None else f"{mode:o}"
+    code, said = shell(
+        _script(_WRITE, path, octal, owner or ""),
+        stdin=io.BytesIO(content),
+        stdout=lambda _data: None,
+        timeout=timeout,
+    )
+    if code != 0:
+        raise TransferError(f"writing {path} in the guest failed (exit code {code}): {said.strip()}")
+
+
+def _script(text: str, *arguments: str) -> list[str]:
+    return ["sh", "-c", text, "sh", *arguments]
+
+
+class _LocalTar:
+    """The local tar at one end of a transfer; it runs during the block."""
+
+    def __init__(self, arguments: list[str], *, stdin: int | None = None, stdout: int | None = None) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe could fill up; closed in __exit__)
+        environment = {**os.environ, "COPYFILE_DISABLE": "1", "LC_ALL": "C"}  # no AppleDouble files from a Mac
+        self.process = subprocess.Popen(
+            ["tar", *arguments], stdin=stdin, stdout=stdout, stderr=self._log, env=environment
+        )
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        return self.process
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        if failure is not None:
+            self.process.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        self.process.wait()
+        self._log.seek(0)
+        self.said = self._log.read().decode(errors="replace").strip()
+        self._log.close()
+
+
+def _check(tar: _LocalTar, code: int, action: str, said: str) -> None:
+    if code != 0:
+        raise TransferError(f"{action} failed in the guest (exit code {code}): {said.strip()}")
+    if tar.process.returncode != 0:
+        raise TransferError(f"{action} failed here (tar exit code {tar.process.returncode}): {tar.said}")

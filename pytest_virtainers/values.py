@@ -1,0 +1,92 @@
+"""How people write settings, and what they become.
+
+Each parser takes what a person wrote (text from an option, or a Python value from a marker), returns the value
+in its unit, and raises `ValueError` with the allowed forms.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(i?B)?", re.IGNORECASE)
+_MIB_PER_UNIT = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+
+
+def size_mib(least: int) -> Callable[[object], int]:
+    """Make a parser of sizes in MiB, at least `least` MiB: `1024`, `"1024M"`, `"2G"`, `"2GiB"`."""
+
+    def parse(value: object) -> int:
+        written = _SIZE.fullmatch(str(value).strip()) if isinstance(value, int | str) else None
+        if written is None or isinstance(value, bool):
+            raise ValueError("a size is a number of MiB, or text such as 512M, 2G or 2GiB")
+        mib = float(written["number"]) * _MIB_PER_UNIT[written["unit"].upper()]
+        if mib < least or mib != int(mib):
+            raise ValueError(f"a whole number of MiB is needed, at least {least}M")
+        return int(mib)
+
+    return parse
+
+
+def whole_number(value: object) -> int:
+    """Parse a whole number from 1 on."""
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,4}", str(value)) or int(str(value)) < 1:
+        raise ValueError("a whole number from 1 on is needed")
+    return int(str(value))
+
+
+def seconds(value: object) -> float:
+    """Parse a time in seconds, above 0."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ValueError("a time in seconds above 0 is needed")
+    return number
+
+
+def choice(*allowed: str) -> Callable[[object], str]:
+    """Make a parser that takes one of the given words."""
+
+    def parse(value: object) -> str:
+        if value not in allowed:
+            raise ValueError(f"allowed are {', '.join(allowed)}")
+        return str(value)
+
+    return parse
+
+
+def switch(value: object) -> bool:
+    """Parse `on` or `off` (in Python also True and False)."""
+    words = {"on": True, "off": False, True: True, False: False}
+    if not isinstance(value, str | bool) or value not in words:
+        raise ValueError("allowed are on and off")
+    return words[value]
+
+
+def text(value: object) -> str:
+    """Parse text that is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("text that is not empty is needed")
+    return value
+
+
+def host_name(value: object) -> str:
+    """Parse one label of a host name (RFC 1123): it also names the container and the machine in DNS."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError("a host name of 1 to 63 characters from a-z, 0-9 and - is needed (no - at the ends)")
+    return value
+
+
+def user_name(value: object) -> str:
+    """Parse a login name."""
+    if not isinstance(value, str) or not _USER.fullmatch(value):
+        raise ValueError("a login name of a-z, 0-9, _ and - is needed, starting with a letter or _")
+    return value

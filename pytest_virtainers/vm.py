@@ -1,0 +1,285 @@
+"""The handle of one running VM: what tests write against."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from pytest_virtainers import readiness, shell, ssh, transfer
+from pytest_virtainers.console import Console
+from pytest_virtainers.errors import CommandFailed, CommandTimeout, GuestPanic, SSHError, TransferError, VMGone
+from pytest_virtainers.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pytest_virtainers.endpoint import Endpoint
+    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.keys import Keys
+    from pytest_virtainers.progress import Step
+    from pytest_virtainers.spec import Spec
+
+
+class VM:
+    """A virtual machine that is up, with SSH connected.
+
+    Attributes:
+        name: of the machine.
+        spec: what it was asked to be.
+        user: the login user.
+        console: its serial console.
+    """
+
+    def __init__(self, spec: Spec, user: str, keys: Keys, container: Container, endpoint: Endpoint) -> None:
+        """Take over a started container; `wait_until_ready` comes next."""
+        self.name = spec.name
+        self.spec = spec
+        self.user = user
+        self.console = Console(container)
+        self._keys = keys
+        self._container = container
+        self._endpoint = endpoint
+        self._connection: ssh.Connection | None = None
+        self._files: tempfile.TemporaryDirectory[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<VM {self.name} ({self.spec.image}) at {self.ip}>"
+
+    @property
+    def ip(self) -> str:
+        """The IPv4 address at which other VMs of the network reach it."""
+        return self._endpoint.address
+
+    # Commands
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        check: bool = True,
+        input: str | bytes | None = None,  # noqa: A002  (as subprocess.run calls it)
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        sudo: bool = False,
+    ) -> Result:
+        """Run a command in the guest and wait for its end.
+
+        Args:
+            command: text is for the guest's shell; a sequence of words is quoted.
+            check: raise when the exit code is not 0.
+            input: what the command reads from its standard input (text as UTF-8); nothing when None.
+            timeout: seconds; holds even when the guest no longer answers. None: no limit.
+            env: variables for the command.
+            cwd: folder to run in.
+            sudo: run it as root.
+
+        Raises:
+            CommandFailed: the exit code is not 0 (with `check`).
+            CommandTimeout: it was still running after `timeout` seconds.
+            VMGone, GuestPanic, SSHError: the machine or the connection went away.
+        """
+        __tracebackhide__ = True
+        data = input.encode() if isinstance(input, str) else input
+        line = shell.line(command, sudo=sudo, env=env, cwd=cwd)
+        stdout, stderr = bytearray(), bytearray()
+        began = time.monotonic()
+
+        def result(exit_code: int) -> Result:
+            shown = command if isinstance(command, str) else shlex.join(command)
+            return Result(shown, exit_code, bytes(stdout), bytes(stderr), time.monotonic() - began)
+
+        try:
+            exit_code = self._execute(
+                line,
+                stdin=None if data is None else io.BytesIO(data),
+                stdout=stdout.extend,
+                stderr=stderr.extend,
+                timeout=timeout,
+            )
+        except ssh.TimedOut:
+            raise CommandTimeout(result(-1), self.name) from None
+        finished = result(exit_code)
+        if check and not finished.ok:
+            raise CommandFailed(finished, self.name)
+        return finished
+
+    # Files
+
+    def put(self, source: str | Path, dest: str, *, owner: str | None = None, timeout: float | None = None) -> str:
+        """Copy a local file or tree into the guest, as `cp -a SOURCE DEST` would; modes and links are kept.
+
+        Args:
+            source: local path.
+            dest: path in the guest; folders on the way are made.
+            owner: `user` or `user:group`; by default the owner of the folder that it goes into.
+            timeout: seconds; None: no limit.
+
+        Returns:
+            The path of what was written in the guest.
+
+        Raises:
+            FileNotFoundError: `source` is not there.
+            TransferError: the copy failed; what was at `dest` before is untouched.
+        """
+        __tracebackhide__ = True
+        return transfer.put(self._root_shell, Path(source), dest, owner, timeout)
+
+    def get(self, source: str, dest: str | Path, *, timeout: float | None = None) -> Path:
+        """Copy a file or tree of the guest to this machine, as `cp -a SOURCE DEST` would; modes and links are kept.
+
+        Returns:
+            The path of what was written here.
+
+        Raises:
+            FileNotFoundError: `source` is not there in the guest.
+            TransferError: the copy failed.
+        """
+        __tracebackhide__ = True
+        return transfer.get(self._root_shell, source, Path(dest), timeout)
+
+    def read_text(self, path: str, *, timeout: float | None = None) -> str:
+        """Give the content of a file of the guest; bytes that are not UTF-8 survive as surrogate escapes.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        __tracebackhide__ = True
+        return transfer.read(self._root_shell, path, timeout).decode("utf-8", "surrogateescape")
+
+    def write_text(
+        self,
+        path: str,
+        text: str,
+        *,
+        mode: int | None = None,
+        owner: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Write a file of the guest in one step (readers see the old or the new content, never a part).
+
+        Args:
+            path: in the guest; folders on the way are made, a symbolic link is followed.
+            text: written as UTF-8.
+            mode: permission bits; by default those of the file that was there, 0644 for a new one.
+            owner: `user` or `user:group`; by default the file's former owner, or the owner of its folder.
+            timeout: seconds; None: no limit.
+
+        Raises:
+            TransferError: it could not be written; what was there before is untouched.
+        """
+        __tracebackhide__ = True
+        content = text.encode("utf-8", "surrogateescape")
+        transfer.write(self._root_shell, path, content, mode=mode, owner=owner, timeout=timeout)
+
+    # Ways in for other tools
+
+    @property
+    def ssh_command(self) -> str:
+        """A shell line that opens a session on this VM; its key file is private and goes with the VM."""
+        if self._files is None:
+            self._files = tempfile.TemporaryDirectory(prefix="virtainers-ssh-")  # private (0700)
+            key = Path(self._files.name, "key")
+            key.touch(mode=0o600)
+            key.write_text(self._keys.login.private)
+            Path(self._files.name, "known_hosts").write_text(f"{self.name} {self._keys.host.public}\n")
+        folder = Path(self._files.name)
+        options = {
+            "IdentityFile": str(folder / "key"),
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": str(folder / "known_hosts"),
+            "StrictHostKeyChecking": "yes",
+            "HostKeyAlias": self.name,
+            **self._endpoint.ssh_options(),
+        }
+        words = ["ssh", "-F", "none"]
+        for name, value in options.items():
+            words += ["-o", f"{name}={value}"]
+        return shlex.join([*words, f"{self.user}@{self.ip or self.name}"])
+
+    # Life
+
+    def wait_until_ready(self, step: Step) -> None:
+        """Wait for SSH and cloud-init; raises `BootError` and its children, `VMGone` or `SSHError`."""
+        deadline = time.monotonic() + self.spec.boot_timeout
+        self._connection = readiness.wait_for_login(
+            lambda seconds: ssh.Connection(self._endpoint.dial(seconds), self.user, self._keys, seconds),
+            name=self.name,
+            console=self.console,
+            check=self._check_alive,
+            timeout=self.spec.boot_timeout,
+            step=step,
+        )
+
+        def check() -> None:
+            self._check_alive()
+            step.update("logged in; cloud-init is finishing")
+
+        readiness.wait_for_cloud_init(
+            self._connection,
+            name=self.name,
+            console=self.console,
+            check=check,
+            timeout=deadline - time.monotonic(),
+        )
+
+    def close(self) -> None:
+        """Throw the machine away; nothing of it remains."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._files is not None:
+            self._files.cleanup()
+        self._container.close()
+
+    def _execute(
+        self,
+        line: str,
+        *,
+        stdin: IO[bytes] | None,
+        stdout: Callable[[bytes], object],
+        stderr: Callable[[bytes], object],
+        timeout: float | None,
+    ) -> int:
+        __tracebackhide__ = True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._check_alive()
+        if self._connection is None:
+            raise SSHError(f"{self.name} has no SSH connection yet")
+        try:
+            return self._connection.execute(
+                line, stdin=stdin, stdout=stdout, stderr=stderr, deadline=deadline, check=self._check_alive
+            )
+        except SSHError as error:
+            self._check_alive(grace_seconds=1.0)
+            raise SSHError(f"{self.name}: {error}. The last lines of its console:\n{self.console.tail()}") from error
+
+    def _root_shell(
+        self, script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        __tracebackhide__ = True
+        said = bytearray()
+        line = shell.line(script, sudo=self.user != "root")
+        try:
+            code = self._execute(line, stdin=stdin, stdout=stdout, stderr=said.extend, timeout=timeout)
+        except ssh.TimedOut:
+            raise TransferError(
+                f"a file transfer with {self.name} was not done after {timeout:.0f} s; give it more (timeout=)"
+            ) from None
+        return code, said.decode(errors="replace")
+
+    def _check_alive(self, grace_seconds: float = 0.0) -> None:
+        """Raise when the virtainer has ended (waiting a moment for that) or the guest has panicked."""
+        __tracebackhide__ = True
+        panic = self.console.panic()
+        if panic is not None:
+            raise GuestPanic(f"{self.name}: {panic}. The last lines of its console:\n{self.console.tail(30)}")
+        if self._container.wait(grace_seconds):
+            last_words = self._container.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise VMGone(
+                f"{self.name} has ended: {last_words or 'its container said nothing'}. "
+                f"The last lines of its console:\n{self.console.tail()}"
+            )

@@ -1,0 +1,33 @@
+"""When an overlay is used again, and when it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from virtainer import disk
+from virtainer.image import Base
+
+BASE = Base(Path("/image"), "qcow2", size=2 * 2**30, fingerprint="cafe")
+OVERLAY: dict[str, Any] = {"format": "qcow2", "virtual-size": 40 * 2**30, "format-specific": {"data": {}}}
+
+
+@pytest.mark.parametrize("made_on", ["cafe", None])
+def test_an_overlay_of_this_guest_disk_is_used_again(made_on: str | None) -> None:
+    assert disk.objection(OVERLAY, BASE, made_on) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "made_on", "complaint"),
+    [
+        ({}, "beef", "was made on another guest disk than /image"),
+        ({"virtual-size": 2**30}, None, "is smaller than /image"),
+        ({"format": "raw"}, "cafe", "is raw, not qcow2"),
+        ({"format-specific": {"data": {"data-file": "/etc/shadow"}}}, "cafe", "keeps its data in another file"),
+    ],
+)
+def test_an_overlay_of_another_guest_disk_is_refused(
+    said: dict[str, Any], made_on: str | None, complaint: str
+) -> None:
+    assert (disk.objection(OVERLAY | said, BASE, made_on) or "").startswith(complaint)

@@ -1,0 +1,72 @@
+"""The texts that configure the guest's network."""
+
+from __future__ import annotations
+
+import pytest
+from virtainer import network
+from virtainer.network import Network
+
+NETWORK = Network("10.1.2", "alpha", mtu=1450)
+# As on a container with 172.17.0.3/16 and 10.9.0.2/24 (/proc/net/route).
+ROUTES = """\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth1\t0000090A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+"""
+HEADER = ROUTES.splitlines(keepends=True)[0]
+
+
+def test_link_commands() -> None:
+    assert network.link_commands(NETWORK).splitlines() == [
+        "link set dev virtainer0 address 52:54:00:76:69:01",
+        "addr add 10.1.2.1/24 dev virtainer0",
+        "link set dev virtainer0 mtu 1450 up",
+    ]
+
+
+def test_all_that_arrives_goes_to_the_guest_whatever_the_protocol() -> None:
+    rules = [line.strip() for line in network.nft_rules(NETWORK).splitlines()]
+    assert 'iifname != "lo" fib daddr type local dnat to 10.1.2.2' in rules
+    assert rules.index("ip daddr 10.1.2.1 accept") < rules.index(
+        'iifname != "lo" fib daddr type local dnat to 10.1.2.2'
+    )
+
+
+def test_the_rules_stay_in_a_table_of_their_own() -> None:
+    text = network.nft_rules(NETWORK)
+    assert text.startswith("table ip virtainer {")
+    assert "flush" not in text
+
+
+def test_what_the_guest_sends_is_masqueraded_and_so_is_its_call_to_itself() -> None:
+    text = network.nft_rules(NETWORK)
+    assert 'oifname != { "lo", "virtainer0" } ip saddr 10.1.2.0/24 masquerade' in text
+    assert 'oifname "virtainer0" ip saddr 10.1.2.2 masquerade' in text
+
+
+def test_dhcp_gives_the_same_address_for_ever_with_name_and_mtu() -> None:
+    argv = network.dnsmasq_argv(NETWORK)
+    assert "--dhcp-host=52:54:00:76:69:02,10.1.2.2,alpha,infinite" in argv
+    assert "--dhcp-option=option:mtu,1450" in argv
+    assert "--interface=virtainer0" in argv
+
+
+@pytest.mark.parametrize(
+    ("cidr", "taken"),
+    [("172.17.5", "172.17.0.0/16"), ("10.9.0", "10.9.0.0/24"), ("192.168.100", None), ("10.9.1", None)],
+)
+def test_overlap_with_the_networks_of_the_container(cidr: str, taken: str | None) -> None:
+    assert network.overlap(cidr, ROUTES) == taken
+
+
+def test_the_default_route_names_the_way_out() -> None:
+    assert network.default_link(ROUTES) == "eth0"
+    assert network.default_link("".join(ROUTES.splitlines(keepends=True)[:2])) == "eth1"
+    assert network.default_link(HEADER) is None
+
+
+def test_the_hosts_own_network_is_told_apart() -> None:
+    assert not network.looks_like_host({"lo": False, "eth0": False})
+    assert network.looks_like_host({"lo": False, "enp1s0": True})
+    assert network.looks_like_host({"lo": False, "eth0": False, "docker0": False})

@@ -1,0 +1,45 @@
+"""What the container must be allowed to do."""
+
+from __future__ import annotations
+
+import pytest
+from virtainer import privileges
+from virtainer.ending import End, Reason
+
+DOCKER_DEFAULT = 0xA80425FB
+NET_ADMIN = 1 << 12
+
+
+def status(effective: int) -> str:
+    return f"Name:\tpython3\nCapInh:\t0000000000000000\nCapEff:\t{effective:016x}\nCapBnd:\t0000003fffffffff\n"
+
+
+def test_docker_lacks_only_net_admin() -> None:
+    assert privileges.missing_capabilities(status(DOCKER_DEFAULT)) == ["--cap-add NET_ADMIN"]
+    assert privileges.missing_capabilities(status(DOCKER_DEFAULT | NET_ADMIN)) == []
+
+
+def test_without_any_every_flag_is_named() -> None:
+    assert privileges.missing_capabilities(status(0)) == [
+        f"--cap-add {name}" for name in ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETUID", "SETGID")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "usable"),
+    [("fpu vmx sse", True), ("fpu svm", True), ("fpu svmx vmxoff", False), ("fpu hypervisor", False)],
+)
+def test_kvm_needs_the_flags_of_the_processor(flags: str, usable: bool) -> None:
+    assert privileges.has_virtualization(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: vmx\n") is usable
+
+
+def test_tcg_is_never_kvm() -> None:
+    assert privileges.open_kvm("tcg") is None
+
+
+def test_kvm_in_vain_is_an_error_and_auto_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "has_virtualization", lambda _: False)
+    assert privileges.open_kvm("auto") is None
+    with pytest.raises(End, match="ACCEL=kvm is impossible here: the CPU flags show neither vmx nor svm") as caught:
+        privileges.open_kvm("kvm")
+    assert caught.value.reason is Reason.PRIVILEGE

@@ -1,0 +1,83 @@
+"""The QMP client and the command `qmp`, against a socket that plays QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from virtainer import qmp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+REPLIES: dict[str, dict[str, Any]] = {
+    "qmp_capabilities": {"return": {}},
+    "query-status": {"return": {"status": "running"}},
+    "nonsense": {"error": {"class": "CommandNotFound", "desc": "The command nonsense has not been found"}},
+}
+
+
+@contextlib.contextmanager
+def qemu(path: Path) -> Iterator[None]:
+    """Answer one connection as QEMU does: a greeting, then an event in front of every reply."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, connection.makefile("rb") as lines:
+            connection.sendall(b'{"QMP": {"version": {}}}\r\n')
+            for line in lines:
+                reply = REPLIES[json.loads(line)["execute"]]
+                connection.sendall(b'{"event": "RTC_CHANGE"}\r\n' + json.dumps(reply).encode() + b"\r\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield
+    thread.join(5)
+    server.close()
+
+
+def test_replies_are_printed_one_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with qemu(tmp_path / "qmp.sock"):
+        code = qmp.main(['{"execute": "query-status"}'] * 2, tmp_path / "qmp.sock")
+    assert code == 0
+    assert capsys.readouterr().out == '{"return": {"status": "running"}}\n' * 2
+
+
+def test_an_error_is_printed_and_is_exit_code_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with qemu(tmp_path / "qmp.sock"):
+        code = qmp.main(['{"execute": "nonsense"}'], tmp_path / "qmp.sock")
+    assert code == 1
+    assert json.loads(capsys.readouterr().out) == REPLIES["nonsense"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["query-status"], ['"query-status"']])
+def test_a_command_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert qmp.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(("qmp: expected commands such as", "qmp: not JSON"))
+
+
+def test_no_vm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qmp.main(['{"execute": "query-status"}'], tmp_path / "qmp.sock") == 2
+    assert f"qmp: no answer on {tmp_path}/qmp.sock" in capsys.readouterr().err
+
+
+def test_messages_in_pieces_are_put_together() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monitor = qmp.Monitor(ours)
+        assert json.loads(theirs.recv(100)) == {"execute": "qmp_capabilities"}
+        theirs.sendall(b'{"event": "STOP"}\r\n{"eve')
+        assert monitor.receive() == [{"event": "STOP"}]
+        theirs.sendall(b'nt": "RESUME"}\r\n')
+        assert monitor.receive() == [{"event": "RESUME"}]
+        theirs.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(EOFError):
+            monitor.receive()

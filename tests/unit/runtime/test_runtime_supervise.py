@@ -1,0 +1,211 @@
+"""How a VM ends, with a child process that plays QEMU and a socket that plays its monitor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from typing import Any
+
+import pytest
+from virtainer import requests, supervise
+from virtainer.ending import End, Reason
+from virtainer.qmp import Monitor
+from virtainer.supervise import Supervisor, outcome
+
+GUEST = {"guest": True, "reason": "guest-shutdown"}
+
+
+@pytest.mark.parametrize(
+    ("status", "shutdown", "asked", "reason", "sentence"),
+    [
+        (0, GUEST, False, Reason.POWERED_OFF, "the guest switched itself off"),
+        (0, GUEST, True, Reason.STOPPED, "the guest shut down as it was asked to"),
+        (0, {"guest": False, "reason": "host-qmp-quit"}, False, Reason.QUIT, "QEMU was told to quit through QMP"),
+        (9, {}, False, Reason.QEMU, "QEMU was killed (SIGKILL): has the container too little memory"),
+        (11, {}, False, Reason.QEMU, "QEMU ended by itself (SIGSEGV): last words"),
+        (1 << 8, {}, False, Reason.QEMU, "QEMU ended by itself (exit code 1): last words"),
+        (1 << 8, GUEST, True, Reason.QEMU, "QEMU ended by itself (exit code 1): last words"),
+    ],
+)
+def test_outcome(status: int, shutdown: dict[str, Any], asked: bool, reason: Reason, sentence: str) -> None:
+    end = outcome(status, shutdown, "last words", asked=asked)
+    assert end.reason is reason
+    assert str(end).startswith(sentence)
+
+
+def test_the_last_line_is_one_line() -> None:
+    assert End(Reason.QEMU, "one\n  two").line == "end: qemu-failed: one two"
+
+
+def test_exit_codes_are_those_of_the_documentation() -> None:
+    assert {reason.word: reason.code for reason in Reason} == {
+        "powered-off": 0,
+        "stopped": 0,
+        "quit": 0,
+        "killed": 2,
+        "lease-gone": 3,
+        "bad-setting": 10,
+        "bad-image": 11,
+        "bad-seed": 12,
+        "storage": 13,
+        "privilege": 14,
+        "network": 15,
+        "qemu-failed": 16,
+        "internal-error": 70,
+    }
+
+
+class Qemu:
+    """A child that runs until it is told to quit; what the supervisor sends is kept in `commands`."""
+
+    def __init__(self, *, obeys_powerdown: bool = False, obeys_quit: bool = True) -> None:
+        self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.ours, self.theirs = socket.socketpair()
+        self.queue, self.requests = os.pipe()
+        self.commands: list[str] = []
+        self._obeyed = {"system_powerdown": obeys_powerdown, "quit": obeys_quit}
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with self.theirs.makefile("rb") as lines:
+            for line in lines:
+                command = json.loads(line)["execute"]
+                self.commands.append(command)
+                if self._obeyed.get(command):
+                    self.end("guest-shutdown" if command == "system_powerdown" else "host-qmp-quit")
+
+    def end(self, reason: str) -> None:
+        self.event("SHUTDOWN", {"guest": reason.startswith("guest"), "reason": reason})
+        self.die()
+
+    def die(self) -> None:
+        """End the child, and wait until it is a zombie: the supervisor is who reaps it."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        self.theirs.shutdown(socket.SHUT_WR)
+        self.request(signal.SIGCHLD)
+
+    def event(self, name: str, data: dict[str, Any]) -> None:
+        self.theirs.sendall(json.dumps({"event": name, "data": data}).encode() + b"\n")
+
+    def request(self, *numbers: int) -> None:
+        os.write(self.requests, bytes(numbers))
+
+    def supervise(self, grace: float = 30) -> End:
+        assert self.process.stderr
+        supervisor = Supervisor(
+            qemu=self.process.pid,
+            stderr=self.process.stderr,
+            helpers={},
+            monitor=Monitor(self.ours),
+            monitor_fd=self.ours.fileno(),
+            queue=self.queue,
+            grace=grace,
+        )
+        try:
+            return supervisor.run()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        assert self.process.stdin
+        assert self.process.stderr
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stderr.close()
+        self.ours.close()
+        self._thread.join(5)
+        self.theirs.close()
+        os.close(self.queue)
+        os.close(self.requests)
+
+
+def test_a_guest_that_switches_itself_off() -> None:
+    qemu = Qemu()
+    qemu.end("guest-shutdown")
+    assert qemu.supervise().reason is Reason.POWERED_OFF
+
+
+def test_sigterm_presses_the_power_button() -> None:
+    qemu = Qemu(obeys_powerdown=True)
+    qemu.request(signal.SIGTERM)
+    assert qemu.supervise().reason is Reason.STOPPED
+    assert qemu.commands == ["qmp_capabilities", "system_powerdown"]
+
+
+def test_the_power_button_is_pressed_again_until_the_guest_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "_PRESS_AGAIN", 0.05)
+    qemu = Qemu()
+    qemu.request(signal.SIGTERM)
+    end = qemu.supervise(grace=0.5)
+    assert str(end) == "the guest did not shut down in 0.5 s"
+    assert qemu.commands.count("system_powerdown") > 3
+    assert qemu.commands[-1] == "quit"
+
+
+def test_a_second_sigterm_ends_it_at_once() -> None:
+    qemu = Qemu()
+    qemu.request(signal.SIGTERM, signal.SIGTERM)
+    end = qemu.supervise(grace=300)
+    assert end.reason is Reason.KILLED
+    assert str(end) == "SIGTERM came again"
+
+
+def test_a_qemu_that_does_not_even_quit_is_left_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "_QUIT_TIME", 0.1)
+    qemu = Qemu(obeys_quit=False)
+    qemu.request(signal.SIGTERM)
+    assert str(qemu.supervise(grace=0)) == "SIGTERM came, without grace, and QEMU did not quit in 0.1 s"
+
+
+def test_the_lease_ends_it_without_a_word_to_the_guest() -> None:
+    qemu = Qemu()
+    qemu.request(requests.LEASE_GONE)
+    assert qemu.supervise().reason is Reason.LEASE
+    assert qemu.commands == ["qmp_capabilities"]
+
+
+def test_events_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+    qemu = Qemu()
+    qemu.event("RESET", {"guest": True, "reason": "guest-reset"})
+    qemu.event("GUEST_PANICKED", {"action": "run"})
+    qemu.event("BLOCK_IO_ERROR", {"action": "stop", "nospace": True, "reason": "No space left on device"})
+    qemu.end("guest-shutdown")
+    qemu.supervise()
+    told = capfd.readouterr().err.splitlines()
+    assert told[:2] == ["virtainer: guest rebooted", "virtainer: guest panicked"]
+    assert told[2].startswith("virtainer: guest paused, its disk failed: no space left in IMAGE_DIR.")
+
+
+def test_orphans_are_reaped() -> None:
+    qemu = Qemu()
+    orphan = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, orphan.pid, os.WEXITED | os.WNOWAIT)
+    qemu.end("guest-shutdown")
+    qemu.supervise()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(orphan.pid, 0)
+    orphan.wait()
+
+
+def test_the_end_of_stdin_is_a_request() -> None:
+    reader, writer = os.pipe()
+    before = {number: signal.getsignal(number) for number in (*requests.STOP, requests.LEASE_GONE)}
+    requests.end_at_once()
+    try:
+        requests.watch_lease(reader)
+        os.write(writer, b"means nothing")
+        os.close(writer)
+        with pytest.raises(End) as caught:
+            threading.Event().wait(5)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)
+    assert caught.value.reason is Reason.LEASE
