@@ -126,7 +126,7 @@ def ensure_built(entry: Entry, shop: Workshop, progress: Progress) -> Guest:
                 manifest = shop.manifest(entry.key)
     if manifest is None:
         raise StoreError(f"{entry.key} was built, but the store does not show it")
-    return Guest(entry.key, entry.user, manifest["sha256"])
+    return Guest(entry.key, entry.user, manifest["disk"]["sha256"])
 
 
 def build(entry: Entry, shop: Workshop, progress: Progress) -> None:
@@ -199,7 +199,8 @@ def _copy(path: Path, digest: str, shop: Workshop, out: str, step: Step) -> None
         raise ImageError(
             shop.explain(f"image {path}: the disk is damaged or cut short; qemu-img says", output.decode())
         )
-    manifest = {"name": path.name, "sha256": digest, "format": facts["format"], "virtual_size": facts["virtual-size"]}
+    disk = {"format": facts["format"], "sha256": digest, "virtual_size": facts["virtual-size"]}
+    manifest = {"name": path.name, "disk": disk}
     shop.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
 
 

@@ -104,19 +104,15 @@ class Manager:
         user, keys = spec.user or guest.user, Keys.generate()
         self._launched += 1
         name = f"virtainers-{self._run_id}-{self._launched}-{spec.name}"
-        with self._progress.step(f"booting {spec.name} ({spec.image})") as step:
-            container = self._start(spec, guest, name, seed.iso(spec, keys, user, name), node_id)
-            try:
-                vm = VM(spec, user, keys, container, Endpoint(self.engine, container))
-            except BaseException:
-                container.close()
-                raise
-            self._vms.append(vm)
-            try:
-                vm.wait_until_ready(step)
-            except BaseException:
-                self.discard(vm)
-                raise
+        container = self._start(spec, guest, name, seed.iso(spec, keys, user, name), node_id)
+        with contextlib.ExitStack() as undo:
+            undo.callback(container.close)
+            endpoint = Endpoint(self.engine, container)
+            vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
+            undo.callback(vm.close)
+            vm.wait_until_ready()
+            undo.pop_all()
+        self._vms.append(vm)
         return vm
 
     def discard(self, vm: VM) -> None:

@@ -7,7 +7,9 @@ the guest's kernel has panicked.
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import paramiko
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_virtainers.console import Console
-    from pytest_virtainers.progress import Step
 
 _RETRY_SECONDS = 0.25
 _LOGIN_SECONDS = 60.0
@@ -28,28 +29,26 @@ _LOGIN_SECONDS = 60.0
 # /run/nologin is what pam_nologin looks at. A guest without cloud-init has nothing to wait for.
 _SETTLED = """
 while [ -e /run/nologin ] || { [ -d /run/cloud-init ] && [ ! -e /run/cloud-init/result.json ]; }; do sleep 0.2; done
-if [ -d /run/cloud-init ]; then sudo -n cat /run/cloud-init/status.json; fi
+if [ -d /run/cloud-init ]; then cat /run/cloud-init/status.json; fi
 """
 
 
-def wait_for_login(
-    connect: Callable[[float], ssh.Connection],
-    *,
-    name: str,
-    console: Console,
-    check: Callable[[], None],
-    timeout: float,
-    step: Step,
-) -> ssh.Connection:
+@dataclass(frozen=True)
+class Machine:
+    """What waiting has to know of a VM: its name, its console, and a check that raises when waiting is pointless."""
+
+    name: str
+    console: Console
+    check: Callable[[], None]
+
+
+def wait_for_login(machine: Machine, connect: Callable[[float], ssh.Connection], timeout: float) -> ssh.Connection:
     """Try to log in until it works.
 
     Args:
+        machine: to log in to.
         connect: logs in, within the seconds that it is given.
-        name: of the machine, for messages.
-        console: of the machine.
-        check: raises when there is no point in waiting on.
         timeout: seconds from now.
-        step: shows the newest line of the console.
 
     Raises:
         BootTimeout: no login within `timeout`; the message has the last failure and the last console lines.
@@ -58,8 +57,7 @@ def wait_for_login(
     deadline = time.monotonic() + timeout
 
     def attempt() -> ssh.Connection:
-        check()
-        step.update(console.text.rstrip().rpartition("\n")[2])
+        machine.check()
         return connect(max(1.0, min(_LOGIN_SECONDS, deadline - time.monotonic())))
 
     retrying = tenacity.Retrying(
@@ -72,13 +70,13 @@ def wait_for_login(
     except tenacity.RetryError as error:
         last = error.last_attempt.exception()
         raise BootTimeout(
-            f"{name} did not let us log in over SSH within {timeout:.0f} s. The last try: "
-            f"{str(last) or type(last).__name__}. The last lines of its console:\n{console.tail()}\n"
+            f"{machine.name} did not let us log in over SSH within {timeout:.0f} s. The last try: "
+            f"{str(last) or type(last).__name__}. The last lines of its console:\n{machine.console.tail()}\n"
             "If it is only slow, give it more time (boot_timeout); a slow machine without KVM needs minutes."
         ) from last
     except paramiko.BadHostKeyException as error:
         raise SSHError(
-            f"{name} shows another SSH host key than the one that was given to it through cloud-init; "
+            f"{machine.name} shows another SSH host key than the one that was given to it through cloud-init; "
             f"someone else answers at its address, or the image ignores cloud-init's ssh_keys ({error})"
         ) from error
 
@@ -88,9 +86,7 @@ def _is_passing(error: BaseException) -> bool:
     return isinstance(error, ssh.FAILURES) and not isinstance(error, paramiko.BadHostKeyException)
 
 
-def wait_for_cloud_init(
-    connection: ssh.Connection, *, name: str, console: Console, check: Callable[[], None], timeout: float
-) -> None:
+def wait_for_cloud_init(machine: Machine, connection: ssh.Connection, timeout: float) -> None:
     """Wait until cloud-init has finished and logins are open.
 
     Raises:
@@ -100,29 +96,29 @@ def wait_for_cloud_init(
     output, errors = bytearray(), bytearray()
     try:
         code = connection.execute(
-            f"sh -c '{_SETTLED}'",
+            f"sh -c {shlex.quote(_SETTLED)}",
             stdin=None,
             stdout=output.extend,
             stderr=errors.extend,
             deadline=time.monotonic() + timeout,
-            check=check,
+            check=machine.check,
         )
     except ssh.TimedOut as error:
         raise BootTimeout(
-            f"{name} let us log in, but cloud-init had not finished within {timeout:.0f} s. "
-            f"The last lines of its console:\n{console.tail()}"
+            f"{machine.name} let us log in, but cloud-init had not finished within {timeout:.0f} s. "
+            f"The last lines of its console:\n{machine.console.tail()}"
         ) from error
     if code != 0:
         raise BootError(
-            f"{name} let us log in, but cloud-init's state could not be read (exit code {code}): "
+            f"{machine.name} let us log in, but cloud-init's state could not be read (exit code {code}): "
             f"{errors.decode(errors='replace').strip()}"
         )
     failures = cloud_init_errors(output.decode(errors="replace"))
     if failures:
         raise BootError(
-            f"cloud-init in {name} reports errors; look at user_data, packages and run_commands:\n"
+            f"cloud-init in {machine.name} reports errors; look at user_data, packages and run_commands:\n"
             + "\n".join(f"  {each}" for each in failures)
-            + f"\nThe last lines of its console:\n{console.tail()}"
+            + f"\nThe last lines of its console:\n{machine.console.tail()}"
         )
 
 

@@ -37,9 +37,9 @@ def ensure(engine: Engine, progress: Progress) -> str:
         ImageError: the build failed; the message has its last lines.
     """
     wanted = reference()
-    if not _present(engine, wanted):
+    if not present(engine, wanted):
         with locked("runtime-image"):
-            if not _present(engine, wanted):  # another process may have built it meanwhile
+            if not present(engine, wanted):  # another process may have built it meanwhile
                 build(engine, progress)
     return wanted
 
@@ -64,7 +64,7 @@ def build(engine: Engine, progress: Progress) -> str:
             for event in events:
                 lines += str(event.get("stream") or event.get("error") or "").splitlines()
                 step.update(lines[-1] if lines else "")
-        if not _present(engine, wanted):
+        if not present(engine, wanted):
             raise ImageError(
                 f"building the runtime image failed on {engine}. The build's last lines:\n"
                 + "\n".join(f"  | {line}" for line in lines[-_LINES_SHOWN:])
@@ -73,7 +73,8 @@ def build(engine: Engine, progress: Progress) -> str:
     return wanted
 
 
-def _present(engine: Engine, image: str) -> bool:
+def present(engine: Engine, image: str) -> bool:
+    """Tell whether the engine has `image`."""
     with engine.failures(f"looking for image {image}"):
         try:
             engine.api.inspect_image(image)  # type: ignore[no-untyped-call]
@@ -85,7 +86,7 @@ def _present(engine: Engine, image: str) -> bool:
 def _ensure_base(engine: Engine, progress: Progress) -> str:
     """Pull Debian's official image, or make the same from Debian's packages where no registry answers."""
     for base in (_OFFICIAL_BASE, _OWN_BASE):
-        if _present(engine, base):
+        if present(engine, base):
             progress.note(f"the runtime image's base is {base}, which the engine has")
             return base
     with progress.step(f"pulling {_OFFICIAL_BASE}") as step:

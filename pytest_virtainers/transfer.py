@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import posixpath
 import shutil
 import subprocess
 import tempfile
@@ -29,7 +30,7 @@ set -eu
 dest=$1 name=$2 owner=$3
 case $dest in */) mkdir -p -- "$dest" ;; esac
 if [ -d "$dest" ]; then dest=${dest%/}/$name; fi
-folder=$(dirname -- "$dest")
+case $dest in */*) folder=${dest%/*}/ ;; *) folder=. ;; esac
 mkdir -p -- "$folder"
 stage=$(mktemp -d "$folder/.virtainer.XXXXXX")
 trap 'rm -rf -- "$stage"' EXIT
@@ -45,18 +46,16 @@ printf %s "$dest"
 
 _SEND = f"""
 set -eu
-path=$1
-[ -e "$path" ] || [ -L "$path" ] || exit {_MISSING}
-case $path in */.) path=${{path%/.}} ;; esac
-cd -- "$(dirname -- "$path")"
-tar -c -f - -- "$(basename -- "$path")"
+cd -- "$1" 2>/dev/null || exit {_MISSING}
+[ -e "$2" ] || [ -L "$2" ] || exit {_MISSING}
+tar -c -f - -- "$2"
 """
 
 _WRITE = """
 set -eu
 path=$1 mode=$2 owner=$3
 if [ -L "$path" ]; then path=$(readlink -f -- "$path"); fi
-folder=$(dirname -- "$path")
+case $path in */*) folder=${path%/*}/ ;; *) folder=. ;; esac
 mkdir -p -- "$folder"
 stage=$(mktemp "$folder/.virtainer.XXXXXX")
 trap 'rm -f -- "$stage"' EXIT
@@ -109,7 +108,7 @@ def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Pat
         FileNotFoundError: `source` is not there in the guest.
         TransferError: the local or the guest's side failed; the message has its words.
     """
-    name = os.path.basename(source.removesuffix("/.").rstrip("/"))  # noqa: PTH119  (a path in the guest)
+    folder, name = posixpath.split(posixpath.normpath(source))
     if dest.is_dir():
         dest = dest / name
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -125,12 +124,12 @@ def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Pat
                 with contextlib.suppress(BrokenPipeError):  # tar has ended; its exit code says why
                     pipe.write(data)
 
-            code, said = shell(_script(_SEND, source), stdin=None, stdout=forward, timeout=timeout)
+            code, said = shell(_script(_SEND, folder or ".", name), stdin=None, stdout=forward, timeout=timeout)
         if code == _MISSING:
             raise FileNotFoundError(errno.ENOENT, "No such file in the guest", source)
         _check(tar, code, f"copying {source} of the guest to {dest}", said)
         if dest.is_dir() and not dest.is_symlink():
-            shutil.copytree(stage / name, dest, symlinks=True, dirs_exist_ok=True)
+            subprocess.run(["cp", "-a", f"{stage / name}/.", f"{dest}/"], check=True)
         else:
             (stage / name).replace(dest)
     finally:

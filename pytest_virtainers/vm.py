@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shlex
 import tempfile
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from pytest_virtainers.endpoint import Endpoint
     from pytest_virtainers.engine.container import Container
     from pytest_virtainers.keys import Keys
-    from pytest_virtainers.progress import Step
+    from pytest_virtainers.progress import Progress
     from pytest_virtainers.spec import Spec
+
+
+_BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
 
 
 class VM:
@@ -34,7 +38,9 @@ class VM:
         console: its serial console.
     """
 
-    def __init__(self, spec: Spec, user: str, keys: Keys, container: Container, endpoint: Endpoint) -> None:
+    def __init__(
+        self, spec: Spec, *, user: str, keys: Keys, container: Container, endpoint: Endpoint, progress: Progress
+    ) -> None:
         """Take over a started container; `wait_until_ready` comes next."""
         self.name = spec.name
         self.spec = spec
@@ -43,6 +49,7 @@ class VM:
         self._keys = keys
         self._container = container
         self._endpoint = endpoint
+        self._progress = progress
         self._connection: ssh.Connection | None = None
         self._files: tempfile.TemporaryDirectory[str] | None = None
 
@@ -203,29 +210,51 @@ class VM:
 
     # Life
 
-    def wait_until_ready(self, step: Step) -> None:
-        """Wait for SSH and cloud-init; raises `BootError` and its children, `VMGone` or `SSHError`."""
-        deadline = time.monotonic() + self.spec.boot_timeout
-        self._connection = readiness.wait_for_login(
-            lambda seconds: ssh.Connection(self._endpoint.dial(seconds), self.user, self._keys, seconds),
-            name=self.name,
-            console=self.console,
-            check=self._check_alive,
-            timeout=self.spec.boot_timeout,
-            step=step,
-        )
+    def wait_until_ready(self) -> None:
+        """Wait for SSH and cloud-init after a start; raises `BootError` and its children, `VMGone` or `SSHError`."""
+        self._wait(f"booting {self.name} ({self.spec.image})", self._connect, self.spec.boot_timeout)
 
-        def check() -> None:
-            self._check_alive()
-            step.update("logged in; cloud-init is finishing")
+    def reboot(self, *, timeout: float | None = None) -> None:
+        """Reboot the guest and wait until it is ready again, with a boot id other than before.
 
-        readiness.wait_for_cloud_init(
-            self._connection,
-            name=self.name,
-            console=self.console,
-            check=check,
-            timeout=deadline - time.monotonic(),
-        )
+        Args:
+            timeout: seconds for all of it; by default the `boot_timeout` of its marker.
+
+        Raises:
+            BootTimeout: it was not ready in time, or never went down.
+        """
+        __tracebackhide__ = True
+        before = self.run(_BOOT_ID).stdout
+
+        def connect(seconds: float) -> ssh.Connection:
+            connection = self._connect(seconds)
+            self._connection = connection
+            if self.run(_BOOT_ID, timeout=seconds).stdout == before:
+                connection.close()
+                raise ConnectionAbortedError("the guest has not gone down yet")
+            return connection
+
+        with contextlib.suppress(SSHError):  # the connection goes down with the guest
+            self.run("systemctl reboot || reboot", sudo=True)
+        self._wait(f"rebooting {self.name}", connect, self.spec.boot_timeout if timeout is None else timeout)
+
+    def _connect(self, seconds: float) -> ssh.Connection:
+        return ssh.Connection(self._endpoint.dial(seconds), self.user, self._keys, seconds)
+
+    def _wait(self, title: str, connect: Callable[[float], ssh.Connection], timeout: float) -> None:
+        __tracebackhide__ = True
+        deadline = time.monotonic() + timeout
+        if self._connection is not None:
+            self._connection.close()
+        with self._progress.step(title) as step:
+
+            def check() -> None:
+                self._check_alive()
+                step.update(self.console.tail(1).removeprefix("  | "))
+
+            machine = readiness.Machine(self.name, self.console, check)
+            self._connection = readiness.wait_for_login(machine, connect, timeout)
+            readiness.wait_for_cloud_init(machine, self._connection, deadline - time.monotonic())
 
     def close(self) -> None:
         """Throw the machine away; nothing of it remains."""

@@ -1,0 +1,104 @@
+"""Say what this machine has for virtainers, and what to mend."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_virtainers import images, runtime
+from pytest_virtainers.engine.detect import find
+from pytest_virtainers.errors import EngineNotFound, VirtainerError
+from pytest_virtainers.store import workshop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.settings import Settings
+
+_ENOUGH_DISK_GIB = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, what was seen, what mends it, and whether VMs need it."""
+
+    topic: str
+    seen: str
+    mend: str = ""
+    fatal: bool = False
+
+    def __str__(self) -> str:
+        mark = "FAIL" if self.fatal else "note" if self.mend else "ok  "
+        mend = f"\n       to mend it: {self.mend}" if self.mend else ""
+        return f"{mark} {self.topic}: {self.seen}{mend}"
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at the machine, the engine and the images; changes nothing."""
+    findings = [_python(), _kvm(), _base_tool()]
+    try:
+        engine = find(settings.engine)
+    except EngineNotFound as error:
+        return [*findings, Finding("engine", str(error), fatal=True)]
+    try:
+        findings += _engine(engine, settings)
+    except VirtainerError as error:
+        findings.append(Finding("engine", str(error), "make the engine answer, then run doctor again", fatal=True))
+    finally:
+        engine.close()
+    return findings
+
+
+def _python() -> Finding:
+    return Finding("python", f"{platform.python_version()} on {platform.system()} {platform.release()}")
+
+
+def _kvm() -> Finding:
+    """Look for KVM as the supervisor does: the CPU must show it, whatever the device node promises."""
+    if not Path("/dev/kvm").exists():
+        return Finding("kvm", "no /dev/kvm: VMs are emulated, a boot takes about a minute")
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if not {"vmx", "svm"} & set(flags):
+        return Finding("kvm", "/dev/kvm is there, but the CPU shows neither vmx nor svm: VMs are emulated")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Finding("kvm", "there, but not ours to use", "add this user to the group kvm")
+    return Finding("kvm", "usable")
+
+
+def _base_tool() -> Finding:
+    if shutil.which("mmdebstrap"):
+        return Finding("mmdebstrap", "there: images can be built without a container registry")
+    return Finding("mmdebstrap", "not installed; needed only where no container registry answers")
+
+
+def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    yield Finding("engine", str(engine))
+    yield Finding("memory", f"{engine.memory_mib()} MiB on the engine's host")
+    image = runtime.reference()
+    if not runtime.present(engine, image):
+        yield Finding("runtime image", f"{image} is built at first use, or now: virtainers build")
+        return
+    yield Finding("runtime image", image)
+    yield from _store(engine, settings, image)
+
+
+def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
+    try:
+        with workshop(engine, settings.store, image, f"doctor-{os.getpid()}") as shop:
+            free_gib = int(shop.shell("df -Pk /store | awk 'NR==2 {print $4}'")) // (1024 * 1024)
+            entries = sorted(set(images.catalogue().values()), key=lambda entry: entry.name)
+            built = [entry.name for entry in entries if shop.manifest(entry.key)]
+            missing = [entry.name for entry in entries if entry.name not in built]
+    except VirtainerError as error:
+        yield Finding("store", str(error), "choose another one: VIRTAINER_STORE", fatal=True)
+        return
+    room = f"{settings.store}, {free_gib} GiB free"
+    yield Finding("store", room, "make room" if free_gib < _ENOUGH_DISK_GIB else "")
+    yield Finding(
+        "guest images", f"built: {', '.join(built) or 'none'}; at first use: {', '.join(missing) or 'none'}"
+    )

@@ -1,0 +1,137 @@
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers.engine import detect
+from pytest_virtainers.engine.client import explain
+from pytest_virtainers.errors import EngineNotFound
+
+NOBODY: dict[str, str] = {"XDG_RUNTIME_DIR": "/nonexistent", "PATH": "/nonexistent"}
+
+
+class Version(BaseHTTPRequestHandler):
+    """Answers the one question that finding an engine asks."""
+
+    def do_GET(self) -> None:
+        body = json.dumps(
+            {"ApiVersion": "1.41", "Version": "4.9", "Components": [{"Name": "Podman Engine"}]}
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def api() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Version)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"tcp://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_docker_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
+
+
+def order(choice: str, **environ: str) -> list[str]:
+    return [each.origin for each in detect.candidates(choice, {**NOBODY, **environ})]
+
+
+def test_auto_looks_at_docker_first_then_podman() -> None:
+    assert order("auto") == [
+        "Docker's socket",
+        "rootless Docker's socket",
+        "Docker Desktop's socket",
+        "Podman's socket",
+        "rootless Podman's socket",
+    ]
+    assert order("auto", DOCKER_HOST="tcp://x", CONTAINER_HOST="unix:///y")[0] == "DOCKER_HOST"
+    assert order("podman", DOCKER_HOST="tcp://x", CONTAINER_HOST="unix:///y")[0] == "CONTAINER_HOST"
+    assert order("docker", CONTAINER_HOST="unix:///y") == order("docker")
+
+
+def test_a_url_is_asked_and_tells_its_kind(api: str) -> None:
+    engine = detect.find(api, NOBODY)
+    assert (engine.kind, engine.version, str(engine)) == ("podman", "4.9", f"podman 4.9 at {api}")
+    engine.close()
+
+
+def test_docker_host_is_followed(api: str) -> None:
+    engine = detect.find("auto", {**NOBODY, "DOCKER_HOST": api})
+    assert engine.url == api
+    engine.close()
+
+
+def test_a_docker_host_that_is_silent_is_not_replaced_by_another_engine() -> None:
+    with pytest.raises(EngineNotFound) as caught:
+        detect.find("auto", {**NOBODY, "DOCKER_HOST": "tcp://127.0.0.1:9"})
+    assert str(caught.value) == (
+        "no container engine answered (engine=auto). Tried:\n"
+        "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused\n"
+        "To mend it: apt-get install podman   (or: docker.io; then start dockerd)"
+    )
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:9", "unix:///nonexistent/docker.sock", "nonsense://x"])
+def test_a_url_that_does_not_answer_is_named_with_its_reason(url: str) -> None:
+    with pytest.raises(EngineNotFound) as caught:
+        detect.find(url, NOBODY)
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith(f"  the engine setting, {url}: ")
+    assert lines[1].removeprefix(f"  the engine setting, {url}: ") in (
+        "Connection refused",
+        "No such file or directory",
+        "Invalid bind address protocol: nonsense://x",
+    )
+    assert lines[2] == "To mend it: start the engine at that URL, or choose another one with --virtainer-engine"
+
+
+def test_without_any_podman_all_that_was_tried_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        detect, "candidates", lambda *_: [detect.Candidate("unix:///nonexistent/a.sock", "Podman's socket")]
+    )
+    with pytest.raises(EngineNotFound) as caught:
+        detect.find("podman", NOBODY)
+    assert "  Podman's socket, unix:///nonexistent/a.sock: No such file or directory\n" in str(caught.value)
+    assert "  a Podman of our own: no podman on PATH\n" in str(caught.value)
+
+
+def test_a_podman_that_does_not_serve_speaks_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "podman"
+    broken.write_text("#!/bin/sh\necho cannot clone: Operation not permitted >&2\nexit 125\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(detect, "candidates", lambda *_: [])
+    monkeypatch.setattr("pytest_virtainers.engine.podman_service._START_SECONDS", 1.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(EngineNotFound, match=r"did not start: cannot clone: Operation not permitted"):
+        detect.find("auto", {**NOBODY, "PATH": str(tmp_path)})
+    assert [path.name for path in tmp_path.iterdir()] == ["podman"]
+
+
+def test_known_refusals_come_with_their_remedy() -> None:
+    said = explain(RuntimeError("crun: error setting rlimit type 8: Operation not permitted"))
+    assert 'default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]' in said
+    assert explain(RuntimeError("something else")) == "something else"
+
+
+def test_a_socket_that_accepts_but_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_virtainers.engine.client._PROBE_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(EngineNotFound, match="timed out"):
+            detect.find(url, NOBODY)

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import contexts, images
+from pytest_virtainers.errors import ImageError
+
+
+def refused(image: str) -> str:
+    with pytest.raises(ImageError) as caught:
+        images.find(image)
+    return str(caught.value)
+
+
+def test_names_and_aliases_stand_for_entries() -> None:
+    entry = images.find("debian-13")
+    assert isinstance(entry, images.Entry)
+    assert images.find("debian") is entry
+    assert entry.key == f"debian-13-{contexts.digest('debian')}"
+
+
+def test_a_near_miss_is_suggested() -> None:
+    assert refused("debian13") == (
+        "no guest image is called 'debian13'; did you mean 'debian-13'? "
+        "the catalogue has debian-12, debian-13; a path works too"
+    )
+    assert "did you mean" not in refused("zzz")
+
+
+def test_urls_are_refused_in_words() -> None:
+    assert "cannot be fetched by URL yet" in refused("https://example.org/x.qcow2")
+
+
+def test_what_is_not_a_disk_is_refused(tmp_path: Path) -> None:
+    def made(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        return str(tmp_path / name)
+
+    assert refused(str(tmp_path / "none.qcow2")).endswith("none.qcow2: there is no such file")
+    assert refused(str(tmp_path)).endswith("this is a directory, not a disk image")
+    assert refused(made("empty", b"")).endswith("empty: the file is empty")
+    assert "neither a qcow2 image nor a raw disk" in refused(made("text", b"hello\n" * 1000))
+    assert "neither a qcow2 image nor a raw disk" in refused(made("odd", b"\0" * 510 + b"\x55\xaa" + b"x"))
+
+
+def test_disks_are_taken(tmp_path: Path) -> None:
+    for name, content in (("a.qcow2", b"QFI\xfb" + b"\0" * 100), ("b.raw", b"\0" * 510 + b"\x55\xaa" + b"\0" * 512)):
+        (tmp_path / name).write_bytes(content)
+        assert images.find(str(tmp_path / name)) == tmp_path / name
+
+
+def test_a_context_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contexts, "build_contexts", lambda: tmp_path)
+    (tmp_path / "x").mkdir()
+    script = tmp_path / "x" / "build"
+    script.write_text("a")
+    seen = {contexts.digest("x")}
+    script.chmod(0o755)
+    seen.add(contexts.digest("x"))
+    script.write_text("b")
+    seen.add(contexts.digest("x"))
+    script.rename(tmp_path / "x" / "make")
+    seen.add(contexts.digest("x"))
+    assert len(seen) == 4
+    before = contexts.archive("x")
+    (tmp_path / "x" / "__pycache__").mkdir()
+    (tmp_path / "x" / "__pycache__" / "m.pyc").write_text("")
+    assert contexts.archive("x") == before

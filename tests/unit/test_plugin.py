@@ -1,0 +1,154 @@
+"""The plugin in real pytest runs that need no engine: `DOCKER_HOST` leads nowhere in all of them."""
+
+import subprocess
+import sys
+
+import pytest
+
+REFUSED = "no container engine answered (engine=auto). Tried:"
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VIRTAINER_ENGINE", "VIRTAINER_STORE", "VIRTAINER_IMAGE", "VIRTAINER_MISSING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+
+
+def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunResult:
+    pytester.makepyfile(source)
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+
+
+def test_loading_the_plugin_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, pytest_virtainers.plugin\n"
+        "print([m for m in ('docker', 'paramiko', 'pycdlib', 'tenacity', 'yaml', 'requests') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+    )
+
+
+def test_the_header_is_one_line_and_asks_nobody(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "def test_x(): pass", "--virtainer-ram=2G", "--virtainer-engine=podman")
+    result.stdout.fnmatch_lines(["virtainers: debian-13, 2048 MiB, 1 CPU, engine podman"])
+    assert result.ret == 0
+
+
+def test_options_show_in_help_and_the_marker_in_markers(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "", "--help")
+    for line in ("*--virtainer-boot-timeout=BOOT_TIMEOUT*", "*--virtainer-missing=MISSING*", "*virtainer_ram*"):
+        result.stdout.fnmatch_lines([line])
+    run(pytester, "", "--markers").stdout.fnmatch_lines(["@pytest.mark.virtainer(name=None, *, image, ram,*"])
+
+
+@pytest.mark.parametrize(
+    ("line", "variable", "ini", "shown"),
+    [
+        ("--virtainer-ram=3G", "2G", "512", "3072"),
+        (None, "2G", "512", "2048"),
+        (None, None, "512", "512"),
+        (None, None, None, "1024"),
+    ],
+)
+def test_the_command_line_beats_the_environment_beats_the_ini_file(  # noqa: PLR0917
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str | None,
+    variable: str | None,
+    ini: str | None,
+    shown: str,
+) -> None:
+    if variable:
+        monkeypatch.setenv("VIRTAINER_RAM", variable)
+    if ini:
+        pytester.makeini(f"[pytest]\nvirtainer_ram = {ini}")
+    result = run(pytester, "def test_x(): pass", *([line] if line else []))
+    result.stdout.fnmatch_lines([f"virtainers: debian-13, {shown} MiB,*"])
+
+
+def test_a_wrong_option_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "def test_x(): pass", "--virtainer-ram=lots")
+    result.stderr.fnmatch_lines(
+        ["ERROR: --virtainer-ram=lots: a size is a number of MiB, or text such as 512M, 2G or 2GiB"]
+    )
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_a_wrong_ini_value_names_the_ini_key(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nvirtainer_scope = package")
+    run(pytester, "def test_x(): pass").stderr.fnmatch_lines(
+        ["ERROR: virtainer_scope in the ini file=package: allowed are function, class, module, session"]
+    )
+
+
+def test_all_wrong_markers_are_told_before_any_test_runs(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        def test_first(): print("RAN")
+
+        @pytest.mark.virtainer(memory="1G")
+        def test_unknown(vm): pass
+
+        @pytest.mark.virtainer(ram="lots")
+        class TestClass:
+            def test_size(self, vm): pass
+
+        @pytest.mark.virtainer("a", "b")
+        def test_two_names(vm): pass
+        """,
+        "-s",
+    )
+    marker = "@pytest.mark.virtainer"
+    file = "test_all_wrong_markers_are_told_before_any_test_runs.py"
+    result.stderr.fnmatch_lines(
+        [
+            f"ERROR: {file}::test_unknown: {marker}: unknown argument 'memory'; allowed are name, image, ram, *",
+            f"{file}::TestClass::test_size: {marker}: ram='lots': a size is a number of MiB, or text such as *",
+            f"{file}::test_two_names: {marker}: only the name may be given without its keyword, and once",
+        ]
+    )
+    assert "RAN" not in result.stdout.str()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+TWO_TESTS = "def test_a(vm): pass\ndef test_b(session_vm, vm_factory): pass"
+
+
+@pytest.mark.parametrize("option", ["--collect-only", "--setup-plan"])
+def test_looking_starts_nothing(pytester: pytest.Pytester, option: str) -> None:
+    result = run(pytester, TWO_TESTS, option)
+    assert result.ret == 0
+    assert "no container engine" not in result.stdout.str()
+
+
+def test_without_an_engine_each_test_is_one_clear_error(pytester: pytest.Pytester) -> None:
+    result = run(pytester, TWO_TESTS)
+    result.assert_outcomes(errors=2)
+    text = result.stdout.str()
+    assert text.count(f"EngineNotFound: {REFUSED}") >= 2
+    assert "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused" in text
+    assert "urllib3" not in text, "the error speaks for itself, without its causes' tracebacks"
+
+
+def test_missing_skip_turns_that_into_skips(pytester: pytest.Pytester) -> None:
+    result = run(pytester, TWO_TESTS, "--virtainer-missing=skip", "-rs")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines([f"SKIPPED*{REFUSED}*"])
+
+
+def test_a_wrong_default_from_a_conftest_names_the_fixture(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def virtainer_defaults(): return {"ram": "lots"}
+        """
+    )
+    result = run(pytester, "def test_a(vm): pass")
+    result.stdout.fnmatch_lines(["E*SpecError: the fixture virtainer_defaults: ram='lots': a size is a number*"])

@@ -1,0 +1,120 @@
+import json
+from collections.abc import Callable
+from typing import Any
+
+import paramiko
+import pytest
+
+from pytest_virtainers import ssh
+from pytest_virtainers.console import Console
+from pytest_virtainers.errors import BootTimeout, GuestPanic, SSHError
+from pytest_virtainers.keys import KeyPair
+from pytest_virtainers.readiness import Machine, cloud_init_errors, wait_for_login
+
+
+class Output:
+    """The part of a container that a console reads."""
+
+    def __init__(self, stdout: bytes) -> None:
+        self.stdout = stdout
+
+
+def console(text: bytes = b"[    0.1] Linux version 6.12\r\n\x1b[32mlogin:\x1b[0m") -> Any:
+    return Console(Output(text))  # type: ignore[arg-type]
+
+
+def wait(connect: Callable[[float], Any], check: Callable[[], None] = lambda: None, timeout: float = 5) -> Any:
+    return wait_for_login(Machine("web", console(), check), connect, timeout)
+
+
+def test_it_tries_until_the_login_works() -> None:
+    failures = [ConnectionRefusedError(), paramiko.AuthenticationException("nologin"), EOFError()]
+
+    def connect(_seconds: float) -> str:
+        if failures:
+            raise failures.pop(0)
+        return "connected"
+
+    assert wait(connect) == "connected"
+
+
+def test_a_timeout_shows_the_last_failure_and_the_console() -> None:
+    def connect(_seconds: float) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    with pytest.raises(BootTimeout) as caught:
+        wait(connect, timeout=0.6)
+    assert str(caught.value) == (
+        "web did not let us log in over SSH within 1 s. The last try: [Errno 111] Connection refused. "
+        "The last lines of its console:\n  | [    0.1] Linux version 6.12\n  | login:\n"
+        "If it is only slow, give it more time (boot_timeout); a slow machine without KVM needs minutes."
+    )
+
+
+def test_it_gives_up_at_once_when_there_is_no_point() -> None:
+    def connect(_seconds: float) -> None:
+        raise ConnectionRefusedError
+
+    def check() -> None:
+        raise GuestPanic("web: Kernel panic")
+
+    with pytest.raises(GuestPanic):
+        wait(connect, check, timeout=3600)
+
+
+def test_a_foreign_host_key_is_not_tried_again() -> None:
+    ours, theirs = KeyPair.generate().paramiko(), KeyPair.generate().paramiko()
+
+    def connect(_seconds: float) -> None:
+        raise paramiko.BadHostKeyException("guest", theirs, ours)
+
+    with pytest.raises(SSHError, match="web shows another SSH host key than the one that was given to it"):
+        wait(connect, timeout=3600)
+
+
+def test_errors_of_ours_are_not_tried_again() -> None:
+    def connect(_seconds: float) -> None:
+        raise SSHError("no")
+
+    with pytest.raises(SSHError, match="no"):
+        wait(connect, timeout=3600)
+
+
+def test_paramiko_stays_off_the_screen(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"not SSH at all\r\n")
+    theirs.close()
+    from pytest_virtainers.keys import Keys
+
+    with pytest.raises(ssh.FAILURES):
+        ssh.Connection(ours, "debian", Keys.generate(), timeout=5)
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cloud_init_errors_are_listed_by_stage() -> None:
+    status = {
+        "v1": {
+            "stage": None,
+            "init": {"errors": [], "recoverable_errors": {"WARNING": ["harmless"]}},
+            "modules-final": {
+                "errors": ["('scripts_user', RuntimeError())"],
+                "recoverable_errors": {"ERROR": ["no package nginxx"]},
+            },
+        }
+    }
+    assert cloud_init_errors(json.dumps(status)) == [
+        "modules-final: ('scripts_user', RuntimeError())",
+        "modules-final: no package nginxx",
+    ]
+    assert cloud_init_errors("") == []
+
+
+def test_the_console_is_readable_and_knows_a_panic() -> None:
+    assert console().text == "[    0.1] Linux version 6.12\nlogin:"
+    assert console().panic() is None
+    panicked = console(b"x\r\n[  9.1] Kernel panic - not syncing: sysrq triggered crash\r\nCPU: 0\r\n")
+    assert panicked.panic() == "Kernel panic - not syncing: sysrq triggered crash"
+    assert console(b"").tail() == "  | (the console is empty)"

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers.errors import SpecError
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import check, merge
+
+
+def refused(**arguments: object) -> str:
+    with pytest.raises(SpecError) as caught:
+        check(arguments, "here")
+    return str(caught.value)
+
+
+def test_later_layers_win_and_units_are_set() -> None:
+    spec = merge(resolve([]).shape, check({"ram": "2G", "cpus": 2}, "a"), check({"ram": "512M", "name": "db"}, "b"))
+    assert (spec.ram, spec.cpus, spec.disk, spec.name, spec.guest_hostname) == (512, 2, 10240, "db", "db")
+
+
+def test_none_leaves_what_is_underneath() -> None:
+    assert check({"ram": None, "name": "db"}, "here") == {"name": "db"}
+
+
+def test_unknown_arguments_are_named_with_a_near_miss() -> None:
+    assert refused(memory="1G").startswith("here: unknown argument 'memory'; allowed are name, image, ram, cpus,")
+    assert "unknown argument 'imagee'; did you mean 'image'?" in refused(imagee="debian-13")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ram": "lots"}, "here: ram='lots': a size is a number of MiB, or text such as 512M, 2G or 2GiB"),
+        ({"ram": -1}, "here: ram=-1: a size is a number of MiB, or text such as 512M, 2G or 2GiB"),
+        ({"disk": "5M"}, "here: disk='5M': a whole number of MiB is needed, at least 1024M"),
+        ({"packages": "nginx"}, "here: packages='nginx': a list of package names is needed"),
+        ({"run_commands": "ls"}, "here: run_commands='ls': a list of commands is needed, each a text for the shell"),
+        ({"files": {"etc/motd": "hi"}}, "'etc/motd' is not an absolute path in the guest"),
+        ({"files": {"/etc/motd": 7}}, "the content of /etc/motd is text, bytes or a pathlib.Path"),
+        ({"user_data": "- a\n- b"}, "a cloud-config mapping is needed"),
+        ({"user_data": "a: [1"}, "not YAML: while parsing a flow sequence"),
+        (
+            {"user_data": 7},
+            "a cloud-config mapping is needed (as a dict, as YAML text, or as a pathlib.Path), not int",
+        ),
+        ({"user_data": Path("none.yaml")}, "the file cannot be read (No such file or directory)"),
+    ],
+)
+def test_wrong_values_say_what_is_allowed(arguments: dict[str, object], message: str) -> None:
+    assert message in refused(**arguments)
+
+
+def test_user_data_and_files_are_read_relative_to_the_test(tmp_path: Path) -> None:
+    (tmp_path / "seed.yaml").write_text("#cloud-config\ntimezone: UTC\n")
+    (tmp_path / "motd").write_bytes(b"\xff hi")
+    given = {"user_data": Path("seed.yaml"), "files": {"/etc/motd": Path("motd"), "/etc/x": "é"}}
+    checked = check(given, "here", tmp_path)
+    assert checked["user_data"] == {"timezone": "UTC"}
+    assert checked["files"] == {"/etc/motd": b"\xff hi", "/etc/x": "é".encode()}
+
+
+def test_long_values_are_cut_in_the_message() -> None:
+    assert len(refused(ram="x" * 500)) < 200

@@ -1,0 +1,50 @@
+import os
+import socket
+import struct
+
+from pytest_virtainers.engine.streams import Demultiplexer, ExecStream, HijackedSocket
+
+
+def frame(stream: int, payload: bytes) -> bytes:
+    return struct.pack(">BxxxL", stream, len(payload)) + payload
+
+
+def test_frames_survive_any_cut() -> None:
+    data = frame(1, b"hello") + frame(2, b"") + frame(2, b"x" * 300) + frame(1, b"end")
+    for size in (1, 3, 8, 13, len(data)):
+        frames = Demultiplexer()
+        got = [each for at in range(0, len(data), size) for each in frames.feed(data[at : at + size])]
+        assert got == [(1, b"hello"), (2, b""), (2, b"x" * 300), (1, b"end")]
+
+
+def test_an_exec_stream_reads_stdout_only_and_to_its_end() -> None:
+    ours, theirs = socket.socketpair()
+    stream = ExecStream(HijackedSocket(ours))
+    theirs.sendall(frame(2, b"warning") + frame(1, b"SSH-2.0-x\r\n"))
+    assert stream.recv(4) == b"SSH-"
+    assert stream.recv(100) == b"2.0-x\r\n"
+    stream.send(b"hi")
+    assert theirs.recv(10) == b"hi"
+    theirs.close()
+    assert stream.recv(10) == b""
+    stream.close()
+
+
+def test_a_forked_child_does_not_hold_the_lease() -> None:
+    ours, theirs = socket.socketpair()
+    lease = HijackedSocket(ours)
+    ready, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(ready[1], b"1")
+        os.read(go[0], 1)  # stay alive while the parent gives up the lease
+        os._exit(0)
+    os.read(ready[0], 1)
+    lease.abandon()  # closes without shutdown: what SIGKILL does to the parent
+    theirs.settimeout(5)
+    assert theirs.recv(1) == b"", "the child still held the other end"
+    os.write(go[1], b"1")
+    os.waitpid(child, 0)
+    theirs.close()
+    for end in (*ready, *go):
+        os.close(end)

@@ -1,0 +1,148 @@
+"""The scripts of a transfer, run by the local shell: whatever `sh` and `tar` do in a guest, they do here."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from pytest_virtainers import transfer
+from pytest_virtainers.errors import TransferError
+
+NAMES = ["plain", "with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash", "$HOME;`id`", "trailing\n"]
+
+
+def local_shell(
+    script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+) -> tuple[int, str]:
+    data = b"" if stdin is None else stdin.read()
+    finished = subprocess.run(script, input=data, capture_output=True, timeout=timeout, check=False)
+    stdout(finished.stdout)
+    return finished.returncode, finished.stderr.decode()
+
+
+def put(source: Path, dest: str) -> str:
+    return transfer.put(local_shell, source, dest, None, 10)
+
+
+def get(source: str, dest: Path) -> Path:
+    return transfer.get(local_shell, source, dest, 10)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    (root / "sub").mkdir(parents=True)
+    for name in NAMES:
+        (root / name).write_text(name)
+    (root / "sub" / "script").write_text("#!/bin/sh\n")
+    (root / "sub" / "script").chmod(0o751)
+    (root / "link").symlink_to("sub/script")
+    (root / "dangling").symlink_to("/nowhere at all")
+    (root / "empty").mkdir(mode=0o711)
+    return root
+
+
+def listing(root: Path) -> dict[str, object]:
+    return {
+        str(path.relative_to(root)): (
+            path.readlink() if path.is_symlink() else "dir" if path.is_dir() else path.read_bytes(),
+            None if path.is_symlink() else path.stat().st_mode,
+        )
+        for path in root.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_file_name_goes_there_and_back(name: str, tmp_path: Path) -> None:
+    source = tmp_path / name
+    source.write_text("content")
+    (tmp_path / "guest").mkdir()
+    assert put(source, str(tmp_path / "guest")) == str(tmp_path / "guest" / name)
+    (tmp_path / "back").mkdir()
+    assert get(str(tmp_path / "guest" / name), tmp_path / "back").read_text() == "content"
+    assert [path.name for path in (tmp_path / "back").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("there_and_back", ["put", "get"])
+def test_trees_keep_names_modes_and_links(there_and_back: str, tree: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "a new" / "place"
+    if there_and_back == "put":
+        put(tree, str(dest))
+    else:
+        get(str(tree), dest)
+    assert listing(dest) == listing(tree)
+
+
+def test_names_follow_cp(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    assert put(tree / "plain", f"{tmp_path}/renamed") == f"{tmp_path}/renamed"
+    assert put(tree / "plain", f"{tmp_path}/new folder/") == f"{tmp_path}/new folder/plain"
+    assert put(tree, f"{tmp_path}/here") == f"{tmp_path}/here/tree"
+    assert get(str(tree), tmp_path / "here") == tmp_path / "here" / "tree"
+    assert listing(tmp_path / "here" / "tree") == listing(tree), "merged into what was there"
+
+
+def test_a_file_replaces_a_file_and_spares_its_neighbours(tree: Path, tmp_path: Path) -> None:
+    new = tmp_path / "plain"
+    new.write_text("newer")
+    put(new, str(tree))
+    assert (tree / "plain").read_text() == "newer"
+    assert (tree / "with space").read_text() == "with space"
+
+
+def test_a_missing_source_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none"):
+        put(tmp_path / "none", "/tmp/x")
+    with pytest.raises(FileNotFoundError, match=r"in the guest.*none"):
+        get(str(tmp_path / "none"), tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match=r"in the guest.*none"):
+        transfer.read(local_shell, str(tmp_path / "none"), 10)
+
+
+def test_a_failed_transfer_says_why_and_leaves_nothing(tree: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("old")
+    with pytest.raises(TransferError, match=r"copying .*tree to .*file/x in the guest failed in the guest") as caught:
+        put(tree, f"{blocked}/x")
+    assert "file" in str(caught.value)
+    with pytest.raises(TransferError, match="overwrite"):
+        put(tree, str(blocked))
+    assert blocked.read_text() == "old"
+    assert not list(tmp_path.glob(".virtainer.*"))
+
+
+def test_a_guest_cannot_write_outside_of_the_destination(tmp_path: Path) -> None:
+    evil = tmp_path / "evil.tar"
+    victim = tmp_path / "victim"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x").write_text("evil")
+    subprocess.run(
+        ["tar", "-C", str(tmp_path / "in"), "-cPf", str(evil), "--transform", "s,^x$,../../victim,", "x"], check=True
+    )
+
+    def lying_shell(
+        script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        stdout(evil.read_bytes())
+        return 0, ""
+
+    with pytest.raises(TransferError, match="failed here"):
+        transfer.get(lying_shell, "/some/x", tmp_path / "out" / "x", 10)
+    assert not victim.exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_write_keeps_mode_and_follows_links(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    transfer.write(local_shell, str(link), b"new", mode=None, owner=None, timeout=10)
+    assert (target.read_text(), target.stat().st_mode & 0o777, link.is_symlink()) == ("new", 0o640, True)
+    transfer.write(local_shell, str(tmp_path / "a/b c"), b"\xff", mode=0o600, owner=None, timeout=10)
+    assert ((tmp_path / "a/b c").read_bytes(), (tmp_path / "a/b c").stat().st_mode & 0o777) == (b"\xff", 0o600)
+    assert transfer.read(local_shell, str(tmp_path / "a/b c"), 10) == b"\xff"
+    with pytest.raises(TransferError, match=r"writing .* failed \(exit code 1\): mv: "):
+        transfer.write(local_shell, str(tmp_path / "a"), b"x", mode=None, owner=None, timeout=10)

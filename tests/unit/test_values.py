@@ -1,0 +1,49 @@
+import pytest
+
+from pytest_virtainers import values
+
+
+@pytest.mark.parametrize(
+    ("written", "mib"),
+    [(1024, 1024), ("1024", 1024), ("1024M", 1024), ("2G", 2048), ("2GiB", 2048), ("1.5 gb", 1536), ("1T", 1 << 20)],
+)
+def test_sizes_read_as_people_write_them(written: object, mib: int) -> None:
+    assert values.size_mib(least=64)(written) == mib
+
+
+@pytest.mark.parametrize("written", ["lots", "-1", -1, "", "1X", "1e3", 1.5, True, None, "63M", "1000K", 0])
+def test_what_is_no_size_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match=r"2GiB|at least 64M"):
+        values.size_mib(least=64)(written)
+
+
+@pytest.mark.parametrize("written", ["0", 0, -1, "1.5", True, "many", None])
+def test_whole_numbers_start_at_one(written: object) -> None:
+    with pytest.raises(ValueError, match="from 1 on"):
+        values.whole_number(written)
+    assert values.whole_number("4") == 4
+
+
+@pytest.mark.parametrize("written", ["0", -1, "soon", "nan", "inf", True, None])
+def test_seconds_are_positive(written: object) -> None:
+    with pytest.raises(ValueError, match="seconds above 0"):
+        values.seconds(written)
+    assert values.seconds("0.5") == 0.5
+
+
+def test_switches_take_words_and_booleans() -> None:
+    assert [values.switch(each) for each in ("on", "off", True, False)] == [True, False, True, False]
+    with pytest.raises(ValueError, match="on and off"):
+        values.switch("yes")
+
+
+@pytest.mark.parametrize("written", ["", "-a", "a-", "A", "a.b", "a" * 64, "a_b", 7, "x; reboot"])
+def test_host_names_are_one_dns_label(written: object) -> None:
+    with pytest.raises(ValueError, match="host name"):
+        values.host_name(written)
+
+
+@pytest.mark.parametrize("written", ["", "1st", "Root", "a b", "$(id)", None])
+def test_user_names_are_plain(written: object) -> None:
+    with pytest.raises(ValueError, match="login name"):
+        values.user_name(written)
