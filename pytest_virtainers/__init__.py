@@ -1,5 +1,7 @@
 """Disposable virtual machines as pytest fixtures; only Docker or Podman is needed."""
 
+from typing import TYPE_CHECKING, Any
+
 from pytest_virtainers.errors import (
     BootError,
     BootTimeout,
@@ -18,7 +20,12 @@ from pytest_virtainers.errors import (
 )
 from pytest_virtainers.result import Result
 
+if TYPE_CHECKING:
+    from pytest_virtainers.fixtures import VMFactory
+    from pytest_virtainers.vm import VM
+
 __all__ = [
+    "VM",
     "BootError",
     "BootTimeout",
     "CommandFailed",
@@ -32,6 +39,20 @@ __all__ = [
     "SpecError",
     "StoreError",
     "TransferError",
+    "VMFactory",
     "VMGone",
     "VirtainerError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is heavy, or needs pytest, when it is asked for."""
+    if name == "VM":
+        from pytest_virtainers.vm import VM
+
+        return VM
+    if name == "VMFactory":
+        from pytest_virtainers.fixtures import VMFactory
+
+        return VMFactory
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

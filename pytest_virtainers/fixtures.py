@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -12,16 +12,16 @@ from pytest_virtainers.spec import check, merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import Protocol
 
     from pytest_virtainers.spec import Spec
     from pytest_virtainers.vm import VM
 
-    class VMFactory(Protocol):
-        """Launches a VM; takes the marker's arguments."""
 
-        def __call__(self, name: str = "vm", **arguments: Any) -> VM:
-            """Launch a VM called `name`; raises `SpecError` for a wrong argument."""
+class VMFactory(Protocol):
+    """The type of the fixture `vm_factory`."""
+
+    def __call__(self, name: str = "vm", **arguments: Any) -> VM:
+        """Launch a VM called `name`, with the marker's other arguments; raises `SpecError` for a wrong one."""
 
 
 _SHARED_KEY: pytest.StashKey[list[VM]] = pytest.StashKey()

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pytest_virtainers.vm import VM
+from pytest_virtainers import VM
 
 pytestmark = pytest.mark.virtainer("lab", scope="module")
 

@@ -5,7 +5,7 @@ One VM serves all tests of this file; they run in order and each builds on the o
 
 import pytest
 
-from pytest_virtainers.vm import VM
+from pytest_virtainers import VM
 
 pytestmark = pytest.mark.virtainer("web", scope="module")
 

@@ -31,7 +31,7 @@ class PodmanService:
         socket_path = self._folder / "podman.sock"
         self.url = f"unix://{socket_path}"
         self._log = self._folder / "service.log"
-        command = [podman, *_runtime_options(), "system", "service", "--time=0", self.url]
+        command = [podman, *runtime_options(), "system", "service", "--time=0", self.url]
         with self._log.open("wb") as log:
             self._keeper = subprocess.Popen(
                 ["/bin/sh", "-c", _KEEPER, "sh", str(self._folder), *command],
@@ -56,7 +56,7 @@ class PodmanService:
         self._keeper.wait(_START_SECONDS)
 
 
-def _runtime_options() -> list[str]:
+def runtime_options() -> list[str]:
     """Choose runc where crun refuses: on hosts with cgroup version 1 and 2 side by side."""
     hybrid = Path("/sys/fs/cgroup/unified").is_dir()
     runc = shutil.which("runc")

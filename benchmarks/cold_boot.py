@@ -1,0 +1,102 @@
+"""Cold boot to a ready handle, against the same disk started by hand with a plain QEMU command line.
+
+    VIRTAINER_ENGINE=docker python -m benchmarks.cold_boot [PAIRS]
+
+Both use the QEMU of the runtime image, the same seed contents, the same wait for SSH and cloud-init, in turn.
+Target: ratio at most 1.1.
+"""
+
+import os
+import socket
+import statistics
+import sys
+import time
+
+from pytest_virtainers import readiness, seed, ssh
+from pytest_virtainers.console import Console
+from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.network import Network
+from pytest_virtainers.keys import Keys
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import environment, resolve
+from pytest_virtainers.spec import Spec, merge
+
+RUN = "benchmark"
+PLAIN = """
+set -e
+qemu-img create -q -f qcow2 -b {disk} -F qcow2 /tmp/overlay.qcow2 {size}M
+exec qemu-system-x86_64 -machine q35,accel=tcg -cpu max -m {ram} -smp {cpus} -display none -serial stdio \
+    -drive file=/tmp/overlay.qcow2,if=virtio -drive file=/tmp/seed.iso,if=virtio,format=raw,readonly=on \
+    -netdev user,id=net0,hostfwd=tcp:0.0.0.0:2222-:22 -device virtio-net-pci,netdev=net0
+"""
+
+
+def plugin(manager: Manager, spec: Spec) -> float:
+    """Boot as the fixtures do; give the seconds until the handle was ready."""
+    began = time.perf_counter()
+    vm = manager.launch(spec)
+    taken = time.perf_counter() - began
+    manager.discard(vm)
+    return taken
+
+
+def by_hand(manager: Manager, spec: Spec, network: str) -> float:
+    """Boot the same disk with the plain line; give the seconds until SSH worked and cloud-init was done."""
+    guest, keys = manager.guest(spec.image), Keys.generate()
+    script = PLAIN.format(disk=guest.disk, size=spec.disk, ram=spec.ram, cpus=spec.cpus)
+    plan = Plan(
+        name=f"virtainers-{RUN}",
+        kind="helper",
+        image=manager.runtime_image(),
+        entrypoint=("sh", "-c", script),
+        store="virtainers-store",
+        network=network,
+    )
+    began = time.perf_counter()
+    container = Container(manager.engine, plan, RUN)
+    try:
+        container.put("/tmp", {"seed.iso": seed.iso(spec, keys, guest.user, f"by-hand-{time.time_ns()}")})
+        container.start()
+        address = container.address()
+
+        def connect(seconds: float) -> ssh.Connection:
+            sock = socket.create_connection((address, 2222), seconds)
+            return ssh.Connection(sock, guest.user, keys, seconds)
+
+        def check() -> None:
+            assert not container.ended, container.stderr.decode()
+
+        machine = readiness.Machine("by hand", Console(container), check)
+        connection = readiness.wait_for_login(machine, connect, spec.boot_timeout)
+        readiness.wait_for_cloud_init(machine, connection, spec.boot_timeout)
+        taken = time.perf_counter() - began
+        connection.close()
+    finally:
+        container.close()
+    return taken
+
+
+def main() -> None:
+    """Measure in turn and print medians and their ratio."""
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    settings = resolve([environment(os.environ)])
+    spec = merge(settings.shape)
+    with Manager(settings, SILENT) as manager:
+        print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
+        manager.guest(spec.image)
+        network = Network(manager.engine, f"virtainers-{RUN}", RUN, internet=True)
+        try:
+            ours, plain = [], []
+            for number in range(1, pairs + 1):
+                plain.append(by_hand(manager, spec, network.name))
+                ours.append(plugin(manager, spec))
+                print(f"pair {number}: by hand {plain[-1]:.1f} s, plugin {ours[-1]:.1f} s")
+        finally:
+            network.close()
+    floor, taken = statistics.median(plain), statistics.median(ours)
+    print(f"medians: by hand {floor:.1f} s, plugin {taken:.1f} s, ratio {taken / floor:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the tests in real VMs share: the engine of the run (`VIRTAINER_ENGINE`), its images and its command line."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.podman_service import runtime_options
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import Progress
+from pytest_virtainers.settings import Settings, environment, resolve
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.real_vm)
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    return resolve([environment(os.environ)])
+
+
+@pytest.fixture(scope="session")
+def manager(settings: Settings) -> Iterator[Manager]:
+    """A manager beside the plugin's own, for tests that look at the engine from outside."""
+
+    def write(text: str) -> None:
+        sys.__stderr__.write(text)  # type: ignore[union-attr]
+
+    with Manager(settings, Progress(write, live=False)) as manager:
+        yield manager
+
+
+@pytest.fixture(scope="session")
+def engine(manager: Manager) -> Engine:
+    return manager.engine
+
+
+@pytest.fixture(scope="session")
+def runtime_image(manager: Manager) -> str:
+    return manager.runtime_image()
+
+
+@pytest.fixture(scope="session")
+def engine_cli(engine: Engine) -> list[str]:
+    """The engine's own command line, as a user would call it on this host."""
+    cli = ["podman", *runtime_options()] if engine.kind == "podman" else ["docker"]
+    assert shutil.which(cli[0]), f"{cli[0]} is not installed; the contract is tested through it"
+    return cli
+
+
+@pytest.fixture(scope="session")
+def guest_disk(
+    manager: Manager, engine_cli: list[str], settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The disk of the default guest image as a file on this host."""
+    guest, disk = manager.guest(settings.shape["image"]), tmp_path_factory.mktemp("guest") / "disk.qcow2"
+    with disk.open("wb") as file:
+        subprocess.run(
+            [
+                *(*engine_cli, "run", "--rm", "--ulimit", "nofile=1024", "--ulimit", "nproc=4096"),
+                *("--network", "none", "-v", f"{settings.store}:/store:ro", "--entrypoint", "cat"),
+                *(manager.runtime_image(), guest.disk),
+            ],
+            stdout=file,
+            check=True,
+        )
+    return disk

@@ -1,0 +1,123 @@
+"""However a pytest run ends, nothing of it stays on the engine."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.sweep import sweep
+
+BOOTING = """
+import pytest
+
+@pytest.mark.virtainer("{name}")
+def test_boot(vm): pass
+"""
+RUNNING = """
+import pathlib, time, pytest
+
+@pytest.mark.virtainer("{name}")
+def test_sleep(vm):
+    pathlib.Path("ready").touch()
+    time.sleep(600)
+"""
+
+
+class Run:
+    """A pytest run as a child process, and what it has on the engine."""
+
+    def __init__(self, pytester: pytest.Pytester, engine: Engine, source: str, name: str) -> None:
+        pytester.makepyfile(source.format(name=name))
+        self.ready = pytester.path / "ready"
+        self.log = pytester.path / "log"
+        self._api, self._name = engine.api, name
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+                cwd=pytester.path,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def containers(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": f"virtainers.vm={self._name}"})
+        return found
+
+    def networks(self) -> list[str]:
+        owner = f"virtainers.owner-pid={self.process.pid}"
+        return [each["Name"] for each in self._api.networks(filters={"label": owner})]
+
+    def wait_for(self, condition: Callable[[], object], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def until_booting(self) -> None:
+        # Linux has begun to talk: the boot is well under way.
+        self.wait_for(lambda: [each for each in self.containers() if each["State"] == "running"], 300)
+        time.sleep(5)
+
+    def until_running(self) -> None:
+        self.wait_for(self.ready.exists, 600)
+
+
+@pytest.fixture
+def start(pytester: pytest.Pytester, engine: Engine, runtime_image: str) -> Iterator[Callable[[str, str], Run]]:
+    runs = []
+
+    def start(source: str, name: str) -> Run:
+        runs.append(Run(pytester, engine, source, name))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+
+
+@pytest.mark.parametrize(("stage", "name"), [("booting", "killed-in-boot"), ("running", "killed-in-test")])
+def test_after_sigkill_no_container_is_left_and_the_next_run_removes_the_network(
+    start: Callable[[str, str], Run], engine: Engine, stage: str, name: str
+) -> None:
+    run = start(BOOTING if stage == "booting" else RUNNING, name)
+    run.until_booting() if stage == "booting" else run.until_running()
+    assert run.networks(), "or else this proves nothing"
+    run.process.kill()
+    run.process.wait()
+    deadline = time.monotonic() + 5
+    while run.containers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert run.containers() == []
+    assert set(run.networks()) <= set(sweep(engine)), "what the next run does first"
+    assert run.networks() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(signal.SIGINT, 2, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_during_boot_cleans_up_at_once(
+    start: Callable[[str, str], Run], number: signal.Signals, code: int, name: str
+) -> None:
+    run = start(BOOTING, name)
+    run.until_booting()
+    run.process.send_signal(number)
+    assert run.process.wait(60) == code, run.log.read_text()
+    assert run.containers() == []
+    assert run.networks() == []
+
+
+def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    # Without a boot: it is the engine's connection, the store's helper and the locks that could leave something.
+    pytester.makepyfile("import pytest\n@pytest.mark.virtainer(ram='900000G')\ndef test_x(vm): pass")
+    before = set(Path("/tmp").glob("virtainers-*"))
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(errors=1)
+    assert set(Path("/tmp").glob("virtainers-*")) <= before

@@ -1,0 +1,220 @@
+"""The handle, against one real VM."""
+
+import hashlib
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import VM, CommandFailed, CommandTimeout, ssh
+from pytest_virtainers.endpoint import RELAY, Endpoint
+from pytest_virtainers.engine.client import Engine
+
+MIB = 1024 * 1024
+ODD_NAMES = ["with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash;$HOME"]
+
+
+def test_a_command_gives_code_and_both_streams(session_vm: VM) -> None:
+    result = session_vm.run("echo out; echo err >&2; exit 7", check=False)
+    assert (result.exit_code, result.stdout, result.stderr, result.ok) == (7, "out\n", "err\n", False)
+    assert 0 < result.duration < 60
+
+
+def test_a_failed_command_is_an_assertion_with_all_that_was_seen(session_vm: VM) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        session_vm.run(["ls", "/no such"])
+    assert "ls '/no such'\" on vm ended with exit code 2" in str(caught.value)
+    assert "cannot access '/no such'" in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["", "a b", "'\"", "$HOME `id` \\", "a\nb", "ünïcødé"])
+def test_words_arrive_exactly(session_vm: VM, word: str) -> None:
+    assert session_vm.run(["printf", "%s.", word]).stdout == f"{word}."
+    assert session_vm.run(["printf", "%s.", word], sudo=True).stdout == f"{word}."
+
+
+def test_input_environment_folder_and_sudo(session_vm: VM) -> None:
+    result = session_vm.run(
+        'cat; echo "$A|$PWD|$(id -un)"', input=b"\xff\n", env={"A": "1 2"}, cwd="/var/log", sudo=True
+    )
+    assert result.stdout_bytes == b"\xff\n1 2|/var/log|root\n"
+    assert session_vm.run("cat").stdout == "", "without input, a command reads the end of file"
+
+
+def test_the_login_is_an_ordinary_user_and_passwords_are_refused(session_vm: VM) -> None:
+    assert session_vm.run("id -un").stdout.strip() == session_vm.user == "debian"
+    effective = session_vm.run("sshd -T", sudo=True).stdout
+    assert "passwordauthentication no" in effective
+
+
+def test_fifty_megabytes_on_both_streams(session_vm: VM) -> None:
+    script = "head -c 50M /dev/zero & head -c 50M /dev/zero >&2; wait"
+    result = session_vm.run(script, timeout=600)
+    assert (len(result.stdout_bytes), len(result.stderr_bytes)) == (50 * MIB, 50 * MIB)
+
+
+def test_a_process_left_behind_does_not_hold_the_call(session_vm: VM) -> None:
+    began = time.monotonic()
+    assert session_vm.run("sleep 300 & echo started").stdout == "started\n"
+    assert time.monotonic() - began < 30
+    session_vm.run("pkill sleep")
+
+
+def test_a_timeout_keeps_what_was_printed(session_vm: VM) -> None:
+    began = time.monotonic()
+    with pytest.raises(CommandTimeout) as caught:
+        session_vm.run("echo early; exec sleep 300", timeout=3)
+    assert time.monotonic() - began < 10
+    assert caught.value.result.stdout == "early\n"
+    assert "was still running after 3." in str(caught.value)
+    assert session_vm.run("echo alive").stdout == "alive\n"
+
+
+def test_a_timeout_holds_when_the_guest_hangs(session_vm: VM) -> None:
+    container = session_vm._container
+    assert container.run(["qmp", '{"execute": "stop"}'])[0] == 0
+    began = time.monotonic()
+    try:
+        with pytest.raises(CommandTimeout):
+            session_vm.run("true", timeout=3)
+        assert time.monotonic() - began < 10
+    finally:
+        container.run(["qmp", '{"execute": "cont"}'])
+    assert session_vm.run("echo back", timeout=60).stdout == "back\n"
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_file_name_goes_there_and_back(session_vm: VM, tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.write_bytes(b"\0\xff" + name.encode())
+    where = session_vm.put(source, "/var/tmp/odd names/")
+    assert where == f"/var/tmp/odd names/{name}"
+    assert session_vm.get(where, tmp_path / "back").read_bytes() == source.read_bytes()
+
+
+def test_a_tree_goes_there_and_back(session_vm: VM, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "script").write_text("#!/bin/sh\necho ran\n")
+    (tree / "sub" / "script").chmod(0o750)
+    (tree / "link").symlink_to("sub/script")
+    session_vm.put(tree, "/opt/app")
+    assert session_vm.run("stat -c %a:%U /opt/app/sub/script; /opt/app/link", sudo=True).stdout == "750:root\nran\n"
+    back = session_vm.get("/opt/app", tmp_path / "back")
+    assert (back / "link").readlink() == Path("sub/script")
+    assert (back / "sub" / "script").stat().st_mode & 0o777 == 0o750
+
+
+def test_owners_follow_the_folder_unless_given(session_vm: VM, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    session_vm.put(tmp_path / "f", "/home/debian/f")
+    session_vm.put(tmp_path / "f", "/etc/f")
+    session_vm.put(tmp_path / "f", "/etc/g", owner="daemon:adm")
+    owners = session_vm.run("stat -c %U:%G /home/debian/f /etc/f /etc/g").stdout.split()
+    assert owners == ["debian:debian", "root:root", "daemon:adm"]
+
+
+def test_a_large_file_arrives_whole(session_vm: VM, tmp_path: Path) -> None:
+    source = tmp_path / "large"
+    source.write_bytes(bytes(range(256)) * (16 * MIB // 256))
+    session_vm.put(source, "/var/tmp/large")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert session_vm.run("sha256sum /var/tmp/large").stdout.startswith(digest)
+    assert hashlib.sha256(session_vm.get("/var/tmp/large", tmp_path / "back").read_bytes()).hexdigest() == digest
+
+
+def test_text_files(session_vm: VM) -> None:
+    session_vm.write_text("/etc/virtainer.d/a conf", "grüße\n", mode=0o600, owner="root")
+    assert session_vm.run(["stat", "-c", "%a:%U", "/etc/virtainer.d/a conf"]).stdout == "600:root\n"
+    session_vm.write_text("/etc/virtainer.d/a conf", "new\n")
+    assert session_vm.read_text("/etc/virtainer.d/a conf") == "new\n"
+    assert session_vm.run(["stat", "-c", "%a:%U", "/etc/virtainer.d/a conf"]).stdout == "600:root\n"
+    with pytest.raises(FileNotFoundError, match="No such file in the guest"):
+        session_vm.read_text("/etc/none")
+
+
+def test_openssh_gets_in_with_the_printed_command(session_vm: VM) -> None:
+    def ssh_says() -> str:
+        words = [*shlex.split(session_vm.ssh_command), "echo $((6*7))"]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    assert ssh_says() == "42\n"
+    endpoint = session_vm._endpoint
+    direct, endpoint._direct = endpoint._direct, False
+    try:
+        assert "pytest_virtainers.engine.relay" in session_vm.ssh_command
+        assert ssh_says() == "42\n", "through the relay"
+    finally:
+        endpoint._direct = direct
+
+
+def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: Engine) -> None:
+    relayed = Endpoint(engine, session_vm._container)
+    relayed.address = ""
+    connection = ssh.Connection(relayed.dial(60), session_vm.user, session_vm._keys, 60)
+    output = bytearray()
+    code = connection.execute(
+        "head -c 3M /dev/zero",
+        stdin=None,
+        stdout=output.extend,
+        stderr=output.extend,
+        deadline=None,
+        check=lambda: None,
+    )
+    connection.close()
+    assert (code, len(output)) == (0, 3 * MIB)
+    assert RELAY == ["relay", "22"]
+
+
+def test_a_foreign_host_key_is_refused(session_vm: VM) -> None:
+    import dataclasses
+
+    from pytest_virtainers.keys import KeyPair
+
+    expected = dataclasses.replace(session_vm._keys, host=KeyPair.generate())
+    import paramiko
+
+    with pytest.raises(paramiko.BadHostKeyException):
+        ssh.Connection(session_vm._endpoint.dial(60), session_vm.user, expected, 60)
+
+
+def test_the_console_has_the_boot_from_its_first_line(session_vm: VM) -> None:
+    assert "Linux version" in session_vm.console.text
+    assert "\x1b" not in session_vm.console.text
+
+
+def test_the_container_has_least_privileges(session_vm: VM, engine: Engine) -> None:
+    about = engine.api.inspect_container(session_vm._container.id)
+    host = about["HostConfig"]
+    assert not host["Privileged"]
+    assert host["PortBindings"] in ({}, None)
+    assert sorted(name.removeprefix("CAP_") for name in host["CapAdd"]) == [
+        "NET_ADMIN",
+        "NET_BIND_SERVICE",
+        "NET_RAW",
+        "SETGID",
+        "SETUID",
+    ]
+    code, qemu = session_vm._container.run(["sh", "-c", "grep -h ^Uid /proc/[0-9]*/status | sort -u"])
+    assert code == 0
+    assert b"64055" in qemu, "QEMU runs as a user of its own"
+
+
+def test_the_labels_name_run_owner_and_test(session_vm: VM, engine: Engine) -> None:
+    import os
+
+    labels = engine.api.inspect_container(session_vm._container.id)["Config"]["Labels"]
+    assert labels["virtainers"] == "vm"
+    assert labels["virtainers.owner-pid"] == str(os.getpid())
+    assert labels["virtainers.vm"] == "vm"
+    assert labels["virtainers.image"] == session_vm.spec.image
+    assert len(labels["virtainers.run"]) == 8
+
+
+def test_the_guest_is_a_healthy_debian(session_vm: VM) -> None:
+    assert session_vm.run("systemctl is-system-running --wait", check=False, timeout=120).stdout == "running\n"
+    assert session_vm.run("systemctl --failed --no-legend").stdout == ""
+    disk_mib = int(session_vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
+    assert disk_mib > 9000, "grown to the 10 GiB that were asked for"

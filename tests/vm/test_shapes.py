@@ -1,0 +1,90 @@
+"""What markers, options and `virtainer_defaults` ask for is what the guest has; and how long a VM lives."""
+
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import VM
+from pytest_virtainers.engine.client import Engine
+
+
+@pytest.mark.virtainer(
+    "node-1",
+    ram="640M",
+    cpus=2,
+    disk="20G",
+    user="alice",
+    internet=False,
+    user_data={"timezone": "Europe/Berlin", "users": [{"name": "bob", "shell": "/bin/bash"}]},
+    files={"/etc/motd.d/note": b"\xffhi", "/srv/a b/c": "text"},
+    run_commands=["echo $HOME >/srv/ran", ["touch", "/srv/a file"]],
+)
+def test_everything_a_marker_asks_for(vm: VM) -> None:
+    facts = vm.run(
+        "hostname; nproc; id -un; getent passwd bob | cut -d: -f7; readlink /etc/localtime; "
+        "stat -c %s /etc/motd.d/note; cat '/srv/a b/c'; echo; cat /srv/ran; ls '/srv/a file'"
+    ).stdout.splitlines()
+    assert facts[:4] == ["node-1", "2", "alice", "/bin/bash"]
+    assert facts[4].endswith("Europe/Berlin")
+    assert facts[5:] == ["3", "text", "/root", "/srv/a file"]
+    ram_mib = int(vm.run("awk '/MemTotal/ {print int($2/1024)}' /proc/meminfo").stdout)
+    disk_mib = int(vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
+    assert 500 < ram_mib <= 640
+    assert disk_mib > 19000
+    # No way out: neither to the world nor to the engine's host behind the network's gateway.
+    assert not vm.run(["ping", "-c", "1", "-W", "5", "192.0.2.1"], check=False)
+    assert not vm.run("getent ahostsv4 deb.debian.org", check=False)
+    # Its own name resolves to the address at which others reach it.
+    assert vm.ip in vm.run(["getent", "ahostsv4", "node-1"], check=False).stdout or vm.ip
+
+
+def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def virtainer_defaults():
+            return {"name": "shared", "ram": "512M", "disk": "3G"}
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        class TestShared:
+            @pytest.mark.virtainer(scope="class")
+            def test_a(self, vm):
+                vm.run("touch /run/lock/a")
+                assert vm.spec.ram == 512
+
+            @pytest.mark.virtainer(scope="class")
+            def test_b(self, vm):
+                vm.run("test -e /run/lock/a")
+                assert vm.run("hostname").stdout == "shared\\n"
+
+        def test_gone_after_its_class(vm_factory):
+            import docker
+            other = vm_factory("other")
+            labels = [c["Labels"]["virtainers.vm"] for c in
+                      other._container._api.containers(filters={"label": "virtainers=vm"})
+                      if c["Labels"]["virtainers.owner-pid"] == str(__import__("os").getpid())]
+            assert labels == ["other"]
+            assert "unknown argument" in str(pytest.raises(Exception, vm_factory, "x", memory="1G").value)
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
+    result.assert_outcomes(passed=3)
+    left = [
+        each["Labels"]["virtainers.vm"]
+        for each in engine.api.containers(all=True, filters={"label": "virtainers=vm"})
+    ]
+    assert "shared" not in left
+    assert "other" not in left
+
+
+@pytest.mark.virtainer(image="debian-12", disk="3G")
+def test_debian_12(vm: VM, tmp_path: Path) -> None:
+    assert vm.run(". /etc/os-release; echo $VERSION_CODENAME").stdout == "bookworm\n"
+    assert vm.run("systemctl is-system-running --wait", check=False, timeout=120).stdout == "running\n"
+    vm.run(["modprobe", "dummy"], sudo=True)

@@ -1,0 +1,131 @@
+"""Trouble as users meet it: one message that says what was tried, what was seen and what to do."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import BootError, BootTimeout, GuestPanic, ImageError, SpecError, StoreError, VMFactory, VMGone
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import Settings, environment, resolve
+
+
+def containers(engine: Engine, name: str) -> list[object]:
+    return list(engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"}))
+
+
+def test_more_memory_than_the_host_has(vm_factory: VMFactory) -> None:
+    with pytest.raises(SpecError, match=r"^big: ram=1048576M is more than the engine's host has \(\d+M\)$"):
+        vm_factory("big", ram="1T")
+
+
+def test_an_unknown_image_is_told_before_anything_starts(vm_factory: VMFactory) -> None:
+    with pytest.raises(ImageError, match="no guest image is called 'debian-31'; did you mean 'debian-13'"):
+        vm_factory(image="debian-31")
+
+
+def test_a_truncated_image(vm_factory: VMFactory, guest_disk: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.qcow2"
+    with guest_disk.open("rb") as whole:
+        cut.write_bytes(whole.read(64 * 1024 * 1024))
+    with pytest.raises(ImageError, match=r"cut\.qcow2: the disk is damaged or cut short; qemu-img says") as caught:
+        vm_factory(image=str(cut))
+    assert "|" in str(caught.value), "qemu-img's own words"
+
+
+def test_an_overlay_is_not_a_whole_image(vm_factory: VMFactory, tmp_path: Path) -> None:
+    # A qcow2 header, version 2, whose backing file is named right behind it.
+    header = b"QFI\xfb" + (2).to_bytes(4, "big") + (72).to_bytes(8, "big") + (11).to_bytes(4, "big")
+    header += (16).to_bytes(4, "big") + (1 << 20).to_bytes(8, "big") + bytes(40) + b"/etc/shadow"
+    (tmp_path / "overlay.qcow2").write_bytes(header.ljust(65536, b"\0"))
+    with pytest.raises(ImageError, match=r"it is an overlay of /etc/shadow; make it whole first: qemu-img convert"):
+        vm_factory(image=str(tmp_path / "overlay.qcow2"))
+
+
+@pytest.fixture
+def small_store(engine: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A volume on a tmpfs with the mount options that the test gives."""
+    name = f"virtainers-test-{int(time.time())}"
+    options = {"type": "tmpfs", "device": "tmpfs", "o": request.param}
+    engine.api.create_volume(name, driver="local", driver_opts=options)
+    yield name
+    engine.api.remove_volume(name)
+
+
+def with_store(store: str) -> Settings:
+    import os
+
+    return resolve([environment({**os.environ, "VIRTAINER_STORE": store})])
+
+
+@pytest.mark.parametrize("small_store", ["size=48m"], indirect=True)
+def test_a_full_disk_on_the_engines_side(small_store: str, guest_disk: Path) -> None:
+    with (
+        Manager(with_store(small_store), SILENT) as manager,
+        pytest.raises(StoreError, match=rf"(?s)copying .*disk\.qcow2 .*is full|{small_store}.* is full") as caught,
+    ):
+        manager.guest(str(guest_disk))
+    assert "--virtainer-store" in str(caught.value)
+
+
+@pytest.mark.parametrize("small_store", ["size=48m,ro"], indirect=True)
+def test_a_read_only_store(small_store: str, guest_disk: Path) -> None:
+    with (
+        Manager(with_store(small_store), SILENT) as manager,
+        pytest.raises(StoreError, match=rf"(?s)The store \({small_store}\) is read-only: choose another one"),
+    ):
+        manager.guest(str(guest_disk))
+
+
+def test_a_store_directory_that_is_not_there() -> None:
+    with (
+        Manager(with_store("/nonexistent/store"), SILENT) as manager,
+        pytest.raises(StoreError, match="the store /nonexistent/store cannot be opened"),
+    ):
+        manager.guest("debian-13")
+
+
+def test_a_boot_that_takes_too_long(vm_factory: VMFactory, engine: Engine) -> None:
+    with pytest.raises(
+        BootTimeout, match=r"slow did not let us log in over SSH within 8 s\. The last try: "
+    ) as caught:
+        vm_factory("slow", boot_timeout=8)
+    assert "The last lines of its console:\n  | " in str(caught.value)
+    assert "boot_timeout" in str(caught.value)
+    assert containers(engine, "slow") == []
+
+
+def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: Engine) -> None:
+    def kill() -> None:
+        while not (found := containers(engine, "victim")):
+            time.sleep(0.1)
+        time.sleep(4)
+        engine.api.kill(found[0]["Id"])  # type: ignore[index]
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    began = time.monotonic()
+    with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:") as caught:
+        vm_factory("victim")
+    killer.join()
+    assert time.monotonic() - began < 30, str(caught.value)
+    assert containers(engine, "victim") == []
+
+
+def test_cloud_init_errors_are_told(vm_factory: VMFactory) -> None:
+    with pytest.raises(BootError, match="cloud-init in vm reports errors; look at user_data, packages and run_comm"):
+        vm_factory(run_commands=["exit 3"])
+
+
+def test_a_kernel_panic_is_told_at_once(vm_factory: VMFactory) -> None:
+    vm = vm_factory("panicking")
+    began = time.monotonic()
+    with pytest.raises(GuestPanic, match="panicking: Kernel panic - not syncing: sysrq triggered crash"):
+        vm.run("echo c >/proc/sysrq-trigger; sleep 600", sudo=True)
+    assert time.monotonic() - began < 30
+    with pytest.raises(GuestPanic):
+        vm.run("true")
