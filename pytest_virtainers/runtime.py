@@ -89,18 +89,26 @@ def _ensure_base(engine: Engine, progress: Progress) -> str:
         if present(engine, base):
             progress.note(f"the runtime image's base is {base}, which the engine has")
             return base
-    with progress.step(f"pulling {_OFFICIAL_BASE}") as step:
-        step.update()
-        try:
-            engine.api.pull(_OFFICIAL_BASE)
-        except (docker.errors.DockerException, OSError) as error:
-            refusal = " ".join(str(getattr(error, "explanation", None) or error).split())
-        else:
-            progress.note(f"the runtime image's base is {_OFFICIAL_BASE}, pulled from its registry")
-            return _OFFICIAL_BASE
-    progress.note(f"no container registry answers ({refusal[:120]}); making the base from Debian's packages")
+    refusal = _pull(engine, progress)
+    if present(engine, _OFFICIAL_BASE):
+        progress.note(f"the runtime image's base is {_OFFICIAL_BASE}, pulled from its registry")
+        return _OFFICIAL_BASE
+    progress.note(f"no container registry answers ({refusal[-160:]}); making the base from Debian's packages")
     _make_base(engine, progress)
     return _OWN_BASE
+
+
+def _pull(engine: Engine, progress: Progress) -> str:
+    """Try to pull the official base; give what the engine said last. (Podman tells failures only in its events.)"""
+    said = ""
+    with progress.step(f"pulling {_OFFICIAL_BASE}") as step:
+        try:
+            for event in engine.api.pull(_OFFICIAL_BASE, stream=True, decode=True):
+                said = str(event.get("error") or event.get("status") or said)
+                step.update(said)
+        except (docker.errors.DockerException, OSError) as error:
+            said = str(getattr(error, "explanation", None) or error)
+    return " ".join(said.split())
 
 
 def _make_base(engine: Engine, progress: Progress) -> None:
@@ -127,6 +135,5 @@ def _make_base(engine: Engine, progress: Progress) -> None:
                 f"{' '.join(command[:3])} failed (exit code {process.returncode}):\n"
                 + "\n".join(f"  | {line}" for line in lines[-_LINES_SHOWN:])
             )
-        repository, _, tag = _OWN_BASE.rpartition(":")
         with engine.failures("importing the base image"):
-            engine.api.import_image(src=tarball, repository=repository, tag=tag)
+            engine.api.import_image(src=tarball, repository=_OWN_BASE)  # with its tag: Podman 4.3 ignores `tag`

@@ -60,7 +60,14 @@ def user_data(spec: Spec, keys: Keys, user: str) -> dict[str, Any]:
 # By class, not by name: interface names and MAC addresses are the guest's and the supervisor's business.
 _NETWORK_CONFIG: Mapping[str, object] = {
     "version": 2,
-    "ethernets": {"virtainer": {"match": {"name": "e*"}, "dhcp4": True}},
+    "ethernets": {
+        "virtainer": {
+            "match": {"name": "e*"},
+            "dhcp4": True,
+            # The supervisor's DHCP names a search domain in which the other VMs are found by their short names.
+            "dhcp4-overrides": {"use-domains": True},
+        }
+    },
 }
 
 

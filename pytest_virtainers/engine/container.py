@@ -197,12 +197,17 @@ class Container:
 
     def run(self, command: list[str], on_output: Callable[[bytes], object] = lambda _data: None) -> tuple[int, bytes]:
         """Run a command inside; give its exit code and both streams as one, and pass on each piece as it comes."""
-        output = bytearray()
+        output, frames = bytearray(), Demultiplexer()
         with self._engine.failures(f"running {command[0]} in {self.name}"):
             session = self._api.exec_create(self.id, command)["Id"]
-            for piece in self._api.exec_start(session, stream=True):
-                output += piece
-                on_output(piece)
+            hijacked = HijackedSocket(self._api.exec_start(session, socket=True))
+            try:
+                while data := hijacked.recv():
+                    for _, piece in frames.feed(data):
+                        output += piece
+                        on_output(piece)
+            finally:
+                hijacked.close()
             code = self._api.exec_inspect(session)["ExitCode"]
         return (-1 if code is None else int(code)), bytes(output)
 

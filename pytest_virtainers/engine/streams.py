@@ -47,15 +47,19 @@ class HijackedSocket:
     """The connection that remains when the engine has switched from HTTP to a raw stream."""
 
     def __init__(self, sdk_socket: Any) -> None:
-        self._sdk_socket = sdk_socket
+        """Take the connection over from the SDK, whose own objects would never be closed in order."""
+        response = getattr(sdk_socket, "_response", None)
         self._socket: Any = getattr(sdk_socket, "_sock", sdk_socket)
-        self._early = self._read_ahead()
+        self._early = self._read_ahead(response)
+        if type(self._socket) is socket.socket and response is not None:
+            self._socket = self._socket.dup()  # TLS sockets and SSH channels, which cannot do that, stay the SDK's
+            response.close()
+        self._keep_alive = sdk_socket
         self._socket.settimeout(None)
         _open_sockets.add(self)
 
-    def _read_ahead(self) -> bytes:
+    def _read_ahead(self, response: Any) -> bytes:
         """Give what the HTTP client has buffered behind the response's headers, which the SDK would lose."""
-        response = getattr(self._sdk_socket, "_response", None)
         buffered: Any = getattr(getattr(getattr(response, "raw", None), "_fp", None), "fp", None)
         if not hasattr(buffered, "peek"):
             return b""
@@ -87,7 +91,6 @@ class HijackedSocket:
         """Close this process's copy only."""
         with contextlib.suppress(OSError):
             self._socket.close()
-            self._sdk_socket.close()
 
 
 def _abandon_in_child() -> None:
