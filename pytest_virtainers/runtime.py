@@ -99,7 +99,7 @@ def _ensure_base(engine: Engine, progress: Progress) -> str:
 
 
 def _pull(engine: Engine, progress: Progress) -> str:
-    """Try to pull the official base; give what the engine said last. (Podman tells failures only in its events.)"""
+    """Try to pull the official base; give what the engine said last; Podman tells failures only in its events."""
     said = ""
     with progress.step(f"pulling {_OFFICIAL_BASE}") as step:
         try:

@@ -109,6 +109,7 @@ class ExecStream:
         self._hijacked = hijacked
         self._frames = Demultiplexer()
         self._ready = bytearray()
+        self._closed = False  # paramiko looks at this attribute of sockets
 
     def settimeout(self, seconds: float | None) -> None:
         """Limit each `recv` and `send`, in seconds."""
@@ -133,4 +134,5 @@ class ExecStream:
 
     def close(self) -> None:
         """End the session."""
+        self._closed = True
         self._hijacked.close()

@@ -56,6 +56,8 @@ def line(tmp_path: Path) -> Iterator[Line]:
     line.console._log.close()
     line.server.shutdown(socket.SHUT_RDWR)
     line.server.close()
+    for client in line.console._clients:  # at a virtainer's end the process goes, and they with it
+        client.close()
 
 
 def test_the_guest_is_heard_in_the_log_on_stdout_and_by_a_client(line: Line) -> None:

@@ -46,10 +46,16 @@ def test_what_the_guest_sends_is_masqueraded_and_so_is_its_call_to_itself() -> N
 
 
 def test_dhcp_gives_the_same_address_for_ever_with_name_and_mtu() -> None:
-    argv = network.dnsmasq_argv(NETWORK)
+    argv = network.dnsmasq_argv(NETWORK, 5300)
     assert "--dhcp-host=52:54:00:76:69:02,10.1.2.2,alpha,infinite" in argv
     assert "--dhcp-option=option:mtu,1450" in argv
     assert "--interface=virtainer0" in argv
+
+
+def test_short_names_go_to_our_own_server() -> None:
+    argv = network.dnsmasq_argv(NETWORK, 5300)
+    assert "--dhcp-option=option:domain-search,virtainer.internal" in argv
+    assert "--server=/virtainer.internal/127.0.0.1#5300" in argv
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_exit_codes_are_those_of_the_documentation() -> None:
 class Qemu:
     """A child that runs until it is told to quit; what the supervisor sends is kept in `commands`."""
 
-    def __init__(self, *, obeys_powerdown: bool = False, obeys_quit: bool = True) -> None:
-        self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __init__(self, *argv: str, obeys_powerdown: bool = False, obeys_quit: bool = True) -> None:
+        self.process = subprocess.Popen(argv or ["cat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         self.ours, self.theirs = socket.socketpair()
         self.queue, self.requests = os.pipe()
         self.commands: list[str] = []
@@ -173,7 +173,8 @@ def test_the_lease_ends_it_without_a_word_to_the_guest() -> None:
 
 def test_events_are_told(capfd: pytest.CaptureFixture[str]) -> None:
     qemu = Qemu()
-    qemu.event("RESET", {"guest": True, "reason": "guest-reset"})
+    for _ in range(2):  # the guest's own, and SeaBIOS's
+        qemu.event("RESET", {"guest": True, "reason": "guest-reset"})
     qemu.event("GUEST_PANICKED", {"action": "run"})
     qemu.event("BLOCK_IO_ERROR", {"action": "stop", "nospace": True, "reason": "No space left on device"})
     qemu.end("guest-shutdown")
@@ -181,6 +182,13 @@ def test_events_are_told(capfd: pytest.CaptureFixture[str]) -> None:
     told = capfd.readouterr().err.splitlines()
     assert told[:2] == ["virtainer: guest rebooted", "virtainer: guest panicked"]
     assert told[2].startswith("virtainer: guest paused, its disk failed: no space left in IMAGE_DIR.")
+
+
+def test_qemus_last_words_are_told_line_by_line(capfd: pytest.CaptureFixture[str]) -> None:
+    qemu = Qemu("sh", "-c", "printf 'qemu: ' >&2; sleep 0.1; echo no memory >&2; exit 1")
+    qemu.die()
+    assert str(qemu.supervise()) == "QEMU ended by itself (exit code 1): qemu: no memory"
+    assert capfd.readouterr().err == "virtainer: qemu: qemu: no memory\n"
 
 
 def test_orphans_are_reaped() -> None:

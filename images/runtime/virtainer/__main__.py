@@ -1,0 +1,122 @@
+"""The supervisor: a container's PID 1, from the environment to a running VM and its end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+import traceback
+from pathlib import Path
+
+from virtainer import disk, image, machine, names, network, privileges, qmp, requests, seed
+from virtainer.console import Console
+from virtainer.ending import End, Reason, say
+from virtainer.settings import CACHE_MODES, Settings
+from virtainer.supervise import Supervisor
+
+RUN = Path("/run/virtainer")  # root's only: who may `docker exec` may use what is in it
+DNSMASQ_LOG = RUN / "dnsmasq.log"
+QEMU_USER = "qemu"
+
+
+def main() -> None:
+    """Run a VM as the environment says; the last line and the exit code say how it ended."""
+    try:
+        end = run()
+    except End as early:
+        end = early
+    except Exception as error:  # noqa: BLE001  (whatever it is, the last line must say it)
+        for line in traceback.format_exc().splitlines():
+            say(line)
+        end = End(Reason.INTERNAL, f"{type(error).__name__}: {error}. This is a bug of virtainers: please report it")
+    say(end.line)
+    os._exit(end.reason.code)  # takes QEMU along: PID 1 without CAP_KILL could not signal another user's process
+
+
+def run() -> End:
+    """Prepare the VM, start it, and stay until it ends."""
+    started = time.monotonic()
+    requests.end_at_once()
+    settings = Settings.from_env(os.environ)
+    if settings.lease:
+        requests.watch_lease()
+    privileges.require()
+    RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    net = network.plan(settings.cidr, settings.name)
+    kvm = privileges.open_kvm(settings.accel)
+    base = image.find(settings)
+    overlay = disk.overlay(base, settings.image_dir, settings.disk_size)
+    iso = seed.prepare(settings.seed_iso, RUN / "seed")
+    tap = network.build(net)
+
+    queue = requests.queue()
+    with DNSMASQ_LOG.open("wb") as log:
+        dnsmasq = subprocess.Popen(
+            network.dnsmasq_argv(net, names.serve()),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    line, qemu_line = socket.socketpair()
+    monitor, qemu_monitor = socket.socketpair()
+    qmp_server = _listen(qmp.SOCKET)
+    handles = machine.Handles(
+        base=os.open(base.path, os.O_RDONLY),
+        overlay=disk.open_overlay(overlay, direct=CACHE_MODES[settings.cache].direct),
+        seed=os.open(iso, os.O_RDONLY),
+        tap=tap,
+        console=qemu_line.fileno(),
+        monitor=qemu_monitor.fileno(),
+        qmp=qmp_server.fileno(),
+        kvm=kvm,
+    )
+    say(
+        f"starting {settings.name}: {settings.ram} MiB, {settings.cpus} CPU, {'tcg' if kvm is None else 'kvm'}, "
+        f"{base.path} ({base.format}), prepared in {time.monotonic() - started:.2f} s"
+    )
+    qemu = subprocess.Popen(
+        machine.argv(settings, base.format, handles),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=handles.all(),
+        user=QEMU_USER,
+        group=QEMU_USER,
+        extra_groups=[],
+        cwd="/",
+        start_new_session=True,  # a ^C on the container's terminal is ours to handle
+    )
+    for fd in handles.all():
+        os.close(fd)
+    for connection in (qemu_line, qemu_monitor, qmp_server):
+        connection.detach()
+
+    console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
+    assert qemu.stderr  # noqa: S101  (for the type checker: it is a pipe)
+    end = Supervisor(
+        qemu=qemu.pid,
+        stderr=qemu.stderr,
+        helpers={dnsmasq.pid: f"dnsmasq (see {DNSMASQ_LOG})"},
+        monitor=qmp.Monitor(monitor),
+        monitor_fd=monitor.fileno(),
+        queue=queue,
+        grace=settings.shutdown_timeout,
+    ).run()
+    if end.reason is not Reason.LEASE:
+        console.finish(seconds=2)
+    return end
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)  # left over when a container is started again
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen(8)
+    return server
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The overlay: a qcow2 file with this VM's writes, on top of the guest disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from virtainer.ending import End, Reason, say
+from virtainer.image import no_room
+from virtainer.tools import ToolError, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from virtainer.image import Base
+
+
+def overlay(base: Base, directory: Path, size: int) -> Path:
+    """Return the directory's overlay on this guest disk: the one that is there, or a new one.
+
+    `size` (bytes) is what the guest sees of a new overlay, or the guest disk's own size if that is larger.
+    """
+    path = directory / "local_image.qcow2"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _accept(path, base)
+        else:
+            _create(path, base, max(size, base.size))
+    except OSError as error:
+        raise no_room(directory, error) from None
+    return path
+
+
+def open_overlay(path: Path, *, direct: bool) -> int:
+    """Return a descriptor for QEMU, which wants it to bypass the page cache when its cache mode does."""
+    try:
+        return os.open(path, os.O_RDWR | (os.O_DIRECT if direct else 0))
+    except OSError as error:
+        if direct and error.errno == errno.EINVAL:
+            raise End(
+                Reason.STORAGE,
+                f"{path} is on a file system without direct I/O: DISK_CACHE=none and directsync are impossible there",
+            ) from None
+        raise no_room(path.parent, error) from None
+
+
+def _create(path: Path, base: Base, size: int) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        # -u: do not open the guest disk again, its format and size are known.
+        run(
+            "qemu-img",
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-F",
+            base.format,
+            "-b",
+            str(base.path),
+            str(part),
+            str(size),
+        )
+    except ToolError as error:
+        part.unlink(missing_ok=True)
+        raise End(
+            Reason.STORAGE, f"cannot make the overlay {path}: {error}. IMAGE_DIR needs a writable folder with room"
+        ) from None
+    _record(path).write_text(base.fingerprint + "\n")
+    part.replace(path)
+
+
+def _accept(path: Path, base: Base) -> None:
+    try:
+        info = json.loads(run("qemu-img", "info", "--output=json", str(path)))
+    except ToolError as error:
+        raise End(Reason.STORAGE, f"the overlay {path} cannot be used: {error}") from None
+    record = _record(path)
+    made_on = record.read_text().strip() if record.exists() else None
+    if complaint := objection(info, base, made_on):
+        raise End(Reason.STORAGE, f"the overlay {path} {complaint}, or give this VM an IMAGE_DIR of its own")
+    say(f"using the overlay {path} again ({info['virtual-size'] / 2**30:.1f} GiB)")
+
+
+def objection(info: dict[str, Any], base: Base, made_on: str | None) -> str | None:
+    """Say what speaks against using an overlay again, from `qemu-img info` and the recorded fingerprint.
+
+    An overlay from elsewhere has no record: then only a guest disk that outgrew it is noticed.
+    """
+    if info["format"] != "qcow2":
+        return f"is {info['format']}, not qcow2: remove it"
+    if name := info.get("format-specific", {}).get("data", {}).get("data-file"):
+        return f"keeps its data in another file ({name}): remove it"
+    if made_on and made_on != base.fingerprint:
+        return f"was made on another guest disk than {base.path}: mount the former one, remove the overlay"
+    if info["virtual-size"] < base.size:
+        return f"is smaller than {base.path}, so it was made on another guest disk: remove it"
+    return None
+
+
+def _record(path: Path) -> Path:
+    """Where the fingerprint of the guest disk is kept that an overlay was made on."""
+    return path.with_suffix(".base")

@@ -1,0 +1,128 @@
+"""The machine that QEMU emulates: settings and open files in, a command line out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from virtainer.network import GUEST_MAC
+from virtainer.settings import CACHE_MODES
+
+if TYPE_CHECKING:
+    from virtainer.settings import Settings
+
+# Versioned, so that a saved VM and a resumed disk meet the machine that they know.
+MACHINE = "pc-q35-10.0"
+# Systems without virtio drivers are older than AHCI and PCI Express, too.
+LEGACY_MACHINE = "pc-i440fx-10.0"
+
+# QEMU opens these as the files that the supervisor opened for it (`-add-fd`).
+_BASE, _OVERLAY, _SEED, _KVM = "/dev/fdset/1", "/dev/fdset/2", "/dev/fdset/3", "/dev/fdset/4"
+
+
+@dataclass(frozen=True)
+class Handles:
+    """Descriptors that QEMU inherits. It runs as a user who could open none of these itself."""
+
+    base: int
+    overlay: int
+    seed: int
+    tap: int
+    console: int  # a connected socket
+    monitor: int  # a connected socket: the supervisor's own QMP
+    qmp: int  # a listening socket: everybody's QMP
+    kvm: int | None
+
+    def all(self) -> tuple[int, ...]:
+        """All that are there."""
+        return tuple(fd for fd in vars(self).values() if fd is not None)
+
+
+def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
+    """Return QEMU's command line."""
+    return [
+        "qemu-system-x86_64",
+        *("-name", f"{settings.name},process={settings.name}"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        # Without graphics the firmware talks on the serial line, too: "No bootable device" is seen.
+        *("-machine", f"{MACHINE if settings.virtio else LEGACY_MACHINE},graphics=off"),
+        *_processor(settings, handles),
+        *("-m", str(settings.ram)),
+        *_disks(settings, base_format, handles),
+        *_devices(settings, handles),
+        *_channels(handles),
+        # A guest that panics stays as it is: its console, screen and memory are the evidence.
+        *("-action", "panic=none"),
+    ]
+
+
+def _processor(settings: Settings, handles: Handles) -> list[str]:
+    if handles.kvm is None:
+        accel = ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    else:
+        accel = [*_add_fd(handles.kvm, _KVM), "-accel", f"kvm,device={_KVM}", "-cpu", "host"]
+    return [*accel, "-smp", str(settings.cpus)]
+
+
+def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
+    mode = CACHE_MODES[settings.cache]
+    cache: dict[str, Any] = {"direct": mode.direct, "no-flush": mode.no_flush}
+    base = {"driver": base_format, "node-name": "base", "read-only": True, "file": _file(_BASE, read_only=True)}
+    if base_format == "qcow2":
+        base["backing"] = None  # whatever its header says
+    overlay = {
+        "driver": "qcow2",
+        "node-name": "disk",
+        "discard": "unmap",
+        "file": _file(_OVERLAY, discard="unmap", cache=cache),
+        "cache": cache,
+        "backing": "base",
+    }
+    seed = {"driver": "raw", "node-name": "seed", "read-only": True, "file": _file(_SEED, read_only=True)}
+    write_cache = f"write-cache={'on' if mode.write_cache else 'off'}"
+    if settings.virtio:
+        # The seed is no CD: kernels made for clouds often lack its drivers. cloud-init goes by the label.
+        devices = [f"virtio-blk-pci,drive=disk,bootindex=1,{write_cache}", "virtio-blk-pci,drive=seed"]
+    else:
+        devices = [f"ide-hd,bus=ide.0,drive=disk,bootindex=1,{write_cache}", "ide-cd,bus=ide.1,drive=seed"]
+    return [
+        *_add_fd(handles.base, _BASE),
+        *_add_fd(handles.overlay, _OVERLAY),
+        *_add_fd(handles.seed, _SEED),
+        *(word for node in (base, overlay, seed) for word in ("-blockdev", json.dumps(node))),
+        *(word for device in devices for word in ("-device", device)),
+    ]
+
+
+def _devices(settings: Settings, handles: Handles) -> list[str]:
+    card = "virtio-net-pci" if settings.virtio else "e1000"
+    devices = [
+        f"{card},netdev=net0,mac={GUEST_MAC},romfile=",  # no network boot
+        "VGA",  # nobody looks at it but screenshots
+        "vmgenid,guid=auto",
+        "pvpanic",
+    ]
+    if settings.virtio:
+        devices.append("virtio-rng-pci")
+    return [
+        *("-netdev", f"tap,id=net0,fd={handles.tap}"),
+        *(word for device in devices for word in ("-device", device)),
+    ]
+
+
+def _channels(handles: Handles) -> list[str]:
+    return [
+        *("-chardev", f"socket,id=console,fd={handles.console}", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=monitor,fd={handles.monitor}", "-mon", "chardev=monitor,mode=control"),
+        *("-chardev", f"socket,id=qmp,fd={handles.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
+    ]
+
+
+def _file(name: str, *, read_only: bool = False, **more: object) -> dict[str, Any]:
+    return {"driver": "file", "filename": name, "read-only": read_only, **more}
+
+
+def _add_fd(fd: int, name: str) -> list[str]:
+    return ["-add-fd", f"fd={fd},set={name.rpartition('/')[2]}"]

@@ -1,0 +1,192 @@
+"""The guest's network: a tap, NAT in both directions, DHCP and DNS.
+
+The guest always has the same MAC and address, and the same gateway with the same MAC, so that one memory
+snapshot fits every container. All that arrives at the container's addresses, whatever the protocol, goes to
+the guest; what the guest sends out leaves with the container's address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from virtainer import names
+from virtainer.ending import End, Reason
+from virtainer.tools import ToolError, run
+
+TAP = "virtainer0"  # not tap0: in a rootless Podman's container that is the way out
+GUEST_MAC = "52:54:00:76:69:02"
+GATEWAY_MAC = "52:54:00:76:69:01"
+MAX_MTU = 9000  # rootless Podman's own interface says 65520, more than emulated network cards take
+
+_SYS_NET = Path("/sys/class/net")
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
+
+
+@dataclass(frozen=True)
+class Network:
+    """The inner network of one VM."""
+
+    cidr: str  # first three octets
+    guest_name: str
+    mtu: int
+
+    @property
+    def gateway(self) -> str:
+        """Where the container's end is."""
+        return f"{self.cidr}.1"
+
+    @property
+    def guest(self) -> str:
+        """Where the guest is."""
+        return f"{self.cidr}.2"
+
+
+def plan(cidr: str, guest_name: str) -> Network:
+    """Look at the container's own network. Raises End when the inner one cannot work beside it."""
+    links = {link.name: (link / "device").exists() for link in _SYS_NET.iterdir()}
+    if looks_like_host(links):
+        raise End(
+            Reason.NETWORK,
+            f"this looks like the host's own network ({', '.join(sorted(links))}): all that arrives here would be "
+            "sent to the guest. Leave out --network host",
+        )
+    routes = Path("/proc/net/route").read_text()
+    if taken := overlap(cidr, routes):
+        raise End(
+            Reason.NETWORK,
+            f"CIDR={cidr} overlaps the container's own network {taken}: give another, such as -e CIDR=192.168.101",
+        )
+    uplink = default_link(routes)
+    if uplink:
+        _need_forwarding()
+    mtu = int((_SYS_NET / uplink / "mtu").read_text()) if uplink else 1500
+    return Network(cidr, guest_name, min(mtu, MAX_MTU))
+
+
+def looks_like_host(links: dict[str, bool]) -> bool:
+    """Tell a host's network namespace by its hardware or engine bridges; `links` is name -> has hardware."""
+    return any(hardware or name in {"docker0", "podman0", "cni0"} for name, hardware in links.items())
+
+
+def overlap(cidr: str, routes: str) -> str | None:
+    """Name the network in /proc/net/route that shares addresses with the inner one."""
+    inner = IPv4Network(f"{cidr}.0/24")
+    for _, destination, mask in _routes(routes):
+        network = IPv4Network((destination, mask.bit_count()))
+        if mask and network.overlaps(inner):
+            return str(network)
+    return None
+
+
+def default_link(routes: str) -> str | None:
+    """Name the interface of the default route in /proc/net/route; without one, the first that has a route."""
+    found = [(mask != 0, name) for name, _, mask in _routes(routes)]
+    return min(found, key=lambda route: route[0])[1] if found else None
+
+
+def _routes(table: str) -> list[tuple[str, int, int]]:
+    """Return interface, destination and mask of each line; the kernel writes them in the host's byte order."""
+    rows = [line.split() for line in table.splitlines()[1:]]
+    return [(row[0], _address(row[1]), _address(row[7])) for row in rows]
+
+
+def _address(word: str) -> int:
+    return int.from_bytes(int(word, 16).to_bytes(4, "little"), "big")
+
+
+def _need_forwarding() -> None:
+    switch = Path("/proc/sys/net/ipv4/ip_forward")
+    if switch.read_text().strip() == "1":
+        return
+    with contextlib.suppress(OSError):  # writable only when privileged
+        switch.write_text("1")
+        return
+    raise End(
+        Reason.PRIVILEGE, "net.ipv4.ip_forward is 0 in this container: docker run --sysctl net.ipv4.ip_forward=1 …"
+    )
+
+
+def build(network: Network) -> int:
+    """Make the tap with its address and rules. Returns the tap's descriptor, for QEMU."""
+    try:
+        tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        # Without IFF_VNET_HDR: a snapshot can then be restored on backends that lack it.
+        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", TAP.encode(), _IFF_TAP | _IFF_NO_PI))
+    except OSError as error:
+        raise End(
+            Reason.NETWORK,
+            f"cannot make the interface {TAP} through /dev/net/tun: {error.strerror}. "
+            "Is there another virtainer in the same network namespace?",
+        ) from None
+    try:
+        run("ip", "-batch", "-", stdin=link_commands(network))
+        run("nft", "-f", "-", stdin=nft_rules(network))
+    except ToolError as error:
+        raise End(Reason.NETWORK, f"cannot set up the guest's network: {error}") from None
+    return tap
+
+
+def link_commands(network: Network) -> str:
+    """Return the input of `ip -batch`."""
+    return (
+        f"link set dev {TAP} address {GATEWAY_MAC}\n"
+        f"addr add {network.gateway}/24 dev {TAP}\n"
+        f"link set dev {TAP} mtu {network.mtu} up\n"
+    )
+
+
+def nft_rules(network: Network) -> str:
+    """Return the input of `nft -f`: a table of our own, beside the engine's rules for its DNS.
+
+    `fib daddr type local` is any address of this container, those of networks joined later included. The
+    last rule is for a guest that calls its own container: the reply has to come back this way.
+    """
+    return f"""\
+table ip virtainer {{
+    chain arriving {{
+        type nat hook prerouting priority dstnat; policy accept;
+        ip daddr {network.gateway} accept
+        iifname != "lo" fib daddr type local dnat to {network.guest}
+    }}
+    chain leaving {{
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname != {{ "lo", "{TAP}" }} ip saddr {network.cidr}.0/24 masquerade
+        oifname "{TAP}" ip saddr {network.guest} masquerade
+    }}
+}}
+"""
+
+
+def dnsmasq_argv(network: Network, names_port: int) -> list[str]:
+    """Return the command of the guest's DHCP and DNS server, which stays in the foreground.
+
+    It asks the servers of the container's /etc/resolv.conf, such as the engine's, that knows the names of
+    other containers; it answers from the container's /etc/hosts too, so `--add-host` reaches the guest.
+    `names_port` is where names.serve() listens.
+    """
+    return [
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file",
+        "--user=dnsmasq",
+        "--log-facility=-",
+        "--quiet-dhcp",
+        f"--interface={TAP}",
+        "--except-interface=lo",
+        "--bind-interfaces",
+        f"--dhcp-range={network.cidr}.0,static",
+        f"--dhcp-host={GUEST_MAC},{network.guest},{network.guest_name},infinite",
+        f"--dhcp-option=option:mtu,{network.mtu}",
+        f"--dhcp-option=option:domain-search,{names.DOMAIN}",
+        f"--server=/{names.DOMAIN}/127.0.0.1#{names_port}",
+        "--dhcp-authoritative",
+        "--leasefile-ro",
+        "--no-ping",  # it would wait three seconds for an answer before its first offer
+    ]

@@ -1,0 +1,76 @@
+"""QEMU's machine protocol: a monitor for the supervisor, and the command `qmp` for everybody else.
+
+https://www.qemu.org/docs/master/interop/qmp-spec.html
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+SOCKET = Path("/run/virtainer/qmp.sock")
+
+
+class Monitor:
+    """One QMP connection. Commands may be sent before QEMU has said hello: it reads them in order."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+        self.send({"execute": "qmp_capabilities"})
+
+    def send(self, command: dict[str, Any]) -> None:
+        """Send one command, and do not wait for its reply."""
+        self._connection.sendall(json.dumps(command).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Wait for data and return the messages that it completes. Raises EOFError when QEMU is gone."""
+        data = self._connection.recv(65536)
+        if not data:
+            raise EOFError
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        return [json.loads(line) for line in lines if line.strip()]
+
+
+def execute(connection: socket.socket, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Send commands one after another; return their replies, each with `return` or `error`."""
+    monitor = Monitor(connection)
+    replies: list[dict[str, Any]] = []
+    for command in [None, *commands]:  # the first reply is to qmp_capabilities
+        if command is not None:
+            monitor.send(command)
+        wanted = len(replies) + 1
+        while len(replies) < wanted:
+            replies += [message for message in monitor.receive() if message.keys() & {"return", "error"}]
+    return replies[1:]
+
+
+def main(arguments: list[str], path: Path = SOCKET) -> int:
+    """Run `qmp JSON…`: print one reply a line. Exit code 1 when a reply is an error, 2 when none came."""
+    try:
+        commands = [json.loads(argument) for argument in arguments]
+    except ValueError as error:
+        return _complain(f"not JSON: {error}")
+    if not commands or not all(isinstance(command, dict) for command in commands):
+        return _complain("""expected commands such as '{"execute": "query-status"}'""")
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            replies = execute(connection, commands)
+    except (OSError, EOFError) as error:
+        return _complain(f"no answer on {path}: {error or 'QEMU ended'}")
+    for reply in replies:
+        print(json.dumps(reply))
+    return int(any("error" in reply for reply in replies))
+
+
+def _complain(text: str) -> int:
+    print(f"qmp: {text}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""The environment variables of the contract, read once and checked before anything is touched."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from virtainer.ending import End, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+
+
+class CacheMode(NamedTuple):
+    """How QEMU treats writes (qemu-system-x86_64(1), -drive cache=)."""
+
+    write_cache: bool
+    direct: bool
+    no_flush: bool
+
+
+CACHE_MODES = {
+    "writeback": CacheMode(write_cache=True, direct=False, no_flush=False),
+    "none": CacheMode(write_cache=True, direct=True, no_flush=False),
+    "writethrough": CacheMode(write_cache=False, direct=False, no_flush=False),
+    "directsync": CacheMode(write_cache=False, direct=True, no_flush=False),
+    "unsafe": CacheMode(write_cache=True, direct=False, no_flush=True),
+}
+
+# Systems, as libosinfo names them, that cannot boot from a virtio disk as they come.
+NO_VIRTIO = re.compile(r"(win|msdos|freedos|dos|os2|(rhel|centos)[34](\D|$)|netware|solaris|opensolaris)")
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How this virtainer was asked to be."""
+
+    ram: int  # MiB
+    cpus: int
+    name: str
+    virtio: bool
+    disk_size: int  # bytes
+    image_dir: Path
+    seed_iso: Path
+    cidr: str  # the first three octets of the inner /24
+    image_url: str
+    accel: str
+    lease: bool
+    cache: str
+    shutdown_timeout: float  # seconds
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Read every variable; an empty one counts as unset. Raises End naming variable, value and allowed."""
+
+        def read(name: str, default: str, parse: Callable[[str], T], allowed: str) -> T:
+            value = env.get(name, "") or default
+            try:
+                return parse(value)
+            except ValueError:
+                raise End(Reason.SETTING, f"{name}={value!r}: allowed is {allowed}") from None
+
+        return cls(
+            ram=read("RAM", "1024", _whole(32, 2**24), "a whole number of MiB, from 32"),
+            cpus=read("CPU", "1", _whole(1, 255), "a whole number from 1 to 255"),
+            name=read(
+                "VM_NAME", "vm", _matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"), "a host name without dots"
+            ),
+            virtio=not NO_VIRTIO.match(
+                read(
+                    "OS_VARIANT",
+                    "linux",
+                    _matching(r"[a-z0-9][a-z0-9._-]*"),
+                    "a name as libosinfo writes it: debian12, win10",
+                )
+            ),
+            disk_size=read("DISK_SIZE", "40G", _size, "a size such as 512M, 40G or 1T, from 1M"),
+            image_dir=read("IMAGE_DIR", "/mounted", _absolute, "an absolute path"),
+            seed_iso=read("CLOUD_INIT_DISK", "/cloud_init.iso", _absolute, "an absolute path"),
+            cidr=read("CIDR", "192.168.100", _three_octets, "the first three octets of a private /24: 192.168.100"),
+            image_url=read(
+                "IMAGE_URL",
+                "",
+                _matching(r"(https?://[^/\s]+/\S+)?"),
+                "an http:// or https:// address of a disk image",
+            ),
+            accel=read("ACCEL", "auto", _one_of("auto", "kvm", "tcg"), "auto, kvm or tcg"),
+            lease=read("LEASE", "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
+            cache=read("DISK_CACHE", "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),
+            shutdown_timeout=read("SHUTDOWN_TIMEOUT", "60", _whole(0, 86400), "whole seconds, from 0 to 86400"),
+        )
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+            raise ValueError
+        return int(value)
+
+    return parse
+
+
+def _matching(pattern: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    return _matching("|".join(words))
+
+
+def _size(value: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", value, re.ASCII | re.IGNORECASE)
+    size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
+    if not 2**20 <= size <= 2**50:
+        raise ValueError
+    return -(-size // 512) * 512
+
+
+def _absolute(value: str) -> Path:
+    if not value.startswith("/"):
+        raise ValueError
+    return Path(value)
+
+
+def _three_octets(value: str) -> str:
+    address = IPv4Address(f"{value}.0")  # its error is a ValueError
+    if not address.is_private or address.is_loopback or address.is_link_local or address.is_reserved:
+        raise ValueError
+    return value

@@ -1,0 +1,176 @@
+"""From QEMU's start to its end: requests, QEMU's events and last words, dead children, and the grace time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+from virtainer import requests
+from virtainer.ending import End, Reason, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtainer.qmp import Monitor
+
+# A power button pressed before the guest listens is lost, so it is pressed again.
+_PRESS_AGAIN = 5.0  # seconds
+# SeaBIOS answers a guest's reset with one of its own: two within this time are one reboot.
+_ONE_REBOOT = 2.0  # seconds
+# How long QEMU may take to write out its disk caches when it is told to quit.
+_QUIT_TIME = 5.0  # seconds
+
+
+class Supervisor:
+    """Watches one running QEMU."""
+
+    def __init__(
+        self,
+        *,
+        qemu: int,
+        stderr: IO[bytes],
+        helpers: dict[int, str],
+        monitor: Monitor,
+        monitor_fd: int,
+        queue: int,
+        grace: float,
+    ) -> None:
+        """Take QEMU's process id and pipes, the names of other children by process id, and seconds of grace."""
+        self._qemu, self._helpers, self._monitor, self._grace = qemu, helpers, monitor, grace
+        self._stderr, self._queue = stderr, queue
+        self._last_words, self._unfinished = "", b""
+        self._status: int | None = None  # as os.waitpid gives it
+        self._shutdown: dict[str, Any] = {}  # QEMU's last SHUTDOWN event
+        self._request = ""  # what is under way: "", "stop" or "kill"
+        self._cause = ""
+        self._lease_gone = False
+        self._rebooted = float("-inf")
+        self._deadline = self._press_at = float("inf")
+        self._selector = selectors.DefaultSelector()
+        self._on(queue, self._read_requests)
+        self._on(monitor_fd, self._read_events)
+        self._on(stderr.fileno(), self._read_last_words)
+
+    def run(self) -> End:
+        """Return when the VM is over, or has to be."""
+        while self._status is None:
+            wake = min(self._deadline, self._press_at) - time.monotonic()
+            for key, _ in self._selector.select(None if wake == float("inf") else max(0.0, wake)):
+                key.data()
+            if self._lease_gone:
+                return End(Reason.LEASE, requests.LEASE_END)  # the VM is for nobody: nothing to save
+            if time.monotonic() >= self._deadline:
+                if self._request == "kill":
+                    return End(Reason.KILLED, f"{self._cause}, and QEMU did not quit in {_QUIT_TIME:g} s")
+                self._kill(f"the guest did not shut down in {self._grace:g} s")
+            elif time.monotonic() >= self._press_at:
+                self._press_power_button()
+        for read in (self._read_events, self._read_last_words):  # what QEMU said at the very end
+            with contextlib.suppress(EOFError):
+                while True:
+                    read()
+        if self._request == "kill":
+            return End(Reason.KILLED, self._cause)
+        return outcome(self._status, self._shutdown, self._last_words, asked=self._request == "stop")
+
+    def _on(self, fd: int, read: Callable[[], None]) -> None:
+        def until_the_end() -> None:
+            try:
+                read()
+            except (EOFError, OSError):
+                self._selector.unregister(fd)
+
+        self._selector.register(fd, selectors.EVENT_READ, until_the_end)
+
+    def _read_requests(self) -> None:
+        for number in os.read(self._queue, 4096):
+            if number == requests.LEASE_GONE:
+                self._lease_gone = True
+            elif number == signal.SIGCHLD:
+                self._reap()
+            elif self._request or not self._grace:
+                self._kill(f"{signal.Signals(number).name} came" + (" again" if self._request else ", without grace"))
+            else:
+                say(f"{signal.Signals(number).name}: asking the guest to shut down, for {self._grace:g} s")
+                self._request = "stop"
+                self._deadline = time.monotonic() + self._grace
+                self._press_power_button()
+
+    def _press_power_button(self) -> None:
+        self._press_at = time.monotonic() + _PRESS_AGAIN
+        self._send("system_powerdown")
+
+    def _kill(self, cause: str) -> None:
+        if self._request == "kill":
+            return
+        self._request, self._cause = "kill", cause
+        self._deadline, self._press_at = time.monotonic() + _QUIT_TIME, float("inf")
+        self._send("quit")
+
+    def _send(self, command: str) -> None:
+        with contextlib.suppress(OSError):  # QEMU is just ending
+            self._monitor.send({"execute": command})
+
+    def _reap(self) -> None:
+        """Collect every dead child. As PID 1 we inherit orphans, such as those of `docker exec`."""
+        with contextlib.suppress(ChildProcessError):
+            while (death := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = death
+                if pid == self._qemu:
+                    self._status = status
+                elif pid in self._helpers:
+                    code = os.waitstatus_to_exitcode(status)
+                    say(f"{self._helpers[pid]} ended with {code}, so the guest has no DHCP and no DNS")
+
+    def _read_events(self) -> None:
+        for message in self._monitor.receive():
+            event, data = message.get("event"), message.get("data", {})
+            if event == "SHUTDOWN":
+                self._shutdown = data
+            elif event == "GUEST_PANICKED":
+                say("guest panicked")
+            elif event == "RESET" and data.get("guest"):
+                if time.monotonic() > self._rebooted + _ONE_REBOOT:
+                    say("guest rebooted")
+                self._rebooted = time.monotonic()
+            elif event == "BLOCK_IO_ERROR" and data.get("action") == "stop":
+                cause = "no space left in IMAGE_DIR" if data.get("nospace") else data.get("reason")
+                say(
+                    f"guest paused, its disk failed: {cause}. Mend it, then: "
+                    """docker exec CONTAINER qmp '{"execute": "cont"}'"""
+                )
+
+    def _read_last_words(self) -> None:
+        data = os.read(self._stderr.fileno(), 65536)
+        if not data:
+            raise EOFError
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        for line in lines:
+            self._last_words = line.decode(errors="replace")
+            say(f"qemu: {self._last_words}")
+
+
+def outcome(status: int, shutdown: dict[str, Any], last_words: str, *, asked: bool) -> End:
+    """Say why QEMU ended, from its wait status, its last SHUTDOWN event and its last line on stderr.
+
+    Reasons of shutdowns: https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html, ShutdownCause.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0 and shutdown.get("guest"):
+        if asked:
+            return End(Reason.STOPPED, "the guest shut down as it was asked to")
+        return End(Reason.POWERED_OFF, "the guest switched itself off")
+    if code == 0 and shutdown.get("reason") == "host-qmp-quit":
+        return End(Reason.QUIT, "QEMU was told to quit through QMP")
+    if code == -signal.SIGKILL:
+        return End(
+            Reason.QEMU, "QEMU was killed (SIGKILL): has the container too little memory for RAM and QEMU's own?"
+        )
+    how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    return End(
+        Reason.QEMU, f"QEMU ended by itself ({how}): {last_words or shutdown.get('reason') or 'it said nothing'}"
+    )

@@ -1,0 +1,59 @@
+"""The DNS server for short names."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+from virtainer import names
+
+A, AAAA = 1, 28
+
+
+def query(name: str, kind: int = A) -> bytes:
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return b"\x12\x34" + struct.pack("!5H", 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
+
+
+def resolver(name: bytes) -> list[str]:
+    """Know `web` and `my_db`; fail for the rest, for `slow` only for now."""
+    known = {b"web": ["172.18.0.2"], b"my_db": ["172.18.0.3", "172.18.0.4"]}
+    if name not in known:
+        raise socket.gaierror(socket.EAI_AGAIN if name == b"slow" else socket.EAI_NONAME, "")
+    return known[name]
+
+
+def parse(reply: bytes, asked: bytes) -> tuple[int, list[str]]:
+    """Return response code and addresses, once the reply fits the query."""
+    ident, flags, questions, answers, _, _ = struct.unpack_from("!6H", reply)
+    assert (ident, questions) == (0x1234, 1)
+    assert reply[12:].startswith(asked[12:])
+    records = reply[len(asked) :]
+    assert len(records) == 16 * answers
+    return flags & 0xF, [socket.inet_ntoa(records[at + 12 : at + 16]) for at in range(0, len(records), 16)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "code", "addresses"),
+    [
+        ("web.virtainer.internal", A, 0, ["172.18.0.2"]),
+        ("Web.Virtainer.Internal", A, 0, ["172.18.0.2"]),
+        ("my_db.virtainer.internal", A, 0, ["172.18.0.3", "172.18.0.4"]),
+        ("web.virtainer.internal", AAAA, 0, []),
+        ("nobody.virtainer.internal", A, 3, []),
+        ("slow.virtainer.internal", A, 2, []),
+    ],
+)
+def test_answers(name: str, kind: int, code: int, addresses: list[str]) -> None:
+    asked = query(name, kind)
+    assert parse(names.answer(asked, resolver), asked) == (code, addresses)
+
+
+def test_it_answers_from_the_resolver_of_the_container() -> None:
+    port = names.serve()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        asked = query("localhost.virtainer.internal")
+        client.sendto(asked, ("127.0.0.1", port))
+        assert "127.0.0.1" in parse(client.recv(512), asked)[1]
