@@ -25,8 +25,6 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.real_vm
-
 CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETUID", "SETGID")
 TUN = ["--device", "/dev/net/tun"]
 FORWARD = ["--sysctl", "net.ipv4.ip_forward=1"]
@@ -52,28 +50,6 @@ TINY = bytes.fromhex(
     "ba0406 b80020 ef"  # power off
     "b0fe e664 f4"  # reset
 )
-
-
-def from_environment(name: str, what: str) -> str:
-    value = os.environ.get(name)
-    if not value:
-        pytest.fail(f"{name} is not set: name {what}")
-    return value
-
-
-@pytest.fixture(scope="session")
-def engine_cli() -> list[str]:
-    return shlex.split(os.environ.get("VIRTAINERS_TEST_CLI", "docker"))
-
-
-@pytest.fixture(scope="session")
-def runtime_image() -> str:
-    return from_environment("RUNTIME_IMAGE", "the image built from images/runtime")
-
-
-@pytest.fixture(scope="session")
-def guest_disk() -> Path:
-    return Path(from_environment("GUEST_DISK", "a Debian cloud image, qcow2")).resolve()
 
 
 @dataclass
