@@ -149,7 +149,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def network(engine_cli: list[str]) -> Iterator[str]:
     name = f"contract-{uuid.uuid4().hex[:8]}"
-    subprocess.run([*engine_cli, "network", "create", name], capture_output=True, check=True)
+    # A subnet of our own: among Docker's is one that holds the guests' inner network.
+    subnet = f"10.214.{uuid.uuid4().int % 256}.0/24"
+    subprocess.run([*engine_cli, "network", "create", "--subnet", subnet, name], capture_output=True, check=True)
     yield name
     subprocess.run([*engine_cli, "network", "rm", name], capture_output=True, check=False)
 

@@ -1,0 +1,19 @@
+from ipaddress import IPv4Network
+
+from pytest_virtainers.engine import network
+
+
+def test_subnets_keep_clear_of_what_is_taken() -> None:
+    half = IPv4Network("10.213.0.0/17")
+    chosen = network.free_subnets([half, IPv4Network("172.17.0.0/16")])
+    assert len(chosen) == len(set(chosen)) == 20
+    assert not any(each.overlaps(half) for each in chosen)
+    assert all(each.subnet_of(network.POOL) and each.prefixlen == 24 for each in chosen)
+
+
+def test_a_pool_that_is_all_taken_has_none() -> None:
+    assert network.free_subnets([IPv4Network("10.0.0.0/8")]) == []
+
+
+def test_the_guests_inner_network_is_not_in_the_pool() -> None:
+    assert not network.POOL.overlaps(IPv4Network("192.168.100.0/24"))
