@@ -27,6 +27,12 @@ def test_sleep(vm):
     pathlib.Path("ready").touch()
     time.sleep(600)
 """
+# Where these tests run in the background, SIGINT is ignored, and children inherit that; at a terminal it is not.
+PYTEST = """
+import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main())
+"""
 
 
 class Run:
@@ -39,7 +45,7 @@ class Run:
         self._api, self._name = engine.api, name
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+                [sys.executable, "-c", PYTEST, "-p", "no:cacheprovider"],
                 cwd=pytester.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
