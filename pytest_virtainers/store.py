@@ -7,7 +7,7 @@ only when it is whole, so a half-made image is never seen.
 from __future__ import annotations
 
 import json
-import shlex
+import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.client import Engine
 
 MOUNT = "/store"
+_ABANDONED_MINUTES = 120
 _NO_SPACE = "no space left on device"
 _READ_ONLY = "read-only file system"
 
@@ -58,16 +59,20 @@ class Workshop:
     def new(self, key: str) -> Iterator[str]:
         """Give an empty folder to fill in the block; it becomes `guests/KEY` at the end, or goes away on failure.
 
-        Hold the lock `store` meanwhile: scratch folders of dead builders are removed here.
+        Scratch folders of dead builders are removed here, once they are old: the lock `store` holds off this
+        user's processes, not other users of the same engine.
 
         Raises:
             StoreError: the store cannot be written.
         """
-        scratch = f"{MOUNT}/.scratch-{key}"
-        self.shell(f"rm -rf {MOUNT}/.scratch-* && mkdir -p {MOUNT}/guests && mkdir {shlex.quote(scratch)}")
+        scratch = f"{MOUNT}/.scratch-{secrets.token_hex(4)}"
+        self.shell(
+            f"find {MOUNT} -maxdepth 1 -name '.scratch-*' -mmin +{_ABANDONED_MINUTES} -exec rm -rf {{}} + && "
+            f"mkdir -p {MOUNT}/guests {scratch}"
+        )
         try:
             yield scratch
-            self.shell(f"rm -rf {MOUNT}/guests/{key} && sync {scratch}/* && mv {scratch} {MOUNT}/guests/{key}")
+            self.shell(f"sync {scratch}/* && rm -rf {MOUNT}/guests/{key} && mv {scratch} {MOUNT}/guests/{key}")
         except BaseException:
             if not self.container.ended:
                 self.container.run(["rm", "-rf", scratch])
