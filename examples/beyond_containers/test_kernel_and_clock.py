@@ -15,7 +15,7 @@ def test_a_kernel_module_loads(vm: VM) -> None:
     assert not vm.run("lsmod | grep '^dummy '", check=False)
     vm.run("modprobe dummy && ip link add test0 type dummy && ip address add 192.0.2.1/24 dev test0", sudo=True)
     assert "dummy" in vm.run("lsmod").stdout
-    vm.run(["ping", "-c", "1", "192.0.2.1"])
+    vm.run(["ping", "-c", "1", "192.0.2.1"], sudo=True)
 
 
 def test_a_kernel_setting_changes(vm: VM) -> None:
