@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
-from virtainer import disk, image, machine, names, network, privileges, qmp, requests, seed
+from virtainer import disk, image, individual, machine, names, network, privileges, qmp, requests, seed, template
 from virtainer.console import Console
 from virtainer.ending import End, Reason, say
 from virtainer.settings import CACHE_MODES, Settings
@@ -18,6 +20,7 @@ from virtainer.supervise import Supervisor
 RUN = Path("/run/virtainer")  # root's only: who may `docker exec` may use what is in it
 DNSMASQ_LOG = RUN / "dnsmasq.log"
 QEMU_USER = "qemu"
+_RESTORE_SECONDS = 30
 
 
 def main() -> None:
@@ -46,9 +49,7 @@ def run() -> End:
 
     net = network.plan(settings.cidr, settings.name)
     kvm = privileges.open_kvm(settings.accel)
-    base = image.find(settings)
-    overlay = disk.overlay(base, settings.image_dir, settings.disk_size)
-    iso = seed.prepare(settings.seed_iso, RUN / "seed")
+    storage = _storage(settings, kvm)
     tap = network.build(net)
 
     queue = requests.queue()
@@ -61,24 +62,24 @@ def run() -> End:
             start_new_session=True,
         )
     line, qemu_line = socket.socketpair()
-    monitor, qemu_monitor = socket.socketpair()
+    link, qemu_link = socket.socketpair()
+    port, qemu_port = socket.socketpair()
     qmp_server = _listen(qmp.SOCKET)
     handles = machine.Handles(
-        base=os.open(base.path, os.O_RDONLY),
-        overlay=disk.open_overlay(overlay, direct=CACHE_MODES[settings.cache].direct),
-        seed=os.open(iso, os.O_RDONLY),
+        **storage.files,
         tap=tap,
         console=qemu_line.fileno(),
-        monitor=qemu_monitor.fileno(),
+        monitor=qemu_link.fileno(),
         qmp=qmp_server.fileno(),
         kvm=kvm,
+        port=qemu_port.fileno() if "ram" in storage.files else None,
     )
     say(
         f"starting {settings.name}: {settings.ram} MiB, {settings.cpus} CPU, {'tcg' if kvm is None else 'kvm'}, "
-        f"{base.path} ({base.format}), prepared in {time.monotonic() - started:.2f} s"
+        f"{storage.base.path} ({storage.base.format}), prepared in {time.monotonic() - started:.2f} s"
     )
     qemu = subprocess.Popen(
-        machine.argv(settings, base.format, handles),
+        machine.argv(settings, storage.base.format, handles),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -91,23 +92,70 @@ def run() -> End:
     )
     for fd in handles.all():
         os.close(fd)
-    for connection in (qemu_line, qemu_monitor, qmp_server):
+    for connection in (qemu_line, qemu_link, qmp_server):
         connection.detach()
+    qemu_port.detach() if "ram" in storage.files else qemu_port.close()
 
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
+    monitor = qmp.Monitor(link)
+    helper = individual.Individual(port, settings.name)
+    restored = False
+    if storage.restore:
+        link.settimeout(_RESTORE_SECONDS)
+        with contextlib.suppress(EOFError):  # then QEMU's last words say why
+            template.resume(monitor)
+            helper.tell()
+            restored = True
+            say(f"clone runs after {time.monotonic() - started:.2f} s")
+        link.settimeout(None)
     assert qemu.stderr  # noqa: S101  (for the type checker: it is a pipe)
     end = Supervisor(
         qemu=qemu.pid,
         stderr=qemu.stderr,
         helpers={dnsmasq.pid: f"dnsmasq (see {DNSMASQ_LOG})"},
-        monitor=qmp.Monitor(monitor),
-        monitor_fd=monitor.fileno(),
+        monitor=monitor,
+        monitor_fd=link.fileno(),
         queue=queue,
         grace=settings.shutdown_timeout,
     ).run()
+    if storage.restore and not restored and end.reason is Reason.QEMU:
+        end = End(Reason.TEMPLATE, f"the template {settings.template} does not restore: {end}")
     if end.reason is not Reason.LEASE:
         console.finish(seconds=2)
     return end
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """What the VM starts from: open files by their names in `machine.Handles`, and whether its state is restored."""
+
+    base: image.Base
+    files: dict[str, int]
+    restore: bool = False
+
+
+def _storage(settings: Settings, kvm: int | None) -> _Storage:
+    direct = CACHE_MODES[settings.cache].direct
+    if settings.template:
+        origin = template.load(settings, settings.template, kvm)
+        restore = not disk.path(settings.image_dir).exists()
+        overlay = disk.overlay(origin.layer, settings.image_dir, settings.disk_size)
+        base, iso, more = origin.base, origin.seed, template.open_files(origin, restore=restore)
+    else:
+        restore = False
+        base = image.find(settings)
+        overlay = disk.overlay(base, settings.image_dir, settings.disk_size)
+        iso, more = seed.prepare(settings.seed_iso, RUN / "seed"), {}
+        if settings.template_save:
+            template.record(settings, kvm, base, iso)
+            more = template.new_files(settings)
+    files = {
+        "base": os.open(base.path, os.O_RDONLY),
+        "overlay": disk.open_overlay(overlay, direct=direct),
+        "seed": os.open(iso, os.O_RDONLY),
+        **more,
+    }
+    return _Storage(base, files, restore)
 
 
 def _listen(path: Path) -> socket.socket:

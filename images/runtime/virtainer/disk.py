@@ -22,16 +22,21 @@ def overlay(base: Base, directory: Path, size: int) -> Path:
 
     `size` (bytes) is what the guest sees of a new overlay, or the guest disk's own size if that is larger.
     """
-    path = directory / "local_image.qcow2"
+    overlay = path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _accept(path, base)
+        if overlay.exists():
+            _accept(overlay, base)
         else:
-            _create(path, base, max(size, base.size))
+            _create(overlay, base, max(size, base.size))
     except OSError as error:
         raise no_room(directory, error) from None
-    return path
+    return overlay
+
+
+def path(directory: Path) -> Path:
+    """Where the overlay of a directory is."""
+    return directory / "local_image.qcow2"
 
 
 def open_overlay(path: Path, *, direct: bool) -> int:

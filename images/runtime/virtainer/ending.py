@@ -26,6 +26,7 @@ class Reason(Enum):
     PRIVILEGE = ("privilege", 14)  # a capability, device or sysctl is missing
     NETWORK = ("network", 15)
     QEMU = ("qemu-failed", 16)
+    TEMPLATE = ("bad-template", 17)  # it does not restore here
     INTERNAL = ("internal-error", 70)
 
     @property

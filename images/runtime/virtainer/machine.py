@@ -6,19 +6,22 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from virtainer.individual import PORT
 from virtainer.network import GUEST_MAC
 from virtainer.settings import CACHE_MODES
 
 if TYPE_CHECKING:
     from virtainer.settings import Settings
 
-# Versioned, so that a saved VM and a resumed disk meet the machine that they know.
-MACHINE = "pc-q35-10.0"
+# Versioned, so that a saved VM and a resumed disk meet the machine that they know. Without the controllers on which
+# nothing is connected: each is a driver that the guest loads and a probe that it waits for.
+MACHINE = "pc-q35-10.0,sata=off,smbus=off"
 # Systems without virtio drivers are older than AHCI and PCI Express, too.
 LEGACY_MACHINE = "pc-i440fx-10.0"
 
 # QEMU opens these as the files that the supervisor opened for it (`-add-fd`).
 _BASE, _OVERLAY, _SEED, _KVM = "/dev/fdset/1", "/dev/fdset/2", "/dev/fdset/3", "/dev/fdset/4"
+STATE, _LAYER = "/dev/fdset/5", "/dev/fdset/6"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Handles:
     monitor: int  # a connected socket: the supervisor's own QMP
     qmp: int  # a listening socket: everybody's QMP
     kvm: int | None
+    # Of a VM that becomes a template, or starts from one:
+    ram: int | None = None
+    state: int | None = None
+    layer: int | None = None  # the template's disk
+    port: int | None = None  # a connected socket
 
     def all(self) -> tuple[int, ...]:
         """All that are there."""
@@ -41,18 +49,22 @@ class Handles:
 
 def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
     """Return QEMU's command line."""
+    saved = handles.ram is not None
+    board = MACHINE if settings.virtio else LEGACY_MACHINE
     return [
         "qemu-system-x86_64",
         *("-name", f"{settings.name},process={settings.name}"),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         # Without graphics the firmware talks on the serial line, too: "No bootable device" is seen.
-        *("-machine", f"{MACHINE if settings.virtio else LEGACY_MACHINE},graphics=off"),
+        *("-machine", f"{board},graphics=off{',memory-backend=ram' if saved else ''}"),
         *_processor(settings, handles),
         *("-m", str(settings.ram)),
+        *(_memory(settings, handles) if saved else ()),
         *_disks(settings, base_format, handles),
         *_devices(settings, handles),
         *_channels(handles),
+        *(("-incoming", "defer") if saved and handles.layer is not None else ()),
         # A guest that panics stays as it is: its console, screen and memory are the evidence.
         *("-action", "panic=none"),
     ]
@@ -64,6 +76,17 @@ def _processor(settings: Settings, handles: Handles) -> list[str]:
     else:
         accel = [*_add_fd(handles.kvm, _KVM), "-accel", f"kvm,device={_KVM}", "-cpu", "host"]
     return [*accel, "-smp", str(settings.cpus)]
+
+
+def _memory(settings: Settings, handles: Handles) -> list[str]:
+    """A template's RAM is its file; a clone's is a private copy of that, page by page as it writes."""
+    sharing = "share=on" if handles.layer is None else "share=off,readonly=on,rom=off"
+    file = f"/proc/self/fd/{handles.ram}"  # it takes no /dev/fdset
+    assert handles.state is not None  # noqa: S101  (they come together)
+    return [
+        *("-object", f"memory-backend-file,id=ram,size={settings.ram}M,mem-path={file},{sharing}"),
+        *_add_fd(handles.state, STATE),
+    ]
 
 
 def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
@@ -78,6 +101,13 @@ def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
         "discard": "unmap",
         "file": _file(_OVERLAY, discard="unmap", cache=cache),
         "cache": cache,
+        "backing": "base" if handles.layer is None else "layer",
+    }
+    layer = {
+        "driver": "qcow2",
+        "node-name": "layer",
+        "read-only": True,
+        "file": _file(_LAYER, read_only=True),
         "backing": "base",
     }
     seed = {"driver": "raw", "node-name": "seed", "read-only": True, "file": _file(_SEED, read_only=True)}
@@ -87,11 +117,13 @@ def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
         devices = [f"virtio-blk-pci,drive=disk,bootindex=1,{write_cache}", "virtio-blk-pci,drive=seed"]
     else:
         devices = [f"ide-hd,bus=ide.0,drive=disk,bootindex=1,{write_cache}", "ide-cd,bus=ide.1,drive=seed"]
+    nodes = [base, overlay, seed] if handles.layer is None else [base, layer, overlay, seed]
     return [
         *_add_fd(handles.base, _BASE),
         *_add_fd(handles.overlay, _OVERLAY),
         *_add_fd(handles.seed, _SEED),
-        *(word for node in (base, overlay, seed) for word in ("-blockdev", json.dumps(node))),
+        *(_add_fd(handles.layer, _LAYER) if handles.layer is not None else ()),
+        *(word for node in nodes for word in ("-blockdev", json.dumps(node))),
         *(word for device in devices for word in ("-device", device)),
     ]
 
@@ -106,8 +138,13 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
     ]
     if settings.virtio:
         devices.append("virtio-rng-pci")
+    port: tuple[str, ...] = ()
+    if handles.port is not None:
+        port = ("-chardev", f"socket,id=port,fd={handles.port}")
+        devices += ["virtio-serial-pci", f"virtserialport,chardev=port,name={PORT}"]
     return [
         *("-netdev", f"tap,id=net0,fd={handles.tap}"),
+        *port,
         *(word for device in devices for word in ("-device", device)),
     ]
 

@@ -14,12 +14,17 @@ from typing import Any
 SOCKET = Path("/run/virtainer/qmp.sock")
 
 
+class Refused(Exception):
+    """QEMU answered a command with an error; the text is QEMU's."""
+
+
 class Monitor:
     """One QMP connection. Commands may be sent before QEMU has said hello: it reads them in order."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = b""
+        self._asked = 0
         self.send({"execute": "qmp_capabilities"})
 
     def send(self, command: dict[str, Any]) -> None:
@@ -33,6 +38,20 @@ class Monitor:
             raise EOFError
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         return [json.loads(line) for line in lines if line.strip()]
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Send one command and return what it returns; events that come before are passed over.
+
+        Raises Refused, or EOFError when QEMU is gone.
+        """
+        self._asked += 1
+        self.send({"execute": command, "arguments": arguments, "id": self._asked})
+        while True:
+            for message in self.receive():
+                if message.get("id") == self._asked:
+                    if "error" in message:
+                        raise Refused(f"{command}: {message['error']['desc']}")
+                    return message["return"]
 
 
 def execute(connection: socket.socket, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:

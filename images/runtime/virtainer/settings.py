@@ -55,6 +55,8 @@ class Settings:
     lease: bool
     cache: str
     shutdown_timeout: float  # seconds
+    template: Path | None  # start from the VM that was saved here
+    template_save: bool  # into image_dir
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -95,6 +97,8 @@ class Settings:
             lease=read("LEASE", "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
             cache=read("DISK_CACHE", "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),
             shutdown_timeout=read("SHUTDOWN_TIMEOUT", "60", _whole(0, 86400), "whole seconds, from 0 to 86400"),
+            template=read("TEMPLATE", "/", _absolute, "an absolute path") if env.get("TEMPLATE") else None,
+            template_save=read("TEMPLATE_SAVE", "off", _one_of("off", "on"), "off or on") == "on",
         )
 
 

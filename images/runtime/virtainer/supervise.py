@@ -170,6 +170,8 @@ def outcome(status: int, shutdown: dict[str, Any], last_words: str, *, asked: bo
         return End(
             Reason.QEMU, "QEMU was killed (SIGKILL): has the container too little memory for RAM and QEMU's own?"
         )
+    if code == -signal.SIGBUS:  # what a write to a mapped file gets when there is no room for it
+        return End(Reason.STORAGE, "QEMU could not write its memory file (SIGBUS): no space left in IMAGE_DIR")
     how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
     return End(
         Reason.QEMU, f"QEMU ended by itself ({how}): {last_words or shutdown.get('reason') or 'it said nothing'}"

@@ -1,0 +1,61 @@
+"""The command `snapshot`: the VM's RAM and disk as they are now, kept in its overlay, and gone back to in place.
+
+    docker exec CONTAINER snapshot save|load|delete NAME
+
+https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (snapshot-save and its kin are jobs)
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+import time
+from typing import Any
+
+from virtainer import qmp
+
+_NODE = "disk"  # where the RAM is kept, too
+_POLL_SECONDS = 0.005
+_USAGE = "usage: snapshot save|load|delete NAME (of letters, digits, - and _)"
+
+
+def run(monitor: qmp.Monitor, action: str, name: str) -> None:
+    """Do it and wait until it is done. Raises qmp.Refused with QEMU's words, or EOFError when QEMU is gone."""
+    job = f"{action}-{name}"
+    arguments: dict[str, Any] = {"job-id": job, "tag": name, "devices": [_NODE]}
+    if action != "delete":
+        arguments["vmstate"] = _NODE
+    monitor.ask(f"snapshot-{action}", **arguments)
+    while (state := _job(monitor, job))["status"] != "concluded":
+        time.sleep(_POLL_SECONDS)
+    monitor.ask("job-dismiss", id=job)
+    if "error" in state:
+        raise qmp.Refused(state["error"])
+
+
+def _job(monitor: qmp.Monitor, name: str) -> dict[str, Any]:
+    return next(each for each in monitor.ask("query-jobs") if each["id"] == name)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command: exit code 1 when QEMU refuses, 2 for wrong usage."""
+    if (
+        len(arguments) != 2  # noqa: PLR2004
+        or arguments[0] not in {"save", "load", "delete"}
+        or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", arguments[1])
+    ):
+        print(_USAGE, file=sys.stderr)
+        return 2
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(qmp.SOCKET))
+            run(qmp.Monitor(connection), *arguments)
+    except (OSError, EOFError, qmp.Refused) as error:
+        print(f"snapshot: {error or 'QEMU ended'}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

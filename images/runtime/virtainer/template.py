@@ -1,0 +1,203 @@
+"""Templates: a VM saved at one instant of its life, and the clones that go on from there.
+
+A virtainer with TEMPLATE_SAVE=on keeps its RAM in a file beside its overlay; the command `save`
+(`docker exec CONTAINER save`) stops it and adds the rest of the machine's state. IMAGE_DIR then holds a template: the
+overlay, `ram`, `state`, `seed.iso` and, written last, `template.json`. A virtainer with TEMPLATE=FOLDER maps that RAM
+privately, so that clones share what they do not change, and writes to an overlay of its own.
+
+https://www.qemu.org/docs/master/system/vm-templating.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from virtainer import disk, image, qmp
+from virtainer.ending import End, Reason
+from virtainer.machine import STATE
+
+if TYPE_CHECKING:
+    from virtainer.settings import Settings
+
+FACTS = Path("/run/virtainer/template.json")
+_FORMAT = 1
+_QEMU = Path("/usr/bin/qemu-system-x86_64")
+_POLL_SECONDS = 0.002
+_RAM_STAYS_IN_ITS_FILE = "x-ignore-shared"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template that may be restored here."""
+
+    folder: Path
+    base: image.Base
+    disk_size: int  # bytes that the guest sees
+
+    @property
+    def layer(self) -> image.Base:
+        """The saved VM's disk: what a clone's overlay is made on."""
+        path = disk.path(self.folder)
+        return image.Base(path, "qcow2", self.disk_size, image.fingerprint(path))
+
+    @property
+    def seed(self) -> Path:
+        """The seed that the saved VM has seen: at a reboot cloud-init must find it again."""
+        return self.folder / "seed.iso"
+
+
+def load(settings: Settings, folder: Path, kvm: int | None) -> Template:
+    """Read a template's facts. Raises End when this is none, or one of another machine than ours."""
+    try:
+        facts = json.loads((folder / "template.json").read_text())
+        base = image.Base(Path(facts["base"]["path"]), *(facts["base"][name] for name in ("format", "size", "print")))
+        if complaint := difference(facts["machine"], machine_facts(settings, kvm)):
+            raise End(Reason.TEMPLATE, f"the template {folder} does not fit: {complaint}")
+        if image.fingerprint(image.readable(base.path)) != base.fingerprint:
+            raise End(Reason.TEMPLATE, f"the template {folder} was made on another guest disk than {base.path}")
+        return Template(folder, base, facts["disk_size"])
+    except (OSError, ValueError, KeyError) as error:
+        raise End(Reason.TEMPLATE, f"{folder} is no template: {type(error).__name__}: {error}") from None
+
+
+def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
+    """Return what has to be the same where a template is saved and where it is restored."""
+    qemu = _QEMU.stat()
+    return {
+        "format": _FORMAT,
+        "RAM": settings.ram,
+        "CPU": settings.cpus,
+        "virtio": settings.virtio,
+        "CIDR": settings.cidr,
+        "qemu": f"{qemu.st_size}-{qemu.st_mtime_ns}",
+        # An emulated processor is the same everywhere; KVM's is the host's.
+        "processor": "emulated" if kvm is None else processor(Path("/proc/cpuinfo").read_text()),
+    }
+
+
+def processor(cpuinfo: str) -> str:
+    """Name the host's processor by its model and flags."""
+    return "; ".join(re.findall(r"^(?:model name|flags)\s*: (.*)$", cpuinfo, re.MULTILINE)[:2])
+
+
+def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """Name the first fact in which two machines differ."""
+    for name, value in here.items():
+        if saved.get(name) != value:
+            return f"{name} is {value!r} here, and was {saved.get(name)!r}"
+    return None
+
+
+def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) -> None:
+    """Prepare IMAGE_DIR for being saved into: the seed, and the facts that `save` will write last."""
+    facts = {
+        "machine": machine_facts(settings, kvm),
+        "base": {
+            "path": str(base.path.resolve()),
+            "format": base.format,
+            "size": base.size,
+            "print": base.fingerprint,
+        },
+        "disk_size": max(settings.disk_size, base.size),
+    }
+    try:
+        shutil.copyfile(seed, settings.image_dir / "seed.iso")
+    except OSError as error:
+        raise image.no_room(settings.image_dir, error) from None
+    FACTS.write_text(json.dumps({"folder": str(settings.image_dir), "facts": facts}))
+
+
+def new_files(settings: Settings) -> dict[str, int]:
+    """Make the files that QEMU fills: `ram` and `state`; return their descriptors.
+
+    QEMU's user opens the RAM file once more by its descriptor, and owns no file here: so it is open to all, behind
+    a folder that is not.
+    """
+    try:
+        ram = os.open(settings.image_dir / "ram", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.fchmod(ram, 0o666)
+        os.ftruncate(ram, settings.ram * 2**20)
+        state = os.open(settings.image_dir / "state", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError as error:
+        raise image.no_room(settings.image_dir, error) from None
+    return {"ram": ram, "state": state}
+
+
+def open_files(template: Template, *, restore: bool) -> dict[str, int]:
+    """Open what QEMU reads of a template; a clone that has an overlay already boots from that instead."""
+    names = {"layer": disk.path(template.folder)}
+    if restore:
+        names |= {"ram": template.folder / "ram", "state": template.folder / "state"}
+    try:
+        return {name: os.open(path, os.O_RDONLY) for name, path in names.items()}
+    except OSError as error:
+        raise End(Reason.TEMPLATE, f"the template {template.folder} is not whole: {error}") from None
+
+
+def resume(monitor: qmp.Monitor) -> None:
+    """Restore the state and let the clone run.
+
+    Raises End when QEMU refuses or does not answer (its socket has a time limit), EOFError when it is gone.
+    """
+    try:
+        _let_ram_be(monitor, on=True)
+        monitor.ask("migrate-incoming", uri=f"file:{STATE}")
+        while monitor.ask("query-status")["status"] == "inmigrate":
+            time.sleep(_POLL_SECONDS)
+        _let_ram_be(monitor, on=False)  # for snapshots of the clone
+        monitor.ask("cont")
+    except (qmp.Refused, TimeoutError) as error:
+        raise End(Reason.TEMPLATE, f"the template does not restore: {error}") from None
+
+
+def _let_ram_be(monitor: qmp.Monitor, *, on: bool) -> None:
+    monitor.ask("migrate-set-capabilities", capabilities=[{"capability": _RAM_STAYS_IN_ITS_FILE, "state": on}])
+
+
+def save(monitor: qmp.Monitor) -> None:
+    """Stop the VM and write its state. Raises qmp.Refused, or EOFError when QEMU is gone."""
+    monitor.ask("stop")
+    _let_ram_be(monitor, on=True)
+    monitor.ask("migrate", uri=f"file:{STATE}")
+    while (progress := monitor.ask("query-migrate"))["status"] != "completed":
+        if progress["status"] in {"failed", "cancelled"}:
+            raise qmp.Refused(f"migrate: {progress.get('error-desc', progress['status'])}")
+        time.sleep(_POLL_SECONDS)
+
+
+def main() -> int:
+    """Run `save`: exit code 0 when the template is whole, 1 when not; the VM stays stopped."""
+    try:
+        prepared = json.loads(FACTS.read_text())
+    except FileNotFoundError:
+        return _complain("this virtainer was not started with TEMPLATE_SAVE=on")
+    folder = Path(prepared["folder"])
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(qmp.SOCKET))
+            save(qmp.Monitor(connection))
+        (folder / "ram").chmod(0o444)
+        part = folder / "template.json.part"
+        part.write_text(json.dumps(prepared["facts"], indent=2) + "\n")
+        part.replace(folder / "template.json")
+    except (OSError, EOFError, qmp.Refused) as error:
+        return _complain(str(error) or "QEMU ended")
+    return 0
+
+
+def _complain(text: str) -> int:
+    print(f"save: {text}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
