@@ -22,7 +22,7 @@ from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
     from pytest_virtainers.fixtures import VMFactory
-    from pytest_virtainers.vm import VM
+    from pytest_virtainers.vm import VM, Snapshot
 
 __all__ = [
     "VM",
@@ -36,6 +36,7 @@ __all__ = [
     "ImageError",
     "Result",
     "SSHError",
+    "Snapshot",
     "SpecError",
     "StoreError",
     "TransferError",
@@ -47,10 +48,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what is heavy, or needs pytest, when it is asked for."""
-    if name == "VM":
-        from pytest_virtainers.vm import VM
+    if name in {"VM", "Snapshot"}:
+        from pytest_virtainers import vm
 
-        return VM
+        return getattr(vm, name)
     if name == "VMFactory":
         from pytest_virtainers.fixtures import VMFactory
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers import values
+from pytest_virtainers.errors import StoreError, VirtainerError
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import environment, resolve
 
@@ -30,6 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     build = commands.add_parser("build", help="build the runtime image and a guest image, if they are not there")
     build.add_argument("image", nargs="?", default=None, help="catalogue name (default: the image setting)")
     build.set_defaults(run=_build)
+    store = commands.add_parser("store", help="look at the images and templates that are kept, and remove some")
+    actions = store.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("ls", help="list them, the least recently used first")
+    listing.set_defaults(run=_store_ls)
+    removal = actions.add_parser("rm", help="remove some that are not in use")
+    removal.add_argument("place", nargs="+", help="as `store ls` shows it: guests/… or templates/…")
+    removal.set_defaults(run=_store_rm)
+    prune = actions.add_parser("prune", help="remove the least recently used ones until the rest fits")
+    prune.add_argument("--limit", type=_size, help="such as 5G, or 0 (default: the store-limit setting)")
+    prune.set_defaults(run=_store_prune)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to mend")
     doctor.set_defaults(run=_doctor)
     parsed = parser.parse_args(arguments)
@@ -43,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run
 
 
+def _size(text: str) -> int:
+    try:
+        return values.size_mib(least=0)(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _build(parsed: argparse.Namespace, settings: Settings) -> int:
     from pytest_virtainers.manager import Manager
 
@@ -50,6 +69,47 @@ def _build(parsed: argparse.Namespace, settings: Settings) -> int:
     with Manager(settings, _progress()) as manager:
         guest = manager.guest(image)
         print(f"{image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}")
+    return 0
+
+
+def _store_ls(_parsed: argparse.Namespace, settings: Settings) -> int:
+    from pytest_virtainers import housekeeping
+    from pytest_virtainers.manager import Manager
+
+    with Manager(settings, _progress()) as manager, manager.store() as shop:
+        kept = housekeeping.contents(manager.engine, shop)
+    for each in kept:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
+        print(f"{each.place:40} {each.size_mib:6} MiB  {used}  {'in use' if each.in_use else '      '}  {each.what}")
+    print(f"{sum(each.size_mib for each in kept)} MiB in {settings.store}, of {settings.store_limit} MiB")
+    return 0
+
+
+def _store_rm(parsed: argparse.Namespace, settings: Settings) -> int:
+    from pytest_virtainers import housekeeping
+    from pytest_virtainers.manager import Manager
+
+    with Manager(settings, _progress()) as manager, manager.store() as shop:
+        known = {each.place: each for each in housekeeping.contents(manager.engine, shop)}
+        for place in parsed.place:
+            if place not in known:
+                raise StoreError(f"{place} is not in the store: see virtainers store ls")
+            if known[place].in_use:
+                raise StoreError(f"{place} is in use by a running VM, or a template is made on it")
+        housekeeping.remove(shop, parsed.place)
+    return 0
+
+
+def _store_prune(parsed: argparse.Namespace, settings: Settings) -> int:
+    from pytest_virtainers import housekeeping
+    from pytest_virtainers.manager import Manager
+
+    limit = settings.store_limit if parsed.limit is None else parsed.limit
+    with Manager(settings, _progress()) as manager, manager.store() as shop:
+        gone = housekeeping.surplus(housekeeping.contents(manager.engine, shop), limit)
+        housekeeping.remove(shop, [each.place for each in gone])
+    for each in gone:
+        print(f"removed {each.place} ({each.size_mib} MiB)")
     return 0
 
 
@@ -68,3 +128,7 @@ def _progress() -> Progress:
         sys.stderr.flush()
 
     return Progress(write, live=sys.stderr.isatty())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

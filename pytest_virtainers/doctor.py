@@ -92,7 +92,7 @@ def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
         with workshop(engine, settings.store, image, f"doctor-{os.getpid()}") as shop:
             free_gib = int(shop.shell("df -Pk /store | awk 'NR==2 {print $4}'")) // (1024 * 1024)
             entries = sorted(set(images.catalogue().values()), key=lambda entry: entry.name)
-            built = [entry.name for entry in entries if shop.manifest(entry.key)]
+            built = [entry.name for entry in entries if shop.manifest(entry.place)]
             missing = [entry.name for entry in entries if entry.name not in built]
     except VirtainerError as error:
         yield Finding("store", str(error), "choose another one: VIRTAINER_STORE", fatal=True)

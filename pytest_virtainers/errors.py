@@ -57,6 +57,10 @@ class SSHError(VirtainerError):
     """The guest could not be reached over SSH."""
 
 
+class Unclonable(VirtainerError):
+    """A guest lacks what a template needs; its VMs are booted instead. Never seen by a test."""
+
+
 class TransferError(VirtainerError):
     """A file or tree could not be copied to or from the guest."""
 

@@ -11,10 +11,10 @@ from pytest_virtainers.markers import arguments, scope_node
 from pytest_virtainers.spec import check, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from pytest_virtainers.spec import Spec
-    from pytest_virtainers.vm import VM
+    from pytest_virtainers.vm import VM, Snapshot
 
 
 class VMFactory(Protocol):
@@ -24,7 +24,8 @@ class VMFactory(Protocol):
         """Launch a VM called `name`, with the marker's other arguments; raises `SpecError` for a wrong one."""
 
 
-_SHARED_KEY: pytest.StashKey[list[VM]] = pytest.StashKey()
+# The VMs that a node and its children share, with the snapshot to which each test's start goes back.
+_SHARED_KEY: pytest.StashKey[list[tuple[VM, Snapshot | None]]] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
@@ -33,22 +34,35 @@ def virtainer_defaults() -> Mapping[str, Any]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def virtainer_prepare() -> Callable[[VM], object] | None:
+    """A function that sets up each VM, once in its template; redefine it in a conftest. Under markers' `prepare`."""
+    return None
+
+
 @pytest.fixture
-def vm(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, Any]) -> VM:
+def vm(
+    request: pytest.FixtureRequest,
+    virtainer_defaults: Mapping[str, Any],
+    virtainer_prepare: Callable[[VM], object] | None,
+) -> VM:
     """A VM as the test's markers and the options describe it: fresh for the test, unless `scope` shares it."""
     item: pytest.Item = request.node
     with session.plain_errors():
-        spec = merge(*_base(request.config, virtainer_defaults), *arguments(item))
+        spec = merge(*_base(request.config, virtainer_defaults, virtainer_prepare), *arguments(item))
         node = scope_node(item, spec.scope)
         shared = node.stash.setdefault(_SHARED_KEY, [])
-        for present in shared:
+        for present, start in shared:
             if present.spec == spec:
+                if start is not None:
+                    present.restore(start)
                 return present
         machine = _launch(request, spec)
-    shared.append(machine)
+        snapshot = machine.snapshot() if spec.reset == "snapshot" and node is not item else None
+    shared.append((machine, snapshot))
 
     def end() -> None:
-        shared.remove(machine)
+        shared.remove((machine, snapshot))
         session.manager(request.config).discard(machine)
 
     node.addfinalizer(end)
@@ -56,16 +70,25 @@ def vm(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, Any]) ->
 
 
 @pytest.fixture(scope="session")
-def session_vm(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, Any]) -> Iterator[VM]:
+def session_vm(
+    request: pytest.FixtureRequest,
+    virtainer_defaults: Mapping[str, Any],
+    virtainer_prepare: Callable[[VM], object] | None,
+) -> Iterator[VM]:
     """One VM for all tests of this process, as options and `virtainer_defaults` describe it."""
     with session.plain_errors():
-        machine = _launch(request, merge(*_base(request.config, virtainer_defaults), {"scope": "session"}))
+        base = _base(request.config, virtainer_defaults, virtainer_prepare)
+        machine = _launch(request, merge(*base, {"scope": "session"}))
     yield machine
     session.manager(request.config).discard(machine)
 
 
 @pytest.fixture
-def vm_factory(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, Any]) -> Iterator[VMFactory]:
+def vm_factory(
+    request: pytest.FixtureRequest,
+    virtainer_defaults: Mapping[str, Any],
+    virtainer_prepare: Callable[[VM], object] | None,
+) -> Iterator[VMFactory]:
     """A function that launches VMs: `vm_factory("db", ram="2G")`; all of them end with the test."""
     launched: list[VM] = []
 
@@ -73,7 +96,8 @@ def vm_factory(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, 
         __tracebackhide__ = True
         with session.plain_errors():
             checked = check({"name": name, **given}, f"{request.node.nodeid}: vm_factory", request.path.parent)
-            machine = _launch(request, merge(*_base(request.config, virtainer_defaults), checked))
+            base = _base(request.config, virtainer_defaults, virtainer_prepare)
+            machine = _launch(request, merge(*base, checked))
         launched.append(machine)
         return machine
 
@@ -82,12 +106,15 @@ def vm_factory(request: pytest.FixtureRequest, virtainer_defaults: Mapping[str, 
         session.manager(request.config).discard(machine)
 
 
-def _base(config: pytest.Config, defaults: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Give the layers under the markers: settings, then `virtainer_defaults`."""
-    return (
+def _base(
+    config: pytest.Config, defaults: Mapping[str, Any], prepare: Callable[[VM], object] | None
+) -> list[Mapping[str, Any]]:
+    """Give the layers under the markers: settings, then `virtainer_prepare` and `virtainer_defaults`."""
+    return [
         config.stash[session.SETTINGS_KEY].shape,
+        check({"prepare": prepare}, "the fixture virtainer_prepare"),
         check(defaults, "the fixture virtainer_defaults", config.rootpath),
-    )
+    ]
 
 
 def _launch(request: pytest.FixtureRequest, spec: Spec) -> VM:

@@ -50,6 +50,11 @@ class Entry:
         """Where its disk is in the store; changes whenever the recipe does."""
         return f"{self.name}-{contexts.digest(self.recipe)}"
 
+    @property
+    def place(self) -> str:
+        """Its folder in the store."""
+        return f"guests/{self.key}"
+
 
 @dataclass(frozen=True)
 class Guest:
@@ -66,9 +71,14 @@ class Guest:
     digest: str
 
     @property
+    def place(self) -> str:
+        """Its folder in the store."""
+        return f"guests/{self.key}"
+
+    @property
     def disk(self) -> str:
         """The disk's path in a container that has the store at `/store`."""
-        return f"{MOUNT}/guests/{self.key}/disk.qcow2"
+        return f"{MOUNT}/{self.place}/disk.qcow2"
 
 
 @functools.cache
@@ -117,13 +127,13 @@ def ensure(image: str, shop: Workshop, progress: Progress) -> Guest:
 
 def ensure_built(entry: Entry, shop: Workshop, progress: Progress) -> Guest:
     """Build the disk of a catalogue entry unless the store has it; raises as `ensure` does."""
-    manifest = shop.manifest(entry.key)
+    manifest = shop.manifest(entry.place)
     if manifest is None:
         with locked("store"):
-            manifest = shop.manifest(entry.key)  # another process may have built it meanwhile
+            manifest = shop.manifest(entry.place)  # another process may have built it meanwhile
             if manifest is None:
                 build(entry, shop, progress)
-                manifest = shop.manifest(entry.key)
+                manifest = shop.manifest(entry.place)
     if manifest is None:
         raise StoreError(f"{entry.key} was built, but the store does not show it")
     return Guest(entry.key, entry.user, manifest["disk"]["sha256"])
@@ -133,7 +143,7 @@ def build(entry: Entry, shop: Workshop, progress: Progress) -> None:
     """Build the disk of a catalogue entry into the store; hold the lock `store`; raises as `ensure` does."""
     with (
         progress.step(f"building guest image {entry.name} from Debian's packages") as step,
-        shop.new(entry.key) as out,
+        shop.new(entry.place) as out,
     ):
         shop.container.put_archive("/", contexts.archive(entry.recipe, into="recipe/"))
         code, output = shop.container.run(
@@ -172,13 +182,13 @@ def _check_disk(path: Path) -> None:
 def _ensure_copied(path: Path, shop: Workshop, progress: Progress) -> Guest:
     with progress.step(f"reading {path.name}") as step:
         digest = _sha256(path, step)
-    key = f"file-{digest[:16]}"
-    if shop.manifest(key) is None:
+    guest = Guest(f"file-{digest[:16]}", DEFAULT_USER, digest)
+    if shop.manifest(guest.place) is None:
         with locked("store"):
-            if shop.manifest(key) is None:
-                with progress.step(f"copying {path.name} into the store") as step, shop.new(key) as out:
+            if shop.manifest(guest.place) is None:
+                with progress.step(f"copying {path.name} into the store") as step, shop.new(guest.place) as out:
                     _copy(path, digest, shop, out, step)
-    return Guest(key, DEFAULT_USER, digest)
+    return guest
 
 
 def _copy(path: Path, digest: str, shop: Workshop, out: str, step: Step) -> None:

@@ -13,12 +13,16 @@ from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.network import Network
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.engine.sweep import sweep
-from pytest_virtainers.errors import EngineError, SpecError
+from pytest_virtainers.errors import BootError, EngineError, SpecError, VMGone
+from pytest_virtainers.housekeeping import USES
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.store import workshop
+from pytest_virtainers.templates import Template, Templates
 from pytest_virtainers.vm import VM
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from pytest_virtainers.engine.client import Engine
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
+    from pytest_virtainers.store import Workshop
 
 # What the supervisor needs: the tap device and its addresses, and a DHCP and DNS server that drops its rights.
 _CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
@@ -56,6 +61,7 @@ class Manager:
         self._networks: dict[bool, Network] = {}
         self._guests: dict[str, Guest] = {}
         self._runtime_image: str | None = None
+        self._templates: Templates | None = None
         self._memory_mib: int | None = None
         self.engine: Engine = find(settings.engine)
         try:
@@ -80,13 +86,29 @@ class Manager:
             self._runtime_image = runtime.ensure(self.engine, self._progress)
         return self._runtime_image
 
+    def store(self) -> AbstractContextManager[Workshop]:
+        """Open the store for a block; raises `ImageError` or `StoreError`."""
+        return workshop(self.engine, self._settings.store, self.runtime_image(), self._run_id)
+
     def guest(self, image: str) -> Guest:
         """Give the guest image, brought into the store if need be; raises `ImageError` or `StoreError`."""
         if image not in self._guests:
             images.find(image)  # a wrong name should not have to wait for a container
-            with workshop(self.engine, self._settings.store, self.runtime_image(), self._run_id) as shop:
+            with self.store() as shop:
                 self._guests[image] = images.ensure(image, shop, self._progress)
         return self._guests[image]
+
+    def templates(self) -> Templates:
+        """Give the templates of this run; raises `ImageError` when the runtime image cannot be had."""
+        if self._templates is None:
+            self._templates = Templates(
+                self.engine,
+                self.store,
+                limit_mib=self._settings.store_limit,
+                runtime_id=self.engine.image_id(self.runtime_image()),
+                progress=self._progress,
+            )
+        return self._templates
 
     def launch(self, spec: Spec, node_id: str = "") -> VM:
         """Start a VM and wait until it is ready; when that fails nothing of it remains.
@@ -101,17 +123,7 @@ class Manager:
         __tracebackhide__ = True
         self._check_memory(spec)
         guest = self.guest(spec.image)
-        user, keys = spec.user or guest.user, Keys.generate()
-        self._launched += 1
-        name = f"virtainers-{self._run_id}-{self._launched}-{spec.name}"
-        container = self._start(spec, guest, name, seed.iso(spec, keys, user, name), node_id)
-        with contextlib.ExitStack() as undo:
-            undo.callback(container.close)
-            endpoint = Endpoint(self.engine, container)
-            vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
-            undo.callback(vm.close)
-            vm.wait_until_ready()
-            undo.pop_all()
+        vm = self._clone(spec, guest, node_id) if spec.template else self._boot(spec, guest, Keys.generate(), node_id)
         self._vms.append(vm)
         return vm
 
@@ -131,12 +143,75 @@ class Manager:
                 stack.callback(vm.close)
             self._vms, self._networks = [], {}
 
-    def _start(self, spec: Spec, guest: Guest, name: str, seed_iso: bytes, node_id: str) -> Container:
+    def _clone(self, spec: Spec, guest: Guest, node_id: str) -> VM:
+        """Clone the template of this shape; one that does not restore is made anew, once."""
+        __tracebackhide__ = True
+
+        def boot(shape: Spec, keys: Keys, folder: str) -> VM:
+            return self._boot(shape, guest, keys, node_id, save_into=folder)
+
+        template = self.templates().ensure(spec, guest, boot)
+        if template.refusal:
+            self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
+            return self._boot(spec, guest, Keys.generate(), node_id)
+        try:
+            return self._start_clone(spec, template, node_id)
+        except (BootError, VMGone) as error:
+            reason = str(error).splitlines()[0]
+            self._progress.note(f"a template of {spec.image} does not restore and is made anew: {reason}")
+            self.templates().drop(spec, guest)
+        return self._start_clone(spec, self.templates().ensure(spec, guest, boot), node_id)
+
+    def _start_clone(self, spec: Spec, template: Template, node_id: str) -> VM:
+        __tracebackhide__ = True
+        container = self._start(spec, template.place, {}, {"TEMPLATE": template.folder}, node_id)
+        return self._ready(spec, template.user, template.keys, container, VM.wait_until_cloned)
+
+    def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
+        __tracebackhide__ = True
+        user = spec.user or guest.user
+        iso = seed.iso(spec, keys, user, f"virtainers-{secrets.token_hex(4)}")
+        files: dict[str, dict[str, bytes | Link]] = {
+            "/": {"image": Link(guest.disk)},
+            "/tmp": {"cloud_init.iso": iso},  # noqa: S108  (the image's contract)
+        }
+        environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into} if save_into else {}
+        container = self._start(spec, guest.place, files, environment, node_id)
+
+        def wait(vm: VM) -> None:
+            vm.wait_until_ready()
+            if spec.prepare is not None:
+                spec.prepare(vm)
+
+        return self._ready(spec, user, keys, container, wait)
+
+    def _ready(self, spec: Spec, user: str, keys: Keys, container: Container, wait: Callable[[VM], None]) -> VM:
+        """Make the handle of a started container and wait for it; when that fails, both are gone."""
+        __tracebackhide__ = True
+        with contextlib.ExitStack() as undo:
+            undo.callback(container.close)
+            endpoint = Endpoint(self.engine, container)
+            vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
+            undo.callback(vm.close)
+            wait(vm)
+            undo.pop_all()
+        return vm
+
+    def _start(
+        self,
+        spec: Spec,
+        place: str,
+        files: Mapping[str, Mapping[str, bytes | Link]],
+        environment: Mapping[str, str],
+        node_id: str,
+    ) -> Container:
+        self._launched += 1
+        name = f"virtainers-{self._run_id}-{self._launched}-{spec.name}"
         while True:
-            container = Container(self.engine, self._plan(spec, name, node_id), self._run_id)
+            container = Container(self.engine, self.plan(spec, name, place, environment, node_id), self._run_id)
             try:
-                container.put("/", {"image": Link(guest.disk)})
-                container.put("/tmp", {"cloud_init.iso": seed_iso})  # noqa: S108  (the image's contract)
+                for folder, members in files.items():
+                    container.put(folder, members)
                 container.start()
             except EngineError as error:
                 container.close()
@@ -150,7 +225,11 @@ class Manager:
                 raise
             return container
 
-    def _plan(self, spec: Spec, name: str, node_id: str) -> Plan:
+    def plan(self, spec: Spec, name: str, place: str, environment: Mapping[str, str], node_id: str) -> Plan:
+        """Say what the container of a VM is to be, that runs from `place` in the store.
+
+        `environment` goes on top of what `spec` gives.
+        """
         wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and self._with_kvm)
         return Plan(
             name=name,
@@ -164,8 +243,10 @@ class Manager:
                 "ACCEL": spec.accel,
                 "LEASE": "stdin",
                 "DISK_CACHE": "unsafe",  # the disk goes with the VM: nothing is gained by waiting for the platter
+                **environment,
             },
             store=self._settings.store,
+            store_writable="TEMPLATE_SAVE" in environment,
             network=self._network(internet=spec.internet).name,
             aliases=(spec.guest_hostname,),
             hostname=spec.guest_hostname,
@@ -178,6 +259,7 @@ class Manager:
                 f"{LABEL}.test": node_id,
                 f"{LABEL}.vm": spec.name,
                 f"{LABEL}.image": spec.image,
+                USES: place,
             },
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+_TELL_SECONDS = 0.5
 
 
 def cache_folder() -> Path:
@@ -18,13 +20,19 @@ def cache_folder() -> Path:
     return folder
 
 
-@contextmanager
-def locked(what: str) -> Iterator[None]:
-    """Hold the lock called `what` against all processes of this user; the kernel frees it when we die."""
-    from filelock import FileLock
+def locked(what: str, waiting: Callable[[], object] = lambda: None) -> AbstractContextManager[object]:
+    """Take the lock called `what` against all processes of this user; leaving a `with` block or dying frees it.
 
-    with FileLock(cache_folder() / f"{what}.lock"):
-        yield
+    `waiting` is called twice a second as long as another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(cache_folder() / f"{what}.lock")
+    while True:
+        try:
+            return lock.acquire(timeout=_TELL_SECONDS)
+        except Timeout:
+            waiting()
 
 
 def build_contexts() -> Path:

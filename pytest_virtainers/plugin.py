@@ -7,21 +7,28 @@ stay cheap for test runs that use no VM.
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_virtainers import session
-from pytest_virtainers.errors import SpecError
-from pytest_virtainers.fixtures import session_vm, virtainer_defaults, vm, vm_factory
-from pytest_virtainers.markers import MARKER, check_all
+from pytest_virtainers.errors import SpecError, VirtainerError
+from pytest_virtainers.fixtures import session_vm, virtainer_defaults, virtainer_prepare, vm, vm_factory
+from pytest_virtainers.markers import check_all
 from pytest_virtainers.settings import SETTINGS, Source, environment, resolve
 from pytest_virtainers.spec import SIGNATURE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator
 
-__all__ = ["session_vm", "virtainer_defaults", "vm", "vm_factory"]  # pytest finds the fixtures here
+__all__ = [
+    "session_vm",
+    "virtainer_defaults",
+    "virtainer_prepare",
+    "vm",
+    "vm_factory",
+]  # pytest finds the fixtures here
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,13 +58,22 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"virtainers: {shape['image']}, {shape['ram']} MiB, {shape['cpus']} CPU, engine {settings.engine}"
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Check the arguments of every marker before any test runs."""
-    wrong = check_all(item for item in items if item.get_closest_marker(MARKER))
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Check the arguments of every marker before any test runs; a wrong one is an error of its file's collection.
+
+    (A `pytest.UsageError` would do without pytest-xdist; a worker of that only crashes with it.)
+    """
+    report = yield
+    wrong = check_all(each for each in report.result or () if isinstance(each, pytest.Item))
     if wrong:
-        raise pytest.UsageError("\n".join(wrong))
+        report.outcome, report.longrepr = "failed", "\n".join(wrong)
+    return report
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the run has started, however it ended."""
-    session.close(config)
+    try:
+        session.close(config)
+    except VirtainerError as error:  # the results are told already; what stays is swept by the next run
+        sys.stderr.write(f"virtainers: while ending the run: {error}\n")

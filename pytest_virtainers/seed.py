@@ -24,7 +24,7 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     files = {
         "user-data": "#cloud-config\n" + yaml.safe_dump(user_data(spec, keys, user), sort_keys=False),
         "meta-data": yaml.safe_dump({"instance-id": instance_id, "local-hostname": spec.guest_hostname}),
-        "network-config": yaml.safe_dump(_NETWORK_CONFIG),
+        "network-config": yaml.safe_dump(NETWORK_CONFIG),
     }
     image = pycdlib.PyCdlib()
     image.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
@@ -57,15 +57,18 @@ def user_data(spec: Spec, keys: Keys, user: str) -> dict[str, Any]:
     return config
 
 
-# By class, not by name: interface names and MAC addresses are the guest's and the supervisor's business.
-_NETWORK_CONFIG: Mapping[str, object] = {
+# The one NIC that every guest has, by the MAC address that the supervisor gives it. cloud-init needs the name too:
+# some of its renderers know an interface by nothing else.
+NETWORK_CONFIG: Mapping[str, object] = {
     "version": 2,
     "ethernets": {
-        "virtainer": {
-            "match": {"name": "e*"},
+        "eth0": {
+            "match": {"macaddress": "52:54:00:76:69:02"},
+            "set-name": "eth0",
             "dhcp4": True,
             # The supervisor's DHCP names a search domain in which the other VMs are found by their short names.
-            "dhcp4-overrides": {"use-domains": True},
+            # (cloud-init's schema wants a string.) The guest's own name is in the meta-data.
+            "dhcp4-overrides": {"use-domains": "true", "use-hostname": False},
         }
     },
 }

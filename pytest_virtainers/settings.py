@@ -51,6 +51,7 @@ _SHAPE = (
     ("boot_timeout", "300", "seconds until a VM must be ready"),
     ("internet", "on", "on, or off for a network without a way out"),
     ("scope", "function", "how long a VM lives: function, class, module or session"),
+    ("template", "on", "on: clone a booted machine of the same shape; off: boot each VM"),
 )
 SHAPE_NAMES = tuple(name for name, _, _ in _SHAPE)
 """Settings that are defaults for marker arguments of the same name."""
@@ -64,17 +65,24 @@ SETTINGS = (
         values.text,
         "where guest images live on the engine's side: a volume's name, or an absolute directory",
     ),
+    Setting(
+        "store_limit",
+        "20G",
+        values.size_mib(least=0),
+        "room that the store may take: beyond it, the least recently used images and templates go",
+    ),
     Setting("missing", "error", values.choice("error", "skip"), "what tests do without an engine: error or skip"),
 )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of this run; `shape` has the defaults of a `Spec`, in its units."""
+    """The settings of this run; `shape` has the defaults of a `Spec`, in its units; `store_limit` is in MiB."""
 
     shape: Mapping[str, Any]
     engine: str
     store: str
+    store_limit: int
     missing: str
 
 

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers import values
 from pytest_virtainers.errors import SpecError
+from pytest_virtainers.prepare import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pytest_virtainers.vm import VM
 
 SCOPES = ("function", "class", "module", "session")
 
@@ -77,6 +80,13 @@ def _files(value: object) -> dict[str, bytes]:
     return taken
 
 
+def _prepare(value: object) -> Callable[[VM], object]:
+    if not callable(value):
+        raise ValueError("a function that takes the VM is needed")  # noqa: TRY004
+    digest(value)  # a ValueError says why its template could not be found again
+    return value
+
+
 @dataclass(frozen=True)
 class Spec:
     """One VM, as asked for; sizes in MiB, times in seconds."""
@@ -89,6 +99,7 @@ class Spec:
     boot_timeout: float
     internet: bool
     scope: str
+    template: bool
     name: str = "vm"
     hostname: str | None = None
     user: str | None = None
@@ -96,6 +107,8 @@ class Spec:
     packages: tuple[str, ...] = ()
     run_commands: tuple[str | list[str], ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
+    prepare: Callable[[VM], object] | None = None
+    reset: str = "none"
 
     @property
     def guest_hostname(self) -> str:
@@ -113,18 +126,21 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "boot_timeout": values.seconds,
     "internet": values.switch,
     "scope": values.choice(*SCOPES),
+    "template": values.switch,
     "hostname": values.host_name,
     "user": values.user_name,
     "user_data": _user_data,
     "packages": _packages,
     "run_commands": _run_commands,
     "files": _files,
+    "prepare": _prepare,
+    "reset": values.choice("none", "snapshot"),
 }
 assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a slip of ours, seen at import)
 
 SIGNATURE = (
-    "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, hostname, "
-    "internet, scope, accel, boot_timeout)"
+    "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, prepare, "
+    "hostname, internet, scope, reset, template, accel, boot_timeout)"
 )
 
 

@@ -1,7 +1,7 @@
-"""The store on the engine's side: a volume or directory with guest images, worked on from helper containers.
+"""The store on the engine's side: a volume or directory with guest images and templates, worked on in helpers.
 
-Layout: `guests/KEY/disk.qcow2` and `manifest.json` beside it. What is under way is in `.scratch-*` and gets its name
-only when it is whole, so a half-made image is never seen.
+Layout: `guests/KEY` and `templates/KEY`, folders with a `manifest.json` each. What is under way is in `.scratch-*`
+and gets its name only when it is whole, so what is half-made is never seen.
 """
 
 from __future__ import annotations
@@ -47,17 +47,25 @@ class Workshop:
         self.container = container
         self._location = location
 
-    def manifest(self, key: str) -> dict[str, Any] | None:
-        """Give the manifest of the guest image `key`; None when the store does not have it."""
-        code, output = self.container.run(["cat", f"{MOUNT}/guests/{key}/manifest.json"])
+    def manifest(self, place: str) -> dict[str, Any] | None:
+        """Give the manifest in the folder `place` (`guests/KEY`); None when the store has none, or a damaged one.
+
+        The place counts as used now.
+        """
+        code, output = self.container.run(
+            ["sh", "-c", f"cd {MOUNT}/{place} && touch -c manifest.json && cat manifest.json"]
+        )
         if code != 0:
             return None
-        found: dict[str, Any] = json.loads(output)
-        return found
+        try:
+            found = json.loads(output)
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
 
     @contextmanager
-    def new(self, key: str) -> Iterator[str]:
-        """Give an empty folder to fill in the block; it becomes `guests/KEY` at the end, or goes away on failure.
+    def new(self, place: str) -> Iterator[str]:
+        """Give an empty folder to fill in the block; it becomes `place` at the end, or goes away on failure.
 
         Scratch folders of dead builders are removed here, once they are old: the lock `store` holds off this
         user's processes, not other users of the same engine.
@@ -68,11 +76,11 @@ class Workshop:
         scratch = f"{MOUNT}/.scratch-{secrets.token_hex(4)}"
         self.shell(
             f"find {MOUNT} -maxdepth 1 -name '.scratch-*' -mmin +{_ABANDONED_MINUTES} -exec rm -rf {{}} + && "
-            f"mkdir -p {MOUNT}/guests {scratch}"
+            f"mkdir -p {MOUNT}/{place.partition('/')[0]} && mkdir -m 700 {scratch}"
         )
         try:
             yield scratch
-            self.shell(f"sync {scratch}/* && rm -rf {MOUNT}/guests/{key} && mv {scratch} {MOUNT}/guests/{key}")
+            self.shell(f"sync {scratch}/* && rm -rf {MOUNT}/{place} && mv {scratch} {MOUNT}/{place}")
         except BaseException:
             if not self.container.ended:
                 self.container.run(["rm", "-rf", scratch])

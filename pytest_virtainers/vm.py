@@ -7,12 +7,22 @@ import io
 import shlex
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pytest_virtainers import readiness, shell, ssh, transfer
+from pytest_virtainers import individual, readiness, shell, ssh, transfer
 from pytest_virtainers.console import Console
-from pytest_virtainers.errors import CommandFailed, CommandTimeout, GuestPanic, SSHError, TransferError, VMGone
+from pytest_virtainers.errors import (
+    BootTimeout,
+    CommandFailed,
+    CommandTimeout,
+    GuestPanic,
+    SSHError,
+    StoreError,
+    TransferError,
+    VMGone,
+)
 from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
@@ -25,7 +35,19 @@ if TYPE_CHECKING:
     from pytest_virtainers.spec import Spec
 
 
+_CLONE_RUNS = b"virtainer: clone runs"  # what the supervisor says (images/runtime/virtainer/__main__.py)
+_CLONE_SECONDS = 60.0
+_SETTLE_SECONDS = 2.0
+
 _BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A machine's memory and disk at one instant; it is kept as long as the machine."""
+
+    vm: VM
+    name: str
 
 
 class VM:
@@ -35,7 +57,8 @@ class VM:
         name: of the machine.
         spec: what it was asked to be.
         user: the login user.
-        console: its serial console.
+        keys: by which one logs in, and knows it.
+        console: its serial console, since it was booted or cloned.
     """
 
     def __init__(
@@ -46,11 +69,12 @@ class VM:
         self.spec = spec
         self.user = user
         self.console = Console(container)
-        self._keys = keys
+        self.keys = keys
         self._container = container
         self._endpoint = endpoint
         self._progress = progress
         self._connection: ssh.Connection | None = None
+        self._snapshots = 0
         self._files: tempfile.TemporaryDirectory[str] | None = None
 
     def __repr__(self) -> str:
@@ -192,8 +216,8 @@ class VM:
             self._files = tempfile.TemporaryDirectory(prefix="virtainers-ssh-")  # private (0700)
             key = Path(self._files.name, "key")
             key.touch(mode=0o600)
-            key.write_text(self._keys.login.private)
-            Path(self._files.name, "known_hosts").write_text(f"{self.name} {self._keys.host.public}\n")
+            key.write_text(self.keys.login.private)
+            Path(self._files.name, "known_hosts").write_text(f"{self.name} {self.keys.host.public}\n")
         folder = Path(self._files.name)
         options = {
             "IdentityFile": str(folder / "key"),
@@ -213,6 +237,85 @@ class VM:
     def wait_until_ready(self) -> None:
         """Wait for SSH and cloud-init after a start; raises `BootError` and its children, `VMGone` or `SSHError`."""
         self._wait(f"booting {self.name} ({self.spec.image})", self._connect, self.spec.boot_timeout)
+
+    def wait_until_cloned(self) -> None:
+        """Wait until a clone runs, knows who it is, and lets us in.
+
+        Raises:
+            BootTimeout: not within the time that restoring may take.
+            VMGone, SSHError: as `run` does.
+        """
+        __tracebackhide__ = True
+        deadline = time.monotonic() + min(_CLONE_SECONDS, self.spec.boot_timeout)
+        self._wait_for_word(_CLONE_RUNS, deadline)
+        self._wait(
+            f"cloning {self.name} ({self.spec.image})",
+            self._connect,
+            deadline - time.monotonic(),
+            settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline),
+        )
+
+    def save(self, hostname: str) -> None:
+        """Save this machine, called `hostname`, as a template into its folder; it ends.
+
+        Raises:
+            Unclonable: the guest lacks what makes its clones individuals.
+            StoreError: it could not be saved; the message has the supervisor's words.
+        """
+        __tracebackhide__ = True
+        deadline = time.monotonic() + _CLONE_SECONDS
+        individual.leave_helper(self, hostname)
+        self._wait_for_word(individual.READY, deadline)
+        if self._connection is not None:
+            self._connection.close()
+        # The guest's side of the session ends, too. Its user manager stays for ten seconds and so is in the template:
+        # each clone has one less to start.
+        time.sleep(_SETTLE_SECONDS)
+        code, output = self._container.run(["save"])
+        if code != 0:
+            raise StoreError(
+                f"saving a template of {self.spec.image} failed: {output.decode(errors='replace').strip()}"
+            )
+        self._container.run(["qmp", '{"execute": "quit"}'])
+        if not self._container.wait(_CLONE_SECONDS):
+            raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
+
+    def snapshot(self) -> Snapshot:
+        """Keep memory and disk as they are now, to go back to with `restore`; the guest stands still meanwhile.
+
+        Raises:
+            StoreError: it could not be kept; the message has QEMU's words.
+        """
+        __tracebackhide__ = True
+        self._snapshots += 1
+        snapshot = Snapshot(self, f"s{self._snapshots}")
+        self._in_place("save", snapshot)
+        return snapshot
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this machine: memory and disk as they were, SSH connected anew, the clock right.
+
+        Raises:
+            ValueError: it is one of another machine.
+            StoreError: it could not be restored; the message has QEMU's words.
+            BootError: the guest did not answer afterwards.
+        """
+        __tracebackhide__ = True
+        if snapshot.vm is not self:
+            raise ValueError(f"{snapshot!r} is not a snapshot of {self!r}")
+        self._in_place("load", snapshot)
+        self._wait(f"restoring {self.name}", self._connect, _CLONE_SECONDS, settle=self._catch_up)
+
+    def _in_place(self, action: str, snapshot: Snapshot) -> None:
+        __tracebackhide__ = True
+        self._check_alive()
+        code, output = self._container.run(["snapshot", action, snapshot.name])
+        if code != 0:
+            raise StoreError(f"snapshot {action} on {self.name} failed: {output.decode(errors='replace').strip()}")
+
+    def _catch_up(self, machine: readiness.Machine, connection: ssh.Connection) -> None:
+        __tracebackhide__ = True
+        individual.catch_up(connection, _CLONE_SECONDS, machine.check)
 
     def reboot(self, *, timeout: float | None = None) -> None:
         """Reboot the guest and wait until it is ready again, with a boot id other than before.
@@ -234,14 +337,29 @@ class VM:
                 raise ConnectionAbortedError("the guest has not gone down yet")
             return connection
 
-        with contextlib.suppress(SSHError):  # the connection goes down with the guest
-            self.run("systemctl reboot || reboot", sudo=True)
+        with contextlib.suppress(SSHError):  # the command and the connection go down with the guest
+            self.run("systemctl reboot || reboot", sudo=True, check=False)
         self._wait(f"rebooting {self.name}", connect, self.spec.boot_timeout if timeout is None else timeout)
 
     def _connect(self, seconds: float) -> ssh.Connection:
-        return ssh.Connection(self._endpoint.dial(seconds), self.user, self._keys, seconds)
+        return ssh.Connection(self._endpoint.dial(seconds), self.user, self.keys, seconds)
 
-    def _wait(self, title: str, connect: Callable[[float], ssh.Connection], timeout: float) -> None:
+    def _wait_for_word(self, word: bytes, deadline: float) -> None:
+        """Wait for something that the supervisor says."""
+        __tracebackhide__ = True
+        if not self._container.wait_for(word, max(0.0, deadline - time.monotonic())):
+            self._check_alive()
+            said = self._container.stderr.decode(errors="replace").strip()
+            raise BootTimeout(f"{self.name}: the supervisor has not said {word.decode()!r} in time; it said:\n{said}")
+
+    def _wait(
+        self,
+        title: str,
+        connect: Callable[[float], ssh.Connection],
+        timeout: float,
+        settle: Callable[[readiness.Machine, ssh.Connection], None] | None = None,
+    ) -> None:
+        """Log in, then wait for `settle`, which by default is for cloud-init."""
         __tracebackhide__ = True
         deadline = time.monotonic() + timeout
         if self._connection is not None:
@@ -254,7 +372,10 @@ class VM:
 
             machine = readiness.Machine(self.name, self.console, check)
             self._connection = readiness.wait_for_login(machine, connect, timeout)
-            readiness.wait_for_cloud_init(machine, self._connection, deadline - time.monotonic())
+            if settle is None:
+                readiness.wait_for_cloud_init(machine, self._connection, deadline - time.monotonic())
+            else:
+                settle(machine, self._connection)
 
     def close(self) -> None:
         """Throw the machine away; nothing of it remains."""

@@ -69,6 +69,11 @@ class Engine:
         """Give the memory of the engine's host in MiB."""
         return int(self.api.info()["MemTotal"]) // (1024 * 1024)
 
+    def image_id(self, reference: str) -> str:
+        """Give the id of an image that the engine has."""
+        with self.failures(f"looking at image {reference}"):
+            return str(self.api.inspect_image(reference)["Id"])  # type: ignore[no-untyped-call]
+
     @contextmanager
     def failures(self, action: str) -> Iterator[None]:
         """Turn what the SDK raises inside the block into one `EngineError` that starts with `action`."""

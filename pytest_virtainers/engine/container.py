@@ -72,6 +72,7 @@ class Container:
         self._engine = engine
         self._api = engine.api
         self._output = {False: bytearray(), True: bytearray()}
+        self._arrived = threading.Condition()
         self._ended = threading.Event()
         self._lease: HijackedSocket | None = None
         self._id: str | None = None
@@ -160,7 +161,11 @@ class Container:
             while data := lease.recv():
                 for stream, payload in frames.feed(data):
                     self._output[stream == STDERR] += payload
+                with self._arrived:
+                    self._arrived.notify_all()
         self._ended.set()
+        with self._arrived:
+            self._arrived.notify_all()
 
     @property
     def stdout(self) -> bytes:
@@ -181,13 +186,11 @@ class Container:
         """Wait until it has ended, at most `seconds`; tell whether it has."""
         return self._ended.wait(seconds)
 
-    def exit_code(self) -> int | None:
-        """Give the exit code, while the engine still knows it; None otherwise."""
-        try:
-            state = self._api.inspect_container(self.id)["State"]
-        except (docker.errors.DockerException, EngineError):
-            return None
-        return None if state["Running"] else int(state["ExitCode"])
+    def wait_for(self, text: bytes, seconds: float) -> bool:
+        """Wait until `text` is in stderr, at most `seconds` or until it has ended; tell whether it is there."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: text in self._output[True] or self.ended, seconds)
+        return text in self._output[True]
 
     def address(self) -> str:
         """Give its IPv4 address on its network."""

@@ -35,7 +35,7 @@ def test_settings_reach_qemu() -> None:
 
 
 def test_the_machine_type_has_a_version() -> None:
-    assert values("-machine", argv()) == ["pc-q35-10.0,graphics=off"]
+    assert values("-machine", argv()) == ["pc-q35-10.0,sata=off,smbus=off,graphics=off"]
 
 
 def test_no_path_is_opened_by_qemu_itself() -> None:

@@ -24,6 +24,8 @@ def test_defaults_are_those_of_the_contract() -> None:
         lease=False,
         cache="writeback",
         shutdown_timeout=60,
+        template=None,
+        template_save=False,
     )
 
 

@@ -1,0 +1,100 @@
+"""Make a machine that went back in time catch up: its clock, its random numbers and, in a clone, its name.
+
+A template's guest is left with a helper (`clone_helper.py`) that does so as soon as a clone runs, with the supervisor
+at the other end. After an in-place restore the same helper is run over SSH, with us at the other end.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+from pytest_virtainers import clone_helper, shell
+from pytest_virtainers.errors import BootError, Unclonable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_virtainers import ssh
+    from pytest_virtainers.vm import VM
+
+READY, DONE = b"helper: ready", b"helper: individual"
+"""What the supervisor says when the helper has said so (`images/runtime/virtainer/individual.py`)."""
+
+_PORT = "org.virtainers.clone"
+_PATH = "/run/virtainer-clone.py"
+_ENTROPY_BYTES = 64
+_CAN = "command -v python3 && { modprobe virtio_console || [ -d /sys/class/virtio-ports ]; }"
+
+
+def leave_helper(vm: VM, hostname: str) -> None:
+    """Start the helper in the guest, which is called `hostname`; raises `Unclonable` when it cannot run there."""
+    __tracebackhide__ = True
+    if not vm.run(_CAN, sudo=True, check=False):
+        raise Unclonable("the guest has no python3, or its kernel no virtio_console")
+    vm.write_text(_PATH, _source(), owner="root")
+    start = shlex.join(["python3", "-I", "-S", _PATH, _PORT, hostname])
+    # A unit of its own where there is systemd: what is left of a login would keep its session open.
+    vm.run(
+        "if command -v systemd-run >/dev/null; then set -- systemd-run --quiet --collect; else set -- setsid -f; fi; "
+        f'"$@" {start}',
+        sudo=True,
+    )
+
+
+def catch_up(connection: ssh.Connection, timeout: float, check: Callable[[], None]) -> None:
+    """Set the clock to ours and reseed the kernel's generator, over SSH.
+
+    Raises:
+        BootError: the guest could not do it.
+        VMGone, GuestPanic, SSHError: what `check` raises, or the connection broke.
+    """
+    __tracebackhide__ = True
+    conversation, errors = _Conversation(), bytearray()
+    command = shell.line(["python3", "-I", "-S", "-c", _source(), "-", ""], sudo=True)
+    try:
+        code = connection.execute(
+            command,
+            stdin=cast("IO[bytes]", conversation),
+            stdout=conversation.hear,
+            stderr=errors.extend,
+            deadline=time.monotonic() + timeout,
+            check=check,
+        )
+    finally:
+        conversation.end()
+    if code != 0:
+        raise BootError(f"the guest did not catch up with the time: {errors.decode(errors='replace').strip()}")
+
+
+class _Conversation:
+    """The supervisor's part, as a file to read from: an order, and the time whenever it is asked for."""
+
+    def __init__(self) -> None:
+        self._heard = bytearray()
+        self._answers: queue.Queue[bytes | None] = queue.Queue()
+        self._answers.put(f"- {os.urandom(_ENTROPY_BYTES).hex()}\n".encode())
+
+    def hear(self, data: bytes) -> None:
+        self._heard += data
+        while b"\n" in self._heard:
+            line, _, self._heard = self._heard.partition(b"\n")
+            if line == clone_helper.ASKS_FOR_TIME.strip():
+                self._answers.put(b"now")
+
+    def end(self) -> None:
+        self._answers.put(None)
+
+    def read(self, _size: int) -> bytes:
+        answer = self._answers.get()
+        if answer == b"now":
+            return f"{time.time():.6f}\n".encode()
+        return answer or b""
+
+
+def _source() -> str:
+    return Path(clone_helper.__file__).read_text()

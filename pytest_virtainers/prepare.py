@@ -1,0 +1,95 @@
+"""What identifies a `prepare` function: the code that it runs, and what that code is given.
+
+A template is made anew when this changes. Counted are the function's source, its default and `functools.partial`
+arguments, the variables of its closure, and the module's own functions, classes and values that it names, again with
+theirs. A `pathlib.Path` counts with the content of the file or folder to which it leads.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+_AN_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def digest(function: Callable[..., object]) -> str:
+    """Give 16 hexadecimal digits for `function`.
+
+    Raises:
+        ValueError: its source cannot be had, or a value that it uses looks different in each process.
+    """
+    sha = hashlib.sha256()
+    _add(sha.update, "function", function, set())
+    return sha.hexdigest()[:16]
+
+
+def _add(update: Callable[[bytes], object], name: str, value: Any, seen: set[FunctionType]) -> None:
+    update(f"\0{name}\0".encode())
+    if isinstance(value, FunctionType):
+        if value not in seen:
+            _add_function(update, value, {*seen, value})
+    elif isinstance(value, type):
+        update(_source(value).encode() if value.__module__ != "builtins" else value.__name__.encode())
+    elif isinstance(value, Path):
+        _add_files(update, value)
+    else:
+        parts = _parts(value)
+        for part, each in parts:
+            _add(update, part, each, seen)
+        if not parts:
+            update(_shown(name, value).encode())
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """Take apart what holds other values."""
+    if isinstance(value, functools.partial):
+        return [("function", value.func), ("arguments", value.args), ("keywords", value.keywords)]
+    if isinstance(value, MethodType):
+        return [("function", value.__func__), ("self", value.__self__)]
+    if isinstance(value, Mapping):
+        return [(repr(key), value[key]) for key in sorted(value, key=repr)]
+    if isinstance(value, list | tuple):
+        return [(str(number), each) for number, each in enumerate(value)]
+    return []
+
+
+def _shown(name: str, value: object) -> str:
+    shown = repr(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
+    if _AN_ADDRESS.search(shown):
+        raise ValueError(f"{name} is {shown}, which looks different in each process: use plain values or paths")
+    return shown
+
+
+def _add_function(update: Callable[[bytes], object], function: FunctionType, seen: set[FunctionType]) -> None:
+    update(_source(function).encode())
+    _add(update, "defaults", function.__defaults__ or (), seen)
+    _add(update, "keyword defaults", function.__kwdefaults__ or {}, seen)
+    used = inspect.getclosurevars(function)
+    for name, value in sorted({**used.globals, **used.nonlocals}.items()):
+        home = getattr(value, "__module__", None)
+        if isinstance(value, ModuleType) or (callable(value) and home != function.__module__):
+            # Other modules count by their names: a new version of a library is not a new preparation.
+            update(f"\0{name}\0{home}\0{getattr(value, '__name__', '')}".encode())
+        else:
+            _add(update, name, value, seen)
+
+
+def _source(thing: Callable[..., object]) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError) as error:
+        raise ValueError(f"the source of {thing!r} cannot be read: write it in a file ({error})") from error
+
+
+def _add_files(update: Callable[[bytes], object], path: Path) -> None:
+    members = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    for each in members:
+        content = each.read_bytes() if each.is_file() else b"missing"
+        update(f"\0{each.relative_to(path)}\0{len(content)}\0".encode() + content)

@@ -1,0 +1,182 @@
+"""Templates: a machine of each shape is booted once and saved; every VM of that shape is a clone of it.
+
+A template is kept in the store under a key made of everything that shapes it. Saving and restoring is the runtime
+image's work (`images/runtime/virtainer/template.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from pytest_virtainers import housekeeping, seed
+from pytest_virtainers.errors import Unclonable
+from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.paths import locked
+from pytest_virtainers.prepare import digest
+from pytest_virtainers.store import MOUNT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.images import Guest
+    from pytest_virtainers.progress import Progress
+    from pytest_virtainers.spec import Spec
+    from pytest_virtainers.store import Workshop
+    from pytest_virtainers.vm import VM
+
+_FORMAT = 1
+_NO_KEYS = Keys(KeyPair("", ""), KeyPair("", ""))
+HOSTNAME = "vm"
+"""What a template's guest is called, as the VMs of markers without a name: those need not be renamed."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A saved machine in the store.
+
+    Attributes:
+        key: its name in the store.
+        user: the login user.
+        keys: by which one logs in to any of its clones, and knows them.
+        refusal: why machines of this shape cannot be cloned; empty when they can.
+    """
+
+    key: str
+    user: str
+    keys: Keys
+    refusal: str = ""
+
+    @property
+    def place(self) -> str:
+        """Its folder in the store."""
+        return _place(self.key)
+
+    @property
+    def folder(self) -> str:
+        """Its folder in a container that has the store at `/store`."""
+        return f"{MOUNT}/{self.place}"
+
+
+class Templates:
+    """The templates of one run.
+
+    Args:
+        engine: on which the store is.
+        store: opens it.
+        limit_mib: room that it may take, in MiB.
+        runtime_id: of the image that saves and restores.
+        progress: where long steps are shown.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Callable[[], AbstractContextManager[Workshop]],
+        *,
+        limit_mib: int,
+        runtime_id: str,
+        progress: Progress,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._limit_mib = limit_mib
+        self._runtime_id = runtime_id
+        self._progress = progress
+        self._known: dict[str, Template] = {}
+
+    def ensure(self, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM]) -> Template:
+        """Give the template for `spec`, made if need be by whichever process needs it first.
+
+        Args:
+            spec: of a VM that is wanted.
+            guest: its image.
+            boot: boots a spec with these keys so that it can be saved into a folder of the store.
+
+        Raises:
+            VirtainerError: as booting does.
+            StoreError: the template cannot be kept.
+        """
+        key = self._key(spec, guest)
+        if key not in self._known:
+            with self._store() as shop:
+                self._known[key] = _load(key, shop) or self._make_once(key, spec, guest, boot, shop)
+        return self._known[key]
+
+    def drop(self, spec: Spec, guest: Guest) -> None:
+        """Throw the template for `spec` away; running clones keep what they have open."""
+        key = self._key(spec, guest)
+        self._known.pop(key, None)
+        with self._store() as shop:
+            housekeeping.remove(shop, [_place(key)])
+
+    def _make_once(
+        self, key: str, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM], shop: Workshop
+    ) -> Template:
+        with self._progress.step("waiting for another process, which makes this template") as step:
+            lock = locked(f"template-{key}", step.update)
+        with lock:
+            found = _load(key, shop)
+            if found is None:
+                found = Template(key, spec.user or guest.user, Keys.generate())
+                with shop.new(found.place) as scratch:
+                    vm = boot(replace(spec, hostname=HOSTNAME), found.keys, scratch)
+                    try:
+                        vm.save(HOSTNAME)
+                    except Unclonable as refusal:
+                        found = replace(found, refusal=str(refusal))
+                    finally:
+                        vm.close()
+                    if found.refusal:
+                        shop.shell(f"rm -rf {scratch}/*")
+                    shop.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})
+                self._make_room(shop, found)
+        return found
+
+    def _make_room(self, shop: Workshop, newest: Template) -> None:
+        with locked("store"):
+            gone = housekeeping.surplus(
+                housekeeping.contents(self._engine, shop), self._limit_mib, keep={newest.place}
+            )
+            housekeeping.remove(shop, [each.place for each in gone])
+        for each in gone:
+            self._progress.note(f"the store was full: removed {each.place} ({each.what}, {each.size_mib} MiB)")
+
+    def _key(self, spec: Spec, guest: Guest) -> str:
+        """Name a template by what shapes it; who a VM is, and how it is waited for and shared, does not."""
+        shape = replace(spec, name=HOSTNAME, hostname=None)
+        facts = {
+            "format": _FORMAT,
+            "runtime": self._runtime_id,
+            "disk": guest.digest,
+            "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, shape.internet],
+            "user-data": seed.user_data(shape, _NO_KEYS, spec.user or guest.user),
+            "network-config": seed.NETWORK_CONFIG,
+            "prepare": digest(shape.prepare) if shape.prepare else "",
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _place(key: str) -> str:
+    return f"templates/{key}"
+
+
+def _load(key: str, shop: Workshop) -> Template | None:
+    manifest = shop.manifest(_place(key))
+    if manifest is None:
+        return None
+    try:
+        keys = Keys(**{name: KeyPair(**pair) for name, pair in manifest["keys"].items()})
+        return Template(key, manifest["user"], keys, manifest["refusal"])
+    except (AttributeError, KeyError, TypeError):  # damaged: as if it were not there, it is made anew
+        return None
+
+
+def _manifest(template: Template, spec: Spec, guest: Guest) -> bytes:
+    facts = {"image": spec.image, "guest": guest.place, "ram": spec.ram, "cpus": spec.cpus, "disk": spec.disk}
+    about = {"user": template.user, "refusal": template.refusal, "keys": asdict(template.keys)}
+    return json.dumps({**facts, **about}, indent=2).encode()

@@ -1,0 +1,209 @@
+"""Templates inside a virtainer: facts that must agree, QEMU (played by a socket), and what the helper says."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from virtainer import disk, image, individual, machine, qmp, snapshot, template
+from virtainer.ending import End, Reason
+from virtainer.settings import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def qemu_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "qemu").write_text("program")
+    monkeypatch.setattr(template, "_QEMU", tmp_path / "qemu")
+    monkeypatch.setattr(template, "FACTS", tmp_path / "facts.json")
+    return tmp_path / "qemu"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder as `save` leaves it, but for QEMU's own files."""
+    base, folder, seed = tmp_path / "base", tmp_path / "saved", tmp_path / "seed.iso"
+    base.write_bytes(b"disk" * 4096)
+    seed.write_bytes(b"seed")
+    folder.mkdir()
+    settings = Settings.from_env({"IMAGE_DIR": str(folder), "RAM": "64"})
+    template.record(settings, None, image.Base(base, "raw", 16384, image.fingerprint(base)), seed)
+    for fd in template.new_files(settings).values():
+        os.close(fd)
+    disk.path(folder).write_bytes(b"layer")
+    (folder / "template.json").write_text(json.dumps(json.loads(template.FACTS.read_text())["facts"]))
+    return folder
+
+
+def test_what_was_recorded_is_loaded(saved: Path, tmp_path: Path) -> None:
+    found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
+    assert (found.base.path, found.base.format, found.base.size) == (tmp_path / "base", "raw", 16384)
+    assert found.disk_size == 40 * 2**30
+    assert found.seed.read_bytes() == b"seed"
+    assert found.layer.path == saved / "local_image.qcow2"
+    assert (saved / "ram").stat().st_size == 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [({"RAM": "65"}, "RAM is 65 here, and was 64"), ({"RAM": "64", "CPU": "2"}, "CPU is 2 here, and was 1")],
+)
+def test_a_template_of_another_machine_is_refused(saved: Path, env: dict[str, str], complaint: str) -> None:
+    with pytest.raises(End, match=complaint) as caught:
+        template.load(Settings.from_env(env), saved, None)
+    assert caught.value.reason is Reason.TEMPLATE
+
+
+def test_another_qemu_and_another_guest_disk_are_refused(saved: Path, qemu_binary: Path, tmp_path: Path) -> None:
+    settings = Settings.from_env({"RAM": "64"})
+    (tmp_path / "base").write_bytes(b"Disk" * 4096)
+    with pytest.raises(End, match="was made on another guest disk"):
+        template.load(settings, saved, None)
+    qemu_binary.write_text("another program")
+    with pytest.raises(End, match="qemu is"):
+        template.load(settings, saved, None)
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "{}"])
+def test_a_folder_that_is_no_template_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "template.json").write_text(content)
+    with pytest.raises(End, match="is no template"):
+        template.load(Settings.from_env({}), tmp_path, None)
+
+
+def test_a_missing_file_is_told(saved: Path) -> None:
+    (saved / "state").unlink()
+    found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
+    with pytest.raises(End, match=r"is not whole: .*No such file"):
+        template.open_files(found, restore=True)
+    for fd in template.open_files(found, restore=False).values():
+        os.close(fd)
+
+
+def test_a_processor_is_its_model_and_flags() -> None:
+    cpu = "processor\t: {}\nmodel name\t: Fast\nflags\t\t: fpu svm\nbogomips\t: {}\n\n"
+    assert template.processor(cpu.format(0, 1) + cpu.format(1, 2)) == "Fast; fpu svm"
+
+
+def test_a_clone_maps_the_ram_privately_and_a_template_does_not() -> None:
+    common: dict[str, Any] = {"base": 3, "overlay": 4, "seed": 5, "tap": 6, "console": 7, "monitor": 8, "qmp": 9}
+    common |= {"kvm": None, "ram": 10, "state": 11, "port": 12}
+    settings = Settings.from_env({"RAM": "64"})
+    builder = machine.argv(settings, "raw", machine.Handles(**common))
+    clone = machine.argv(settings, "raw", machine.Handles(**common, layer=13))
+    file = "memory-backend-file,id=ram,size=64M,mem-path=/proc/self/fd/10"
+    assert f"{file},share=on" in builder
+    assert "-incoming" not in builder
+    assert f"{file},share=off,readonly=on,rom=off" in clone
+    assert clone[clone.index("-incoming") + 1] == "defer"
+    nodes = {node["node-name"]: node for node in (json.loads(word) for word in clone if word.startswith("{"))}
+    assert (nodes["disk"]["backing"], nodes["layer"]["backing"], nodes["layer"]["read-only"]) == (
+        "layer",
+        "base",
+        True,
+    )
+    cold = machine.argv(settings, "raw", machine.Handles(**{**common, "ram": None, "state": None}, layer=13))
+    assert "-incoming" not in cold
+
+
+class Qemu:
+    """Answers each command with the next of its replies, and remembers what it was asked."""
+
+    def __init__(self, **replies: list[dict[str, Any]]) -> None:
+        self.asked: list[str] = []
+        self._replies = {name.replace("_", "-"): each for name, each in replies.items()}
+        self.ours, theirs = socket.socketpair()
+        threading.Thread(target=self._answer, args=(theirs,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as lines:
+            for line in lines:
+                command = json.loads(line)
+                name = command["execute"]
+                self.asked.append(name)
+                replies = self._replies.get(name)
+                reply = {"return": {}} if not replies else replies.pop(0)
+                answer = json.dumps({"event": "STOP"}) + "\n" + json.dumps({**reply, "id": command.get("id")}) + "\n"
+                connection.sendall(answer.encode())
+
+
+def test_a_clone_is_resumed_when_its_state_is_there() -> None:
+    status = [{"return": {"status": each}} for each in ("inmigrate", "inmigrate", "paused")]
+    qemu = Qemu(query_status=status)
+    template.resume(qmp.Monitor(qemu.ours))
+    assert qemu.asked == [
+        "qmp_capabilities",
+        *("migrate-set-capabilities", "migrate-incoming"),
+        *("query-status", "query-status", "query-status"),
+        *("migrate-set-capabilities", "cont"),
+    ]
+
+
+def test_a_refusal_names_the_command() -> None:
+    qemu = Qemu(migrate_incoming=[{"error": {"desc": "no such file"}}])
+    with pytest.raises(End, match="the template does not restore: migrate-incoming: no such file"):
+        template.resume(qmp.Monitor(qemu.ours))
+
+
+def test_a_qemu_that_says_nothing_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0.05)
+    with ours, theirs, pytest.raises(End, match="does not restore: timed out"):
+        template.resume(qmp.Monitor(ours))
+
+
+def test_a_failed_save_says_why() -> None:
+    qemu = Qemu(
+        query_migrate=[{"return": {"status": "active"}}, {"return": {"status": "failed", "error-desc": "full"}}]
+    )
+    with pytest.raises(qmp.Refused, match="migrate: full"):
+        template.save(qmp.Monitor(qemu.ours))
+
+
+def test_save_without_preparation_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert template.main() == 1
+    assert capsys.readouterr().err == "save: this virtainer was not started with TEMPLATE_SAVE=on\n"
+
+
+@pytest.mark.parametrize("action", ["save", "load", "delete"])
+def test_a_snapshot_waits_for_its_job_and_dismisses_it(action: str) -> None:
+    job = f"{action}-s1"
+    states = [{"return": [{"id": "other"}, {"id": job, "status": each}]} for each in ("running", "concluded")]
+    qemu = Qemu(query_jobs=states)
+    snapshot.run(qmp.Monitor(qemu.ours), action, "s1")
+    assert qemu.asked[1:] == [f"snapshot-{action}", "query-jobs", "query-jobs", "job-dismiss"]
+
+
+def test_a_failed_snapshot_says_why_and_leaves_no_job() -> None:
+    failed = {"id": "load-s9", "status": "concluded", "error": "Snapshot 's9' does not exist"}
+    qemu = Qemu(query_jobs=[{"return": [failed]}])
+    with pytest.raises(qmp.Refused, match="Snapshot 's9' does not exist"):
+        snapshot.run(qmp.Monitor(qemu.ours), "load", "s9")
+    assert qemu.asked[-1] == "job-dismiss"
+
+
+@pytest.mark.parametrize("words", [[], ["save"], ["keep", "a"], ["save", "a b"], ["save", "../x"]])
+def test_wrong_usage_of_snapshot_is_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert snapshot.main(words) == 2
+    assert capsys.readouterr().err.startswith("usage: snapshot save|load|delete NAME")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"ready\n", "ready"),
+        (b"done db 99.990000\n", "individual, hostname db, clock -10.0 ms"),
+        (b"\xff\x00", "something unexpected: b'\\xff\\x00'"),
+        (b"done db now\n", "something unexpected: b'done db now\\n'"),
+        (b"\n", "something unexpected: b'\\n'"),
+    ],
+)
+def test_what_the_helper_says_is_put_into_words(line: bytes, words: str) -> None:
+    assert individual.heard(line, 100.0) == words

@@ -1,0 +1,79 @@
+"""What makes a `prepare` function another one, and so its template another template."""
+
+import functools
+import linecache
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_virtainers.prepare import digest
+
+
+def load(source: str, **variables: Any) -> Callable[..., Any]:
+    """Execute a source as a module of its own and give its function `prepare`."""
+    module = types.ModuleType("conftest_of_the_test")
+    module.__dict__.update(variables)
+    name = f"<source {abs(hash((source, len(linecache.cache))))}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102
+    function: Callable[..., Any] = module.prepare
+    return function
+
+
+PLAIN = "def prepare(vm):\n    vm.run('a')\n"
+
+
+def test_the_same_source_is_the_same() -> None:
+    assert digest(load(PLAIN)) == digest(load(PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (PLAIN, PLAIN.replace("'a'", "'b'")),
+        ("def prepare(vm, x=1): vm.run(x)\n", "def prepare(vm, x=2): vm.run(x)\n"),
+        ("N = 1\ndef prepare(vm): vm.run(N)\n", "N = 2\ndef prepare(vm): vm.run(N)\n"),
+        (
+            "def help(vm): vm.run('a')\ndef prepare(vm): help(vm)\n",
+            "def help(vm): vm.run('b')\ndef prepare(vm): help(vm)\n",
+        ),
+        (
+            "def make(n):\n    def prepare(vm): vm.run(n)\n    return prepare\nprepare = make('a')\n",
+            "def make(n):\n    def prepare(vm): vm.run(n)\n    return prepare\nprepare = make('b')\n",
+        ),
+    ],
+    ids=["body", "default", "global value", "helper's body", "closure"],
+)
+def test_what_changes_it(one: str, other: str) -> None:
+    assert digest(load(one)) != digest(load(other))
+
+
+def test_what_stands_beside_it_does_not() -> None:
+    assert digest(load(PLAIN)) == digest(load(PLAIN + "def test_other(): pass\n"))
+
+
+def test_functions_that_call_each_other_end() -> None:
+    assert digest(load("def help(vm): prepare(vm)\ndef prepare(vm): help(vm)\n"))
+
+
+def test_files_count_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_text("one")
+    function = functools.partial(load("def prepare(vm, source): vm.put(source, '/srv')\n"), source=tmp_path / "tree")
+    before = digest(function)
+    assert digest(function) == before
+    (tmp_path / "tree" / "file").write_text("two")
+    assert digest(function) != before
+
+
+def test_a_value_without_a_lasting_form_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"THING is <object object at 0x.*>, which looks different in each process"):
+        digest(load("THING = object()\ndef prepare(vm): vm.run(THING)\n"))
+
+
+def test_a_function_without_source_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the source of <function <lambda>.*> cannot be read: write it in"):
+        digest(eval("lambda vm: None"))  # noqa: S307

@@ -1,0 +1,99 @@
+"""What shapes a template, and so is in its key."""
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from virtainer import individual as supervisor
+from virtainer import network
+
+from pytest_virtainers import clone_helper, individual, seed
+from pytest_virtainers.images import Guest
+from pytest_virtainers.keys import Keys
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import check, merge
+from pytest_virtainers.templates import Template, Templates, _load, _manifest
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.store import Workshop
+
+GUEST = Guest("debian-13-abc", "debian", "digest")
+
+
+def no_store() -> "AbstractContextManager[Workshop]":
+    raise AssertionError("a key needs none")
+
+
+def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
+    engine = cast("Engine", None)
+    spec = merge(resolve([]).shape, check(arguments, "here"))
+    templates = Templates(engine, no_store, limit_mib=0, runtime_id=runtime, progress=SILENT)
+    return templates._key(spec, guest)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"ram": "2G"},
+        {"cpus": 2},
+        {"disk": "11G"},
+        {"accel": "tcg"},
+        {"internet": False},
+        {"user": "alice"},
+        {"packages": ["hello"]},
+        {"run_commands": ["true"]},
+        {"files": {"/a": "b"}},
+        {"user_data": {"timezone": "UTC"}},
+        {"prepare": len},
+    ],
+)
+def test_what_shapes_a_machine_gives_it_another_template(arguments: dict[str, Any]) -> None:
+    assert key(**arguments) != key()
+
+
+def test_so_do_another_disk_and_another_runtime_image() -> None:
+    assert key(Guest("debian-13-abc", "debian", "other")) != key()
+    assert key(runtime="runtime:2") != key()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"name": "web"}, {"hostname": "web"}, {"scope": "module"}, {"boot_timeout": 5}, {"ram": 1024}]
+)
+def test_who_a_machine_is_does_not(arguments: dict[str, Any]) -> None:
+    assert key(**arguments) == key()
+
+
+class Shop:
+    """As much of a store as loading needs."""
+
+    def __init__(self, manifest: bytes) -> None:
+        self._manifest = manifest
+
+    def manifest(self, place: str) -> Any:
+        assert place == "templates/abc"
+        return json.loads(self._manifest)
+
+
+def test_a_manifest_brings_a_template_back() -> None:
+    template = Template("abc", "alice", Keys.generate(), "no python3")
+    spec = merge(resolve([]).shape)
+    assert _load("abc", cast("Workshop", Shop(_manifest(template, spec, GUEST)))) == template
+
+
+@pytest.mark.parametrize("manifest", [b"{}", b'{"keys": {"login": {}}}', b'{"keys": []}', b'{"keys": {"login": 1}}'])
+def test_a_damaged_manifest_counts_as_none(manifest: bytes) -> None:
+    assert _load("abc", cast("Workshop", Shop(manifest))) is None
+
+
+def test_both_sides_of_a_clone_use_the_same_words() -> None:
+    ethernet = seed.NETWORK_CONFIG["ethernets"]
+    assert isinstance(ethernet, dict)
+    assert ethernet["eth0"]["match"] == {"macaddress": network.GUEST_MAC}
+    assert individual._PORT == supervisor.PORT
+    assert clone_helper.ASKS_FOR_TIME == supervisor.ASKS_FOR_TIME
+    assert f"helper: {supervisor.heard(clone_helper.READY, 0)}".encode() == individual.READY
+    assert f"helper: {supervisor.heard(b'done vm 1.000000', 0)}".encode().startswith(individual.DONE)
