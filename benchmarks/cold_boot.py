@@ -28,7 +28,7 @@ set -e
 qemu-img create -q -f qcow2 -b {disk} -F qcow2 /tmp/overlay.qcow2 {size}M
 exec qemu-system-x86_64 -machine q35,accel=tcg -cpu max -m {ram} -smp {cpus} -display none -serial stdio \
     -drive file=/tmp/overlay.qcow2,if=virtio -drive file=/tmp/seed.iso,if=virtio,format=raw,readonly=on \
-    -netdev user,id=net0,hostfwd=tcp:0.0.0.0:2222-:22 -device virtio-net-pci,netdev=net0
+    -netdev user,id=net0,hostfwd=tcp:0.0.0.0:2222-:22 -device virtio-net-pci,netdev=net0,mac=52:54:00:76:69:02
 """
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     """Measure in turn and print medians and their ratio."""
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     settings = resolve([environment(os.environ)])
-    spec = merge(settings.shape)
+    spec = merge(settings.shape, {"template": False})
     with Manager(settings, SILENT) as manager:
         print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
         manager.guest(spec.image)

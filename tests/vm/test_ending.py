@@ -16,7 +16,8 @@ from pytest_virtainers.engine.sweep import sweep
 BOOTING = """
 import pytest
 
-@pytest.mark.virtainer("{name}")
+# A shape that no earlier run has left a template of, so that it has to boot.
+@pytest.mark.virtainer("{name}", run_commands=["true {unique}"])
 def test_boot(vm): pass
 """
 RUNNING = """
@@ -39,10 +40,10 @@ class Run:
     """A pytest run as a child process, and what it has on the engine."""
 
     def __init__(self, pytester: pytest.Pytester, engine: Engine, source: str, name: str) -> None:
-        pytester.makepyfile(source.format(name=name))
+        pytester.makepyfile(source.format(name=name, unique=time.time_ns()))
         self.ready = pytester.path / "ready"
         self.log = pytester.path / "log"
-        self._api, self._name = engine.api, name
+        self._api = engine.api
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PYTEST, "-p", "no:cacheprovider"],
@@ -53,12 +54,16 @@ class Run:
             )
 
     def containers(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": f"virtainers.vm={self._name}"})
+        """All of them: VMs, and the helper that has the store open while a template is made."""
+        found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": self._owner})
         return found
 
     def networks(self) -> list[str]:
-        owner = f"virtainers.owner-pid={self.process.pid}"
-        return [each["Name"] for each in self._api.networks(filters={"label": owner})]
+        return [each["Name"] for each in self._api.networks(filters={"label": self._owner})]
+
+    @property
+    def _owner(self) -> str:
+        return f"virtainers.owner-pid={self.process.pid}"
 
     def wait_for(self, condition: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -69,8 +74,12 @@ class Run:
 
     def until_booting(self) -> None:
         # Linux has begun to talk: the boot is well under way.
-        self.wait_for(lambda: [each for each in self.containers() if each["State"] == "running"], 300)
+        def runs(each: dict[str, Any]) -> bool:
+            return bool(each["State"] == "running" and each["Labels"]["virtainers"] == "vm")
+
+        self.wait_for(lambda: any(runs(each) for each in self.containers()), 300)
         time.sleep(5)
+        assert len(self.containers()) == 2, "a VM, and the store's helper"
 
     def until_running(self) -> None:
         self.wait_for(self.ready.exists, 600)

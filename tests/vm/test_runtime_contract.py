@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_virtainers.engine import owner
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -33,6 +35,8 @@ LEAST = [
     *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", *TUN, *FORWARD),
     *itertools.chain.from_iterable(("--cap-add", name) for name in CAPABILITIES),
 ]
+# What a run that was cut off leaves is removed by the next sweep, as all that is ours.
+OWNED = [f"--label={name}={value}" for name, value in owner.labels("vm", "contract").items()]
 LIMITS = ["--ulimit", "nofile=1024", "--ulimit", "nproc=4096"]  # Podman's own may exceed the host's
 
 BOOT = 400  # seconds until SSH answers, emulated on a busy machine
@@ -117,7 +121,9 @@ def starter(engine_cli: list[str], runtime_image: str) -> Iterator[Callable[...,
     def start(*options: str, entry: tuple[str, ...] = (), rights: list[str] = LEAST) -> Container:
         container = Container(engine_cli, f"contract-{uuid.uuid4().hex[:8]}")
         names.append(container.name)
-        container.engine("run", "-d", "--name", container.name, *LIMITS, *rights, *options, runtime_image, *entry)
+        container.engine(
+            "run", "-d", "--name", container.name, *OWNED, *LIMITS, *rights, *options, runtime_image, *entry
+        )
         return container
 
     yield start
@@ -268,6 +274,15 @@ def test_an_inner_network_that_overlaps_the_outer_one(start: Callable[..., Conta
     code, line = refused(start, *mount(tiny, "/image"), "-e", f"CIDR={cidr}")
     assert code == 15
     assert line.startswith(f"virtainer: end: network: CIDR={cidr} overlaps the container's own network")
+
+
+def test_no_room_for_the_memory_of_a_template(start: Callable[..., Container], guest_disk: Path) -> None:
+    room = ["--tmpfs", "/mounted:size=48m", "-e", "TEMPLATE_SAVE=on", "-e", "RAM=512"]
+    code, line = start(*mount(guest_disk, "/image"), *room).end(FIRMWARE * 2)
+    assert (code, line) == (
+        13,
+        "virtainer: end: storage: QEMU could not write its memory file (SIGBUS): no space left in IMAGE_DIR",
+    )
 
 
 def test_a_machine_that_qemu_refuses(start: Callable[..., Container], tiny: Path) -> None:

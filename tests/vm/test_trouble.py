@@ -97,7 +97,7 @@ def test_a_boot_that_takes_too_long(vm_factory: VMFactory, engine: Engine) -> No
     with pytest.raises(
         BootTimeout, match=r"slow did not let us log in over SSH within 8 s\. The last try: "
     ) as caught:
-        vm_factory("slow", boot_timeout=8)
+        vm_factory("slow", boot_timeout=8, template=False)
     assert "The last lines of its console:\n  | " in str(caught.value)
     assert "boot_timeout" in str(caught.value)
     assert containers(engine, "slow") == []
@@ -114,7 +114,7 @@ def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: E
     killer.start()
     began = time.monotonic()
     with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:") as caught:
-        vm_factory("victim")
+        vm_factory("victim", template=False)
     killer.join()
     assert time.monotonic() - began < 30, str(caught.value)
     assert containers(engine, "victim") == []

@@ -1,0 +1,78 @@
+"""A clone from the request until its first command has returned, against its floor, in turn.
+
+    VIRTAINER_ENGINE=docker python -m benchmarks.clone [ROUNDS]
+
+The floor: an empty container of the same image on the same network is started, and one SSH login and command are done
+on a VM that is already up. Target: ratio at most 1.3. Where the seconds of a clone go is printed, too.
+"""
+
+import os
+import statistics
+import sys
+import time
+
+from pytest_virtainers import ssh
+from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import environment, resolve
+from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.vm import VM
+
+
+def clone(manager: Manager, spec: Spec) -> float:
+    """Launch and use one as a test does; give the seconds."""
+    began = time.perf_counter()
+    vm = manager.launch(spec)
+    vm.run("true")
+    taken = time.perf_counter() - began
+    manager.discard(vm)
+    return taken
+
+
+def empty_container(manager: Manager, spec: Spec, number: int) -> float:
+    """Start a container as a VM's is, whose program only waits; give the seconds until it ran."""
+    like = manager.plan(spec, f"virtainers-benchmark-{number}", "", {}, "")
+    plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), network=like.network)
+    began = time.perf_counter()
+    container = Container(manager.engine, plan, "benchmark")
+    container.start()
+    taken = time.perf_counter() - began
+    container.close()
+    return taken
+
+
+def login(vm: VM) -> float:
+    """Log in anew and run one command; give the seconds."""
+    began = time.perf_counter()
+    connection = ssh.Connection(ssh.dial(vm.ip, 10), vm.user, vm.keys, 30)
+    connection.execute("true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=lambda: None)
+    taken = time.perf_counter() - began
+    connection.close()
+    return taken
+
+
+def main() -> None:
+    """Measure in turn and print medians and their ratio."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    spec = merge(resolve([]).shape, {"template": True})
+    with Manager(resolve([environment(os.environ)]), SILENT) as manager:
+        print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
+        reference = manager.launch(spec)
+        clone(manager, spec)  # what only the first one pays
+        clones, containers, logins = [], [], []
+        for number in range(rounds):
+            containers.append(empty_container(manager, spec, number))
+            logins.append(login(reference))
+            clones.append(clone(manager, spec))
+    ours = statistics.median(clones)
+    container, session = statistics.median(containers), statistics.median(logins)
+    print(f"clones: {', '.join(f'{each:.2f}' for each in clones)} s")
+    print(
+        f"medians of {rounds}: clone {ours:.2f} s; floor {container:.2f} s (container) + {session:.2f} s (login and "
+        f"command) = {container + session:.2f} s; ratio {ours / (container + session):.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Clones of a booted template: what is their own, what they share, and what happens to a template that is bad."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_virtainers import VM, VMFactory
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import Spec, check, merge
+from pytest_virtainers.store import workshop
+from pytest_virtainers.templates import Template
+
+SHAPE = {"ram": "512M", "disk": "3G", "cpus": 2}  # two: the template boots faster
+
+
+def spec(name: str, **arguments: object) -> Spec:
+    return merge(resolve([]).shape, check({**SHAPE, "name": name, **arguments}, "here"))
+
+
+@pytest.fixture(scope="module")
+def pair(manager: Manager) -> Iterator[tuple[VM, VM]]:
+    """Two clones of one template that are up at the same time."""
+    first, second = manager.launch(spec("first")), manager.launch(spec("second"))
+    yield first, second
+    manager.discard(first)
+    manager.discard(second)
+
+
+def test_a_clone_has_not_booted(pair: tuple[VM, VM]) -> None:
+    for vm in pair:
+        assert "Linux version" not in vm.console.text
+
+
+def test_hostnames_are_their_own(pair: tuple[VM, VM]) -> None:
+    for vm in pair:
+        assert vm.run("hostname; cat /etc/hostname; getent hosts $(hostname) >/dev/null && echo known").stdout == (
+            f"{vm.name}\n{vm.name}\nknown\n"
+        )
+
+
+def test_the_clock_is_the_hosts(pair: tuple[VM, VM]) -> None:
+    # The guest's time is read between two readings of ours; it may lie 50 ms outside of them.
+    for vm in pair:
+        before = time.time()
+        guest = float(vm.run("date +%s.%N").stdout)
+        after = time.time()
+        assert before - 0.05 <= guest <= after + 0.05
+    said = pair[1]._container.stderr.decode()
+    offset_ms = float(said.partition("clock ")[2].partition(" ms")[0])
+    assert abs(offset_ms) < 50, said
+
+
+def test_random_numbers_differ(manager: Manager) -> None:
+    # Read first of all, and by a new program: the kernel's generator is what must have been reseeded.
+    read = "head -c 32 /dev/urandom | base64; cat /proc/sys/kernel/random/uuid"
+    drawn = set()
+    for number in range(2):
+        vm = manager.launch(spec(f"random-{number}"))
+        drawn |= set(vm.run(read).stdout.split())
+        manager.discard(vm)
+    assert len(drawn) == 4
+
+
+def test_disks_are_their_own(pair: tuple[VM, VM]) -> None:
+    pair[0].run("echo one >/home/debian/file; sync")
+    assert not pair[1].run("test -e /home/debian/file", check=False).ok
+
+
+def test_the_network_works_and_names_are_found(pair: tuple[VM, VM]) -> None:
+    first, second = pair
+    assert first.ip != second.ip
+    assert first.run("getent hosts second").stdout.split()[0] == second.ip
+    first.run(["ping", "-c", "1", "-W", "10", "second"])
+
+
+def test_the_helper_leaves_nothing(pair: tuple[VM, VM]) -> None:
+    for vm in pair:
+        assert not vm.run("pgrep -f [v]irtainer-clone", check=False).ok
+        assert not vm.run("ls /run/virtainer-clone*", check=False).ok
+        assert vm.run("systemctl --failed --quiet --no-legend").stdout == ""
+
+
+def test_a_clone_costs_less_memory_than_its_ram(pair: tuple[VM, VM]) -> None:
+    # Nothing of what clones share is theirs: anonymous memory is what was written since.
+    top = pair[0]._container.run(["sh", "-c", "grep -h RssAnon /proc/[0-9]*/status | sort -rnk2 | head -n1"])[1]
+    assert int(top.split()[1]) < 300 * 1024, top
+
+
+def test_a_clone_reboots_under_its_name(manager: Manager) -> None:
+    vm = manager.launch(spec("rebooted"))
+    vm.write_text("/root/mark", "kept")
+    vm.reboot()
+    assert vm.run("hostname").stdout == "rebooted\n"
+    assert vm.read_text("/root/mark") == "kept"
+    manager.discard(vm)
+
+
+SET_UP = {
+    "run_commands": ["date +%s.%N >/srv/stamp"],
+    "files": {"/srv/file": "content"},
+    "user": "alice",
+    "user_data": {"hostname": "by-user-data"},
+}
+
+
+def test_set_up_is_done_once_and_a_name_from_user_data_stays(manager: Manager) -> None:
+    stamps = []
+    for name in ("one", "two"):
+        vm = manager.launch(spec(name, **SET_UP))
+        stamps.append(vm.run("cat /srv/stamp /srv/file; id -un; hostname").stdout)
+        manager.discard(vm)
+    assert stamps[0] == stamps[1]
+    assert stamps[0].endswith("contentalice\nby-user-data\n")
+
+
+def test_workers_share_one_template_that_python_prepares(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def install(vm, content="prepared"):
+            with open("calls", "a") as file:
+                file.write("x")
+            vm.write_text("/srv/prepared", content)
+
+        @pytest.fixture(scope="session")
+        def virtainer_prepare():
+            return install
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(vm, number):
+            assert vm.read_text("/srv/prepared") == "prepared"
+        """
+    )
+    (pytester.path / "calls").touch()
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2").assert_outcomes(passed=4)
+    assert (pytester.path / "calls").read_text() in {"x", ""}, "not at all, when an earlier run has left the template"
+
+
+def place_of(manager: Manager, wanted: Spec) -> Template:
+    def boot(*_: object) -> VM:
+        raise AssertionError("it should be there")
+
+    return manager.templates().ensure(wanted, manager.guest(wanted.image), boot)
+
+
+def test_a_damaged_template_is_made_anew(manager: Manager, capfd: pytest.CaptureFixture[str]) -> None:
+    wanted = spec("damaged", **SET_UP)
+    manager.discard(manager.launch(wanted))
+    former = place_of(manager, wanted)
+    with manager.store() as shop:
+        shop.shell(f"echo nonsense >{former.folder}/state")
+    vm = manager.launch(wanted)
+    assert vm.run("echo works").stdout == "works\n"
+    assert "a template of debian-13 does not restore and is made anew: damaged has ended: " in capfd.readouterr().err
+    assert place_of(manager, wanted).keys != former.keys
+    manager.discard(vm)
+
+
+def test_without_templates_a_vm_boots(vm_factory: VMFactory) -> None:
+    vm = vm_factory("cold", **SHAPE, template=False)
+    assert "Linux version" in vm.console.text
+    assert "\x1b" not in vm.console.text
+
+
+def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
+    vm = pair[0]
+    vm.run("echo before >/tmp/file; nohup sleep 1000 >/dev/null 2>&1 &")
+    snapshot = vm.snapshot()
+    draw = "head -c 16 /dev/urandom | base64"
+    vm.run("echo after >/tmp/file; pkill sleep; rm -rf /home/debian/*; sync")
+    drawn = []
+    for _ in range(2):
+        vm.restore(snapshot)
+        before = time.time()
+        guest = float(vm.run("date +%s.%N").stdout)
+        assert before - 0.05 <= guest <= time.time() + 0.05
+        assert vm.run("cat /tmp/file; pgrep -x sleep >/dev/null && echo runs").stdout == "before\nruns\n"
+        drawn.append(vm.run(draw).stdout)
+        vm.run("echo after >/tmp/file")
+    assert drawn[0] != drawn[1]
+    with pytest.raises(ValueError, match="is not a snapshot of"):
+        pair[1].restore(snapshot)
+
+
+def test_a_shared_vm_is_reset_for_each_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module", reset="snapshot")
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(vm, number):
+            with open("machines", "a") as file:
+                file.write(f"{vm.ip}\\n")
+            vm.run("test ! -e mark && touch mark")
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
+    machines = (pytester.path / "machines").read_text().split()
+    assert len(machines) == 3
+    assert len(set(machines)) == 1
+
+
+def virtainers(*words: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "pytest_virtainers.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return done.stdout + done.stderr
+
+
+def test_what_is_in_use_is_not_removed(manager: Manager, pair: tuple[VM, VM]) -> None:
+    place, guest = place_of(manager, pair[0].spec).place, manager.guest("debian-13").place
+    row = next(line for line in virtainers("store", "ls").splitlines() if line.startswith(place))
+    assert "in use  debian-13, 512 MiB, 2 CPU, user debian" in row
+    for each in (place, guest):
+        assert f"{each} is in use by a running VM" in virtainers("store", "rm", each)
+
+
+def test_the_store_is_listed_and_pruned(manager: Manager, engine: Engine) -> None:
+    store = f"virtainers-test-{int(time.time())}"
+    try:
+        with workshop(engine, store, manager.runtime_image(), "store") as shop:
+            for number, name in enumerate(("older", "newer")):
+                with shop.new(f"templates/{name}") as folder:
+                    shop.container.put(folder, {"ram": bytes(3 * 2**20), "manifest.json": b"{}"})
+                shop.shell(f"touch -d @{number} /store/templates/{name}/manifest.json")
+        rows = [line.split() for line in virtainers("store", "ls", VIRTAINER_STORE=store).splitlines()]
+        assert [row[0] for row in rows[:-1]] == ["templates/older", "templates/newer"]
+        older_mib, newer_mib, all_mib = int(rows[0][1]), int(rows[1][1]), int(rows[2][0])
+        assert 2 <= older_mib == newer_mib <= 4
+        assert all_mib == older_mib + newer_mib
+        assert virtainers("store", "prune", "--limit", "4M", VIRTAINER_STORE=store) == (
+            f"removed templates/older ({older_mib} MiB)\n"
+        )
+        assert "templates/older is not in the store" in virtainers(
+            "store", "rm", "templates/older", VIRTAINER_STORE=store
+        )
+        assert virtainers("store", "rm", "templates/newer", VIRTAINER_STORE=store) == ""
+        assert virtainers("store", "ls", VIRTAINER_STORE=store).startswith("0 MiB in")
+    finally:
+        engine.api.remove_volume(store)
+
+
+def test_a_guest_that_cannot_be_cloned_is_booted(manager: Manager, capfd: pytest.CaptureFixture[str]) -> None:
+    vm = manager.launch(spec("bare", run_commands=["mv /usr/bin/python3 /usr/bin/python4"]))
+    assert "Linux version" in vm.console.text
+    assert "are booted, not cloned: the guest has no python3" in capfd.readouterr().err
+    manager.discard(vm)
