@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
 _PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
+# https://docs.kernel.org/RCU/stallwarn.html: reported after 21 s and then each 63 s, with the grace period's number.
+_STALL = re.compile(rb"rcu: [^\r\n]*\bg=(-?\d+)")
 
 
 class Console:
@@ -32,3 +35,8 @@ class Console:
         """Give the line with which the guest's Linux kernel panicked; None when it did not."""
         found = _PANIC.search(self._container.stdout)
         return found[0].decode("ascii", "replace") if found else None
+
+    def stalled(self) -> bool:
+        """Tell whether the guest's Linux kernel hangs: it has reported the same stalled grace period twice."""
+        reports = Counter(_STALL.findall(self._container.stdout))
+        return any(count > 1 for count in reports.values())

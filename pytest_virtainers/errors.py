@@ -49,6 +49,10 @@ class GuestPanic(BootError):
     """The guest's kernel panicked."""
 
 
+class GuestStalled(BootError):
+    """The guest's kernel hung while it booted."""
+
+
 class VMGone(VirtainerError):
     """The virtainer ended under our hands."""
 

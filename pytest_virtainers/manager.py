@@ -13,7 +13,7 @@ from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.network import Network
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.engine.sweep import sweep
-from pytest_virtainers.errors import BootError, EngineError, SpecError, VMGone
+from pytest_virtainers.errors import BootError, EngineError, GuestStalled, SpecError, VMGone
 from pytest_virtainers.housekeeping import USES
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.store import workshop
@@ -123,9 +123,19 @@ class Manager:
         __tracebackhide__ = True
         self._check_memory(spec)
         guest = self.guest(spec.image)
-        vm = self._clone(spec, guest, node_id) if spec.template else self._boot(spec, guest, Keys.generate(), node_id)
+        try:
+            vm = self._start_one(spec, guest, node_id)
+        except GuestStalled:  # emulated processors lose a timer's interrupt once in some hundred boots
+            self._progress.note(f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once")
+            vm = self._start_one(spec, guest, node_id)
         self._vms.append(vm)
         return vm
+
+    def _start_one(self, spec: Spec, guest: Guest, node_id: str) -> VM:
+        __tracebackhide__ = True
+        return (
+            self._clone(spec, guest, node_id) if spec.template else self._boot(spec, guest, Keys.generate(), node_id)
+        )
 
     def discard(self, vm: VM) -> None:
         """End one VM now."""

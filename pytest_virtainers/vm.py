@@ -18,6 +18,7 @@ from pytest_virtainers.errors import (
     CommandFailed,
     CommandTimeout,
     GuestPanic,
+    GuestStalled,
     SSHError,
     StoreError,
     TransferError,
@@ -368,6 +369,11 @@ class VM:
 
             def check() -> None:
                 self._check_alive()
+                if self.console.stalled():
+                    raise GuestStalled(
+                        f"{self.name}: the guest's kernel hangs (it reports one RCU stall again and again). "
+                        f"The last lines of its console:\n{self.console.tail(30)}"
+                    )
                 step.update(self.console.tail(1).removeprefix("  | "))
 
             machine = readiness.Machine(self.name, self.console, check)

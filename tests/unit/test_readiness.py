@@ -118,3 +118,17 @@ def test_the_console_is_readable_and_knows_a_panic() -> None:
     panicked = console(b"x\r\n[  9.1] Kernel panic - not syncing: sysrq triggered crash\r\nCPU: 0\r\n")
     assert panicked.panic() == "Kernel panic - not syncing: sysrq triggered crash"
     assert console(b"").tail() == "  | (the console is empty)"
+
+
+def stall(grace_period: int) -> bytes:
+    return (
+        b"[  211.5] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\r\n"
+        b"[  211.5] rcu: \t(detected by 0, t=5252 jiffies, g=%d, q=12 ncpus=1)\r\n" % grace_period
+    )
+
+
+def test_a_kernel_that_reports_one_stall_twice_hangs() -> None:
+    assert not console(b"rcu: Hierarchical RCU implementation.\r\n" * 2).stalled()
+    assert not console(stall(-811)).stalled(), "a host that stood still for half a minute causes one"
+    assert not console(stall(-811) + stall(-807)).stalled(), "the first one has ended"
+    assert console(stall(-811) + stall(-811)).stalled()

@@ -8,11 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import BootError, BootTimeout, GuestPanic, ImageError, SpecError, StoreError, VMFactory, VMGone
+from pytest_virtainers import (
+    BootError,
+    BootTimeout,
+    GuestPanic,
+    GuestStalled,
+    ImageError,
+    SpecError,
+    StoreError,
+    VMFactory,
+    VMGone,
+)
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import Settings, environment, resolve
+from pytest_virtainers.spec import merge
 
 
 def containers(engine: Engine, name: str) -> list[object]:
@@ -118,6 +129,19 @@ def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: E
     killer.join()
     assert time.monotonic() - began < 30, str(caught.value)
     assert containers(engine, "victim") == []
+
+
+def test_a_kernel_that_hangs_is_booted_once_more(
+    manager: Manager, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = "echo 'rcu: (detected by 0, t=5252 jiffies, g=5, q=1 ncpus=1)' >/dev/console"
+    shape = {"name": "hung", "template": False, "user_data": {"bootcmd": [report, report]}}
+    with pytest.raises(GuestStalled, match=r"hung: the guest's kernel hangs .*The last lines of its console:\n  \| "):
+        manager.launch(merge(settings.shape, shape))
+    assert (
+        capfd.readouterr().err.count("the kernel of hung (debian-13) hung while it booted: booting anew, once") == 1
+    )
+    assert containers(manager.engine, "hung") == []
 
 
 def test_cloud_init_errors_are_told(vm_factory: VMFactory) -> None:
