@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.errors import (
     BootError,
     BootTimeout,
+    BudgetError,
     CommandFailed,
     CommandTimeout,
     EngineError,
@@ -29,6 +30,7 @@ __all__ = [
     "VM",
     "BootError",
     "BootTimeout",
+    "BudgetError",
     "CommandFailed",
     "CommandTimeout",
     "EngineError",

@@ -37,6 +37,10 @@ class StoreError(VirtainerError):
     """The store of guest images cannot be read or written."""
 
 
+class BudgetError(VirtainerError):
+    """The VMs of this machine take all the memory that they may."""
+
+
 class BootError(VirtainerError):
     """The guest did not get ready."""
 

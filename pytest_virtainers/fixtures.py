@@ -9,6 +9,7 @@ import pytest
 from pytest_virtainers import session
 from pytest_virtainers.markers import arguments, scope_node
 from pytest_virtainers.spec import check, merge
+from pytest_virtainers.upcoming import next_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,8 @@ class VMFactory(Protocol):
         """Launch a VM called `name`, with the marker's other arguments; raises `SpecError` for a wrong one."""
 
 
+# The layers under the markers, as `vm` last had them: a guess for the tests that are still to come.
+_BASE_KEY: pytest.StashKey[list[Mapping[str, Any]]] = pytest.StashKey()
 # The VMs that a node and its children share, with the snapshot to which each test's start goes back.
 _SHARED_KEY: pytest.StashKey[list[tuple[VM, Snapshot | None]]] = pytest.StashKey()
 
@@ -49,7 +52,9 @@ def vm(
     """A VM as the test's markers and the options describe it: fresh for the test, unless `scope` shares it."""
     item: pytest.Item = request.node
     with session.plain_errors():
-        spec = merge(*_base(request.config, virtainer_defaults, virtainer_prepare), *arguments(item))
+        base = _base(request.config, virtainer_defaults, virtainer_prepare)
+        request.config.stash[_BASE_KEY] = base
+        spec = merge(*base, *arguments(item))
         node = scope_node(item, spec.scope)
         shared = node.stash.setdefault(_SHARED_KEY, [])
         for present, start in shared:
@@ -67,6 +72,17 @@ def vm(
 
     node.addfinalizer(end)
     return machine
+
+
+def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
+    """Have the VM made ready that a test after `item` will ask for; `following` is pytest's `nextitem`."""
+
+    def is_there(node: pytest.Item | pytest.Collector, spec: Spec) -> bool:
+        return any(present.spec == spec for present, _ in node.stash.get(_SHARED_KEY, []))
+
+    base = item.config.stash.get(_BASE_KEY, None)
+    if base is not None:
+        session.prefetch(item.config, *next_spec(item, following, base, is_there))
 
 
 @pytest.fixture(scope="session")

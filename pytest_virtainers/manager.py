@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
+import threading
 from typing import TYPE_CHECKING
 
-from pytest_virtainers import images, runtime, seed
+from pytest_virtainers import budget, images, runtime, seed
 from pytest_virtainers.endpoint import Endpoint
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.network import Network
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.engine.sweep import sweep
-from pytest_virtainers.errors import BootError, EngineError, GuestStalled, SpecError, VMGone
+from pytest_virtainers.errors import BootError, EngineError, GuestStalled, VirtainerError, VMGone
 from pytest_virtainers.housekeeping import USES
 from pytest_virtainers.keys import Keys
+from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.store import workshop
 from pytest_virtainers.templates import Template, Templates
 from pytest_virtainers.vm import VM
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 _CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
 _KVM = "/dev/kvm"
 _OVERHEAD_MIB = 512
+# Tests of other processes end their VMs some time; somebody at the terminal would rather be told than wait on.
+_PATIENCE_SECONDS = 900.0
 
 
 class Manager:
@@ -55,20 +60,22 @@ class Manager:
         self._progress = progress
         self._worker = worker
         self._run_id = secrets.token_hex(4)
-        self._launched = 0
+        self._numbers = itertools.count(1)
         self._with_kvm = True
         self._vms: list[VM] = []
         self._networks: dict[bool, Network] = {}
+        self._networks_lock = threading.Lock()
         self._guests: dict[str, Guest] = {}
         self._runtime_image: str | None = None
         self._templates: Templates | None = None
-        self._memory_mib: int | None = None
+        self._prefetcher = Prefetcher(self._clone_ahead)
         self.engine: Engine = find(settings.engine)
         try:
             swept = sweep(self.engine)
         except BaseException:
             self.engine.close()
             raise
+        self._budget = budget.Budget(self.engine, settings.max_ram, self._run_id, progress)
         if swept:
             progress.note(f"removed what an earlier run left behind: {', '.join(swept)}")
 
@@ -121,21 +128,26 @@ class Manager:
             VirtainerError: one of its children says what went wrong.
         """
         __tracebackhide__ = True
-        self._check_memory(spec)
-        guest = self.guest(spec.image)
-        try:
-            vm = self._start_one(spec, guest, node_id)
-        except GuestStalled:  # emulated processors lose a timer's interrupt once in some hundred boots
-            self._progress.note(f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once")
-            vm = self._start_one(spec, guest, node_id)
+        vm = self._prefetcher.claim(spec)
+        if vm is None:
+            self._budget.check(spec)
+            guest = self.guest(spec.image)
+            try:
+                vm = self._clone_or_boot(spec, guest, node_id)
+            except GuestStalled:  # seen under emulation, once in some hundred boots
+                self._progress.note(
+                    f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once"
+                )
+                vm = self._clone_or_boot(spec, guest, node_id)
         self._vms.append(vm)
         return vm
 
-    def _start_one(self, spec: Spec, guest: Guest, node_id: str) -> VM:
-        __tracebackhide__ = True
-        return (
-            self._clone(spec, guest, node_id) if spec.template else self._boot(spec, guest, Keys.generate(), node_id)
-        )
+    def prefetch(self, spec: Spec | None, node_id: str = "") -> None:
+        """Make a clone ready in the background for the next `launch` of this spec, if there is a template and room.
+
+        None, or another spec, throws away what was made ready and not used.
+        """
+        self._prefetcher.want(spec, node_id)
 
     def discard(self, vm: VM) -> None:
         """End one VM now."""
@@ -151,7 +163,25 @@ class Manager:
                 stack.callback(network.close)
             for vm in self._vms:
                 stack.callback(vm.close)
+            stack.callback(self._prefetcher.close)
             self._vms, self._networks = [], {}
+
+    def _clone_ahead(self, spec: Spec, node_id: str) -> VM | None:
+        """Clone in the prefetcher's thread. Trouble is left for the test to meet, which can tell of it."""
+        guest = self._guests.get(spec.image)
+        try:
+            template = self.templates().find(spec, guest) if spec.template and guest else None
+            if template is None or template.refusal:
+                return None
+            return self._start_clone(spec, template, node_id, ahead=True)
+        except VirtainerError:
+            return None
+
+    def _clone_or_boot(self, spec: Spec, guest: Guest, node_id: str) -> VM:
+        __tracebackhide__ = True
+        if spec.template:
+            return self._clone(spec, guest, node_id)
+        return self._boot(spec, guest, Keys.generate(), node_id)
 
     def _clone(self, spec: Spec, guest: Guest, node_id: str) -> VM:
         """Clone the template of this shape; one that does not restore is made anew, once."""
@@ -172,9 +202,9 @@ class Manager:
             self.templates().drop(spec, guest)
         return self._start_clone(spec, self.templates().ensure(spec, guest, boot), node_id)
 
-    def _start_clone(self, spec: Spec, template: Template, node_id: str) -> VM:
+    def _start_clone(self, spec: Spec, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
-        container = self._start(spec, template.place, {}, {"TEMPLATE": template.folder}, node_id)
+        container = self._start(spec, template.place, {}, {"TEMPLATE": template.folder}, node_id, ahead=ahead)
         return self._ready(spec, template.user, template.keys, container, VM.wait_until_cloned)
 
     def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
@@ -214,11 +244,20 @@ class Manager:
         files: Mapping[str, Mapping[str, bytes | Link]],
         environment: Mapping[str, str],
         node_id: str,
+        *,
+        ahead: bool = False,
     ) -> Container:
-        self._launched += 1
-        name = f"virtainers-{self._run_id}-{self._launched}-{spec.name}"
+        """Start a container as `plan` says, when there is memory for it: `ahead` of a test, now or not at all."""
+        name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
         while True:
-            container = Container(self.engine, self.plan(spec, name, place, environment, node_id), self._run_id)
+            plan = self.plan(spec, name, place, environment, node_id)
+            with self._budget.room(
+                spec,
+                int(plan.labels[budget.MEMORY]),
+                patience=0 if ahead else _PATIENCE_SECONDS,
+                give_back=(lambda: False) if ahead else self._prefetcher.give_back,
+            ):
+                container = Container(self.engine, plan, self._run_id)
             try:
                 for folder, members in files.items():
                     container.put(folder, members)
@@ -270,18 +309,14 @@ class Manager:
                 f"{LABEL}.vm": spec.name,
                 f"{LABEL}.image": spec.image,
                 USES: place,
+                budget.MEMORY: str(budget.cloned_mib(spec) if "TEMPLATE" in environment else budget.booted_mib(spec)),
+                budget.LIMIT: str(budget.booted_mib(spec)),
             },
         )
 
     def _network(self, *, internet: bool) -> Network:
-        if internet not in self._networks:
-            name = f"virtainers-{self._run_id}-{'nat' if internet else 'internal'}"
-            self._networks[internet] = Network(self.engine, name, self._run_id, internet=internet)
-        return self._networks[internet]
-
-    def _check_memory(self, spec: Spec) -> None:
-        if self._memory_mib is None:
-            with self.engine.failures("asking for the memory of the engine's host"):
-                self._memory_mib = self.engine.memory_mib()
-        if spec.ram > self._memory_mib:
-            raise SpecError(f"{spec.name}: ram={spec.ram}M is more than the engine's host has ({self._memory_mib}M)")
+        with self._networks_lock:
+            if internet not in self._networks:
+                name = f"virtainers-{self._run_id}-{'nat' if internet else 'internal'}"
+                self._networks[internet] = Network(self.engine, name, self._run_id, internet=internet)
+            return self._networks[internet]

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_virtainers import session
 from pytest_virtainers.errors import SpecError, VirtainerError
-from pytest_virtainers.fixtures import session_vm, virtainer_defaults, virtainer_prepare, vm, vm_factory
+from pytest_virtainers.fixtures import prefetch, session_vm, virtainer_defaults, virtainer_prepare, vm, vm_factory
 from pytest_virtainers.markers import check_all
 from pytest_virtainers.settings import SETTINGS, Source, environment, resolve
 from pytest_virtainers.spec import SIGNATURE
@@ -30,13 +30,16 @@ __all__ = [
     "vm_factory",
 ]  # pytest finds the fixtures here
 
+_FOLLOWING_KEY: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--virtainer-X` and the ini key `virtainer_X` for each setting."""
     group = parser.getgroup("virtainers", "disposable virtual machines")
     for setting in SETTINGS:
         told = f"{setting.help} (default: {setting.default})"
-        group.addoption(setting.option, dest=setting.ini, metavar=setting.name.upper(), help=told)
+        as_format = told.replace("%", "%%")  # argparse formats it
+        group.addoption(setting.option, dest=setting.ini, metavar=setting.name.upper(), help=as_format)
         parser.addini(setting.ini, told)
 
 
@@ -69,6 +72,19 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     if wrong:
         report.outcome, report.longrepr = "failed", "\n".join(wrong)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Remember what follows, for `pytest_runtest_call`."""
+    item.stash[_FOLLOWING_KEY] = nextitem
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Now that this test has its VM: have the next one made ready."""
+    prefetch(item, item.stash.get(_FOLLOWING_KEY, None))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

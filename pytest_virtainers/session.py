@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.manager import Manager
     from pytest_virtainers.settings import Settings
+    from pytest_virtainers.spec import Spec
 
 SETTINGS_KEY: pytest.StashKey[Settings] = pytest.StashKey()
 _MANAGER_KEY: pytest.StashKey[Manager] = pytest.StashKey()
@@ -50,6 +51,12 @@ def manager(config: pytest.Config) -> Manager:
     return config.stash[_MANAGER_KEY]
 
 
+def prefetch(config: pytest.Config, spec: Spec | None, node_id: str) -> None:
+    """Make the clone that the test `node_id` will ask for ready in the background; None: no test wants one."""
+    if config.stash[SETTINGS_KEY].prefetch and _MANAGER_KEY in config.stash:
+        config.stash[_MANAGER_KEY].prefetch(spec, node_id)
+
+
 def close(config: pytest.Config) -> None:
     """End all that the process has started."""
     if _MANAGER_KEY in config.stash:
@@ -75,6 +82,8 @@ def _progress(config: pytest.Config) -> Progress:
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
 
     def write(text: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # what is prefetched is nobody's step yet, and pytest's capturing is not made for threads
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             if reporter is None:  # a worker of pytest-xdist, whose stdout belongs to its protocol
                 sys.stderr.write(text)

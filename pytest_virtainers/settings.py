@@ -71,18 +71,35 @@ SETTINGS = (
         values.size_mib(least=0),
         "room that the store may take: beyond it, the least recently used images and templates go",
     ),
+    Setting(
+        "prefetch",
+        "on",
+        values.switch,
+        "on: while a test runs, make the clone for the next one ready; off: make each when it is asked for",
+    ),
+    Setting(
+        "max_ram",
+        "80%",
+        values.size_or_share,
+        "memory that all VMs of the machine may take together: a size, or a share of the engine's memory",
+    ),
     Setting("missing", "error", values.choice("error", "skip"), "what tests do without an engine: error or skip"),
 )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of this run; `shape` has the defaults of a `Spec`, in its units; `store_limit` is in MiB."""
+    """The settings of this run; `shape` has the defaults of a `Spec`, in its units; `store_limit` is in MiB.
+
+    `max_ram` gives the memory for all VMs, from that of the engine's host, both in MiB.
+    """
 
     shape: Mapping[str, Any]
     engine: str
     store: str
     store_limit: int
+    prefetch: bool
+    max_ram: Callable[[int], int]
     missing: str
 
 

@@ -116,7 +116,7 @@ def workshop(engine: Engine, location: str, runtime_image: str, run_id: str) -> 
         StoreError: the engine cannot give us the store.
     """
     plan = Plan(
-        name=f"virtainers-{run_id}-store",
+        name=f"virtainers-{run_id}-store-{secrets.token_hex(2)}",  # threads may have it open at the same time
         kind="helper",
         image=runtime_image,
         entrypoint=("cat",),  # lives as long as its stdin, which is the lease

@@ -107,6 +107,17 @@ class Templates:
                 self._known[key] = _load(key, shop) or self._make_once(key, spec, guest, boot, shop)
         return self._known[key]
 
+    def find(self, spec: Spec, guest: Guest) -> Template | None:
+        """Give the template for `spec` if there is one; raises `StoreError`."""
+        key = self._key(spec, guest)
+        if key not in self._known:
+            with self._store() as shop:
+                found = _load(key, shop)
+            if found is None:
+                return None
+            self._known[key] = found
+        return self._known[key]
+
     def drop(self, spec: Spec, guest: Guest) -> None:
         """Throw the template for `spec` away; running clones keep what they have open."""
         key = self._key(spec, guest)

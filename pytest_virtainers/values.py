@@ -34,6 +34,19 @@ def size_mib(least: int) -> Callable[[object], int]:
     return parse
 
 
+def size_or_share(value: object) -> Callable[[int], int]:
+    """Parse a size, or a share of a whole such as `80%`; give a function from the whole to the size, both in MiB."""
+    share = re.fullmatch(r"([1-9]\d?|100)%", str(value).strip())
+    if share is not None:
+        percent = int(share[1])
+        return lambda whole_mib: whole_mib * percent // 100
+    try:
+        size = size_mib(least=64)(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or a share such as 80%") from None
+    return lambda _whole_mib: size
+
+
 def whole_number(value: object) -> int:
     """Parse a whole number from 1 on."""
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,4}", str(value)) or int(str(value)) < 1:

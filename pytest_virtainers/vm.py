@@ -86,6 +86,11 @@ class VM:
         """The IPv4 address at which other VMs of the network reach it."""
         return self._endpoint.address
 
+    @property
+    def alive(self) -> bool:
+        """Whether the machine runs and its SSH connection stands, as far as this side knows."""
+        return not self._container.ended and self._connection is not None and self._connection.alive
+
     # Commands
 
     def run(

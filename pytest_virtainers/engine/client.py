@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import docker
 import docker.errors
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 5
 _CALL_SECONDS = 120
+_MIB = 1024 * 1024
 
 # What engines say, and what mends it.
 _REMEDIES = (
@@ -67,7 +68,17 @@ class Engine:
 
     def memory_mib(self) -> int:
         """Give the memory of the engine's host in MiB."""
-        return int(self.api.info()["MemTotal"]) // (1024 * 1024)
+        return int(self.api.info()["MemTotal"]) // _MIB
+
+    def memory_used_mib(self, container: str) -> int:
+        """Give the MiB that a container takes (without page cache if the engine tells); 0 when it is gone."""
+        try:
+            seen: Any = self.api.stats(container, stream=False, one_shot=True)
+        except docker.errors.NotFound:
+            return 0
+        memory = seen.get("memory_stats") or {}
+        details = memory.get("stats") or {}  # cgroup v2 says anon, v1 says rss; Podman says neither
+        return int(details.get("anon", details.get("rss", memory.get("usage", 0)))) // _MIB
 
     def image_id(self, reference: str) -> str:
         """Give the id of an image that the engine has."""

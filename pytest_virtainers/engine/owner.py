@@ -31,6 +31,11 @@ def labels(kind: str, run_id: str) -> dict[str, str]:
     }
 
 
+def run(found: Mapping[str, str]) -> str:
+    """Give the run named in an object's labels."""
+    return found.get(_RUN, "")
+
+
 def is_dead(found: Mapping[str, str]) -> bool:
     """Tell whether the owner named in `found` is surely gone; in doubt it lives.
 

@@ -1,0 +1,70 @@
+"""One clone made ready in the background, for a test that comes later."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_virtainers.spec import Spec
+    from pytest_virtainers.vm import VM
+
+
+class Prefetcher:
+    """Holds at most one VM that nobody has asked for yet.
+
+    Args:
+        clone: makes a VM of this spec for this test, in a thread; gives None when it cannot without harm.
+    """
+
+    def __init__(self, clone: Callable[[Spec, str], VM | None]) -> None:
+        self._clone = clone
+        self._spec: Spec | None = None
+        self._machine: Future[VM | None] = Future()
+        self._machine.set_result(None)
+        self._thread: ThreadPoolExecutor | None = None
+
+    def want(self, spec: Spec | None, node_id: str = "") -> None:
+        """Start making such a VM unless it is there or under way; one of another spec is thrown away."""
+        if spec == self._spec:
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "virtainers-prefetch")
+        self._machine = self._thread.submit(self._replace, self._machine, spec, node_id)
+        self._spec = spec
+
+    def claim(self, spec: Spec) -> VM | None:
+        """Give the VM if it is of this spec and well, once it is ready; the next `want` makes another one."""
+        if spec != self._spec:
+            return None
+        machine = self._take()
+        if machine is not None and not machine.alive:
+            machine.close()
+            return None
+        return machine
+
+    def give_back(self) -> bool:
+        """Throw the VM away, once it is ready; tell whether there was one."""
+        machine = self._take()
+        if machine is not None:
+            machine.close()
+        return machine is not None
+
+    def close(self) -> None:
+        """Throw the VM away and end the thread."""
+        self.give_back()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _take(self) -> VM | None:
+        taken, self._machine, self._spec = self._machine, Future(), None
+        self._machine.set_result(None)
+        return taken.result()
+
+    def _replace(self, former: Future[VM | None], spec: Spec | None, node_id: str) -> VM | None:
+        unwanted = former.result()
+        if unwanted is not None:
+            unwanted.close()
+        return None if spec is None else self._clone(spec, node_id)

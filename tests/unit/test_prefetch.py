@@ -1,0 +1,168 @@
+"""Which VM comes next, and the one that is made ready for it (here of a class that only knows its spec)."""
+
+import threading
+from typing import Any, cast
+
+import pytest
+
+from pytest_virtainers.prefetch import Prefetcher
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.upcoming import next_spec
+
+BASE = resolve([]).shape
+SMALL, BIG = merge(BASE, {"ram": 512}), merge(BASE, {"ram": 2048})
+
+
+class Machine:
+    def __init__(self, spec: Spec, test: str) -> None:
+        self.spec, self.test, self.alive, self.closed = spec, test, True, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Made(list[Machine]):
+    """All that were made, by a function that can be made to wait or to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.fails = False
+
+    def clone(self, spec: Spec, node_id: str) -> Any:
+        self.may_go_on.wait()
+        if self.fails:
+            return None
+        self.append(Machine(spec, node_id))
+        return self[-1]
+
+
+@pytest.fixture
+def made() -> Made:
+    return Made()
+
+
+@pytest.fixture
+def prefetcher(made: Made) -> Any:
+    prefetcher = Prefetcher(made.clone)
+    yield prefetcher
+    prefetcher.close()
+    assert all(machine.closed for machine in made), "none is left"
+
+
+def test_what_is_wanted_is_made_once_and_claimed_once(prefetcher: Prefetcher, made: Made) -> None:
+    prefetcher.want(SMALL, "a")
+    prefetcher.want(SMALL, "b")
+    assert prefetcher.claim(BIG) is None
+    machine = cast("Any", prefetcher.claim(SMALL))
+    assert [machine.test] == ["a"] == [each.test for each in made]
+    assert prefetcher.claim(SMALL) is None
+    machine.close()
+
+
+def test_a_claim_waits_for_what_is_under_way(prefetcher: Prefetcher, made: Made) -> None:
+    made.may_go_on.clear()
+    prefetcher.want(SMALL)
+    threading.Timer(0.1, made.may_go_on.set).start()
+    machine = prefetcher.claim(SMALL)
+    assert machine is not None
+    machine.close()
+
+
+def test_what_is_no_longer_wanted_is_thrown_away(prefetcher: Prefetcher, made: Made) -> None:
+    prefetcher.want(SMALL)
+    prefetcher.want(BIG)
+    machine = cast("Any", prefetcher.claim(BIG))
+    assert [each.closed for each in made] == [True, False]
+    machine.close()
+    prefetcher.want(SMALL)
+    prefetcher.want(None)
+    assert prefetcher.claim(SMALL) is None
+
+
+def test_one_that_died_while_it_waited_is_not_given(prefetcher: Prefetcher, made: Made) -> None:
+    prefetcher.want(SMALL)
+    while not made:
+        pass
+    made[0].alive = False
+    assert prefetcher.claim(SMALL) is None
+
+
+def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Made) -> None:
+    made.fails = True
+    prefetcher.want(SMALL)
+    made.fails = False
+    prefetcher.want(SMALL)
+    assert prefetcher.claim(SMALL) is None
+    prefetcher.want(SMALL)
+    machine = prefetcher.claim(SMALL)
+    assert machine is not None
+    machine.close()
+
+
+def test_memory_is_given_back(prefetcher: Prefetcher, made: Made) -> None:
+    assert not prefetcher.give_back()
+    prefetcher.want(SMALL)
+    assert prefetcher.give_back()
+    assert made[0].closed
+
+
+SUITE = """
+    import pytest
+
+    def test_first(vm): pass
+    def test_without(): pass
+    @pytest.mark.skip
+    @pytest.mark.virtainer(ram=2048)
+    def test_skipped(vm): pass
+    @pytest.mark.skipif(True, reason="so")
+    @pytest.mark.virtainer(ram=2048)
+    def test_skipped_if(vm): pass
+    @pytest.mark.xfail(run=False)
+    @pytest.mark.virtainer(ram=2048)
+    def test_not_run(vm): pass
+    @pytest.mark.skipif(False, reason="so")
+    @pytest.mark.virtainer(ram=512)
+    def test_next(vm): pass
+    @pytest.mark.virtainer(ram=3072, scope="module")
+    def test_shared(vm): pass
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> dict[str, pytest.Item]:
+    items = pytester.getitems(SUITE)
+    items[0].session.items = items
+    return {item.name: item for item in items}
+
+
+def wanted(
+    suite: dict[str, pytest.Item], now: str, following: str | None, present: list[Spec] | None = None
+) -> tuple[int | None, str]:
+    nextitem = suite[following] if following else None
+    spec, node_id = next_spec(suite[now], nextitem, [BASE], lambda _node, spec: spec in (present or []))
+    return (spec.ram if spec else None), node_id.rpartition("::")[2]
+
+
+def test_the_next_test_that_will_run_and_wants_a_vm_counts(suite: dict[str, pytest.Item]) -> None:
+    assert wanted(suite, "test_first", "test_without") == (512, "test_next")
+    assert wanted(suite, "test_next", "test_shared") == (3072, "test_shared")
+    assert wanted(suite, "test_shared", None) == (None, "")
+
+
+def test_a_shared_vm_that_is_there_is_not_wanted(suite: dict[str, pytest.Item]) -> None:
+    shared = merge(BASE, {"ram": 3072, "scope": "module"})
+    assert wanted(suite, "test_next", "test_shared", [shared]) == (None, "")
+
+
+def test_nothing_is_wanted_when_the_run_will_stop(suite: dict[str, pytest.Item]) -> None:
+    suite["test_first"].session.shouldfail = "stopping after 1 failures"
+    assert wanted(suite, "test_first", "test_without") == (None, "")
+
+
+def test_a_worker_of_xdist_looks_at_one_test_only(suite: dict[str, pytest.Item]) -> None:
+    suite["test_first"].config.workerinput = {}  # type: ignore[attr-defined]
+    assert wanted(suite, "test_first", "test_without") == (None, "")
+    assert wanted(suite, "test_without", "test_next") == (512, "test_next")

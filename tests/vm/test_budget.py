@@ -1,0 +1,113 @@
+"""The memory that all VMs may take together; containers with a VM's labels stand for those of other processes."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from pytest_virtainers import BootTimeout, BudgetError, SpecError
+from pytest_virtainers.budget import LIMIT, MEMORY, QEMU_MIB, Budget, cloned_mib
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import Settings
+from pytest_virtainers.spec import Spec
+from tests.vm.test_templates import spec
+
+OURS, OTHERS = "ours", "theirs"
+Start = Callable[..., Container]
+
+
+@pytest.fixture
+def start(engine: Engine, runtime_image: str) -> Iterator[Start]:
+    """Start a container that counts as a VM of `run_id`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(run_id: str, least: int, most: int, *program: str) -> Container:
+            labels = {MEMORY: str(least), LIMIT: str(most)}
+            name = f"virtainers-budget-{time.monotonic_ns()}"
+            plan = Plan(name=name, kind="vm", image=runtime_image, entrypoint=program or ("cat",), labels=labels)
+            container = Container(engine, plan, run_id)
+            stack.callback(container.close)
+            container.start()
+            return container
+
+        yield start
+
+
+@contextlib.contextmanager
+def room(engine: Engine, limit_mib: int, wanted: Spec, patience: float = 0.0) -> Iterator[None]:
+    budget = Budget(engine, lambda _whole: limit_mib, OURS, SILENT)
+    with budget.room(wanted, cloned_mib(wanted), give_back=lambda: False, patience=patience):
+        yield
+
+
+def test_what_can_never_fit_is_an_error_at_once(settings: Settings) -> None:
+    small = replace(settings, max_ram=lambda _whole: 1024)
+    with (
+        Manager(small, SILENT) as manager,
+        pytest.raises(SpecError, match=rf"^big: ram=1024M and {QEMU_MIB}M for QEMU are more than all VMs may take"),
+    ):
+        manager.launch(spec("big", ram=1024))
+
+
+def test_nobody_waits_for_what_only_this_process_has(engine: Engine, start: Start) -> None:
+    start(OURS, 900, 900)
+    with (
+        pytest.raises(
+            BudgetError,
+            match=r"^no memory for next: it needs 192 MiB, .* this process's take 900 MiB and others 0 MiB\. ",
+        ),
+        room(engine, 1000, spec("next"), patience=60),
+    ):
+        pass
+
+
+def test_a_vm_waits_for_the_memory_of_others(engine: Engine, start: Start) -> None:
+    other = start(OTHERS, 900, 900)
+    with (
+        pytest.raises(BudgetError, match=r"others 900 MiB; waited 0 s for those\. End VMs"),
+        room(engine, 1000, spec("next")),
+    ):
+        pass
+    end = threading.Timer(1.5, other.close)
+    end.start()
+    began = time.monotonic()
+    with room(engine, 1000, spec("next"), patience=60):
+        assert time.monotonic() - began > 1
+    end.join()
+
+
+def test_a_clone_counts_with_what_it_takes(engine: Engine, start: Start) -> None:
+    start(OTHERS, 0, 64 * 1024)
+    with room(engine, 1000, spec("next")):
+        pass
+    eater = start(
+        OTHERS,
+        *(0, 64 * 1024),
+        *(
+            "python3",
+            "-c",
+            "import sys; held = b'x' * (900 << 20); print('full', file=sys.stderr, flush=True); input()",
+        ),
+    )
+    assert eater.wait_for(b"full", 30)
+    with pytest.raises(BudgetError), room(engine, 1000, spec("next")):
+        pass
+
+
+def test_a_prefetched_vm_makes_room(settings: Settings, engine: Engine) -> None:
+    # 800 MiB: room for a machine that boots (512 + 128), not for a new clone (64 + 128) beside it.
+    with Manager(replace(settings, max_ram=lambda _whole: 800), SILENT) as manager:
+        ahead = spec("ahead")
+        manager.discard(manager.launch(ahead))  # now there is a template
+        manager.prefetch(ahead)
+        manager._prefetcher._machine.result()
+        assert engine.api.containers(filters={"label": ["virtainers.vm=ahead"]})
+        with pytest.raises(BootTimeout):  # it had its room, and too little time
+            manager.launch(spec("next", template=False, boot_timeout=3))
+        assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=ahead"]})

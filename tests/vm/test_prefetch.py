@@ -1,0 +1,61 @@
+"""Clones that are made ready while another test runs, in a pytest run of its own."""
+
+import pytest
+
+# Tests look at the engine: which VMs of theirs are there, and was the one they got there before they asked?
+SUITE = """
+    import time
+    import docker
+    import pytest
+    from pytest_virtainers import session
+
+    pytestmark = pytest.mark.virtainer("ahead", ram=512, disk="3G", cpus=2)
+    AHEAD = {ahead}
+    before = set()
+
+    def present(config):
+        api = docker.APIClient(base_url=session.manager(config).engine.url, version="auto")
+        found = api.containers(filters={{"label": ["virtainers.vm=ahead"]}})
+        api.close()
+        return {{each["Id"] for each in found}}
+
+    def wait_for(config, count):
+        deadline = time.monotonic() + 20
+        while len(seen := present(config)) != count and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(seen) == count
+        return seen
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    def test_fresh(vm, number, pytestconfig):
+        vm.run("test ! -e /tmp/seen && touch /tmp/seen")
+        assert (vm._container.id in before) == (AHEAD and number > 1)
+        before.update(wait_for(pytestconfig, 2 if AHEAD and number < 3 else 1))
+
+    @pytest.mark.skip
+    def test_skipped(vm): pass
+
+    def test_without(pytestconfig):
+        wait_for(pytestconfig, 0)
+"""
+
+
+def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResult:
+    pytester.makepyfile(suite)
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+
+
+def test_each_test_finds_its_clone_ready(pytester: pytest.Pytester) -> None:
+    run(pytester, SUITE.format(ahead=True)).assert_outcomes(passed=4, skipped=1)
+
+
+def test_it_can_be_switched_off(pytester: pytest.Pytester) -> None:
+    run(pytester, SUITE.format(ahead=False), "--virtainer-prefetch=off").assert_outcomes(passed=4, skipped=1)
+
+
+def test_none_is_left_when_a_run_stops_early(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> None:
+    suite = SUITE.format(ahead=True) + "        assert False, 'stop'\n"
+    stopping = suite.replace("touch /tmp/seen", "false")
+    run(pytester, stopping, "-x").assert_outcomes(failed=1)
+    engine = request.getfixturevalue("engine")
+    assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=ahead"]})
