@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_virtainers import ssh
+    from pytest_virtainers.keys import KeyPair
     from pytest_virtainers.vm import VM
 
 READY, DONE = b"helper: ready", b"helper: individual"
@@ -28,6 +29,18 @@ READY, DONE = b"helper: ready", b"helper: individual"
 _PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
 _ENTROPY_BYTES = 64
+_RENEW = """
+set -e
+umask 077
+cat >/etc/ssh/virtainers-new
+rm -f /etc/ssh/ssh_host_*
+mv /etc/ssh/virtainers-new /etc/ssh/ssh_host_ed25519_key
+umask 022
+echo "$PUBLIC" >/etc/ssh/ssh_host_ed25519_key.pub
+tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
+[ -L /var/lib/dbus/machine-id ] || [ ! -e /var/lib/dbus/machine-id ] || cp /etc/machine-id /var/lib/dbus/machine-id
+systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
+"""
 _CAN = "command -v python3 && { modprobe virtio_console || [ -d /sys/class/virtio-ports ]; }"
 
 
@@ -69,6 +82,18 @@ def catch_up(connection: ssh.Connection, timeout: float, check: Callable[[], Non
         conversation.end()
     if code != 0:
         raise BootError(f"the guest did not catch up with the time: {errors.decode(errors='replace').strip()}")
+
+
+def renew(vm: VM, host_key: KeyPair) -> None:
+    """Give the guest a machine-id of its own, and this SSH host key as its only one, for new connections.
+
+    What has read the machine-id before keeps the old one until it is started again: machine-id(5).
+
+    Raises:
+        CommandFailed: the guest could not do it.
+    """
+    __tracebackhide__ = True
+    vm.run(_RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True)
 
 
 class _Conversation:

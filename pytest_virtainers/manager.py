@@ -205,7 +205,13 @@ class Manager:
     def _start_clone(self, spec: Spec, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
         container = self._start(spec, template.place, {}, {"TEMPLATE": template.folder}, node_id, ahead=ahead)
-        return self._ready(spec, template.user, template.keys, container, VM.wait_until_cloned)
+
+        def wait(vm: VM) -> None:
+            vm.wait_until_cloned()
+            if spec.identity == "fresh":
+                vm.renew_identity()
+
+        return self._ready(spec, template.user, template.keys, container, wait)
 
     def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
         __tracebackhide__ = True

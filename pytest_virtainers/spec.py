@@ -109,6 +109,7 @@ class Spec:
     files: dict[str, bytes] = field(default_factory=dict)
     prepare: Callable[[VM], object] | None = None
     reset: str = "none"
+    identity: str = "template"
 
     @property
     def guest_hostname(self) -> str:
@@ -135,12 +136,13 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "files": _files,
     "prepare": _prepare,
     "reset": values.choice("none", "snapshot"),
+    "identity": values.choice("template", "fresh"),
 }
 assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a slip of ours, seen at import)
 
 SIGNATURE = (
     "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, prepare, "
-    "hostname, internet, scope, reset, template, accel, boot_timeout)"
+    "hostname, internet, scope, reset, template, identity, accel, boot_timeout)"
 )
 
 

@@ -7,9 +7,11 @@ import io
 import shlex
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+import paramiko
 
 from pytest_virtainers import individual, readiness, shell, ssh, transfer
 from pytest_virtainers.console import Console
@@ -24,6 +26,7 @@ from pytest_virtainers.errors import (
     TransferError,
     VMGone,
 )
+from pytest_virtainers.keys import KeyPair
 from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
@@ -260,6 +263,20 @@ class VM:
             deadline - time.monotonic(),
             settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline),
         )
+
+    def renew_identity(self) -> None:
+        """Give a clone its own machine-id and SSH host key, and connect anew; raises as `wait_until_cloned`."""
+        __tracebackhide__ = True
+        host_key = KeyPair.generate()
+        individual.renew(self, host_key)
+        self.keys = replace(self.keys, host=host_key)
+        self._wait(f"renewing {self.name}", self._connect_renewed, _CLONE_SECONDS, settle=lambda *_: None)
+
+    def _connect_renewed(self, seconds: float) -> ssh.Connection:
+        try:
+            return self._connect(seconds)
+        except paramiko.BadHostKeyException:  # sshd is just reading the new one
+            raise ConnectionAbortedError("sshd still shows the template's host key") from None
 
     def save(self, hostname: str) -> None:
         """Save this machine, called `hostname`, as a template into its folder; it ends.

@@ -1,6 +1,7 @@
 """Clones of a booted template: what is their own, what they share, and what happens to a template that is bad."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -65,6 +66,19 @@ def test_random_numbers_differ(manager: Manager) -> None:
         drawn |= set(vm.run(read).stdout.split())
         manager.discard(vm)
     assert len(drawn) == 4
+
+
+def test_a_fresh_identity_on_request(manager: Manager) -> None:
+    seen = set()
+    for number in range(2):
+        vm = manager.launch(spec(f"fresh-{number}", identity="fresh"))
+        facts = vm.run("cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split()
+        assert facts[1] == vm.keys.host.public.split()[1], "by which we know it, and its only one"
+        seen |= set(facts)
+        assert subprocess.run([*shlex.split(vm.ssh_command), "true"], timeout=60, check=False).returncode == 0
+        manager.discard(vm)
+    assert len(seen) == 4
+    assert all(len(each) in {32, 68} for each in seen), seen
 
 
 def test_disks_are_their_own(pair: tuple[VM, VM]) -> None:
