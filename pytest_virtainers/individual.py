@@ -49,7 +49,7 @@ def leave_helper(vm: VM, hostname: str) -> None:
     __tracebackhide__ = True
     if not vm.run(_CAN, sudo=True, check=False):
         raise Unclonable("the guest has no python3, or its kernel no virtio_console")
-    vm.write_text(_PATH, _source(), owner="root")
+    vm.write_text(_PATH, helper(), owner="root")
     start = shlex.join(["python3", "-I", "-S", _PATH, _PORT, hostname])
     # A unit of its own where there is systemd: what is left of a login would keep its session open.
     vm.run(
@@ -68,7 +68,7 @@ def catch_up(connection: ssh.Connection, timeout: float, check: Callable[[], Non
     """
     __tracebackhide__ = True
     conversation, errors = _Conversation(), bytearray()
-    command = shell.line(["python3", "-I", "-S", "-c", _source(), "-", ""], sudo=True)
+    command = shell.line(["python3", "-I", "-S", "-c", helper(), "-", ""], sudo=True)
     try:
         code = connection.execute(
             command,
@@ -121,5 +121,6 @@ class _Conversation:
         return answer or b""
 
 
-def _source() -> str:
+def helper() -> str:
+    """Give the source of the helper."""
     return Path(clone_helper.__file__).read_text()

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import select
 import socket
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -153,6 +154,9 @@ def dial(address: str, timeout: float) -> socket.socket:
     """Open a TCP connection to the SSH port of `address`."""
     sock = socket.create_connection((address, PORT), timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Closed, it is gone at once. Else our kernel would go on asking for a VM that has ended, and in the meantime keep
+    # the packets to the next VM at that address waiting: up to a second.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return sock
 
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_virtainers import housekeeping, seed
+from pytest_virtainers import housekeeping, individual, seed
 from pytest_virtainers.errors import Unclonable
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.paths import locked
@@ -167,6 +167,7 @@ class Templates:
             "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, shape.internet],
             "user-data": seed.user_data(shape, _NO_KEYS, spec.user or guest.user),
             "network-config": seed.NETWORK_CONFIG,
+            "helper": individual.helper(),
             "prepare": digest(shape.prepare) if shape.prepare else "",
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

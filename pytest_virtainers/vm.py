@@ -19,6 +19,7 @@ from pytest_virtainers.errors import (
     BootTimeout,
     CommandFailed,
     CommandTimeout,
+    EngineError,
     GuestPanic,
     GuestStalled,
     SSHError,
@@ -299,7 +300,8 @@ class VM:
             raise StoreError(
                 f"saving a template of {self.spec.image} failed: {output.decode(errors='replace').strip()}"
             )
-        self._container.run(["qmp", '{"execute": "quit"}'])
+        with contextlib.suppress(EngineError):  # the container may be gone before the command's end is asked for
+            self._container.run(["qmp", '{"execute": "quit"}'])
         if not self._container.wait(_CLONE_SECONDS):
             raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
 
