@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from pytest_virtainers import budget, images, runtime, seed
+from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.endpoint import Endpoint
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
@@ -51,6 +52,9 @@ class Manager:
         progress: where long steps are shown.
         worker: which of several processes of a test run this is, for labels.
 
+    Attributes:
+        durations: where the seconds of each launch went.
+
     Raises:
         EngineNotFound: no engine answers.
     """
@@ -69,6 +73,7 @@ class Manager:
         self._runtime_image: str | None = None
         self._templates: Templates | None = None
         self._prefetcher = Prefetcher(self._clone_ahead)
+        self.durations: list[Record] = []
         self.engine: Engine = find(settings.engine)
         try:
             swept = sweep(self.engine)
@@ -128,19 +133,28 @@ class Manager:
             VirtainerError: one of its children says what went wrong.
         """
         __tracebackhide__ = True
-        vm = self._prefetcher.claim(spec)
-        if vm is None:
-            self._budget.check(spec)
-            guest = self.guest(spec.image)
-            try:
-                vm = self._clone_or_boot(spec, guest, node_id)
-            except GuestStalled:  # seen under emulation, once in some hundred boots
-                self._progress.note(
-                    f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once"
-                )
-                vm = self._clone_or_boot(spec, guest, node_id)
+        record = Record("clone" if spec.template else "boot")
+        with recording(record):
+            vm = self._take_or_make(spec, node_id, record)
+        vm.first_command = record
+        self.durations.append(record)
         self._vms.append(vm)
         return vm
+
+    def _take_or_make(self, spec: Spec, node_id: str, record: Record) -> VM:
+        __tracebackhide__ = True
+        with phase("take prefetched"):
+            vm = self._prefetcher.claim(spec)
+        if vm is not None:
+            record.kind = "prefetched"
+            return vm
+        self._budget.check(spec)
+        guest = self.guest(spec.image)
+        try:
+            return self._clone_or_boot(spec, guest, node_id)
+        except GuestStalled:  # seen under emulation, once in some hundred boots
+            self._progress.note(f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once")
+            return self._clone_or_boot(spec, guest, node_id)
 
     def prefetch(self, spec: Spec | None, node_id: str = "") -> None:
         """Make a clone ready in the background for the next `launch` of this spec, if there is a template and room.
@@ -173,7 +187,11 @@ class Manager:
             template = self.templates().find(spec, guest) if spec.template and guest else None
             if template is None or template.refusal:
                 return None
-            return self._start_clone(spec, template, node_id, ahead=True)
+            record = Record("prefetch")
+            with recording(record):
+                vm = self._start_clone(spec, template, node_id, ahead=True)
+            self.durations.append(record)
+            return vm
         except VirtainerError:
             return None
 
@@ -188,9 +206,12 @@ class Manager:
         __tracebackhide__ = True
 
         def boot(shape: Spec, keys: Keys, folder: str) -> VM:
-            return self._boot(shape, guest, keys, node_id, save_into=folder)
+            self.durations.append(record := Record("template"))
+            with recording(record):
+                return self._boot(shape, guest, keys, node_id, save_into=folder)
 
-        template = self.templates().ensure(spec, guest, boot)
+        with phase("template"):
+            template = self.templates().ensure(spec, guest, boot)
         if template.refusal:
             self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
             return self._boot(spec, guest, Keys.generate(), node_id)
@@ -257,17 +278,19 @@ class Manager:
         name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
         while True:
             plan = self.plan(spec, name, place, environment, node_id)
-            with self._budget.room(
+            room = self._budget.room(
                 spec,
                 int(plan.labels[budget.MEMORY]),
                 patience=0 if ahead else _PATIENCE_SECONDS,
                 give_back=(lambda: False) if ahead else self._prefetcher.give_back,
-            ):
+            )
+            with phase("room, create container"), room:
                 container = Container(self.engine, plan, self._run_id)
             try:
-                for folder, members in files.items():
-                    container.put(folder, members)
-                container.start()
+                with phase("start container"):
+                    for folder, members in files.items():
+                        container.put(folder, members)
+                    container.start()
             except EngineError as error:
                 container.close()
                 # Only the engine knows whether its host has the device; without it, emulation is the answer.

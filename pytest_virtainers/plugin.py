@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers import session
+from pytest_virtainers import session as run
+from pytest_virtainers.durations import Record, table
 from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.fixtures import prefetch, session_vm, virtainer_defaults, virtainer_prepare, vm, vm_factory
 from pytest_virtainers.markers import check_all
@@ -30,6 +32,8 @@ __all__ = [
     "vm_factory",
 ]  # pytest finds the fixtures here
 
+_DURATIONS = "virtainer_durations"
+_TOLD_KEY: pytest.StashKey[list[Record]] = pytest.StashKey()
 _FOLLOWING_KEY: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 
 
@@ -39,7 +43,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for setting in SETTINGS:
         told = f"{setting.help} (default: {setting.default})"
         as_format = told.replace("%", "%%")  # argparse formats it
-        group.addoption(setting.option, dest=setting.ini, metavar=setting.name.upper(), help=as_format)
+        if setting.flag:
+            group.addoption(setting.option, dest=setting.ini, action="store_const", const="on", help=as_format)
+        else:
+            group.addoption(setting.option, dest=setting.ini, metavar=setting.name.upper(), help=as_format)
         parser.addini(setting.ini, told)
 
 
@@ -49,14 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
     command_line = Source(lambda setting: setting.option, lambda setting: config.getoption(setting.ini))
     ini = Source(lambda setting: f"{setting.ini} in the ini file", lambda setting: config.getini(setting.ini) or None)
     try:
-        config.stash[session.SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
+        config.stash[run.SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
     except SpecError as error:
         raise pytest.UsageError(str(error)) from None
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say in one line what a VM is by default, without asking any daemon."""
-    settings = config.stash[session.SETTINGS_KEY]
+    settings = config.stash[run.SETTINGS_KEY]
     shape = settings.shape
     return f"virtainers: {shape['image']}, {shape['ram']} MiB, {shape['cpus']} CPU, engine {settings.engine}"
 
@@ -87,9 +94,32 @@ def pytest_runtest_call(item: pytest.Item) -> None:
     prefetch(item, item.stash.get(_FOLLOWING_KEY, None))
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: tell the main process where the seconds went."""
+    config: Any = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_DURATIONS] = [asdict(each) for each in run.durations(config)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker of pytest-xdist tells."""
+    told = getattr(node, "workeroutput", {}).get(_DURATIONS, [])
+    node.config.stash.setdefault(_TOLD_KEY, []).extend(Record(**each) for each in told)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Show where the seconds went."""
+    records = [*run.durations(config), *config.stash.get(_TOLD_KEY, [])]
+    if records and config.stash[run.SETTINGS_KEY].durations:
+        terminalreporter.section("virtainer durations (medians)")
+        for line in table(records):
+            terminalreporter.write_line(line)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the run has started, however it ended."""
     try:
-        session.close(config)
+        run.close(config)
     except VirtainerError as error:  # the results are told already; what stays is swept by the next run
         sys.stderr.write(f"virtainers: while ending the run: {error}\n")

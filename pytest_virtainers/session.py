@@ -17,6 +17,7 @@ from pytest_virtainers.progress import SILENT, Progress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_virtainers.durations import Record
     from pytest_virtainers.manager import Manager
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
@@ -55,6 +56,11 @@ def prefetch(config: pytest.Config, spec: Spec | None, node_id: str) -> None:
     """Make the clone that the test `node_id` will ask for ready in the background; None: no test wants one."""
     if config.stash[SETTINGS_KEY].prefetch and _MANAGER_KEY in config.stash:
         config.stash[_MANAGER_KEY].prefetch(spec, node_id)
+
+
+def durations(config: pytest.Config) -> list[Record]:
+    """Give where the seconds of this process's launches went."""
+    return config.stash[_MANAGER_KEY].durations if _MANAGER_KEY in config.stash else []
 
 
 def close(config: pytest.Config) -> None:

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its name (with `_`), default as a person would write it, parser and help."""
+    """One setting: its name (with `_`), default as a person would write it, parser and help.
+
+    On the command line a `flag` takes no value, and means `on`.
+    """
 
     name: str
     default: str
     parse: Callable[[Any], Any]
     help: str
+    flag: bool = False
 
     @property
     def option(self) -> str:
@@ -83,6 +87,7 @@ SETTINGS = (
         values.size_or_share,
         "memory that all VMs of the machine may take together: a size, or a share of the engine's memory",
     ),
+    Setting("durations", "off", values.switch, "on: show where the seconds of the VMs' launches went", flag=True),
     Setting("missing", "error", values.choice("error", "skip"), "what tests do without an engine: error or skip"),
 )
 
@@ -100,6 +105,7 @@ class Settings:
     store_limit: int
     prefetch: bool
     max_ram: Callable[[int], int]
+    durations: bool
     missing: str
 
 

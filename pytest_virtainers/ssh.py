@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import paramiko
 
+from pytest_virtainers.durations import phase
 from pytest_virtainers.errors import SSHError
 
 if TYPE_CHECKING:
@@ -50,33 +51,34 @@ class Connection:
             paramiko.BadHostKeyException: the guest's host key is not the one that was given to it.
             paramiko.SSHException, OSError, EOFError: anything else that went wrong (`FAILURES`).
         """
-        self._client = paramiko.SSHClient()
-        self._client.set_log_channel(_LOG_CHANNEL)
-        self._client.set_missing_host_key_policy(paramiko.RejectPolicy())
-        host_key = keys.host.paramiko()
-        self._client.get_host_keys().add("guest", host_key.get_name(), host_key)
+        self._transport = paramiko.Transport(sock)
+        self._transport.set_log_channel(_LOG_CHANNEL)
+        self._transport.banner_timeout = self._transport.auth_timeout = timeout
         try:
-            self._client.connect(
-                "guest",
-                username=user,
-                pkey=keys.login.paramiko(),
-                sock=sock,
-                timeout=timeout,
-                banner_timeout=timeout,
-                auth_timeout=timeout,
-                allow_agent=False,
-                look_for_keys=False,
-            )
+            self._log_in(user, keys.login.paramiko(), keys.host.paramiko(), timeout)
         except BaseException:
             self.close()
             sock.close()
             raise
 
+    def _log_in(self, user: str, key: paramiko.PKey, host_key: paramiko.PKey, timeout: float) -> None:
+        # Ours first: of several host keys the guest has to show the one that it was given.
+        options, ours = self._transport.get_security_options(), host_key.get_name()
+        options.key_types = [ours, *(each for each in options.key_types if each != ours)]
+        with phase("key exchange"):
+            self._transport.start_client(timeout=timeout)
+        shown = self._transport.get_remote_server_key()
+        if shown != host_key:
+            raise paramiko.BadHostKeyException("guest", shown, host_key)
+        with phase("authentication"):
+            self._transport.auth_publickey(user, key)
+        if not self._transport.is_authenticated():
+            raise paramiko.AuthenticationException("the key alone does not let us log in")
+
     @property
     def alive(self) -> bool:
         """Whether the connection still stands, as far as this side knows."""
-        transport = self._client.get_transport()
-        return transport is not None and transport.is_active()
+        return self._transport.is_active()
 
     def execute(
         self,
@@ -106,36 +108,47 @@ class Connection:
             TimedOut: the deadline passed.
             SSHError: the connection broke.
         """
-        channel = self._open(command, deadline)
+        with phase("open channel"):
+            channel = self._open(command, deadline)
         if stdin is None:
             channel.shutdown_write()
         else:
             threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
-        last_seen = time.monotonic()
         try:
-            while True:
-                select.select([channel], [], [], _POLL_SECONDS)
-                drained = _drain(channel, stdout, stderr)
-                now = time.monotonic()
-                last_seen = now if drained else last_seen
-                if not drained and channel.exit_status_ready():
-                    if channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS:
-                        return channel.recv_exit_status()
-                elif not drained and (channel.closed or not self.alive):
-                    raise SSHError(f"the SSH connection broke while {command!r} ran")
-                if deadline is not None and now > deadline:
-                    raise TimedOut
-                check()
+            with phase("command"):
+                return self._follow(channel, command, stdout=stdout, stderr=stderr, deadline=deadline, check=check)
         finally:
             channel.close()
 
+    def _follow(
+        self,
+        channel: paramiko.Channel,
+        command: str,
+        *,
+        stdout: Callable[[bytes], object],
+        stderr: Callable[[bytes], object],
+        deadline: float | None,
+        check: Callable[[], None],
+    ) -> int:
+        last_seen = time.monotonic()
+        while True:
+            select.select([channel], [], [], _POLL_SECONDS)
+            drained = _drain(channel, stdout, stderr)
+            now = time.monotonic()
+            last_seen = now if drained else last_seen
+            if not drained and channel.exit_status_ready():
+                if channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS:
+                    return channel.recv_exit_status()
+            elif not drained and (channel.closed or not self.alive):
+                raise SSHError(f"the SSH connection broke while {command!r} ran")
+            if deadline is not None and now > deadline:
+                raise TimedOut
+            check()
+
     def _open(self, command: str, deadline: float | None) -> paramiko.Channel:
-        transport = self._client.get_transport()
-        if transport is None:
-            raise SSHError("the SSH connection is closed")
         remaining = None if deadline is None else max(0.1, deadline - time.monotonic())
         try:
-            channel = transport.open_session(window_size=_WINDOW_BYTES, timeout=remaining)
+            channel = self._transport.open_session(window_size=_WINDOW_BYTES, timeout=remaining)
             channel.settimeout(remaining)
             channel.exec_command(command)
         except FAILURES as error:
@@ -147,7 +160,7 @@ class Connection:
     def close(self) -> None:
         """Close the connection."""
         with contextlib.suppress(OSError, EOFError):
-            self._client.close()
+            self._transport.close()
 
 
 def dial(address: str, timeout: float) -> socket.socket:

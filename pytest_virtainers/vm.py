@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import paramiko
 
-from pytest_virtainers import individual, readiness, shell, ssh, transfer
+from pytest_virtainers import durations, individual, readiness, shell, ssh, transfer
 from pytest_virtainers.console import Console
 from pytest_virtainers.errors import (
     BootTimeout,
@@ -64,6 +64,7 @@ class VM:
         user: the login user.
         keys: by which one logs in, and knows it.
         console: its serial console, since it was booted or cloned.
+        first_command: where the seconds of the next command are recorded; None: nowhere.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class VM:
         self._progress = progress
         self._connection: ssh.Connection | None = None
         self._snapshots = 0
+        self.first_command: durations.Record | None = None
         self._files: tempfile.TemporaryDirectory[str] | None = None
 
     def __repr__(self) -> str:
@@ -367,12 +369,16 @@ class VM:
         self._wait(f"rebooting {self.name}", connect, self.spec.boot_timeout if timeout is None else timeout)
 
     def _connect(self, seconds: float) -> ssh.Connection:
-        return ssh.Connection(self._endpoint.dial(seconds), self.user, self.keys, seconds)
+        with durations.phase("connect"):
+            sock = self._endpoint.dial(seconds)
+        return ssh.Connection(sock, self.user, self.keys, seconds)
 
     def _wait_for_word(self, word: bytes, deadline: float) -> None:
         """Wait for something that the supervisor says."""
         __tracebackhide__ = True
-        if not self._container.wait_for(word, max(0.0, deadline - time.monotonic())):
+        with durations.phase(f"wait: {word.decode().rpartition(': ')[2]}"):
+            heard = self._container.wait_for(word, max(0.0, deadline - time.monotonic()))
+        if not heard:
             self._check_alive()
             said = self._container.stderr.decode(errors="replace").strip()
             raise BootTimeout(f"{self.name}: the supervisor has not said {word.decode()!r} in time; it said:\n{said}")
@@ -401,10 +407,13 @@ class VM:
                 step.update(self.console.tail(1).removeprefix("  | "))
 
             machine = readiness.Machine(self.name, self.console, check)
-            self._connection = readiness.wait_for_login(machine, connect, timeout)
             if settle is None:
-                readiness.wait_for_cloud_init(machine, self._connection, deadline - time.monotonic())
+                with durations.phase("boot"):
+                    self._connection = readiness.wait_for_login(machine, connect, timeout)
+                with durations.phase("cloud-init"):
+                    readiness.wait_for_cloud_init(machine, self._connection, deadline - time.monotonic())
             else:
+                self._connection = readiness.wait_for_login(machine, connect, timeout)
                 settle(machine, self._connection)
 
     def close(self) -> None:
@@ -429,10 +438,12 @@ class VM:
         self._check_alive()
         if self._connection is None:
             raise SSHError(f"{self.name} has no SSH connection yet")
+        record, self.first_command = self.first_command, None
         try:
-            return self._connection.execute(
-                line, stdin=stdin, stdout=stdout, stderr=stderr, deadline=deadline, check=self._check_alive
-            )
+            with durations.recording(record):
+                return self._connection.execute(
+                    line, stdin=stdin, stdout=stdout, stderr=stderr, deadline=deadline, check=self._check_alive
+                )
         except SSHError as error:
             self._check_alive(grace_seconds=1.0)
             raise SSHError(f"{self.name}: {error}. The last lines of its console:\n{self.console.tail()}") from error

@@ -1,0 +1,77 @@
+"""Where the seconds of each VM's launch go.
+
+What is being recorded is known by context, so that lower layers need not be told: outside of `recording`, `phase`
+does nothing; inside another phase, it does nothing either.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+TOTAL = "total"
+
+
+@dataclass
+class Record:
+    """One VM: how it came to be, and its seconds by phase, in order."""
+
+    kind: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    busy: bool = False
+
+    def add(self, name: str, began: float) -> None:
+        """Add the seconds since `began` (on `time.perf_counter`) to a phase."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+_current: ContextVar[Record | None] = ContextVar("_current", default=None)
+
+
+@contextmanager
+def recording(record: Record | None) -> Iterator[None]:
+    """Record the phases inside the block into `record`; None: do not record."""
+    outer, began = _current.set(record), time.perf_counter()
+    try:
+        yield
+    finally:
+        _current.reset(outer)
+        if record is not None:
+            record.add(TOTAL, began)
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Count the block as `name`."""
+    record = _current.get()
+    if record is None or record.busy:
+        yield
+        return
+    record.busy, began = True, time.perf_counter()
+    try:
+        yield
+    finally:
+        record.busy = False
+        record.add(name, began)
+
+
+def table(records: Sequence[Record]) -> list[str]:
+    """Show medians in seconds: a line for each phase, a column for each kind."""
+    kinds = list(dict.fromkeys(record.kind for record in records))
+    phases = [name for name in dict.fromkeys(name for record in records for name in record.seconds) if name != TOTAL]
+    counts = [f"{sum(record.kind == kind for record in records)}" for kind in kinds]
+    rows = [["", *kinds], ["machines", *counts]]
+    for name in [*phases, TOTAL]:
+        cells = []
+        for kind in kinds:
+            seen = [each.seconds[name] for each in records if each.kind == kind and name in each.seconds]
+            cells.append(f"{statistics.median(seen):.3f} s" if seen else "")
+        rows.append([name, *cells])
+    return [f"{row[0]:<20}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
