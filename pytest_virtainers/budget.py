@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.owner import LABEL
@@ -18,7 +19,7 @@ from pytest_virtainers.errors import BudgetError, SpecError
 from pytest_virtainers.paths import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.progress import Progress
@@ -33,6 +34,8 @@ QEMU_MIB = 128
 """What QEMU and the supervisor take beside the guest's RAM: measured 60 to 110 MiB under emulation."""
 _SHARE_OF_A_CLONE = 8  # of its RAM, an idle clone of 1 GiB makes some 50 MiB its own, a busy one more
 _POLL_SECONDS = 0.5
+_TRUST_SECONDS = 30.0
+_AT_ONCE = 8
 
 
 def booted_mib(spec: Spec) -> int:
@@ -61,6 +64,7 @@ class Budget:
         self._run_id = run_id
         self._progress = progress
         self._limit_mib: int | None = None
+        self._seen: dict[str, tuple[int, float]] = {}  # what containers take, and until when that is believed
 
     def check(self, spec: Spec) -> None:
         """Raise `SpecError` when such a VM can never fit."""
@@ -116,15 +120,25 @@ class Budget:
         """Give the MiB that VMs of this process take, and those of others."""
         with self._engine.failures("asking which VMs there are"):
             found = self._engine.api.containers(all=True, filters={"label": [MEMORY]})
-            labels = {each["Id"]: each["Labels"] for each in found}
-            taken = {container: int(each[LIMIT]) for container, each in labels.items()}
-            if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter, and each takes a call
-                taken = {
-                    container: max(int(each[MEMORY]), self._engine.memory_used_mib(container))
-                    for container, each in labels.items()
-                }
+        labels = {each["Id"]: each["Labels"] for each in found}
+        taken = {container: int(each[LIMIT]) for container, each in labels.items()}
+        if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter how much they really take
+            self._look_at(found)
+            taken = {container: self._seen[container][0] for container in labels}
         ours = sum(mib for container, mib in taken.items() if owner.run(labels[container]) == self._run_id)
         return ours, sum(taken.values()) - ours
+
+    def _look_at(self, containers: Sequence[dict[str, Any]]) -> None:
+        """Learn what containers take. Docker needs a second for each: not new ones, not often, all at once."""
+        now, today = time.monotonic(), time.time()
+        least = {each["Id"]: int(each["Labels"][MEMORY]) for each in containers}
+        for each in containers:
+            if today - each["Created"] < _TRUST_SECONDS:
+                self._seen.setdefault(each["Id"], (least[each["Id"]], now + _TRUST_SECONDS))
+        old = [each for each in least if now > self._seen.get(each, (0, 0.0))[1]]
+        with self._engine.failures("asking how much memory VMs take"), ThreadPoolExecutor(_AT_ONCE) as threads:
+            for container, mib in zip(old, threads.map(self._engine.memory_used_mib, old), strict=True):
+                self._seen[container] = (max(mib, least[container]), now + _TRUST_SECONDS)
 
     def _host_mib(self) -> int:
         with self._engine.failures("asking for the memory of the engine's host"):

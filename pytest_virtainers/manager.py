@@ -187,11 +187,9 @@ class Manager:
             template = self.templates().find(spec, guest) if spec.template and guest else None
             if template is None or template.refusal:
                 return None
-            record = Record("prefetch")
+            self.durations.append(record := Record("prefetch"))
             with recording(record):
-                vm = self._start_clone(spec, template, node_id, ahead=True)
-            self.durations.append(record)
-            return vm
+                return self._start_clone(spec, template, node_id, ahead=True)
         except VirtainerError:
             return None
 

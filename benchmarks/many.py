@@ -1,0 +1,55 @@
+"""Clones that are up at once, each answering a command, and the memory that they take.
+
+    VIRTAINER_ENGINE=docker python -m benchmarks.many [CLONES]
+
+Targets: 50 on a host of 24 GiB; an idle clone of 1 GiB takes at most 150 MB (PSS of all processes of its container;
+read by root, on the engine's host).
+"""
+
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import environment, resolve
+from pytest_virtainers.spec import merge
+from pytest_virtainers.vm import VM
+
+
+def pss_mb(manager: Manager, vm: VM) -> float:
+    """Sum the proportional memory of a container's processes."""
+    processes = manager.engine.api.top(vm._container.id)
+    pids = [row[processes["Titles"].index("PID")] for row in processes["Processes"]]
+    rows = [line.split() for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    return sum(int(row[1]) * 1024 for row in rows if row[0] == "Pss:") / 1e6
+
+
+def main() -> None:
+    """Measure and print."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+    spec = merge(resolve([]).shape, {"template": True})
+    with Manager(resolve([environment(os.environ)]), SILENT) as manager:
+        print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
+        manager.discard(manager.launch(spec))
+        began = time.monotonic()
+        vms = [manager.launch(spec)]
+        vms[0].run("true")
+        time.sleep(10)
+        alone = pss_mb(manager, vms[0])
+        while len(vms) < count:
+            vms.append(manager.launch(spec))
+        answers = {vm.run("cat /proc/sys/kernel/random/uuid").stdout for vm in vms}
+        taken = time.monotonic() - began
+        together = [pss_mb(manager, vm) for vm in vms]
+    print(f"{len(answers)} of {count} clones up at once have answered, after {taken:.0f} s")
+    print(
+        f"an idle clone takes {alone:.0f} MB alone, {statistics.median(together):.0f} MB among {count} (median); "
+        f"all {sum(together):.0f} MB; ratio to their nominal RAM {sum(together) / (count * spec.ram * 1.048576):.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
