@@ -1,23 +1,28 @@
-"""A clone from the request until its first command has returned, against its floor, in turn.
+"""A clone from the request until its first command has returned, against its floor and against a boot, in turn.
 
     VIRTAINER_ENGINE=docker python -m benchmarks.clone [ROUNDS]
 
 The floor: an empty container of the same image on the same network is started, and one SSH login and command are done
-on a VM that is already up. Target: ratio at most 1.3. Where the seconds of a clone go is printed, too.
+on a VM that is already up. Targets: clone at most 1.3 times its floor, a boot at least 20 times a clone; a snapshot
+in place at most 1.5 s, its restore until the first command 2.0 s. Where the seconds of a clone go is printed, too.
 """
 
 import os
 import statistics
 import sys
 import time
+from dataclasses import replace
 
 from pytest_virtainers import ssh
+from pytest_virtainers.durations import table
 from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import Spec, merge
 from pytest_virtainers.vm import VM
+
+_BOOTS = 3
 
 
 def clone(manager: Manager, spec: Spec) -> float:
@@ -28,6 +33,16 @@ def clone(manager: Manager, spec: Spec) -> float:
     taken = time.perf_counter() - began
     manager.discard(vm)
     return taken
+
+
+def in_place(vm: VM) -> tuple[float, float]:
+    """Keep a snapshot and go back to it; give the seconds of both, the second with a command."""
+    began = time.perf_counter()
+    snapshot = vm.snapshot()
+    kept = time.perf_counter()
+    vm.restore(snapshot)
+    vm.run("true")
+    return kept - began, time.perf_counter() - kept
 
 
 def empty_container(manager: Manager, spec: Spec, number: int) -> float:
@@ -60,11 +75,16 @@ def main() -> None:
         print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
         reference = manager.launch(spec)
         clone(manager, spec)  # what only the first one pays
-        clones, containers, logins = [], [], []
+        clones, containers, logins, boots, places = [], [], [], [], []
+        manager.durations.clear()
         for number in range(rounds):
             containers.append(empty_container(manager, spec, number))
             logins.append(login(reference))
             clones.append(clone(manager, spec))
+            places.append(in_place(reference))
+            if number < _BOOTS:
+                boots.append(clone(manager, replace(spec, template=False)))
+        where = table([each for each in manager.durations if each.kind == "clone"])
     ours = statistics.median(clones)
     container, session = statistics.median(containers), statistics.median(logins)
     print(f"clones: {', '.join(f'{each:.2f}' for each in clones)} s")
@@ -72,6 +92,11 @@ def main() -> None:
         f"medians of {rounds}: clone {ours:.2f} s; floor {container:.2f} s (container) + {session:.2f} s (login and "
         f"command) = {container + session:.2f} s; ratio {ours / (container + session):.2f}"
     )
+    boot = statistics.median(boots)
+    print(f"boots: {', '.join(f'{each:.1f}' for each in boots)} s; ratio of a boot to a clone {boot / ours:.1f}")
+    kept, restored = (statistics.median(each) for each in zip(*places, strict=True))
+    print(f"snapshot in place {kept:.2f} s, restored until the first command {restored:.2f} s")
+    print("\n".join(where))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ def test_the_environment_is_read_by_name_and_empty_is_silent() -> None:
     [
         ("ram", "lots", "VIRTAINER_RAM=lots: a size is a number of MiB, or text such as 512M, 2G or 2GiB"),
         ("scope", "package", "VIRTAINER_SCOPE=package: allowed are function, class, module, session"),
+        (
+            "max_ram",
+            "all",
+            "VIRTAINER_MAX_RAM=all: a size is a number of MiB, or text such as 512M, 2G or 2GiB; "
+            "or a share such as 80%",
+        ),
         ("missing", "ignore", "VIRTAINER_MISSING=ignore: allowed are error, skip"),
         ("internet", "maybe", "VIRTAINER_INTERNET=maybe: allowed are on and off"),
     ],

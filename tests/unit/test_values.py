@@ -17,6 +17,17 @@ def test_what_is_no_size_is_refused(written: object) -> None:
         values.size_mib(least=64)(written)
 
 
+@pytest.mark.parametrize(("written", "mib"), [("16G", 16384), (2048, 2048), ("80%", 800), ("100%", 1000), ("1%", 10)])
+def test_a_part_is_a_size_or_a_share(written: object, mib: int) -> None:
+    assert values.size_or_share(written)(1000) == mib
+
+
+@pytest.mark.parametrize("written", ["0%", "101%", "-5%", "half", "1.5%", None, "10M"])
+def test_what_is_no_part_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match=r"; or a share such as 80%$"):
+        values.size_or_share(written)
+
+
 @pytest.mark.parametrize("written", ["0", 0, -1, "1.5", True, "many", None])
 def test_whole_numbers_start_at_one(written: object) -> None:
     with pytest.raises(ValueError, match="from 1 on"):

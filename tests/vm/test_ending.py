@@ -1,8 +1,11 @@
 """However a pytest run ends, nothing of it stays on the engine."""
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +15,9 @@ import pytest
 
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.settings import Settings
+from pytest_virtainers.spec import merge
 
 BOOTING = """
 import pytest
@@ -136,3 +142,33 @@ def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, tmp_path: Path)
     before = set(Path("/tmp").glob("virtainers-*"))
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(errors=1)
     assert set(Path("/tmp").glob("virtainers-*")) <= before
+
+
+def test_many_clones_leave_nothing(manager: Manager, engine: Engine, settings: Settings) -> None:
+    """`CYCLES=200` for a long run."""
+    spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
+
+    def present() -> dict[str, object]:
+        api = engine.api
+        with manager.store() as shop:
+            store = shop.shell("find /store -mindepth 2 -maxdepth 3 | sort")
+        return {
+            "containers": {each["Id"] for each in api.containers(all=True)},
+            "networks": {each["Id"] for each in api.networks()},
+            "volumes": {each["Name"] for each in api.volumes()["Volumes"]},
+            "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+            "threads": threading.active_count(),
+            "temporary files": len(list(Path(tempfile.gettempdir()).glob("virtainers-*"))),
+            "store": store,
+        }
+
+    for _ in range(2):  # the first ones make the template, the network and the threads that stay
+        manager.discard(manager.launch(spec))
+    before = present()
+    for _ in range(int(os.environ.get("CYCLES", "5"))):
+        vm = manager.launch(spec)
+        assert vm.ssh_command
+        vm.run("true")
+        manager.discard(vm)
+    time.sleep(1)
+    assert present() == before

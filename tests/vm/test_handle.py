@@ -6,11 +6,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout, ssh
 from pytest_virtainers.endpoint import RELAY, Endpoint
 from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.keys import KeyPair, Keys
 
 MIB = 1024 * 1024
 ODD_NAMES = ["with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash;$HOME"]
@@ -41,6 +43,15 @@ def test_input_environment_folder_and_sudo(session_vm: VM) -> None:
     )
     assert result.stdout_bytes == b"\xff\n1 2|/var/log|root\n"
     assert session_vm.run("cat").stdout == "", "without input, a command reads the end of file"
+
+
+def test_another_host_key_than_the_pinned_one_is_refused(session_vm: VM) -> None:
+    keys = Keys(session_vm.keys.login, KeyPair.generate())
+    with pytest.raises(paramiko.BadHostKeyException):
+        ssh.Connection(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
+    keys = Keys(KeyPair.generate(), session_vm.keys.host)
+    with pytest.raises(paramiko.AuthenticationException):
+        ssh.Connection(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
 
 
 def test_the_login_is_an_ordinary_user_and_passwords_are_refused(session_vm: VM) -> None:

@@ -46,7 +46,20 @@ def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResul
 
 
 def test_each_test_finds_its_clone_ready(pytester: pytest.Pytester) -> None:
-    run(pytester, SUITE.format(ahead=True)).assert_outcomes(passed=4, skipped=1)
+    result = run(pytester, SUITE.format(ahead=True), "--virtainer-durations")
+    result.assert_outcomes(passed=4, skipped=1)
+    shown = [line.split() for line in result.outlines]
+    assert ["clone", "prefetch", "prefetched"] in [row[-3:] for row in shown]
+    assert ["machines", "1", "2", "2"] in [row[:1] + row[-3:] for row in shown]
+
+
+def test_workers_tell_where_their_seconds_went(pytester: pytest.Pytester) -> None:
+    suite = SUITE.format(ahead=True).replace("assert (vm", "return (vm")
+    result = run(pytester, suite, "--virtainer-durations", "-n", "2", "-k", "fresh")
+    result.assert_outcomes(passed=3)
+    number = next(number for number, line in enumerate(result.outlines) if line.startswith("machines"))
+    kinds, counts = result.outlines[number - 1].split(), result.outlines[number].split()[1:]
+    assert sum(int(count) for kind, count in zip(kinds, counts, strict=True) if kind in {"clone", "prefetched"}) == 3
 
 
 def test_it_can_be_switched_off(pytester: pytest.Pytester) -> None:

@@ -1,0 +1,51 @@
+import pytest
+
+from pytest_virtainers.durations import TOTAL, Record, phase, recording, table
+
+
+def test_outside_of_a_recording_nothing_is_kept() -> None:
+    record = Record("clone")
+    with phase("before"):
+        pass
+    with recording(None), phase("nowhere"):
+        pass
+    assert record.seconds == {}
+
+
+def test_phases_add_up_and_inner_ones_are_part_of_the_outer() -> None:
+    record = Record("clone")
+    for _ in range(2):
+        with recording(record), phase("outer"), phase("inner"):
+            pass
+    assert list(record.seconds) == ["outer", TOTAL]
+
+
+def test_a_recording_inside_another_is_its_own() -> None:
+    clone, template = Record("clone"), Record("template")
+    with recording(clone):
+        with phase("template"), recording(template), phase("boot"):
+            pass
+        with phase("start"):
+            pass
+    assert list(clone.seconds) == ["template", "start", TOTAL]
+    assert list(template.seconds) == ["boot", TOTAL]
+
+
+def test_a_failure_is_counted_and_passed_on() -> None:
+    record = Record("boot")
+    with pytest.raises(ZeroDivisionError), recording(record), phase("boot"):
+        raise ZeroDivisionError
+    assert list(record.seconds) == ["boot", TOTAL]
+    assert not record.busy
+
+
+def test_the_table_has_medians_by_kind() -> None:
+    records = [Record("clone", {"start": seconds, TOTAL: 2 * seconds}) for seconds in (0.1, 0.9, 0.2)]
+    records.append(Record("boot", {"start": 1.0, "boot": 30.0, TOTAL: 31.0}))
+    assert [line.split() for line in table(records)] == [
+        ["clone", "boot"],
+        ["machines", "3", "1"],
+        ["start", "0.200", "s", "1.000", "s"],
+        ["boot", "30.000", "s"],
+        ["total", "0.400", "s", "31.000", "s"],
+    ]
