@@ -1,8 +1,8 @@
-"""Runs in the guest of a template, as root: waits while it is saved, and makes each clone an individual.
+"""Runs in a guest that is saved, as root: waits meanwhile, and makes what goes on from there an individual.
 
 Standard library only, without anything of this package. The other end of its virtio-serial port is the supervisor
-(`images/runtime/virtainer/individual.py`, where the words are explained). Started with the port's name and the
-template's hostname; a guest that is called otherwise keeps its name. When its work is done, nothing of it remains.
+(`images/runtime/virtainer/individual.py`, where the words are explained). Started with the port's name and a
+hostname: a guest that is called otherwise keeps its name. When its work is done, nothing of it remains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 
 READY = b"ready\n"
 ASKS_FOR_TIME = b"time?\n"
-LINGER_SECONDS = 5
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207  # linux/random.h
 
 
@@ -46,13 +45,13 @@ def rename(hostname: str) -> None:
     os.close(file)
 
 
-def become(listen: int, speak: int, random: int, former: str) -> None:
-    """Do as we are told through one descriptor, and answer through another.
+def become(port: int, random: int, former: str) -> None:
+    """Do as we are told through the port.
 
     What runs here runs for the first time in a clone, and has to be translated where it is emulated: 0.3 s with the
     comforts of Python's library, a third of it without.
     """
-    hostname, entropy = read_line(listen).decode().split()
+    hostname, entropy = read_line(port).decode().split()
     # random(4): add to the kernel's pool, and let its generator start anew from that at once.
     seed = bytes.fromhex(entropy)
     fcntl.ioctl(random, RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
@@ -63,28 +62,22 @@ def become(listen: int, speak: int, random: int, former: str) -> None:
         present = hostname
     # The first time is a rehearsal, or else the clock would be late by what its translation takes.
     for _ in range(2):
-        os.write(speak, ASKS_FOR_TIME)
-        time.clock_settime(time.CLOCK_REALTIME, float(read_line(listen)))
-    os.write(speak, b"done %b %.6f\n" % (present.encode(), time.time()))
+        os.write(port, ASKS_FOR_TIME)
+        time.clock_settime(time.CLOCK_REALTIME, float(read_line(port)))
+    os.write(port, b"done %b %.6f\n" % (present.encode(), time.time()))
 
 
 def main() -> None:
-    """Wait on a port (`-`: standard input and output), do it once, end."""
+    """Wait on the port, do it once, end."""
     _, name, former = sys.argv
-    random = os.open("/dev/random", os.O_WRONLY)
-    if name == "-":
-        become(0, 1, random, former)
-        return
     # Between asking for the time and setting the clock, nobody else should run.
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     Path(__file__).unlink()
-    port = os.open(find_port(name), os.O_RDWR)
+    random, port = os.open("/dev/random", os.O_WRONLY), os.open(find_port(name), os.O_RDWR)
     os.write(port, READY)
-    become(port, port, random, former)
-    # The end of a unit keeps systemd, journald, D-Bus and logind busy, just when the first login needs the processor.
-    time.sleep(LINGER_SECONDS)
-    os._exit(0)
+    become(port, random, former)
+    os._exit(0)  # without the interpreter's own tidying, which is long to translate
 
 
 if __name__ == "__main__":

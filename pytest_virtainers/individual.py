@@ -1,25 +1,18 @@
 """Make a machine that went back in time catch up: its clock, its random numbers and, in a clone, its name.
 
-A template's guest is left with a helper (`clone_helper.py`) that does so as soon as a clone runs, with the supervisor
-at the other end. After an in-place restore the same helper is run over SSH, with us at the other end.
+A guest that is saved, as a template or in a snapshot, is left with a helper (`clone_helper.py`) that does so as soon
+as it goes on, with the supervisor at the other end.
 """
 
 from __future__ import annotations
 
-import os
-import queue
-import shlex
-import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from pytest_virtainers import clone_helper, shell
+from pytest_virtainers import clone_helper
 from pytest_virtainers.errors import BootError, Unclonable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pytest_virtainers import ssh
     from pytest_virtainers.keys import KeyPair
     from pytest_virtainers.vm import VM
 
@@ -28,7 +21,6 @@ READY, DONE = b"helper: ready", b"helper: individual"
 
 _PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
-_ENTROPY_BYTES = 64
 _RENEW = """
 set -e
 umask 077
@@ -41,47 +33,34 @@ tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
 [ -L /var/lib/dbus/machine-id ] || [ ! -e /var/lib/dbus/machine-id ] || cp /etc/machine-id /var/lib/dbus/machine-id
 systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
 """
-_CAN = "command -v python3 && { modprobe virtio_console || [ -d /sys/class/virtio-ports ]; }"
+_LACKS = 90
+# Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
+# the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
+_LEAVE = f"""
+command -v python3 >/dev/null && {{ modprobe virtio_console || [ -d /sys/class/virtio-ports ]; }} || exit {_LACKS}
+umask 077
+cat >{_PATH} || exit
+set -- python3 -I -S {_PATH} {_PORT} "$FORMER"
+scope=/sys/fs/cgroup/init.scope/cgroup.procs
+if [ -w $scope ] || ! command -v systemd-run >/dev/null; then
+    setsid -f sh -c 'echo $$ >"$0" || :; exec "$@" <&- >&- 2>&-' $scope "$@"
+else
+    systemd-run --quiet --collect "$@"
+fi
+"""
 
 
 def leave_helper(vm: VM, hostname: str) -> None:
-    """Start the helper in the guest, which is called `hostname`; raises `Unclonable` when it cannot run there."""
-    __tracebackhide__ = True
-    if not vm.run(_CAN, sudo=True, check=False):
-        raise Unclonable("the guest has no python3, or its kernel no virtio_console")
-    vm.write_text(_PATH, helper(), owner="root")
-    start = shlex.join(["python3", "-I", "-S", _PATH, _PORT, hostname])
-    # A unit of its own where there is systemd: what is left of a login would keep its session open.
-    vm.run(
-        "if command -v systemd-run >/dev/null; then set -- systemd-run --quiet --collect; else set -- setsid -f; fi; "
-        f'"$@" {start}',
-        sudo=True,
-    )
+    """Start the helper in the guest; raises `Unclonable` when it cannot run there.
 
-
-def catch_up(connection: ssh.Connection, timeout: float, check: Callable[[], None]) -> None:
-    """Set the clock to ours and reseed the kernel's generator, over SSH.
-
-    Raises:
-        BootError: the guest could not do it.
-        VMGone, GuestPanic, SSHError: what `check` raises, or the connection broke.
+    A guest that is called `hostname` will be called as its container is; with an empty one, it keeps its name.
     """
     __tracebackhide__ = True
-    conversation, errors = _Conversation(), bytearray()
-    command = shell.line(["python3", "-I", "-S", "-c", helper(), "-", ""], sudo=True)
-    try:
-        code = connection.execute(
-            command,
-            stdin=cast("IO[bytes]", conversation),
-            stdout=conversation.hear,
-            stderr=errors.extend,
-            deadline=time.monotonic() + timeout,
-            check=check,
-        )
-    finally:
-        conversation.end()
-    if code != 0:
-        raise BootError(f"the guest did not catch up with the time: {errors.decode(errors='replace').strip()}")
+    left = vm.run(_LEAVE, input=helper(), env={"FORMER": hostname}, sudo=True, check=False)
+    if left.exit_code == _LACKS:
+        raise Unclonable("the guest has no python3, or its kernel no virtio_console")
+    if not left.ok:
+        raise BootError(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
 
 
 def renew(vm: VM, host_key: KeyPair) -> None:
@@ -94,31 +73,6 @@ def renew(vm: VM, host_key: KeyPair) -> None:
     """
     __tracebackhide__ = True
     vm.run(_RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True)
-
-
-class _Conversation:
-    """The supervisor's part, as a file to read from: an order, and the time whenever it is asked for."""
-
-    def __init__(self) -> None:
-        self._heard = bytearray()
-        self._answers: queue.Queue[bytes | None] = queue.Queue()
-        self._answers.put(f"- {os.urandom(_ENTROPY_BYTES).hex()}\n".encode())
-
-    def hear(self, data: bytes) -> None:
-        self._heard += data
-        while b"\n" in self._heard:
-            line, _, self._heard = self._heard.partition(b"\n")
-            if line == clone_helper.ASKS_FOR_TIME.strip():
-                self._answers.put(b"now")
-
-    def end(self) -> None:
-        self._answers.put(None)
-
-    def read(self, _size: int) -> bytes:
-        answer = self._answers.get()
-        if answer == b"now":
-            return f"{time.time():.6f}\n".encode()
-        return answer or b""
 
 
 def helper() -> str:

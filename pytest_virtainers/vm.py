@@ -25,6 +25,7 @@ from pytest_virtainers.errors import (
     SSHError,
     StoreError,
     TransferError,
+    Unclonable,
     VMGone,
 )
 from pytest_virtainers.keys import KeyPair
@@ -311,12 +312,20 @@ class VM:
         """Keep memory and disk as they are now, to go back to with `restore`; the guest stands still meanwhile.
 
         Raises:
-            StoreError: it could not be kept; the message has QEMU's words.
+            StoreError: it could not be kept; the message has QEMU's words, or what the guest lacks for it.
         """
         __tracebackhide__ = True
+        ready, done = self._times(individual.READY), self._times(individual.DONE)
+        deadline = time.monotonic() + _CLONE_SECONDS
+        try:
+            individual.leave_helper(self, hostname="")
+        except Unclonable as lack:
+            raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
+        self._wait_for_word(individual.READY, deadline, ready + 1)
         self._snapshots += 1
         snapshot = Snapshot(self, f"s{self._snapshots}")
         self._in_place("save", snapshot)
+        self._wait_for_word(individual.DONE, deadline, done + 1)
         return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -330,8 +339,15 @@ class VM:
         __tracebackhide__ = True
         if snapshot.vm is not self:
             raise ValueError(f"{snapshot!r} is not a snapshot of {self!r}")
+        done = self._times(individual.DONE)
+        deadline = time.monotonic() + _CLONE_SECONDS
         self._in_place("load", snapshot)
-        self._wait(f"restoring {self.name}", self._connect, _CLONE_SECONDS, settle=self._catch_up)
+        self._wait(
+            f"restoring {self.name}",
+            self._connect,
+            _CLONE_SECONDS,
+            settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline, done + 1),
+        )
 
     def _in_place(self, action: str, snapshot: Snapshot) -> None:
         __tracebackhide__ = True
@@ -339,10 +355,6 @@ class VM:
         code, output = self._container.run(["snapshot", action, snapshot.name])
         if code != 0:
             raise StoreError(f"snapshot {action} on {self.name} failed: {output.decode(errors='replace').strip()}")
-
-    def _catch_up(self, machine: readiness.Machine, connection: ssh.Connection) -> None:
-        __tracebackhide__ = True
-        individual.catch_up(connection, _CLONE_SECONDS, machine.check)
 
     def reboot(self, *, timeout: float | None = None) -> None:
         """Reboot the guest and wait until it is ready again, with a boot id other than before.
@@ -373,11 +385,15 @@ class VM:
             sock = self._endpoint.dial(seconds)
         return ssh.Connection(sock, self.user, self.keys, seconds)
 
-    def _wait_for_word(self, word: bytes, deadline: float) -> None:
-        """Wait for something that the supervisor says."""
+    def _times(self, word: bytes) -> int:
+        """Tell how often the supervisor has said something."""
+        return self._container.stderr.count(word)
+
+    def _wait_for_word(self, word: bytes, deadline: float, times: int = 1) -> None:
+        """Wait until the supervisor has said something so many times."""
         __tracebackhide__ = True
         with durations.phase(f"wait: {word.decode().rpartition(': ')[2]}"):
-            heard = self._container.wait_for(word, max(0.0, deadline - time.monotonic()))
+            heard = self._container.wait_for(word, max(0.0, deadline - time.monotonic()), times)
         if not heard:
             self._check_alive()
             said = self._container.stderr.decode(errors="replace").strip()
@@ -418,11 +434,12 @@ class VM:
 
     def close(self) -> None:
         """Throw the machine away; nothing of it remains."""
-        if self._connection is not None:
-            self._connection.close()
-        if self._files is not None:
-            self._files.cleanup()
-        self._container.close()
+        with contextlib.ExitStack() as stack:  # one failure must not keep the rest from going
+            stack.callback(self._container.close)
+            if self._files is not None:
+                stack.callback(self._files.cleanup)
+            if self._connection is not None:
+                stack.callback(self._connection.close)
 
     def _execute(
         self,

@@ -186,11 +186,11 @@ class Container:
         """Wait until it has ended, at most `seconds`; tell whether it has."""
         return self._ended.wait(seconds)
 
-    def wait_for(self, text: bytes, seconds: float) -> bool:
-        """Wait until `text` is in stderr, at most `seconds` or until it has ended; tell whether it is there."""
+    def wait_for(self, text: bytes, seconds: float, times: int = 1) -> bool:
+        """Wait until `text` is so many `times` in stderr, at most `seconds` or until it has ended; tell if it is."""
         with self._arrived:
-            self._arrived.wait_for(lambda: text in self._output[True] or self.ended, seconds)
-        return text in self._output[True]
+            self._arrived.wait_for(lambda: self._output[True].count(text) >= times or self.ended, seconds)
+        return self._output[True].count(text) >= times
 
     def address(self) -> str:
         """Give its IPv4 address on its network."""

@@ -72,7 +72,7 @@ def run() -> End:
         monitor=qemu_link.fileno(),
         qmp=qmp_server.fileno(),
         kvm=kvm,
-        port=qemu_port.fileno() if "ram" in storage.files else None,
+        port=qemu_port.fileno() if settings.virtio else None,
     )
     say(
         f"starting {settings.name}: {settings.ram} MiB, {settings.cpus} CPU, {'tcg' if kvm is None else 'kvm'}, "
@@ -94,7 +94,7 @@ def run() -> End:
         os.close(fd)
     for connection in (qemu_line, qemu_link, qmp_server):
         connection.detach()
-    qemu_port.detach() if "ram" in storage.files else qemu_port.close()
+    qemu_port.detach() if settings.virtio else qemu_port.close()
 
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
     monitor = qmp.Monitor(link)
@@ -117,6 +117,7 @@ def run() -> End:
         monitor_fd=link.fileno(),
         queue=queue,
         grace=settings.shutdown_timeout,
+        on_snapshot=helper.after_snapshot,
     ).run()
     if storage.restore and not restored and end.reason is Reason.QEMU:
         end = End(Reason.TEMPLATE, f"the template {settings.template} does not restore: {end}")

@@ -1,9 +1,10 @@
-"""Make a clone an individual: tell the helper that waits in the guest who this clone is, and what time it is.
+"""Tell the helper that waits in the guest of a clone who this clone is, and what time it is.
 
-The helper was started in the guest before it was saved. It listens on a virtio-serial port, on which both sides speak
-in lines: `ready` says the helper when it waits; a clone's is told `HOSTNAME ENTROPY` (hexadecimal); once it has done
-what takes long, it asks `time?` and is told the seconds since 1970; at last it says `done HOSTNAME TIME`, with the
-guest's clock. What comes from the guest is answered or shown, and otherwise not acted upon.
+The helper was started in the guest before it was saved, as a template or in a snapshot. It listens on a virtio-serial
+port, on which both sides speak in lines: `ready` says the helper when it waits; when the guest goes on, it is told
+`HOSTNAME ENTROPY` (hexadecimal); once it has done what takes long, it asks `time?` and is told the seconds since 1970;
+at last it says `done HOSTNAME TIME`, with the guest's clock. What comes from the guest is answered or shown, and
+otherwise not acted upon.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import socket
 
 PORT = "org.virtainers.clone"
-ASKS_FOR_TIME = b"time?\n"
+READY, ASKS_FOR_TIME = b"ready\n", b"time?\n"
 _ENTROPY_BYTES = 64
 _LONGEST_LINE = 4096
 
@@ -31,11 +32,21 @@ class Individual:
 
     def __init__(self, connection: socket.socket, hostname: str) -> None:
         self._connection, self._hostname = connection, hostname
+        self._waits = False  # has a helper said that it is ready, and not been told yet?
+        self._snapshots: set[str] = set()  # those in which one waits
         threading.Thread(target=self._listen, daemon=True).start()
 
     def tell(self) -> None:
         """Say to the helper what a clone has to know."""
+        self._waits = False
         self._send(f"{self._hostname} {os.urandom(_ENTROPY_BYTES).hex()}")
+
+    def after_snapshot(self, action: str, name: str) -> None:
+        """Tell the helper, if there is one, when the guest goes on after `save` or `load` of a snapshot."""
+        if action == "save":
+            (self._snapshots.add if self._waits else self._snapshots.discard)(name)
+        if name in self._snapshots:
+            self.tell()
 
     def _send(self, line: str) -> None:
         with contextlib.suppress(OSError):  # QEMU is gone
@@ -47,6 +58,7 @@ class Individual:
                 if line == ASKS_FOR_TIME:
                     self._send(f"{time.time():.6f}")
                 else:
+                    self._waits = self._waits or line == READY
                     say(f"helper: {heard(line, time.time())}")
 
 

@@ -34,6 +34,15 @@ def run(monitor: qmp.Monitor, action: str, name: str) -> None:
         raise qmp.Refused(state["error"])
 
 
+def finished(change: dict[str, Any]) -> tuple[str, str] | None:
+    """Give action and name from the data of a JOB_STATUS_CHANGE event, if a snapshot's `save` or `load` succeeded.
+
+    Both let the guest go on within the job; `pending` comes after that, and only without errors.
+    """
+    action, _, name = change["id"].partition("-")
+    return (action, name) if change["status"] == "pending" and action in {"save", "load"} else None
+
+
 def _job(monitor: qmp.Monitor, name: str) -> dict[str, Any]:
     return next(each for each in monitor.ask("query-jobs") if each["id"] == name)
 

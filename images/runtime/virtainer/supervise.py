@@ -9,7 +9,7 @@ import signal
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from virtainer import requests
+from virtainer import requests, snapshot
 from virtainer.ending import End, Reason, say
 
 if TYPE_CHECKING:
@@ -38,10 +38,14 @@ class Supervisor:
         monitor_fd: int,
         queue: int,
         grace: float,
+        on_snapshot: Callable[[str, str], None],
     ) -> None:
-        """Take QEMU's process id and pipes, the names of other children by process id, and seconds of grace."""
+        """Take QEMU's process id and pipes, the names of other children by process id, and seconds of grace.
+
+        `on_snapshot` is called with action (`save`, `load`) and name of a snapshot when the guest goes on after it.
+        """
         self._qemu, self._helpers, self._monitor, self._grace = qemu, helpers, monitor, grace
-        self._stderr, self._queue = stderr, queue
+        self._stderr, self._queue, self._on_snapshot = stderr, queue, on_snapshot
         self._last_words, self._unfinished = "", b""
         self._status: int | None = None  # as os.waitpid gives it
         self._shutdown: dict[str, Any] = {}  # QEMU's last SHUTDOWN event
@@ -131,6 +135,8 @@ class Supervisor:
             event, data = message.get("event"), message.get("data", {})
             if event == "SHUTDOWN":
                 self._shutdown = data
+            elif event == "JOB_STATUS_CHANGE" and (done := snapshot.finished(data)):
+                self._on_snapshot(*done)
             elif event == "GUEST_PANICKED":
                 say("guest panicked")
             elif event == "RESET" and data.get("guest"):

@@ -61,6 +61,7 @@ class Qemu:
         self.ours, self.theirs = socket.socketpair()
         self.queue, self.requests = os.pipe()
         self.commands: list[str] = []
+        self.snapshots: list[tuple[str, str]] = []
         self._obeyed = {"system_powerdown": obeys_powerdown, "quit": obeys_quit}
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -101,6 +102,7 @@ class Qemu:
             monitor_fd=self.ours.fileno(),
             queue=self.queue,
             grace=grace,
+            on_snapshot=lambda *done: self.snapshots.append(done),
         )
         try:
             return supervisor.run()
@@ -176,6 +178,21 @@ def test_events_are_told(capfd: pytest.CaptureFixture[str]) -> None:
     told = capfd.readouterr().err.splitlines()
     assert told[:2] == ["virtainer: guest rebooted", "virtainer: guest panicked"]
     assert told[2].startswith("virtainer: guest paused, its disk failed: no space left in IMAGE_DIR.")
+
+
+def test_finished_snapshots_are_passed_on() -> None:
+    qemu = Qemu()
+    for job, last in (
+        ("save-s1", "pending"),
+        ("load-s1", "aborting"),
+        ("delete-s1", "pending"),
+        ("load-a-b", "pending"),
+    ):
+        for status in ("running", last, "concluded"):
+            qemu.event("JOB_STATUS_CHANGE", {"id": job, "status": status})
+    qemu.end("guest-shutdown")
+    qemu.supervise()
+    assert qemu.snapshots == [("save", "s1"), ("load", "a-b")]
 
 
 def test_qemus_last_words_are_told_line_by_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -207,3 +207,32 @@ def test_wrong_usage_of_snapshot_is_told(words: list[str], capsys: pytest.Captur
 )
 def test_what_the_helper_says_is_put_into_words(line: bytes, words: str) -> None:
     assert individual.heard(line, 100.0) == words
+
+
+def test_the_helper_is_told_after_the_snapshots_in_which_one_waits() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(0.2)
+    supervisor = individual.Individual(ours, "db")
+
+    def told() -> bool:
+        try:
+            return theirs.recv(4096).startswith(b"db ")
+        except TimeoutError:
+            return False
+
+    supervisor.after_snapshot("save", "without")
+    assert not told()
+    theirs.sendall(individual.READY)
+    while not supervisor._waits:
+        pass
+    supervisor.after_snapshot("save", "with")
+    assert told()
+    supervisor.after_snapshot("load", "without")
+    assert not told()
+    for _ in range(2):
+        supervisor.after_snapshot("load", "with")
+        assert told()
+    supervisor.after_snapshot("save", "with")  # kept anew, when none waits
+    assert not told()
+    theirs.close()
+    ours.close()
