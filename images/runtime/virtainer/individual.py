@@ -2,9 +2,9 @@
 
 The helper was started in the guest before it was saved, as a template or in a snapshot. It listens on a virtio-serial
 port, on which both sides speak in lines: `ready` says the helper when it waits; when the guest goes on, it is told
-`HOSTNAME ENTROPY` (hexadecimal); once it has done what takes long, it asks `time?` and is told the seconds since 1970;
-at last it says `done HOSTNAME TIME`, with the guest's clock. What comes from the guest is answered or shown, and
-otherwise not acted upon.
+`HOSTNAME ENTROPY` (hexadecimal); once it has done what takes long, it asks `time?` and is told the seconds since
+1970; at last it says `done HOSTNAME TIME`, with the guest's clock. What comes from the guest is answered or shown,
+and otherwise not acted upon.
 """
 
 from __future__ import annotations
