@@ -43,7 +43,7 @@ cat >{_PATH} || exit
 set -- python3 -I -S {_PATH} {_PORT} "$FORMER"
 scope=/sys/fs/cgroup/init.scope/cgroup.procs
 if [ -w $scope ] || ! command -v systemd-run >/dev/null; then
-    setsid -f sh -c 'echo $$ >"$0" || :; exec "$@" <&- >&- 2>&-' $scope "$@"
+    setsid -f sh -c 'echo $$ >"$0" || :; exec "$@" </dev/null >/dev/null 2>&1' $scope "$@"
 else
     systemd-run --quiet --collect "$@"
 fi
@@ -69,10 +69,12 @@ def renew(vm: VM, host_key: KeyPair) -> None:
     What has read the machine-id before keeps the old one until it is started again: machine-id(5).
 
     Raises:
-        CommandFailed: the guest could not do it.
+        BootError: the guest could not do it.
     """
     __tracebackhide__ = True
-    vm.run(_RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True)
+    renewed = vm.run(_RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True, check=False)
+    if not renewed.ok:
+        raise BootError(f"{vm.name} could not be given an identity of its own: {renewed.stderr.strip()}")
 
 
 def helper() -> str:

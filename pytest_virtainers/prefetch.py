@@ -54,9 +54,11 @@ class Prefetcher:
 
     def close(self) -> None:
         """Throw the VM away and end the thread."""
-        self.give_back()
-        if self._thread is not None:
-            self._thread.shutdown()
+        try:
+            self.give_back()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
 
     def _take(self) -> VM | None:
         taken, self._machine, self._spec = self._machine, Future(), None

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_virtainers import BootTimeout, BudgetError, SpecError, budget
-from pytest_virtainers.budget import LIMIT, MEMORY, QEMU_MIB, Budget, cloned_mib
+from pytest_virtainers.budget import QEMU_MIB, Budget, cloned_mib
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.manager import Manager
@@ -22,13 +22,20 @@ OURS, OTHERS = "ours", "theirs"
 Start = Callable[..., Container]
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the VMs out of the count that other tests and test runs have on this engine."""
+    for label in "MEMORY", "LIMIT":
+        monkeypatch.setattr(budget, label, f"{getattr(budget, label)}-{time.monotonic_ns()}")
+
+
 @pytest.fixture
 def start(engine: Engine, runtime_image: str) -> Iterator[Start]:
     """Start a container that counts as a VM of `run_id`."""
     with contextlib.ExitStack() as stack:
 
         def start(run_id: str, least: int, most: int, *program: str) -> Container:
-            labels = {MEMORY: str(least), LIMIT: str(most)}
+            labels = {budget.MEMORY: str(least), budget.LIMIT: str(most)}
             name = f"virtainers-budget-{time.monotonic_ns()}"
             plan = Plan(name=name, kind="vm", image=runtime_image, entrypoint=program or ("cat",), labels=labels)
             container = Container(engine, plan, run_id)
