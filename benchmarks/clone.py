@@ -13,14 +13,14 @@ import sys
 import time
 from dataclasses import replace
 
-from pytest_virtainers import ssh
 from pytest_virtainers.durations import table
 from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.handle import ssh
+from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import Spec, merge
-from pytest_virtainers.vm import VM
 
 _BOOTS = 3
 

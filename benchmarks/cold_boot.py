@@ -12,10 +12,11 @@ import statistics
 import sys
 import time
 
-from pytest_virtainers import readiness, seed, ssh
-from pytest_virtainers.console import Console
+from pytest_virtainers import seed
 from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.engine.network import Network
+from pytest_virtainers.handle import readiness, ssh
+from pytest_virtainers.handle.console import Console
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT

@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import merge
-from pytest_virtainers.vm import VM
 
 
 def pss_mb(manager: Manager, vm: VM) -> float:

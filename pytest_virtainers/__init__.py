@@ -24,7 +24,7 @@ from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
     from pytest_virtainers.fixtures import VMFactory
-    from pytest_virtainers.vm import VM, Snapshot
+    from pytest_virtainers.handle.vm import VM, Snapshot
 
 __all__ = [
     "VM",
@@ -53,7 +53,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what is heavy, or needs pytest, when it is asked for."""
     if name in {"VM", "Snapshot"}:
-        from pytest_virtainers import vm
+        from pytest_virtainers.handle import vm
 
         return getattr(vm, name)
     if name == "VMFactory":

@@ -14,8 +14,8 @@ from pytest_virtainers.upcoming import next_spec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pytest_virtainers.handle.vm import VM, Snapshot
     from pytest_virtainers.spec import Spec
-    from pytest_virtainers.vm import VM, Snapshot
 
 
 class VMFactory(Protocol):

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers import budget, images, runtime, seed
 from pytest_virtainers.durations import Record, phase, recording
-from pytest_virtainers.endpoint import Endpoint
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.network import Network
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import BootError, EngineError, GuestStalled, VirtainerError, VMGone
+from pytest_virtainers.handle.endpoint import Endpoint
+from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.housekeeping import USES
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.store import workshop
 from pytest_virtainers.templates import Template, Templates
-from pytest_virtainers.vm import VM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.spec import Spec
-    from pytest_virtainers.vm import VM
 
 
 class Prefetcher:

@@ -18,7 +18,7 @@ from pytest_virtainers.prepare import digest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_virtainers.vm import VM
+    from pytest_virtainers.handle.vm import VM
 
 SCOPES = ("function", "class", "module", "session")
 

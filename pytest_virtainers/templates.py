@@ -11,8 +11,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_virtainers import housekeeping, individual, seed
+from pytest_virtainers import housekeeping, seed
 from pytest_virtainers.errors import Unclonable
+from pytest_virtainers.handle import individual
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.paths import locked
 from pytest_virtainers.prepare import digest
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.images import Guest
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.spec import Spec
     from pytest_virtainers.store import Workshop
-    from pytest_virtainers.vm import VM
 
 _FORMAT = 1
 _NO_KEYS = Keys(KeyPair("", ""), KeyPair("", ""))

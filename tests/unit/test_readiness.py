@@ -5,11 +5,11 @@ from typing import Any
 import paramiko
 import pytest
 
-from pytest_virtainers import ssh
-from pytest_virtainers.console import Console
 from pytest_virtainers.errors import BootTimeout, GuestPanic, SSHError
+from pytest_virtainers.handle import ssh
+from pytest_virtainers.handle.console import Console
+from pytest_virtainers.handle.readiness import Machine, cloud_init_errors, wait_for_login
 from pytest_virtainers.keys import KeyPair
-from pytest_virtainers.readiness import Machine, cloud_init_errors, wait_for_login
 
 
 class Output:

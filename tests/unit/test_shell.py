@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from pytest_virtainers import shell
+from pytest_virtainers.handle import shell
 
 
 def run(line: str) -> subprocess.CompletedProcess[str]:

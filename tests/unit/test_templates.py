@@ -7,7 +7,8 @@ import pytest
 from virtainer import individual as supervisor
 from virtainer import network
 
-from pytest_virtainers import clone_helper, individual, seed
+from pytest_virtainers import clone_helper, seed
+from pytest_virtainers.handle import individual
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT

@@ -7,8 +7,8 @@ from typing import IO
 
 import pytest
 
-from pytest_virtainers import transfer
 from pytest_virtainers.errors import TransferError
+from pytest_virtainers.handle import transfer
 
 NAMES = ["plain", "with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash", "$HOME;`id`", "trailing\n"]
 

@@ -10,8 +10,8 @@ import paramiko
 import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout, ssh
-from pytest_virtainers.endpoint import RELAY, Endpoint
 from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.handle.endpoint import RELAY, Endpoint
 from pytest_virtainers.keys import KeyPair, Keys
 
 MIB = 1024 * 1024

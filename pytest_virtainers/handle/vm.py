@@ -13,8 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import paramiko
 
-from pytest_virtainers import durations, individual, readiness, shell, ssh, transfer
-from pytest_virtainers.console import Console
+from pytest_virtainers import durations
 from pytest_virtainers.errors import (
     BootTimeout,
     CommandFailed,
@@ -28,14 +27,16 @@ from pytest_virtainers.errors import (
     Unclonable,
     VMGone,
 )
+from pytest_virtainers.handle import individual, readiness, shell, ssh, transfer
+from pytest_virtainers.handle.console import Console
 from pytest_virtainers.keys import KeyPair
 from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_virtainers.endpoint import Endpoint
     from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.handle.endpoint import Endpoint
     from pytest_virtainers.keys import Keys
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.spec import Spec

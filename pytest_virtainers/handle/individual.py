@@ -13,8 +13,8 @@ from pytest_virtainers import clone_helper
 from pytest_virtainers.errors import BootError, Unclonable
 
 if TYPE_CHECKING:
+    from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.keys import KeyPair
-    from pytest_virtainers.vm import VM
 
 READY, DONE = b"helper: ready", b"helper: individual"
 """What the supervisor says when the helper has said so (`images/runtime/virtainer/individual.py`)."""

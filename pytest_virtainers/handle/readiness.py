@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import paramiko
 import tenacity
 
-from pytest_virtainers import ssh
 from pytest_virtainers.errors import BootError, BootTimeout, SSHError
+from pytest_virtainers.handle import ssh
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_virtainers.console import Console
+    from pytest_virtainers.handle.console import Console
 
 _RETRY_SECONDS = 0.25
 _LOGIN_SECONDS = 60.0

@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import ssh
+from pytest_virtainers.handle import ssh
 
 if TYPE_CHECKING:
     from pytest_virtainers.engine.client import Engine
