@@ -63,7 +63,7 @@ def by_hand(manager: Manager, spec: Spec, network: str) -> float:
 
         def connect(seconds: float) -> ssh.Connection:
             sock = socket.create_connection((address, 2222), seconds)
-            return ssh.Connection(sock, guest.user, keys, seconds)
+            return ssh.log_in(sock, guest.user, keys, seconds)
 
         def check() -> None:
             assert not container.ended, container.stderr.decode()

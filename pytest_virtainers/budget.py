@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.errors import BudgetError, SpecError
+from pytest_virtainers.holds import Holds, is_held
 from pytest_virtainers.paths import locked
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ LIMIT = f"{LABEL}.memory-limit-mib"
 QEMU_MIB = 128
 """What QEMU and the supervisor take beside the guest's RAM: measured 60 to 110 MiB under emulation."""
 _SHARE_OF_A_CLONE = 8  # of its RAM, an idle clone of 1 GiB makes some 50 MiB its own, a busy one more
+_WAITING = "waits-for-memory"
 _POLL_SECONDS = 0.5
 _TRUST_SECONDS = 30.0
 _AT_ONCE = 8
@@ -85,15 +87,17 @@ class Budget:
             spec: of the VM.
             mib: `booted_mib` or `cloned_mib` of it.
             give_back: frees memory of this process that nobody needs; tells whether there was some.
-            patience: seconds to wait for what other processes take.
+            patience: seconds to wait for what other processes take; 0 lets those go first that wait.
 
         Raises:
             BudgetError: nobody else has the memory, or it did not become free in time.
         """
         deadline = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
-            with self._progress.step(f"waiting for memory for {spec.name}") as step:
+            with self._progress.step(f"waiting for memory for {spec.name}") as step, Holds() as waiting:
                 while True:
+                    if not patience and is_held(_WAITING):
+                        raise BudgetError(f"no memory for {spec.name}: a test of another process waits for some")
                     with contextlib.ExitStack() as lock:
                         lock.enter_context(locked("memory", step.update))
                         ours, others = self._taken(booted_mib(spec))
@@ -112,6 +116,7 @@ class Budget:
                             f"no memory for {spec.name}: {sums}{waited}. End VMs earlier (scope), ask for less "
                             "(ram), run fewer workers, or raise --virtainer-max-ram"
                         )
+                    waiting.add(_WAITING)
                     step.update(sums)
                     time.sleep(_POLL_SECONDS)
             yield

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers import values
 from pytest_virtainers.errors import StoreError, VirtainerError
+from pytest_virtainers.paths import locked
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import environment, resolve
 
@@ -89,13 +90,16 @@ def _store_rm(parsed: argparse.Namespace, settings: Settings) -> int:
     from pytest_virtainers import housekeeping
     from pytest_virtainers.manager import Manager
 
-    with Manager(settings, _progress()) as manager, manager.store() as shop:
-        known = {each.place: each for each in housekeeping.contents(manager.engine, shop)}
+    with Manager(settings, _progress()) as manager, manager.store() as shop, locked("store"):
+        kept = housekeeping.contents(manager.engine, shop)
+        known = {each.place: each for each in kept}
         for place in parsed.place:
             if place not in known:
                 raise StoreError(f"{place} is not in the store: see virtainers store ls")
             if known[place].in_use:
-                raise StoreError(f"{place} is in use by a running VM, or a template is made on it")
+                raise StoreError(f"{place} is in use by a running VM or by a test run")
+            if made_on_it := [each.place for each in kept if each.base == place and each.place not in parsed.place]:
+                raise StoreError(f"{place} is needed by {made_on_it[0]}, which is made on it: remove that, too")
         housekeeping.remove(shop, parsed.place)
     return 0
 
@@ -106,8 +110,7 @@ def _store_prune(parsed: argparse.Namespace, settings: Settings) -> int:
 
     limit = settings.store_limit if parsed.limit is None else parsed.limit
     with Manager(settings, _progress()) as manager, manager.store() as shop:
-        gone = housekeeping.surplus(housekeeping.contents(manager.engine, shop), limit)
-        housekeeping.remove(shop, [each.place for each in gone])
+        gone = housekeeping.prune(manager.engine, shop, limit)
     for each in gone:
         print(f"removed {each.place} ({each.size_mib} MiB)")
     return 0

@@ -61,6 +61,10 @@ class VMGone(VirtainerError):
     """The virtainer ended under our hands."""
 
 
+class BadTemplate(VMGone):
+    """A saved machine does not restore here; it is made anew. Never seen by a test, unless the new one fails, too."""
+
+
 class SSHError(VirtainerError):
     """The guest could not be reached over SSH."""
 

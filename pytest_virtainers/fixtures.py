@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from pytest_virtainers import session
+from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.markers import arguments, scope_node
 from pytest_virtainers.spec import check, merge
 from pytest_virtainers.upcoming import next_spec
@@ -58,20 +59,31 @@ def vm(
         node = scope_node(item, spec.scope)
         shared = node.stash.setdefault(_SHARED_KEY, [])
         for present, start in shared:
-            if present.spec == spec:
-                if start is not None:
-                    present.restore(start)
+            if present.spec == spec and _is_usable(present, start):
                 return present
         machine = _launch(request, spec)
+
+        def end() -> None:
+            shared[:] = [each for each in shared if each[0] is not machine]
+            session.manager(request.config).discard(machine)
+
+        node.addfinalizer(end)
         snapshot = machine.snapshot() if spec.reset == "snapshot" and node is not item else None
     shared.append((machine, snapshot))
-
-    def end() -> None:
-        shared.remove((machine, snapshot))
-        session.manager(request.config).discard(machine)
-
-    node.addfinalizer(end)
     return machine
+
+
+def _is_usable(machine: VM, start: Snapshot | None) -> bool:
+    """Bring a shared VM back to its start, if it has one; tell whether it is fit for the next test.
+
+    One that was lost in an earlier test is replaced, as that test's failure has said all about it.
+    """
+    if start is not None:
+        try:
+            machine.restore(start)
+        except VirtainerError:
+            return False
+    return machine.runs
 
 
 def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
@@ -81,7 +93,9 @@ def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
         return any(present.spec == spec for present, _ in node.stash.get(_SHARED_KEY, []))
 
     base = item.config.stash.get(_BASE_KEY, None)
-    if base is not None:
+    if "vm_factory" in getattr(item, "fixturenames", ()):  # its VMs may look each other up by name
+        session.prefetch(item.config, None, "")
+    elif base is not None:
         session.prefetch(item.config, *next_spec(item, following, base, is_there))
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.holds import is_held
+from pytest_virtainers.paths import locked
 from pytest_virtainers.store import MOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.progress import Progress
     from pytest_virtainers.store import Workshop
 
 USES = f"{LABEL}.uses"
@@ -40,7 +43,7 @@ class Kept:
         size_mib: the room that it takes.
         used: when it was last used, in seconds since 1970.
         manifest: its facts.
-        in_use: whether a container runs from it, or a template in the store is made on it.
+        in_use: whether a container runs from it, or a process will start some.
     """
 
     place: str
@@ -48,6 +51,11 @@ class Kept:
     used: int
     manifest: dict[str, Any]
     in_use: bool
+
+    @property
+    def base(self) -> str:
+        """The place of the guest image that a template is made on; empty for a guest image."""
+        return str(self.manifest.get("guest", "")) if self.place.startswith("templates/") else ""
 
     @property
     def what(self) -> str:
@@ -61,12 +69,13 @@ class Kept:
 def contents(engine: Engine, shop: Workshop) -> list[Kept]:
     """List what is in the store, the least recently used first; raises `StoreError` or `EngineError`."""
     with engine.failures("asking which containers run"):
-        running = engine.api.containers(filters={"label": [USES]})
+        running = engine.api.containers(all=True, filters={"label": [USES]})  # or about to
     uses = {(each.get("Labels") or {}).get(USES) for each in running}
     rows = [line.split("\t", 3) for line in shop.shell(_LIST).splitlines()]
-    manifests = {place: _facts(manifest) for place, _, _, manifest in rows}
-    uses |= {manifest.get("guest") for place, manifest in manifests.items() if place.startswith("templates/")}
-    found = [Kept(place, int(size), int(used), manifests[place], place in uses) for place, size, used, _ in rows]
+    found = [
+        Kept(place, int(size), int(used), _facts(manifest), place in uses or is_held(place))
+        for place, size, used, manifest in rows
+    ]
     return sorted(found, key=lambda each: each.used)
 
 
@@ -81,19 +90,36 @@ def _facts(manifest: str) -> dict[str, Any]:
 def surplus(kept: list[Kept], limit_mib: int, keep: Collection[str] = ()) -> list[Kept]:
     """Choose what goes so that the rest fits into `limit_mib`: the least recently used, never what is in use.
 
+    A guest image is in use as long as a template that stays is made on it.
+
     Args:
         kept: the contents, the least recently used first.
         limit_mib: MiB that may stay.
         keep: places that stay in any case.
     """
-    total, chosen = sum(each.size_mib for each in kept), []
-    for each in kept:
-        if total <= limit_mib:
+    stay, chosen = list(kept), []
+    while sum(each.size_mib for each in stay) > limit_mib:
+        needed = {each.base for each in stay} | set(keep)
+        gone = next((each for each in stay if not each.in_use and each.place not in needed), None)
+        if gone is None:
             break
-        if not each.in_use and each.place not in keep:
-            chosen.append(each)
-            total -= each.size_mib
+        stay.remove(gone)
+        chosen.append(gone)
     return chosen
+
+
+def prune(engine: Engine, shop: Workshop, limit_mib: int, keep: Collection[str] = ()) -> list[Kept]:
+    """Remove `surplus`, and give it; raises as `contents` does."""
+    with locked("store"):
+        gone = surplus(contents(engine, shop), limit_mib, keep)
+        remove(shop, [each.place for each in gone])
+    return gone
+
+
+def make_room(engine: Engine, shop: Workshop, limit_mib: int, progress: Progress) -> None:
+    """Remove what does not fit any more, after something was made; raises as `contents` does."""
+    for each in prune(engine, shop, limit_mib, keep=shop.made):
+        progress.note(f"the store was full: removed {each.place} ({each.what}, {each.size_mib} MiB)")
 
 
 def remove(shop: Workshop, places: Collection[str]) -> None:

@@ -15,18 +15,26 @@ from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.network import Network
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.engine.sweep import sweep
-from pytest_virtainers.errors import BootError, EngineError, GuestStalled, VirtainerError, VMGone
+from pytest_virtainers.errors import (
+    BadTemplate,
+    BootError,
+    EngineError,
+    GuestStalled,
+    SSHError,
+    VirtainerError,
+    VMGone,
+)
 from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.vm import VM
-from pytest_virtainers.housekeeping import USES
+from pytest_virtainers.holds import Holds
+from pytest_virtainers.housekeeping import USES, make_room
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.store import workshop
 from pytest_virtainers.templates import Template, Templates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from pytest_virtainers.engine.client import Engine
@@ -40,6 +48,8 @@ if TYPE_CHECKING:
 _CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
 _KVM = "/dev/kvm"
 _OVERHEAD_MIB = 512
+# One clone that fails may have met a busy machine, two a bad template; then there is a new one.
+_TRIES = 3
 # Tests of other processes end their VMs some time; somebody at the terminal would rather be told than wait on.
 _PATIENCE_SECONDS = 900.0
 
@@ -72,6 +82,7 @@ class Manager:
         self._guests: dict[str, Guest] = {}
         self._runtime_image: str | None = None
         self._templates: Templates | None = None
+        self._holds = Holds()
         self._prefetcher = Prefetcher(self._clone_ahead)
         self.durations: list[Record] = []
         self.engine: Engine = find(settings.engine)
@@ -98,25 +109,30 @@ class Manager:
             self._runtime_image = runtime.ensure(self.engine, self._progress)
         return self._runtime_image
 
-    def store(self) -> AbstractContextManager[Workshop]:
-        """Open the store for a block; raises `ImageError` or `StoreError`."""
-        return workshop(self.engine, self._settings.store, self.runtime_image(), self._run_id)
+    @contextlib.contextmanager
+    def store(self) -> Iterator[Workshop]:
+        """Open the store for a block, and keep it within its limit; raises `ImageError` or `StoreError`."""
+        with workshop(self.engine, self._settings.store, self.runtime_image(), self._run_id) as shop:
+            yield shop
+            if shop.made:
+                make_room(self.engine, shop, self._settings.store_limit, self._progress)
 
     def guest(self, image: str) -> Guest:
         """Give the guest image, brought into the store if need be; raises `ImageError` or `StoreError`."""
         if image not in self._guests:
             images.find(image)  # a wrong name should not have to wait for a container
             with self.store() as shop:
-                self._guests[image] = images.ensure(image, shop, self._progress)
+                guest = images.ensure(image, shop, self._progress)
+                self._holds.add(guest.place)
+            self._guests[image] = guest
         return self._guests[image]
 
     def templates(self) -> Templates:
         """Give the templates of this run; raises `ImageError` when the runtime image cannot be had."""
         if self._templates is None:
             self._templates = Templates(
-                self.engine,
                 self.store,
-                limit_mib=self._settings.store_limit,
+                holds=self._holds,
                 runtime_id=self.engine.image_id(self.runtime_image()),
                 progress=self._progress,
             )
@@ -159,8 +175,11 @@ class Manager:
     def prefetch(self, spec: Spec | None, node_id: str = "") -> None:
         """Make a clone ready in the background for the next `launch` of this spec, if there is a template and room.
 
-        None, or another spec, throws away what was made ready and not used.
+        None, or another spec, throws away what was made ready and not used. While several VMs are up, nothing is made
+        ready: they may look each other up by name, and should not find one that nobody has asked for yet.
         """
+        if len(self._vms) > 1:
+            spec = None
         self._prefetcher.want(spec, node_id)
 
     def discard(self, vm: VM) -> None:
@@ -175,6 +194,7 @@ class Manager:
             stack.callback(self.engine.close)
             for network in self._networks.values():
                 stack.callback(network.close)
+            stack.callback(self._holds.close)
             for vm in self._vms:
                 stack.callback(vm.close)
             stack.callback(self._prefetcher.close)
@@ -208,29 +228,38 @@ class Manager:
             with recording(record):
                 return self._boot(shape, guest, keys, node_id, save_into=folder)
 
-        with phase("template"):
-            template = self.templates().ensure(spec, guest, boot)
-        if template.refusal:
-            self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
-            return self._boot(spec, guest, Keys.generate(), node_id)
-        try:
-            return self._start_clone(spec, template, node_id)
-        except (BootError, VMGone) as error:
-            reason = str(error).splitlines()[0]
-            self._progress.note(f"a template of {spec.image} does not restore and is made anew: {reason}")
-            self.templates().drop(spec, guest)
-        return self._start_clone(spec, self.templates().ensure(spec, guest, boot), node_id)
+        templates = self.templates()
+        for tries in itertools.count(1):
+            with phase("template"):
+                template = templates.ensure(spec, guest, boot)
+            if template.refusal:
+                self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
+                return self._boot(spec, guest, Keys.generate(), node_id)
+            try:
+                return self._start_clone(spec, template, node_id)
+            except (BootError, VMGone, SSHError) as error:
+                if tries == _TRIES:
+                    raise
+                reason = str(error).splitlines()[0]
+                # A machine that is too busy, or another process that has just made the template anew, is no reason
+                # to throw it away; the same trouble twice is.
+                if templates.forget(template, condemned=isinstance(error, BadTemplate) or tries > 1):
+                    self._progress.note(f"a template of {spec.image} does not restore and is made anew: {reason}")
+                else:
+                    self._progress.note(f"a clone of {spec.image} did not get ready, once more: {reason}")
+        raise AssertionError  # the loop has no other end
 
     def _start_clone(self, spec: Spec, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
         container = self._start(spec, template.place, {}, {"TEMPLATE": template.folder}, node_id, ahead=ahead)
 
-        def wait(vm: VM) -> None:
-            vm.wait_until_cloned()
-            if spec.identity == "fresh":
+        vm = self._ready(
+            spec, template.user, template.keys, container, lambda vm: vm.wait_until_cloned(template.session)
+        )
+        if spec.identity == "fresh":
+            with _closing_on_failure(vm):
                 vm.renew_identity()
-
-        return self._ready(spec, template.user, template.keys, container, wait)
+        return vm
 
     def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
         __tracebackhide__ = True
@@ -347,3 +376,12 @@ class Manager:
                 name = f"virtainers-{self._run_id}-{'nat' if internet else 'internal'}"
                 self._networks[internet] = Network(self.engine, name, self._run_id, internet=internet)
             return self._networks[internet]
+
+
+@contextlib.contextmanager
+def _closing_on_failure(vm: VM) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        vm.close()
+        raise

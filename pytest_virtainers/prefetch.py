@@ -61,9 +61,10 @@ class Prefetcher:
                 self._thread.shutdown()
 
     def _take(self) -> VM | None:
-        taken, self._machine, self._spec = self._machine, Future(), None
+        machine = self._machine.result()  # when this is interrupted, the VM is still ours to end
+        self._machine, self._spec = Future(), None
         self._machine.set_result(None)
-        return taken.result()
+        return machine
 
     def _replace(self, former: Future[VM | None], spec: Spec | None, node_id: str) -> VM | None:
         unwanted = former.result()

@@ -41,10 +41,16 @@ BUILD_CAPABILITIES = (
 
 
 class Workshop:
-    """A helper container with the store at `/store`; it and all that runs in it end with its owner."""
+    """A helper container with the store at `/store`; it and all that runs in it end with its owner.
+
+    Attributes:
+        container: the helper.
+        made: places that were filled through it.
+    """
 
     def __init__(self, container: Container, location: str) -> None:
         self.container = container
+        self.made: list[str] = []
         self._location = location
 
     def manifest(self, place: str) -> dict[str, Any] | None:
@@ -53,7 +59,8 @@ class Workshop:
         The place counts as used now.
         """
         code, output = self.container.run(
-            ["sh", "-c", f"cd {MOUNT}/{place} && touch -c manifest.json && cat manifest.json"]
+            # A store that is read-only but full of what is needed works, too.
+            ["sh", "-c", f"cd {MOUNT}/{place} && {{ touch -c manifest.json 2>/dev/null; cat manifest.json; }}"]
         )
         if code != 0:
             return None
@@ -80,10 +87,11 @@ class Workshop:
         )
         try:
             yield scratch
-            self.shell(f"sync {scratch}/* && rm -rf {MOUNT}/{place} && mv {scratch} {MOUNT}/{place}")
+            self.shell(f"sync {scratch}/* && rm -rf {MOUNT}/{place} && mv -T {scratch} {MOUNT}/{place}")
+            self.made.append(place)
         except BaseException:
-            if not self.container.ended:
-                self.container.run(["rm", "-rf", scratch])
+            if not self.container.ended:  # what fills the folder may still run: end all but PID 1 and this shell
+                self.container.run(["sh", "-c", f"kill -9 -1; rm -rf {scratch}"])
             raise
 
     def shell(self, script: str, on_output: Callable[[bytes], object] = lambda _data: None) -> str:

@@ -11,9 +11,12 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+import yaml
+
 from pytest_virtainers import housekeeping, seed
 from pytest_virtainers.errors import Unclonable
 from pytest_virtainers.handle import individual
+from pytest_virtainers.handle.line import SERVE, Session
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.paths import locked
 from pytest_virtainers.prepare import digest
@@ -23,14 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.handle.vm import VM
+    from pytest_virtainers.holds import Holds
     from pytest_virtainers.images import Guest
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.spec import Spec
     from pytest_virtainers.store import Workshop
 
-_FORMAT = 1
+_FORMAT = 2
 _NO_KEYS = Keys(KeyPair("", ""), KeyPair("", ""))
 HOSTNAME = "vm"
 """What a template's guest is called, as the VMs of markers without a name: those need not be renamed."""
@@ -44,12 +47,14 @@ class Template:
         key: its name in the store.
         user: the login user.
         keys: by which one logs in to any of its clones, and knows them.
+        session: the SSH session that goes on in each clone, if there is one.
         refusal: why machines of this shape cannot be cloned; empty when they can.
     """
 
     key: str
     user: str
     keys: Keys
+    session: Session | None = None
     refusal: str = ""
 
     @property
@@ -67,25 +72,22 @@ class Templates:
     """The templates of one run.
 
     Args:
-        engine: on which the store is.
-        store: opens it.
-        limit_mib: room that it may take, in MiB.
+        store: opens the store.
+        holds: keeps what is in it for us.
         runtime_id: of the image that saves and restores.
         progress: where long steps are shown.
     """
 
     def __init__(
         self,
-        engine: Engine,
         store: Callable[[], AbstractContextManager[Workshop]],
         *,
-        limit_mib: int,
+        holds: Holds,
         runtime_id: str,
         progress: Progress,
     ) -> None:
-        self._engine = engine
         self._store = store
-        self._limit_mib = limit_mib
+        self._holds = holds
         self._runtime_id = runtime_id
         self._progress = progress
         self._known: dict[str, Template] = {}
@@ -104,6 +106,7 @@ class Templates:
         """
         key = self._key(spec, guest)
         if key not in self._known:
+            self._holds.add(_place(key))
             with self._store() as shop:
                 self._known[key] = _load(key, shop) or self._make_once(key, spec, guest, boot, shop)
         return self._known[key]
@@ -112,6 +115,7 @@ class Templates:
         """Give the template for `spec` if there is one; raises `StoreError`."""
         key = self._key(spec, guest)
         if key not in self._known:
+            self._holds.add(_place(key))
             with self._store() as shop:
                 found = _load(key, shop)
             if found is None:
@@ -119,26 +123,35 @@ class Templates:
             self._known[key] = found
         return self._known[key]
 
-    def drop(self, spec: Spec, guest: Guest) -> None:
-        """Throw the template for `spec` away; running clones keep what they have open."""
-        key = self._key(spec, guest)
-        self._known.pop(key, None)
-        with self._store() as shop:
-            housekeeping.remove(shop, [_place(key)])
+    def forget(self, template: Template, *, condemned: bool) -> bool:
+        """Look at the store anew when this template is asked for again; tell whether it was removed from there.
+
+        Args:
+            template: which did not restore.
+            condemned: remove it, unless another process has put another one in its place meanwhile. Running clones
+                keep what they have open.
+        """
+        self._known.pop(template.key, None)
+        if not condemned:
+            return False
+        with self._store() as shop, self._lock(template.key):
+            stored = _load(template.key, shop)
+            if stored is not None and stored.keys != template.keys:
+                return False
+            housekeeping.remove(shop, [template.place])
+        return True
 
     def _make_once(
         self, key: str, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM], shop: Workshop
     ) -> Template:
-        with self._progress.step("waiting for another process, which makes this template") as step:
-            lock = locked(f"template-{key}", step.update)
-        with lock:
+        with self._lock(key):
             found = _load(key, shop)
             if found is None:
                 found = Template(key, spec.user or guest.user, Keys.generate())
                 with shop.new(found.place) as scratch:
-                    vm = boot(replace(spec, hostname=HOSTNAME), found.keys, scratch)
+                    vm = boot(replace(spec, name=HOSTNAME, hostname=HOSTNAME), found.keys, scratch)
                     try:
-                        vm.save(HOSTNAME)
+                        found = replace(found, session=vm.save(HOSTNAME))
                     except Unclonable as refusal:
                         found = replace(found, refusal=str(refusal))
                     finally:
@@ -146,17 +159,11 @@ class Templates:
                     if found.refusal:
                         shop.shell(f"rm -rf {scratch}/*")
                     shop.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})
-                self._make_room(shop, found)
         return found
 
-    def _make_room(self, shop: Workshop, newest: Template) -> None:
-        with locked("store"):
-            gone = housekeeping.surplus(
-                housekeeping.contents(self._engine, shop), self._limit_mib, keep={newest.place}
-            )
-            housekeeping.remove(shop, [each.place for each in gone])
-        for each in gone:
-            self._progress.note(f"the store was full: removed {each.place} ({each.what}, {each.size_mib} MiB)")
+    def _lock(self, key: str) -> AbstractContextManager[object]:
+        with self._progress.step("waiting for another process, which makes this template") as step:
+            return locked(f"template-{key}", step.update)
 
     def _key(self, spec: Spec, guest: Guest) -> str:
         """Name a template by what shapes it; who a VM is, and how it is waited for and shared, does not."""
@@ -166,9 +173,9 @@ class Templates:
             "runtime": self._runtime_id,
             "disk": guest.digest,
             "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, shape.internet],
-            "user-data": seed.user_data(shape, _NO_KEYS, spec.user or guest.user),
+            "user-data": yaml.safe_dump(seed.user_data(shape, _NO_KEYS, spec.user or guest.user), sort_keys=False),
             "network-config": seed.NETWORK_CONFIG,
-            "helper": individual.helper(),
+            "helper": [individual.helper(), individual.LEAVE, SERVE],
             "prepare": digest(shape.prepare) if shape.prepare else "",
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -184,7 +191,8 @@ def _load(key: str, shop: Workshop) -> Template | None:
         return None
     try:
         keys = Keys(**{name: KeyPair(**pair) for name, pair in manifest["keys"].items()})
-        return Template(key, manifest["user"], keys, manifest["refusal"])
+        session = Session(**manifest["session"]) if manifest["session"] else None
+        return Template(key, manifest["user"], keys, session, manifest["refusal"])
     except (AttributeError, KeyError, TypeError):  # damaged: as if it were not there, it is made anew
         return None
 
@@ -192,4 +200,5 @@ def _load(key: str, shop: Workshop) -> Template | None:
 def _manifest(template: Template, spec: Spec, guest: Guest) -> bytes:
     facts = {"image": spec.image, "guest": guest.place, "ram": spec.ram, "cpus": spec.cpus, "disk": spec.disk}
     about = {"user": template.user, "refusal": template.refusal, "keys": asdict(template.keys)}
-    return json.dumps({**facts, **about}, indent=2).encode()
+    session = template.session and asdict(template.session)
+    return json.dumps({**facts, **about, "session": session}, indent=2).encode()

@@ -20,6 +20,7 @@ class Console:
 
     def __init__(self, container: Container) -> None:
         self._container = container
+        self._life = 0
 
     @property
     def text(self) -> str:
@@ -31,12 +32,16 @@ class Console:
         kept = [line for line in self.text.splitlines() if line.strip()][-lines:]
         return "\n".join(f"  | {line}" for line in kept) if kept else "  | (the console is empty)"
 
+    def start_anew(self) -> None:
+        """Note that the guest starts anew or goes back in time: what its kernel has met before is over."""
+        self._life = len(self._container.stdout)
+
     def panic(self) -> str | None:
-        """Give the line with which the guest's Linux kernel panicked; None when it did not."""
-        found = _PANIC.search(self._container.stdout)
+        """Give the line with which the guest's Linux kernel panicked in this life; None when it did not."""
+        found = _PANIC.search(self._container.stdout, self._life)
         return found[0].decode("ascii", "replace") if found else None
 
     def stalled(self) -> bool:
         """Tell whether the guest's Linux kernel hangs: it has reported the same stalled grace period twice."""
-        reports = Counter(_STALL.findall(self._container.stdout))
+        reports = Counter(_STALL.findall(self._container.stdout, self._life))
         return any(count > 1 for count in reports.values())

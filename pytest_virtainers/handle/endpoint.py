@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.handle import ssh
+from pytest_virtainers.handle import line, ssh
 
 if TYPE_CHECKING:
     from pytest_virtainers.engine.client import Engine
@@ -53,6 +53,18 @@ class Endpoint:
         stream = self._container.stream(RELAY)
         stream.settimeout(timeout)
         return _Remembering(stream, self)
+
+    def dial_line(self) -> Any:
+        """Open a connection to the line of a clone that runs, as a socket for paramiko; raises as `dial` does."""
+        if self._direct is not False and self.address:
+            try:
+                sock = ssh.dial(self.address, _DIRECT_SECONDS, line.PORT)
+            except OSError:
+                self._direct = False  # a clone's supervisor listens before it runs
+            else:
+                self._direct = True
+                return sock
+        return self._container.stream(line.COMMAND)
 
     def relay_works(self) -> None:
         """Note that bytes came through the relay."""

@@ -36,7 +36,7 @@ systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -
 _LACKS = 90
 # Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
 # the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
-_LEAVE = f"""
+LEAVE = f"""
 command -v python3 >/dev/null && {{ modprobe virtio_console || [ -d /sys/class/virtio-ports ]; }} || exit {_LACKS}
 umask 077
 cat >{_PATH} || exit
@@ -56,7 +56,7 @@ def leave_helper(vm: VM, hostname: str) -> None:
     A guest that is called `hostname` will be called as its container is; with an empty one, it keeps its name.
     """
     __tracebackhide__ = True
-    left = vm.run(_LEAVE, input=helper(), env={"FORMER": hostname}, sudo=True, check=False)
+    left = vm.run(LEAVE, input=helper(), env={"FORMER": hostname}, sudo=True, check=False)
     if left.exit_code == _LACKS:
         raise Unclonable("the guest has no python3, or its kernel no virtio_console")
     if not left.ok:

@@ -17,6 +17,7 @@ import tenacity
 
 from pytest_virtainers.errors import BootError, BootTimeout, SSHError
 from pytest_virtainers.handle import ssh
+from pytest_virtainers.handle.patience import TimedOut, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +59,13 @@ def wait_for_login(machine: Machine, connect: Callable[[float], ssh.Connection],
 
     def attempt() -> ssh.Connection:
         machine.check()
-        return connect(max(1.0, min(_LOGIN_SECONDS, deadline - time.monotonic())))
+        seconds = max(1.0, min(_LOGIN_SECONDS, deadline - time.monotonic()))
+        return patiently(
+            lambda: connect(seconds),
+            check=machine.check,
+            deadline=time.monotonic() + seconds,
+            unwanted=lambda connection: connection.close(),
+        )
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_passing),
@@ -83,7 +90,7 @@ def wait_for_login(machine: Machine, connect: Callable[[float], ssh.Connection],
 
 def _is_passing(error: BaseException) -> bool:
     """Tell whether a failed login may be due to a boot that is still under way."""
-    return isinstance(error, ssh.FAILURES) and not isinstance(error, paramiko.BadHostKeyException)
+    return isinstance(error, (*ssh.FAILURES, TimedOut)) and not isinstance(error, paramiko.BadHostKeyException)
 
 
 def wait_for_cloud_init(machine: Machine, connection: ssh.Connection, timeout: float) -> None:
@@ -103,7 +110,7 @@ def wait_for_cloud_init(machine: Machine, connection: ssh.Connection, timeout: f
             deadline=time.monotonic() + timeout,
             check=machine.check,
         )
-    except ssh.TimedOut as error:
+    except TimedOut as error:
         raise BootTimeout(
             f"{machine.name} let us log in, but cloud-init had not finished within {timeout:.0f} s. "
             f"The last lines of its console:\n{machine.console.tail()}"

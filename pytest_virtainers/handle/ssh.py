@@ -15,6 +15,7 @@ import paramiko
 
 from pytest_virtainers.durations import phase
 from pytest_virtainers.errors import SSHError
+from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,61 +25,34 @@ if TYPE_CHECKING:
 
 PORT = 22
 _CHUNK_BYTES = 256 * 1024
-_POLL_SECONDS = 0.25
-_LINGER_SECONDS = 1.0
+# When a command has ended but its streams have not: how long they may be silent, and how long they may go on.
+_LINGER_SECONDS, _AFTERMATH_SECONDS = 1.0, 5.0
+_HANG_UP_SECONDS = 2.0
 _WINDOW_BYTES = 16 * 1024 * 1024
 
 # paramiko reports every failed attempt with a traceback. What matters of it is in our own errors.
-_LOG_CHANNEL = "pytest_virtainers.paramiko"
-logging.getLogger(_LOG_CHANNEL).addHandler(logging.NullHandler())
-logging.getLogger(_LOG_CHANNEL).propagate = False
+LOG_CHANNEL = "pytest_virtainers.paramiko"
+logging.getLogger(LOG_CHANNEL).addHandler(logging.NullHandler())
+logging.getLogger(LOG_CHANNEL).propagate = False
 
 FAILURES = (paramiko.SSHException, OSError, EOFError)
 """What paramiko raises when the guest cannot be reached."""
 
 
-class TimedOut(Exception):
-    """The command did not end in time."""
-
-
 class Connection:
-    """A logged-in SSH connection."""
+    """A logged-in SSH connection.
 
-    def __init__(self, sock: Any, user: str, keys: Keys, timeout: float) -> None:
-        """Log in over `sock` within `timeout` seconds.
+    Attributes:
+        transport: paramiko's, for what this class does not do.
+    """
 
-        Raises:
-            paramiko.BadHostKeyException: the guest's host key is not the one that was given to it.
-            paramiko.SSHException, OSError, EOFError: anything else that went wrong (`FAILURES`).
-        """
-        self._transport = paramiko.Transport(sock)
-        self._transport.set_log_channel(_LOG_CHANNEL)
-        self._transport.banner_timeout = self._transport.auth_timeout = timeout
-        try:
-            self._log_in(user, keys.login.paramiko(), keys.host.paramiko(), timeout)
-        except BaseException:
-            self.close()
-            sock.close()
-            raise
-
-    def _log_in(self, user: str, key: paramiko.PKey, host_key: paramiko.PKey, timeout: float) -> None:
-        # Ours first: of several host keys the guest has to show the one that it was given.
-        options, ours = self._transport.get_security_options(), host_key.get_name()
-        options.key_types = [ours, *(each for each in options.key_types if each != ours)]
-        with phase("key exchange"):
-            self._transport.start_client(timeout=timeout)
-        shown = self._transport.get_remote_server_key()
-        if shown != host_key:
-            raise paramiko.BadHostKeyException("guest", shown, host_key)
-        with phase("authentication"):
-            self._transport.auth_publickey(user, key)
-        if not self._transport.is_authenticated():
-            raise paramiko.AuthenticationException("the key alone does not let us log in")
+    def __init__(self, transport: paramiko.Transport) -> None:
+        self.transport = transport
 
     @property
     def alive(self) -> bool:
         """Whether the connection still stands, as far as this side knows."""
-        return self._transport.is_active()
+        return self.transport.is_active()
 
     def execute(
         self,
@@ -94,7 +68,7 @@ class Connection:
 
         Both streams are drained as they come (reading one to its end first deadlocks once the other has filled
         its window). When the command has ended but a process it left behind holds the streams open, they are
-        given one more second.
+        given one more second of silence, and five in all.
 
         Args:
             command: for the login shell of the user.
@@ -109,16 +83,19 @@ class Connection:
             SSHError: the connection broke.
         """
         with phase("open channel"):
-            channel = self._open(command, deadline)
+            channel = self._open(command, deadline, check)
         if stdin is None:
             channel.shutdown_write()
         else:
             threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
         try:
             with phase("command"):
-                return self._follow(channel, command, stdout=stdout, stderr=stderr, deadline=deadline, check=check)
-        finally:
-            channel.close()
+                code = self._follow(channel, command, stdout=stdout, stderr=stderr, deadline=deadline, check=check)
+        except BaseException:
+            self._hang_up(channel)
+            raise
+        channel.close()
+        return code
 
     def _follow(
         self,
@@ -130,14 +107,16 @@ class Connection:
         deadline: float | None,
         check: Callable[[], None],
     ) -> int:
-        last_seen = time.monotonic()
+        last_seen, ended = time.monotonic(), float("inf")
         while True:
-            select.select([channel], [], [], _POLL_SECONDS)
+            select.select([channel], [], [], POLL_SECONDS)
             drained = _drain(channel, stdout, stderr)
             now = time.monotonic()
             last_seen = now if drained else last_seen
-            if not drained and channel.exit_status_ready():
-                if channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS:
+            if channel.exit_status_ready():
+                ended = min(ended, now)
+                over = not drained and (channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS)
+                if over or now - ended > _AFTERMATH_SECONDS:
                     return channel.recv_exit_status()
             elif not drained and (channel.closed or not self.alive):
                 raise SSHError(f"the SSH connection broke while {command!r} ran")
@@ -145,27 +124,86 @@ class Connection:
                 raise TimedOut
             check()
 
-    def _open(self, command: str, deadline: float | None) -> paramiko.Channel:
-        remaining = None if deadline is None else max(0.1, deadline - time.monotonic())
-        try:
-            channel = self._transport.open_session(window_size=_WINDOW_BYTES, timeout=remaining)
-            channel.settimeout(remaining)
+    def _open(self, command: str, deadline: float | None, check: Callable[[], None]) -> paramiko.Channel:
+        def start() -> paramiko.Channel:
+            channel = self.transport.open_session(window_size=_WINDOW_BYTES)
             channel.exec_command(command)
+            return channel
+
+        try:
+            # Of the two steps, paramiko limits the time of the first only.
+            return patiently(start, check=check, deadline=deadline, unwanted=self._hang_up)
         except FAILURES as error:
-            if deadline is not None and time.monotonic() >= deadline - _POLL_SECONDS:
-                raise TimedOut from error
             raise SSHError(f"{command!r} could not be started over SSH: {error or type(error).__name__}") from error
-        return channel
+
+    def _hang_up(self, channel: paramiko.Channel) -> None:
+        """Close a channel on which something may be stuck: then the connection goes, too."""
+        closing = threading.Thread(target=channel.close, daemon=True)
+        closing.start()
+        closing.join(_HANG_UP_SECONDS)
+        if closing.is_alive():
+            self.close()
+
+    def answers(self, seconds: float) -> bool:
+        """Tell whether the guest's side answers within so many seconds."""
+        try:
+            # Whatever sshd knows of this request, it has to answer.
+            patiently(
+                lambda: self.transport.global_request("keepalive@openssh.com", wait=True),
+                check=lambda: None,
+                deadline=time.monotonic() + seconds,
+            )
+        except (*FAILURES, TimedOut):
+            return False
+        return self.alive
 
     def close(self) -> None:
         """Close the connection."""
         with contextlib.suppress(OSError, EOFError):
-            self._transport.close()
+            self.transport.close()
 
 
-def dial(address: str, timeout: float) -> socket.socket:
-    """Open a TCP connection to the SSH port of `address`."""
-    sock = socket.create_connection((address, PORT), timeout)
+def log_in(
+    sock: Any, user: str, keys: Keys, timeout: float, kind: Callable[[Any], paramiko.Transport] = paramiko.Transport
+) -> Connection:
+    """Log in over `sock` within `timeout` seconds.
+
+    Raises:
+        paramiko.BadHostKeyException: the guest's host key is not the one that was given to it.
+        paramiko.SSHException, OSError, EOFError: anything else that went wrong (`FAILURES`).
+    """
+    transport = kind(sock)
+    transport.set_log_channel(LOG_CHANNEL)
+    deadline = time.monotonic() + timeout
+
+    def left() -> float:
+        return max(0.1, deadline - time.monotonic())
+
+    try:
+        host_key, transport.banner_timeout = keys.host.paramiko(), timeout
+        # Ours first: of several host keys the guest has to show the one that it was given.
+        options, ours = transport.get_security_options(), host_key.get_name()
+        options.key_types = [ours, *(each for each in options.key_types if each != ours)]
+        with phase("key exchange"):
+            transport.start_client(timeout=left())
+        shown = transport.get_remote_server_key()
+        if shown != host_key:
+            raise paramiko.BadHostKeyException("guest", shown, host_key)  # noqa: TRY301  (the sock is ours to close)
+        transport.auth_timeout = left()
+        with phase("authentication"):
+            transport.auth_publickey(user, keys.login.paramiko())
+        if not transport.is_authenticated():
+            raise paramiko.AuthenticationException("the key alone does not let us log in")  # noqa: TRY301
+    except BaseException:
+        transport.close()
+        sock.close()
+        raise
+    return Connection(transport)
+
+
+def dial(address: str, timeout: float, port: int = PORT) -> socket.socket:
+    """Open a TCP connection to the SSH port of `address`, or to another one."""
+    sock = socket.create_connection((address, port), timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Closed, it is gone at once. Else our kernel would go on asking for a VM that has ended, and in the meantime keep
     # the packets to the next VM at that address waiting: up to a second.

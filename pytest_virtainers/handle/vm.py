@@ -15,6 +15,7 @@ import paramiko
 
 from pytest_virtainers import durations
 from pytest_virtainers.errors import (
+    BadTemplate,
     BootTimeout,
     CommandFailed,
     CommandTimeout,
@@ -27,8 +28,9 @@ from pytest_virtainers.errors import (
     Unclonable,
     VMGone,
 )
-from pytest_virtainers.handle import individual, readiness, shell, ssh, transfer
+from pytest_virtainers.handle import individual, line, readiness, shell, ssh, transfer
 from pytest_virtainers.handle.console import Console
+from pytest_virtainers.handle.patience import TimedOut
 from pytest_virtainers.keys import KeyPair
 from pytest_virtainers.result import Result
 
@@ -42,8 +44,13 @@ if TYPE_CHECKING:
     from pytest_virtainers.spec import Spec
 
 
-_CLONE_RUNS = b"virtainer: clone runs"  # what the supervisor says (images/runtime/virtainer/__main__.py)
+# What the supervisor says (images/runtime/virtainer: __main__.py, ending.py, supervise.py).
+_CLONE_RUNS = b"virtainer: clone runs"
+_BAD_TEMPLATE = "end: bad-template: "
+_DISK_FAILED = b"guest paused, its disk failed: "
 _CLONE_SECONDS = 60.0
+_LOGIN_SECONDS = 60.0
+_SESSION_SECONDS = 10.0
 _SETTLE_SECONDS = 2.0
 
 _BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
@@ -95,9 +102,14 @@ class VM:
         return self._endpoint.address
 
     @property
+    def runs(self) -> bool:
+        """Whether the machine runs, as far as this side knows: it has not ended, its kernel has not panicked."""
+        return not self._container.ended and self.console.panic() is None
+
+    @property
     def alive(self) -> bool:
         """Whether the machine runs and its SSH connection stands, as far as this side knows."""
-        return not self._container.ended and self._connection is not None and self._connection.alive
+        return self.runs and self._connection is not None and self._connection.alive
 
     # Commands
 
@@ -130,7 +142,7 @@ class VM:
         """
         __tracebackhide__ = True
         data = input.encode() if isinstance(input, str) else input
-        line = shell.line(command, sudo=sudo, env=env, cwd=cwd)
+        text = shell.line(command, sudo=sudo, env=env, cwd=cwd)
         stdout, stderr = bytearray(), bytearray()
         began = time.monotonic()
 
@@ -140,13 +152,13 @@ class VM:
 
         try:
             exit_code = self._execute(
-                line,
+                text,
                 stdin=None if data is None else io.BytesIO(data),
                 stdout=stdout.extend,
                 stderr=stderr.extend,
                 timeout=timeout,
             )
-        except ssh.TimedOut:
+        except TimedOut:
             raise CommandTimeout(result(-1), self.name) from None
         finished = result(exit_code)
         if check and not finished.ok:
@@ -252,8 +264,11 @@ class VM:
         """Wait for SSH and cloud-init after a start; raises `BootError` and its children, `VMGone` or `SSHError`."""
         self._wait(f"booting {self.name} ({self.spec.image})", self._connect, self.spec.boot_timeout)
 
-    def wait_until_cloned(self) -> None:
+    def wait_until_cloned(self, session: line.Session | None) -> None:
         """Wait until a clone runs, knows who it is, and lets us in.
+
+        Args:
+            session: that was open when its template was saved; without one, or when it is broken, we log in.
 
         Raises:
             BootTimeout: not within the time that restoring may take.
@@ -262,6 +277,16 @@ class VM:
         __tracebackhide__ = True
         deadline = time.monotonic() + min(_CLONE_SECONDS, self.spec.boot_timeout)
         self._wait_for_word(_CLONE_RUNS, deadline)
+        if session is not None:
+            with durations.phase("resume session"), contextlib.suppress(EngineError, *ssh.FAILURES):
+                connection = line.resume(self._endpoint.dial_line(), session)
+                if connection.answers(_SESSION_SECONDS):
+                    self._connection = connection
+                else:
+                    connection.close()
+        if self._connection is not None:
+            self._wait_for_word(individual.DONE, deadline)
+            return
         self._wait(
             f"cloning {self.name} ({self.spec.image})",
             self._connect,
@@ -283,14 +308,34 @@ class VM:
         except paramiko.BadHostKeyException:  # sshd is just reading the new one
             raise ConnectionAbortedError("sshd still shows the template's host key") from None
 
-    def save(self, hostname: str) -> None:
+    def _open_line(self) -> line.Session | None:
+        """Open the SSH session that goes on in clones; None when the guest cannot have one."""
+        with contextlib.suppress(line.Unsuitable, EngineError, *ssh.FAILURES):
+            self.run(line.SERVE, sudo=True)
+            stream = self._container.stream(line.COMMAND)
+            connection = ssh.log_in(stream, self.user, self.keys, _LOGIN_SECONDS, line.Recording)
+            try:
+                # Once for nothing: what sshd and the shell load for it, the clones have then.
+                connection.execute(
+                    "true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self._check_alive
+                )
+                return line.freeze(connection.transport)
+            finally:
+                connection.close()
+        return None
+
+    def save(self, hostname: str) -> line.Session | None:
         """Save this machine, called `hostname`, as a template into its folder; it ends.
+
+        Returns:
+            The SSH session that its clones go on with, if they can.
 
         Raises:
             Unclonable: the guest lacks what makes its clones individuals.
             StoreError: it could not be saved; the message has the supervisor's words.
         """
         __tracebackhide__ = True
+        session = self._open_line()
         deadline = time.monotonic() + _CLONE_SECONDS
         individual.leave_helper(self, hostname)
         self._wait_for_word(individual.READY, deadline)
@@ -308,6 +353,7 @@ class VM:
             self._container.run(["qmp", '{"execute": "quit"}'])
         if not self._container.wait(_CLONE_SECONDS):
             raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
+        return session
 
     def snapshot(self) -> Snapshot:
         """Keep memory and disk as they are now, to go back to with `restore`; the guest stands still meanwhile.
@@ -342,6 +388,7 @@ class VM:
             raise ValueError(f"{snapshot!r} is not a snapshot of {self!r}")
         done = self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
+        self.console.start_anew()
         self._in_place("load", snapshot)
         self._wait(
             f"restoring {self.name}",
@@ -372,7 +419,11 @@ class VM:
         def connect(seconds: float) -> ssh.Connection:
             connection = self._connect(seconds)
             self._connection = connection
-            if self.run(_BOOT_ID, timeout=seconds).stdout == before:
+            try:
+                boot_id = self.run(_BOOT_ID, timeout=seconds).stdout
+            except (SSHError, CommandFailed) as error:
+                raise ConnectionAbortedError(f"the guest is just going down ({error})") from error
+            if boot_id == before:
                 connection.close()
                 raise ConnectionAbortedError("the guest has not gone down yet")
             return connection
@@ -384,7 +435,7 @@ class VM:
     def _connect(self, seconds: float) -> ssh.Connection:
         with durations.phase("connect"):
             sock = self._endpoint.dial(seconds)
-        return ssh.Connection(sock, self.user, self.keys, seconds)
+        return ssh.log_in(sock, self.user, self.keys, seconds)
 
     def _times(self, word: bytes) -> int:
         """Tell how often the supervisor has said something."""
@@ -444,7 +495,7 @@ class VM:
 
     def _execute(
         self,
-        line: str,
+        text: str,
         *,
         stdin: IO[bytes] | None,
         stdout: Callable[[bytes], object],
@@ -460,7 +511,7 @@ class VM:
         try:
             with durations.recording(record):
                 return self._connection.execute(
-                    line, stdin=stdin, stdout=stdout, stderr=stderr, deadline=deadline, check=self._check_alive
+                    text, stdin=stdin, stdout=stdout, stderr=stderr, deadline=deadline, check=self._check_alive
                 )
         except SSHError as error:
             self._check_alive(grace_seconds=1.0)
@@ -471,10 +522,10 @@ class VM:
     ) -> tuple[int, str]:
         __tracebackhide__ = True
         said = bytearray()
-        line = shell.line(script, sudo=self.user != "root")
+        text = shell.line(script, sudo=self.user != "root")
         try:
-            code = self._execute(line, stdin=stdin, stdout=stdout, stderr=said.extend, timeout=timeout)
-        except ssh.TimedOut:
+            code = self._execute(text, stdin=stdin, stdout=stdout, stderr=said.extend, timeout=timeout)
+        except TimedOut:
             raise TransferError(
                 f"a file transfer with {self.name} was not done after {timeout:.0f} s; give it more (timeout=)"
             ) from None
@@ -486,9 +537,17 @@ class VM:
         panic = self.console.panic()
         if panic is not None:
             raise GuestPanic(f"{self.name}: {panic}. The last lines of its console:\n{self.console.tail(30)}")
+        said = self._container.stderr
         if self._container.wait(grace_seconds):
             last_words = self._container.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            raise VMGone(
+            kind = BadTemplate if _BAD_TEMPLATE in last_words else VMGone
+            raise kind(
                 f"{self.name} has ended: {last_words or 'its container said nothing'}. "
                 f"The last lines of its console:\n{self.console.tail()}"
+            )
+        if _DISK_FAILED in said:
+            cause = said.partition(_DISK_FAILED)[2].partition(b"Mend it")[0].decode(errors="replace").strip()
+            raise StoreError(
+                f"{self.name} stands still, because its disk could not be written: {cause} Make room on the engine's "
+                "disk, or let the VM write less"
             )

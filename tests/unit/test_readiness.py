@@ -89,7 +89,7 @@ def test_paramiko_stays_off_the_screen(caplog: pytest.LogCaptureFixture, capfd: 
     from pytest_virtainers.keys import Keys
 
     with pytest.raises(ssh.FAILURES):
-        ssh.Connection(ours, "debian", Keys.generate(), timeout=5)
+        ssh.log_in(ours, "debian", Keys.generate(), timeout=5)
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
 

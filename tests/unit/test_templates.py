@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from virtainer import individual as supervisor
+from virtainer import line as supervisors_line
 from virtainer import network
 
 from pytest_virtainers import clone_helper, seed
-from pytest_virtainers.handle import individual
+from pytest_virtainers.handle import individual, line
+from pytest_virtainers.holds import Holds
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT
@@ -19,7 +21,6 @@ from pytest_virtainers.templates import Template, Templates, _load, _manifest
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.store import Workshop
 
 GUEST = Guest("debian-13-abc", "debian", "digest")
@@ -30,9 +31,8 @@ def no_store() -> "AbstractContextManager[Workshop]":
 
 
 def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
-    engine = cast("Engine", None)
     spec = merge(resolve([]).shape, check(arguments, "here"))
-    templates = Templates(engine, no_store, limit_mib=0, runtime_id=runtime, progress=SILENT)
+    templates = Templates(no_store, holds=Holds(), runtime_id=runtime, progress=SILENT)
     return templates._key(spec, guest)
 
 
@@ -80,7 +80,8 @@ class Shop:
 
 
 def test_a_manifest_brings_a_template_back() -> None:
-    template = Template("abc", "alice", Keys.generate(), "no python3")
+    session = line.Session({"A": "00ff"}, {"session_id": "01"})
+    template = Template("abc", "alice", Keys.generate(), session, "no python3")
     spec = merge(resolve([]).shape)
     assert _load("abc", cast("Workshop", Shop(_manifest(template, spec, GUEST)))) == template
 
@@ -95,6 +96,7 @@ def test_both_sides_of_a_clone_use_the_same_words() -> None:
     assert isinstance(ethernet, dict)
     assert ethernet["eth0"]["match"] == {"macaddress": network.GUEST_MAC}
     assert individual._PORT == supervisor.PORT
+    assert (line._SERIAL_PORT, line.PORT) == (supervisors_line.NAME, supervisors_line.TCP_PORT)
     assert clone_helper.ASKS_FOR_TIME == supervisor.ASKS_FOR_TIME
     assert f"helper: {supervisor.heard(clone_helper.READY, 0)}".encode() == individual.READY
     assert f"helper: {supervisor.heard(b'done vm 1.000000', 0)}".encode().startswith(individual.DONE)

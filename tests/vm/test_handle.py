@@ -48,10 +48,10 @@ def test_input_environment_folder_and_sudo(session_vm: VM) -> None:
 def test_another_host_key_than_the_pinned_one_is_refused(session_vm: VM) -> None:
     keys = Keys(session_vm.keys.login, KeyPair.generate())
     with pytest.raises(paramiko.BadHostKeyException):
-        ssh.Connection(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
+        ssh.log_in(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
     keys = Keys(KeyPair.generate(), session_vm.keys.host)
     with pytest.raises(paramiko.AuthenticationException):
-        ssh.Connection(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
+        ssh.log_in(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
 
 
 def test_the_login_is_an_ordinary_user_and_passwords_are_refused(session_vm: VM) -> None:
@@ -164,7 +164,7 @@ def test_openssh_gets_in_with_the_printed_command(session_vm: VM) -> None:
 def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: Engine) -> None:
     relayed = Endpoint(engine, session_vm._container)
     relayed.address = ""
-    connection = ssh.Connection(relayed.dial(60), session_vm.user, session_vm.keys, 60)
+    connection = ssh.log_in(relayed.dial(60), session_vm.user, session_vm.keys, 60)
     output = bytearray()
     code = connection.execute(
         "head -c 3M /dev/zero",
@@ -188,7 +188,7 @@ def test_a_foreign_host_key_is_refused(session_vm: VM) -> None:
     import paramiko
 
     with pytest.raises(paramiko.BadHostKeyException):
-        ssh.Connection(session_vm._endpoint.dial(60), session_vm.user, expected, 60)
+        ssh.log_in(session_vm._endpoint.dial(60), session_vm.user, expected, 60)
 
 
 def test_the_console_is_collected(session_vm: VM) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtainer import disk, image, individual, machine, names, network, privileges, qmp, requests, seed, template
+from virtainer import line as serial_line
 from virtainer.console import Console
 from virtainer.ending import End, Reason, say
 from virtainer.settings import CACHE_MODES, Settings
@@ -64,6 +65,7 @@ def run() -> End:
     line, qemu_line = socket.socketpair()
     link, qemu_link = socket.socketpair()
     port, qemu_port = socket.socketpair()
+    session, qemu_session = socket.socketpair()
     qmp_server = _listen(qmp.SOCKET)
     handles = machine.Handles(
         **storage.files,
@@ -73,6 +75,7 @@ def run() -> End:
         qmp=qmp_server.fileno(),
         kvm=kvm,
         port=qemu_port.fileno() if settings.virtio else None,
+        line=qemu_session.fileno() if settings.virtio else None,
     )
     say(
         f"starting {settings.name}: {settings.ram} MiB, {settings.cpus} CPU, {'tcg' if kvm is None else 'kvm'}, "
@@ -94,13 +97,19 @@ def run() -> End:
         os.close(fd)
     for connection in (qemu_line, qemu_link, qmp_server):
         connection.detach()
-    qemu_port.detach() if settings.virtio else qemu_port.close()
+    for connection in (qemu_port, qemu_session):
+        connection.detach() if settings.virtio else connection.close()
 
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
     monitor = qmp.Monitor(link)
     helper = individual.Individual(port, settings.name)
+    joined = serial_line.Line(session, _listen(RUN / "line.sock"), kept=settings.template_save)
     restored = False
     if storage.restore:
+        hosts = network.neighbours(Path("/proc/net/route").read_text())
+        if hosts:
+            network.let_in(hosts, serial_line.TCP_PORT)
+            joined.listen(socket.create_server(("", serial_line.TCP_PORT)), hosts)
         link.settimeout(_RESTORE_SECONDS)
         with contextlib.suppress(EOFError):  # then QEMU's last words say why
             template.resume(monitor)

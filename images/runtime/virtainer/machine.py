@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from virtainer import line
 from virtainer.individual import PORT
 from virtainer.network import GUEST_MAC
 from virtainer.settings import CACHE_MODES
@@ -40,7 +41,8 @@ class Handles:
     ram: int | None = None
     state: int | None = None
     layer: int | None = None  # the template's disk
-    port: int | None = None  # a connected socket
+    port: int | None = None  # a connected socket: the helper's
+    line: int | None = None  # a connected socket
 
     def all(self) -> tuple[int, ...]:
         """All that are there."""
@@ -144,6 +146,9 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
     if handles.port is not None:
         port = ("-chardev", f"socket,id=port,fd={handles.port}")
         devices += ["virtio-serial-pci", f"virtserialport,chardev=port,name={PORT}"]
+    if handles.line is not None:
+        port += ("-chardev", f"socket,id=line,fd={handles.line}")
+        devices.append(f"virtserialport,chardev=line,name={line.NAME}")
     return [
         *("-netdev", f"tap,id=net0,fd={handles.tap}"),
         *port,

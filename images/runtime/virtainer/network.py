@@ -12,7 +12,7 @@ import fcntl
 import os
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from virtainer import names
@@ -94,6 +94,26 @@ def _routes(table: str) -> list[tuple[str, int, int]]:
     """Return interface, destination and mask of each line; the kernel writes them in the host's byte order."""
     rows = [line.split() for line in table.splitlines()[1:]]
     return [(row[0], _address(row[1]), _address(row[7])) for row in rows]
+
+
+def neighbours(routes: str) -> set[str]:
+    """Give the addresses at which the engine's host can be on the networks in /proc/net/route.
+
+    It is the way out; a network without one still has it at its first address, as engines choose it.
+    """
+    rows = [line.split() for line in routes.splitlines()[1:]]
+    ways_out = {str(IPv4Address(_address(row[2]))) for row in rows if _address(row[2])}
+    firsts = {str(IPv4Address(address + 1)) for _, address, mask in _routes(routes) if mask}
+    return ways_out | firsts
+
+
+def let_in(hosts: set[str], port: int) -> None:
+    """Let what comes from these addresses to a TCP port arrive in the container, instead of going to the guest."""
+    rule = f"insert rule ip virtainer arriving ip saddr {{ {', '.join(sorted(hosts))} }} tcp dport {port} accept\n"
+    try:
+        run("nft", "-f", "-", stdin=rule)
+    except ToolError as error:
+        raise End(Reason.NETWORK, f"cannot let the engine's host in: {error}") from None
 
 
 def _address(word: str) -> int:

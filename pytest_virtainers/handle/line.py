@@ -1,0 +1,164 @@
+"""The line: an SSH session that is open while a machine is saved, so that each of its clones goes on in it.
+
+A login is the longest part of a clone's way into a test: the guest has to run, and where it is emulated to translate,
+hundreds of thousands of instructions of sshd, PAM and logind for the first time. So this is done before the machine
+is saved, over a virtio-serial port instead of a network (whose connections end with the container), by an ordinary
+sshd of the guest. Both ends then agree on new keys. With that, in strict mode, they start counting anew (OpenSSH's
+PROTOCOL, 1.10), so that those keys are all that the client's end of a clone has to know.
+
+The session belongs to the template as its login key does: who has the one needs no other.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+from paramiko.auth_handler import AuthHandler
+from paramiko.packet import Packetizer
+
+from pytest_virtainers.handle import ssh
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from _typeshed import ReadableBuffer as Buffer
+
+PORT = 50022
+"""The TCP port at which a clone's container lets the engine's host in (`images/runtime/virtainer/line.py`)."""
+COMMAND = ["line"]
+"""The command in the runtime image that connects its stdin and stdout to the line."""
+
+_SERIAL_PORT = "org.virtainers.line"
+# Out of the login's cgroup, as it would otherwise end with it; its own login moves it where sessions belong.
+SERVE = f"""
+for each in /sys/class/virtio-ports/*; do
+    [ "$(cat "$each/name")" != {_SERIAL_PORT} ] || device=/dev/${{each##*/}}
+done
+sshd=$(command -v sshd || echo /usr/sbin/sshd)
+[ -c "$device" ] && [ -x "$sshd" ] || exit
+scope=/sys/fs/cgroup/init.scope/cgroup.procs
+setsid -f sh -c 'echo $$ >"$2"; exec "$0" -i <>"$1" >&0 2>/dev/null' "$sshd" "$device" $scope
+"""
+
+_AGREED = ("local_cipher", "remote_cipher", "local_mac", "remote_mac", "local_compression", "remote_compression")
+_VERSIONS = ("local_version", "remote_version")
+
+
+class Unsuitable(Exception):
+    """This session cannot be continued; the text says why."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the client's end of a session has to know, just after both have changed keys.
+
+    Attributes:
+        keys: derived keys and initial vectors by their letters (RFC 4253, 7.2), as hexadecimal digits.
+        facts: the algorithms and versions agreed on, and the session's id.
+    """
+
+    keys: Mapping[str, str]
+    facts: Mapping[str, str]
+
+
+class Recording(paramiko.Transport):
+    """A client's end that remembers the keys in use."""
+
+    def __init__(self, sock: Any) -> None:
+        super().__init__(sock)
+        self.derived: dict[str, bytes] = {}
+
+    def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
+        key: bytes = super()._compute_key(id, nbytes)  # type: ignore[misc]
+        self.derived[id] = key
+        return key
+
+
+def freeze(transport: paramiko.Transport) -> Session:
+    """Change keys and give what another process needs to go on; nothing may be sent after that.
+
+    Raises:
+        Unsuitable: the guest's sshd does not count anew with new keys (it is older than 9.6, or not OpenSSH).
+        paramiko.SSHException, OSError, EOFError: the connection broke.
+    """
+    assert isinstance(transport, Recording)  # noqa: S101  (or else there is nothing to give)
+    ours: Any = transport
+    if not ours.agreed_on_strict_kex:
+        raise Unsuitable("the guest's sshd does not know the strict key exchange")
+    transport.renegotiate_keys()
+    facts = {name: str(getattr(ours, name)) for name in (*_AGREED, *_VERSIONS)}
+    keys = {letter: key.hex() for letter, key in transport.derived.items()}
+    return Session(keys, {**facts, "session_id": ours.session_id.hex()})
+
+
+class _Quiet(Packetizer):
+    """Does not write the first line of a connection, with the client's version: it has been written long ago."""
+
+    _greeted = False
+
+    def write_all(self, out: Buffer) -> None:
+        if self._greeted:
+            super().write_all(out)
+        self._greeted = True
+
+    def start_handshake(self, timeout: float) -> None:
+        """There is none."""
+
+
+class _Continued(paramiko.Transport):
+    """A client's end that starts in the middle of a session."""
+
+    def __init__(self, sock: Any, session: Session) -> None:
+        super().__init__(sock, packetizer_class=_Quiet)
+        self._handshaking = True
+        self._derived = {letter: bytes.fromhex(key) for letter, key in session.keys.items()}
+        ours: Any = self
+        for name in (*_AGREED, *_VERSIONS):
+            setattr(ours, name, session.facts[name])
+        ours.session_id = bytes.fromhex(session.facts["session_id"])
+        ours.agreed_on_strict_kex = True
+        ours._activate_inbound()
+        ours._activate_outbound()
+        self._derived = {}  # the next keys are new ones
+        ours.initial_kex_done = ours.packetizer._initial_kex_done = True
+        ours.auth_handler = AuthHandler(self)
+        ours.auth_handler.authenticated = ours.authenticated = True
+
+    def go_on(self) -> None:
+        """Start to read and write."""
+        self.active = True
+        self.start()
+
+    def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
+        return self._derived[id][:nbytes] if self._derived else super()._compute_key(id, nbytes)  # type: ignore[misc]
+
+    # What `run` does at the start of a session is done already; the last of it is to expect the server's KEXINIT.
+
+    def _check_banner(self) -> None:
+        pass
+
+    def _send_message(self, data: Any) -> None:
+        if not self._handshaking:
+            super()._send_message(data)  # type: ignore[misc]
+
+    def _send_kex_init(self) -> None:
+        if not self._handshaking:
+            super()._send_kex_init()  # type: ignore[misc]
+
+    def _expect_packet(self, *ptypes: int) -> None:
+        if not self._handshaking:
+            super()._expect_packet(*ptypes)  # type: ignore[misc]
+        elif threading.current_thread() is self:
+            self._handshaking = False
+            self.clear_to_send.set()  # others have waited for that
+
+
+def resume(sock: Any, session: Session) -> ssh.Connection:
+    """Go on in a clone of the machine that was saved; `sock` is its line. Whether it answers is not known yet."""
+    transport = _Continued(sock, session)
+    transport.set_log_channel(ssh.LOG_CHANNEL)
+    transport.go_on()
+    return ssh.Connection(transport)

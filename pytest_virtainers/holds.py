@@ -1,0 +1,59 @@
+"""Tell the other processes of this user what this one needs; whoever dies needs nothing any more."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from pytest_virtainers.paths import cache_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+
+class Holds:
+    """What one part of this process needs, by names of any kind."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+
+    def __enter__(self) -> Holds:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def add(self, what: str) -> None:
+        """Need `what` from now on."""
+        if what not in self._files:
+            file = os.open(_file(what), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(file, fcntl.LOCK_SH)
+            self._files[what] = file
+
+    def close(self) -> None:
+        """Need nothing any more."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+
+def is_held(what: str) -> bool:
+    """Tell whether any process needs `what`."""
+    try:
+        file = os.open(_file(what), os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _file(what: str) -> Path:
+    return cache_folder() / f"{what.replace('/', '-')}.held"
