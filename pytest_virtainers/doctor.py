@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from pytest_virtainers import images, runtime
 from pytest_virtainers.engine.detect import find
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
-from pytest_virtainers.store import workshop
+from pytest_virtainers.store import MOUNT, workshop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.settings import Settings
+    from pytest_virtainers.store import Workshop
 
 _ENOUGH_DISK_GIB = 5
 
@@ -90,9 +91,9 @@ def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
 def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
     try:
         with workshop(engine, settings.store, image, f"doctor-{os.getpid()}") as shop:
-            free_gib = int(shop.shell("df -Pk /store | awk 'NR==2 {print $4}'")) // (1024 * 1024)
+            free_gib = int(shop.shell(f"df -Pk {MOUNT} | awk 'NR==2 {{print $4}}'")) // (1024 * 1024)
             entries = sorted(set(images.catalogue().values()), key=lambda entry: entry.name)
-            built = [entry.name for entry in entries if shop.manifest(entry.place)]
+            built = [entry.name for entry in entries if _has(shop, entry.place)]
             missing = [entry.name for entry in entries if entry.name not in built]
     except VirtainerError as error:
         yield Finding("store", str(error), "choose another one: VIRTAINER_STORE", fatal=True)
@@ -102,3 +103,8 @@ def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
     yield Finding(
         "guest images", f"built: {', '.join(built) or 'none'}; at first use: {', '.join(missing) or 'none'}"
     )
+
+
+def _has(shop: Workshop, place: str) -> bool:
+    """Look without `shop.manifest`, after which the place would count as used now."""
+    return shop.container.run(["test", "-e", f"{MOUNT}/{place}/manifest.json"])[0] == 0

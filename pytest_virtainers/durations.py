@@ -6,7 +6,6 @@ does nothing; inside another phase, it does nothing either.
 
 from __future__ import annotations
 
-import statistics
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -64,6 +63,8 @@ def phase(name: str) -> Iterator[None]:
 
 def table(records: Sequence[Record]) -> list[str]:
     """Show medians in seconds: a line for each phase, a column for each kind."""
+    from statistics import median  # costs 2 ms, which each pytest run would pay
+
     kinds = list(dict.fromkeys(record.kind for record in records))
     phases = [name for name in dict.fromkeys(name for record in records for name in record.seconds) if name != TOTAL]
     counts = [f"{sum(record.kind == kind for record in records)}" for kind in kinds]
@@ -72,6 +73,6 @@ def table(records: Sequence[Record]) -> list[str]:
         cells = []
         for kind in kinds:
             seen = [each.seconds[name] for each in records if each.kind == kind and name in each.seconds]
-            cells.append(f"{statistics.median(seen):.3f} s" if seen else "")
+            cells.append(f"{median(seen):.3f} s" if seen else "")
         rows.append([name, *cells])
     return [f"{row[0]:<20}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]

@@ -13,10 +13,8 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
-
-_AN_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def digest(function: Callable[..., object]) -> str:
@@ -62,7 +60,7 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
 
 def _shown(name: str, value: object) -> str:
     shown = repr(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
-    if _AN_ADDRESS.search(shown):
+    if re.search(r" at 0x[0-9a-f]+", shown):
         raise ValueError(f"{name} is {shown}, which looks different in each process: use plain values or paths")
     return shown
 
@@ -71,14 +69,20 @@ def _add_function(update: Callable[[bytes], object], function: FunctionType, see
     update(_source(function).encode())
     _add(update, "defaults", function.__defaults__ or (), seen)
     _add(update, "keyword defaults", function.__kwdefaults__ or {}, seen)
-    used = inspect.getclosurevars(function)
-    for name, value in sorted({**used.globals, **used.nonlocals}.items()):
+    named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    for name, value in sorted({**named, **inspect.getclosurevars(function).nonlocals}.items()):
         home = getattr(value, "__module__", None)
         if isinstance(value, ModuleType) or (callable(value) and home != function.__module__):
             # Other modules count by their names: a new version of a library is not a new preparation.
             update(f"\0{name}\0{home}\0{getattr(value, '__name__', '')}".encode())
         else:
             _add(update, name, value, seen)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Give what a code and the functions, lambdas, comprehensions and classes inside it name."""
+    inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def _source(thing: Callable[..., object]) -> str:
@@ -91,5 +95,15 @@ def _source(thing: Callable[..., object]) -> str:
 def _add_files(update: Callable[[bytes], object], path: Path) -> None:
     members = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     for each in members:
-        content = each.read_bytes() if each.is_file() else b"missing"
-        update(f"\0{each.relative_to(path)}\0{len(content)}\0".encode() + content)
+        content = b"missing"
+        if each.is_file():
+            seen = each.stat()
+            content = _file_digest(each, seen.st_size, seen.st_mtime_ns, seen.st_ino)
+        update(f"\0{each.relative_to(path)}\0".encode() + content)
+
+
+@functools.cache
+def _file_digest(path: Path, _size: int, _mtime_ns: int, _inode: int) -> bytes:
+    """Read a file only once as long as it looks the same: each VM asks for the digest of its `prepare`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,11 +1,12 @@
 """Tell the person at the terminal what takes long.
 
-A step shows itself only after two seconds. On a terminal it is one line that changes; elsewhere (CI logs) it is
-one line when it proves long and one when it ends.
+A step that ends within two seconds stays silent. On a terminal a longer one is one line that changes; elsewhere
+(CI logs) it is one line at its end, and one more if it is under way after a minute: a log that hangs says for what.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 _QUIET_SECONDS = 2.0
 _REDRAW_SECONDS = 0.25
+_INTERIM_SECONDS = 60.0
 _WIDTH = 100
+_ERASE = "\r\x1b[2K"
 
 
 class Step:
@@ -26,27 +29,23 @@ class Step:
         self._write = write
         self._live = live
         self._began = time.monotonic()
-        self._drawn = 0.0
+        self._due = self._began + (_QUIET_SECONDS if live else _INTERIM_SECONDS)
 
     def update(self, detail: str = "") -> None:
-        """Show `detail` beside the title and the seconds that have passed."""
+        """Show `detail` beside the title and the seconds that have passed, if it is time to."""
         now = time.monotonic()
-        if now - self._began < _QUIET_SECONDS:
+        if now < self._due:
             return
-        if self._live and now - self._drawn >= _REDRAW_SECONDS:
-            line = f"virtainers: {self._title} ({now - self._began:.0f} s) {_printable(detail)}"
-            self._write(f"\r\x1b[2K{line[:_WIDTH]}")
-        elif not self._live and not self._drawn:
-            self._write(f"virtainers: {self._title} …\n")
-        else:
-            return
-        self._drawn = now
+        line = f"virtainers: {self._title} ({now - self._began:.0f} s) {_printable(detail)}".rstrip()
+        self._write(f"{_ERASE}{line[:_WIDTH]}" if self._live else f"{line}\n")
+        self._due = now + _REDRAW_SECONDS if self._live else math.inf
 
     def end(self, outcome: str) -> None:
-        """Leave one line behind, if the step was long enough to be shown."""
-        if self._drawn:
-            erase = "\r\x1b[2K" if self._live else ""
-            self._write(f"{erase}virtainers: {self._title}: {outcome} in {time.monotonic() - self._began:.1f} s\n")
+        """Leave one line behind, if the step was long."""
+        seconds = time.monotonic() - self._began
+        if seconds >= _QUIET_SECONDS:
+            erase = _ERASE if self._live else ""
+            self._write(f"{erase}virtainers: {self._title}: {outcome} in {seconds:.1f} s\n")
 
 
 class Progress:

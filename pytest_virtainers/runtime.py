@@ -38,7 +38,9 @@ def ensure(engine: Engine, progress: Progress) -> str:
     """
     wanted = reference()
     if not present(engine, wanted):
-        with locked("runtime-image"):
+        with progress.step("waiting for another process, which builds the runtime image") as step:
+            lock = locked("runtime-image", step.update)
+        with lock:
             if not present(engine, wanted):  # another process may have built it meanwhile
                 build(engine, progress)
     return wanted

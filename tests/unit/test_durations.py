@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from pytest_virtainers.durations import TOTAL, Record, phase, recording, table
@@ -49,3 +52,11 @@ def test_the_table_has_medians_by_kind() -> None:
         ["boot", "30.000", "s"],
         ["total", "0.400", "s", "31.000", "s"],
     ]
+
+
+def test_loading_imports_no_statistics() -> None:
+    program = "import sys, pytest_virtainers.durations; print('statistics' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )

@@ -2,6 +2,7 @@
 
 import functools
 import linecache
+import os
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +45,20 @@ def test_the_same_source_is_the_same() -> None:
             "def make(n):\n    def prepare(vm): vm.run(n)\n    return prepare\nprepare = make('a')\n",
             "def make(n):\n    def prepare(vm): vm.run(n)\n    return prepare\nprepare = make('b')\n",
         ),
+        *(
+            (f"N = 1\ndef help(): return N\n{source}", f"N = 2\ndef help(): return N\n{source}")
+            for source in (
+                "def prepare(vm):\n    def one():\n        def two(): vm.run(help())\n        two()\n    one()\n",
+                "def prepare(vm): vm.retry(lambda: help())\n",
+                "def prepare(vm): vm.run([help() for _ in 'ab'])\n",
+                "def prepare(vm):\n    class Inner:\n        command = help()\n    vm.run(Inner.command)\n",
+            )
+        ),
     ],
-    ids=["body", "default", "global value", "helper's body", "closure"],
+    ids=[
+        *("body", "default", "global value", "helper's body", "closure"),
+        *("nested function", "lambda", "comprehension", "nested class"),
+    ],
 )
 def test_what_changes_it(one: str, other: str) -> None:
     assert digest(load(one)) != digest(load(other))
@@ -65,7 +78,31 @@ def test_files_count_by_their_content(tmp_path: Path) -> None:
     function = functools.partial(load("def prepare(vm, source): vm.put(source, '/srv')\n"), source=tmp_path / "tree")
     before = digest(function)
     assert digest(function) == before
-    (tmp_path / "tree" / "file").write_text("two")
+    (tmp_path / "tree" / "file").write_text("another")
+    assert digest(function) != before
+
+
+def test_a_file_that_looks_the_same_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("one")
+    function = functools.partial(load(PLAIN), tmp_path)
+    before = digest(function)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", None)
+        assert digest(function) == before
+
+
+@pytest.mark.parametrize("differs", ["size", "time", "inode"])
+def test_a_file_that_looks_different_is_read_again(tmp_path: Path, differs: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("one")
+    os.utime(file, ns=(10**18, 10**18))
+    function = functools.partial(load(PLAIN), file)
+    before = digest(function)
+    if differs == "inode":
+        file.rename(tmp_path / "kept")
+    file.write_text("three" if differs == "size" else "two")
+    time = 10**18 + (differs == "time")
+    os.utime(file, ns=(time, time))
     assert digest(function) != before
 
 

@@ -20,13 +20,31 @@ def test_what_is_short_stays_silent(clock: list[float]) -> None:
     assert shown == []
 
 
-def test_logs_get_one_line_when_it_proves_long_and_one_at_the_end(clock: list[float]) -> None:
+def test_a_log_gets_one_line_at_the_end(clock: list[float]) -> None:
     shown: list[str] = []
     with Progress(shown.append, live=False).step("booting") as step:
         for _ in range(10):
             clock[0] += 1
             step.update("detail")
-    assert shown == ["virtainers: booting …\n", "virtainers: booting: done in 10.0 s\n"]
+        assert shown == []
+    assert shown == ["virtainers: booting: done in 10.0 s\n"]
+
+
+def test_a_long_step_without_details_is_told_too(clock: list[float]) -> None:
+    shown: list[str] = []
+    with Progress(shown.append, live=False).step("booting"):
+        clock[0] += 2
+    assert shown == ["virtainers: booting: done in 2.0 s\n"]
+
+
+def test_a_log_says_once_what_is_still_under_way_after_a_minute(clock: list[float]) -> None:
+    shown: list[str] = []
+    with Progress(shown.append, live=False).step("booting") as step:
+        for second in range(1, 151):
+            clock[0] += 1
+            step.update(f"line {second} " + "x" * 100)
+        assert shown == [f"virtainers: booting (60 s) line 60 {'x' * 100}\n"]
+    assert shown[1:] == ["virtainers: booting: done in 150.0 s\n"]
 
 
 def test_a_terminal_gets_one_line_that_changes(clock: list[float]) -> None:

@@ -1,0 +1,101 @@
+"""What `virtainers doctor` finds, without an engine or with one that is a fake."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import cli, doctor, images, runtime
+from pytest_virtainers.doctor import Finding
+from pytest_virtainers.errors import EngineError, StoreError
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.store import Workshop
+
+
+def test_a_finding_says_how_bad_it_is() -> None:
+    assert str(Finding("kvm", "usable")) == "ok   kvm: usable"
+    assert str(Finding("kvm", "not ours", "join")) == "note kvm: not ours\n       to mend it: join"
+    assert str(Finding("store", "full", "make room", fatal=True)) == "FAIL store: full\n       to mend it: make room"
+
+
+def test_without_an_engine_doctor_fails_with_all_that_was_tried(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VIRTAINER_ENGINE", raising=False)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().out.endswith(
+        "FAIL engine: no container engine answered (engine=auto). Tried:\n"
+        "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused\n"
+        "To mend it: apt-get install podman   (or: docker.io; then start dockerd)\n"
+    )
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An engine that has the runtime image and remembers whether it was left."""
+    engine = SimpleNamespace(memory_mib=lambda: 2048, left=False)
+    engine.close = lambda: setattr(engine, "left", True)
+    monkeypatch.setattr(doctor, "find", lambda _choice: engine)
+    monkeypatch.setattr(runtime, "present", lambda _engine, _image: True)
+    return engine
+
+
+def examine() -> dict[str, Finding]:
+    return {finding.topic: finding for finding in doctor.examine(resolve([]))}
+
+
+def test_an_engine_that_fails_is_fatal(engine: Any) -> None:
+    def fail() -> int:
+        raise EngineError("it said: no")
+
+    engine.memory_mib = fail
+    found = examine()["engine"]
+    assert found == Finding("engine", "it said: no", "make the engine answer, then run doctor again", fatal=True)
+    assert engine.left
+
+
+def test_a_runtime_image_that_is_missing_is_no_fault(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "present", lambda _engine, _image: False)
+    found = examine()
+    assert found["runtime image"].seen == f"{runtime.reference()} is built at first use, or now: virtainers build"
+    assert "store" not in found
+    assert not any(finding.fatal for finding in found.values())
+
+
+def test_a_store_that_cannot_be_opened_is_fatal(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("no")
+
+    monkeypatch.setattr(doctor, "workshop", refuse)
+    assert examine()["store"] == Finding("store", "no", "choose another one: VIRTAINER_STORE", fatal=True)
+
+
+def test_looking_at_the_guest_images_does_not_use_them(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in ("doctor", "store"):
+        monkeypatch.setattr(f"pytest_virtainers.{module}.MOUNT", str(tmp_path), raising=False)
+
+    def run(command: list[str], _on_output: object = None) -> tuple[int, bytes]:
+        finished = subprocess.run(command, capture_output=True, check=False)
+        return finished.returncode, finished.stdout
+
+    @contextmanager
+    def workshop(*_: object) -> Iterator[Workshop]:
+        container: Any = SimpleNamespace(run=run)
+        yield Workshop(container, "here")
+
+    monkeypatch.setattr(doctor, "workshop", workshop)
+    entry = images.catalogue()["debian-12"]
+    manifest = tmp_path / entry.place / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"disk": {}}')
+    os.utime(manifest, (1, 1))
+    assert examine()["guest images"].seen.startswith("built: debian-12; at first use: ")
+    assert manifest.stat().st_mtime == 1
