@@ -8,7 +8,7 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from pytest_virtainers import budget, images, runtime, seed
+from pytest_virtainers import budget, images, runtime, scratch, seed
 from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
@@ -87,6 +87,7 @@ class Manager:
         self.durations: list[Record] = []
         self.engine: Engine = find(settings.engine)
         try:
+            scratch.sweep()
             swept = sweep(self.engine)
         except BaseException:
             self.engine.close()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-import tempfile
 from typing import TYPE_CHECKING
 
 import docker.errors
 
-from pytest_virtainers import contexts
+from pytest_virtainers import contexts, scratch
 from pytest_virtainers.engine import owner
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.paths import locked
@@ -123,7 +122,7 @@ def _make_base(engine: Engine, progress: Progress) -> None:
         )
     with (
         progress.step("making the runtime image's base from Debian's packages") as step,
-        tempfile.TemporaryDirectory(prefix="virtainers-base-") as folder,
+        scratch.folder("base") as folder,
     ):
         tarball = f"{folder}/base.tar"
         command = [mmdebstrap, "--variant=minbase", "trixie", tarball]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
 
+_LAST_SECONDS = 4
+
 SETTINGS_KEY: pytest.StashKey[Settings] = pytest.StashKey()
 _MANAGER_KEY: pytest.StashKey[Manager] = pytest.StashKey()
 _NO_ENGINE_KEY: pytest.StashKey[EngineNotFound] = pytest.StashKey()
@@ -44,6 +46,8 @@ def manager(config: pytest.Config) -> Manager:
             worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
             config.stash[_MANAGER_KEY] = Manager(settings, _progress(config), worker)
             _end_on_sigterm()
+            if hasattr(config, "workerinput"):
+                _end_with_parent()
     except EngineNotFound as error:
         config.stash[_NO_ENGINE_KEY] = error
         if settings.missing == "skip":
@@ -107,5 +111,19 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, _exit)
 
 
+def _end_with_parent() -> None:
+    """Make the end of pytest-xdist's main process, however it ends, the end of this worker, too (Linux).
+
+    pytest-xdist would let a worker finish its test, and give it up to 15 seconds more.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        _set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(_set_pdeathsig, signal.SIGTERM)
+
+
 def _exit(number: int, _frame: object) -> NoReturn:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        signal.alarm(_LAST_SECONDS)  # nobody is there to end us, if we should be stuck
     pytest.exit(f"terminated by {signal.Signals(number).name}", returncode=128 + number)

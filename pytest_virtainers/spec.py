@@ -45,6 +45,10 @@ def _user_data(value: object) -> dict[str, Any]:
     return dict(value)
 
 
+def _image(value: object) -> str:
+    return str(value) if isinstance(value, Path) else values.text(value)
+
+
 def _packages(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
         raise ValueError("a list of package names is needed")
@@ -119,7 +123,7 @@ class Spec:
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "name": values.host_name,
-    "image": values.text,
+    "image": _image,
     "ram": values.size_mib(least=64),
     "cpus": values.whole_number,
     "disk": values.size_mib(least=1024),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.spec import Spec
     from pytest_virtainers.store import Workshop
 
-_FORMAT = 2
+_FORMAT = 3
 _NO_KEYS = Keys(KeyPair("", ""), KeyPair("", ""))
 HOSTNAME = "vm"
 """What a template's guest is called, as the VMs of markers without a name: those need not be renamed."""

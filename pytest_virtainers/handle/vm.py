@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import shlex
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import paramiko
 
-from pytest_virtainers import durations
+from pytest_virtainers import durations, scratch
 from pytest_virtainers.errors import (
     BadTemplate,
     BootTimeout,
@@ -36,6 +35,7 @@ from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from tempfile import TemporaryDirectory
 
     from pytest_virtainers.engine.container import Container
     from pytest_virtainers.handle.endpoint import Endpoint
@@ -91,7 +91,7 @@ class VM:
         self._connection: ssh.Connection | None = None
         self._snapshots = 0
         self.first_command: durations.Record | None = None
-        self._files: tempfile.TemporaryDirectory[str] | None = None
+        self._files: TemporaryDirectory[str] | None = None
 
     def __repr__(self) -> str:
         return f"<VM {self.name} ({self.spec.image}) at {self.ip}>"
@@ -239,7 +239,7 @@ class VM:
     def ssh_command(self) -> str:
         """A shell line that opens a session on this VM; its key file is private and goes with the VM."""
         if self._files is None:
-            self._files = tempfile.TemporaryDirectory(prefix="virtainers-ssh-")  # private (0700)
+            self._files = scratch.folder("ssh")
             key = Path(self._files.name, "key")
             key.touch(mode=0o600)
             key.write_text(self.keys.login.private)
@@ -336,6 +336,7 @@ class VM:
         """
         __tracebackhide__ = True
         session = self._open_line()
+        self.run("sync")  # or else each clone would first of all write to its disk what is not there yet
         deadline = time.monotonic() + _CLONE_SECONDS
         individual.leave_helper(self, hostname)
         self._wait_for_word(individual.READY, deadline)
