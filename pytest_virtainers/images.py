@@ -1,7 +1,9 @@
 """Guest images: what an `image` setting means, and how its disk gets into the store.
 
 A catalogue name stands for a recipe, built inside an unprivileged container at first use; a path is copied into the
-store. Both are kept under a key made of their content, so what a key names never changes.
+store. The key of a copied disk is the hash of its content. That of a built one is the hash of its recipe: the
+packages come from a live mirror, so disks built on different days may differ under one key. The digests in their
+manifests tell them apart.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """Where its disk is in the store; changes whenever the recipe does."""
+        """Where its disk is in the store; changes whenever the recipe does, not when the mirror's packages do."""
         return f"{self.name}-{contexts.digest(self.recipe)}"
 
     @property
