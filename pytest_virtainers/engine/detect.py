@@ -55,14 +55,22 @@ def find(choice: str, environ: Mapping[str, str] = os.environ) -> Engine:
                 tried.append("  a Podman of our own: no podman on PATH")
             else:
                 try:
-                    service = PodmanService(podman)
-                    return Engine(service.url, service)
-                except (EngineError, docker.errors.DockerException) as error:
-                    tried.append(f"  a Podman of our own: {error}")
+                    return _own_podman(podman)
+                except (EngineError, docker.errors.DockerException, OSError) as error:
+                    tried.append(f"  a Podman of our own: {_reason(error)}")
     mend = _MEND.get(choice, "start the engine at that URL, or choose another one with --virtainer-engine")
     raise EngineNotFound(
         f"no container engine answered (engine={choice}). Tried:\n" + "\n".join(tried) + f"\nTo mend it: {mend}"
     )
+
+
+def _own_podman(podman: str) -> Engine:
+    service = PodmanService(podman)
+    try:
+        return Engine(service.url, service)
+    except BaseException:
+        service.stop()
+        raise
 
 
 def candidates(choice: str, environ: Mapping[str, str]) -> Iterator[Candidate]:

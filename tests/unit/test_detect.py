@@ -1,6 +1,10 @@
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -116,11 +120,56 @@ def test_a_podman_that_does_not_serve_speaks_for_itself(monkeypatch: pytest.Monk
     broken.write_text("#!/bin/sh\necho cannot clone: Operation not permitted >&2\nexit 125\n")
     broken.chmod(0o755)
     monkeypatch.setattr(detect, "candidates", lambda *_: [])
-    monkeypatch.setattr("pytest_virtainers.engine.podman_service._START_SECONDS", 1.0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    began = time.monotonic()
     with pytest.raises(EngineNotFound, match=r"did not start: cannot clone: Operation not permitted"):
         detect.find("auto", {**NOBODY, "PATH": str(tmp_path)})
+    assert time.monotonic() - began < 5
     assert [path.name for path in tmp_path.iterdir()] == ["podman"]
+
+
+@pytest.fixture
+def deaf_podman(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A podman that makes a file where its socket should be, writes down its process id, and stays."""
+    podman = tmp_path / "podman"
+    podman.write_text(
+        f'#!/bin/sh\nfor url; do :; done\necho $$ >{tmp_path}/pid\n: >"${{url#unix://}}"\nexec /bin/sleep 60\n'
+    )
+    podman.chmod(0o755)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return podman
+
+
+def runs(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_podman_that_serves_but_does_not_answer_is_told_and_stopped(
+    monkeypatch: pytest.MonkeyPatch, deaf_podman: Path
+) -> None:
+    monkeypatch.setattr(detect, "candidates", lambda *_: [])
+    with pytest.raises(EngineNotFound, match="  a Podman of our own: Connection refused\n"):
+        detect.find("podman", {**NOBODY, "PATH": str(deaf_podman.parent)})
+    assert not runs(int((deaf_podman.parent / "pid").read_text()))
+    assert {path.name for path in deaf_podman.parent.iterdir()} == {"podman", "pid"}
+
+
+def test_a_service_of_our_own_ends_when_we_are_killed(deaf_podman: Path) -> None:
+    program = (
+        "import os, tempfile; from pytest_virtainers.engine.podman_service import PodmanService\n"
+        f"tempfile.tempdir = {str(deaf_podman.parent)!r}; kept = PodmanService({str(deaf_podman)!r})\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    service = int((deaf_podman.parent / "pid").read_text())
+    deadline = time.monotonic() + 5
+    while runs(service) or list(deaf_podman.parent.glob("virtainers-podman-*")):
+        assert time.monotonic() < deadline, "the service, or its folder, is still there"
+        time.sleep(0.05)
 
 
 def test_known_refusals_come_with_their_remedy() -> None:
