@@ -1,12 +1,9 @@
-import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,36 +11,15 @@ import pytest
 from pytest_virtainers.engine import detect
 from pytest_virtainers.engine.client import explain
 from pytest_virtainers.errors import EngineNotFound
+from tests.unit.fake_engine import serving
 
 NOBODY: dict[str, str] = {"XDG_RUNTIME_DIR": "/nonexistent", "PATH": "/nonexistent"}
 
 
-class Version(BaseHTTPRequestHandler):
-    """Answers the one question that finding an engine asks."""
-
-    def do_GET(self) -> None:
-        body = json.dumps(
-            {"ApiVersion": "1.41", "Version": "4.9", "Components": [{"Name": "Podman Engine"}]}
-        ).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
 @pytest.fixture
 def api() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Version)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"tcp://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as engine:
+        yield engine.url
 
 
 @pytest.fixture(autouse=True)
