@@ -61,6 +61,7 @@ class Engine:
         components = {part.get("Name", ""): part for part in about.get("Components") or []}
         self.kind = "podman" if "Podman Engine" in components else "docker"
         self.version = str(about.get("Version", "unknown"))
+        self._memory_mib: int | None = None
 
     def __str__(self) -> str:
         private = " (private service)" if self._service else ""
@@ -68,14 +69,19 @@ class Engine:
 
     def memory_mib(self) -> int:
         """Give the memory of the engine's host in MiB."""
-        return int(self.api.info()["MemTotal"]) // _MIB
+        if self._memory_mib is None:
+            self._memory_mib = int(self.api.info()["MemTotal"]) // _MIB
+        return self._memory_mib
 
     def memory_used_mib(self, container: str) -> int:
         """Give the MiB that a container takes (without page cache if the engine tells); 0 when it is gone."""
         try:
             seen: Any = self.api.stats(container, stream=False, one_shot=True)
-        except docker.errors.NotFound:
-            return 0
+        except docker.errors.APIError as error:
+            # 404 or 409: it has just ended; Podman says 500 in the same case.
+            if error.status_code in (404, 409) or (error.status_code, self.kind) == (500, "podman"):
+                return 0
+            raise
         memory = seen.get("memory_stats") or {}
         details = memory.get("stats") or {}  # cgroup v2 says anon, v1 says rss; Podman says neither
         return int(details.get("anon", details.get("rss", memory.get("usage", 0)))) // _MIB
