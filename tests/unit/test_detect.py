@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -11,7 +13,7 @@ import pytest
 from pytest_virtainers.engine import detect
 from pytest_virtainers.engine.client import explain
 from pytest_virtainers.errors import EngineNotFound
-from tests.unit.fake_engine import serving
+from tests.unit.fake_engine import EXEC, credentials, serving
 
 NOBODY: dict[str, str] = {"XDG_RUNTIME_DIR": "/nonexistent", "PATH": "/nonexistent"}
 
@@ -25,7 +27,8 @@ def api() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def no_docker_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
+    for name in ("CONTEXT", "CONFIG", "HOST", "TLS_VERIFY", "CERT_PATH"):
+        monkeypatch.delenv(f"DOCKER_{name}", raising=False)
 
 
 def order(choice: str, **environ: str) -> list[str]:
@@ -55,6 +58,72 @@ def test_docker_host_is_followed(api: str) -> None:
     engine = detect.find("auto", {**NOBODY, "DOCKER_HOST": api})
     assert engine.url == api
     engine.close()
+
+
+def test_docker_host_is_followed_with_its_tls_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.devnull)  # for the rest of the world
+    with serving(tls=credentials(tmp_path)) as server:
+        environ = {**NOBODY, "DOCKER_HOST": server.url, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
+        engine = detect.find("auto", environ)
+        assert (engine.url, engine.api.cert) == (server.url, (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")))
+        engine.close()
+        (tmp_path / "key.pem").unlink()
+        with pytest.raises(
+            EngineNotFound, match=r"put ca\.pem, cert\.pem and key\.pem into the folder DOCKER_CERT_PATH"
+        ):
+            detect.find("auto", environ)
+
+
+def context(folder: Path, host: str, tls: Path | None = None) -> Path:
+    """Write what Docker's command line writes for its current context; give the folder of its certificates."""
+    name = hashlib.sha256(b"lab").hexdigest()
+    meta, certificates = folder / f"contexts/meta/{name}", folder / f"contexts/tls/{name}/docker"
+    meta.mkdir(parents=True)
+    (folder / "config.json").write_text('{"currentContext": "lab"}')
+    (meta / "meta.json").write_text(
+        json.dumps({"Name": "lab", "Metadata": {}, "Endpoints": {"docker": {"Host": host, "SkipTLSVerify": False}}})
+    )
+    if tls is not None:
+        certificates.parent.mkdir(parents=True)
+        certificates.symlink_to(tls)
+    return certificates
+
+
+def test_a_docker_context_is_followed(api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    context(tmp_path / "docker", api)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    assert order("auto")[0] == "Docker's context 'lab'"
+    engine = detect.find("auto", NOBODY)
+    assert engine.url == api
+    engine.close()
+    assert order("auto", DOCKER_HOST=api)[0] == "DOCKER_HOST"
+
+
+def test_a_docker_context_is_followed_with_its_tls_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with serving(EXEC, tls=credentials(tmp_path / "tls")) as server:
+        certificates = context(tmp_path / "docker", server.url, tmp_path / "tls")
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+        engine = detect.find("auto", NOBODY)
+        assert (engine.url, engine.api.verify) == (server.url, str(certificates / "ca.pem"))
+        engine.close()
+        assert relayed(server.url) == b"HI"
+
+
+def test_the_relay_takes_the_tls_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    with serving(EXEC, tls=credentials(tmp_path)) as server:
+        assert relayed(server.url) == b"HI"
+
+
+def relayed(url: str) -> bytes:
+    command = [sys.executable, "-m", "pytest_virtainers.engine.relay", url, "c", "relay", "22"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as relay:
+        assert relay.stdin is not None
+        assert relay.stdout is not None
+        relay.stdin.write(b"hi")
+        relay.stdin.flush()
+        return relay.stdout.read()
 
 
 def test_a_docker_host_that_is_silent_is_not_replaced_by_another_engine() -> None:
