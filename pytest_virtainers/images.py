@@ -1,7 +1,9 @@
 """Guest images: what an `image` setting means, and how its disk gets into the store.
 
 A catalogue name stands for a recipe, built inside an unprivileged container at first use; a path is copied into the
-store. Both are kept under a key made of their content, so what a key names never changes.
+store. The key of a copied disk is the hash of its content. That of a built one is the hash of its recipe: the
+packages come from a live mirror, so disks built on different days may differ under one key. The digests in their
+manifests tell them apart.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ DEFAULT_USER = "tester"
 _QCOW2_MAGIC = b"QFI\xfb"
 _SECTOR_BYTES = 512
 _CHUNK_BYTES = 1024 * 1024
+_LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """Where its disk is in the store; changes whenever the recipe does."""
+        """Where its disk is in the store; changes whenever the recipe does, not when the mirror's packages do."""
         return f"{self.name}-{contexts.digest(self.recipe)}"
 
     @property
@@ -205,7 +208,7 @@ def _copy(path: Path, digest: str, shop: Workshop, out: str, step: Step) -> None
         )
     if facts.get("format") == "qcow2":
         code, output = shop.container.run(["qemu-img", "check", "-q", f"{out}/disk.qcow2"])
-    if code != 0:
+    if code not in (0, _LEAKS):
         raise ImageError(
             shop.explain(f"image {path}: the disk is damaged or cut short; qemu-img says", output.decode())
         )

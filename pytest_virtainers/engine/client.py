@@ -15,6 +15,8 @@ from pytest_virtainers.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from docker.tls import TLSConfig
+
     from pytest_virtainers.engine.podman_service import PodmanService
 
 _PROBE_SECONDS = 5
@@ -34,6 +36,11 @@ _REMEDIES = (
         "crun cannot use this host's cgroups. Install runc and start Podman's service with it: "
         "podman --runtime runc system service …",
     ),
+    (
+        "client_cert param",
+        "DOCKER_TLS_VERIFY or DOCKER_CERT_PATH asks for TLS: put ca.pem, cert.pem and key.pem into the folder "
+        "DOCKER_CERT_PATH (else ~/.docker), or unset both.",
+    ),
     ("no space left on device", "The engine's disk is full: make room there (docker system df) and try again."),
     ("read-only file system", "The engine cannot write there: choose another place with --virtainer-store."),
     ("permission denied", "Run as a user who may use this engine (for Docker: a member of the group docker)."),
@@ -50,17 +57,18 @@ class Engine:
         version: its version.
     """
 
-    def __init__(self, url: str, service: PodmanService | None = None) -> None:
+    def __init__(self, url: str, service: PodmanService | None = None, tls: TLSConfig | None = None) -> None:
         """Connect; raises `docker.errors.DockerException` or `OSError` when nothing answers at `url` within 5 s."""
         self.url = url
         self._service = service
         _knock(url)
-        self.api = docker.APIClient(base_url=url, timeout=_PROBE_SECONDS, version="auto")
+        self.api = _Client(base_url=url, timeout=_PROBE_SECONDS, version="auto", tls=tls or False)
         about = self.api.version()
         self.api.timeout = _CALL_SECONDS
         components = {part.get("Name", ""): part for part in about.get("Components") or []}
         self.kind = "podman" if "Podman Engine" in components else "docker"
         self.version = str(about.get("Version", "unknown"))
+        self._memory_mib: int | None = None
 
     def __str__(self) -> str:
         private = " (private service)" if self._service else ""
@@ -68,14 +76,19 @@ class Engine:
 
     def memory_mib(self) -> int:
         """Give the memory of the engine's host in MiB."""
-        return int(self.api.info()["MemTotal"]) // _MIB
+        if self._memory_mib is None:
+            self._memory_mib = int(self.api.info()["MemTotal"]) // _MIB
+        return self._memory_mib
 
     def memory_used_mib(self, container: str) -> int:
         """Give the MiB that a container takes (without page cache if the engine tells); 0 when it is gone."""
         try:
             seen: Any = self.api.stats(container, stream=False, one_shot=True)
-        except docker.errors.NotFound:
-            return 0
+        except docker.errors.APIError as error:
+            # 404 or 409: it has just ended; Podman says 500 in the same case.
+            if error.status_code in (404, 409) or (error.status_code, self.kind) == (500, "podman"):
+                return 0
+            raise
         memory = seen.get("memory_stats") or {}
         details = memory.get("stats") or {}  # cgroup v2 says anon, v1 says rss; Podman says neither
         return int(details.get("anon", details.get("rss", memory.get("usage", 0)))) // _MIB
@@ -98,6 +111,16 @@ class Engine:
         self.api.close()
         if self._service is not None:
             self._service.stop()
+
+
+class _Client(docker.APIClient):
+    """The SDK's client, whose TLS settings count even where `REQUESTS_CA_BUNDLE` is set for the rest of the world."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        """Ask `requests` with our own certificate authority: it takes the environment's where a call names none."""
+        return super().merge_environment_settings(
+            url, proxies, stream, self.verify if verify is None else verify, cert
+        )
 
 
 def _knock(url: str) -> None:

@@ -219,7 +219,7 @@ class Container:
         return exec_stream(self._engine, self.id, command)
 
     def close(self) -> None:
-        """End the lease and remove the container; nothing happens when it is gone already."""
+        """End the lease and remove the container; nothing happens when it is gone already; raises `EngineError`."""
         if self._lease is not None:
             self._lease.close()
         identifier, self._id = self._id, None
@@ -227,17 +227,18 @@ class Container:
             return
         deadline = time.monotonic() + _END_SECONDS
         while time.monotonic() < deadline:
-            try:
-                self._api.remove_container(identifier, force=True, v=True)
-            except docker.errors.NotFound:
-                return
-            except docker.errors.APIError as error:
-                # 409: the engine is removing it already, because it ended; 500 from Podman in the same case.
-                if error.status_code not in (409, 500):
-                    raise EngineError(f"removing container {self.name} failed: {error.explanation}") from error
-                time.sleep(0.1)
-            else:
-                return
+            with self._engine.failures(f"removing container {self.name}"):
+                try:
+                    self._api.remove_container(identifier, force=True, v=True)
+                except docker.errors.NotFound:
+                    return
+                except docker.errors.APIError as error:
+                    # 409: the engine is removing it already, because it ended; 500 from Podman in the same case.
+                    if error.status_code not in (409, 500):
+                        raise
+                else:
+                    return
+            time.sleep(0.1)
         raise EngineError(f"container {self.name} ({identifier[:12]}) was not removed within {_END_SECONDS:.0f} s")
 
 

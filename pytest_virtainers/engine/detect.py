@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import docker.errors
 from docker.context import ContextAPI
+from docker.utils import kwargs_from_env
 
 from pytest_virtainers.engine.client import Engine, explain
 from pytest_virtainers.engine.podman_service import PodmanService
@@ -17,6 +18,9 @@ from pytest_virtainers.errors import EngineError, EngineNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from docker.context import Context
+    from docker.tls import TLSConfig
 
 _MEND = {
     "auto": "apt-get install podman   (or: docker.io; then start dockerd)",
@@ -43,7 +47,7 @@ def find(choice: str, environ: Mapping[str, str] = os.environ) -> Engine:
     tried = []
     for candidate in candidates(choice, environ):
         try:
-            return Engine(candidate.url)
+            return Engine(candidate.url, tls=_tls(candidate.url, environ))
         except (docker.errors.DockerException, OSError, ValueError) as error:
             tried.append(f"  {candidate.origin}, {candidate.url}: {_reason(error)}")
             if candidate.chosen:
@@ -55,14 +59,22 @@ def find(choice: str, environ: Mapping[str, str] = os.environ) -> Engine:
                 tried.append("  a Podman of our own: no podman on PATH")
             else:
                 try:
-                    service = PodmanService(podman)
-                    return Engine(service.url, service)
-                except (EngineError, docker.errors.DockerException) as error:
-                    tried.append(f"  a Podman of our own: {error}")
+                    return _own_podman(podman)
+                except (EngineError, docker.errors.DockerException, OSError) as error:
+                    tried.append(f"  a Podman of our own: {_reason(error)}")
     mend = _MEND.get(choice, "start the engine at that URL, or choose another one with --virtainer-engine")
     raise EngineNotFound(
         f"no container engine answered (engine={choice}). Tried:\n" + "\n".join(tried) + f"\nTo mend it: {mend}"
     )
+
+
+def _own_podman(podman: str) -> Engine:
+    service = PodmanService(podman)
+    try:
+        return Engine(service.url, service)
+    except BaseException:
+        service.stop()
+        raise
 
 
 def candidates(choice: str, environ: Mapping[str, str]) -> Iterator[Candidate]:
@@ -88,12 +100,31 @@ def _docker_choice(environ: Mapping[str, str]) -> Iterator[Candidate]:
     if environ.get("DOCKER_HOST"):
         yield Candidate(environ["DOCKER_HOST"], "DOCKER_HOST", chosen=True)
         return
+    context = _context()
+    if context is not None and context.Host:
+        yield Candidate(context.Host, f"Docker's context {context.name!r}", chosen=True)
+
+
+def _context() -> Context | None:
+    """Give the current context of Docker's command line, unless it is the default one."""
     try:
         context = ContextAPI.get_current_context()
     except (docker.errors.DockerException, OSError, ValueError):
-        return
-    if context is not None and context.name != "default" and context.Host:
-        yield Candidate(context.Host, f"Docker's context {context.name!r}", chosen=True)
+        return None
+    return None if context is None or context.name == "default" else context
+
+
+def _tls(url: str, environ: Mapping[str, str]) -> TLSConfig | None:
+    """Give Docker's TLS settings for `url`: the current context's if that is its URL, or else the environment's.
+
+    It takes no more than the URL, so a child process that gets one from us finds the same settings.
+    """
+    if not url.startswith(("tcp://", "https://")):
+        return None
+    context = None if environ.get("DOCKER_HOST") else _context()
+    if context is not None and context.Host == url:
+        return context.TLSConfig
+    return kwargs_from_env(environ).get("tls")
 
 
 def _reason(error: Exception) -> str:

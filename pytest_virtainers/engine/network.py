@@ -56,19 +56,20 @@ class Network:
         )
 
     def close(self) -> None:
-        """Remove it; containers that are just ending get a moment to let go of it."""
+        """Remove it; containers that are just ending get a moment to let go of it; raises `EngineError`."""
         deadline = time.monotonic() + _END_SECONDS
         while True:
-            try:
-                self._engine.api.remove_network(self.name)
-            except docker.errors.NotFound:
-                return
-            except docker.errors.APIError as error:
-                if time.monotonic() > deadline:
-                    raise EngineError(f"network {self.name} was not removed: {error.explanation}") from error
-                time.sleep(0.2)
-            else:
-                return
+            with self._engine.failures(f"removing network {self.name}"):
+                try:
+                    self._engine.api.remove_network(self.name)
+                except docker.errors.NotFound:
+                    return
+                except docker.errors.APIError:
+                    if time.monotonic() > deadline:
+                        raise
+                else:
+                    return
+            time.sleep(0.2)
 
 
 def free_subnets(taken: list[IPv4Network]) -> list[IPv4Network]:

@@ -16,6 +16,7 @@ LABEL = "virtainers"
 _RUN, _PID, _STARTED, _BOOT, _HOST = (
     f"{LABEL}.{part}" for part in ("run", "owner-pid", "owner-started", "owner-boot", "owner-host")
 )
+_PROC = Path("/proc")
 
 
 def labels(kind: str, run_id: str) -> dict[str, str]:
@@ -44,17 +45,32 @@ def is_dead(found: Mapping[str, str]) -> bool:
     host, pid = found.get(_HOST, ""), found.get(_PID, "")
     if host.partition("/")[0] != _host().partition("/")[0] or not pid.isdecimal():
         return False
-    if found.get(_BOOT) != _boot_id():
+    then, now = found.get(_BOOT), _boot_id()
+    if then and now and then != now:
         return True
     if host != _host():
         return False
-    return _start_time(int(pid)) != found.get(_STARTED)
+    return not _lives(int(pid), found.get(_STARTED))
+
+
+def _lives(pid: int, started: str | None) -> bool:
+    """Tell whether a process exists and, where its start time can be read, is the one that `started` then."""
+    seen = _start_time(pid)
+    if seen and started:
+        return seen == started
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it exists, and is another user's
+        return True
+    return True
 
 
 def _host() -> str:
     """Name this host and the pid namespace we are in."""
     try:
-        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+        namespace = str((_PROC / "self/ns/pid").stat().st_ino)
     except OSError:
         namespace = ""
     return f"{socket.gethostname()}/{namespace}"
@@ -62,15 +78,18 @@ def _host() -> str:
 
 def _boot_id() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
 
 
 def _start_time(pid: int) -> str | None:
-    """Give the start time of a process in clock ticks since boot (proc(5), field 22); None when it is gone."""
+    """Give the start time of a process in clock ticks since boot (proc(5), field 22).
+
+    None when it is gone, which may happen while we read, when it is hidden (hidepid), or without /proc.
+    """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
         return None
     return stat.rpartition(")")[2].split()[19]

@@ -13,9 +13,17 @@ from pytest_virtainers.errors import EngineError
 
 _START_SECONDS = 20.0
 
-# The shell outlives us by a moment only: its stdin is a pipe whose other end is ours, so it sees our end even
-# after SIGKILL, stops the service and removes the folder with the socket.
-_KEEPER = 'folder=$1; shift; "$@" </dev/null & service=$!; read -r _; kill $service; wait $service; rm -rf "$folder"'
+# The shell lives as long as the service, and outlives us by a moment only: its stdin is a pipe whose other end is
+# ours, so a child that reads it sees our end even after SIGKILL, and stops the service.
+_KEEPER = """
+folder=$1; shift
+exec 3<&0
+"$@" </dev/null 3<&- & service=$!
+{ read -r _ <&3; kill $service; } & watcher=$!
+wait $service
+kill $watcher
+rm -rf "$folder"
+"""
 
 
 class PodmanService:
@@ -27,26 +35,26 @@ class PodmanService:
         Raises:
             EngineError: the service did not start; the message has its own words.
         """
-        self._folder = Path(tempfile.mkdtemp(prefix="virtainers-podman-"))  # mkdtemp makes it private (0700)
-        socket_path = self._folder / "podman.sock"
+        folder = Path(tempfile.mkdtemp(prefix="virtainers-podman-"))  # mkdtemp makes it private (0700)
+        socket_path = folder / "podman.sock"
         self.url = f"unix://{socket_path}"
-        self._log = self._folder / "service.log"
         command = [podman, *runtime_options(), "system", "service", "--time=0", self.url]
-        with self._log.open("wb") as log:
+        with tempfile.TemporaryFile() as log:
             self._keeper = subprocess.Popen(
-                ["/bin/sh", "-c", _KEEPER, "sh", str(self._folder), *command],
+                ["/bin/sh", "-c", _KEEPER, "sh", str(folder), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C at the terminal is for us; we still need the service to clean up
             )
-        deadline = time.monotonic() + _START_SECONDS
-        while not socket_path.exists():
-            if time.monotonic() > deadline or self._keeper.poll() is not None:
-                said = self._log.read_text(errors="replace").strip()
-                self.stop()
-                raise EngineError(f"{' '.join(command)} did not start: {said or 'it said nothing'}")
-            time.sleep(0.05)
+            deadline = time.monotonic() + _START_SECONDS
+            while not socket_path.exists():
+                if time.monotonic() > deadline or self._keeper.poll() is not None:
+                    log.seek(0)
+                    said = log.read().decode(errors="replace").strip()
+                    self.stop()
+                    raise EngineError(f"{' '.join(command)} did not start: {said or 'it said nothing'}")
+                time.sleep(0.05)
 
     def stop(self) -> None:
         """End the service and remove its folder."""

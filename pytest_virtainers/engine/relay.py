@@ -10,8 +10,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import exec_stream
+from pytest_virtainers.engine.detect import find
 
 if TYPE_CHECKING:
     from pytest_virtainers.engine.streams import ExecStream
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 64 * 1024
 def main() -> None:
     """Copy both ways until the session ends."""
     url, container, *command = sys.argv[1:]
-    stream = exec_stream(Engine(url), container, command)
+    stream = exec_stream(find(url), container, command)
     stream.settimeout(None)
     threading.Thread(target=_feed, args=(stream,), daemon=True).start()
     while data := stream.recv(_CHUNK_BYTES):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import struct
 import weakref
 from typing import Any
@@ -54,7 +55,7 @@ class HijackedSocket:
         if type(self._socket) is socket.socket and response is not None:
             self._socket = self._socket.dup()  # TLS sockets and SSH channels, which cannot do that, stay the SDK's
             response.close()
-        self._keep_alive = sdk_socket
+        self._response = response
         self._socket.settimeout(None)
         _open_sockets.add(self)
 
@@ -64,7 +65,9 @@ class HijackedSocket:
         if not hasattr(buffered, "peek"):
             return b""
         self._socket.setblocking(False)
-        return bytes(buffered.peek())
+        with contextlib.suppress(ssl.SSLWantReadError):  # so say TLS sockets that nothing has arrived
+            return bytes(buffered.peek())
+        return b""
 
     def settimeout(self, seconds: float | None) -> None:
         """Limit each `recv` and `send`, in seconds."""
@@ -91,6 +94,8 @@ class HijackedSocket:
         """Close this process's copy only."""
         with contextlib.suppress(OSError):
             self._socket.close()
+            if isinstance(self._socket, ssl.SSLSocket) and self._response is not None:
+                self._response.raw.close()  # else it would keep the socket open
 
 
 def _abandon_in_child() -> None:

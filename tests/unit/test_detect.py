@@ -1,8 +1,11 @@
+import hashlib
 import json
+import os
 import socket
-import threading
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,42 +13,22 @@ import pytest
 from pytest_virtainers.engine import detect
 from pytest_virtainers.engine.client import explain
 from pytest_virtainers.errors import EngineNotFound
+from tests.unit.fake_engine import EXEC, credentials, serving
 
 NOBODY: dict[str, str] = {"XDG_RUNTIME_DIR": "/nonexistent", "PATH": "/nonexistent"}
 
 
-class Version(BaseHTTPRequestHandler):
-    """Answers the one question that finding an engine asks."""
-
-    def do_GET(self) -> None:
-        body = json.dumps(
-            {"ApiVersion": "1.41", "Version": "4.9", "Components": [{"Name": "Podman Engine"}]}
-        ).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
 @pytest.fixture
 def api() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Version)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"tcp://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as engine:
+        yield engine.url
 
 
 @pytest.fixture(autouse=True)
 def no_docker_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
+    for name in ("CONTEXT", "CONFIG", "HOST", "TLS_VERIFY", "CERT_PATH"):
+        monkeypatch.delenv(f"DOCKER_{name}", raising=False)
 
 
 def order(choice: str, **environ: str) -> list[str]:
@@ -75,6 +58,72 @@ def test_docker_host_is_followed(api: str) -> None:
     engine = detect.find("auto", {**NOBODY, "DOCKER_HOST": api})
     assert engine.url == api
     engine.close()
+
+
+def test_docker_host_is_followed_with_its_tls_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.devnull)  # for the rest of the world
+    with serving(tls=credentials(tmp_path)) as server:
+        environ = {**NOBODY, "DOCKER_HOST": server.url, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
+        engine = detect.find("auto", environ)
+        assert (engine.url, engine.api.cert) == (server.url, (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")))
+        engine.close()
+        (tmp_path / "key.pem").unlink()
+        with pytest.raises(
+            EngineNotFound, match=r"put ca\.pem, cert\.pem and key\.pem into the folder DOCKER_CERT_PATH"
+        ):
+            detect.find("auto", environ)
+
+
+def context(folder: Path, host: str, tls: Path | None = None) -> Path:
+    """Write what Docker's command line writes for its current context; give the folder of its certificates."""
+    name = hashlib.sha256(b"lab").hexdigest()
+    meta, certificates = folder / f"contexts/meta/{name}", folder / f"contexts/tls/{name}/docker"
+    meta.mkdir(parents=True)
+    (folder / "config.json").write_text('{"currentContext": "lab"}')
+    (meta / "meta.json").write_text(
+        json.dumps({"Name": "lab", "Metadata": {}, "Endpoints": {"docker": {"Host": host, "SkipTLSVerify": False}}})
+    )
+    if tls is not None:
+        certificates.parent.mkdir(parents=True)
+        certificates.symlink_to(tls)
+    return certificates
+
+
+def test_a_docker_context_is_followed(api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    context(tmp_path / "docker", api)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    assert order("auto")[0] == "Docker's context 'lab'"
+    engine = detect.find("auto", NOBODY)
+    assert engine.url == api
+    engine.close()
+    assert order("auto", DOCKER_HOST=api)[0] == "DOCKER_HOST"
+
+
+def test_a_docker_context_is_followed_with_its_tls_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with serving(EXEC, tls=credentials(tmp_path / "tls")) as server:
+        certificates = context(tmp_path / "docker", server.url, tmp_path / "tls")
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+        engine = detect.find("auto", NOBODY)
+        assert (engine.url, engine.api.verify) == (server.url, str(certificates / "ca.pem"))
+        engine.close()
+        assert relayed(server.url) == b"HI"
+
+
+def test_the_relay_takes_the_tls_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    with serving(EXEC, tls=credentials(tmp_path)) as server:
+        assert relayed(server.url) == b"HI"
+
+
+def relayed(url: str) -> bytes:
+    command = [sys.executable, "-m", "pytest_virtainers.engine.relay", url, "c", "relay", "22"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as relay:
+        assert relay.stdin is not None
+        assert relay.stdout is not None
+        relay.stdin.write(b"hi")
+        relay.stdin.flush()
+        return relay.stdout.read()
 
 
 def test_a_docker_host_that_is_silent_is_not_replaced_by_another_engine() -> None:
@@ -116,11 +165,56 @@ def test_a_podman_that_does_not_serve_speaks_for_itself(monkeypatch: pytest.Monk
     broken.write_text("#!/bin/sh\necho cannot clone: Operation not permitted >&2\nexit 125\n")
     broken.chmod(0o755)
     monkeypatch.setattr(detect, "candidates", lambda *_: [])
-    monkeypatch.setattr("pytest_virtainers.engine.podman_service._START_SECONDS", 1.0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    began = time.monotonic()
     with pytest.raises(EngineNotFound, match=r"did not start: cannot clone: Operation not permitted"):
         detect.find("auto", {**NOBODY, "PATH": str(tmp_path)})
+    assert time.monotonic() - began < 5
     assert [path.name for path in tmp_path.iterdir()] == ["podman"]
+
+
+@pytest.fixture
+def deaf_podman(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A podman that makes a file where its socket should be, writes down its process id, and stays."""
+    podman = tmp_path / "podman"
+    podman.write_text(
+        f'#!/bin/sh\nfor url; do :; done\necho $$ >{tmp_path}/pid\n: >"${{url#unix://}}"\nexec /bin/sleep 60\n'
+    )
+    podman.chmod(0o755)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return podman
+
+
+def runs(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_podman_that_serves_but_does_not_answer_is_told_and_stopped(
+    monkeypatch: pytest.MonkeyPatch, deaf_podman: Path
+) -> None:
+    monkeypatch.setattr(detect, "candidates", lambda *_: [])
+    with pytest.raises(EngineNotFound, match="  a Podman of our own: Connection refused\n"):
+        detect.find("podman", {**NOBODY, "PATH": str(deaf_podman.parent)})
+    assert not runs(int((deaf_podman.parent / "pid").read_text()))
+    assert {path.name for path in deaf_podman.parent.iterdir()} == {"podman", "pid"}
+
+
+def test_a_service_of_our_own_ends_when_we_are_killed(deaf_podman: Path) -> None:
+    program = (
+        "import os, tempfile; from pytest_virtainers.engine.podman_service import PodmanService\n"
+        f"tempfile.tempdir = {str(deaf_podman.parent)!r}; kept = PodmanService({str(deaf_podman)!r})\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    service = int((deaf_podman.parent / "pid").read_text())
+    deadline = time.monotonic() + 5
+    while runs(service) or list(deaf_podman.parent.glob("virtainers-podman-*")):
+        assert time.monotonic() < deadline, "the service, or its folder, is still there"
+        time.sleep(0.05)
 
 
 def test_known_refusals_come_with_their_remedy() -> None:

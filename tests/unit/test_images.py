@@ -1,9 +1,12 @@
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from pytest_virtainers import contexts, images
 from pytest_virtainers.errors import ImageError
+from pytest_virtainers.progress import Progress
+from pytest_virtainers.store import Workshop
 
 
 def refused(image: str) -> str:
@@ -47,6 +50,44 @@ def test_disks_are_taken(tmp_path: Path) -> None:
     for name, content in (("a.qcow2", b"QFI\xfb" + b"\0" * 100), ("b.raw", b"\0" * 510 + b"\x55\xaa" + b"\0" * 512)):
         (tmp_path / name).write_bytes(content)
         assert images.find(str(tmp_path / name)) == tmp_path / name
+
+
+class Helper:
+    """A container in which `qemu-img check` ends as told."""
+
+    def __init__(self, check: int) -> None:
+        self.check = check
+        self.put_names: list[str] = []
+
+    def put_archive(self, _folder: str, archive: Any) -> None:
+        b"".join(archive)
+
+    def run(self, command: list[str]) -> tuple[int, bytes]:
+        if command[1] == "info":
+            return 0, b'{"format": "qcow2", "virtual-size": 1024}'
+        return self.check, b"what it found"
+
+    def put(self, _folder: str, members: dict[str, bytes]) -> None:
+        self.put_names += members
+
+
+def copied(tmp_path: Path, check: int) -> list[str]:
+    (tmp_path / "a.qcow2").write_bytes(b"QFI\xfb")
+    helper = Helper(check)
+    shop = Workshop(cast("Any", helper), "a-store")
+    with Progress(lambda _text: None, live=False).step("copying") as step:
+        images._copy(tmp_path / "a.qcow2", "0123", shop, "/store/.scratch", step)
+    return helper.put_names
+
+
+@pytest.mark.parametrize("check", [0, 3])
+def test_a_disk_that_only_wastes_room_is_taken(tmp_path: Path, check: int) -> None:
+    assert copied(tmp_path, check) == ["manifest.json"]
+
+
+def test_a_damaged_disk_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"a\.qcow2: the disk is damaged or cut short; (?s:.)*what it found"):
+        copied(tmp_path, 2)
 
 
 def test_a_context_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

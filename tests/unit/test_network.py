@@ -1,6 +1,10 @@
 from ipaddress import IPv4Network
 
-from pytest_virtainers.engine import network
+import pytest
+
+from pytest_virtainers.engine import detect, network
+from pytest_virtainers.errors import EngineError
+from tests.unit.fake_engine import serving
 
 
 def test_subnets_keep_clear_of_what_is_taken() -> None:
@@ -17,3 +21,12 @@ def test_a_pool_that_is_all_taken_has_none() -> None:
 
 def test_the_guests_inner_network_is_not_in_the_pool() -> None:
     assert not network.POOL.overlaps(IPv4Network("192.168.100.0/24"))
+
+
+def test_an_engine_that_died_before_the_end_is_told_in_words() -> None:
+    with serving({"POST /networks/create": (201, {"Id": "0123"})}) as server:
+        engine = detect.find(server.url)
+        made = network.Network(engine, "lab", "run", internet=True)
+    with pytest.raises(EngineError, match=r"removing network lab failed: podman 4\.9 at tcp.*Connection refused"):
+        made.close()
+    engine.close()

@@ -2,6 +2,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from pytest_virtainers.engine import owner
 
@@ -32,3 +35,34 @@ def test_in_doubt_the_owner_lives() -> None:
     host = mine["virtainers.owner-host"].partition("/")[0]
     assert not owner.is_dead({**mine, "virtainers.owner-host": f"{host}/1", "virtainers.owner-pid": "999999999"})
     assert not owner.is_dead({})
+
+
+def test_without_proc_a_process_that_exists_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(owner, "_PROC", tmp_path)
+    mine = owner.labels("vm", "run")
+    assert not owner.is_dead(mine)
+    assert owner.is_dead({**mine, "virtainers.owner-pid": "999999999"})
+
+
+def test_a_boot_that_cannot_be_told_is_no_other_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = owner.labels("vm", "run")
+    monkeypatch.setattr(owner, "_boot_id", lambda: "")
+    assert not owner.is_dead(mine)
+
+
+@pytest.mark.parametrize("refusal", [FileNotFoundError, PermissionError, ProcessLookupError])
+def test_a_hidden_process_of_another_user_lives(monkeypatch: pytest.MonkeyPatch, refusal: type[OSError]) -> None:
+    mine = owner.labels("vm", "run")
+
+    def refuse(*_: object) -> str:
+        raise refusal
+
+    monkeypatch.setattr(owner, "_boot_id", lambda: mine["virtainers.owner-boot"])
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert not owner.is_dead(mine)
+
+    def forbid(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", forbid)
+    assert not owner.is_dead(mine)

@@ -1,8 +1,13 @@
 import os
 import socket
 import struct
+import threading
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
+from pytest_virtainers.engine import detect
 from pytest_virtainers.engine.streams import Demultiplexer, ExecStream, HijackedSocket
+from tests.unit.fake_engine import credentials, echo, serving
 
 
 def frame(stream: int, payload: bytes) -> bytes:
@@ -48,3 +53,22 @@ def test_a_forked_child_does_not_hold_the_lease() -> None:
     theirs.close()
     for end in (*ready, *go):
         os.close(end)
+
+
+def test_a_stream_over_tls_can_be_given_up_without_a_word(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def watched(request: BaseHTTPRequestHandler) -> None:
+        echo(request)
+        request.rfile.read()
+        ended.set()
+
+    environ = {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
+    with serving({"POST /exec/e/start": watched}, tls=credentials(tmp_path)) as server:
+        engine = detect.find(server.url, environ)
+        lease = HijackedSocket(engine.api.exec_start("e", socket=True))
+        lease.send(b"hi")
+        assert lease.recv() == frame(1, b"HI")
+        lease.abandon()
+        assert ended.wait(5), "the connection is still open"
+        engine.close()
