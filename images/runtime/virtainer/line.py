@@ -45,6 +45,8 @@ class Line:
         with contextlib.suppress(OSError):  # the server is closed
             while True:
                 caller, address = server.accept()
+                if server.family == socket.AF_INET:  # SSH's short messages should not wait for each other
+                    caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if allowed is None or address[0] in allowed:
                     threading.Thread(target=self._serve, args=(caller,), daemon=True).start()
                 else:
