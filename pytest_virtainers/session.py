@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.spec import Spec
 
 _LAST_SECONDS = 4
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 SETTINGS_KEY: pytest.StashKey[Settings] = pytest.StashKey()
 _MANAGER_KEY: pytest.StashKey[Manager] = pytest.StashKey()
@@ -47,7 +48,7 @@ def manager(config: pytest.Config) -> Manager:
             config.stash[_MANAGER_KEY] = Manager(settings, _progress(config), worker)
             _end_on_sigterm()
             if hasattr(config, "workerinput"):
-                _end_with_parent()
+                _end_with_parent(config)
     except EngineNotFound as error:
         config.stash[_NO_ENGINE_KEY] = error
         if settings.missing == "skip":
@@ -111,19 +112,28 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, _exit)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(config: pytest.Config) -> None:
     """Make the end of pytest-xdist's main process, however it ends, the end of this worker, too (Linux).
 
-    pytest-xdist would let a worker finish its test, and give it up to 15 seconds more.
+    pytest-xdist would let a worker finish its test, and end it without a word some seconds later.
     """
+    parent = os.getppid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getppid() == parent:
+            _exit(number, frame)
+        signal.alarm(_LAST_SECONDS)  # nobody is there to end us, if we should be stuck
+        try:
+            close(config)
+        finally:
+            os._exit(128 + number)
+
     if sys.platform == "linux":
         import ctypes
 
-        _set_pdeathsig = 1  # linux/prctl.h
-        ctypes.CDLL(None).prctl(_set_pdeathsig, signal.SIGTERM)
+        signal.signal(signal.SIGTERM, end)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _exit(number: int, _frame: object) -> NoReturn:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        signal.alarm(_LAST_SECONDS)  # nobody is there to end us, if we should be stuck
     pytest.exit(f"terminated by {signal.Signals(number).name}", returncode=128 + number)

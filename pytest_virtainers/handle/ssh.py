@@ -28,6 +28,8 @@ _CHUNK_BYTES = 256 * 1024
 # When a command has ended but its streams have not: how long they may be silent, and how long they may go on.
 _LINGER_SECONDS, _AFTERMATH_SECONDS = 1.0, 5.0
 _HANG_UP_SECONDS = 2.0
+_MOMENT_SECONDS = 0.1
+_BROKEN = "the SSH connection broke while {!r} ran"
 _WINDOW_BYTES = 16 * 1024 * 1024
 
 # paramiko reports every failed attempt with a traceback. What matters of it is in our own errors.
@@ -117,12 +119,20 @@ class Connection:
                 ended = min(ended, now)
                 over = not drained and (channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS)
                 if over or now - ended > _AFTERMATH_SECONDS:
-                    return channel.recv_exit_status()
+                    return self._exit_code(channel, command)
             elif not drained and (channel.closed or not self.alive):
-                raise SSHError(f"the SSH connection broke while {command!r} ran")
+                raise SSHError(_BROKEN.format(command))
             if deadline is not None and now > deadline:
                 raise TimedOut
             check()
+
+    def _exit_code(self, channel: paramiko.Channel, command: str) -> int:
+        code = channel.recv_exit_status()
+        if code == -1:  # of a command that a signal ended, and of each one whose connection does
+            self.transport.join(_MOMENT_SECONDS)
+            if not self.alive:
+                raise SSHError(_BROKEN.format(command))
+        return code
 
     def _open(self, command: str, deadline: float | None, check: Callable[[], None]) -> paramiko.Channel:
         def start() -> paramiko.Channel:

@@ -45,14 +45,16 @@ sys.exit(pytest.main())
 class Run:
     """A pytest run as a child process, and what it has on the engine."""
 
-    def __init__(self, pytester: pytest.Pytester, engine: Engine, source: str, name: str) -> None:
+    def __init__(
+        self, pytester: pytest.Pytester, engine: Engine, source: str, name: str, options: tuple[str, ...] = ()
+    ) -> None:
         pytester.makepyfile(source.format(name=name, unique=time.time_ns()))
         self.ready = pytester.path / "ready"
         self.log = pytester.path / "log"
         self._api = engine.api
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", PYTEST, "-p", "no:cacheprovider"],
+                [sys.executable, "-c", PYTEST, "-p", "no:cacheprovider", *options],
                 cwd=pytester.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -92,11 +94,11 @@ class Run:
 
 
 @pytest.fixture
-def start(pytester: pytest.Pytester, engine: Engine, runtime_image: str) -> Iterator[Callable[[str, str], Run]]:
+def start(pytester: pytest.Pytester, engine: Engine, runtime_image: str) -> Iterator[Callable[..., Run]]:
     runs = []
 
-    def start(source: str, name: str) -> Run:
-        runs.append(Run(pytester, engine, source, name))
+    def start(source: str, name: str, *options: str) -> Run:
+        runs.append(Run(pytester, engine, source, name, options))
         return runs[-1]
 
     yield start
@@ -107,7 +109,7 @@ def start(pytester: pytest.Pytester, engine: Engine, runtime_image: str) -> Iter
 
 @pytest.mark.parametrize(("stage", "name"), [("booting", "killed-in-boot"), ("running", "killed-in-test")])
 def test_after_sigkill_no_container_is_left_and_the_next_run_removes_the_network(
-    start: Callable[[str, str], Run], engine: Engine, stage: str, name: str
+    start: Callable[..., Run], engine: Engine, stage: str, name: str
 ) -> None:
     run = start(BOOTING if stage == "booting" else RUNNING, name)
     run.until_booting() if stage == "booting" else run.until_running()
@@ -122,11 +124,26 @@ def test_after_sigkill_no_container_is_left_and_the_next_run_removes_the_network
     assert run.networks() == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_main_process(start: Callable[..., Run], engine: Engine, number: signal.Signals) -> None:
+    name = f"worker-{number.name.lower()}"
+    run = start(RUNNING, name, "-n", "2")
+    run.until_running()
+    labels = {"label": [f"virtainers.vm={name}"]}
+    (found,) = engine.api.containers(filters=labels)
+    of_the_run = {"label": [f"virtainers.run={found['Labels']['virtainers.run']}"]}
+    run.process.send_signal(number)
+    run.process.wait(10)
+    time.sleep(5)
+    assert engine.api.containers(all=True, filters=labels) == []
+    assert engine.api.networks(filters=of_the_run) == []
+
+
 @pytest.mark.parametrize(
     ("number", "code", "name"), [(signal.SIGINT, 2, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_during_boot_cleans_up_at_once(
-    start: Callable[[str, str], Run], number: signal.Signals, code: int, name: str
+    start: Callable[..., Run], number: signal.Signals, code: int, name: str
 ) -> None:
     run = start(BOOTING, name)
     run.until_booting()

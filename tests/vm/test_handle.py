@@ -9,8 +9,9 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from pytest_virtainers import VM, CommandFailed, CommandTimeout, ssh
+from pytest_virtainers import VM, CommandFailed, CommandTimeout
 from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.handle import ssh
 from pytest_virtainers.handle.endpoint import RELAY, Endpoint
 from pytest_virtainers.keys import KeyPair, Keys
 
@@ -73,6 +74,14 @@ def test_a_process_left_behind_does_not_hold_the_call(session_vm: VM) -> None:
     session_vm.run("pkill sleep")
 
 
+def test_nor_does_one_that_goes_on_talking(session_vm: VM) -> None:
+    began = time.monotonic()
+    result = session_vm.run("while sleep 0.3; do echo more; done & echo started", timeout=60)
+    assert result.stdout.startswith("started\n")
+    assert time.monotonic() - began < 30
+    session_vm.run("pkill -f [s]leep.0.3", check=False)
+
+
 def test_a_timeout_keeps_what_was_printed(session_vm: VM) -> None:
     began = time.monotonic()
     with pytest.raises(CommandTimeout) as caught:
@@ -91,6 +100,9 @@ def test_a_timeout_holds_when_the_guest_hangs(session_vm: VM) -> None:
         with pytest.raises(CommandTimeout):
             session_vm.run("true", timeout=3)
         assert time.monotonic() - began < 10
+        with pytest.raises(CommandTimeout):  # more than all buffers on the way take
+            session_vm.run("cat", input=bytes(64 * MIB), timeout=3)
+        assert time.monotonic() - began < 20
     finally:
         container.run(["qmp", '{"execute": "cont"}'])
     assert session_vm.run("echo back", timeout=60).stdout == "back\n"

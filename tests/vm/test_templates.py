@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from pytest_virtainers import VM, VMFactory
+from pytest_virtainers import VM, GuestPanic, VMFactory
 from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.handle import ssh
 from pytest_virtainers.manager import Manager
-from pytest_virtainers.settings import resolve
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import Settings, resolve
 from pytest_virtainers.spec import Spec, check, merge
 from pytest_virtainers.store import workshop
 from pytest_virtainers.templates import Template
@@ -59,7 +62,7 @@ def test_the_clock_is_the_hosts(pair: tuple[VM, VM]) -> None:
 
 def test_random_numbers_differ(manager: Manager) -> None:
     # Read first of all, and by a new program: the kernel's generator is what must have been reseeded.
-    read = "head -c 32 /dev/urandom | base64; cat /proc/sys/kernel/random/uuid"
+    read = "python3 -c 'import os; print(os.getrandom(16).hex())'; cat /proc/sys/kernel/random/uuid"
     drawn = set()
     for number in range(2):
         vm = manager.launch(spec(f"random-{number}"))
@@ -81,6 +84,43 @@ def test_a_fresh_identity_on_request(manager: Manager) -> None:
     assert all(len(each) in {32, 68} for each in seen), seen
 
 
+def session_of(vm: VM) -> str:
+    return vm.run("echo $SSH_CONNECTION").stdout.split()[0]
+
+
+def test_clones_go_on_with_the_session_of_their_template(pair: tuple[VM, VM]) -> None:
+    for vm in pair:
+        assert session_of(vm) == "UNKNOWN", "sshd does not know where its virtio-serial port leads"
+        vm._connection.transport.renegotiate_keys()  # type: ignore[union-attr]
+        assert vm.run("echo works").stdout == "works\n"
+
+
+def test_where_no_route_leads_the_session_goes_on_through_an_exec_stream(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dial(*_: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(ssh, "dial", dial)
+    vm = manager.launch(spec("far"))
+    assert session_of(vm) == "UNKNOWN"
+    manager.discard(vm)
+
+
+def test_without_a_session_that_works_we_log_in(manager: Manager) -> None:
+    wanted = spec("alone")
+    template = place_of(manager, wanted)
+    assert template.session is not None
+    broken = replace(template.session, keys=dict.fromkeys(template.session.keys, "00" * 64))
+    manager.templates()._known[template.key] = replace(template, session=broken)
+    try:
+        vm = manager.launch(wanted)
+    finally:
+        manager.templates()._known[template.key] = template
+    assert session_of(vm) not in {"UNKNOWN", ""}
+    manager.discard(vm)
+
+
 def test_disks_are_their_own(pair: tuple[VM, VM]) -> None:
     pair[0].run("echo one >/home/debian/file; sync")
     assert not pair[1].run("test -e /home/debian/file", check=False).ok
@@ -91,6 +131,11 @@ def test_the_network_works_and_names_are_found(pair: tuple[VM, VM]) -> None:
     assert first.ip != second.ip
     assert first.run("getent hosts second").stdout.split()[0] == second.ip
     first.run(["ping", "-c", "1", "-W", "10", "second"])
+    first.run(["networkctl", "renew", "eth0"], sudo=True)
+    state = ["networkctl", "status", "eth0", "--json=short"]
+    found = first.run([*state], sudo=True).stdout
+    assert '"AdministrativeState":"configured"' in found
+    assert first.run("getent hosts second").stdout.split()[0] == second.ip
 
 
 def test_the_helper_leaves_nothing(pair: tuple[VM, VM]) -> None:
@@ -133,12 +178,12 @@ def test_set_up_is_done_once_and_a_name_from_user_data_stays(manager: Manager) -
     assert stamps[0].endswith("contentalice\nby-user-data\n")
 
 
-def test_workers_share_one_template_that_python_prepares(pytester: pytest.Pytester) -> None:
+def test_workers_and_runs_share_one_template_that_python_prepares(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
         import pytest
 
-        def install(vm, content="prepared"):
+        def install(vm, content="prepared", unique=UNIQUE):
             with open("calls", "a") as file:
                 file.write("x")
             vm.write_text("/srv/prepared", content)
@@ -146,7 +191,7 @@ def test_workers_share_one_template_that_python_prepares(pytester: pytest.Pytest
         @pytest.fixture(scope="session")
         def virtainer_prepare():
             return install
-        """
+        """.replace("UNIQUE", str(time.time_ns()))
     )
     pytester.makepyfile(
         """
@@ -158,9 +203,12 @@ def test_workers_share_one_template_that_python_prepares(pytester: pytest.Pytest
             assert vm.read_text("/srv/prepared") == "prepared"
         """
     )
-    (pytester.path / "calls").touch()
-    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2").assert_outcomes(passed=4)
-    assert (pytester.path / "calls").read_text() in {"x", ""}, "not at all, when an earlier run has left the template"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    with (pytester.path / "log").open("w") as log:
+        beside = subprocess.Popen([*command, "-n", "2"], cwd=pytester.path, stdout=log, stderr=log)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
+    assert beside.wait(300) == 0, (pytester.path / "log").read_text()
+    assert (pytester.path / "calls").read_text() == "x"
 
 
 def place_of(manager: Manager, wanted: Spec) -> Template:
@@ -170,10 +218,22 @@ def place_of(manager: Manager, wanted: Spec) -> Template:
     return manager.templates().ensure(wanted, manager.guest(wanted.image), boot)
 
 
-def test_a_damaged_template_is_made_anew(manager: Manager, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_template_is_made_anew(
+    manager: Manager, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
     wanted = spec("damaged", **SET_UP)
     manager.discard(manager.launch(wanted))
     former = place_of(manager, wanted)
+    with Manager(settings, SILENT) as other:
+        other.discard(other.launch(wanted))
+        make_anew(manager, wanted, former, capfd)
+        # What the other process has known of it is no longer true. It finds that out.
+        vm = other.launch(wanted)
+        assert vm.keys == place_of(manager, wanted).keys
+        assert vm.run("cat /srv/file").stdout == "content"
+
+
+def make_anew(manager: Manager, wanted: Spec, former: Template, capfd: pytest.CaptureFixture[str]) -> None:
     with manager.store() as shop:
         shop.shell(f"echo nonsense >{former.folder}/state")
     vm = manager.launch(wanted)
@@ -205,28 +265,51 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
         drawn.append(vm.run(draw).stdout)
         vm.run("echo after >/tmp/file")
     assert drawn[0] != drawn[1]
+    with pytest.raises(GuestPanic):
+        vm.run("echo c >/proc/sysrq-trigger; sleep 60", sudo=True)
+    vm.restore(snapshot)
+    assert vm.run("cat /tmp/file").stdout == "before\n", "back from before the panic"
     with pytest.raises(ValueError, match="is not a snapshot of"):
         pair[1].restore(snapshot)
 
 
-def test_a_shared_vm_is_reset_for_each_test(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("scope", ["class", "module", "session"])
+def test_a_shared_vm_is_reset_for_each_test(pytester: pytest.Pytester, scope: str) -> None:
     pytester.makepyfile(
-        """
+        f"""
         import pytest
 
-        pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module", reset="snapshot")
-
-        @pytest.mark.parametrize("number", range(3))
-        def test_it(vm, number):
-            with open("machines", "a") as file:
-                file.write(f"{vm.ip}\\n")
-            vm.run("test ! -e mark && touch mark")
+        @pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="{scope}", reset="snapshot")
+        class Test:
+            @pytest.mark.parametrize("number", range(3))
+            def test_it(self, vm, number):
+                with open("machines", "a") as file:
+                    file.write(f"{{vm.ip}}\\n")
+                vm.run("test ! -e mark && touch mark")
         """
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
     machines = (pytester.path / "machines").read_text().split()
     assert len(machines) == 3
     assert len(set(machines)) == 1
+
+
+def test_a_shared_vm_that_was_lost_is_replaced(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
+
+        def test_lose_it(vm):
+            with pytest.raises(Exception, match="the guest switched itself off"):
+                vm.run("poweroff -f; sleep 60", sudo=True)
+
+        def test_the_next_one(vm):
+            vm.run("true")
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=2)
 
 
 def virtainers(*words: str, **environment: str) -> str:
@@ -240,7 +323,7 @@ def test_what_is_in_use_is_not_removed(manager: Manager, pair: tuple[VM, VM]) ->
     row = next(line for line in virtainers("store", "ls").splitlines() if line.startswith(place))
     assert "in use  debian-13, 512 MiB, 2 CPU, user debian" in row
     for each in (place, guest):
-        assert f"{each} is in use by a running VM" in virtainers("store", "rm", each)
+        assert f"{each} is in use by a running VM or by a test run" in virtainers("store", "rm", each)
 
 
 def test_the_store_is_listed_and_pruned(manager: Manager, engine: Engine) -> None:
