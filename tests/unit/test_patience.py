@@ -5,6 +5,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,43 @@ def test_a_result_that_comes_too_late_is_unwanted(blocked: Blocked) -> None:
     assert unwanted.empty()
     blocked.may_go_on.set()
     assert unwanted.get(timeout=5) == "late"
+
+
+def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller, threads = threading.current_thread(), list[threading.Thread]()
+    result_is_there, caller_has_left = threading.Event(), threading.Event()
+
+    def thread(**options: Any) -> threading.Thread:
+        threads.append(threading.Thread(**options))
+        return threads[0]
+
+    class Lock:
+        """Keeps the thread just after it has said what its result is."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+            if threading.current_thread() is not caller:
+                result_is_there.set()
+                caller_has_left.wait(5)
+
+    def check() -> None:
+        if result_is_there.is_set():
+            gone()
+
+    monkeypatch.setattr(patience, "threading", SimpleNamespace(Thread=thread, Lock=Lock))
+    monkeypatch.setattr(patience, "POLL_SECONDS", 0.001)
+    unwanted: list[int] = []
+    with pytest.raises(VMGone):
+        patiently(lambda: 7, check=check, deadline=None, unwanted=unwanted.append)
+    caller_has_left.set()
+    threads[0].join(5)
+    assert unwanted == [7]
 
 
 def test_what_the_call_takes_is_recorded_for_its_caller() -> None:
