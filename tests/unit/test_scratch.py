@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,3 +68,16 @@ def test_what_another_user_has_left_is_not_ours_to_sweep(temp: Path, monkeypatch
         patch.setattr(os, "getuid", lambda: left.stat().st_uid + 1)
         scratch.sweep()
     assert left.exists()
+
+
+def test_two_may_sweep_at_the_same_time(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [left_behind(), left_behind()]
+
+    def dies_while_another_process_sweeps(_pid: int) -> bool:
+        for each in left:
+            shutil.rmtree(each, ignore_errors=True)
+        return False
+
+    monkeypatch.setattr(scratch, "_lives", dies_while_another_process_sweeps)
+    scratch.sweep()
+    assert not list(temp.iterdir())
