@@ -101,7 +101,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     shop.keep("guests/base", 10, json.dumps({"suite": "trixie"}, indent=2))
     shop.keep("templates/old", 20, json.dumps({"guest": "guests/base", "image": "debian-13"}))
     shop.keep("templates/new", 40, json.dumps({"guest": "guests/base", "image": "debian-13"}))
-    shop.keep("guests/other", 30, "damaged and cut sh")
+    shop.keep("guests/other", 30, "damaged\rand\tcut sh")
     return shop
 
 
@@ -136,3 +136,24 @@ def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None
         "virtainers: the store was full: removed guests/other (, 2 MiB)\n",
         "virtainers: the store was full: removed templates/new (debian-13, None MiB, None CPU, user None, 2 MiB)\n",
     ]
+
+
+def test_what_goes_or_is_replaced_while_the_contents_are_listed_is_left_out(
+    shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    du = tmp_path / "bin" / "du"
+    du.parent.mkdir()
+    du.write_text(
+        f"""#!/bin/sh
+        PATH={os.environ["PATH"]}
+        [ "$2" != templates/old ] || rm -r "$2"
+        [ "$2" != templates/new ] || mv "$2" away
+        du "$@"
+        [ ! -e away ] || mv away "$2"
+        """
+    )
+    du.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{du.parent}:{os.environ['PATH']}")
+    shop.keep("guests/unused", 50, "{}")
+    found = housekeeping.contents(shop.engine, shop)
+    assert [each.place for each in found] == ["guests/base", "guests/other", "guests/unused"]
