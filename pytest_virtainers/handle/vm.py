@@ -319,7 +319,7 @@ class VM:
                 connection.execute(
                     "true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self._check_alive
                 )
-                return line.freeze(connection.transport)
+                return line.freeze(connection.transport, _LOGIN_SECONDS)
             finally:
                 connection.close()
         return None

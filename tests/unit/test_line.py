@@ -1,5 +1,6 @@
 """The session that goes on in another client, with an SSH server that is not told about the change."""
 
+import gc
 import json
 import socket
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 import paramiko
 import pytest
-from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, MSG_CHANNEL_CLOSE, OPEN_SUCCEEDED
 
 from pytest_virtainers.handle import line, ssh
 from pytest_virtainers.keys import Keys
@@ -21,6 +22,9 @@ SECONDS = 10.0
 
 class Sshd(paramiko.ServerInterface):
     """Lets the key in; a command is answered with its name in capitals, and exit code 7."""
+
+    def __init__(self) -> None:
+        self.may_close = threading.Event()  # the channel of the command "slow"
 
     def get_allowed_auths(self, _username: str) -> str:
         return "publickey"
@@ -36,10 +40,13 @@ class Sshd(paramiko.ServerInterface):
         return True
 
     def _answer(self, channel: paramiko.Channel, command: bytes) -> None:
-        with channel:
-            channel.recv(1)  # its end comes when the client knows that the command has started
-            channel.sendall(command.upper())
-            channel.send_exit_status(7)
+        channel.recv(1)  # its end comes when the client knows that the command has started
+        channel.sendall(command.upper())
+        channel.send_exit_status(7)
+        channel.shutdown_write()
+        if command == b"slow":
+            self.may_close.wait()
+        channel.close()
 
 
 class Wire:
@@ -48,16 +55,18 @@ class Wire:
     def __init__(self, **options: Any) -> None:
         self.end, theirs = socket.socketpair()
         # OpenSSH sends its EXT_INFO once; paramiko would after each key exchange.
-        self.server = paramiko.Transport(theirs, server_sig_algs=False, **options)
+        self.server: Any = paramiko.Transport(theirs, server_sig_algs=False, **options)
         self.server.set_log_channel(ssh.LOG_CHANNEL)
         self.server.add_server_key(KEYS.host.paramiko())
-        self.server.start_server(threading.Event(), Sshd())
+        self.sshd = Sshd()
+        self.server.start_server(threading.Event(), self.sshd)
 
     def log_in(self) -> ssh.Connection:
         """Log in with a client that may go without a word to the server."""
         return ssh.log_in(self.end.dup(), "debian", KEYS, SECONDS, line.Recording)
 
     def close(self) -> None:
+        self.sshd.may_close.set()
         self.end.close()
         self.server.close()
         self.server.join(SECONDS)
@@ -80,7 +89,7 @@ def frozen(wire: Wire) -> line.Session:
     """Log in, do something, and give what is kept of the session in a template's manifest."""
     first = wire.log_in()
     assert execute(first) == (b"FIRST", 7)
-    session = line.freeze(first.transport)
+    session = line.freeze(first.transport, SECONDS)
     first.close()
     first.transport.join(SECONDS)
     return line.Session(**json.loads(json.dumps(asdict(session))))
@@ -98,12 +107,17 @@ def test_a_session_goes_on_in_another_client(wire: Wire, stack: ExitStack) -> No
     second = line.resume(wire.end, frozen(wire))
     stack.callback(second.close)
     assert second.answers(SECONDS)
+    assert second.transport.is_authenticated()
     assert execute(second, "second") == (b"SECOND", 7)
 
 
 @pytest.mark.parametrize("asks", ["client", "server"])
-def test_either_side_may_change_keys_after_that(asks: str, wire: Wire, stack: ExitStack) -> None:
-    second = line.resume(wire.end, frozen(wire))
+def test_either_side_may_change_keys_after_that(
+    asks: str, wire: Wire, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = frozen(wire)
+    monkeypatch.setattr(paramiko.Transport, "_CLIENT_ID", "another_version")
+    second = line.resume(wire.end, session)
     stack.callback(second.close)
     assert second.answers(SECONDS)
     before = second.transport.H
@@ -127,4 +141,16 @@ def test_a_server_that_does_not_count_anew_is_refused(stack: ExitStack) -> None:
     first = wire.log_in()
     stack.callback(first.close)
     with pytest.raises(line.Unsuitable, match="does not know the strict key exchange"):
-        line.freeze(first.transport)
+        line.freeze(first.transport, SECONDS)
+
+
+def test_keys_are_not_changed_before_the_server_has_closed_all_channels(wire: Wire, stack: ExitStack) -> None:
+    handlers = wire.server._channel_handler_table
+    wire.server._channel_handler_table = {**handlers, MSG_CHANNEL_CLOSE: lambda _channel, _message: None}
+    first = wire.log_in()
+    stack.callback(first.close)
+    execute(first, "slow")
+    execute(first, "quick")
+    gc.collect()
+    with pytest.raises(line.Unsuitable, match=r"did not change keys within 0\.05 s"):
+        line.freeze(first.transport, 0.05)
