@@ -35,6 +35,7 @@ COMMAND = ["line"]
 
 _SERIAL_PORT = "org.virtainers.line"
 # Out of the login's cgroup, as it would otherwise end with it; its own login moves it where sessions belong.
+# Fails where there is no such port or no sshd.
 SERVE = f"""
 for each in /sys/class/virtio-ports/*; do
     [ "$(cat "$each/name")" != {_SERIAL_PORT} ] || device=/dev/${{each##*/}}

@@ -1,12 +1,14 @@
 """The handle of a VM whose container only says things."""
 
+import subprocess
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from virtainer.ending import End, Reason
 
-from pytest_virtainers.errors import BadTemplate, GuestPanic, StoreError, VirtainerError, VMGone
+from pytest_virtainers.errors import BadTemplate, GuestPanic, SSHError, StoreError, VirtainerError, VMGone
+from pytest_virtainers.handle import line, ssh
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT
@@ -23,6 +25,9 @@ class Container:
 
     def wait(self, _seconds: float) -> bool:
         return self.ended
+
+    def stream(self, _command: list[str]) -> None:
+        """Give nothing: nobody reads it here."""
 
 
 def machine(container: Any) -> VM:
@@ -75,3 +80,40 @@ def test_a_machine_that_cannot_go_on_says_why(container: Container, kind: type[V
     with pytest.raises(VirtainerError) as caught:
         machine(container).run("true")
     assert (type(caught.value), str(caught.value)) == (kind, words)
+
+
+class Connection:
+    """Each command ends with the next of these exit codes, or breaks the connection."""
+
+    def __init__(self, *codes: int | Exception) -> None:
+        self._codes = list(codes)
+        self.closed = False
+
+    def execute(self, _command: str, **_: object) -> int:
+        code = self._codes.pop(0)
+        if isinstance(code, Exception):
+            raise code
+        return code
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def connected(connection: Any) -> VM:
+    vm = machine(Container(RUNS))
+    vm._connection = connection
+    return vm
+
+
+def test_a_guest_without_the_port_serves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = subprocess.run(["sh", "-c", line.SERVE], capture_output=True, check=False).returncode
+    assert code != 0
+    monkeypatch.delattr(ssh, "log_in")
+    assert connected(Connection(code))._open_line() is None
+
+
+def test_a_line_that_breaks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    over_line = Connection(SSHError("'true' could not be started over SSH"))
+    monkeypatch.setattr(ssh, "log_in", lambda *_: over_line)
+    assert connected(Connection(0))._open_line() is None
+    assert over_line.closed
