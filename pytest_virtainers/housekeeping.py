@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 USES = f"{LABEL}.uses"
 """The label by which a container names the place in the store from which it runs."""
 
-# The manifest's time is that of the last use (Workshop.manifest).
+# The manifest's time is that of the last use (Workshop.manifest). What others remove meanwhile is left out.
 _LIST = f"""
 cd {MOUNT}
 for manifest in guests/*/manifest.json templates/*/manifest.json; do
-    [ -e "$manifest" ] || continue
     place=${{manifest%/*}}
-    printf '%s\\t%s\\t%s\\t' "$place" "$(du -sm "$place" | cut -f1)" "$(stat -c %Y "$manifest")"
-    tr -d '\\n' <"$manifest"
-    echo
+    {{
+        size=$(du -sm "$place" | cut -f1) && [ "$size" ] &&
+            used=$(stat -c %Y "$manifest") && facts=$(tr -d '\\n' <"$manifest")
+    }} 2>/dev/null || continue
+    printf '%s\\t%s\\t%s\\t%s\\n' "$place" "$size" "$used" "$facts"
 done
 """
 
@@ -71,7 +72,7 @@ def contents(engine: Engine, shop: Workshop) -> list[Kept]:
     with engine.failures("asking which containers run"):
         running = engine.api.containers(all=True, filters={"label": [USES]})  # or about to
     uses = {(each.get("Labels") or {}).get(USES) for each in running}
-    rows = [line.split("\t", 3) for line in shop.shell(_LIST).splitlines()]
+    rows = [line.split("\t", 3) for line in shop.shell(_LIST).split("\n") if line]
     found = [
         Kept(place, int(size), int(used), _facts(manifest), place in uses or is_held(place))
         for place, size, used, manifest in rows

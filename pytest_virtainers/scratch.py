@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -20,8 +21,9 @@ def sweep() -> None:
     """Remove what is left of processes that have ended without a word."""
     for each in Path(tempfile.gettempdir()).glob("virtainers-*"):
         made = _NAME.fullmatch(each.name)
-        if made and each.lstat().st_uid == os.getuid() and not _lives(int(made[1])):
-            shutil.rmtree(each, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            if made and each.lstat().st_uid == os.getuid() and not _lives(int(made[1])):
+                shutil.rmtree(each, ignore_errors=True)
 
 
 def _lives(pid: int) -> bool:

@@ -12,6 +12,7 @@ The session belongs to the template as its login key does: who has the one needs
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from paramiko.auth_handler import AuthHandler
 from paramiko.packet import Packetizer
 
 from pytest_virtainers.handle import ssh
+from pytest_virtainers.handle.patience import TimedOut, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +35,7 @@ COMMAND = ["line"]
 
 _SERIAL_PORT = "org.virtainers.line"
 # Out of the login's cgroup, as it would otherwise end with it; its own login moves it where sessions belong.
+# Fails where there is no such port or no sshd.
 SERVE = f"""
 for each in /sys/class/virtio-ports/*; do
     [ "$(cat "$each/name")" != {_SERIAL_PORT} ] || device=/dev/${{each##*/}}
@@ -45,6 +48,7 @@ setsid -f sh -c 'echo $$ >"$2"; exec "$0" -i <>"$1" >&0 2>/dev/null' "$sshd" "$d
 
 _AGREED = ("local_cipher", "remote_cipher", "local_mac", "remote_mac", "local_compression", "remote_compression")
 _VERSIONS = ("local_version", "remote_version")
+_POLL_SECONDS = 0.02
 
 
 class Unsuitable(Exception):
@@ -65,30 +69,48 @@ class Session:
 
 
 class Recording(paramiko.Transport):
-    """A client's end that remembers the keys in use."""
+    """A client's end that remembers the keys in use, and its channels (paramiko forgets what nobody uses)."""
 
     def __init__(self, sock: Any) -> None:
         super().__init__(sock)
         self.derived: dict[str, bytes] = {}
+        self._opened: list[paramiko.Channel] = []
+
+    def open_channel(self, *args: Any, **options: Any) -> paramiko.Channel:
+        """Open a channel, and keep it."""
+        channel = super().open_channel(*args, **options)
+        self._opened.append(channel)
+        return channel
 
     def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
         key: bytes = super()._compute_key(id, nbytes)  # type: ignore[misc]
         self.derived[id] = key
         return key
 
+    def change_keys(self) -> None:
+        """Change keys when the server, too, has closed all channels: it would say so to who knows of none."""
+        ours: Any = self
+        while ours._channels.values():
+            time.sleep(_POLL_SECONDS)
+        self.renegotiate_keys()
 
-def freeze(transport: paramiko.Transport) -> Session:
+
+def freeze(transport: paramiko.Transport, seconds: float) -> Session:
     """Change keys and give what another process needs to go on; nothing may be sent after that.
 
     Raises:
-        Unsuitable: the guest's sshd does not count anew with new keys (it is older than 9.6, or not OpenSSH).
+        Unsuitable: the guest's sshd does not count anew with new keys (it is older than 9.6, or not OpenSSH), or not
+            within so many seconds.
         paramiko.SSHException, OSError, EOFError: the connection broke.
     """
     assert isinstance(transport, Recording)  # noqa: S101  (or else there is nothing to give)
     ours: Any = transport
     if not ours.agreed_on_strict_kex:
         raise Unsuitable("the guest's sshd does not know the strict key exchange")
-    transport.renegotiate_keys()
+    try:
+        patiently(transport.change_keys, check=lambda: None, deadline=time.monotonic() + seconds)
+    except TimedOut:
+        raise Unsuitable(f"the guest's sshd did not change keys within {seconds:g} s") from None
     facts = {name: str(getattr(ours, name)) for name in (*_AGREED, *_VERSIONS)}
     keys = {letter: key.hex() for letter, key in transport.derived.items()}
     return Session(keys, {**facts, "session_id": ours.session_id.hex()})

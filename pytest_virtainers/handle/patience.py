@@ -48,7 +48,8 @@ def patiently(
             return
         with lock:
             outcome.append(result)
-        if left:
+            late = left
+        if late:
             unwanted(result)
 
     thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
@@ -58,8 +59,9 @@ def patiently(
     except BaseException:
         with lock:
             left = True
-        if outcome:
-            unwanted(outcome[0])
+            in_vain = list(outcome)
+        for result in in_vain:
+            unwanted(result)
         raise
     if failure:
         raise failure[0]

@@ -310,8 +310,9 @@ class VM:
 
     def _open_line(self) -> line.Session | None:
         """Open the SSH session that goes on in clones; None when the guest cannot have one."""
-        with contextlib.suppress(line.Unsuitable, EngineError, *ssh.FAILURES):
-            self.run(line.SERVE, sudo=True)
+        with contextlib.suppress(line.Unsuitable, EngineError, SSHError, *ssh.FAILURES):
+            if not self.run(line.SERVE, sudo=True, check=False).ok:
+                return None
             stream = self._container.stream(line.COMMAND)
             connection = ssh.log_in(stream, self.user, self.keys, _LOGIN_SECONDS, line.Recording)
             try:
@@ -319,7 +320,7 @@ class VM:
                 connection.execute(
                     "true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self._check_alive
                 )
-                return line.freeze(connection.transport)
+                return line.freeze(connection.transport, _LOGIN_SECONDS)
             finally:
                 connection.close()
         return None

@@ -1,10 +1,32 @@
-"""What goes when the store is too full."""
+"""What goes when the store is too full; here it is a local folder, in which our own shell works."""
 
+import json
+import os
+import subprocess
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import housekeeping
+from pytest_virtainers.holds import Holds
 from pytest_virtainers.housekeeping import Kept, surplus
+from pytest_virtainers.progress import Progress
+from pytest_virtainers.store import MOUNT
 
 
 def kept(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Kept:
     return Kept(f"templates/{name}", size_mib, used, {}, in_use)
+
+
+def guest(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Kept:
+    return Kept(f"guests/{name}", size_mib, used, {}, in_use)
+
+
+def template(name: str, size_mib: int, used: int, on: str, *, in_use: bool = False) -> Kept:
+    return Kept(f"templates/{name}", size_mib, used, {"guest": f"guests/{on}"}, in_use)
 
 
 OLD, BUSY, NEW = kept("old", 100, 1), kept("busy", 300, 2, in_use=True), kept("new", 200, 3)
@@ -25,8 +47,113 @@ def test_what_is_in_use_or_to_be_kept_stays() -> None:
     assert surplus(ALL, 0, keep={"templates/new"}) == [OLD]
 
 
+def test_a_guest_image_stays_as_long_as_a_template_on_it() -> None:
+    base, old, new = guest("base", 400, 1), template("old", 100, 2, "base"), template("new", 100, 3, "base")
+    assert surplus([base, old, new], 599) == [old]
+    assert surplus([base, old, new], 499) == [old, new]
+    assert surplus([base, old, new], 399) == [old, new, base]
+    used = template("new", 100, 3, "base", in_use=True)
+    assert surplus([base, old, used], 0) == [old]
+    assert surplus([base, old, new], 0, keep={new.place}) == [old]
+
+
 def test_what_things_are_is_said_in_words() -> None:
     template = {"image": "debian-13", "ram": 1024, "cpus": 1, "user": "debian"}
     assert Kept("templates/x", 1, 1, template, False).what == "debian-13, 1024 MiB, 1 CPU, user debian"
     assert Kept("guests/debian-13-x", 1, 1, {"suite": "trixie"}, False).what == "trixie"
     assert Kept("guests/file-x", 1, 1, {"name": "my.qcow2"}, False).what == "my.qcow2"
+
+
+class Shop:
+    """A store in a folder, and the engine whose containers run from some of its places."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.made: list[str] = []
+        self.running: list[str] = []
+        api = SimpleNamespace(
+            containers=lambda **_: [{"Labels": {housekeeping.USES: place}} for place in self.running]
+        )
+        self.engine: Any = SimpleNamespace(api=api, failures=lambda _doing: nullcontext())
+
+    def shell(self, script: str) -> str:
+        command = ["sh", "-c", script.replace(MOUNT, str(self._folder))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+        return done.stdout.decode(errors="replace")
+
+    def keep(self, place: str, used: int, manifest: str) -> None:
+        """Put something there that takes 2 MiB, rounded up."""
+        folder = self._folder / place
+        folder.mkdir(parents=True)
+        (folder / "disk").write_bytes(os.urandom(3 * 2**19))
+        (folder / "manifest.json").write_text(manifest)
+        os.utime(folder / "manifest.json", (used, used))
+
+    def places(self) -> set[str]:
+        return {str(each.relative_to(self._folder)) for each in self._folder.glob("*/*")}
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A store of 8 MiB: a guest image with an old and a new template, and one that nobody needs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shop = Shop(tmp_path / "store")
+    shop.keep("guests/base", 10, json.dumps({"suite": "trixie"}, indent=2))
+    shop.keep("templates/old", 20, json.dumps({"guest": "guests/base", "image": "debian-13"}))
+    shop.keep("templates/new", 40, json.dumps({"guest": "guests/base", "image": "debian-13"}))
+    shop.keep("guests/other", 30, "damaged\rand\tcut sh")
+    return shop
+
+
+def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
+    shop.running.append("templates/old")
+    with Holds() as holds:
+        holds.add("templates/new")
+        found = housekeeping.contents(shop.engine, shop)
+    assert [(each.place, each.size_mib, each.used, each.in_use) for each in found] == [
+        ("guests/base", 2, 10, False),
+        ("templates/old", 2, 20, True),
+        ("guests/other", 2, 30, False),
+        ("templates/new", 2, 40, True),
+    ]
+    assert [(each.base, each.what) for each in found[::2]] == [("", "trixie"), ("", "")]
+    assert (found[1].base, found[1].manifest["image"]) == ("guests/base", "debian-13")
+
+
+def test_prune_removes_what_is_too_much_and_tells(shop: Any) -> None:
+    gone = housekeeping.prune(shop.engine, shop, 4)
+    assert [each.place for each in gone] == ["templates/old", "guests/other"]
+    assert shop.places() == {"guests/base", "templates/new"}
+    assert housekeeping.prune(shop.engine, shop, 4) == []
+
+
+def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None:
+    notes: list[str] = []
+    shop.made.append("templates/old")
+    housekeeping.make_room(shop.engine, shop, 0, Progress(notes.append, live=False))
+    assert shop.places() == {"guests/base", "templates/old"}
+    assert notes == [
+        "virtainers: the store was full: removed guests/other (, 2 MiB)\n",
+        "virtainers: the store was full: removed templates/new (debian-13, None MiB, None CPU, user None, 2 MiB)\n",
+    ]
+
+
+def test_what_goes_or_is_replaced_while_the_contents_are_listed_is_left_out(
+    shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    du = tmp_path / "bin" / "du"
+    du.parent.mkdir()
+    du.write_text(
+        f"""#!/bin/sh
+        PATH={os.environ["PATH"]}
+        [ "$2" != templates/old ] || rm -r "$2"
+        [ "$2" != templates/new ] || mv "$2" away
+        du "$@"
+        [ ! -e away ] || mv away "$2"
+        """
+    )
+    du.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{du.parent}:{os.environ['PATH']}")
+    shop.keep("guests/unused", 50, "{}")
+    found = housekeeping.contents(shop.engine, shop)
+    assert [each.place for each in found] == ["guests/base", "guests/other", "guests/unused"]

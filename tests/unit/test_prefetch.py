@@ -1,6 +1,7 @@
 """Which VM comes next, and the one that is made ready for it (here of a class that only knows its spec)."""
 
 import threading
+from concurrent.futures import Future
 from typing import Any, cast
 
 import pytest
@@ -100,6 +101,22 @@ def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Ma
     machine = prefetcher.claim(SMALL)
     assert machine is not None
     machine.close()
+
+
+def test_an_interrupted_claim_leaves_the_vm_to_be_ended(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_machine: object) -> None:
+        raise KeyboardInterrupt
+
+    prefetcher = Prefetcher(made.clone)
+    prefetcher.want(SMALL)
+    prefetcher._machine.result(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prefetcher.claim(SMALL)
+    assert not made[0].closed
+    prefetcher.close()
+    assert made[0].closed
 
 
 def test_memory_is_given_back(prefetcher: Prefetcher, made: Made) -> None:

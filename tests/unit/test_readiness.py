@@ -132,3 +132,18 @@ def test_a_kernel_that_reports_one_stall_twice_hangs() -> None:
     assert not console(stall(-811)).stalled(), "a host that stood still for half a minute causes one"
     assert not console(stall(-811) + stall(-807)).stalled(), "the first one has ended"
     assert console(stall(-811) + stall(-811)).stalled()
+
+
+def test_what_a_kernel_met_before_it_started_anew_is_over() -> None:
+    panic = b"[  9.1] Kernel panic - not syncing: %s\r\n"
+    output = Output(panic % b"old" + stall(-811) * 2)
+    seen = Console(output)  # type: ignore[arg-type]
+    seen.start_anew()
+    assert seen.panic() is None
+    assert not seen.stalled()
+    output.stdout += stall(-811)
+    assert not seen.stalled(), "the reports of before do not count"
+    output.stdout += panic % b"new" + stall(-811)
+    assert seen.panic() == "Kernel panic - not syncing: new"
+    assert seen.stalled()
+    assert "old" in seen.text, "what was said can still be read"

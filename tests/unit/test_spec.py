@@ -59,5 +59,12 @@ def test_user_data_and_files_are_read_relative_to_the_test(tmp_path: Path) -> No
     assert checked["files"] == {"/etc/motd": b"\xff hi", "/etc/x": "é".encode()}
 
 
+def test_an_image_may_be_a_path_relative_to_the_test(tmp_path: Path) -> None:
+    given = check({"image": Path("disks/web.qcow2")}, "here", tmp_path)
+    assert given == {"image": f"{tmp_path}/disks/web.qcow2"}
+    assert check({"image": tmp_path}, "here", Path("/elsewhere")) == {"image": str(tmp_path)}
+    assert check({"image": "debian-13"}, "here", tmp_path) == {"image": "debian-13"}
+
+
 def test_long_values_are_cut_in_the_message() -> None:
     assert len(refused(ram="x" * 500)) < 200

@@ -1,6 +1,9 @@
 """What shapes a template, and so is in its key."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -73,6 +76,10 @@ class Shop:
 
     def __init__(self, manifest: bytes) -> None:
         self._manifest = manifest
+        self.scripts: list[str] = []
+
+    def shell(self, script: str) -> None:
+        self.scripts.append(script)
 
     def manifest(self, place: str) -> Any:
         assert place == "templates/abc"
@@ -89,6 +96,22 @@ def test_a_manifest_brings_a_template_back() -> None:
 @pytest.mark.parametrize("manifest", [b"{}", b'{"keys": {"login": {}}}', b'{"keys": []}', b'{"keys": {"login": 1}}'])
 def test_a_damaged_manifest_counts_as_none(manifest: bytes) -> None:
     assert _load("abc", cast("Workshop", Shop(manifest))) is None
+
+
+@pytest.mark.parametrize(("stored", "goes"), [("the same", True), ("another", False), ("damaged", True)])
+def test_a_condemned_template_goes_unless_another_one_has_its_place(
+    stored: str, goes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec, ours = merge(resolve([]).shape), Template("abc", "debian", Keys.generate())
+    other = replace(ours, keys=Keys.generate())
+    shop = Shop(b"{}" if stored == "damaged" else _manifest(ours if stored == "the same" else other, spec, GUEST))
+    store = cast("Any", lambda: nullcontext(shop))
+    templates = Templates(store, holds=Holds(), runtime_id="runtime:1", progress=SILENT)
+    assert not templates.forget(ours, condemned=False)
+    assert shop.scripts == []
+    assert templates.forget(ours, condemned=True) is goes
+    assert shop.scripts == (["rm -rf /store/templates/abc"] if goes else [])
 
 
 def test_both_sides_of_a_clone_use_the_same_words() -> None:

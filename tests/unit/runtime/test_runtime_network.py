@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from virtainer import network
+from virtainer.ending import End, Reason
 from virtainer.network import Network
+from virtainer.tools import ToolError
 
 NETWORK = Network("10.1.2", "alpha", mtu=1450)
 # As on a container with 172.17.0.3/16 and 10.9.0.2/24 (/proc/net/route).
@@ -15,6 +17,7 @@ eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0
 eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 """
 HEADER = ROUTES.splitlines(keepends=True)[0]
+INTERNAL = "".join(ROUTES.splitlines(keepends=True)[:2])
 
 
 def test_link_commands() -> None:
@@ -68,7 +71,7 @@ def test_overlap_with_the_networks_of_the_container(cidr: str, taken: str | None
 
 def test_the_default_route_names_the_way_out() -> None:
     assert network.default_link(ROUTES) == "eth0"
-    assert network.default_link("".join(ROUTES.splitlines(keepends=True)[:2])) == "eth1"
+    assert network.default_link(INTERNAL) == "eth1"
     assert network.default_link(HEADER) is None
 
 
@@ -76,3 +79,29 @@ def test_the_hosts_own_network_is_told_apart() -> None:
     assert not network.looks_like_host({"lo": False, "eth0": False})
     assert network.looks_like_host({"lo": False, "enp1s0": True})
     assert network.looks_like_host({"lo": False, "eth0": False, "docker0": False})
+
+
+def test_the_engines_host_is_the_way_out_or_at_the_first_address_of_a_network_without_one() -> None:
+    assert network.neighbours(ROUTES) == {"172.17.0.1", "10.9.0.1"}
+    assert network.neighbours(INTERNAL) == {"10.9.0.1"}
+    way_out = "eth0\t00000000\tFE0011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+    assert "172.17.0.254" in network.neighbours(HEADER + way_out)
+    assert network.neighbours(HEADER) == set()
+
+
+def test_the_engines_host_is_let_in_before_all_else_goes_to_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    monkeypatch.setattr(network, "run", lambda *argv, stdin: sent.append((argv, stdin)))
+    network.let_in({"172.17.0.1", "10.9.0.1"}, 50022)
+    rule = "insert rule ip virtainer arriving ip saddr { 10.9.0.1, 172.17.0.1 } tcp dport 50022 accept\n"
+    assert sent == [(("nft", "-f", "-"), rule)]
+
+
+def test_a_refused_rule_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*argv: str, stdin: str) -> str:
+        raise ToolError("nft -f failed (1): Operation not permitted", 1)
+
+    monkeypatch.setattr(network, "run", refuse)
+    with pytest.raises(End, match="cannot let the engine's host in: nft -f failed") as caught:
+        network.let_in({"10.9.0.1"}, 50022)
+    assert caught.value.reason is Reason.NETWORK

@@ -1,0 +1,144 @@
+"""The line between the guest's port and those who call."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from virtainer import line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Self
+
+
+class Guest:
+    """Both ends of a guest's port, the line at one of them, and callers."""
+
+    def __init__(self, folder: Path, *, kept: bool) -> None:
+        self._stack = ExitStack()
+        self.end, self._port = socket.socketpair()
+        self._path = str(folder / "line.sock")
+        server = self._served(socket.socket(socket.AF_UNIX))
+        server.bind(self._path)
+        server.listen()
+        self.line = line.Line(self._port, server, kept=kept)
+        self.end.settimeout(5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end.close()
+        self._stack.close()
+        self._port.close()
+
+    def _served(self, server: socket.socket) -> socket.socket:
+        self._stack.callback(server.close)
+        self._stack.callback(server.shutdown, socket.SHUT_RDWR)  # who waits for callers notices
+        return server
+
+    def listen(self, *hosts: str) -> socket.socket:
+        """Listen on TCP, too, for these addresses only."""
+        server = self._served(socket.create_server(("127.0.0.1", 0)))
+        self.line.listen(server, hosts)
+        return server
+
+    def call(self, server: socket.socket | None = None) -> socket.socket:
+        caller = self._stack.enter_context(socket.socket(server.family if server else socket.AF_UNIX))
+        caller.settimeout(5)
+        caller.connect(server.getsockname() if server else self._path)
+        return caller
+
+    def has_said(self, data: bytes) -> None:
+        """Say it, and wait until the line has it."""
+        self.end.sendall(data)
+        while select.select([self._port], [], [], 0)[0]:
+            pass
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    with Guest(tmp_path, kept=True) as guest:
+        yield guest
+
+
+def exchange(caller: socket.socket, guest: Guest) -> None:
+    """Prove that this caller is the one whom the guest hears and speaks to."""
+    caller.sendall(b"question")
+    assert guest.end.recv(100) == b"question"
+    guest.end.sendall(b"answer")
+    assert caller.recv(100) == b"answer"
+
+
+def test_bytes_go_both_ways(guest: Guest) -> None:
+    caller = guest.call()
+    exchange(caller, guest)
+    exchange(caller, guest)
+
+
+def test_what_the_guest_says_waits_for_a_caller(guest: Guest) -> None:
+    guest.has_said(b"SSH-2.0")
+    assert guest.call().recv(100) == b"SSH-2.0"
+
+
+def test_a_second_caller_waits_until_the_first_has_hung_up(guest: Guest) -> None:
+    first = guest.call()
+    exchange(first, guest)
+    threads = set(threading.enumerate())
+    second = guest.call()
+    second.sendall(b"me, too")
+    while not set(threading.enumerate()) - threads:  # nobody cares for it yet
+        pass
+    for _ in range(100):
+        exchange(first, guest)
+    first.close()
+    assert guest.end.recv(100) == b"me, too"
+    exchange(second, guest)
+
+
+def test_the_guest_does_not_notice_a_hang_up_when_its_end_is_kept(guest: Guest) -> None:
+    for _ in range(2):
+        with guest.call() as caller:
+            exchange(caller, guest)
+
+
+def test_else_a_hang_up_ends_the_guests_end(tmp_path: Path) -> None:
+    with Guest(tmp_path, kept=False) as guest:
+        with guest.call() as caller:
+            exchange(caller, guest)
+        assert guest.end.recv(100) == b""
+
+
+def test_what_the_guest_says_after_a_hang_up_waits_for_the_next_caller(guest: Guest) -> None:
+    caller = guest.call()
+    exchange(caller, guest)
+    caller.shutdown(socket.SHUT_WR)
+    assert caller.recv(100) == b"", "the hang-up was noticed"
+    guest.has_said(b"anybody there?")
+    assert guest.call().recv(100) == b"anybody there?"
+
+
+def test_the_guests_end_ends_its_caller_who_has_heard_all(guest: Guest) -> None:
+    caller = guest.call()
+    exchange(caller, guest)
+    guest.end.sendall(b"bye")
+    guest.end.close()
+    assert caller.recv(100) == b"bye"
+    assert caller.recv(100) == b""
+
+
+def test_only_allowed_hosts_are_served_over_tcp(guest: Guest) -> None:
+    assert guest.call(guest.listen("192.0.2.1")).recv(100) == b""
+    exchange(guest.call(guest.listen("192.0.2.1", "127.0.0.1")), guest)
+
+
+def test_short_messages_over_tcp_do_not_wait_for_each_other(guest: Guest) -> None:
+    exchange(guest.call(guest.listen("127.0.0.1")), guest)
+    assert guest.line._caller
+    assert guest.line._caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,0 +1,61 @@
+"""What processes need of the store, seen by each other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers.holds import Holds, is_held
+
+HOLDER = """
+import sys
+from pytest_virtainers.holds import Holds
+
+holds = Holds()
+holds.add(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_what_another_process_needs_is_held_until_it_is_killed() -> None:
+    command = [sys.executable, "-c", HOLDER, "templates/abc"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"held\n"
+        assert is_held("templates/abc")
+        other.kill()
+    assert not is_held("templates/abc")
+
+
+def test_what_this_process_needs_is_held_until_no_part_of_it_does() -> None:
+    with Holds() as one, Holds() as another:
+        for holds in (one, one, another):
+            holds.add("templates/abc")
+        one.close()
+        assert is_held("templates/abc")
+        another.close()
+        assert not is_held("templates/abc")
+    with Holds() as one:
+        one.add("templates/abc")
+    assert not is_held("templates/abc"), "leaving the block ends it, too"
+
+
+def test_asking_holds_nothing() -> None:
+    with Holds() as holds:
+        holds.add("guests/abc")
+    assert not is_held("guests/abc")
+    assert not is_held("guests/abc")
+
+
+def test_each_name_is_held_on_its_own() -> None:
+    with Holds() as holds:
+        holds.add("templates/abc")
+        assert not is_held("templates/abd")
+        assert not is_held("guests/abc")

@@ -1,0 +1,156 @@
+"""The session that goes on in another client, with an SSH server that is not told about the change."""
+
+import gc
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import paramiko
+import pytest
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, MSG_CHANNEL_CLOSE, OPEN_SUCCEEDED
+
+from pytest_virtainers.handle import line, ssh
+from pytest_virtainers.keys import Keys
+
+KEYS = Keys.generate()
+SECONDS = 10.0
+
+
+class Sshd(paramiko.ServerInterface):
+    """Lets the key in; a command is answered with its name in capitals, and exit code 7."""
+
+    def __init__(self) -> None:
+        self.may_close = threading.Event()  # the channel of the command "slow"
+
+    def get_allowed_auths(self, _username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, _username: str, key: paramiko.PKey) -> int:
+        return AUTH_SUCCESSFUL if key == KEYS.login.paramiko() else AUTH_FAILED
+
+    def check_channel_request(self, _kind: str, _number: int) -> int:
+        return OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        threading.Thread(target=self._answer, args=(channel, command), daemon=True).start()
+        return True
+
+    def _answer(self, channel: paramiko.Channel, command: bytes) -> None:
+        channel.recv(1)  # its end comes when the client knows that the command has started
+        channel.sendall(command.upper())
+        channel.send_exit_status(7)
+        channel.shutdown_write()
+        if command == b"slow":
+            self.may_close.wait()
+        channel.close()
+
+
+class Wire:
+    """A socket pair with a server at its other end."""
+
+    def __init__(self, **options: Any) -> None:
+        self.end, theirs = socket.socketpair()
+        # OpenSSH sends its EXT_INFO once; paramiko would after each key exchange.
+        self.server: Any = paramiko.Transport(theirs, server_sig_algs=False, **options)
+        self.server.set_log_channel(ssh.LOG_CHANNEL)
+        self.server.add_server_key(KEYS.host.paramiko())
+        self.sshd = Sshd()
+        self.server.start_server(threading.Event(), self.sshd)
+
+    def log_in(self) -> ssh.Connection:
+        """Log in with a client that may go without a word to the server."""
+        return ssh.log_in(self.end.dup(), "debian", KEYS, SECONDS, line.Recording)
+
+    def close(self) -> None:
+        self.sshd.may_close.set()
+        self.end.close()
+        self.server.close()
+        self.server.join(SECONDS)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def wire(stack: ExitStack) -> Wire:
+    wire = Wire()
+    stack.callback(wire.close)
+    return wire
+
+
+def frozen(wire: Wire) -> line.Session:
+    """Log in, do something, and give what is kept of the session in a template's manifest."""
+    first = wire.log_in()
+    assert execute(first) == (b"FIRST", 7)
+    session = line.freeze(first.transport, SECONDS)
+    first.close()
+    first.transport.join(SECONDS)
+    return line.Session(**json.loads(json.dumps(asdict(session))))
+
+
+def execute(connection: ssh.Connection, command: str = "first") -> tuple[bytes, int]:
+    output = bytearray()
+    code = connection.execute(
+        command, stdin=None, stdout=output.extend, stderr=bytes, deadline=None, check=lambda: None
+    )
+    return bytes(output), code
+
+
+def test_a_session_goes_on_in_another_client(wire: Wire, stack: ExitStack) -> None:
+    second = line.resume(wire.end, frozen(wire))
+    stack.callback(second.close)
+    assert second.answers(SECONDS)
+    assert second.transport.is_authenticated()
+    assert execute(second, "second") == (b"SECOND", 7)
+
+
+@pytest.mark.parametrize("asks", ["client", "server"])
+def test_either_side_may_change_keys_after_that(
+    asks: str, wire: Wire, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = frozen(wire)
+    monkeypatch.setattr(paramiko.Transport, "_CLIENT_ID", "another_version")
+    second = line.resume(wire.end, session)
+    stack.callback(second.close)
+    assert second.answers(SECONDS)
+    before = second.transport.H
+    (second.transport if asks == "client" else wire.server).renegotiate_keys()
+    assert second.answers(SECONDS)
+    assert before != second.transport.H
+    assert execute(second, "second") == (b"SECOND", 7)
+
+
+def test_on_a_silent_line_nobody_answers(wire: Wire, stack: ExitStack) -> None:
+    ours, theirs = socket.socketpair()
+    stack.enter_context(theirs)
+    connection = line.resume(ours, frozen(wire))
+    stack.callback(connection.close)
+    assert not connection.answers(0.01)
+
+
+def test_a_server_that_does_not_count_anew_is_refused(stack: ExitStack) -> None:
+    wire = Wire(strict_kex=False)
+    stack.callback(wire.close)
+    first = wire.log_in()
+    stack.callback(first.close)
+    with pytest.raises(line.Unsuitable, match="does not know the strict key exchange"):
+        line.freeze(first.transport, SECONDS)
+
+
+def test_keys_are_not_changed_before_the_server_has_closed_all_channels(wire: Wire, stack: ExitStack) -> None:
+    handlers = wire.server._channel_handler_table
+    wire.server._channel_handler_table = {**handlers, MSG_CHANNEL_CLOSE: lambda _channel, _message: None}
+    first = wire.log_in()
+    stack.callback(first.close)
+    execute(first, "slow")
+    execute(first, "quick")
+    gc.collect()
+    with pytest.raises(line.Unsuitable, match=r"did not change keys within 0\.05 s"):
+        line.freeze(first.transport, 0.05)

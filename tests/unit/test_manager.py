@@ -1,0 +1,114 @@
+"""What becomes of a template whose clones do not get ready; here they only succeed or fail."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pytest_virtainers import manager as module
+from pytest_virtainers import scratch
+from pytest_virtainers.errors import BadTemplate, BootTimeout, SSHError, StoreError, VirtainerError
+from pytest_virtainers.handle.vm import VM
+from pytest_virtainers.images import Guest
+from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import Progress
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.templates import Template
+
+SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
+READY = cast("VM", object())
+ONCE_MORE = "virtainers: a clone of debian-13 did not get ready, once more: {}\n"
+MADE_ANEW = "virtainers: a template of debian-13 does not restore and is made anew: {}\n"
+
+
+class Templates:
+    """Gives another one each time, and notes whether the last one was condemned."""
+
+    def __init__(self) -> None:
+        self.given: list[Template] = []
+        self.condemned: list[bool] = []
+        self.others_made_it_anew = False
+
+    def ensure(self, _spec: Spec, _guest: Guest, _boot: object) -> Template:
+        pair = KeyPair(f"key {len(self.given)}", "")
+        self.given.append(Template("abc", "debian", Keys(pair, pair)))
+        return self.given[-1]
+
+    def forget(self, template: Template, *, condemned: bool) -> bool:
+        assert template is self.given[-1]
+        self.condemned.append(condemned)
+        return condemned and not self.others_made_it_anew
+
+
+class Run:
+    """A manager without an engine."""
+
+    def __init__(self) -> None:
+        self.templates, self.notes = Templates(), list[str]()
+        self.manager = Manager(resolve([]), Progress(self.notes.append, live=False))
+        self.manager._templates = cast("Any", self.templates)
+
+    def clone(self, *failures: VirtainerError) -> VM:
+        """Clone; the first tries fail so."""
+        coming = list(failures)
+
+        def start_clone(_spec: Spec, template: Template, _node_id: str) -> VM:
+            assert template is self.templates.given[-1]
+            if coming:
+                raise coming.pop(0)
+            return READY
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.manager, "_start_clone", start_clone)
+            return self.manager._clone(SPEC, GUEST, "test_x")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(module, "find", lambda _engine: SimpleNamespace())
+    monkeypatch.setattr(module, "sweep", lambda _engine: [])
+    monkeypatch.setattr(scratch, "sweep", lambda: None)
+    return Run()
+
+
+def test_a_template_that_says_it_is_bad_is_made_anew_at_once(run: Run) -> None:
+    assert run.clone(BadTemplate("vm has ended: another QEMU.\nIts console:")) is READY
+    assert run.templates.condemned == [True]
+    assert run.notes == [MADE_ANEW.format("vm has ended: another QEMU.")]
+
+
+@pytest.mark.parametrize("failure", [BootTimeout("too slow"), SSHError("vm shows another SSH host key")])
+def test_a_clone_that_fails_once_is_tried_again_with_the_template_that_is_in_the_store_now(
+    run: Run, failure: VirtainerError
+) -> None:
+    assert run.clone(failure) is READY
+    assert run.templates.condemned == [False]
+    assert len(run.templates.given) == 2
+    assert run.notes == [ONCE_MORE.format(failure)]
+
+
+def test_two_that_fail_condemn_their_template(run: Run) -> None:
+    assert run.clone(BootTimeout("too slow"), SSHError("broken")) is READY
+    assert run.templates.condemned == [False, True]
+    assert run.notes == [ONCE_MORE.format("too slow"), MADE_ANEW.format("broken")]
+
+
+def test_a_template_that_others_have_made_anew_meanwhile_is_not_said_to_be_bad(run: Run) -> None:
+    run.templates.others_made_it_anew = True
+    assert run.clone(BadTemplate("damaged")) is READY
+    assert run.notes == [ONCE_MORE.format("damaged")]
+
+
+def test_three_that_fail_are_told(run: Run) -> None:
+    with pytest.raises(SSHError, match="third"):
+        run.clone(BootTimeout("first"), BadTemplate("second"), SSHError("third"), SSHError("fourth"))
+    assert run.templates.condemned == [False, True]
+
+
+def test_what_no_template_can_be_blamed_for_is_told_at_once(run: Run) -> None:
+    with pytest.raises(StoreError, match="no space left"):
+        run.clone(StoreError("no space left"))
+    assert run.templates.condemned == []
+    assert run.notes == []

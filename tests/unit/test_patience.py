@@ -1,0 +1,118 @@
+"""Waiting for a call that blocks; here, until the test lets it go on."""
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_virtainers.durations import TOTAL, Record, phase, recording
+from pytest_virtainers.errors import VMGone
+from pytest_virtainers.handle import patience
+from pytest_virtainers.handle.patience import TimedOut, patiently
+
+
+class Blocked:
+    """A call that gives "late" once it may go on."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+
+    def __call__(self) -> str:
+        self.may_go_on.wait()
+        return "late"
+
+
+@pytest.fixture
+def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocked]:
+    monkeypatch.setattr(patience, "POLL_SECONDS", 0.001)
+    blocked = Blocked()
+    yield blocked
+    blocked.may_go_on.set()
+
+
+def nothing_wrong() -> None:
+    pass
+
+
+def gone() -> None:
+    raise VMGone("it has ended")
+
+
+def test_result_and_exceptions_come_through() -> None:
+    assert patiently(lambda: 7, check=nothing_wrong, deadline=None) == 7
+    with pytest.raises(ZeroDivisionError):
+        patiently(lambda: 1 // 0, check=nothing_wrong, deadline=None)
+    with pytest.raises(SystemExit):
+        patiently(sys.exit, check=nothing_wrong, deadline=None)
+
+
+def test_a_check_may_end_the_wait(blocked: Blocked) -> None:
+    with pytest.raises(VMGone):
+        patiently(blocked, check=gone, deadline=None)
+
+
+def test_a_deadline_ends_the_wait(blocked: Blocked) -> None:
+    with pytest.raises(TimedOut):
+        patiently(blocked, check=nothing_wrong, deadline=time.monotonic() + 0.01)
+
+
+def test_a_result_that_comes_too_late_is_unwanted(blocked: Blocked) -> None:
+    unwanted: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with pytest.raises(VMGone):
+        patiently(blocked, check=gone, deadline=None, unwanted=unwanted.put)
+    assert unwanted.empty()
+    blocked.may_go_on.set()
+    assert unwanted.get(timeout=5) == "late"
+
+
+def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller, threads = threading.current_thread(), list[threading.Thread]()
+    result_is_there, caller_has_left = threading.Event(), threading.Event()
+
+    def thread(**options: Any) -> threading.Thread:
+        threads.append(threading.Thread(**options))
+        return threads[0]
+
+    class Lock:
+        """Keeps the thread just after it has said what its result is."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+            if threading.current_thread() is not caller:
+                result_is_there.set()
+                caller_has_left.wait(5)
+
+    def check() -> None:
+        if result_is_there.is_set():
+            gone()
+
+    monkeypatch.setattr(patience, "threading", SimpleNamespace(Thread=thread, Lock=Lock))
+    monkeypatch.setattr(patience, "POLL_SECONDS", 0.001)
+    unwanted: list[int] = []
+    with pytest.raises(VMGone):
+        patiently(lambda: 7, check=check, deadline=None, unwanted=unwanted.append)
+    caller_has_left.set()
+    threads[0].join(5)
+    assert unwanted == [7]
+
+
+def test_what_the_call_takes_is_recorded_for_its_caller() -> None:
+    def call() -> None:
+        with phase("inside"):
+            pass
+
+    record = Record("clone")
+    with recording(record):
+        patiently(call, check=nothing_wrong, deadline=None)
+    assert list(record.seconds) == ["inside", TOTAL]

@@ -1,0 +1,119 @@
+"""The handle of a VM whose container only says things."""
+
+import subprocess
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from virtainer.ending import End, Reason
+
+from pytest_virtainers.errors import BadTemplate, GuestPanic, SSHError, StoreError, VirtainerError, VMGone
+from pytest_virtainers.handle import line, ssh
+from pytest_virtainers.handle.vm import VM
+from pytest_virtainers.keys import Keys
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import merge
+
+
+class Container:
+    """Has written this on its serial console and through its supervisor, and may have ended."""
+
+    def __init__(self, *said: str, console: bytes = b"login: ", ended: bool = False) -> None:
+        self.stdout, self.ended = console, ended
+        self.stderr = "".join(f"virtainer: {line}\n" for line in said).encode()
+
+    def wait(self, _seconds: float) -> bool:
+        return self.ended
+
+    def stream(self, _command: list[str]) -> None:
+        """Give nothing: nobody reads it here."""
+
+
+def machine(container: Any) -> VM:
+    endpoint: Any = SimpleNamespace(address="10.0.0.2")
+    spec = merge(resolve([]).shape)
+    return VM(spec, user="debian", keys=Keys.generate(), container=container, endpoint=endpoint, progress=SILENT)
+
+
+RUNS = "clone runs after 0.61 s"
+DISK_FAILED = "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: docker exec CONTAINER qmp …"
+BAD_TEMPLATE = End(Reason.TEMPLATE, "the template /store/templates/abc does not restore: Invalid argument").line
+OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
+
+
+@pytest.mark.parametrize(
+    ("container", "kind", "words"),
+    [
+        (
+            Container(RUNS, DISK_FAILED),
+            StoreError,
+            "vm stands still, because its disk could not be written: no space left in IMAGE_DIR. "
+            "Make room on the engine's disk, or let the VM write less",
+        ),
+        (
+            Container(BAD_TEMPLATE, ended=True),
+            BadTemplate,
+            "vm has ended: virtainer: end: bad-template: the template /store/templates/abc does not restore: "
+            "Invalid argument. The last lines of its console:\n  | login: ",
+        ),
+        (
+            Container(RUNS, DISK_FAILED, OUT_OF_MEMORY, ended=True),
+            VMGone,
+            "vm has ended: virtainer: end: qemu-failed: QEMU was killed (SIGKILL). "
+            "The last lines of its console:\n  | login: ",
+        ),
+        (
+            Container(console=b"", ended=True),
+            VMGone,
+            "vm has ended: its container said nothing. The last lines of its console:\n  | (the console is empty)",
+        ),
+        (
+            Container(console=b"Kernel panic - not syncing: so\r\n", ended=True),
+            GuestPanic,
+            "vm: Kernel panic - not syncing: so. The last lines of its console:\n  | Kernel panic - not syncing: so",
+        ),
+    ],
+    ids=["disk full", "bad template", "ended", "silent", "panic"],
+)
+def test_a_machine_that_cannot_go_on_says_why(container: Container, kind: type[VirtainerError], words: str) -> None:
+    with pytest.raises(VirtainerError) as caught:
+        machine(container).run("true")
+    assert (type(caught.value), str(caught.value)) == (kind, words)
+
+
+class Connection:
+    """Each command ends with the next of these exit codes, or breaks the connection."""
+
+    def __init__(self, *codes: int | Exception) -> None:
+        self._codes = list(codes)
+        self.closed = False
+
+    def execute(self, _command: str, **_: object) -> int:
+        code = self._codes.pop(0)
+        if isinstance(code, Exception):
+            raise code
+        return code
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def connected(connection: Any) -> VM:
+    vm = machine(Container(RUNS))
+    vm._connection = connection
+    return vm
+
+
+def test_a_guest_without_the_port_serves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = subprocess.run(["sh", "-c", line.SERVE], capture_output=True, check=False).returncode
+    assert code != 0
+    monkeypatch.delattr(ssh, "log_in")
+    assert connected(Connection(code))._open_line() is None
+
+
+def test_a_line_that_breaks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    over_line = Connection(SSHError("'true' could not be started over SSH"))
+    monkeypatch.setattr(ssh, "log_in", lambda *_: over_line)
+    assert connected(Connection(0))._open_line() is None
+    assert over_line.closed
