@@ -127,6 +127,7 @@ def run() -> End:
         queue=queue,
         grace=settings.shutdown_timeout,
         on_snapshot=helper.after_snapshot,
+        on_line_closed=joined.hang_up,
     ).run()
     if storage.restore and not restored and end.reason is Reason.QEMU:
         end = End(Reason.TEMPLATE, f"the template {settings.template} does not restore: {end}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NAME = "org.virtainers.line"
+DEVICE = "line"  # by which QEMU's events call it
 TCP_PORT = 50022
 _CHUNK_BYTES = 65536
 
@@ -40,6 +41,13 @@ class Line:
         """Answer to callers there, too; with `hosts`, only to those addresses."""
         allowed = None if hosts is None else frozenset(hosts)
         threading.Thread(target=self._accept, args=(server, allowed), daemon=True).start()
+
+    def hang_up(self) -> None:
+        """The guest's end was closed, of which its port says nothing: end the caller's, too."""
+        with self._heard:
+            if self._caller is not None:
+                with contextlib.suppress(OSError):
+                    self._caller.shutdown(socket.SHUT_RDWR)
 
     def _accept(self, server: socket.socket, allowed: frozenset[str] | None) -> None:
         with contextlib.suppress(OSError):  # the server is closed
@@ -75,7 +83,4 @@ class Line:
                 with contextlib.suppress(OSError):
                     assert caller is not None  # noqa: S101  (waited for)
                     caller.sendall(data)
-        with self._heard:
-            if self._caller is not None:
-                with contextlib.suppress(OSError):
-                    self._caller.shutdown(socket.SHUT_RDWR)
+        self.hang_up()

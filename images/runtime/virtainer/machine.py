@@ -148,7 +148,7 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
         devices += ["virtio-serial-pci", f"virtserialport,chardev=port,name={PORT}"]
     if handles.line is not None:
         port += ("-chardev", f"socket,id=line,fd={handles.line}")
-        devices.append(f"virtserialport,chardev=line,name={line.NAME}")
+        devices.append(f"virtserialport,id={line.DEVICE},chardev=line,name={line.NAME}")
     return [
         *("-netdev", f"tap,id=net0,fd={handles.tap}"),
         *port,

@@ -9,7 +9,7 @@ import signal
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from virtainer import requests, snapshot
+from virtainer import line, requests, snapshot
 from virtainer.ending import End, Reason, say
 
 if TYPE_CHECKING:
@@ -39,13 +39,16 @@ class Supervisor:
         queue: int,
         grace: float,
         on_snapshot: Callable[[str, str], None],
+        on_line_closed: Callable[[], None],
     ) -> None:
         """Take QEMU's process id and pipes, the names of other children by process id, and seconds of grace.
 
-        `on_snapshot` is called with action (`save`, `load`) and name of a snapshot when the guest goes on after it.
+        `on_snapshot` is called with action (`save`, `load`) and name of a snapshot when the guest goes on after it,
+        `on_line_closed` when the guest has closed its end of the line.
         """
         self._qemu, self._helpers, self._monitor, self._grace = qemu, helpers, monitor, grace
         self._stderr, self._queue, self._on_snapshot = stderr, queue, on_snapshot
+        self._on_line_closed = on_line_closed
         self._last_words, self._unfinished = "", b""
         self._status: int | None = None  # as os.waitpid gives it
         self._shutdown: dict[str, Any] = {}  # QEMU's last SHUTDOWN event
@@ -137,6 +140,8 @@ class Supervisor:
                 self._shutdown = data
             elif event == "JOB_STATUS_CHANGE" and (done := snapshot.finished(data)):
                 self._on_snapshot(*done)
+            elif event == "VSERPORT_CHANGE" and data["id"] == line.DEVICE and not data["open"]:
+                self._on_line_closed()
             elif event == "GUEST_PANICKED":
                 say("guest panicked")
             elif event == "RESET" and data.get("guest"):
@@ -154,9 +159,9 @@ class Supervisor:
         data = os.read(self._stderr.fileno(), 65536)
         if not data:
             raise EOFError
-        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
-        for line in lines:
-            self._last_words = line.decode(errors="replace")
+        *words, self._unfinished = (self._unfinished + data).split(b"\n")
+        for each in words:
+            self._last_words = each.decode(errors="replace")
             say(f"qemu: {self._last_words}")
 
 

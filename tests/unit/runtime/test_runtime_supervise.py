@@ -103,6 +103,7 @@ class Qemu:
             queue=self.queue,
             grace=grace,
             on_snapshot=lambda *done: self.snapshots.append(done),
+            on_line_closed=lambda: self.snapshots.append(("line", "closed")),
         )
         try:
             return supervisor.run()
@@ -228,3 +229,12 @@ def test_the_end_of_stdin_is_a_request() -> None:
             signal.signal(number, handler)
         os.close(reader)
     assert caught.value.reason is Reason.LEASE
+
+
+def test_the_end_of_the_lines_session_is_told() -> None:
+    qemu = Qemu()
+    for port, is_open in (("other", False), ("line", True), ("line", False)):
+        qemu.event("VSERPORT_CHANGE", {"id": port, "open": is_open})
+    qemu.end("guest-shutdown")
+    qemu.supervise()
+    assert qemu.snapshots == [("line", "closed")]
