@@ -17,8 +17,10 @@ from pytest_virtainers.errors import (
     SSHError,
     StoreError,
     TransferError,
+    UnitFailed,
     VirtainerError,
     VMGone,
+    WaitTimeout,
 )
 from pytest_virtainers.result import Result
 
@@ -44,9 +46,11 @@ __all__ = [
     "SpecError",
     "StoreError",
     "TransferError",
+    "UnitFailed",
     "VMFactory",
     "VMGone",
     "VirtainerError",
+    "WaitTimeout",
 ]
 
 

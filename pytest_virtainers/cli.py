@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers import values
@@ -43,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prune = actions.add_parser("prune", help="remove the least recently used ones until the rest fits")
     prune.add_argument("--limit", type=_size, help="such as 5G, or 0 (default: the store-limit setting)")
     prune.set_defaults(run=_store_prune)
+    again = commands.add_parser("resume", help="start a machine again from its evidence, and open a shell in it")
+    again.add_argument("folder", type=Path, help="as the test's report names it: virtainer-artifacts/TEST/MACHINE")
+    again.add_argument("--export", type=Path, metavar="FILE", help="write its disk as one flat qcow2 file instead")
+    again.add_argument("command", nargs="*", help="run this instead of a shell (put -- before its options)")
+    again.set_defaults(run=_resume)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to mend")
     doctor.set_defaults(run=_doctor)
     parsed = parser.parse_args(arguments)
@@ -114,6 +122,29 @@ def _store_prune(parsed: argparse.Namespace, settings: Settings) -> int:
     for each in gone:
         print(f"removed {each.place} ({each.size_mib} MiB)")
     return 0
+
+
+def _resume(parsed: argparse.Namespace, settings: Settings) -> int:
+    from pytest_virtainers import resume
+    from pytest_virtainers.manager import Manager
+
+    with Manager(settings, _progress()) as manager:
+        if parsed.export:
+            resume.export(manager, parsed.folder, parsed.export)
+            print(f"{parsed.export}: a disk that needs no other")
+            return 0
+        vm = resume.launch(manager, parsed.folder)
+        print(f"virtainers: its console: {vm.console_command}", file=sys.stderr)
+        try:
+            vm.wait_until_resumed()
+        except VirtainerError as error:
+            print(f"virtainers: {error}", file=sys.stderr)
+            if not sys.stdin.isatty():
+                return _FAILED
+            input("virtainers: it runs, but does not let us in. Press Enter to end it: ")
+            return _FAILED
+        words = [*shlex.split(vm.ssh_command), *parsed.command]
+        return subprocess.run(words, check=False).returncode
 
 
 def _doctor(_parsed: argparse.Namespace, settings: Settings) -> int:

@@ -1,7 +1,8 @@
 """What can go wrong, in two families.
 
 `VirtainerError` and its children are trouble with the machinery: the engine, an image, the guest's boot, the
-connection. `CommandFailed` is an assertion about the system under test, and so an `AssertionError`.
+connection. `CommandFailed`, `WaitTimeout` and `UnitFailed` are assertions about the system under test, and so
+`AssertionError`s.
 Each message says what was tried, what was seen, and what to do next.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_virtainers.result import Result
 
 
@@ -80,13 +83,16 @@ class TransferError(VirtainerError):
 class CommandFailed(AssertionError):
     """A command ended with an exit code other than 0.
 
-    `result` is the whole `Result`; `vm_name` names the machine.
+    `result` is the whole `Result`; `vm_name` names the machine; `kernel_said` are its kernel's reports, since the
+    command was started, of processes that it has killed for lack of memory.
     """
 
-    def __init__(self, result: Result, vm_name: str) -> None:
+    def __init__(self, result: Result, vm_name: str, kernel_said: Sequence[str] = ()) -> None:
         self.result = result
         self.vm_name = vm_name
-        super().__init__(f"{self.headline()}\n{result.streams()}")
+        self.kernel_said = kernel_said
+        kernel = "".join(f"\n--- the guest's kernel\n{each}" for each in kernel_said)
+        super().__init__(f"{self.headline()}{kernel}\n{result.streams()}")
 
     def headline(self) -> str:
         """Say in one line what happened."""
@@ -99,3 +105,11 @@ class CommandTimeout(CommandFailed):
     def headline(self) -> str:
         """Say in one line what happened."""
         return f"{self.result.command!r} on {self.vm_name} was still running after {self.result.duration:.1f} s"
+
+
+class WaitTimeout(AssertionError):
+    """What was waited for has not come; the message says what, for how long, and what was seen last."""
+
+
+class UnitFailed(AssertionError):
+    """A systemd unit that was waited for has failed; the message has the end of its journal."""

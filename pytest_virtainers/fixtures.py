@@ -9,6 +9,7 @@ import pytest
 from pytest_virtainers import session
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.markers import arguments, scope_node
+from pytest_virtainers.reporting import SESSION_VM_KEY, used
 from pytest_virtainers.spec import check, merge
 from pytest_virtainers.upcoming import next_spec
 
@@ -60,14 +61,15 @@ def vm(
         shared = node.stash.setdefault(_SHARED_KEY, [])
         for present, start in shared:
             if present.spec == spec and _is_usable(present, start):
-                return present
+                return used(item, present)
         machine = _launch(request, spec)
 
         def end() -> None:
             shared[:] = [each for each in shared if each[0] is not machine]
-            session.manager(request.config).discard(machine)
+            session.manager(request.config).retire(machine)
 
         node.addfinalizer(end)
+        used(item, machine)
         snapshot = machine.snapshot() if spec.reset == "snapshot" and node is not item else None
     shared.append((machine, snapshot))
     return machine
@@ -109,8 +111,9 @@ def session_vm(
     with session.plain_errors():
         base = _base(request.config, virtainer_defaults, virtainer_prepare)
         machine = _launch(request, merge(*base, {"scope": "session"}))
+    request.config.stash[SESSION_VM_KEY] = machine
     yield machine
-    session.manager(request.config).discard(machine)
+    session.manager(request.config).retire(machine)
 
 
 @pytest.fixture
@@ -129,11 +132,11 @@ def vm_factory(
             base = _base(request.config, virtainer_defaults, virtainer_prepare)
             machine = _launch(request, merge(*base, checked))
         launched.append(machine)
-        return machine
+        return used(request.node, machine)
 
     yield launch
     for machine in reversed(launched):
-        session.manager(request.config).discard(machine)
+        session.manager(request.config).retire(machine)
 
 
 def _base(

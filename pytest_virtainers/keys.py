@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from dataclasses import dataclass
 
 import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from paramiko import PKey
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,13 @@ class KeyPair:
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
         return cls(private.decode(), public.decode())
 
-    def paramiko(self) -> paramiko.PKey:
+    def paramiko(self) -> PKey:
         """Give the pair as paramiko's object."""
         return paramiko.Ed25519Key(file_obj=io.StringIO(self.private))
+
+    def public_key(self) -> PKey:
+        """Give the public half as paramiko's object; the private one may be missing."""
+        return paramiko.Ed25519Key(data=base64.b64decode(self.public.split()[1]))
 
 
 @dataclass(frozen=True)

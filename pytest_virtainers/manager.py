@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import secrets
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers import budget, images, runtime, scratch, seed
 from pytest_virtainers.durations import Record, phase, recording
@@ -61,15 +61,20 @@ class Manager:
         settings: of the run.
         progress: where long steps are shown.
         worker: which of several processes of a test run this is, for labels.
+        keeps_lost: somebody takes the evidence of machines whose launch has failed.
 
     Attributes:
         durations: where the seconds of each launch went.
+        echo: where the output of commands is shown as it comes; None: nowhere.
+        lost: machines whose launch has failed, with `keeps_lost`, until `bury`.
 
     Raises:
         EngineNotFound: no engine answers.
     """
 
-    def __init__(self, settings: Settings, progress: Progress, worker: str = "main") -> None:
+    def __init__(
+        self, settings: Settings, progress: Progress, worker: str = "main", *, keeps_lost: bool = False
+    ) -> None:
         self._settings = settings
         self._progress = progress
         self._worker = worker
@@ -77,6 +82,10 @@ class Manager:
         self._numbers = itertools.count(1)
         self._with_kvm = True
         self._vms: list[VM] = []
+        self._retired: list[VM] = []
+        self._keeps_lost = keeps_lost
+        self.lost: list[VM] = []
+        self.echo: Callable[[str], object] | None = None
         self._networks: dict[bool, Network] = {}
         self._networks_lock = threading.Lock()
         self._guests: dict[str, Guest] = {}
@@ -153,9 +162,10 @@ class Manager:
         record = Record("clone" if spec.template else "boot")
         with recording(record):
             vm = self._take_or_make(spec, node_id, record)
+        self._vms.append(vm)
+        self.bury(retired=False)  # what was lost on the way
         vm.first_command = record
         self.durations.append(record)
-        self._vms.append(vm)
         return vm
 
     def _take_or_make(self, spec: Spec, node_id: str, record: Record) -> VM:
@@ -171,6 +181,7 @@ class Manager:
             return self._clone_or_boot(spec, guest, node_id)
         except GuestStalled:  # seen under emulation, once in some hundred boots
             self._progress.note(f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once")
+            self.bury(retired=False)
             return self._clone_or_boot(spec, guest, node_id)
 
     def prefetch(self, spec: Spec | None, node_id: str = "") -> None:
@@ -182,6 +193,84 @@ class Manager:
         if len(self._vms) > 1:
             spec = None
         self._prefetcher.want(spec, node_id)
+
+    def retire(self, vm: VM) -> None:
+        """Note that nobody uses a VM any more; it ends with `bury`, so that its evidence can be taken before."""
+        if vm in self._vms:
+            self._vms.remove(vm)
+            self._retired.append(vm)
+
+    def bury(self, *, retired: bool = True) -> None:
+        """End all lost VMs, and all `retired` ones."""
+        with contextlib.ExitStack() as stack:
+            for vm in (*self.lost, *(self._retired if retired else ())):
+                stack.callback(vm.close)
+            self.lost = []
+            if retired:
+                self._retired = []
+
+    def facts(self, vm: VM) -> dict[str, Any]:
+        """Give what the evidence of a VM says of where it ran."""
+        guest = self._guests.get(vm.spec.image)
+        return {
+            "guest": {"key": guest.key, "digest": guest.digest} if guest else {},
+            "runtime_image": self.runtime_image(),
+            "engine": str(self.engine),
+        }
+
+    def start_kept(
+        self,
+        spec: Spec,
+        *,
+        guest: Guest,
+        user: str,
+        keys: Keys,
+        environment: Mapping[str, str],
+        disk: Iterator[bytes],
+        seed_iso: bytes,
+    ) -> VM:
+        """Start a VM from a disk that was kept, and do not wait for it; raises `EngineError` and its like.
+
+        Args:
+            spec: what it should be.
+            guest: the image on which the disk was made.
+            user: to log in as.
+            keys: of which the login's private and the host's public half are known.
+            environment: of the container, beside what `spec` gives.
+            disk: what the container's `/mounted` has in it, as a tar stream.
+            seed_iso: its cloud-init seed; empty: none.
+        """
+        files: dict[str, dict[str, bytes | Link]] = {"/": {"image": Link(guest.disk)}}
+        if seed_iso:
+            files["/tmp"] = {"cloud_init.iso": seed_iso}  # noqa: S108  (the image's contract)
+        container = self._start(spec, guest.place, files, environment, "", mounted=disk)
+        with contextlib.ExitStack() as undo:
+            undo.callback(container.close)
+            endpoint = Endpoint(self.engine, container)
+            vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
+            undo.pop_all()
+        self._vms.append(vm)
+        return vm
+
+    @contextlib.contextmanager
+    def rescue(self, vm: VM) -> Iterator[Container]:
+        """Open a container with the disk of a VM whose own container is gone; raises `EngineError`."""
+        plan = Plan(
+            name=f"virtainers-{self._run_id}-rescue-{secrets.token_hex(2)}",
+            kind="helper",
+            image=self.runtime_image(),
+            entrypoint=("cat",),
+            environment=vm._container.environment,  # it says where the seed is
+            store=self._settings.store,
+            volume=vm.volume,
+        )
+        container = Container(self.engine, plan, self._run_id)
+        container.volume = None  # it goes with the VM
+        try:
+            container.start()
+            yield container
+        finally:
+            container.close()
 
     def discard(self, vm: VM) -> None:
         """End one VM now."""
@@ -198,6 +287,7 @@ class Manager:
             stack.callback(self._holds.close)
             for vm in self._vms:
                 stack.callback(vm.close)
+            stack.callback(self.bury)
             stack.callback(self._prefetcher.close)
             self._vms, self._networks = [], {}
 
@@ -248,6 +338,7 @@ class Manager:
                     self._progress.note(f"a template of {spec.image} does not restore and is made anew: {reason}")
                 else:
                     self._progress.note(f"a clone of {spec.image} did not get ready, once more: {reason}")
+                self.bury(retired=False)  # the next one may need its room
         raise AssertionError  # the loop has no other end
 
     def _start_clone(self, spec: Spec, template: Template, node_id: str, *, ahead: bool = False) -> VM:
@@ -287,8 +378,15 @@ class Manager:
             undo.callback(container.close)
             endpoint = Endpoint(self.engine, container)
             vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
+            vm.echo = self.echo
             undo.callback(vm.close)
-            wait(vm)
+            try:
+                wait(vm)
+            except BaseException:  # whatever a `prepare` raises, or a plugin when a test's time is up
+                if self._keeps_lost and threading.current_thread() is threading.main_thread():
+                    self.lost.append(vm)
+                    undo.pop_all()
+                raise
             undo.pop_all()
         return vm
 
@@ -301,6 +399,7 @@ class Manager:
         node_id: str,
         *,
         ahead: bool = False,
+        mounted: Iterator[bytes] | None = None,
     ) -> Container:
         """Start a container as `plan` says, when there is memory for it: `ahead` of a test, now or not at all."""
         name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
@@ -318,6 +417,8 @@ class Manager:
                 with phase("start container"):
                     for folder, members in files.items():
                         container.put(folder, members)
+                    if mounted is not None:
+                        container.put_archive("/mounted", mounted)
                     container.start()
             except EngineError as error:
                 container.close()
@@ -348,11 +449,14 @@ class Manager:
                 "VM_NAME": spec.guest_hostname,
                 "ACCEL": spec.accel,
                 "LEASE": "stdin",
+                "LINGER": "on",  # what ends by itself stays for its evidence, and may be switched on again
                 "DISK_CACHE": "unsafe",  # the disk goes with the VM: nothing is gained by waiting for the platter
                 **environment,
             },
             store=self._settings.store,
             store_writable="TEMPLATE_SAVE" in environment,
+            # For a killed container, which the engine removes with all that is in it.
+            volume=None if self._settings.keep == "never" or "TEMPLATE_SAVE" in environment else f"{name}-disk",
             network=self._network(internet=spec.internet).name,
             aliases=(spec.guest_hostname,),
             hostname=spec.guest_hostname,

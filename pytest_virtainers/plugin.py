@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_virtainers import reporting
 from pytest_virtainers import session as run
 from pytest_virtainers.durations import Record, table
 from pytest_virtainers.errors import SpecError, VirtainerError
@@ -89,9 +90,30 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin a test, or another try of it."""
+    reporting.begin(item)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Now that this test has its VM: have the next one made ready."""
     prefetch(item, item.stash.get(_FOLLOWING_KEY, None))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Take the evidence of a failing test's machines, while they are there."""
+    result = yield
+    reporting.report(item, result)
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """Show the way to a failing test's machines, before a debugger opens."""
+    if isinstance(node, pytest.Item):
+        reporting.hold(node)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

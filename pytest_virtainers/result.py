@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_SHOWN_CHARACTERS = 4000
+_SHOWN_CHARACTERS, _SHOWN_LINES = 4000, 40
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Result:
 
 def _shorten(data: bytes) -> str:
     text = data.decode("utf-8", "backslashreplace")
-    if len(text) <= _SHOWN_CHARACTERS:
-        return text
-    half = _SHOWN_CHARACTERS // 2
-    return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
+    head, tail = text[: len(text) // 2], text[len(text) // 2 :]
+    head = "".join(head.splitlines(keepends=True)[: _SHOWN_LINES // 2])[: _SHOWN_CHARACTERS // 2]
+    tail = "".join(tail.splitlines(keepends=True)[-_SHOWN_LINES // 2 :])[-_SHOWN_CHARACTERS // 2 :]
+    left_out = len(text) - len(head) - len(tail)
+    return f"{head}\n[… {left_out} characters left out …]\n{tail}" if left_out else text

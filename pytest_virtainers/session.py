@@ -15,7 +15,7 @@ from pytest_virtainers.errors import EngineNotFound, VirtainerError
 from pytest_virtainers.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pytest_virtainers.durations import Record
     from pytest_virtainers.manager import Manager
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LAST_SECONDS = 4
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_STDERR = 2
 
 SETTINGS_KEY: pytest.StashKey[Settings] = pytest.StashKey()
 _MANAGER_KEY: pytest.StashKey[Manager] = pytest.StashKey()
@@ -45,7 +46,10 @@ def manager(config: pytest.Config) -> Manager:
             from pytest_virtainers.manager import Manager
 
             worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-            config.stash[_MANAGER_KEY] = Manager(settings, _progress(config), worker)
+            looks = settings.keep != "never" or settings.hold or in_debugger(config)
+            made = Manager(settings, _progress(config), worker, keeps_lost=looks)
+            made.echo = _echo(config)
+            config.stash[_MANAGER_KEY] = made
             _end_on_sigterm()
             if hasattr(config, "workerinput"):
                 _end_with_parent(config)
@@ -55,6 +59,16 @@ def manager(config: pytest.Config) -> Manager:
             pytest.skip(str(error))
         raise
     return config.stash[_MANAGER_KEY]
+
+
+def present(config: pytest.Config) -> Manager | None:
+    """Give the process's manager if a VM was asked for."""
+    return config.stash.get(_MANAGER_KEY, None)
+
+
+def in_debugger(config: pytest.Config) -> bool:
+    """Tell whether failing tests are looked at in a debugger."""
+    return bool(config.getoption("usepdb", False))
 
 
 def prefetch(config: pytest.Config, spec: Spec | None, node_id: str) -> None:
@@ -104,6 +118,18 @@ def _progress(config: pytest.Config) -> Progress:
                 reporter.write(text, flush=True)
 
     return Progress(write, live=reporter is not None and reporter.isatty)
+
+
+def _echo(config: pytest.Config) -> Callable[[str], object] | None:
+    """Show what commands print, if that is wanted: on the terminal even while pytest captures."""
+    if config.getoption("capture", "no") == "no":
+        return lambda text: print(text, end="", flush=True)
+    if not config.stash[SETTINGS_KEY].echo:
+        return None
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        terminal = os.dup(_STDERR)  # processes are shown by threads, for which pytest's capturing is not made
+    return lambda text: os.write(terminal, text.encode())
 
 
 def _end_on_sigterm() -> None:

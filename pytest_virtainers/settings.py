@@ -87,6 +87,12 @@ SETTINGS = (
         values.size_or_share,
         "memory that all VMs of the machine may take together: a size, or a share of the engine's memory",
     ),
+    Setting("keep", "failed", values.choice("never", "failed", "always"), "whose machines leave evidence behind"),
+    Setting("artifacts", "virtainer-artifacts", values.text, "folder for that evidence, under pytest's rootdir"),
+    Setting("keep_memory", "off", values.switch, "on: keep the memory, too; `virtainers resume` goes on", flag=True),
+    Setting("retention", "all", values.count_or_all, "how often a test may leave evidence: then the oldest goes"),
+    Setting("hold", "off", values.switch, "on: a failing test's machines stay up until you press Enter", flag=True),
+    Setting("echo", "off", values.switch, "on: show what commands print as it comes (as -s does)", flag=True),
     Setting("durations", "off", values.switch, "on: show where the seconds of the VMs' launches went", flag=True),
     Setting("missing", "error", values.choice("error", "skip"), "what tests do without an engine: error or skip"),
 )
@@ -105,6 +111,12 @@ class Settings:
     store_limit: int
     prefetch: bool
     max_ram: Callable[[int], int]
+    keep: str
+    artifacts: str
+    keep_memory: bool
+    retention: int | None
+    hold: bool
+    echo: bool
     durations: bool
     missing: str
 

@@ -80,19 +80,27 @@ class Workshop:
         Raises:
             StoreError: the store cannot be written.
         """
+        with self.scratch() as scratch:
+            yield scratch
+            self.shell(
+                f"mkdir -p {MOUNT}/{place.partition('/')[0]} && sync {scratch}/* && rm -rf {MOUNT}/{place} && "
+                f"mv -T {scratch} {MOUNT}/{place}"
+            )
+            self.made.append(place)
+
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        """Give an empty folder for the block; raises `StoreError`."""
         scratch = f"{MOUNT}/.scratch-{secrets.token_hex(4)}"
         self.shell(
             f"find {MOUNT} -maxdepth 1 -name '.scratch-*' -mmin +{_ABANDONED_MINUTES} -exec rm -rf {{}} + && "
-            f"mkdir -p {MOUNT}/{place.partition('/')[0]} && mkdir -m 700 {scratch}"
+            f"mkdir -m 700 {scratch}"
         )
         try:
             yield scratch
-            self.shell(f"sync {scratch}/* && rm -rf {MOUNT}/{place} && mv -T {scratch} {MOUNT}/{place}")
-            self.made.append(place)
-        except BaseException:
+        finally:
             if not self.container.ended:  # what fills the folder may still run: end all but PID 1 and this shell
-                self.container.run(["sh", "-c", f"kill -9 -1; rm -rf {scratch}"])
-            raise
+                self.container.run(["sh", "-c", f"[ ! -e {scratch} ] || {{ kill -9 -1; rm -rf {scratch}; }}"])
 
     def shell(self, script: str, on_output: Callable[[bytes], object] = lambda _data: None) -> str:
         """Run a shell script in the helper and give its output; raises `StoreError` with its last lines."""

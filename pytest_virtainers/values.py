@@ -54,6 +54,14 @@ def whole_number(value: object) -> int:
     return int(str(value))
 
 
+def count_or_all(value: object) -> int | None:
+    """Parse a whole number from 1 on, or `all`, which is None."""
+    try:
+        return None if value == "all" else whole_number(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or all") from None
+
+
 def seconds(value: object) -> float:
     """Parse a time in seconds, above 0."""
     try:

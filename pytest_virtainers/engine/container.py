@@ -12,21 +12,23 @@ import tarfile
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import docker.errors
 from docker.types import Mount, Ulimit
 
 from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket
+from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Pieces
 from pytest_virtainers.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from pytest_virtainers.engine.client import Engine
 
 _END_SECONDS = 20.0
+_CHUNK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Plan:
     Attributes:
         kind: the value of our label (`vm`, `helper`).
         store: volume name or absolute directory that becomes `/store`, and whether it is writable.
+        volume: name of a volume that becomes `/mounted`: made with the container if need be, and ours then, so that
+            what is in it can be read when the container is gone.
         labels: more labels, beside those of ownership.
     """
 
@@ -53,6 +57,7 @@ class Plan:
     environment: Mapping[str, str] = field(default_factory=dict)
     store: str | None = None
     store_writable: bool = False
+    volume: str | None = None
     network: str | None = None
     aliases: tuple[str, ...] = ()
     hostname: str | None = None
@@ -76,6 +81,8 @@ class Container:
         self._ended = threading.Event()
         self._lease: HijackedSocket | None = None
         self._id: str | None = None
+        self.environment = plan.environment
+        self.volume = plan.volume
         with engine.failures(f"creating container {plan.name}"):
             self._id = self._create(plan, run_id)
         self._network = plan.network
@@ -87,6 +94,10 @@ class Container:
             mounts = [
                 Mount("/store", plan.store, type="bind" if is_folder else "volume", read_only=not plan.store_writable)
             ]
+        if plan.volume is not None:
+            # Before the container: of the labels that a mount may have, Podman takes none.
+            self._api.create_volume(plan.volume, labels=owner.labels("disk", run_id))
+            mounts.append(Mount("/mounted", plan.volume, type="volume"))
         host_config = self._api.create_host_config(
             auto_remove=True,
             cap_drop=["ALL"],
@@ -218,8 +229,44 @@ class Container:
         """Run a command inside and give its stdin and stdout as a socket."""
         return exec_stream(self._engine, self.id, command)
 
+    def fetch(self, path: str, target: Path) -> None:
+        """Copy a file out of it into a private file; long runs of zeros become holes; raises `EngineError`."""
+        with self._engine.failures(f"copying {path} out of container {self.name}"):
+            pieces, _ = self._api.get_archive(self.id, path)
+            stream: Any = Pieces(iter(pieces))
+            try:
+                with tarfile.open(fileobj=stream, mode="r|") as tar:
+                    entry = tar.next()
+                    content = None if entry is None else tar.extractfile(entry)
+                    if content is None:
+                        raise OSError(f"{path} is no file")
+                    _write_sparse(content, target)
+            except tarfile.TarError as error:
+                raise OSError(f"it broke off: {error}") from error
+
     def close(self) -> None:
-        """End the lease and remove the container; nothing happens when it is gone already; raises `EngineError`."""
+        """End the lease, remove the container and its volume; what is gone already is well; raises `EngineError`."""
+        self._remove_container()
+        if self.volume is not None:
+            self._remove_volume(self.volume)
+            self.volume = None
+
+    def _remove_volume(self, name: str) -> None:
+        deadline = time.monotonic() + _END_SECONDS
+        with self._engine.failures(f"removing volume {name}"):
+            while True:
+                try:
+                    self._api.remove_volume(name)
+                except docker.errors.NotFound:
+                    return
+                except docker.errors.APIError:  # the container, which is just going, still has it
+                    if time.monotonic() > deadline:
+                        raise
+                else:
+                    return
+                time.sleep(0.1)
+
+    def _remove_container(self) -> None:
         if self._lease is not None:
             self._lease.close()
         identifier, self._id = self._id, None
@@ -240,6 +287,17 @@ class Container:
                     return
             time.sleep(0.1)
         raise EngineError(f"container {self.name} ({identifier[:12]}) was not removed within {_END_SECONDS:.0f} s")
+
+
+def _write_sparse(content: IO[bytes], target: Path) -> None:
+    target.touch(mode=0o600)
+    with target.open("wb") as file:
+        while data := content.read(_CHUNK_BYTES):
+            if data.strip(b"\0"):
+                file.write(data)
+            else:
+                file.seek(len(data), io.SEEK_CUR)
+        file.truncate()
 
 
 def exec_stream(engine: Engine, container: str, command: list[str]) -> ExecStream:

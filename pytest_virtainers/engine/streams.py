@@ -13,7 +13,10 @@ import socket
 import ssl
 import struct
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STDOUT, STDERR = 1, 2
 
@@ -84,6 +87,11 @@ class HijackedSocket:
         """Write some of `data` and tell how many bytes."""
         return int(self._socket.send(data))
 
+    def close_input(self) -> None:
+        """Say that nothing more will be written."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         """Close, and wake a thread that reads."""
         with contextlib.suppress(OSError):
@@ -137,7 +145,28 @@ class ExecStream:
         del self._ready[:size]
         return taken
 
+    def close_input(self) -> None:
+        """End the command's stdin, and go on reading."""
+        self._hijacked.close_input()
+
     def close(self) -> None:
         """End the session."""
         self._closed = True
         self._hijacked.close()
+
+
+class Pieces:
+    """Pieces of bytes, as they come, as a file to read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, b""
+
+    def read(self, size: int) -> bytes:
+        """Read `size` bytes, or what is left."""
+        gathered, length = [self._rest], len(self._rest)
+        while length < size and (piece := next(self._pieces, b"")):
+            gathered.append(piece)
+            length += len(piece)
+        data = b"".join(gathered)
+        self._rest = data[size:]
+        return data[:size]

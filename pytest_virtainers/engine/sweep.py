@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sweep(engine: Engine) -> list[str]:
-    """Remove containers, then networks, whose owner is dead; give their names.
+    """Remove containers, then networks and volumes, whose owner is dead; give their names.
 
     Containers end by their lease; they are swept for the case that their engine itself was killed with them.
     What cannot be removed now is left for the next sweep.
@@ -32,4 +32,9 @@ def sweep(engine: Engine) -> list[str]:
                 with contextlib.suppress(docker.errors.APIError):
                     api.remove_network(network["Id"])
                     removed.append(network["Name"])
+        for volume in api.volumes(filters=ours)["Volumes"] or ():
+            if owner.is_dead(volume.get("Labels") or {}):
+                with contextlib.suppress(docker.errors.APIError):
+                    api.remove_volume(volume["Name"])
+                    removed.append(volume["Name"])
     return removed

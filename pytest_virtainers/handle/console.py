@@ -6,11 +6,15 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.handle.deadline import Deadline
+
 if TYPE_CHECKING:
     from pytest_virtainers.engine.container import Container
 
+_CHUNK_BYTES = 4096
 _CONTROL = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
 _PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
+_KILLED = re.compile(rb"(?:Out of memory|Memory cgroup out of memory): Killed process[^\r\n]*")
 # https://docs.kernel.org/RCU/stallwarn.html: reported after 21 s and then each 63 s, with the grace period's number.
 _STALL = re.compile(rb"rcu: [^\r\n]*\bg=(-?\d+)")
 
@@ -18,9 +22,11 @@ _STALL = re.compile(rb"rcu: [^\r\n]*\bg=(-?\d+)")
 class Console:
     """The serial console of one VM, collected from its first byte."""
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, container: Container, name: str = "vm") -> None:
         self._container = container
+        self._name = name
         self._life = 0
+        self._expected = 0
 
     @property
     def text(self) -> str:
@@ -32,6 +38,43 @@ class Console:
         kept = [line for line in self.text.splitlines() if line.strip()][-lines:]
         return "\n".join(f"  | {line}" for line in kept) if kept else "  | (the console is empty)"
 
+    def send(self, text: str) -> None:
+        """Type text; a newline is the Enter key. What is shown from here on is what `expect` looks at.
+
+        Raises:
+            EngineError: the container is gone.
+        """
+        self._expected = len(self.text)
+        stream = self._container.stream(["console", "--type"])
+        data = text.encode()
+        while data:
+            data = data[stream.send(data) :]
+        stream.close_input()
+        while stream.recv(_CHUNK_BYTES):  # until it has all been passed on
+            pass
+        stream.close()
+
+    def expect(self, pattern: str, *, timeout: float = 30.0) -> re.Match[str]:
+        """Wait until a regular expression is shown after what was sent or expected last; give the match.
+
+        Args:
+            pattern: `^` and `$` are the ends of lines.
+            timeout: seconds.
+
+        Raises:
+            WaitTimeout: it was not shown in time; the message has the last lines.
+        """
+        __tracebackhide__ = True
+        deadline = Deadline(f"{pattern!r} on the console of {self._name}", timeout)
+
+        def attempt() -> re.Match[str] | None:
+            deadline.seen = f"\n{self.tail()}"
+            return re.compile(pattern, re.MULTILINE).search(self.text, self._expected)
+
+        found = deadline.poll(attempt)
+        self._expected = found.end()
+        return found
+
     def start_anew(self) -> None:
         """Note that the guest starts anew or goes back in time: what its kernel has met before is over."""
         self._life = len(self._container.stdout)
@@ -40,6 +83,10 @@ class Console:
         """Give the line with which the guest's Linux kernel panicked in this life; None when it did not."""
         found = _PANIC.search(self._container.stdout, self._life)
         return found[0].decode("ascii", "replace") if found else None
+
+    def killed_for_memory(self) -> list[str]:
+        """List the kernel's reports of processes that it killed because there was no memory left, in this life."""
+        return [each.decode("ascii", "replace") for each in _KILLED.findall(self._container.stdout, self._life)]
 
     def stalled(self) -> bool:
         """Tell whether the guest's Linux kernel hangs: it has reported the same stalled grace period twice."""

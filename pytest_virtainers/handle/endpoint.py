@@ -25,7 +25,7 @@ class Endpoint:
     """The ways to one guest's SSH port; the one that works is kept."""
 
     def __init__(self, engine: Engine, container: Container) -> None:
-        self._engine = engine
+        self.engine = engine
         self._container = container
         self._direct: bool | None = None
         self._silent_tries = 0
@@ -74,7 +74,7 @@ class Endpoint:
         """Give what OpenSSH needs to take the same way."""
         if self._direct is not False:
             return {}
-        words = [sys.executable, "-m", "pytest_virtainers.engine.relay", self._engine.url, self._container.id, *RELAY]
+        words = [sys.executable, "-m", "pytest_virtainers.engine.relay", self.engine.url, self._container.id, *RELAY]
         return {"ProxyCommand": shlex.join(words).replace("%", "%%")}
 
 

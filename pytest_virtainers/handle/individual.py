@@ -13,7 +13,7 @@ from pytest_virtainers import clone_helper
 from pytest_virtainers.errors import BootError, Unclonable
 
 if TYPE_CHECKING:
-    from pytest_virtainers.handle.vm import VM
+    from pytest_virtainers.handle.commands import Commands
     from pytest_virtainers.keys import KeyPair
 
 READY, DONE = b"helper: ready", b"helper: individual"
@@ -50,7 +50,7 @@ fi
 """
 
 
-def leave_helper(vm: VM, hostname: str) -> None:
+def leave_helper(vm: Commands, hostname: str) -> None:
     """Start the helper in the guest; raises `Unclonable` when it cannot run there.
 
     A guest that is called `hostname` will be called as its container is; with an empty one, it keeps its name.
@@ -63,7 +63,7 @@ def leave_helper(vm: VM, hostname: str) -> None:
         raise BootError(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
 
 
-def renew(vm: VM, host_key: KeyPair) -> None:
+def renew(vm: Commands, host_key: KeyPair) -> None:
     """Give the guest a machine-id of its own, and this SSH host key as its only one, for new connections.
 
     What has read the machine-id before keeps the old one until it is started again: machine-id(5).

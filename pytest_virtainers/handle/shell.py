@@ -7,15 +7,18 @@ import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SAY_LEADER = "echo $$ >&2\n"
+_LONGEST_NUMBER = 10
 
 
 def line(
     command: str | Sequence[str],
     *,
     sudo: bool = False,
+    user: str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
 ) -> str:
@@ -24,6 +27,7 @@ def line(
     Args:
         command: text is for the shell as it is; a sequence is quoted word by word.
         sudo: run it as root, without asking for a password.
+        user: run it as this user instead.
         env: variables to set; names are checked, values quoted.
         cwd: folder to run in; when it cannot be entered, the command does not run.
 
@@ -38,5 +42,63 @@ def line(
         if not _VARIABLE.fullmatch(name):
             raise ValueError(f"{name!r} cannot name an environment variable")
         preamble.append(f"export {name}={shlex.quote(value)}")
-    script = "\n".join([*preamble, script])
-    return f"sudo -n -- sh -c {shlex.quote(script)}" if sudo else script
+    script = "\n".join([*preamble, script if isinstance(command, str) else f"exec {script}"])
+    if not sudo and user is None:
+        return script
+    who = [] if user is None else ["-u", user]
+    return shlex.join(["sudo", "-n", *who, "--", "sh", "-c", script])
+
+
+def with_leader(script: str) -> str:
+    """Have the shell say the number of its session first of all, on standard error (see `Leader`)."""
+    return _SAY_LEADER + script
+
+
+class Leader:
+    """Takes the number that `with_leader` has said off the front of standard error, and passes the rest on.
+
+    sshd makes each command the leader of a session (setsid(2)); its number is that of the shell.
+    """
+
+    def __init__(self) -> None:
+        self.session: int | None = None
+        self.pass_on: Callable[[bytes], object] = bytes
+        self._start: bytes | None = b""
+
+    def __call__(self, data: bytes) -> None:
+        """Take the next piece of standard error."""
+        if self._start is None:
+            self.pass_on(data)
+            return
+        self._start += data
+        if b"\n" not in self._start and len(self._start) <= _LONGEST_NUMBER:
+            return
+        number, newline, rest = self._start.partition(b"\n")
+        if newline and number.isdigit():
+            self.session = int(number)
+        else:  # no shell of the kind that we know
+            rest = self._start
+        self._start = None
+        self.pass_on(rest)  # even when it is empty: somebody may wait for the number
+
+    def end(self) -> None:
+        """Pass on what was too short to be told from a number."""
+        if self._start:
+            self.pass_on(self._start)
+        self._start = None
+
+
+# As root: what sudo has started belongs to others.
+KILL_SESSION = """
+if command -v pkill >/dev/null; then pkill -KILL -s "$1"; else kill -s KILL -- "-$1"; fi
+"""
+# The shell of a session waits for what it runs, and sudo passes on what it gets: neither is meant. Processes that end
+# meanwhile have needed no signal.
+SIGNAL_SESSION = """
+for each in $(pgrep -s "$1"); do
+    [ "$each" = "$1" ] || [ "$(cat /proc/$each/comm)" = sudo ] || targets="$targets $each"
+done
+for each in ${targets:-$1}; do
+    kill -s "$2" "$each" || [ ! -e "/proc/$each" ] || exit
+done
+"""

@@ -190,7 +190,7 @@ def log_in(
         return max(0.1, deadline - time.monotonic())
 
     try:
-        host_key, transport.banner_timeout = keys.host.paramiko(), timeout
+        host_key, transport.banner_timeout = keys.host.public_key(), timeout
         # Ours first: of several host keys the guest has to show the one that it was given.
         options, ours = transport.get_security_options(), host_key.get_name()
         options.key_types = [ours, *(each for each in options.key_types if each != ours)]

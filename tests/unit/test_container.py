@@ -1,9 +1,16 @@
+import io
+import tarfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
 import pytest
 
-from pytest_virtainers.engine import detect
+from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import EngineError
-from tests.unit.fake_engine import Answer, serving
+from tests.unit.fake_engine import Answer, FakeEngine, serving
 
 CREATED: dict[str, Answer] = {"POST /containers/create": (201, {"Id": "0123", "Warnings": []})}
 PLAN = Plan(name="db", kind="vm", image="an-image")
@@ -30,3 +37,122 @@ def test_an_engine_that_died_meanwhile_is_told_in_words() -> None:
     with pytest.raises(EngineError, match=r"removing container db failed: podman 4\.9 at tcp.*Connection refused"):
         container.close()
     engine.close()
+
+
+MIB = 1024 * 1024
+IN_USE = (409, {"message": "volume is in use"})
+WITH_VOLUME: dict[str, Answer] = {
+    **CREATED,
+    "POST /volumes/create": (201, {"Name": "db-disk"}),
+    "DELETE /containers/0123": (204, None),
+    "DELETE /volumes/db-disk": (204, None),
+}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeEngine]:
+    with serving(WITH_VOLUME) as server:
+        yield server
+
+
+@pytest.fixture
+def container(server: FakeEngine) -> Iterator[Container]:
+    engine = detect.find(server.url)
+    yield Container(engine, Plan(name="db", kind="vm", image="an-image", volume="db-disk"), "run")
+    engine.close()
+
+
+def test_a_volume_is_there_before_its_container_and_goes_after_it(container: Container, server: FakeEngine) -> None:
+    container.close()
+    container.close()
+    assert server.asked[-4:] == [
+        "POST /volumes/create",
+        "POST /containers/create",
+        "DELETE /containers/0123",
+        "DELETE /volumes/db-disk",
+    ]
+
+
+def test_a_volume_that_a_container_still_has_is_waited_for(
+    container: Container, server: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_virtainers.engine.container._END_SECONDS", 0.2)
+    server.answers["DELETE /volumes/db-disk"] = IN_USE
+    with pytest.raises(EngineError, match=r"removing volume db-disk failed: .*volume is in use"):
+        container.close()
+    assert server.asked.count("DELETE /volumes/db-disk") > 1
+    server.answers["DELETE /volumes/db-disk"] = (404, {"message": "no such volume"})
+    container.close()
+    assert container.volume is None, "gone is gone"
+
+
+def archive(*members: tuple[str, bytes | None], cut: int | None = None) -> Answer:
+    """Answer with a tar archive of files, or folders (None), as engines do."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size = (tarfile.DIRTYPE, 0) if data is None else (tarfile.REGTYPE, len(data))
+            tar.addfile(entry, io.BytesIO(data or b""))
+    body = content.getvalue()[:cut]
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", "application/x-tar")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"\0" * 3 * MIB, b"x" + b"\0" * 3 * MIB + b"x", b"x" + b"\0" * 3 * MIB]
+)
+def test_a_file_that_is_fetched_is_private_exact_and_has_holes(
+    container: Container, server: FakeEngine, content: bytes, tmp_path: Path
+) -> None:
+    server.answers["GET /containers/0123/archive"] = archive(("disk", content))
+    container.fetch("/mounted/disk", tmp_path / "disk")
+    assert (tmp_path / "disk").read_bytes() == content
+    status = (tmp_path / "disk").stat()
+    assert status.st_mode & 0o777 == 0o600
+    assert status.st_blocks * 512 < MIB
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((404, {"message": "Could not find the file"}), "Could not find the file"),
+        (archive(("disk", None)), "/mounted/disk is no file"),
+        (archive(("disk", b"x" * MIB), cut=MIB // 2), "it broke off: unexpected end of data"),
+        (archive(), "/mounted/disk is no file"),
+    ],
+)
+def test_what_cannot_be_fetched_is_told(
+    container: Container, server: FakeEngine, answer: Answer, words: str, tmp_path: Path
+) -> None:
+    server.answers["GET /containers/0123/archive"] = answer
+    with pytest.raises(EngineError, match=f"copying /mounted/disk out of container db failed: .*{words}"):
+        container.fetch("/mounted/disk", tmp_path / "disk")
+
+
+def test_a_sweep_takes_the_volumes_of_dead_owners_only() -> None:
+    lives = owner.labels("disk", "run")
+    dead = {**lives, "virtainers.owner-started": "1"}
+    volumes = [
+        {"Name": name, "Labels": labels} for name, labels in (("a", dead), ("b", lives), ("c", dead), ("d", None))
+    ]
+    answers: dict[str, Answer] = {
+        "GET /containers/json": (200, []),
+        "GET /networks": (200, []),
+        "GET /volumes": (200, {"Volumes": volumes}),
+        "DELETE /volumes/a": IN_USE,
+        "DELETE /volumes/c": (204, None),
+    }
+    with serving(answers) as server:
+        engine = detect.find(server.url)
+        assert sweep(engine) == ["c"]
+        server.answers["GET /volumes"] = (200, {"Volumes": None})
+        assert sweep(engine) == []
+        engine.close()

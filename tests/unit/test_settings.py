@@ -18,6 +18,16 @@ def test_the_environment_is_read_by_name_and_empty_is_silent() -> None:
     assert (settings.shape["boot_timeout"], settings.shape["image"]) == (30.0, "debian-13")
 
 
+def test_failing_tests_leave_evidence_and_nothing_of_it_goes_unless_it_is_said() -> None:
+    usual = resolve([])
+    assert (usual.keep, usual.artifacts, usual.retention) == ("failed", "virtainer-artifacts", None)
+    assert not any((usual.keep_memory, usual.hold, usual.echo))
+    said = {"KEEP": "always", "ARTIFACTS": "kept", "RETENTION": "3", "KEEP_MEMORY": "on", "HOLD": "on", "ECHO": "on"}
+    wished = resolve([environment({f"VIRTAINER_{name}": value for name, value in said.items()})])
+    assert (wished.keep, wished.artifacts, wished.retention) == ("always", "kept", 3)
+    assert all((wished.keep_memory, wished.hold, wished.echo))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -30,6 +40,9 @@ def test_the_environment_is_read_by_name_and_empty_is_silent() -> None:
             "or a share such as 80%",
         ),
         ("missing", "ignore", "VIRTAINER_MISSING=ignore: allowed are error, skip"),
+        ("keep", "sometimes", "VIRTAINER_KEEP=sometimes: allowed are never, failed, always"),
+        ("retention", "0", "VIRTAINER_RETENTION=0: a whole number from 1 on is needed; or all"),
+        ("hold", "yes", "VIRTAINER_HOLD=yes: allowed are on and off"),
         ("internet", "maybe", "VIRTAINER_INTERNET=maybe: allowed are on and off"),
     ],
 )

@@ -1,4 +1,6 @@
+import shutil
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
@@ -44,3 +46,75 @@ def test_variable_names_are_checked(name: str) -> None:
 def test_an_empty_command_is_refused(command: str | list[str]) -> None:
     with pytest.raises(ValueError, match="the command is empty"):
         shell.line(command)
+
+
+def test_another_user_runs_it_by_sudo() -> None:
+    assert shell.line("id", user="nobody") == "sudo -n -u nobody -- sh -c id"
+    assert shell.line(["id", "-un"], user="nobody", sudo=True) == "sudo -n -u nobody -- sh -c 'exec id -un'"
+
+
+def test_words_replace_the_shell_so_that_signals_reach_them() -> None:
+    assert shell.line(["sleep", "60"], env={"A": "1"}) == "export A=1\nexec sleep 60"
+
+
+def led(*pieces: bytes) -> tuple[int | None, bytes]:
+    """Give the session that a leader has found in standard error, and what it has passed on."""
+    passed = bytearray()
+    leader = shell.Leader()
+    leader.pass_on = passed.extend
+    for piece in pieces:
+        leader(piece)
+    leader.end()
+    return leader.session, bytes(passed)
+
+
+def test_the_shell_says_its_session_first() -> None:
+    finished = run(shell.with_leader("echo said >&2; echo $$"))
+    assert led(finished.stderr.encode()) == (int(finished.stdout), b"said\n")
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_the_number_may_come_in_pieces(size: int) -> None:
+    said = b"1234567890\nerror: 42\n"
+    assert led(*(said[at : at + size] for at in range(0, len(said), size))) == (1234567890, b"error: 42\n")
+
+
+@pytest.mark.parametrize(
+    "said", [b"fish: no\n", b"This account is not available.", b"no", b"", b"\n", b"12345678901"]
+)
+def test_of_a_shell_that_says_something_else_nothing_is_lost(said: bytes) -> None:
+    assert led(*(said[at : at + 1] for at in range(len(said)))) == (None, said)
+
+
+@pytest.fixture
+def session() -> Iterator[subprocess.Popen[bytes]]:
+    """A shell that leads a session and waits for what it runs."""
+    if shutil.which("pgrep") is None:
+        pytest.skip("pgrep (procps) is needed")
+    script = "sh -c 'trap \"exit 7\" USR1; echo ready; while :; do sleep 0.02; done'; exit $?"
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout
+    assert process.stdout.readline() == b"ready\n"
+    yield process
+    subprocess.run(["sh", "-c", shell.KILL_SESSION, "sh", str(process.pid)], check=False)
+    process.wait(10)
+    process.stdout.close()
+
+
+def test_a_signal_is_for_what_the_shell_runs(session: subprocess.Popen[bytes]) -> None:
+    subprocess.run(["sh", "-c", shell.SIGNAL_SESSION, "sh", str(session.pid), "USR1"], check=True)
+    assert session.wait(10) == 7, "the shell itself was not killed by it"
+
+
+def test_a_session_that_has_just_ended_needs_no_signal(session: subprocess.Popen[bytes]) -> None:
+    subprocess.run(["sh", "-c", shell.KILL_SESSION, "sh", str(session.pid)], check=True)
+    session.wait(10)
+    subprocess.run(["sh", "-c", shell.SIGNAL_SESSION, "sh", str(session.pid), "TERM"], check=True)
+
+
+def test_a_signal_that_is_none_fails(session: subprocess.Popen[bytes]) -> None:
+    wrong = subprocess.run(
+        ["sh", "-c", shell.SIGNAL_SESSION, "sh", str(session.pid), "BOGUS"], capture_output=True, check=False
+    )
+    assert wrong.returncode != 0
+    assert session.poll() is None

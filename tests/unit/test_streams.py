@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.streams import Demultiplexer, ExecStream, HijackedSocket
+from pytest_virtainers.engine.streams import Demultiplexer, ExecStream, HijackedSocket, Pieces
 from tests.unit.fake_engine import credentials, echo, serving
 
 
@@ -33,6 +33,28 @@ def test_an_exec_stream_reads_stdout_only_and_to_its_end() -> None:
     theirs.close()
     assert stream.recv(10) == b""
     stream.close()
+
+
+def test_the_end_of_input_can_be_said_before_the_answer_is_read() -> None:
+    ours, theirs = socket.socketpair()
+    stream = ExecStream(HijackedSocket(ours))
+    stream.send(b"keys")
+    stream.close_input()
+    assert [theirs.recv(10), theirs.recv(10)] == [b"keys", b""]
+    theirs.sendall(frame(1, b"done"))
+    assert stream.recv(10) == b"done"
+    theirs.close()
+    stream.close_input()  # nobody is there any more
+    stream.close()
+
+
+def test_pieces_are_read_like_a_file() -> None:
+    left = [b"fg", b"cde", b"ab"]
+    pieces = Pieces(left.pop() for _ in range(3))
+    assert pieces.read(1) == b"a"
+    assert left == [b"fg", b"cde"], "nothing is taken ahead of its time"
+    assert pieces.read(3) == b"bcd"
+    assert [pieces.read(10), pieces.read(10)] == [b"efg", b""]
 
 
 def test_a_forked_child_does_not_hold_the_lease() -> None:

@@ -58,3 +58,14 @@ def test_host_names_are_one_dns_label(written: object) -> None:
 def test_user_names_are_plain(written: object) -> None:
     with pytest.raises(ValueError, match="login name"):
         values.user_name(written)
+
+
+@pytest.mark.parametrize(("written", "count"), [("all", None), ("1", 1), (20, 20)])
+def test_a_count_may_be_all(written: object, count: int | None) -> None:
+    assert values.count_or_all(written) == count
+
+
+@pytest.mark.parametrize("written", ["0", -1, "ALL", "some", None, True])
+def test_what_is_no_count_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match=r"from 1 on.*; or all$"):
+        values.count_or_all(written)

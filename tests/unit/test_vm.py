@@ -87,7 +87,7 @@ class Connection:
 
     def __init__(self, *codes: int | Exception) -> None:
         self._codes = list(codes)
-        self.closed = False
+        self.closed, self.alive = False, True
 
     def execute(self, _command: str, **_: object) -> int:
         code = self._codes.pop(0)

@@ -71,7 +71,7 @@ def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine
             assert "unknown argument" in str(pytest.raises(Exception, vm_factory, "x", memory="1G").value)
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error", "--virtainer-ram=2G")
     result.assert_outcomes(passed=3)
     left = [
         each["Labels"]["virtainers.vm"]

@@ -104,11 +104,11 @@ def test_a_store_directory_that_is_not_there() -> None:
         manager.guest("debian-13")
 
 
-def test_a_boot_that_takes_too_long(vm_factory: VMFactory, engine: Engine) -> None:
+def test_a_boot_that_takes_too_long(manager: Manager, settings: Settings, engine: Engine) -> None:
     with pytest.raises(
         BootTimeout, match=r"slow did not let us log in over SSH within 8 s\. The last try: "
     ) as caught:
-        vm_factory("slow", boot_timeout=8, template=False)
+        manager.launch(merge(settings.shape, {"name": "slow", "boot_timeout": 8.0, "template": False}))
     assert "The last lines of its console:\n  | " in str(caught.value)
     assert "boot_timeout" in str(caught.value)
     assert containers(engine, "slow") == []

@@ -16,7 +16,7 @@ from virtainer import line as serial_line
 from virtainer.console import Console
 from virtainer.ending import End, Reason, say
 from virtainer.settings import CACHE_MODES, Settings
-from virtainer.supervise import Supervisor
+from virtainer.supervise import Supervisor, linger
 
 RUN = Path("/run/virtainer")  # root's only: who may `docker exec` may use what is in it
 DNSMASQ_LOG = RUN / "dnsmasq.log"
@@ -106,13 +106,10 @@ def run() -> End:
     joined = serial_line.Line(session, _listen(RUN / "line.sock"), kept=settings.template_save)
     restored = False
     if storage.restore:
-        hosts = network.neighbours(Path("/proc/net/route").read_text())
-        if hosts:
-            network.let_in(hosts, serial_line.TCP_PORT)
-            joined.listen(socket.create_server(("", serial_line.TCP_PORT)), hosts)
+        _let_host_in(joined)
         link.settimeout(_RESTORE_SECONDS)
         with contextlib.suppress(EOFError):  # then QEMU's last words say why
-            template.resume(monitor)
+            template.resume(monitor, ram_from_file=settings.template is not None)
             helper.tell()
             restored = True
             say(f"clone runs after {time.monotonic() - started:.2f} s")
@@ -126,14 +123,25 @@ def run() -> End:
         monitor_fd=link.fileno(),
         queue=queue,
         grace=settings.shutdown_timeout,
+        linger=settings.linger,
         on_snapshot=helper.after_snapshot,
         on_line_closed=joined.hang_up,
     ).run()
     if storage.restore and not restored and end.reason is Reason.QEMU:
-        end = End(Reason.TEMPLATE, f"the template {settings.template} does not restore: {end}")
+        end = End(Reason.TEMPLATE, f"{settings.template or settings.resume} does not restore: {end}")
+    if settings.linger:
+        linger(end, queue)
     if end.reason is not Reason.LEASE:
         console.finish(seconds=2)
     return end
+
+
+def _let_host_in(joined: serial_line.Line) -> None:
+    """Let the engine's host come to the line over the network, too."""
+    hosts = network.neighbours(Path("/proc/net/route").read_text())
+    if hosts:
+        network.let_in(hosts, serial_line.TCP_PORT)
+        joined.listen(socket.create_server(("", serial_line.TCP_PORT)), hosts)
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,8 @@ def _storage(settings: Settings, kvm: int | None) -> _Storage:
         if settings.template_save:
             template.record(settings, kvm, base, iso)
             more = template.new_files(settings)
+        elif settings.resume:
+            more, restore = template.state_to_resume(settings, settings.resume, kvm), True
     files = {
         "base": os.open(base.path, os.O_RDONLY),
         "overlay": disk.open_overlay(overlay, direct=direct),

@@ -66,7 +66,7 @@ def _create(path: Path, base: Base, size: int) -> None:
             "-F",
             base.format,
             "-b",
-            str(base.path),
+            str(base.path.resolve()),  # where others find it, too: /image is often a link, and in this container only
             str(part),
             str(size),
         )

@@ -24,6 +24,9 @@ LEGACY_MACHINE = "pc-i440fx-10.0"
 _BASE, _OVERLAY, _SEED, _KVM = "/dev/fdset/1", "/dev/fdset/2", "/dev/fdset/3", "/dev/fdset/4"
 STATE, _LAYER = "/dev/fdset/5", "/dev/fdset/6"
 
+PLUGS = 8
+"""How many devices may be added while the machine runs (`virtainer.devices`)."""
+
 
 @dataclass(frozen=True)
 class Handles:
@@ -51,44 +54,47 @@ class Handles:
 
 def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
     """Return QEMU's command line."""
-    saved = handles.ram is not None
     board = MACHINE if settings.virtio else LEGACY_MACHINE
+    incoming = handles.state is not None and not settings.template_save
     return [
         "qemu-system-x86_64",
         *("-name", f"{settings.name},process={settings.name}"),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         # Without graphics the firmware talks on the serial line, too: "No bootable device" is seen.
-        *("-machine", f"{board},graphics=off{',memory-backend=ram' if saved else ''}"),
+        *("-machine", f"{board},graphics=off,memory-backend=ram"),
         *_processor(settings, handles),
         *("-m", str(settings.ram)),
-        *(_memory(settings, handles) if saved else ()),
+        *_memory(settings, handles),
         *_disks(settings, base_format, handles),
         *_devices(settings, handles),
         *_channels(handles),
-        *(("-incoming", "defer") if saved and handles.layer is not None else ()),
+        *(("-incoming", "defer") if incoming else ()),
         # A guest that panics stays as it is: its console, screen and memory are the evidence.
-        *("-action", "panic=none"),
+        *("-action", f"panic=none{',shutdown=pause' if settings.linger else ''}"),
     ]
 
 
 def _processor(settings: Settings, handles: Handles) -> list[str]:
     if handles.kvm is None:
-        accel = ["-accel", "tcg,thread=multi", "-cpu", "max"]
+        # What QEMU translates would else grow to 1 GiB, beside the RAM: a boot of Debian makes some 230 MiB.
+        accel = ["-accel", "tcg,thread=multi,tb-size=320", "-cpu", "max"]
     else:
         accel = [*_add_fd(handles.kvm, _KVM), "-accel", f"kvm,device={_KVM}", "-cpu", "host"]
     return [*accel, "-smp", str(settings.cpus)]
 
 
 def _memory(settings: Settings, handles: Handles) -> list[str]:
-    """A template's RAM is its file; a clone's is a private copy of that, page by page as it writes."""
+    """A template's RAM is its file; a clone's is a private copy of that, page by page as it writes.
+
+    It always has the same name, by which a saved state finds it again.
+    """
+    state = [] if handles.state is None else _add_fd(handles.state, STATE)
+    if handles.ram is None:
+        return ["-object", f"memory-backend-ram,id=ram,size={settings.ram}M", *state]
     sharing = "share=on" if handles.layer is None else "share=off,readonly=on,rom=off"
     file = f"/proc/self/fd/{handles.ram}"  # it takes no /dev/fdset
-    assert handles.state is not None  # noqa: S101  (they come together)
-    return [
-        *("-object", f"memory-backend-file,id=ram,size={settings.ram}M,mem-path={file},{sharing}"),
-        *_add_fd(handles.state, STATE),
-    ]
+    return ["-object", f"memory-backend-file,id=ram,size={settings.ram}M,mem-path={file},{sharing}", *state]
 
 
 def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
@@ -116,9 +122,9 @@ def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
     write_cache = f"write-cache={'on' if mode.write_cache else 'off'}"
     if settings.virtio:
         # The seed is no CD: kernels made for clouds often lack its drivers. cloud-init goes by the label.
-        devices = [f"virtio-blk-pci,drive=disk,bootindex=1,{write_cache}", "virtio-blk-pci,drive=seed"]
+        devices = [f"virtio-blk-pci,id=disk0,drive=disk,bootindex=1,{write_cache}", "virtio-blk-pci,drive=seed"]
     else:
-        devices = [f"ide-hd,bus=ide.0,drive=disk,bootindex=1,{write_cache}", "ide-cd,bus=ide.1,drive=seed"]
+        devices = [f"ide-hd,id=disk0,bus=ide.0,drive=disk,bootindex=1,{write_cache}", "ide-cd,bus=ide.1,drive=seed"]
     nodes = [base, overlay, seed] if handles.layer is None else [base, layer, overlay, seed]
     return [
         *_add_fd(handles.base, _BASE),
@@ -135,13 +141,15 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
     # A clone has the neighbours that its template had: nobody needs to be told, and telling wakes half the guest.
     announce = ",guest_announce=off" if settings.virtio else ""
     devices = [
-        f"{card},netdev=net0,mac={GUEST_MAC},romfile={announce}",
+        f"{card},id=nic0,netdev=net0,mac={GUEST_MAC},romfile={announce}",
         "VGA",  # nobody looks at it but screenshots
         "vmgenid,guid=auto",
         "pvpanic",
     ]
     if settings.virtio:
-        devices.append("virtio-rng-pci")
+        # PCI Express takes new devices on root ports only (docs/pcie.txt of QEMU); all of them share one slot.
+        ports = [f"pcie-root-port,id=plug{each},chassis={each + 1},addr=10.{each}" for each in range(PLUGS)]
+        devices += ["virtio-rng-pci", f"{ports[0]},multifunction=on", *ports[1:]]
     port: tuple[str, ...] = ()
     if handles.port is not None:
         port = ("-chardev", f"socket,id=port,fd={handles.port}")

@@ -53,10 +53,12 @@ class Settings:
     image_url: str
     accel: str
     lease: bool
+    linger: bool  # stay when the VM is over, for evidence
     cache: str
     shutdown_timeout: float  # seconds
     template: Path | None  # start from the VM that was saved here
     template_save: bool  # into image_dir
+    resume: Path | None  # go on from the evidence that was kept there
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -95,10 +97,12 @@ class Settings:
             ),
             accel=read("ACCEL", "auto", _one_of("auto", "kvm", "tcg"), "auto, kvm or tcg"),
             lease=read("LEASE", "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
+            linger=read("LINGER", "off", _one_of("off", "on"), "off or on") == "on",
             cache=read("DISK_CACHE", "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),
             shutdown_timeout=read("SHUTDOWN_TIMEOUT", "60", _whole(0, 86400), "whole seconds, from 0 to 86400"),
             template=read("TEMPLATE", "/", _absolute, "an absolute path") if env.get("TEMPLATE") else None,
             template_save=read("TEMPLATE_SAVE", "off", _one_of("off", "on"), "off or on") == "on",
+            resume=read("RESUME", "/", _absolute, "an absolute path") if env.get("RESUME") else None,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import time
@@ -23,6 +24,7 @@ _PRESS_AGAIN = 5.0  # seconds
 _ONE_REBOOT = 2.0  # seconds
 # How long QEMU may take to write out its disk caches when it is told to quit.
 _QUIT_TIME = 5.0  # seconds
+_AS_ASKED = "the guest shut down as it was asked to"
 
 
 class Supervisor:
@@ -38,11 +40,13 @@ class Supervisor:
         monitor_fd: int,
         queue: int,
         grace: float,
+        linger: bool,
         on_snapshot: Callable[[str, str], None],
         on_line_closed: Callable[[], None],
     ) -> None:
         """Take QEMU's process id and pipes, the names of other children by process id, and seconds of grace.
 
+        With `linger`, a guest that switches itself off is not the end: QEMU pauses, and may reset and go on.
         `on_snapshot` is called with action (`save`, `load`) and name of a snapshot when the guest goes on after it,
         `on_line_closed` when the guest has closed its end of the line.
         """
@@ -50,6 +54,8 @@ class Supervisor:
         self._stderr, self._queue, self._on_snapshot = stderr, queue, on_snapshot
         self._on_line_closed = on_line_closed
         self._last_words, self._unfinished = "", b""
+        self._linger = linger
+        self._off = False
         self._status: int | None = None  # as os.waitpid gives it
         self._shutdown: dict[str, Any] = {}  # QEMU's last SHUTDOWN event
         self._request = ""  # what is under way: "", "stop" or "kill"
@@ -82,6 +88,8 @@ class Supervisor:
                     read()
         if self._request == "kill":
             return End(Reason.KILLED, self._cause)
+        if self._request == "stop" and self._off:
+            return End(Reason.STOPPED, _AS_ASKED)
         return outcome(self._status, self._shutdown, self._last_words, asked=self._request == "stop")
 
     def _on(self, fd: int, read: Callable[[], None]) -> None:
@@ -99,6 +107,9 @@ class Supervisor:
                 self._lease_gone = True
             elif number == signal.SIGCHLD:
                 self._reap()
+            elif self._off:
+                self._request = "stop"
+                self._quit()
             elif self._request or not self._grace:
                 self._kill(f"{signal.Signals(number).name} came" + (" again" if self._request else ", without grace"))
             else:
@@ -115,6 +126,9 @@ class Supervisor:
         if self._request == "kill":
             return
         self._request, self._cause = "kill", cause
+        self._quit()
+
+    def _quit(self) -> None:
         self._deadline, self._press_at = time.monotonic() + _QUIT_TIME, float("inf")
         self._send("quit")
 
@@ -138,6 +152,11 @@ class Supervisor:
             event, data = message.get("event"), message.get("data", {})
             if event == "SHUTDOWN":
                 self._shutdown = data
+                if self._linger and data.get("guest"):
+                    self._switched_off()
+            elif event == "RESUME" and self._off:
+                self._off = False
+                say("guest runs again")
             elif event == "JOB_STATUS_CHANGE" and (done := snapshot.finished(data)):
                 self._on_snapshot(*done)
             elif event == "VSERPORT_CHANGE" and data["id"] == line.DEVICE and not data["open"]:
@@ -155,6 +174,13 @@ class Supervisor:
                     """docker exec CONTAINER qmp '{"execute": "cont"}'"""
                 )
 
+    def _switched_off(self) -> None:
+        """The guest has switched itself off, and QEMU is about to pause."""
+        self._off = True
+        say("guest switched itself off")
+        if self._request == "stop":
+            self._quit()
+
     def _read_last_words(self) -> None:
         data = os.read(self._stderr.fileno(), 65536)
         if not data:
@@ -165,6 +191,20 @@ class Supervisor:
             say(f"qemu: {self._last_words}")
 
 
+def linger(end: End, queue: int) -> None:
+    """Stay until somebody asks for the end, when the VM has ended by itself: its disk and console are evidence."""
+    if end.reason not in {Reason.POWERED_OFF, Reason.QEMU, Reason.STORAGE}:
+        return
+    say(f"over: {end}")
+    while True:
+        select.select([queue], [], [])
+        if any(number != signal.SIGCHLD for number in os.read(queue, 4096)):
+            return
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
 def outcome(status: int, shutdown: dict[str, Any], last_words: str, *, asked: bool) -> End:
     """Say why QEMU ended, from its wait status, its last SHUTDOWN event and its last line on stderr.
 
@@ -173,7 +213,7 @@ def outcome(status: int, shutdown: dict[str, Any], last_words: str, *, asked: bo
     code = os.waitstatus_to_exitcode(status)
     if code == 0 and shutdown.get("guest"):
         if asked:
-            return End(Reason.STOPPED, "the guest shut down as it was asked to")
+            return End(Reason.STOPPED, _AS_ASKED)
         return End(Reason.POWERED_OFF, "the guest switched itself off")
     if code == 0 and shutdown.get("reason") == "host-qmp-quit":
         return End(Reason.QUIT, "QEMU was told to quit through QMP")

@@ -132,6 +132,17 @@ def new_files(settings: Settings) -> dict[str, int]:
     return {"ram": ram, "state": state}
 
 
+def state_to_resume(settings: Settings, folder: Path, kvm: int | None) -> dict[str, int]:
+    """Open the state that was kept as evidence; raises End when it is that of another machine than ours."""
+    try:
+        facts = json.loads((folder / "facts.json").read_text())
+        if complaint := difference(facts["machine"], machine_facts(settings, kvm)):
+            raise End(Reason.TEMPLATE, f"the memory in {folder} does not fit: {complaint}")
+        return {"state": os.open(folder / "state", os.O_RDONLY)}
+    except (OSError, ValueError, KeyError) as error:
+        raise End(Reason.TEMPLATE, f"{folder} keeps no memory: {type(error).__name__}: {error}") from None
+
+
 def open_files(template: Template, *, restore: bool) -> dict[str, int]:
     """Open what QEMU reads of a template; a clone that has an overlay already boots from that instead."""
     names = {"layer": disk.path(template.folder)}
@@ -143,13 +154,13 @@ def open_files(template: Template, *, restore: bool) -> dict[str, int]:
         raise End(Reason.TEMPLATE, f"the template {template.folder} is not whole: {error}") from None
 
 
-def resume(monitor: qmp.Monitor) -> None:
-    """Restore the state and let the clone run.
+def resume(monitor: qmp.Monitor, *, ram_from_file: bool) -> None:
+    """Restore the state, with or without RAM in it, and let the VM run.
 
     Raises End when QEMU refuses or does not answer (its socket has a time limit), EOFError when it is gone.
     """
     try:
-        _let_ram_be(monitor, on=True)
+        _let_ram_be(monitor, on=ram_from_file)
         monitor.ask("migrate-incoming", uri=f"file:{STATE}")
         while monitor.ask("query-status")["status"] == "inmigrate":
             time.sleep(_POLL_SECONDS)

@@ -31,3 +31,20 @@ def test_an_overlay_of_another_guest_disk_is_refused(
     said: dict[str, Any], made_on: str | None, complaint: str
 ) -> None:
     assert (disk.objection(OVERLAY | said, BASE, made_on) or "").startswith(complaint)
+
+
+def test_an_overlay_names_the_guest_disk_as_others_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "image").symlink_to("guests/disk.qcow2")
+    done: list[tuple[str, ...]] = []
+
+    def run(*argv: str) -> str:
+        done.append(argv)
+        Path(argv[-2]).touch()
+        return ""
+
+    monkeypatch.setattr(disk, "run", run)
+    base = Base(tmp_path / "image", "qcow2", size=2**30, fingerprint="cafe")
+    made = disk.overlay(base, tmp_path / "mounted", size=2**31)
+    assert made.exists()
+    assert done[0][done[0].index("-b") + 1] == str(tmp_path / "guests/disk.qcow2")
+    assert done[0][-1] == str(2**31)

@@ -35,7 +35,7 @@ def test_settings_reach_qemu() -> None:
 
 
 def test_the_machine_type_has_a_version() -> None:
-    assert values("-machine", argv()) == ["pc-q35-10.0,sata=off,smbus=off,graphics=off"]
+    assert values("-machine", argv()) == ["pc-q35-10.0,sata=off,smbus=off,graphics=off,memory-backend=ram"]
 
 
 def test_no_path_is_opened_by_qemu_itself() -> None:
@@ -73,7 +73,8 @@ def test_cache_modes(mode: str, write_cache: str, direct: bool, no_flush: bool) 
 
 def test_a_modern_guest_gets_virtio() -> None:
     devices = {device.partition(",")[0] for device in values("-device", argv())}
-    assert devices == {"virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "VGA", "vmgenid", "pvpanic"}
+    virtio = {"virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci"}
+    assert devices == {*virtio, "VGA", "vmgenid", "pvpanic", "pcie-root-port"}
 
 
 def test_an_old_guest_gets_ide_and_e1000_on_an_old_machine() -> None:
@@ -81,7 +82,7 @@ def test_an_old_guest_gets_ide_and_e1000_on_an_old_machine() -> None:
     assert {device.partition(",")[0] for device in values("-device", words)} == {
         "ide-hd", "ide-cd", "e1000", "VGA", "vmgenid", "pvpanic"
     }  # fmt: skip
-    assert values("-machine", words) == ["pc-i440fx-10.0,graphics=off"]
+    assert values("-machine", words) == ["pc-i440fx-10.0,graphics=off,memory-backend=ram"]
 
 
 def test_the_guest_has_the_same_mac_everywhere() -> None:
@@ -90,7 +91,7 @@ def test_the_guest_has_the_same_mac_everywhere() -> None:
 
 
 def test_kvm_or_emulation() -> None:
-    assert values("-accel", argv()) == ["tcg,thread=multi"]
+    assert values("-accel", argv()) == ["tcg,thread=multi,tb-size=320"]
     assert values("-cpu", argv()) == ["max"]
     assert values("-accel", argv(handles=WITH_KVM)) == ["kvm,device=/dev/fdset/4"]
     assert values("-cpu", argv(handles=WITH_KVM)) == ["host"]

@@ -22,10 +22,12 @@ def test_defaults_are_those_of_the_contract() -> None:
         image_url="",
         accel="auto",
         lease=False,
+        linger=False,
         cache="writeback",
         shutdown_timeout=60,
         template=None,
         template_save=False,
+        resume=None,
     )
 
 

@@ -92,7 +92,7 @@ class Qemu:
     def request(self, *numbers: int) -> None:
         os.write(self.requests, bytes(numbers))
 
-    def supervise(self, grace: float = 30) -> End:
+    def supervise(self, grace: float = 30, *, linger: bool = False) -> End:
         assert self.process.stderr
         supervisor = Supervisor(
             qemu=self.process.pid,
@@ -101,6 +101,7 @@ class Qemu:
             monitor=Monitor(self.ours),
             monitor_fd=self.ours.fileno(),
             queue=self.queue,
+            linger=linger,
             grace=grace,
             on_snapshot=lambda *done: self.snapshots.append(done),
             on_line_closed=lambda: self.snapshots.append(("line", "closed")),
@@ -218,17 +219,57 @@ def test_the_end_of_stdin_is_a_request() -> None:
     reader, writer = os.pipe()
     before = {number: signal.getsignal(number) for number in (*requests.STOP, requests.LEASE_GONE)}
     requests.end_at_once()
+
+    def end_it() -> None:
+        os.close(writer)
+        threading.Event().wait(5)
+
     try:
         requests.watch_lease(reader)
         os.write(writer, b"means nothing")
-        os.close(writer)
         with pytest.raises(End) as caught:
-            threading.Event().wait(5)
+            end_it()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(reader)
     assert caught.value.reason is Reason.LEASE
+
+
+def test_a_guest_that_switches_itself_off_may_be_started_again(capfd: pytest.CaptureFixture[str]) -> None:
+    qemu = Qemu()
+    qemu.event("SHUTDOWN", GUEST)
+    qemu.event("RESUME", {})
+    threading.Timer(0.2, qemu.end, ["guest-shutdown"]).start()
+    assert qemu.supervise(linger=True).reason is Reason.POWERED_OFF
+    assert [line for line in capfd.readouterr().err.splitlines() if "guest" in line] == [
+        "virtainer: guest switched itself off",
+        "virtainer: guest runs again",
+        "virtainer: guest switched itself off",
+    ]
+
+
+def test_a_stop_ends_one_that_has_switched_itself_off() -> None:
+    qemu = Qemu()
+    qemu.event("SHUTDOWN", GUEST)
+    threading.Timer(0.2, qemu.request, [signal.SIGTERM]).start()
+    assert qemu.supervise(linger=True).reason is Reason.STOPPED
+    assert qemu.commands[-1] == "quit"
+
+
+@pytest.mark.parametrize("reason", [Reason.POWERED_OFF, Reason.QEMU])
+def test_what_is_over_by_itself_stays_until_it_is_told(reason: Reason, capfd: pytest.CaptureFixture[str]) -> None:
+    queue, requests_ = os.pipe()
+    os.write(requests_, bytes([signal.SIGCHLD]))
+    threading.Timer(0.2, os.write, [requests_, bytes([requests.LEASE_GONE])]).start()
+    supervise.linger(End(reason, "why"), queue)
+    assert capfd.readouterr().err == "virtainer: over: why\n"
+    os.close(queue)
+    os.close(requests_)
+
+
+def test_what_was_asked_to_end_does_not_stay() -> None:
+    supervise.linger(End(Reason.KILLED, "why"), -1)
 
 
 def test_the_end_of_the_lines_session_is_told() -> None:

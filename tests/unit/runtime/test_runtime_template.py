@@ -96,7 +96,8 @@ def test_a_clone_maps_the_ram_privately_and_a_template_does_not() -> None:
     common: dict[str, Any] = {"base": 3, "overlay": 4, "seed": 5, "tap": 6, "console": 7, "monitor": 8, "qmp": 9}
     common |= {"kvm": None, "ram": 10, "state": 11, "port": 12}
     settings = Settings.from_env({"RAM": "64"})
-    builder = machine.argv(settings, "raw", machine.Handles(**common))
+    saving = Settings.from_env({"RAM": "64", "TEMPLATE_SAVE": "on"})
+    builder = machine.argv(saving, "raw", machine.Handles(**common))
     clone = machine.argv(settings, "raw", machine.Handles(**common, layer=13))
     file = "memory-backend-file,id=ram,size=64M,mem-path=/proc/self/fd/10"
     assert f"{file},share=on" in builder
@@ -137,7 +138,7 @@ class Qemu:
 def test_a_clone_is_resumed_when_its_state_is_there() -> None:
     status = [{"return": {"status": each}} for each in ("inmigrate", "inmigrate", "paused")]
     qemu = Qemu(query_status=status)
-    template.resume(qmp.Monitor(qemu.ours))
+    template.resume(qmp.Monitor(qemu.ours), ram_from_file=True)
     assert qemu.asked == [
         "qmp_capabilities",
         *("migrate-set-capabilities", "migrate-incoming"),
@@ -149,14 +150,14 @@ def test_a_clone_is_resumed_when_its_state_is_there() -> None:
 def test_a_refusal_names_the_command() -> None:
     qemu = Qemu(migrate_incoming=[{"error": {"desc": "no such file"}}])
     with pytest.raises(End, match="the template does not restore: migrate-incoming: no such file"):
-        template.resume(qmp.Monitor(qemu.ours))
+        template.resume(qmp.Monitor(qemu.ours), ram_from_file=True)
 
 
 def test_a_qemu_that_says_nothing_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(0.05)
     with ours, theirs, pytest.raises(End, match="does not restore: timed out"):
-        template.resume(qmp.Monitor(ours))
+        template.resume(qmp.Monitor(ours), ram_from_file=True)
 
 
 def test_a_failed_save_says_why() -> None:

@@ -1,0 +1,130 @@
+"""The command `device`: disks and network cards that come and go while the machine runs.
+
+    docker exec CONTAINER device add-disk NAME MIB
+    docker exec CONTAINER device add-nic NAME MAC
+    docker exec CONTAINER device remove NAME
+
+QEMU runs as a user who can open no file here: a new disk's is opened for it and passed on. A new card is on a network
+of its own, which QEMU plays: DHCP, DNS and a way out wherever the container has one.
+
+https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from virtainer import qmp
+from virtainer.machine import PLUGS
+
+_NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room for 20 characters
+_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | remove NAME"
+_FILES = Path(os.environ.get("IMAGE_DIR") or "/mounted")
+_UNPLUG_SECONDS = 30.0
+_POLL_SECONDS = 0.1
+
+
+def add_disk(connection: socket.socket, name: str, mib: int) -> None:
+    """Make an empty disk (raw, sparse) and plug it in; the guest sees `name` as its serial number."""
+    path = _FILES / f"{name}.raw"
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.truncate(file, mib * 2**20)
+        monitor = qmp.Monitor(connection)
+        fdset = pass_file(monitor, connection, file)
+        try:
+            protocol = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "discard": "unmap"}
+            monitor.ask("blockdev-add", **{"driver": "raw", "node-name": name, "discard": "unmap", "file": protocol})
+            _plug(monitor, driver="virtio-blk-pci", id=name, drive=name, serial=name)
+        finally:
+            monitor.ask("remove-fd", **{"fdset-id": fdset})  # QEMU keeps what it has opened
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(file)
+
+
+def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
+    """Plug a network card in, on a network of its own."""
+    monitor.ask("netdev_add", type="user", id=f"{name}-net")
+    try:
+        _plug(monitor, driver="virtio-net-pci", id=name, netdev=f"{name}-net", mac=mac, romfile="")
+    except qmp.Refused:
+        monitor.ask("netdev_del", id=f"{name}-net")
+        raise
+
+
+def remove(monitor: qmp.Monitor, name: str) -> None:
+    """Unplug a device that was added; waits until the guest has let go of it."""
+    monitor.ask("device_del", id=name)
+    deadline = time.monotonic() + _UNPLUG_SECONDS
+    while name in _present(monitor):
+        if time.monotonic() > deadline:
+            raise qmp.Refused(f"the guest has not let go of {name} in {_UNPLUG_SECONDS:g} s")
+        time.sleep(_POLL_SECONDS)
+    if (_FILES / f"{name}.raw").exists():
+        monitor.ask("blockdev-del", **{"node-name": name})
+        (_FILES / f"{name}.raw").unlink()
+    else:
+        monitor.ask("netdev_del", id=f"{name}-net")
+
+
+def pass_file(monitor: qmp.Monitor, connection: socket.socket, file: int) -> int:
+    """Give QEMU an open file; return its number in the names `/dev/fdset/NUMBER`."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]).tobytes())]
+    connection.sendmsg([b" "], rights)  # white space between two commands; what comes with it is for the next one
+    return int(monitor.ask("add-fd")["fdset-id"])
+
+
+def _plug(monitor: qmp.Monitor, **device: Any) -> None:
+    """Plug a device into the first free root port, or into the bus of a machine without any."""
+    buses = [f"plug{each}" for each in range(PLUGS)] if "plug0" in _present(monitor) else ["pci.0"]
+    for bus in buses:
+        try:
+            monitor.ask("device_add", bus=bus, **device)
+        except qmp.Refused as refusal:
+            if "slot 0 function 0" not in str(refusal) and "not available" not in str(refusal):
+                raise
+        else:
+            return
+    raise qmp.Refused(f"all {PLUGS} slots for added devices are taken: remove one first")
+
+
+def _present(monitor: qmp.Monitor) -> set[str]:
+    return {each["name"] for each in monitor.ask("qom-list", path="/machine/peripheral")}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command: exit code 1 when QEMU or the disk refuses, 2 for wrong usage."""
+    if not re.fullmatch(
+        rf"(add-disk {_NAME} [1-9]\d{{0,8}}|add-nic {_NAME} ([0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}|remove {_NAME})",
+        " ".join(arguments),
+    ):
+        print(_USAGE, file=sys.stderr)
+        return 2
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(qmp.SOCKET))
+            match arguments:
+                case ["add-disk", name, mib]:
+                    add_disk(connection, name, int(mib))
+                case ["add-nic", name, mac]:
+                    add_nic(qmp.Monitor(connection), name, mac)
+                case [_, name]:
+                    remove(qmp.Monitor(connection), name)
+    except (OSError, EOFError, qmp.Refused) as error:
+        print(f"device: {error or 'QEMU ended'}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

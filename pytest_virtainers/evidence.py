@@ -1,0 +1,160 @@
+"""What a failing test leaves behind of a machine, in a folder: for people, and for `virtainers resume`.
+
+Each piece is had by itself and within a time limit; what cannot be had is named in the manifest, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.handle import transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.handle.vm import VM
+
+FORMAT = 1
+MANIFEST, OVERLAY, STATE, SEED, KEY = "manifest.json", "overlay.qcow2", "memory.state", "seed.iso", "ssh_key"
+_IN_CONTAINER = "/mounted/evidence"
+_SSH_SECONDS = 6.0  # for all that needs SSH, with KVM; ten times as many without
+_MOMENT_SECONDS = 0.1
+_CORES = "for each in /var/lib/systemd/coredump /var/crash; do [ -d $each ] && find $each -type f; done; true"
+# What only says who a machine is and what it waits for is not needed to start it again.
+_SPEC = ("image", "ram", "cpus", "disk", "accel", "boot_timeout", "internet", "name", "hostname")
+
+
+@dataclass
+class _Folder:
+    """Where it goes, and what is missing there."""
+
+    path: Path
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def piece(self, name: str) -> Iterator[Path]:
+        """Give the path of one piece; what goes wrong in the block is noted and does not keep the others from it."""
+        path = self.path / name
+        try:
+            yield path
+        except Exception as error:  # noqa: BLE001  (evidence of a failure must not become the failure)
+            with contextlib.suppress(OSError):  # a part of a file is not wanted; those in a folder are whole
+                path.rmdir() if path.is_dir() else path.unlink()
+            self.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def collect(
+    vm: VM,
+    folder: Path,
+    *,
+    memory: bool,
+    about: dict[str, Any],
+    rescue: Callable[[VM], AbstractContextManager[Container]] | None = None,
+) -> None:
+    """Fill `folder`, which must be there and empty; the machine goes on afterwards.
+
+    Args:
+        vm: whatever has become of it.
+        folder: becomes private.
+        memory: keep the memory, too.
+        about: more facts for the manifest.
+        rescue: opens a container (a context manager) with the disk of a machine whose own container is gone.
+    """
+    into = _Folder(folder)
+    folder.chmod(0o700)
+    with into.piece("console.log") as path:
+        path.write_text(vm.console.text, errors="replace")
+    with into.piece("supervisor.log") as path:
+        path.write_bytes(vm._container.stderr)
+    with into.piece("screenshot.png") as path:
+        vm.screenshot(path)
+    with into.piece("commands.log") as path:
+        path.write_text(vm.log.text, errors="replace")
+    _ask_guest(vm, into)
+    facts = _keep_disk(vm, into, memory=memory, rescue=rescue)
+    with into.piece(KEY) as path:
+        path.touch(mode=0o600)
+        path.write_text(vm.keys.login.private)
+    manifest = {
+        "format": FORMAT,
+        "name": vm.name,
+        "user": vm.user,
+        "host_key": vm.keys.host.public,
+        "spec": {name: getattr(vm.spec, name) for name in _SPEC},
+        "machine": facts,
+        "versions": {"pytest-virtainers": version("pytest-virtainers"), "python": platform.python_version()},
+        "missing": into.missing,
+        **about,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _ask_guest(vm: VM, into: _Folder) -> None:
+    """Have what needs SSH: of a machine that does not answer any more, only the reason."""
+    commands = {
+        "journal.txt": "journalctl --no-pager -b -o short-precise",
+        "dmesg.txt": "dmesg --time-format iso 2>/dev/null || dmesg",
+    }
+    if not vm.alive:
+        into.missing |= dict.fromkeys(commands, "the machine could not be reached over SSH")
+        return
+    end = time.monotonic() + vm.scaled(_SSH_SECONDS)
+
+    def ask(script: str) -> bytes:
+        """Run a script as root, neither written down nor shown among what the test does."""
+        return vm._as_root(script, timeout=max(_MOMENT_SECONDS, end - time.monotonic()))
+
+    for name, command in commands.items():
+        with into.piece(name) as path:
+            path.write_bytes(ask(command))
+    with into.piece("cores") as path:
+        for each in ask(_CORES).decode("utf-8", "surrogateescape").splitlines():
+            path.mkdir(exist_ok=True)
+            transfer.get(vm._root_shell, each, path, max(_MOMENT_SECONDS, end - time.monotonic()))
+
+
+def _keep_disk(
+    vm: VM,
+    into: _Folder,
+    *,
+    memory: bool,
+    rescue: Callable[[VM], AbstractContextManager[Container]] | None,
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    with into.piece(OVERLAY), _open(vm, rescue) as container:
+        options = ["--memory"] if memory else []
+        code, said = container.run(["evidence", *options])
+        if code != 0 and options:  # the disk alone is better than nothing
+            into.missing[STATE] = said.decode(errors="replace").strip()
+            code, said = container.run(["evidence"])
+        if code != 0:
+            raise VirtainerError(said.decode(errors="replace").strip())
+        facts = json.loads(said.decode().splitlines()[-1])
+        names = {"overlay.qcow2": OVERLAY, "seed.iso": SEED, **({"state": STATE} if facts["memory"] else {})}
+        for there, here in names.items():
+            with into.piece(here) as path:
+                container.fetch(f"{_IN_CONTAINER}/{there}", path)
+    if facts.get("memory") and STATE in into.missing:
+        facts["memory"] = False
+    return facts
+
+
+def _open(
+    vm: VM, rescue: Callable[[VM], AbstractContextManager[Container]] | None
+) -> AbstractContextManager[Container]:
+    """Give the machine's container, or one that has its disk."""
+    if not vm._container.ended:
+        return contextlib.nullcontext(vm._container)
+    if rescue is None:
+        raise VirtainerError("its container is gone")
+    return rescue(vm)

@@ -1,0 +1,313 @@
+"""The machine under the handle: its container, its console and its SSH connection, and whether it is still well."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from typing import IO, TYPE_CHECKING
+
+from pytest_virtainers import durations
+from pytest_virtainers.errors import (
+    BadTemplate,
+    BootTimeout,
+    EngineError,
+    GuestPanic,
+    GuestStalled,
+    SSHError,
+    StoreError,
+    TransferError,
+    VirtainerError,
+    VMGone,
+)
+from pytest_virtainers.handle import readiness, shell, ssh
+from pytest_virtainers.handle.console import Console
+from pytest_virtainers.handle.log import CommandLog
+from pytest_virtainers.handle.patience import TimedOut
+from pytest_virtainers.handle.pulse import Pulse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from tempfile import TemporaryDirectory
+    from threading import Event
+
+    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.handle.endpoint import Endpoint
+    from pytest_virtainers.keys import Keys
+    from pytest_virtainers.progress import Progress
+    from pytest_virtainers.spec import Spec
+
+# What the supervisor says (images/runtime/virtainer: __main__.py, ending.py, supervise.py).
+_BAD_TEMPLATE = "end: bad-template: "
+_DISK_FAILED = b"guest paused, its disk failed: "
+_SWITCHED_OFF, _RUNS_AGAIN = b"virtainer: guest switched itself off", b"virtainer: guest runs again"
+_OVER = b"virtainer: over: "
+_WITH_KVM = b" CPU, kvm, "
+
+_SLOWER_WITHOUT_KVM = 10
+_RECONNECT_SECONDS = 20.0
+_BREAK_SECONDS = 1.5
+# A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
+_SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
+
+
+class Core:
+    """What all parts of the handle stand on.
+
+    Attributes:
+        name: of the machine.
+        spec: what it was asked to be.
+        user: the login user.
+        keys: by which one logs in, and knows it.
+        console: its serial console, since it was booted or cloned.
+        log: all that was done in it.
+        echo: where the output of commands is shown as it comes; None: nowhere.
+        first_command: where the seconds of the next command are recorded; None: nowhere.
+    """
+
+    def __init__(
+        self, spec: Spec, *, user: str, keys: Keys, container: Container, endpoint: Endpoint, progress: Progress
+    ) -> None:
+        """Take over a started container; waiting for the guest comes next."""
+        self.name = spec.name
+        self.spec = spec
+        self.user = user
+        self.keys = keys
+        self.console = Console(container, spec.name)
+        self.log = CommandLog()
+        self.echo: Callable[[str], object] | None = None
+        self.first_command: durations.Record | None = None
+        self._container = container
+        self._endpoint = endpoint
+        self._progress = progress
+        self._connection: ssh.Connection | None = None
+        self._files: TemporaryDirectory[str] | None = None
+        self._silent = False  # whether it did not answer, when it was asked last
+        self._halted = ""  # why it does not run, when we have halted it
+        # Ports of the guest that lead to one of ours each, until the event.
+        self._reversed: dict[int, tuple[int, Event]] = {}
+        self._closing = contextlib.ExitStack()  # what ends with the machine, before it
+
+    def __repr__(self) -> str:
+        return f"<VM {self.name} ({self.spec.image}) at {self.ip}>"
+
+    @property
+    def ip(self) -> str:
+        """The IPv4 address at which other VMs of the network reach it."""
+        return self._endpoint.address
+
+    @property
+    def volume(self) -> str | None:
+        """The engine's volume with the machine's disk, if it has one."""
+        return self._container.volume
+
+    @property
+    def runs(self) -> bool:
+        """Whether the machine runs, as far as this side knows: not ended, not halted, its kernel has not panicked."""
+        try:
+            self._check_alive()
+        except VirtainerError:
+            return False
+        return True
+
+    @property
+    def alive(self) -> bool:
+        """Whether the machine runs and its SSH connection stands, as far as this side knows."""
+        return self.runs and not self._silent and self._connection is not None and self._connection.alive
+
+    def scaled(self, seconds: float) -> float:
+        """Give the seconds that something takes here which takes `seconds` with KVM: ten times as long without."""
+        return seconds if _WITH_KVM in self._container.stderr else seconds * _SLOWER_WITHOUT_KVM
+
+    def close(self) -> None:
+        """Throw the machine away; nothing of it remains."""
+        with contextlib.ExitStack() as stack:  # one failure must not keep the rest from going
+            stack.callback(self._container.close)
+            if self._files is not None:
+                stack.callback(self._files.cleanup)
+            if self._connection is not None:
+                stack.callback(self._connection.close)
+            stack.callback(self._closing.close)
+
+    # The connection
+
+    def _connect(self, seconds: float) -> ssh.Connection:
+        with durations.phase("connect"):
+            sock = self._endpoint.dial(seconds)
+        return ssh.log_in(sock, self.user, self.keys, seconds)
+
+    def _wait(
+        self,
+        title: str,
+        connect: Callable[[float], ssh.Connection],
+        timeout: float,
+        settle: Callable[[readiness.Machine, ssh.Connection], None] | None = None,
+    ) -> None:
+        """Log in, then wait for `settle`, which by default is for cloud-init."""
+        __tracebackhide__ = True
+        deadline = time.monotonic() + timeout
+        if self._connection is not None:
+            self._connection.close()
+        with self._progress.step(title) as step:
+
+            def check() -> None:
+                self._check_alive()
+                step.update(self.console.tail(1).removeprefix("  | "))
+
+            machine = readiness.Machine(self.name, self.console, check)
+            if settle is None:
+                with durations.phase("boot"):
+                    self._connection = readiness.wait_for_login(machine, connect, timeout)
+                with durations.phase("cloud-init"):
+                    readiness.wait_for_cloud_init(machine, self._connection, deadline - time.monotonic())
+            else:
+                self._connection = readiness.wait_for_login(machine, connect, timeout)
+                settle(machine, self._connection)
+
+    def _connected(self) -> ssh.Connection:
+        """Give the connection; one that has broken (sshd was started anew, the network was away) is made anew."""
+        __tracebackhide__ = True
+        self._check_alive()
+        if self._connection is None:
+            raise SSHError(f"{self.name} has no SSH connection yet")
+        if not self._connection.alive:
+            try:
+                self._wait(
+                    f"connecting to {self.name} again", self._connect, self.scaled(2.0), settle=lambda *_: None
+                )
+            except BootTimeout as error:
+                raise SSHError(str(error).partition(" If it is only slow")[0]) from error
+        return self._connection
+
+    def _execute(
+        self,
+        text: str,
+        *,
+        stdin: IO[bytes] | None,
+        stdout: Callable[[bytes], object],
+        stderr: Callable[[bytes], object],
+        timeout: float | None,
+    ) -> int:
+        __tracebackhide__ = True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        connection = self._connected()
+        record, self.first_command = self.first_command, None
+        pulse = Pulse(connection, self.scaled(_PULSE_SECONDS))
+
+        def check() -> None:
+            self._check_alive()
+            self._silent = pulse.silence() > self.scaled(_SILENCE_SECONDS)
+            if self._silent:
+                raise GuestStalled(
+                    f"{self.name}: the guest hangs: it has not answered for {self.scaled(_SILENCE_SECONDS):g} s. "
+                    f"The last lines of its console:\n{self.console.tail(30)}"
+                )
+
+        try:
+            with durations.recording(record):
+                return connection.execute(
+                    text, stdin=stdin, stdout=stdout, stderr=stderr, deadline=deadline, check=check
+                )
+        except SSHError as error:
+            self._look_after_break()
+            raise SSHError(f"{self.name}: {error}. The last lines of its console:\n{self.console.tail()}") from error
+
+    def _look_after_break(self) -> None:
+        """Learn why a connection broke: raise when the machine is gone or goes; else give up, or have a new one."""
+        __tracebackhide__ = True
+        end = time.monotonic() + self.scaled(_BREAK_SECONDS)
+        while time.monotonic() < end:
+            self._check_alive(grace_seconds=0.25)
+            with contextlib.suppress(EngineError, *ssh.FAILURES):
+                self._connection = self._connect(_RECONNECT_SECONDS)
+                return
+
+    def _as_root(self, script: str, *words: str, timeout: float | None = None) -> bytes:
+        """Run one of our own scripts in the guest as root and give what it says; raises `VirtainerError`."""
+        __tracebackhide__ = True
+        output = bytearray()
+        code, said = self._root_shell(
+            ["sh", "-c", script, "sh", *words], stdin=None, stdout=output.extend, timeout=timeout
+        )
+        if code != 0:
+            raise VirtainerError(f"{self.name}: {said.strip() or bytes(output).decode(errors='replace').strip()}")
+        return bytes(output)
+
+    def _root_shell(
+        self, script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        __tracebackhide__ = True
+        said = bytearray()
+        text = shell.line(script, sudo=self.user != "root")
+        try:
+            code = self._execute(text, stdin=stdin, stdout=stdout, stderr=said.extend, timeout=timeout)
+        except TimedOut:
+            raise TransferError(
+                f"what we do as root in {self.name} was not done after {timeout:.0f} s; give it more (timeout=)"
+            ) from None
+        return code, said.decode(errors="replace")
+
+    def _control(self, *command: str) -> bytes:
+        """Run a command in the container (not in the guest) and give what it says; raises `VirtainerError`."""
+        __tracebackhide__ = True
+        if self._container.wait(0):
+            self._check_alive()
+        code, said = self._container.run(list(command))
+        if code != 0:
+            words = said.decode(errors="replace").strip()
+            raise VirtainerError(f"{self.name}: {shlex.join(command)} failed: {words}")
+        return said
+
+    # What the supervisor says
+
+    def _times(self, word: bytes) -> int:
+        """Tell how often the supervisor has said something."""
+        return self._container.stderr.count(word)
+
+    def _wait_for_word(self, word: bytes, deadline: float, times: int = 1) -> None:
+        """Wait until the supervisor has said something so many times."""
+        __tracebackhide__ = True
+        with durations.phase(f"wait: {word.decode().rpartition(': ')[2]}"):
+            heard = self._container.wait_for(word, max(0.0, deadline - time.monotonic()), times)
+        if not heard:
+            self._check_alive()
+            said = self._container.stderr.decode(errors="replace").strip()
+            raise BootTimeout(f"{self.name}: the supervisor has not said {word.decode()!r} in time; it said:\n{said}")
+
+    @property
+    def _off(self) -> bool:
+        """Whether the guest has switched itself off, and was not started again."""
+        said = self._container.stderr
+        return said.rfind(_SWITCHED_OFF) > said.rfind(_RUNS_AGAIN)
+
+    def _check_alive(self, grace_seconds: float = 0.0) -> None:
+        """Raise when the machine does not run: it is over (wait a moment for that), halted, hangs or has panicked."""
+        __tracebackhide__ = True
+        panic = self.console.panic()
+        if panic is not None:
+            raise GuestPanic(f"{self.name}: {panic}. The last lines of its console:\n{self.console.tail(30)}")
+        if self._halted:
+            raise VMGone(f"{self.name} does not run: {self._halted}")
+        ended = self._container.wait(grace_seconds)
+        said = self._container.stderr
+        why = ""
+        if ended:
+            why = said.decode(errors="replace").strip().rpartition("\n")[2] or "its container said nothing"
+        elif _OVER in said:
+            why = said.rpartition(_OVER)[2].decode(errors="replace").strip()
+        elif self._off:
+            why = "the guest switched itself off"
+        if why:
+            kind = BadTemplate if _BAD_TEMPLATE in why else VMGone
+            raise kind(f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}")
+        if _DISK_FAILED in said:
+            cause = said.partition(_DISK_FAILED)[2].partition(b"Mend it")[0].decode(errors="replace").strip()
+            raise StoreError(
+                f"{self.name} stands still, because its disk could not be written: {cause} Make room on the engine's "
+                "disk, or let the VM write less"
+            )
+        if self.console.stalled():
+            raise GuestStalled(
+                f"{self.name}: the guest's kernel hangs (it reports one RCU stall again and again). "
+                f"The last lines of its console:\n{self.console.tail(30)}"
+            )

@@ -1,0 +1,58 @@
+"""Try again until it works or the time is up, and say what was waited for and what was seen last."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+import tenacity
+
+from pytest_virtainers.errors import WaitTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+NOTHING = "nothing"
+_PAUSE_SECONDS = 0.25
+
+
+class Deadline:
+    """One wait.
+
+    Args:
+        what: is waited for, as the message says it: `port 80 of web`.
+        seconds: from now.
+
+    Attributes:
+        seen: what the last try has shown; the tries set it.
+    """
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self._what, self._seconds = what, seconds
+        self._end = time.monotonic() + seconds
+        self.seen = NOTHING
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that are left, at least a moment."""
+        return max(0.1, self._end - time.monotonic())
+
+    def poll(self, attempt: Callable[[], T | None]) -> T:
+        """Call `attempt` until it gives something, and give that; its exceptions end the wait.
+
+        Raises:
+            WaitTimeout: the time is up.
+        """
+        __tracebackhide__ = True
+        trying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda found: found is None),
+            stop=lambda _state: time.monotonic() >= self._end,
+            wait=tenacity.wait_fixed(_PAUSE_SECONDS),
+        )
+        try:
+            found = trying(attempt)
+        except tenacity.RetryError:
+            raise WaitTimeout(f"waited {self._seconds:g} s for {self._what}; seen last: {self.seen}") from None
+        assert found is not None  # noqa: S101  (or it would have been tried again)
+        return found

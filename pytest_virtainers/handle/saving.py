@@ -1,0 +1,200 @@
+"""From a start to a ready machine, and what is kept of one: as a template for clones, or to go back to in place."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, replace
+
+import paramiko
+
+from pytest_virtainers import durations
+from pytest_virtainers.errors import EngineError, SSHError, StoreError, Unclonable
+from pytest_virtainers.handle import individual, line, ssh
+from pytest_virtainers.handle.power import Power
+from pytest_virtainers.keys import KeyPair
+
+_CLONE_RUNS = b"virtainer: clone runs"  # what the supervisor says (images/runtime/virtainer/__main__.py)
+_CLONE_SECONDS = 60.0
+_LOGIN_SECONDS = 60.0
+_SESSION_SECONDS = 10.0
+_SETTLE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A machine's memory and disk at one instant; it is kept as long as the machine."""
+
+    vm: Saving
+    name: str
+
+
+class Saving(Power):
+    """The part of the handle that brings a machine up, saves it, and goes back to what was saved."""
+
+    _snapshots = 0
+
+    def wait_until_ready(self) -> None:
+        """Wait for SSH and cloud-init after a start; raises `BootError` and its children, `VMGone` or `SSHError`."""
+        self._wait(f"booting {self.name} ({self.spec.image})", self._connect, self.spec.boot_timeout)
+        self.run("sync")  # what the first boot has made, such as host keys, a power cut should not undo
+
+    def wait_until_resumed(self) -> None:
+        """Wait until a machine that was started again from its evidence lets us in; raises as `wait_until_ready`."""
+        __tracebackhide__ = True
+        self._wait(
+            f"resuming {self.name} ({self.spec.image})",
+            self._connect,
+            self.spec.boot_timeout,
+            settle=lambda *_: None,
+        )
+
+    def wait_until_cloned(self, session: line.Session | None) -> None:
+        """Wait until a clone runs, knows who it is, and lets us in.
+
+        Args:
+            session: that was open when its template was saved; without one, or when it is broken, we log in.
+
+        Raises:
+            BootTimeout: not within the time that restoring may take.
+            VMGone, SSHError: as `run` does.
+        """
+        __tracebackhide__ = True
+        deadline = time.monotonic() + min(_CLONE_SECONDS, self.spec.boot_timeout)
+        self._wait_for_word(_CLONE_RUNS, deadline)
+        if session is not None:
+            with durations.phase("resume session"), contextlib.suppress(EngineError, *ssh.FAILURES):
+                connection = line.resume(self._endpoint.dial_line(), session)
+                if connection.answers(_SESSION_SECONDS):
+                    self._connection = connection
+                else:
+                    connection.close()
+        if self._connection is not None:
+            self._wait_for_word(individual.DONE, deadline)
+            return
+        self._wait(
+            f"cloning {self.name} ({self.spec.image})",
+            self._connect,
+            deadline - time.monotonic(),
+            settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline),
+        )
+
+    def renew_identity(self) -> None:
+        """Give a clone its own machine-id and SSH host key, and connect anew; raises as `wait_until_cloned`."""
+        __tracebackhide__ = True
+        host_key = KeyPair.generate()
+        individual.renew(self, host_key)
+        self.keys = replace(self.keys, host=host_key)
+        self._wait(f"renewing {self.name}", self._connect_renewed, _CLONE_SECONDS, settle=lambda *_: None)
+
+    def _connect_renewed(self, seconds: float) -> ssh.Connection:
+        try:
+            return self._connect(seconds)
+        except paramiko.BadHostKeyException:  # sshd is just reading the new one
+            raise ConnectionAbortedError("sshd still shows the template's host key") from None
+
+    def _open_line(self) -> line.Session | None:
+        """Open the SSH session that goes on in clones; None when the guest cannot have one."""
+        with contextlib.suppress(line.Unsuitable, EngineError, SSHError, *ssh.FAILURES):
+            if not self.run(line.SERVE, sudo=True, check=False).ok:
+                return None
+            stream = self._container.stream(line.COMMAND)
+            connection = ssh.log_in(stream, self.user, self.keys, _LOGIN_SECONDS, line.Recording)
+            try:
+                # Once for nothing: what sshd and the shell load for it, the clones have then.
+                connection.execute(
+                    "true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self._check_alive
+                )
+                return line.freeze(connection.transport, _LOGIN_SECONDS)
+            finally:
+                connection.close()
+        return None
+
+    def save(self, hostname: str) -> line.Session | None:
+        """Save this machine, called `hostname`, as a template into its folder; it ends.
+
+        Returns:
+            The SSH session that its clones go on with, if they can.
+
+        Raises:
+            Unclonable: the guest lacks what makes its clones individuals.
+            StoreError: it could not be saved; the message has the supervisor's words.
+        """
+        __tracebackhide__ = True
+        session = self._open_line()
+        self.run("sync")  # or else each clone would first of all write to its disk what is not there yet
+        deadline = time.monotonic() + _CLONE_SECONDS
+        individual.leave_helper(self, hostname)
+        self._wait_for_word(individual.READY, deadline)
+        if self._connection is not None:
+            self._connection.close()
+        # The guest's side of the session ends, too. Its user manager stays for ten seconds and so is in the template:
+        # each clone has one less to start.
+        time.sleep(_SETTLE_SECONDS)
+        code, output = self._container.run(["save"])
+        if code != 0:
+            raise StoreError(
+                f"saving a template of {self.spec.image} failed: {output.decode(errors='replace').strip()}"
+            )
+        with contextlib.suppress(EngineError):  # the container may be gone before the command's end is asked for
+            self._container.run(["qmp", '{"execute": "quit"}'])
+        if not self._container.wait(_CLONE_SECONDS):
+            raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
+        return session
+
+    def snapshot(self) -> Snapshot:
+        """Keep memory and disk as they are now, to go back to with `restore`; the guest stands still meanwhile.
+
+        Raises:
+            StoreError: it could not be kept; the message has QEMU's words, or what the guest lacks for it.
+        """
+        __tracebackhide__ = True
+        ready, done = self._times(individual.READY), self._times(individual.DONE)
+        deadline = time.monotonic() + _CLONE_SECONDS
+        try:
+            individual.leave_helper(self, hostname="")
+        except Unclonable as lack:
+            raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
+        self._wait_for_word(individual.READY, deadline, ready + 1)
+        self._snapshots += 1
+        snapshot = Snapshot(self, f"s{self._snapshots}")
+        self._in_place("save", snapshot)
+        self._wait_for_word(individual.DONE, deadline, done + 1)
+        return snapshot
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this machine: memory and disk as they were, SSH connected anew, the clock right.
+
+        Raises:
+            ValueError: it is one of another machine.
+            StoreError: it could not be restored; the message has QEMU's words.
+            BootError: the guest did not answer afterwards.
+        """
+        __tracebackhide__ = True
+        if snapshot.vm is not self:
+            raise ValueError(f"{snapshot!r} is not a snapshot of {self!r}")
+        done = self._times(individual.DONE)
+        deadline = time.monotonic() + _CLONE_SECONDS
+        stood_still = self._off or bool(self._halted)
+        if self._off:  # QEMU lets nothing run after a shutdown but what was reset
+            self.qmp("system_reset")
+        self.console.start_anew()
+        self._in_place("load", snapshot)
+        if stood_still:  # QEMU leaves it so
+            self.qmp("cont")
+            self._wait_until_on(deadline)
+            self._halted = ""
+        self._wait(
+            f"restoring {self.name}",
+            self._connect,
+            _CLONE_SECONDS,
+            settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline, done + 1),
+        )
+
+    def _in_place(self, action: str, snapshot: Snapshot) -> None:
+        __tracebackhide__ = True
+        if self._container.wait(0):
+            self._check_alive()
+        code, output = self._container.run(["snapshot", action, snapshot.name])
+        if code != 0:
+            raise StoreError(f"snapshot {action} on {self.name} failed: {output.decode(errors='replace').strip()}")

@@ -1,0 +1,91 @@
+"""Ways in for other tools: OpenSSH and its kin, testinfra, Ansible."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pytest_virtainers import scratch
+from pytest_virtainers.handle.core import Core
+
+
+class Tools(Core):
+    """The part of the handle that other tools use. Key and known hosts are private files that go with the machine."""
+
+    @property
+    def ssh_command(self) -> str:
+        """A shell line that opens a session on this machine."""
+        words = ["ssh", "-F", "none"]
+        for name, value in self._ssh_options().items():
+            words += ["-o", f"{name}={value}"]
+        return shlex.join([*words, f"{self.user}@{self.ip or self.name}"])
+
+    @property
+    def console_command(self) -> str:
+        """A shell line that opens the serial console; Ctrl-] leaves it."""
+        return shlex.join([self._endpoint.engine.kind, "exec", "-it", self._container.id, "console"])
+
+    def ssh_config(self) -> Path:
+        """Give the path of an `ssh_config` file that knows this machine by its name: `ssh -F PATH NAME`.
+
+        scp, sftp, rsync (`-e "ssh -F PATH"`) and VS Code's Remote-SSH read the same format.
+        """
+        options = {"HostName": self.ip or self.name, "User": self.user, **self._ssh_options()}
+        rows = [f"Host {self.name}", *(f"  {name} {_quoted(name, value)}" for name, value in options.items())]
+        path = self._folder() / "config"
+        path.write_text("\n".join(rows) + "\n")
+        return path
+
+    @property
+    def testinfra(self) -> Any:
+        """A testinfra host: `vm.testinfra.service("nginx").is_running` (needs pytest-testinfra)."""
+        import testinfra
+
+        return testinfra.get_host(f"ssh://{self.name}?ssh_config={self.ssh_config()}", sudo=self.user != "root")
+
+    def ansible_vars(self) -> dict[str, str]:
+        """Give what Ansible has to know of this machine, by the names of its inventory variables."""
+        return {
+            "ansible_host": self.name,
+            "ansible_user": self.user,
+            "ansible_ssh_common_args": f"-F {shlex.quote(str(self.ssh_config()))}",
+            "ansible_python_interpreter": "auto_silent",
+        }
+
+    def ansible_inventory(self) -> Path:
+        """Write an inventory with this machine in it; give its path: `ansible-playbook -i PATH play.yml`."""
+        import yaml
+
+        path = self._folder() / "inventory.yml"
+        path.write_text(yaml.safe_dump({"all": {"hosts": {self.name: self.ansible_vars()}}}))
+        return path
+
+    def _ssh_options(self) -> dict[str, str]:
+        folder = self._folder()
+        return {
+            "IdentityFile": str(folder / "key"),
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": str(folder / "known_hosts"),
+            "GlobalKnownHostsFile": "none",
+            "StrictHostKeyChecking": "yes",
+            "HostKeyAlias": self.name,
+            "LogLevel": "ERROR",
+            **self._endpoint.ssh_options(),
+        }
+
+    def _folder(self) -> Path:
+        """Give the folder with the key, and the host key as it is now."""
+        if self._files is None:
+            self._files = scratch.folder("ssh")
+            key = Path(self._files.name, "key")
+            key.touch(mode=0o600)
+            key.write_text(self.keys.login.private)
+        folder = Path(self._files.name)
+        (folder / "known_hosts").write_text(f"{self.name} {self.keys.host.public}\n")
+        return folder
+
+
+def _quoted(name: str, value: str) -> str:
+    """Quote as ssh_config(5) wants it; a command is the rest of its line."""
+    return f'"{value}"' if " " in value and name != "ProxyCommand" else value

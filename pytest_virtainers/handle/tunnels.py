@@ -1,0 +1,168 @@
+"""TCP between the test process and the guest, through the SSH connection."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import paramiko
+
+from pytest_virtainers.errors import SSHError
+from pytest_virtainers.handle import ssh
+from pytest_virtainers.handle.core import Core
+from pytest_virtainers.handle.patience import TimedOut, patiently
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CHUNK_BYTES = 256 * 1024
+_POLL_SECONDS = 0.5
+_CANCEL_SECONDS = 2.0  # with KVM
+
+
+class Address(str):
+    """An address as an URL: `http://127.0.0.1:40123`.
+
+    Attributes:
+        host: the first part of it.
+        port: the second one.
+    """
+
+    host: str
+    port: int
+
+    __slots__ = ("host", "port")
+
+    def __new__(cls, host: str, port: int) -> Address:
+        """Make `http://HOST:PORT`."""
+        made = super().__new__(cls, f"http://{host}:{port}")
+        made.host, made.port = host, port
+        return made
+
+
+class Tunnels(Core):
+    """The part of the handle that has to do with tunnels."""
+
+    @contextlib.contextmanager
+    def forward(self, port: int, *, host: str = "localhost") -> Iterator[Address]:
+        """Give a local address that leads to a TCP port of the guest during the block, for any number of callers.
+
+        Args:
+            port: in the guest.
+            host: as the guest knows it; another machine that only the guest reaches, for instance.
+
+        Raises:
+            VMGone, GuestPanic, SSHError: the machine or the connection is away.
+        """
+        __tracebackhide__ = True
+        self._connected()
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as server, contextlib.ExitStack() as callers:
+            server.settimeout(_POLL_SECONDS)
+            over = threading.Event()
+            accepting = threading.Thread(
+                target=self._accept, args=(server, host, port, over, callers), name=f"{self.name}:{port}", daemon=True
+            )
+            accepting.start()
+            try:
+                yield Address("127.0.0.1", server.getsockname()[1])
+            finally:
+                over.set()
+                accepting.join()
+
+    def _accept(
+        self, server: socket.socket, host: str, port: int, over: threading.Event, callers: contextlib.ExitStack
+    ) -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError, OSError):
+                caller, _ = server.accept()
+                callers.callback(_hang_up, caller)
+                threading.Thread(target=self._serve, args=(caller, host, port, over), daemon=True).start()
+
+    def _serve(self, caller: socket.socket, host: str, port: int, over: threading.Event) -> None:
+        with caller, contextlib.suppress(SSHError, *ssh.FAILURES):  # the caller sees its connection end
+            origin = caller.getpeername()
+            channel = self._connected().transport.open_channel("direct-tcpip", (host, port), origin)
+            join(caller, channel, over)
+
+    @contextlib.contextmanager
+    def reverse(self, port: int, *, guest_port: int | None = None) -> Iterator[int]:
+        """Let the guest reach a TCP port of this machine at a port of its own (on localhost) during the block.
+
+        Args:
+            port: on this machine's 127.0.0.1.
+            guest_port: in the guest; by default the same number, 0 for any that is free there.
+
+        Returns:
+            The port in the guest.
+
+        Raises:
+            SSHError: the guest's sshd refuses, for instance because the port is taken.
+        """
+        __tracebackhide__ = True
+        transport = self._connected().transport
+        wanted = port if guest_port is None else guest_port
+        over = threading.Event()
+        try:
+            given = transport.request_port_forward("127.0.0.1", wanted, self._arrived)
+        except paramiko.SSHException as error:
+            raise SSHError(f"{self.name}: its sshd does not listen on port {wanted} for us ({error})") from error
+        self._reversed[given] = port, over
+        try:
+            yield given
+        finally:
+            del self._reversed[given]
+            over.set()
+            with contextlib.suppress(TimedOut, *ssh.FAILURES):  # the guest may hang
+                # Not paramiko's `cancel_port_forward`: that would be the end of all others, too.
+                patiently(
+                    lambda: transport.global_request("cancel-tcpip-forward", ("127.0.0.1", given), wait=True),
+                    check=lambda: None,
+                    deadline=time.monotonic() + self.scaled(_CANCEL_SECONDS),
+                )
+
+    def _arrived(self, channel: paramiko.Channel, _origin: tuple[str, int], server: tuple[str, int]) -> None:
+        """Lead a caller on from the guest; paramiko has one such function for all ports of a connection."""
+        port, over = self._reversed.get(server[1], (0, threading.Event()))
+        threading.Thread(target=_lead_on, args=(channel, port, over), daemon=True).start()
+
+
+def _hang_up(caller: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        caller.shutdown(socket.SHUT_RDWR)
+
+
+def _lead_on(channel: paramiko.Channel, port: int, over: threading.Event) -> None:
+    with contextlib.suppress(*ssh.FAILURES), socket.create_connection(("127.0.0.1", port)) as service:
+        join(service, channel, over)
+    channel.close()
+
+
+def join(sock: socket.socket, channel: paramiko.Channel, over: threading.Event) -> None:
+    """Copy both ways until both ends have said all, or it is over."""
+
+    def from_channel() -> None:
+        with contextlib.suppress(*ssh.FAILURES):
+            while data := channel.recv(_CHUNK_BYTES):
+                sock.sendall(data)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+
+    back = threading.Thread(target=from_channel, daemon=True)
+    back.start()
+    with contextlib.suppress(*ssh.FAILURES), selectors.DefaultSelector() as arriving:
+        arriving.register(sock, selectors.EVENT_READ)
+        while not (channel.closed or over.is_set()):
+            if arriving.select(_POLL_SECONDS):
+                data = sock.recv(_CHUNK_BYTES)
+                if not data:
+                    break
+                channel.sendall(data)
+    with contextlib.suppress(*ssh.FAILURES):
+        channel.shutdown_write()
+    while back.is_alive() and not over.is_set():
+        back.join(_POLL_SECONDS)
+    channel.close()

@@ -1,0 +1,220 @@
+"""Failing tests: the evidence of their machines, what the report says of it, and machines that are held."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import re
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers import session
+from pytest_virtainers.errors import VirtainerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_virtainers.handle.vm import VM
+
+USED_KEY: pytest.StashKey[list[VM]] = pytest.StashKey()
+"""The machines that a test has asked for."""
+SESSION_VM_KEY: pytest.StashKey[VM] = pytest.StashKey()
+"""The machine of `session_vm`, which tests use by the fixture's name alone."""
+_KEPT_KEY: pytest.StashKey[dict[VM, Path]] = pytest.StashKey()
+
+# What must not hide why a test has failed: also that its time is up, which pytest-timeout says whenever it is.
+_TROUBLE = (Exception, pytest.fail.Exception)
+_LONGEST_SLUG = 100
+# Of such an id, the slug shows all parts; others get a hash.
+_PLAIN_ID = re.compile(r"(?:\w+/)*\w+\.py(?:::\w+)*", re.ASCII)
+_CONSOLE_LINES = 12
+_PROPERTY = "virtainer_artifacts"
+
+
+def begin(item: pytest.Item) -> None:
+    """Note that a try of a test begins: what was of another try is over."""
+    item.stash[USED_KEY], item.stash[_KEPT_KEY] = [], {}
+    manager = session.present(item.config)
+    if manager is not None:
+        with contextlib.suppress(VirtainerError):  # the next run sweeps what stays
+            manager.bury()
+
+
+def used(item: pytest.Item, machine: VM) -> VM:
+    """Note that a test uses a machine, and give it."""
+    machines = item.stash.setdefault(USED_KEY, [])
+    if machine not in machines:
+        machines.append(machine)
+    return machine
+
+
+def machines(item: pytest.Item) -> list[VM]:
+    """List the machines that a test uses."""
+    found = [*item.stash.setdefault(USED_KEY, [])]
+    if "session_vm" in getattr(item, "fixturenames", ()) and SESSION_VM_KEY in item.config.stash:
+        found.append(item.config.stash[SESSION_VM_KEY])
+    return found
+
+
+def report(item: pytest.Item, result: pytest.TestReport) -> None:
+    """Take evidence when one phase of a test has failed, and say in its report where it is; end what has ended.
+
+    After a failure, somebody may want to look at the machines: they stay until the next report, or the next test.
+    """
+    settings = item.config.stash[session.SETTINGS_KEY]
+    manager = session.present(item.config)
+    if manager is None:
+        return
+    over = result.when == "teardown"
+    if (result.failed and settings.keep != "never") or (over and settings.keep == "always"):
+        for machine in [*machines(item), *manager.lost]:
+            _take(item, result, machine)
+    if over and not result.failed:
+        try:
+            manager.bury()
+        except _TROUBLE as error:  # the next run sweeps what stays
+            result.sections.append(("virtainer", f"while machines were thrown away: {error}"))
+
+
+def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
+    """Take the evidence of one machine, once in a test."""
+    kept = item.stash.setdefault(_KEPT_KEY, {})
+    settings = item.config.stash[session.SETTINGS_KEY]
+    manager = session.manager(item.config)
+    is_new = machine not in kept
+    try:
+        if is_new:
+            folder = kept[machine] = _new_folder(item, machine, kept)
+            from pytest_virtainers import evidence
+
+            about = {"test": item.nodeid, "phase": result.when, "outcome": result.outcome, **manager.facts(machine)}
+            evidence.collect(machine, folder, memory=settings.keep_memory, about=about, rescue=manager.rescue)
+            item.user_properties.append((_PROPERTY, str(folder)))
+            result.user_properties.append((_PROPERTY, str(folder)))
+        if result.failed:
+            result.sections.append((f"virtainer {machine.name}", _told(item, machine, kept[machine])))
+        if is_new:
+            _add_to_html(item, result, machine, kept[machine])
+    except _TROUBLE as error:
+        words = f"the evidence of {machine.name} could not be kept: {type(error).__name__}: {error}"
+        result.sections.append((f"virtainer {machine.name}", words))
+
+
+def _told(item: pytest.Item, machine: VM, folder: Path) -> str:
+    """Say in a few lines what there is to see."""
+    shown = _short(folder, item)
+    failing = next((each for each in reversed(machine.log.entries) if each.outcome not in {"exit 0", "done"}), None)
+    lines = [f"evidence: {shown}", f"go on with it: virtainers resume {shown}"]
+    if failing is not None:
+        lines.append(f"last command that did not end well: {failing}")
+    lines += machine.console.killed_for_memory()
+    return "\n".join([*lines, "the console's last lines:", machine.console.tail(_CONSOLE_LINES)])
+
+
+def _short(folder: Path, item: pytest.Item) -> str:
+    try:
+        return str(folder.relative_to(item.config.invocation_params.dir))
+    except ValueError:
+        return str(folder)
+
+
+def _new_folder(item: pytest.Item, machine: VM, taken: dict[VM, Path]) -> Path:
+    """Make the folder for one machine of this try of the test; each try has its own."""
+    settings = item.config.stash[session.SETTINGS_KEY]
+    root = item.config.rootpath / settings.artifacts
+    try:
+        root.mkdir(parents=True)
+    except FileExistsError:  # another worker may just have made it
+        pass
+    else:
+        (root / ".gitignore").write_text("*\n")
+    of_this_try = next((folder.parent for folder in taken.values()), None)
+    folder = of_this_try or _next_try(root, slug(item.nodeid), settings.retention)
+    number, name = 1, machine.name
+    while (folder / name).exists():
+        number += 1
+        name = f"{machine.name}-{number}"
+    (folder / name).mkdir(mode=0o700)
+    return folder / name
+
+
+def _next_try(root: Path, name: str, retention: int | None) -> Path:
+    number = 1 + max(_tries(root, name), default=0)
+    while True:
+        folder = root / (name if number == 1 else f"{name}.{number}")
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:  # another run of the same test
+            number += 1
+    if retention is not None:
+        tries = _tries(root, name)
+        for old in sorted(tries)[:-retention]:
+            shutil.rmtree(tries[old], ignore_errors=True)
+    return folder
+
+
+def _tries(root: Path, name: str) -> dict[int, Path]:
+    """Give the folders of this test's tries by their numbers."""
+    found = {}
+    for each in root.glob(f"{name}*"):
+        match = re.fullmatch(rf"{re.escape(name)}(?:\.(\d+))?", each.name)
+        if match:
+            found[int(match[1] or 1)] = each
+    return found
+
+
+def slug(node_id: str) -> str:
+    """Make a file name of a test's id; where that is too long, or could be another test's, too, a hash is added."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", node_id).strip("-")
+    if len(name) > _LONGEST_SLUG or not _PLAIN_ID.fullmatch(node_id) or name.split("-").count("py") > 1:
+        name = f"{name[:_LONGEST_SLUG]}-{hashlib.sha256(node_id.encode()).hexdigest()[:8]}"
+    return name
+
+
+def _add_to_html(item: pytest.Item, result: pytest.TestReport, machine: VM, folder: Path) -> None:
+    """Show it in pytest-html's report, where there is one."""
+    if not item.config.pluginmanager.hasplugin("html"):
+        return
+    from pytest_html import extras
+
+    shown: Any = result
+    shown.extras = [*getattr(result, "extras", []), extras.url(folder.as_uri(), name=f"{machine.name}: evidence")]
+    picture = folder / "screenshot.png"
+    if picture.exists():
+        content = base64.b64encode(picture.read_bytes()).decode()
+        shown.extras.append(extras.png(content, name=f"{machine.name}: screen"))
+
+
+def hold(item: pytest.Item) -> None:
+    """Say how to look into a failing test's machines; with the setting `hold`, wait until the person goes on."""
+    settings, manager = item.config.stash[session.SETTINGS_KEY], session.present(item.config)
+    in_debugger = session.in_debugger(item.config)
+    if manager is None or not (settings.hold or in_debugger):
+        return
+    up = [each for each in (*machines(item), *manager.lost) if not each._container.ended]
+    if not up:
+        return
+    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend(in_=True)
+    try:
+        out = sys.stdout
+        for machine in up:
+            out.write(f"\nvirtainers: {machine.name} of {item.nodeid} is up\n  ssh:     {machine.ssh_command}\n")
+            out.write(f"  console: {machine.console_command}\n")
+        if settings.hold and not in_debugger:
+            if sys.stdin is not None and sys.stdin.isatty():
+                out.write("virtainers: press Enter to go on: ")
+                out.flush()
+                sys.stdin.readline()
+            else:
+                out.write("virtainers: there is no terminal to press Enter at, so it is not held\n")
+        out.flush()
+    finally:
+        if capture is not None:
+            capture.resume()

@@ -1,0 +1,143 @@
+"""A stand-in for a machine whose evidence is taken: nothing of it runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_virtainers.errors import EngineError
+from pytest_virtainers.handle.console import Console
+from pytest_virtainers.handle.log import CommandLog
+from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import merge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pytest_virtainers.spec import Spec
+
+OVERLAY = b"QFI\xfb layer"
+
+
+class FakeContainer:
+    """Its command `evidence` ends as `evidence` says for its options; `files` are those that it makes."""
+
+    def __init__(self) -> None:
+        self.stdout = b"login:\r\n"
+        self.stderr = b"virtainer: starting\n"
+        self.ended = False
+        self.asked: list[list[str]] = []
+        self.evidence: dict[tuple[str, ...], tuple[int, bytes]] = {}
+        self.files = {"overlay.qcow2": OVERLAY, "seed.iso": b"seed", "state": b"memory"}
+
+    def run(self, command: list[str]) -> tuple[int, bytes]:
+        self.asked.append(command)
+        memory = "--memory" in command
+        facts = {"base": "/store/disk.qcow2", "memory": memory}
+        return self.evidence.get(tuple(command[1:]), (0, b"a warning\n" + json.dumps(facts).encode() + b"\n"))
+
+    def fetch(self, path: str, target: Path) -> None:
+        target.write_bytes(b"a part")
+        name = path.removeprefix("/mounted/evidence/")
+        if name not in self.files:
+            raise EngineError(f"copying {path} failed")
+        target.write_bytes(self.files[name])
+
+
+class FakeMachine:
+    """Whatever is asked as root is answered from `answers`; an exception there is raised."""
+
+    def __init__(self, name: str = "web") -> None:
+        self.name, self.user, self.alive = name, "debian", True
+        self.spec = merge(resolve([]).shape, {"name": name})
+        self.keys = Keys(KeyPair("PRIVATE", "public"), KeyPair("", "ssh-ed25519 AAAA"))
+        self.log = CommandLog()
+        self._container = FakeContainer()
+        self.console = Console(self._container, name)  # type: ignore[arg-type]
+        self.answers: Mapping[str, bytes | BaseException] = {}
+        self.picture: bytes | BaseException = b"\x89PNG"
+        self.asked: list[str] = []
+        self.refuses_to_go = False
+        self.runs = True
+
+    def scaled(self, seconds: float) -> float:
+        return seconds
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(b"a part")
+        path.write_bytes(_or_raise(self.picture))
+
+    def _as_root(self, script: str, timeout: float) -> bytes:
+        assert timeout > 0
+        self.asked.append(script)
+        word = next((word for word in ("journalctl", "dmesg", "coredump") if word in script), "")
+        return _or_raise(self.answers.get(word, b"" if word == "coredump" else f"{word} said\n".encode()))
+
+    def _root_shell(self, *_: object, **_named: object) -> tuple[int, str]:
+        """Copy a file out of the guest: that never works."""
+        return 1, "tar: it broke"
+
+    @property
+    def ssh_command(self) -> str:
+        return f"ssh {self.name}"
+
+    @property
+    def console_command(self) -> str:
+        return f"docker exec -it {self.name} console"
+
+
+def _or_raise(what: bytes | BaseException) -> bytes:
+    if isinstance(what, BaseException):
+        raise what
+    return what
+
+
+def machine(name: str = "web") -> Any:
+    """Make one, for those who want a VM."""
+    return FakeMachine(name)
+
+
+class FakeManager:
+    """Launches such machines, but none that is called `lost`; `up` are those that are there."""
+
+    up: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        self.up.clear()
+        self.lost: list[FakeMachine] = []
+        self.durations: list[object] = []
+        self._retired: list[FakeMachine] = []
+
+    def launch(self, spec: Spec, _node_id: str) -> FakeMachine:
+        made = FakeMachine(spec.name)
+        made.spec = spec
+        self.up.append(made.name)
+        if made.name == "lost":
+            self.lost.append(made)
+            raise TimeoutError("it did not boot")
+        return made
+
+    def retire(self, machine: FakeMachine) -> None:
+        self._retired.append(machine)
+
+    def bury(self) -> None:
+        over = [*self.lost, *self._retired]
+        self.lost, self._retired = [], []
+        for each in over:
+            self.up.remove(each.name)
+            if each.refuses_to_go:
+                raise EngineError("it does not go")
+
+    def facts(self, _machine: FakeMachine) -> dict[str, object]:
+        return {"guest": {}}
+
+    def rescue(self, _machine: FakeMachine) -> None:
+        raise EngineError("nothing is left")
+
+    def prefetch(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        self.bury()

@@ -1,0 +1,140 @@
+"""What is kept of a VM, from QEMU (played by a socket) and by qemu-img (played, too)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from virtainer import evidence, machine, qmp, template
+from virtainer.ending import End
+from virtainer.settings import Settings
+
+from tests.unit.runtime.fake_qemu import FakeQemu
+
+OVERLAY, LAYER, BASE = (
+    "/mounted/local_image.qcow2",
+    "/store/templates/x/local_image.qcow2",
+    "/store/guests/y/disk.qcow2",
+)
+RUNS = {"status": "running"}
+
+
+class Tools:
+    """`qemu-img` on a disk with these layers."""
+
+    def __init__(self, *layers: str) -> None:
+        self.layers = layers
+        self.done: list[tuple[str, ...]] = []
+
+    def run(self, *argv: str) -> str:
+        self.done.append(argv[1:2] + tuple(each for each in argv[2:] if each not in {"-q", "-U"}))
+        if argv[1] == "convert":
+            Path(argv[-1]).write_bytes(b"disk")
+        return json.dumps([{"filename": each, "format": "qcow2", "virtual-size": 5} for each in self.layers])
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
+    tools = Tools(OVERLAY, LAYER, BASE)
+    monkeypatch.setattr(evidence, "run", tools.run)
+    return tools
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "qemu").write_text("program")
+    (tmp_path / "seed.iso").write_bytes(b"seed")
+    monkeypatch.setattr(template, "_QEMU", tmp_path / "qemu")
+    monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
+    for name, value in (("RAM", "64"), ("IMAGE_DIR", str(tmp_path)), ("TEMPLATE", str(tmp_path)), ("ACCEL", "tcg")):
+        monkeypatch.setenv(name, value)
+
+
+def facts(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_disk_becomes_one_layer_on_the_guest_image(
+    tools: Tools, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qemu = FakeQemu(query_status=[RUNS])
+    with qemu.listening(qmp.SOCKET):
+        assert evidence.main([]) == 0
+    assert facts(capsys) == {"memory": False, "base": BASE, "virtual_size": 5}
+    assert qemu.commands == ["query-status", "stop", "cont"]
+    copy, overlay = str(tmp_path / "evidence/overlay.qcow2"), str(tmp_path / "local_image.qcow2")
+    assert tools.done == [
+        ("info", "--backing-chain", "--output=json", overlay),
+        ("convert", "-O", "qcow2", "-F", "qcow2", "-B", LAYER, overlay, copy),
+        ("rebase", "-f", "qcow2", "-F", "qcow2", "-b", BASE, copy),
+    ]
+    assert (tmp_path / "evidence/seed.iso").read_bytes() == b"seed"
+    assert (tmp_path / "evidence").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_vm_that_is_over_or_stands_still_is_left_so(tools: Tools, capsys: pytest.CaptureFixture[str]) -> None:
+    tools.layers = (OVERLAY, BASE)
+    assert evidence.main([]) == 0, "there is no QEMU any more"
+    assert facts(capsys)["base"] == BASE
+    assert [name for name, *_ in tools.done] == ["info", "convert"]
+    qemu = FakeQemu(query_status=[{"status": "shutdown"}])
+    with qemu.listening(qmp.SOCKET):
+        assert evidence.main([]) == 0
+    assert qemu.commands == ["query-status"]
+
+
+@pytest.mark.usefixtures("tools")
+def test_memory_goes_into_a_file_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = [{"status": "active"}, {"status": "completed"}]
+    qemu = FakeQemu(query_status=[RUNS], query_migrate=progress)
+    qemu.on["migrate"] = lambda _: os.write(qemu.files[3], b"memory")
+    with qemu.listening(qmp.SOCKET):
+        assert evidence.main(["--memory"]) == 0
+    said = facts(capsys)
+    assert said["memory"] is True
+    assert said["machine"]["RAM"] == 64
+    assert qemu.arguments("migrate") == [{"uri": "file:/dev/fdset/3"}]
+    assert qemu.commands[-1] == "cont"
+    assert (tmp_path / "evidence/state").read_bytes() == b"memory"
+    assert (tmp_path / "evidence/state").stat().st_mode & 0o777 == 0o600
+
+    # And what another virtainer makes of that.
+    folder = tmp_path / "evidence"
+    (folder / "facts.json").write_text(json.dumps(said))
+    resumed = Settings.from_env({"RAM": "64", "RESUME": str(folder)})
+    files = template.state_to_resume(resumed, folder, None)
+    os.close(files["state"])
+    with pytest.raises(End, match=r"the memory in .*/evidence does not fit: RAM is 65 here, and was 64"):
+        template.state_to_resume(Settings.from_env({"RAM": "65"}), folder, None)
+    (folder / "state").unlink()
+    with pytest.raises(End, match=r"evidence keeps no memory: FileNotFoundError"):
+        template.state_to_resume(resumed, folder, None)
+
+
+@pytest.mark.usefixtures("tools")
+def test_memory_that_cannot_be_kept_is_told_and_the_vm_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    qemu = FakeQemu(query_status=[RUNS], query_migrate=[{"status": "failed", "error-desc": "no room"}])
+    with qemu.listening(qmp.SOCKET):
+        assert evidence.main(["--memory"]) == 1
+    assert capsys.readouterr().err == "evidence: migrate: no room\n"
+    assert qemu.commands[-2:] == ["remove-fd", "cont"]
+
+
+def test_wrong_usage_of_evidence_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evidence.main(["--all"]) == 2
+    assert capsys.readouterr().err == "usage: evidence [--memory]\n"
+
+
+def test_a_vm_that_is_resumed_waits_for_its_state() -> None:
+    handles: dict[str, Any] = {"base": 3, "overlay": 4, "seed": 5, "tap": 6, "console": 7, "monitor": 8, "qmp": 9}
+    resumed = machine.argv(
+        Settings.from_env({"RESUME": "/mounted/resume", "LINGER": "on"}),
+        "raw",
+        machine.Handles(**handles, kvm=None, state=11),
+    )
+    assert "memory-backend-ram,id=ram,size=1024M" in resumed
+    assert resumed[resumed.index("-incoming") + 1] == "defer"
+    assert resumed[resumed.index("-action") + 1] == "panic=none,shutdown=pause"

@@ -1,0 +1,102 @@
+"""The serial console: keys in, text out, and what its kernel has met."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import WaitTimeout
+from pytest_virtainers.handle import deadline
+from pytest_virtainers.handle.console import Console
+
+OOM = b"[ 9.%d] Out of memory: Killed process %d (tail) total-vm:1kB\r\n"
+CGROUP_OOM = b"Memory cgroup out of memory: Killed process 3 (x)\n"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "_PAUSE_SECONDS", 0.001)
+
+
+class Guest:
+    """A container whose console shows what is typed, as a guest's does; it takes a few bytes at a time."""
+
+    def __init__(self) -> None:
+        self.stdout = b""
+        self.done: list[str] = []
+
+    def stream(self, command: list[str]) -> Any:
+        assert command == ["console", "--type"]
+        return self
+
+    def send(self, data: bytes) -> int:
+        self.stdout += data[:3]
+        return len(data[:3])
+
+    def close_input(self) -> None:
+        self.done.append("close_input")
+
+    def recv(self, _size: int) -> bytes:
+        self.done.append("recv")
+        return b""
+
+    def close(self) -> None:
+        self.done.append("close")
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+@pytest.fixture
+def console(guest: Guest) -> Console:
+    return Console(guest, "web")  # type: ignore[arg-type]
+
+
+def test_all_that_is_sent_arrives_before_it_returns(guest: Guest, console: Console) -> None:
+    console.send("rööt\n")
+    assert guest.stdout == "rööt\n".encode()
+    assert guest.done == ["close_input", "recv", "close"]
+
+
+def test_each_expectation_starts_where_the_last_one_ended(guest: Guest, console: Console) -> None:
+    guest.stdout = b"login: one\r\nlogin: two\r\n"
+    assert console.expect(r"^login: (\w+)$")[1] == "one"
+    assert console.expect(r"login: (\w+)")[1] == "two"
+    with pytest.raises(WaitTimeout):
+        console.expect("login", timeout=0.01)
+
+
+def test_after_sending_only_what_is_new_counts(guest: Guest, console: Console) -> None:
+    guest.stdout = b"$ "
+    console.send("echo x\n")
+    threading.Timer(0.02, lambda: setattr(guest, "stdout", guest.stdout + b"x\r\n\x1b[32m$\x1b[0m ")).start()
+    assert console.expect(r"^x\n\$", timeout=5)[0] == "x\n$", "without escape sequences, and not the prompt of before"
+
+
+def test_what_does_not_come_is_told_with_the_last_lines(guest: Guest, console: Console) -> None:
+    guest.stdout = b"first\nlast\n"
+    with pytest.raises(WaitTimeout) as caught:
+        console.expect("login:", timeout=0.01)
+    assert str(caught.value) == ("waited 0.01 s for 'login:' on the console of web; seen last: \n  | first\n  | last")
+
+
+def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest: Guest, console: Console) -> None:
+    guest.stdout = OOM % (1, 2)
+    console.start_anew()
+    assert console.killed_for_memory() == []
+    guest.stdout += OOM % (5, 7) + CGROUP_OOM
+    assert console.killed_for_memory() == [
+        "Out of memory: Killed process 7 (tail) total-vm:1kB",
+        "Memory cgroup out of memory: Killed process 3 (x)",
+    ]
+
+
+def test_a_panic_is_one_of_this_life(guest: Guest, console: Console) -> None:
+    guest.stdout = b"[ 1.0] Kernel panic - not syncing: sysrq\r\n"
+    assert console.panic() == "Kernel panic - not syncing: sysrq"
+    console.start_anew()
+    assert console.panic() is None

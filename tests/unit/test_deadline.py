@@ -1,0 +1,52 @@
+"""Waits that end: with what was waited for, or with a message that says all about it."""
+
+import pytest
+
+from pytest_virtainers import WaitTimeout
+from pytest_virtainers.handle import deadline as module
+from pytest_virtainers.handle.deadline import Deadline
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.001)
+
+
+def test_it_tries_until_there_is_something() -> None:
+    answers = [None, None, "", "never asked"]
+    assert Deadline("an answer", 60).poll(lambda: answers.pop(0)) == "", "only None means: not yet"
+    assert answers == ["never asked"]
+
+
+def test_a_timeout_says_what_for_how_long_and_what_was_seen_last() -> None:
+    deadline = Deadline("port 80 of web", 0.01)
+    numbers = iter(range(1000))
+
+    def attempt() -> None:
+        deadline.seen = f"try {next(numbers)}"
+
+    with pytest.raises(WaitTimeout) as caught:
+        deadline.poll(attempt)
+    assert str(caught.value) == f"waited 0.01 s for port 80 of web; seen last: {deadline.seen}"
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_there_is_one_try_even_without_time() -> None:
+    late = Deadline("x", 0)
+    assert late.poll(lambda: 7) == 7
+    assert late.remaining == 0.1
+    with pytest.raises(WaitTimeout, match="waited 0 s for x; seen last: nothing"):
+        late.poll(lambda: None)
+
+
+def test_an_exception_of_a_try_ends_the_wait() -> None:
+    tries = []
+
+    def attempt() -> None:
+        tries.append(1)
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        Deadline("x", 3600).poll(attempt)
+    assert len(tries) == 1

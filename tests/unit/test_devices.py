@@ -1,0 +1,61 @@
+"""Keys by their names: what is pressed for a text, and for chords."""
+
+from typing import Any
+
+import pytest
+
+from pytest_virtainers.handle import devices
+from pytest_virtainers.handle.devices import Devices
+
+
+class Keyboard(Devices):
+    """The part of a machine that has to do with keys: it notes what QEMU is asked."""
+
+    def __init__(self) -> None:
+        self.pressed: list[list[str]] = []
+
+    def _ask_qemu(self, *commands: tuple[str, dict[str, Any]]) -> list[Any]:
+        assert commands, "QEMU has to be asked something"
+        for command, arguments in commands:
+            assert command == "send-key"
+            assert all(each["type"] == "qcode" for each in arguments["keys"])
+            self.pressed.append([each["data"] for each in arguments["keys"]])
+        return []
+
+
+def test_chords_are_pressed_one_after_another() -> None:
+    keyboard = Keyboard()
+    keyboard.send_keys("Ctrl-Alt-F2", "enter", "Del", "super-space", "minus")
+    assert keyboard.pressed == [["ctrl", "alt", "f2"], ["ret"], ["delete"], ["meta_l", "spc"], ["minus"]]
+
+
+def test_text_is_typed_as_on_a_us_keyboard() -> None:
+    keyboard = Keyboard()
+    keyboard.type("aZ1-_~|\n")
+    shift = "shift"
+    assert keyboard.pressed == [
+        *(["a"], [shift, "z"], ["1"], ["minus"], [shift, "minus"]),
+        *([shift, "grave_accent"], [shift, "backslash"], ["ret"]),
+    ]
+
+
+def test_every_printable_character_has_a_chord_of_its_own() -> None:
+    printable = [chr(code) for code in range(0x20, 0x7F)]
+    chords = [devices._chord(each) for each in printable]
+    assert len(set(chords)) == len(printable)
+    for chord in chords:
+        assert chord.rpartition("-")[0] in {"", "shift"}
+
+
+def test_nothing_to_type_is_nothing_to_press() -> None:
+    keyboard = Keyboard()
+    keyboard.type("")
+    assert keyboard.pressed == []
+
+
+@pytest.mark.parametrize("text", ["ä", "\x07", "٣"])
+def test_what_such_a_keyboard_has_no_key_for_is_refused(text: str) -> None:
+    keyboard = Keyboard()
+    with pytest.raises(ValueError, match="a US keyboard has no key for"):
+        keyboard.type(f"a{text}")
+    assert keyboard.pressed == [], "nothing of it is typed"

@@ -1,0 +1,161 @@
+"""What is kept of a machine: each piece by itself, and a word for what is missing."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers import evidence
+from pytest_virtainers.errors import EngineError, TransferError, VirtainerError
+from tests.unit.fake_machine import OVERLAY, FakeContainer, machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WITHOUT_MEMORY = {
+    *("console.log", "supervisor.log", "commands.log", "screenshot.png", "journal.txt", "dmesg.txt"),
+    *("overlay.qcow2", "seed.iso", "ssh_key", "manifest.json"),
+}
+
+
+def collect(vm: Any, folder: Path, *, memory: bool = False, **arguments: Any) -> dict[str, Any]:
+    evidence.collect(vm, folder, memory=memory, about={"test": "test_x"}, **arguments)
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    assert not kept(folder) & manifest["missing"].keys()
+    return manifest
+
+
+def kept(folder: Path) -> set[str]:
+    return {each.name for each in folder.iterdir()}
+
+
+def test_a_machine_that_is_well_leaves_everything_and_only_to_its_user(tmp_path: Path) -> None:
+    vm = machine()
+    with vm.log.entry("make", "debian") as entry:
+        entry.outcome = "exit 2"
+    tmp_path.chmod(0o755)
+    manifest = collect(vm, tmp_path)
+    assert kept(tmp_path) == WITHOUT_MEMORY
+    assert manifest["missing"] == {}
+    assert manifest["test"] == "test_x"
+    assert (manifest["spec"]["image"], manifest["user"], manifest["host_key"]) == (
+        "debian-13",
+        "debian",
+        "ssh-ed25519 AAAA",
+    )
+    assert (tmp_path / "console.log").read_text() == "login:\n"
+    assert (tmp_path / "journal.txt").read_text() == "journalctl said\n"
+    assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
+    assert (tmp_path / "ssh_key").read_text() == "PRIVATE"
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in (".", "ssh_key")] == [0o700, 0o600]
+
+
+def test_our_own_commands_are_not_among_those_of_the_test(tmp_path: Path) -> None:
+    vm = machine()
+    vm.answers = {"journalctl": TransferError("not done after 6 s")}
+    collect(vm, tmp_path)
+    assert vm.log.entries == []
+    assert len(vm.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("broken", "missing"),
+    [
+        ({"picture": VirtainerError("QEMU gives no picture\nat all")}, {"screenshot.png": "QEMU gives no picture"}),
+        ({"answers": {"journalctl": VirtainerError("no systemd")}}, {"journal.txt": "no systemd"}),
+        ({"answers": {"dmesg": OSError("it broke")}}, {"dmesg.txt": "it broke"}),
+        ({"console": None}, {"console.log": "'NoneType' object has no attribute 'text'"}),
+    ],
+)
+def test_a_piece_that_cannot_be_had_is_named_and_the_others_are_there(
+    broken: dict[str, Any], missing: dict[str, str], tmp_path: Path
+) -> None:
+    vm = machine()
+    for name, value in broken.items():
+        setattr(vm, name, value)
+    manifest = collect(vm, tmp_path)
+    assert {name: why.partition(": ")[2] for name, why in manifest["missing"].items()} == missing
+    assert kept(tmp_path) == WITHOUT_MEMORY - missing.keys()
+
+
+def test_a_core_dump_that_cannot_be_copied_does_not_end_it(tmp_path: Path) -> None:
+    vm = machine()
+    vm.answers = {"coredump": b"/var/crash/core.1\n"}
+    manifest = collect(vm, tmp_path)
+    assert manifest["missing"].keys() == {"cores"}
+    assert "tar: it broke" in manifest["missing"]["cores"]
+    assert kept(tmp_path) == WITHOUT_MEMORY
+
+
+def test_a_machine_without_ssh_is_not_asked(tmp_path: Path) -> None:
+    vm = machine()
+    vm.alive = False
+    manifest = collect(vm, tmp_path)
+    assert manifest["missing"] == dict.fromkeys(
+        ("journal.txt", "dmesg.txt"), "the machine could not be reached over SSH"
+    )
+    assert vm.asked == []
+
+
+def test_memory_is_kept_on_request(tmp_path: Path) -> None:
+    vm = machine()
+    assert collect(vm, tmp_path, memory=True)["machine"]["memory"] is True
+    assert (tmp_path / "memory.state").read_bytes() == b"memory"
+    assert vm._container.asked == [["evidence", "--memory"]]
+
+
+def test_without_its_memory_the_disk_is_better_than_nothing(tmp_path: Path) -> None:
+    vm = machine()
+    vm._container.evidence = {("--memory",): (1, b"evidence: migrate: no room\n")}
+    manifest = collect(vm, tmp_path, memory=True)
+    assert manifest["missing"] == {"memory.state": "evidence: migrate: no room"}
+    assert manifest["machine"]["memory"] is False
+    assert kept(tmp_path) == WITHOUT_MEMORY
+
+
+@pytest.mark.parametrize("name", ["seed.iso", "state"])
+def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str, tmp_path: Path) -> None:
+    vm = machine()
+    del vm._container.files[name]
+    manifest = collect(vm, tmp_path, memory=True)
+    assert manifest["missing"].keys() == {"seed.iso" if name == "seed.iso" else "memory.state"}
+    assert manifest["machine"]["memory"] is (name != "state")
+    assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
+
+
+def test_a_disk_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path) -> None:
+    vm = machine()
+    vm._container.evidence = {(): (1, b"evidence: no space left\n")}
+    manifest = collect(vm, tmp_path)
+    assert manifest["missing"] == {"overlay.qcow2": "VirtainerError: evidence: no space left"}
+    assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
+
+
+def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_path: Path) -> None:
+    vm, opened = machine(), []
+    vm._container.ended = True
+
+    @contextmanager
+    def rescue(whose: Any) -> Iterator[Any]:
+        opened.append(whose)
+        yield FakeContainer()
+
+    assert collect(vm, tmp_path, rescue=rescue)["missing"] == {}
+    assert opened == [vm]
+    assert vm._container.asked == []
+
+
+def test_an_engine_that_died_leaves_what_this_side_has(tmp_path: Path) -> None:
+    vm = machine()
+    vm._container.ended, vm.alive, vm.picture = True, False, EngineError("connection refused")
+
+    def rescue(_vm: Any) -> Any:
+        raise EngineError("connection refused")
+
+    manifest = collect(vm, tmp_path, rescue=rescue)
+    assert manifest["missing"].keys() == {"screenshot.png", "journal.txt", "dmesg.txt", "overlay.qcow2"}
+    assert manifest["missing"]["overlay.qcow2"] == "EngineError: connection refused"

@@ -1,0 +1,176 @@
+"""Machines that are lost while they are launched, and the disks of those whose container is gone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers import manager as module
+from pytest_virtainers.engine.container import Container
+from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
+from pytest_virtainers.keys import Keys
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import merge
+from pytest_virtainers.templates import Template
+from tests.unit.fake_engine import Answer, FakeEngine, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOTHING: dict[str, Answer] = {
+    "GET /containers/json": (200, []),
+    "GET /networks": (200, []),
+    "GET /volumes": (200, {"Volumes": []}),
+    "DELETE /containers/0123": (204, None),
+}
+CLONE, BOOT = merge(resolve([]).shape, {"template": True}), merge(resolve([]).shape, {"template": False})
+
+
+class World:
+    """What happens, in order: machines are started and end; each waits for the next of `fates`."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.fates: list[BaseException | None] = []
+        self.refuses_to_go = False
+
+    def start(self, *_: object, **_named: object) -> Any:
+        number = sum(each.startswith("start") for each in self.events) + 1
+        self.events.append(f"start {number}")
+        return SimpleNamespace(number=number, close=lambda: None)
+
+    def machine(self, _spec: object, *, container: Any, **_: object) -> Any:
+        return Machine(self, container.number)
+
+
+class Machine:
+    def __init__(self, world: World, number: int) -> None:
+        self.world, self.number = world, number
+
+    def wait_until_ready(self, _session: object = None) -> None:
+        fate = self.world.fates.pop(0)
+        if fate is not None:
+            raise fate
+
+    wait_until_cloned = wait_until_ready
+
+    def close(self) -> None:
+        self.world.events.append(f"end {self.number}")
+        if self.world.refuses_to_go:
+            raise EngineError("it does not go")
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(Manager, "_start", world.start)
+    monkeypatch.setattr(module, "Endpoint", lambda *_: None)
+    monkeypatch.setattr(module, "VM", world.machine)
+    return world
+
+
+@pytest.fixture
+def server() -> Iterator[FakeEngine]:
+    with serving(NOTHING) as server:
+        yield server
+
+
+@pytest.fixture
+def manager(server: FakeEngine) -> Iterator[Manager]:
+    manager = make(server, keeps_lost=True)
+    yield manager
+    manager.close()
+
+
+def make(server: FakeEngine, *, keeps_lost: bool) -> Manager:
+    settings = resolve([])
+    object.__setattr__(settings, "engine", server.url)
+    manager: Any = Manager(settings, SILENT, keeps_lost=keeps_lost)
+    manager._budget = SimpleNamespace(check=lambda _: None)
+    manager._guests["debian-13"] = SimpleNamespace(user="debian", place="guests/x", disk="/store/x")
+    template = Template("key", "debian", Keys.generate())
+    manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
+    manager._runtime_image = "runtime"
+    return manager  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("fate", [BootTimeout("slow"), KeyError("prepare"), pytest.fail.Exception("Timeout >1s")])
+def test_a_machine_whose_launch_fails_stays_until_its_evidence_is_taken(
+    fate: BaseException, manager: Manager, world: World
+) -> None:
+    world.fates = [fate]
+    with pytest.raises(type(fate)):
+        manager.launch(BOOT)
+    assert len(manager.lost) == 1
+    assert world.events == ["start 1"]
+    manager.bury()
+    assert (world.events, manager.lost) == (["start 1", "end 1"], [])
+
+
+def test_it_ends_at_once_when_nobody_wants_evidence(server: FakeEngine, world: World) -> None:
+    manager = make(server, keeps_lost=False)
+    world.fates = [BootTimeout("slow")]
+    with pytest.raises(BootTimeout):
+        manager.launch(BOOT)
+    assert (world.events, manager.lost) == (["start 1", "end 1"], [])
+    manager.close()
+
+
+@pytest.mark.parametrize(("spec", "fate"), [(CLONE, BootTimeout("slow")), (BOOT, GuestStalled("it hangs"))])
+def test_a_machine_that_was_lost_makes_room_for_the_next_try(
+    spec: Any, fate: BaseException, manager: Manager, world: World
+) -> None:
+    world.fates = [fate, None]
+    vm: Any = manager.launch(spec)
+    assert vm.number == 2
+    assert world.events == ["start 1", "end 1", "start 2"]
+    assert manager.lost == []
+
+
+def test_a_machine_that_is_not_given_ends_with_the_run(server: FakeEngine, world: World) -> None:
+    manager = make(server, keeps_lost=True)
+    world.fates = [BootTimeout("slow"), None]
+    with pytest.raises(BootTimeout):
+        manager.launch(BOOT)
+    world.refuses_to_go = True
+    with pytest.raises(EngineError, match="it does not go"):
+        manager.launch(BOOT)
+    world.refuses_to_go = False
+    manager.close()
+    assert world.events == ["start 1", "start 2", "end 1", "end 2"]
+
+
+def test_machines_that_nobody_uses_any_more_end_all_even_if_one_does_not_go(manager: Manager, world: World) -> None:
+    world.fates = [None, None]
+    for vm in [manager.launch(BOOT), manager.launch(BOOT)]:
+        manager.retire(vm)
+        manager.retire(vm)
+    manager.bury(retired=False)
+    assert not any(each.startswith("end") for each in world.events)
+    world.refuses_to_go = True
+    with pytest.raises(EngineError):
+        manager.bury()
+    assert sorted(each for each in world.events if each.startswith("end")) == ["end 1", "end 2"]
+
+
+def test_the_disk_of_a_machine_outlives_the_container_that_rescues_it(
+    manager: Manager, server: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def create(_self: Container, plan: Any, _run: str) -> str:
+        made.append(plan)
+        return "0123"
+
+    monkeypatch.setattr(Container, "_create", create)
+    monkeypatch.setattr(Container, "start", lambda _self: None)
+    environment = {"TEMPLATE": "/store/templates/x"}
+    vm: Any = SimpleNamespace(volume="web-disk", _container=SimpleNamespace(environment=environment))
+    with manager.rescue(vm) as container:
+        assert container.id == "0123"
+    assert (made[0].volume, made[0].environment, made[0].kind) == ("web-disk", environment, "helper")
+    assert [each for each in server.asked if each.startswith("DELETE")] == ["DELETE /containers/0123"]

@@ -1,0 +1,156 @@
+"""A command that runs while the test goes on, with a stand-in for the guest at the other end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from pytest_virtainers import CommandTimeout, VirtainerError, VMGone
+from pytest_virtainers.handle import process as module
+from pytest_virtainers.handle.process import Process
+from pytest_virtainers.handle.shell import Leader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Guest:
+    """Runs one command: the test says what it prints, and how it ends."""
+
+    def __init__(self) -> None:
+        self.stdin: IO[bytes]
+        self.out: Callable[[bytes], object]
+        self.err: Callable[[bytes], object]
+        self.leader = Leader()
+        self.signals: list[tuple[int, str]] = []
+        self.outcome: int | BaseException = 0
+        self.over = threading.Event()
+        started = threading.Event()
+
+        def execute(stdin: IO[bytes], out: Callable[[bytes], object], err: Callable[[bytes], object]) -> int:
+            self.stdin, self.out, self.err = stdin, out, err
+            self.leader.pass_on = err
+            started.set()
+            self.over.wait(10)
+            if isinstance(self.outcome, BaseException):
+                raise self.outcome
+            return self.outcome
+
+        self.process = Process("make", "web", execute, self.leader, lambda *sent: self.signals.append(sent))
+        assert started.wait(5)
+
+    def end(self, outcome: int | BaseException = 0) -> None:
+        self.outcome = outcome
+        self.over.set()
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    guest = Guest()
+    yield guest
+    guest.end()
+    guest.process.abandon()
+
+
+def test_each_line_comes_as_soon_as_it_is_whole(guest: Guest) -> None:
+    lines = guest.process.lines(timeout=5)
+    guest.out(b"one\ntw")
+    assert next(lines) == "one"
+    threading.Timer(0.05, guest.out, [b"o\n\n\xff"]).start()
+    assert [next(lines), next(lines)] == ["two", ""]
+    guest.end()
+    assert list(lines) == ["\udcff"], "the last one needs no end of line"
+    assert list(guest.process.lines()) == []
+
+
+def test_lines_that_nobody_has_read_yet_are_found_in_no_time(guest: Guest) -> None:
+    guest.out(b"some line of a log that is followed from its start\n" * 100_000)
+    guest.end()
+    began = time.monotonic()
+    assert sum(1 for _ in guest.process.lines(timeout=5)) == 100_000
+    assert time.monotonic() - began < 5
+
+
+def test_what_was_printed_so_far_is_in_a_timeout(guest: Guest) -> None:
+    guest.out(b"half a line")
+    with pytest.raises(CommandTimeout, match=r"'make' on web was still running after .*\n.*\nhalf a line"):
+        next(guest.process.lines(timeout=0.01))
+    with pytest.raises(CommandTimeout):
+        guest.process.wait(0.01)
+    assert guest.process.poll() is None
+
+
+def test_its_end_gives_the_whole_result(guest: Guest) -> None:
+    guest.out(b"out")
+    guest.err(b"err")
+    guest.end(3)
+    result = guest.process.wait(5)
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "out", "err")
+    assert guest.process.poll() == 3
+    assert guest.process.wait() == result, "its duration does not grow"
+
+
+def test_what_is_written_arrives_at_once(guest: Guest) -> None:
+    guest.process.write("zwölf\n")
+    assert guest.stdin.read(4096) == "zwölf\n".encode()
+    guest.process.write(b"\xff")
+    guest.process.stdin.close()
+    assert guest.stdin.read(4096) == b"\xff"
+    assert guest.stdin.read(4096) == b""
+
+
+def test_a_machine_that_went_away_is_told_wherever_one_waits(guest: Guest) -> None:
+    lines = guest.process.lines(timeout=5)
+    guest.out(b"one\n")
+    guest.end(VMGone("web has ended"))
+    assert next(lines) == "one"
+    for waiting in (lambda: next(lines), guest.process.wait, guest.process.poll):
+        with pytest.raises(VMGone, match="web has ended"):
+            waiting()
+
+
+def test_a_block_ends_with_its_own_failure(guest: Guest) -> None:
+    guest.end(VMGone("web has ended"))
+    with pytest.raises(VMGone):
+        guest.process.wait(5)
+    with pytest.raises(ValueError, match="of the test"), guest.process:
+        raise ValueError("of the test")
+
+
+def test_signals_are_sent_by_name_to_the_session(guest: Guest) -> None:
+    guest.leader(b"4711\n")
+    guest.process.send_signal("SIGUSR1")
+    guest.process.send_signal("HUP")
+    guest.process.terminate()
+    guest.process.kill()
+    assert guest.signals == [(4711, "USR1"), (4711, "HUP"), (4711, "TERM"), (4711, "KILL")]
+    guest.end()
+    guest.process.wait(5)
+    guest.process.kill()
+    assert len(guest.signals) == 4, "there is nobody any more"
+
+
+def test_a_signal_waits_until_the_session_is_known_and_no_longer(guest: Guest) -> None:
+    threading.Timer(0.05, guest.leader, [b"4711\n"]).start()
+    began = time.monotonic()
+    guest.process.terminate()
+    assert guest.signals == [(4711, "TERM")]
+    assert time.monotonic() - began < 10
+
+
+def test_a_session_that_stays_unknown_is_an_error(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_START_SECONDS", 0.01)
+    with pytest.raises(VirtainerError, match="'make' on web: its shell has not said the number of its session"):
+        guest.process.terminate()
+
+
+def test_the_end_of_a_block_terminates_what_runs() -> None:
+    guest = Guest()
+    guest.leader(b"1\n")
+    with guest.process:
+        threading.Timer(0.05, guest.end, [143]).start()
+    assert guest.signals == [(1, "TERM")]
+    assert guest.process.stdin.closed

@@ -1,0 +1,314 @@
+"""Failing tests: where their evidence goes, what is said of it, and when machines end."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import reporting, session
+from tests.unit.fake_machine import machine
+
+READABLE = {
+    "tests/test_a.py::test_b": "tests-test_a-py-test_b",
+    "test_a.py::TestB::test_c": "test_a-py-TestB-test_c",
+}
+ALIKE = [
+    "a/b.py::c",
+    "a.b.py::c",
+    "a_b.py::c",
+    "a/b/py.py::c",
+    "a/b.py::py::c",
+    "a.py::py::c",
+    "a/py.py::c",
+    "a.py::b::py::c",
+    "a/py/b.py::c",
+    "a/b.py::c[x]",
+    "a/b.py::c[y]",
+    "a/b.py::c[]",
+    "a/b.py::c[ä]",
+    "a/b.py::c[../..]",
+    "a/b.py::" + "c" * 200,
+    "a/b.py::" + "c" * 201,
+]
+
+
+@pytest.mark.parametrize("node_id", READABLE)
+def test_a_plain_id_is_read_in_its_folder(node_id: str) -> None:
+    assert reporting.slug(node_id) == READABLE[node_id]
+
+
+def test_no_two_ids_share_a_folder_and_all_names_are_harmless() -> None:
+    slugs = {reporting.slug(each) for each in ALIKE}
+    assert len(slugs) == len(ALIKE)
+    for each in slugs:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,110}", each), "no dot: that is for the number of a try"
+    assert reporting.slug("a/b.py::c[x y]").startswith("a-b-py-c-x-y-")
+
+
+def test_each_try_has_a_folder_and_the_oldest_go_when_asked(tmp_path: Path) -> None:
+    for name in ("test_a", "test_a", "test_ab", "test_a-b", "test_a"):
+        reporting._next_try(tmp_path, name, None)
+    kept = {"test_ab", "test_a-b", "test_a.txt", "test_a.2.old"}
+    (tmp_path / "test_a.txt").touch()
+    (tmp_path / "test_a.2.old").mkdir()
+    assert {each.name for each in tmp_path.iterdir()} == {"test_a", "test_a.2", "test_a.3"} | kept
+    (tmp_path / "test_a.10").mkdir()
+    assert reporting._next_try(tmp_path, "test_a", 2).name == "test_a.11"
+    assert {each.name for each in tmp_path.iterdir()} == {"test_a.10", "test_a.11"} | kept
+    assert reporting._next_try(tmp_path, "test_a", 1).name == "test_a.12"
+    assert {each.name for each in tmp_path.iterdir()} == {"test_a.12"} | kept
+
+
+def item(folder: Path) -> Any:
+    settings = SimpleNamespace(artifacts="kept", retention=None)
+    config = SimpleNamespace(rootpath=folder, stash={session.SETTINGS_KEY: settings})
+    return SimpleNamespace(config=config, nodeid="test_a.py::test_b")
+
+
+def test_machines_of_one_name_have_a_folder_each_in_that_of_the_try(tmp_path: Path) -> None:
+    taken: dict[Any, Path] = {}
+    for _ in range(2):
+        made = machine("web")
+        taken[made] = reporting._new_folder(item(tmp_path), made, taken)
+    assert [str(each.relative_to(tmp_path)) for each in taken.values()] == [
+        "kept/test_a-py-test_b/web",
+        "kept/test_a-py-test_b/web-2",
+    ]
+    assert (tmp_path / "kept/.gitignore").read_text() == "*\n"
+
+
+def test_a_worker_that_was_quicker_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Path.mkdir
+
+    def mkdir(path: Path, *arguments: Any, **named: Any) -> None:
+        if path.name == "kept" and not path.exists():
+            make(path)  # by another one
+        make(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert reporting._new_folder(item(tmp_path), machine(), {}).is_dir()
+
+
+CONFTEST = """
+    import pytest
+    from pytest_virtainers import session
+    from tests.unit.fake_machine import FakeManager
+
+    def pytest_configure(config):
+        config.stash[session._MANAGER_KEY] = FakeManager()
+
+    def pytest_runtest_logreport(report):
+        if report.when == "teardown":
+            print(f"\\nafter {report.nodeid.rpartition('::')[2]}: {FakeManager.up} up")
+
+    @pytest.fixture
+    def bad_end(vm):
+        yield
+        raise OSError("at the end")
+"""
+SUITE = """
+    import pytest
+
+    def test_passes(vm): pass
+
+    def test_fails(vm):
+        with vm.log.entry("make test", "debian") as entry:
+            entry.outcome = "exit 2"
+        with vm.log.entry("true", "debian") as entry:
+            entry.outcome = "exit 0"
+        vm._container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\nlast line\\r\\n"
+        assert not "of the test"
+
+    def test_bad_end(bad_end): pass
+
+    def test_lost(vm_factory): vm_factory("lost")
+
+    def test_lost_but_so_what(vm_factory):
+        with pytest.raises(TimeoutError):
+            vm_factory("lost")
+
+    @pytest.mark.xfail
+    def test_expected(vm): assert 0
+
+    @pytest.mark.skip
+    def test_skipped(vm): pass
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("VIRTAINER_KEEP", "VIRTAINER_ARTIFACTS", "VIRTAINER_ENGINE"):
+        monkeypatch.delenv(name, raising=False)
+    pytester.makeconftest(CONFTEST)
+
+    def run(source: str, *options: str) -> pytest.RunResult:
+        pytester.makepyfile(test_it=source)
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+
+    return run
+
+
+def folders(pytester: pytest.Pytester) -> list[str]:
+    found = (pytester.path / "virtainer-artifacts").glob("*/*/manifest.json")
+    return sorted(str(each.parent.relative_to(pytester.path / "virtainer-artifacts")) for each in found)
+
+
+def test_failing_tests_leave_evidence_and_their_reports_say_where(pytester: pytest.Pytester, run: Any) -> None:
+    result = run(SUITE, "--junitxml=report.xml", "-s")
+    result.assert_outcomes(passed=3, failed=2, errors=1, xfailed=1, skipped=1)
+    assert folders(pytester) == [
+        "test_it-py-test_bad_end/vm",
+        "test_it-py-test_fails/vm",
+        "test_it-py-test_lost/lost",
+    ]
+    result.stdout.fnmatch_lines(
+        [
+            "*- virtainer vm -*",
+            "evidence: virtainer-artifacts/test_it-py-test_fails/vm",
+            "go on with it: virtainers resume virtainer-artifacts/test_it-py-test_fails/vm",
+            "last command that did not end well: * exit 2 * debian$ make test",
+            "Out of memory: Killed process 7 (cc)",
+            "the console's last lines:",
+            "  | login:",
+            "  | Out of memory: Killed process 7 (cc)",
+            "  | last line",
+        ]
+    )
+    properties = {
+        (case.get("name"), each.get("name"), Path(each.get("value", "")).name)
+        for case in ET.parse(pytester.path / "report.xml").iter("testcase")  # noqa: S314  (our own)
+        for each in case.iter("property")
+    }
+    assert properties == {
+        ("test_fails", "virtainer_artifacts", "vm"),
+        ("test_bad_end", "virtainer_artifacts", "vm"),
+        ("test_lost", "virtainer_artifacts", "lost"),
+    }
+
+
+def test_machines_end_with_their_test_also_those_that_were_lost(run: Any) -> None:
+    result = run(SUITE, "-s")
+    result.stdout.fnmatch_lines(
+        [
+            "after test_passes: [[][]] up",
+            "after test_fails: [[][]] up",
+            "after test_bad_end: [[]'vm'[]] up",  # somebody may want to look at it
+            "after test_lost: [[][]] up",
+            "after test_lost_but_so_what: [[][]] up",
+            "after test_expected: [[][]] up",
+        ]
+    )
+
+
+def test_whose_machines_leave_evidence_can_be_said(pytester: pytest.Pytester, run: Any) -> None:
+    run(SUITE, "--virtainer-keep=never")
+    assert folders(pytester) == []
+    run(SUITE, "--virtainer-keep=always", "--virtainer-artifacts=virtainer-artifacts")
+    assert [each for each in folders(pytester) if "passes" in each or "expected" in each] == [
+        "test_it-py-test_expected/vm",
+        "test_it-py-test_passes/vm",
+    ]
+
+
+def test_evidence_that_cannot_be_kept_does_not_hide_the_failure(pytester: pytest.Pytester, run: Any) -> None:
+    (pytester.path / "a-file").touch()
+    result = run(SUITE, "--virtainer-artifacts=a-file/folder")
+    result.assert_outcomes(passed=3, failed=2, errors=1, xfailed=1, skipped=1)
+    result.stdout.fnmatch_lines(["E       AssertionError: assert not 'of the test'"])
+    result.stdout.fnmatch_lines(["the evidence of vm could not be kept: NotADirectoryError: *"])
+
+
+def test_neither_does_a_time_limit_that_is_over_meanwhile_nor_a_machine_that_does_not_go(run: Any) -> None:
+    result = run(
+        """
+        import pytest
+
+        def test_it(vm):
+            vm.picture = pytest.fail.Exception("Timeout >1s")
+            vm.refuses_to_go = True
+            assert not "of the test"
+
+        def test_after_it(): pass
+        """
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E       AssertionError: assert not 'of the test'",
+            "the evidence of vm could not be kept: Failed: Timeout >1s",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def test_each_try_of_a_test_that_is_run_again_has_its_own_machine_and_folder(
+    pytester: pytest.Pytester, run: Any
+) -> None:
+    pytester.syspathinsert()
+    pytester.makepyfile(
+        again="""
+        from _pytest.runner import runtestprotocol
+
+        def pytest_runtest_protocol(item, nextitem):
+            for _ in range(2):
+                item._initrequest()
+                runtestprotocol(item, nextitem=nextitem)
+            return True
+        """
+    )
+    result = run("def test_it(vm): assert 0", "-p", "again")
+    assert folders(pytester) == ["test_it-py-test_it.2/vm", "test_it-py-test_it/vm"]
+    assert result.stdout.str().count("evidence: ") == 2, "a try tells of its own machine only"
+
+
+def test_html_reports_show_the_screen_even_when_they_are_one_file(pytester: pytest.Pytester, run: Any) -> None:
+    pytest.importorskip("pytest_html")
+    result = run(SUITE, "--html=report.html", "--self-contained-html", "-W", "error")
+    result.assert_outcomes(passed=3, failed=2, errors=1, xfailed=1, skipped=1)
+    report = (pytester.path / "report.html").read_text()
+    assert "vm: evidence" in report
+    assert "data:image/png;base64,iVBORw==" in report
+
+
+def test_without_other_plugins_it_works_as_well(pytester: pytest.Pytester, run: Any) -> None:
+    plugins = ("html", "junitxml", "debugging", "capture", "terminalreporter")
+    result = run(SUITE, *(word for name in plugins for word in ("-p", f"no:{name}")))
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert len(folders(pytester)) == 3
+
+
+HELD = """virtainers: {name} of test_it.py::{test} is up
+  ssh:     ssh {name}
+  console: docker exec -it {name} console
+"""
+
+
+@pytest.mark.parametrize("keep", ["never", "failed"])
+def test_failing_machines_are_held_wherever_they_fail(keep: str, run: Any) -> None:
+    result = run(SUITE, "--virtainer-hold", f"--virtainer-keep={keep}")
+    for name, test in (("vm", "test_fails"), ("vm", "test_bad_end"), ("lost", "test_lost")):
+        assert HELD.format(name=name, test=test) in result.stdout.str()
+    assert result.stdout.str().count(" is up\n") == 3
+    assert "there is no terminal to press Enter at, so it is not held" in result.stdout.str()
+
+
+def test_a_failing_test_without_machines_loads_nothing_heavy(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import sys
+
+        def pytest_unconfigure():
+            heavy = ("docker", "paramiko", "tenacity", "requests", "pytest_virtainers.evidence")
+            print("heavy:", [each for each in heavy if each in sys.modules])
+        """
+    )
+    pytester.makepyfile("def test_it(): assert 0")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-keep-memory", "--virtainer-hold")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["heavy: [[][]]"])
+    assert not (pytester.path / "virtainer-artifacts").exists()

@@ -1,0 +1,127 @@
+"""Commands beyond the first part of the handle: other users, processes, timeouts that leave nothing, the log."""
+
+import signal
+import time
+
+import pytest
+
+from pytest_virtainers import VM, CommandFailed, CommandTimeout, VMGone
+
+
+def test_as_another_user(session_vm: VM) -> None:
+    assert session_vm.run("id -un", user="nobody").stdout == "nobody\n"
+    assert session_vm.run(["id", "-un"], user="daemon", cwd="/").stdout == "daemon\n"
+
+
+@pytest.mark.parametrize("sudo", [False, True])
+def test_a_timeout_leaves_no_process(session_vm: VM, sudo: bool) -> None:
+    with pytest.raises(CommandTimeout) as caught:
+        session_vm.run("echo said >&2; sleep 1111 & sleep 1111", timeout=2, sudo=sudo)
+    assert caught.value.result.stderr == "said\n"
+    session_vm.wait_until_fails(["pgrep", "-x", "-f", "sleep 1111"], timeout=1)
+
+
+def test_bytes_that_are_no_text_are_kept(session_vm: VM) -> None:
+    result = session_vm.run(r"printf '\377\376'; printf '\375' >&2", timeout=30)
+    assert (result.stdout_bytes, result.stderr_bytes) == (b"\xff\xfe", b"\xfd")
+
+
+def test_a_process_is_followed_line_by_line(session_vm: VM) -> None:
+    with session_vm.popen("echo one; read answer; echo $answer; echo loud >&2; exit 3") as process:
+        lines = process.lines(timeout=30)
+        assert next(lines) == "one"
+        assert process.poll() is None
+        process.write("two\n")
+        assert list(lines) == ["two"]
+        result = process.wait(30)
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "one\ntwo\n", "loud\n")
+
+
+@pytest.mark.parametrize("sudo", [False, True])
+def test_a_process_gets_signals(session_vm: VM, sudo: bool) -> None:
+    script = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: print('heard', flush=True)); "
+    script += "print('ready', flush=True); time.sleep(60); time.sleep(60)"
+    process = session_vm.popen(["python3", "-c", script], sudo=sudo)
+    lines = process.lines(timeout=30)
+    assert next(lines) == "ready"
+    process.send_signal(signal.SIGUSR1)
+    assert next(lines) == "heard"
+    process.terminate()
+    assert process.wait(30).exit_code != 0
+    assert not session_vm.run(["pgrep", "-f", "[t]ime.sleep"], check=False)
+
+
+def test_the_end_of_a_block_is_the_end_of_its_process(session_vm: VM) -> None:
+    with session_vm.popen("exec sleep 2222"):
+        session_vm.wait_until_succeeds("pgrep -x -f 'sleep 2222'", timeout=1)
+    assert not session_vm.run("pgrep -x -f 'sleep 2222'", check=False)
+
+
+def test_the_log_has_all_that_was_done(session_vm: VM) -> None:
+    session_vm.run("printf 12345; exit 4", check=False)
+    session_vm.run("printf 'a\nb'", sudo=True)
+    with pytest.raises(CommandTimeout):
+        session_vm.run("sleep 60", timeout=1)
+    session_vm.write_text("/tmp/logged", "x")
+    failed, wrote, timed_out, written = session_vm.log.text.splitlines()[-4:]
+    assert "exit 4" in failed
+    assert "out 5 B, err 0 B  debian$ printf 12345; exit 4" in failed
+    assert r"root$ printf 'a\nb'" in wrote
+    assert "timeout" in timed_out
+    assert "root$ write /tmp/logged (1 B)" in written
+
+
+def test_what_commands_print_is_shown_as_it_comes(session_vm: VM) -> None:
+    shown: list[str] = []
+    session_vm.echo = shown.append
+    try:
+        session_vm.run("echo one; echo two >&2; printf three")
+    finally:
+        session_vm.echo = None
+    assert sorted(shown) == ["vm: one\n", "vm: three\n", "vm: two\n"]
+
+
+def test_a_failure_reads_well_and_points_at_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        def test_it(session_vm):
+            session_vm.run("yes | head -c 100000; echo the end >&2; exit 9")
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-keep=never")
+    result.stdout.fnmatch_lines(
+        [
+            '>       session_vm.run("yes | head -c 100000; echo the end >&2; exit 9")',
+            "E       *CommandFailed: 'yes | head -c 100000; echo the end >&2; exit 9' on vm ended with exit code 9",
+            "E       --- stdout (100000 bytes)",
+            "E       [[]… 99920 characters left out …[]]",
+            "E       --- stderr (8 bytes)",
+            "E       the end",
+            "test_a_failure_reads_well_and_points_at_the_test.py:2: CommandFailed",
+        ]
+    )
+    assert "handle/commands.py" not in result.stdout.str()
+
+
+def test_a_process_that_memory_is_missing_for_is_named(session_vm: VM) -> None:
+    with pytest.raises(CommandFailed, match=r"--- the guest's kernel\nOut of memory: Killed process \d+ \(tail\)"):
+        session_vm.run("tail /dev/zero", timeout=300)
+
+
+def test_a_connection_that_broke_is_made_anew(session_vm: VM) -> None:
+    session_vm.popen("sleep 1; pkill -9 -x sshd-session", sudo=True)
+    began = time.monotonic()
+    while session_vm._connection is not None and session_vm._connection.alive:
+        assert time.monotonic() - began < 60
+        time.sleep(0.1)
+    assert session_vm.run("echo again").stdout == "again\n"
+
+
+def test_a_machine_that_is_away_says_so(session_vm: VM) -> None:
+    session_vm.pause()
+    try:
+        with pytest.raises(VMGone, match=r"vm does not run: it is paused; vm\.resume\(\) lets it go on"):
+            session_vm.run("true")
+    finally:
+        session_vm.resume()
+    session_vm.run("true")

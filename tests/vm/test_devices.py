@@ -1,0 +1,111 @@
+"""Devices that come and go, the console, the screen and the keyboard."""
+
+import os
+import pty
+import shlex
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import VM, VirtainerError, WaitTimeout
+
+
+def test_disks_come_and_go(session_vm: VM) -> None:
+    disk = session_vm.add_disk("64M")
+    assert session_vm.run(["blockdev", "--getsize64", disk.path], sudo=True).stdout == f"{64 * 2**20}\n"
+    session_vm.run(
+        f"mkfs.ext4 -q {disk.path} && mount {disk.path} /mnt && echo hi >/mnt/file && umount /mnt", sudo=True
+    )
+    other = session_vm.add_disk(32)
+    assert other.path != disk.path
+    for each in (disk, other):
+        session_vm.remove_disk(each)
+        session_vm.wait_until_fails(["test", "-e", each.path])
+
+
+def test_cards_come_and_go(session_vm: VM) -> None:
+    nic = session_vm.add_nic()
+    find = f"ip -o link | grep -i {nic.mac} | cut -d: -f2"
+    name = session_vm.wait_until_succeeds(f"{find} | grep .").stdout.strip()
+    session_vm.run(f"ip link set {name} up", sudo=True)
+    session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 1")
+    session_vm.link_down(nic)
+    session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 0")
+    session_vm.link_up(nic)
+    session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 1")
+    session_vm.remove_nic(nic)
+    session_vm.wait_until_fails(f"{find} | grep .")
+
+
+def test_without_its_cable_the_guest_hears_nothing(session_vm: VM) -> None:
+    session_vm.popen("sleep 3; cat /sys/class/net/eth0/carrier >/tmp/carrier")
+    session_vm.link_down()
+    session_vm.link_up()
+    assert session_vm.run("cat /sys/class/net/eth0/carrier").stdout == "1\n"
+
+
+def test_the_console_takes_keys_and_answers(session_vm: VM) -> None:
+    session_vm.run("systemctl stop serial-getty@ttyS0", sudo=True)
+    session_vm.popen("head -n1 </dev/ttyS0 >/tmp/heard; echo thanks >/dev/ttyS0", sudo=True)
+    session_vm.wait_until_succeeds("pgrep -x head")
+    session_vm.console.send("hello\n")
+    session_vm.wait_for_console(r"^thanks$")
+    assert session_vm.read_text("/tmp/heard") == "hello\n"
+    session_vm.run("systemctl start serial-getty@ttyS0", sudo=True)
+
+
+def test_the_console_is_a_place_to_talk(session_vm: VM) -> None:
+    session_vm.console.send("\n")
+    session_vm.console.expect(r"login: ", timeout=session_vm.scaled(6))
+    session_vm.console.send("nobody-here\n")
+    session_vm.console.expect(r"Password: ", timeout=session_vm.scaled(6))
+    session_vm.console.send("\n")
+    with pytest.raises(WaitTimeout, match=r"'Welcome to Mars' on the console of vm"):
+        session_vm.console.expect("Welcome to Mars", timeout=1)
+
+
+def test_the_console_opens_in_a_terminal(session_vm: VM, engine_cli: list[str]) -> None:
+    master, slave = pty.openpty()
+    words = [*engine_cli, *shlex.split(session_vm.console_command)[1:]]
+    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = b""
+    os.write(master, b"\r")
+    while b"login: " not in seen:
+        seen += os.read(master, 4096)
+    assert b"Ctrl-] to leave" in seen
+    os.write(master, b"\x1d")
+    assert process.wait(30) == 0
+    os.close(master)
+
+
+def pixels(png: Path) -> tuple[int, int, bytes]:
+    data, at, body = png.read_bytes(), 8, b""
+    width, height = struct.unpack(">II", data[16:24])
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        body += data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        at += length + 12
+    return width, height, zlib.decompress(body)
+
+
+def test_the_screen_shows_what_is_typed(session_vm: VM, tmp_path: Path) -> None:
+    first = pixels(session_vm.screenshot(tmp_path / "before.png"))
+    assert first[0] >= 640
+    assert first[1] >= 400
+    session_vm.type("Hello,(World)!")  # at the login prompt
+    session_vm.wait_until_succeeds("grep -aF 'Hello,(World)!' /dev/vcs1", sudo=True)
+    session_vm.send_keys("ctrl-u", "a", "b", "backspace")
+    session_vm.wait_until_succeeds("fold -w80 /dev/vcs1 | grep -aE '(login: |^)a +$'", sudo=True)
+    assert pixels(session_vm.screenshot(tmp_path / "after.png")) != first
+    with pytest.raises(ValueError, match="a US keyboard has no key for 'ü'"):
+        session_vm.type("ü")
+
+
+def test_qmp_and_its_refusals(session_vm: VM) -> None:
+    assert session_vm.qmp("query-status")["status"] == "running"
+    with pytest.raises(VirtainerError, match="vm: QEMU refuses set_link: Device 'none' not found"):
+        session_vm.qmp("set_link", name="none", up=True)

@@ -1,0 +1,261 @@
+"""What failing tests leave behind and say, each with the true cause; and machines that go on from that."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers.engine.client import Engine
+
+FAILING = """
+import subprocess, time
+import pytest
+
+pytestmark = pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+
+
+def test_failed_unit(vm):
+    vm.run("systemd-run --unit=broken sh -c 'echo no such port; exit 7'", sudo=True)
+    vm.wait_for_unit("broken")
+
+
+def test_panic(vm):
+    vm.run("echo c >/proc/sysrq-trigger; sleep 600", sudo=True)
+
+
+def test_out_of_memory(vm):
+    vm.run("tail /dev/zero")
+
+
+def test_full_disk(vm):
+    with vm.fill_disk():
+        vm.run("head -c 1M /dev/zero >/var/tmp/file", sudo=True)
+
+
+def test_dead_sshd(vm):
+    vm.run("systemctl stop ssh.socket ssh; pkill -9 sshd; pkill -9 sshd-session; sleep 600", sudo=True)
+
+
+def test_hung_kernel(vm):
+    vm._container.run(["qmp", '{"execute": "stop"}'])  # as a kernel does that hangs, its processors do nothing for us
+    vm.run("true")
+
+
+def test_powered_off(vm):
+    vm.run("systemctl poweroff; sleep 600", sudo=True)
+
+
+def test_killed(vm):
+    vm.run("echo on disk >/home/debian/mark; sync")
+    vm._container._api.kill(vm._container.id)
+    vm.run("true")
+
+
+@pytest.mark.virtainer("slow", template=False, boot_timeout=6)
+def test_setup_that_takes_too_long(vm):
+    pass
+
+
+@pytest.fixture
+def checked(vm):
+    yield vm
+    vm.run("echo at the end; exit 5")
+
+
+def test_teardown(checked):
+    pass
+
+
+def test_that_passes(vm):
+    vm.run("true")
+"""
+CAUSES = {
+    "failed_unit": r"UnitFailed: unit broken of web has failed .*\n.*\n?.*no such port",
+    "panic": r"GuestPanic: web: Kernel panic - not syncing: sysrq triggered crash",
+    "out_of_memory": r"--- the guest's kernel\nE +Out of memory: Killed process \d+ \(tail\)",
+    "full_disk": r"No space left on device",
+    "dead_sshd": r"SSHError: web: the SSH connection broke while",
+    "hung_kernel": r"GuestStalled: web: the guest hangs: it has not answered for \d+ s",
+    "powered_off": r"VMGone: web has ended: the guest switched itself off",
+    "killed": r"VMGone: web has ended: ",
+    "setup_that_takes_too_long": r"BootTimeout: slow did not let us log in over SSH within 6 s",
+    "teardown": r"CommandFailed: 'echo at the end; exit 5' on web ended with exit code 5",
+}
+WITHOUT_SSH = {"panic", "dead_sshd", "hung_kernel", "powered_off", "killed", "setup_that_takes_too_long"}
+
+
+def section(output: str, name: str) -> str:
+    """Give what pytest shows of one failure."""
+    return (
+        re.split(r"\n_{3,} (?:ERROR at \w+ of )?test_", f"\n{output}")[0]
+        if not name
+        else next(
+            part for part in re.split(r"\n_{3,} (?:ERROR at \w+ of )?test_", output)[1:] if part.startswith(name)
+        )
+    )
+
+
+def test_each_failure_names_its_cause_and_leaves_its_evidence(
+    pytester: pytest.Pytester, tmp_path: Path, engine: Engine
+) -> None:
+    pytester.makepyfile(test_it=FAILING)
+    result = pytester.runpytest_subprocess(
+        *("-p", "no:cacheprovider", "--junitxml=report.xml", "--html=report.html", "--durations=0", "-vv")
+    )
+    output = result.stdout.str()
+    result.assert_outcomes(failed=8, errors=2, passed=2)
+    folders = {
+        each.name.removeprefix("test_it-py-test_"): each
+        for each in (pytester.path / "virtainer-artifacts").iterdir()
+        if each.is_dir()
+    }
+    assert folders.keys() == CAUSES.keys()
+    for name, cause in CAUSES.items():
+        shown = section(output, name)
+        assert re.search(cause, shown), f"{name}:\n{shown}"
+        (folder,) = folders[name].iterdir()
+        assert f"virtainers resume virtainer-artifacts/{folders[name].name}/{folder.name}" in shown
+        assert "the console's last lines:\n  | " in shown
+        manifest = json.loads((folder / "manifest.json").read_text())
+        missing = set(manifest["missing"])
+        assert missing == ({"journal.txt", "dmesg.txt"} if name in WITHOUT_SSH else set()) | (
+            {"screenshot.png"} if name == "killed" else set()
+        ), (name, manifest["missing"])
+        wanted = {"console.log", "commands.log", "overlay.qcow2", "seed.iso", "ssh_key", "supervisor.log"}
+        wanted |= {"screenshot.png", "journal.txt", "dmesg.txt"} - missing
+        assert {each.name for each in folder.iterdir()} == wanted | {"manifest.json"}, name
+        assert (folder / "overlay.qcow2").read_bytes()[:4] == b"QFI\xfb"
+        assert folder.stat().st_mode & 0o077 == 0
+        assert len(manifest["guest"]["digest"]) == 64
+    assert "exit 5" in (folders["teardown"] / "web" / "commands.log").read_text()
+    properties = {
+        (case.get("name"), each.get("value"))
+        for case in ET.parse(pytester.path / "report.xml").iter("testcase")  # noqa: S314  (our own)
+        for each in case.iter("property")
+        if each.get("name") == "virtainer_artifacts"
+    }
+    assert ("test_panic", str(folders["panic"] / "web")) in properties
+    assert "web: evidence" in (pytester.path / "report.html").read_text()
+    assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=web"]})
+    assert not [
+        each
+        for each in engine.api.volumes(filters={"label": "virtainers"})["Volumes"] or ()
+        if "-web-" in each["Name"]
+    ]
+
+    # The disk of the killed one, in a machine that has it.
+    said = virtainers("resume", str(folders["killed"] / "web"), "cat", "mark")
+    assert "on disk\n" in said
+    flat = tmp_path / "flat.qcow2"
+    virtainers("resume", str(folders["killed"] / "web"), "--export", str(flat))
+    info = json.loads(
+        subprocess.run(["qemu-img", "info", "--output=json", str(flat)], capture_output=True, check=True).stdout
+    )
+    assert "backing-filename" not in info
+
+    manifest_path = folders["teardown"] / "web" / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    manifest["guest"]["digest"] = "0" * 64
+    manifest_path.write_text(json.dumps(manifest))
+    assert re.search(
+        r"with sha256 0{64}, and what is called so now has sha256 [0-9a-f]{64}",
+        virtainers("resume", str(folders["teardown"] / "web")),
+    )
+
+
+def virtainers(*words: str) -> str:
+    command = [sys.executable, "-m", "pytest_virtainers.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, stdin=subprocess.DEVNULL)
+    return done.stdout + done.stderr
+
+
+def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        def test_it(vm):
+            vm.popen("exec sleep 3333")
+            vm.wait_until_succeeds("pgrep -x -f 'sleep 3333'")
+            vm.run("echo only in memory >/dev/shm/file; cut -d. -f1 /proc/uptime >/dev/shm/uptime; false")
+        """
+    )
+    options = ("-p", "no:cacheprovider", "--virtainer-keep-memory")
+    pytester.runpytest_subprocess(*options).assert_outcomes(failed=1)
+    (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
+    assert (folder / "memory.state").stat().st_size > 50 * 2**20
+    look = "pgrep -x -f 'sleep 3333' >/dev/null && echo runs; cat /dev/shm/*; cut -d. -f1 /proc/uptime"
+    said = virtainers("resume", str(folder), "--", look).splitlines()
+    at = said.index("runs")
+    assert said[at + 1] == "only in memory"
+    assert int(said[at + 3]) - int(said[at + 2]) < 60, "the same life"
+
+
+def test_each_try_has_a_folder_and_the_oldest_go(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+
+        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        @pytest.mark.parametrize("word", ["a b"])
+        def test_it(vm, word):
+            vm.run("false")
+        """
+    )
+    root = pytester.path / "virtainer-artifacts"
+    for _ in range(2):
+        pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(failed=1)
+    first, second = sorted(each.name for each in root.iterdir() if each.is_dir())
+    assert re.fullmatch(r"test_it-py-test_it-a-b-[0-9a-f]{8}", first)
+    assert second == f"{first}.2"
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-retention=1").assert_outcomes(failed=1)
+    assert [each.name for each in root.iterdir() if each.is_dir()] == [f"{first}.3"]
+    assert (root / ".gitignore").read_text() == "*\n"
+
+
+@pytest.mark.parametrize(("options", "answers"), [(["--virtainer-hold"], ["\n"]), (["--pdb"], ["vm.name\n", "q\n"])])
+def test_a_failing_machine_is_held_until_one_goes_on(
+    pytester: pytest.Pytester, options: list[str], answers: list[str]
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        def test_it(vm):
+            vm.run("touch /tmp/held; false")
+        """
+    )
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--virtainer-keep=never", *options]
+    process = subprocess.Popen(command, cwd=pytester.path, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = b""
+
+    def read_until(pattern: bytes) -> re.Match[bytes]:
+        nonlocal seen
+        deadline = time.monotonic() + 120
+        while not (found := re.search(pattern, seen)):
+            assert time.monotonic() < deadline, seen.decode()
+            seen += os.read(master, 65536)
+        return found
+
+    ssh = read_until(rb"ssh: +(ssh [^\r\n]+)\r\n +console: +\w+ exec -it \w+ console\r\n")[1].decode()
+    assert subprocess.run(f"{ssh} test -e /tmp/held", shell=True, check=False, timeout=60).returncode == 0  # noqa: S602
+    for answer in answers:
+        read_until(rb"press Enter to go on: " if "hold" in options[0] else rb"\(Pdb\) $")
+        if answer != answers[0]:
+            assert b"'web'" in seen
+        seen = seen if "hold" in options[0] else seen.rpartition(b"(Pdb)")[0]
+        os.write(master, answer.encode())
+    read_until(rb"1 failed")
+    process.wait(60)
+    os.close(master)

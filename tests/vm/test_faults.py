@@ -1,0 +1,56 @@
+"""Faults, each over with its block."""
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from pytest_virtainers import VM, VMFactory
+
+
+def test_a_full_disk(session_vm: VM) -> None:
+    with session_vm.fill_disk("/var/tmp"):
+        full = session_vm.run("head -c 1M /dev/zero >/var/tmp/more", sudo=True, check=False)
+        assert "No space left on device" in full.stderr
+    session_vm.run("head -c 1M /dev/zero >/var/tmp/more && rm /var/tmp/more", sudo=True)
+    with session_vm.fill_disk("/var/tmp", leave="20M"):
+        session_vm.run("head -c 5M /dev/zero >/var/tmp/more && rm /var/tmp/more", sudo=True)
+
+
+def test_another_time(session_vm: VM) -> None:
+    with session_vm.set_time(datetime(2038, 1, 19, 3, 14, tzinfo=UTC)):
+        assert session_vm.run("date -u +%F").stdout == "2038-01-19\n"
+        assert not session_vm.run("systemctl is-active systemd-timesyncd", check=False)
+    assert abs(float(session_vm.run("date +%s.%N").stdout) - time.time()) < 2
+    assert session_vm.run("systemctl is-active systemd-timesyncd").stdout == "active\n"
+
+
+def test_no_network_but_our_own(vm_factory: VMFactory) -> None:
+    shape = {"ram": "512M", "disk": "3G", "cpus": 2}
+    first, second = vm_factory("first", **shape), vm_factory("second", **shape)
+    ping = ["ping", "-c", "1", "-W", "3", second.ip]
+    first.run(ping)
+    with first.block_network():
+        assert not first.run(ping, check=False)
+        assert not second.run(["ping", "-c", "1", "-W", "3", first.ip], check=False)
+        assert not first.run("getent hosts second", check=False)
+        assert first.ssh_command  # and a new connection works, too
+        first._connection.close()  # type: ignore[union-attr]
+        assert first.run("echo still").stdout == "still\n"
+    first.run(ping)
+
+
+@pytest.mark.parametrize("limit", [{"iops": 20}, {"bytes_per_second": 100_000}])
+def test_a_slow_disk(session_vm: VM, limit: dict[str, int]) -> None:
+    write = "dd if=/dev/zero of=/var/tmp/slow bs=4k count=100 oflag=direct conv=notrunc 2>/dev/null"
+
+    def seconds() -> float:
+        began = time.monotonic()
+        session_vm.run(write)
+        return time.monotonic() - began
+
+    seconds()
+    before = seconds()
+    with session_vm.slow_disk(**limit):
+        assert seconds() > max(2.5, 2 * before)
+    assert seconds() < 2.5 + before

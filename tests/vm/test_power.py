@@ -1,0 +1,68 @@
+"""Switching a machine off and on; each with a machine of its own, as it is not the same afterwards."""
+
+import pytest
+
+from pytest_virtainers import VM, VMGone
+
+pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
+
+
+def boot_id(vm: VM) -> str:
+    return vm.run("cat /proc/sys/kernel/random/boot_id").stdout
+
+
+def test_down_and_up_again_with_the_same_disk(vm: VM) -> None:
+    before = boot_id(vm)
+    vm.write_text("/home/debian/kept", "yes")
+    vm.shutdown()
+    with pytest.raises(VMGone, match=r"vm does not run: it was shut down; vm\.start\(\) switches it on"):
+        vm.run("true")
+    vm.start()
+    assert vm.read_text("/home/debian/kept") == "yes"
+    assert boot_id(vm) != before
+    assert "Power down" in vm.run("journalctl -b -1 -n 30 --no-pager", sudo=True).stdout or vm.run(
+        "journalctl -b -1 --no-pager | grep -c 'Reached target.*poweroff.target'", sudo=True
+    )
+
+
+def test_a_power_cut_loses_what_was_not_written(vm: VM) -> None:
+    vm.run("echo synced >/home/debian/synced; sync; echo lost >/home/debian/lost")
+    vm.crash()
+    vm.start()
+    assert vm.read_text("/home/debian/synced") == "synced\n"
+    assert vm.run("cat /home/debian/lost 2>/dev/null", check=False).stdout == ""
+    last = vm.run("journalctl -b -1 -n 5 --no-pager", sudo=True).stdout
+    assert "Journal stopped" not in last, "nobody could write that"
+    log = vm.run("journalctl -b 0 --no-pager", sudo=True).stdout
+    assert "corrupted or uncleanly shut down" in log or "recovery complete" in log or "recovering journal" in log
+
+
+def test_reset_is_another_boot(vm: VM) -> None:
+    before = boot_id(vm)
+    vm.reset()
+    assert boot_id(vm) != before
+
+
+def test_paused_no_time_passes(vm: VM) -> None:
+    uptime = float(vm.run("cut -d' ' -f1 /proc/uptime").stdout)
+    vm.pause()
+    import time
+
+    time.sleep(5)
+    vm.resume()
+    assert float(vm.run("cut -d' ' -f1 /proc/uptime").stdout) - uptime < 4
+
+
+def test_what_switched_itself_off_can_be_switched_on(vm: VM) -> None:
+    with pytest.raises(VMGone, match="vm has ended: the guest switched itself off"):
+        vm.run("systemctl poweroff; sleep 600", sudo=True)
+    vm.start()
+    assert vm.run("echo back").stdout == "back\n"
+
+
+def test_a_snapshot_brings_one_back_that_is_off(vm: VM) -> None:
+    vm.run("echo before >/tmp/file")
+    snapshot = vm.snapshot()
+    vm.shutdown()
+    vm.restore(snapshot)
+    assert vm.run("cat /tmp/file").stdout == "before\n"

@@ -1,0 +1,67 @@
+"""Other tools reach a machine with what the handle gives them: each is the real one."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import VM
+
+
+@pytest.fixture(params=["direct", "relay"])
+def vm_by(request: pytest.FixtureRequest, session_vm: VM) -> Iterator[VM]:
+    endpoint = session_vm._endpoint
+    direct, endpoint._direct = endpoint._direct, request.param == "direct"
+    yield session_vm
+    endpoint._direct = direct
+
+
+def tool(*words: str, **environment: str) -> str:
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_openssh_and_its_kin(vm_by: VM, tmp_path: Path) -> None:
+    config = str(vm_by.ssh_config())
+    assert tool("ssh", "-F", config, "vm", "echo $((6*7))") == "42\n"
+    (tmp_path / "file").write_text("content")
+    tool("scp", "-F", config, str(tmp_path / "file"), "vm:/tmp/by-scp")
+    vm_by.run("command -v rsync || { apt-get -q update && apt-get -q -y install rsync; }", sudo=True)
+    tool("rsync", "-e", f"ssh -F {shlex.quote(config)}", str(tmp_path / "file"), "vm:/tmp/by-rsync")
+    assert vm_by.run("cat /tmp/by-scp /tmp/by-rsync").stdout == "contentcontent"
+
+
+def test_testinfra(vm_by: VM) -> None:
+    host = vm_by.testinfra
+    assert host.service("ssh").is_running
+    assert host.file("/etc/shadow").contains("root")
+    assert host.package("openssh-server").is_installed
+    assert host.check_output("id -un") == "root"
+
+
+def test_ansible(vm_by: VM, tmp_path: Path) -> None:
+    assert vm_by.ansible_vars()["ansible_user"] == "debian"
+    (tmp_path / "play.yml").write_text(
+        """
+        - hosts: all
+          become: true
+          gather_facts: false
+          tasks:
+            - copy: {content: "by ansible\\n", dest: /etc/by-ansible, mode: "0600"}
+        """
+    )
+    said = tool(
+        *(str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(vm_by.ansible_inventory())),
+        str(tmp_path / "play.yml"),
+        ANSIBLE_LOCAL_TEMP=str(tmp_path),
+        LC_ALL="C.UTF-8",
+    )
+    assert "failed=0" in said
+    assert vm_by.read_text("/etc/by-ansible") == "by ansible\n"
