@@ -209,8 +209,9 @@ class Core:
                     text, stdin=stdin, stdout=stdout, stderr=stderr, deadline=deadline, check=check
                 )
         except SSHError as error:
-            self._look_after_break()
-            raise SSHError(f"{self.name}: {error}. The last lines of its console:\n{self.console.tail()}") from error
+            broken = str(error)
+        self._look_after_break()  # what it finds has its own words, which need not show how we came to look
+        raise SSHError(f"{self.name}: {broken}. The last lines of its console:\n{self.console.tail()}")
 
     def _look_after_break(self) -> None:
         """Learn why a connection broke: raise when the machine is gone or goes; else give up, or have a new one."""
