@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.spec import Spec
 
-# What the supervisor says (images/runtime/virtainer: __main__.py, ending.py, supervise.py).
+# What the supervisor says (images/runtime/virtainer: run.py, ending.py, supervise.py).
 _BAD_TEMPLATE = "end: bad-template: "
 _DISK_FAILED = b"guest paused, its disk failed: "
 _SWITCHED_OFF, _RUNS_AGAIN = b"virtainer: guest switched itself off", b"virtainer: guest runs again"

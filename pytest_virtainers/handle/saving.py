@@ -14,7 +14,7 @@ from pytest_virtainers.handle import individual, line, ssh
 from pytest_virtainers.handle.power import Power
 from pytest_virtainers.keys import KeyPair
 
-_CLONE_RUNS = b"virtainer: clone runs"  # what the supervisor says (images/runtime/virtainer/__main__.py)
+_RESTORED = b"virtainer: clone restored"  # what the supervisor says (images/runtime/virtainer/run.py)
 _CLONE_SECONDS = 60.0
 _LOGIN_SECONDS = 60.0
 _SESSION_SECONDS = 10.0
@@ -61,11 +61,11 @@ class Saving(Power):
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + min(_CLONE_SECONDS, self.spec.boot_timeout)
-        self._wait_for_word(_CLONE_RUNS, deadline)
+        self._wait_for_word(_RESTORED, deadline)
         if session is not None:
             with durations.phase("resume session"), contextlib.suppress(EngineError, *ssh.FAILURES):
                 connection = line.resume(self._endpoint.dial_line(), session)
-                if connection.answers(_SESSION_SECONDS):
+                if connection.open_ahead(_SESSION_SECONDS):
                     self._connection = connection
                 else:
                     connection.close()

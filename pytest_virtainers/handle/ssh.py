@@ -50,6 +50,7 @@ class Connection:
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self.transport = transport
+        self._ahead: list[paramiko.Channel] = []
 
     @property
     def alive(self) -> bool:
@@ -136,7 +137,7 @@ class Connection:
 
     def _open(self, command: str, deadline: float | None, check: Callable[[], None]) -> paramiko.Channel:
         def start() -> paramiko.Channel:
-            channel = self.transport.open_session(window_size=_WINDOW_BYTES)
+            channel = self._ahead.pop() if self._ahead else self._open_channel()
             channel.exec_command(command)
             return channel
 
@@ -145,6 +146,18 @@ class Connection:
             return patiently(start, check=check, deadline=deadline, unwanted=self._hang_up)
         except FAILURES as error:
             raise SSHError(f"{command!r} could not be started over SSH: {error or type(error).__name__}") from error
+
+    def _open_channel(self) -> paramiko.Channel:
+        return self.transport.open_session(window_size=_WINDOW_BYTES)
+
+    def open_ahead(self, seconds: float) -> bool:
+        """Open the next command's channel now; tell whether the guest's side did so within so many seconds."""
+        try:
+            channel = patiently(self._open_channel, check=lambda: None, deadline=time.monotonic() + seconds)
+        except (*FAILURES, TimedOut):
+            return False
+        self._ahead.append(channel)
+        return True
 
     def _hang_up(self, channel: paramiko.Channel) -> None:
         """Close a channel on which something may be stuck: then the connection goes, too."""

@@ -25,6 +25,7 @@ class Sshd(paramiko.ServerInterface):
 
     def __init__(self) -> None:
         self.may_close = threading.Event()  # the channel of the command "slow"
+        self.channels = 0
 
     def get_allowed_auths(self, _username: str) -> str:
         return "publickey"
@@ -33,6 +34,7 @@ class Sshd(paramiko.ServerInterface):
         return AUTH_SUCCESSFUL if key == KEYS.login.paramiko() else AUTH_FAILED
 
     def check_channel_request(self, _kind: str, _number: int) -> int:
+        self.channels += 1
         return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
@@ -127,12 +129,25 @@ def test_either_side_may_change_keys_after_that(
     assert execute(second, "second") == (b"SECOND", 7)
 
 
+def test_a_channel_that_was_opened_ahead_is_the_next_commands(wire: Wire, stack: ExitStack) -> None:
+    second = line.resume(wire.end, frozen(wire))
+    stack.callback(second.close)
+    channels = wire.sshd.channels
+    assert second.open_ahead(SECONDS)
+    assert wire.sshd.channels == channels + 1
+    assert execute(second, "second") == (b"SECOND", 7)
+    assert wire.sshd.channels == channels + 1
+    assert execute(second, "third") == (b"THIRD", 7)
+    assert wire.sshd.channels == channels + 2
+
+
 def test_on_a_silent_line_nobody_answers(wire: Wire, stack: ExitStack) -> None:
     ours, theirs = socket.socketpair()
     stack.enter_context(theirs)
     connection = line.resume(ours, frozen(wire))
     stack.callback(connection.close)
     assert not connection.answers(0.01)
+    assert not connection.open_ahead(0.01)
 
 
 def test_a_server_that_does_not_count_anew_is_refused(stack: ExitStack) -> None:

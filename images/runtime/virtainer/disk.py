@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from virtainer.ending import End, Reason, say
 from virtainer.image import no_room
-from virtainer.tools import ToolError, run
+from virtainer.tools import ToolError, run, start
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from virtainer.image import Base
 
 
-def overlay(base: Base, directory: Path, size: int) -> Path:
-    """Return the directory's overlay on this guest disk: the one that is there, or a new one.
+def overlay(base: Base, directory: Path, size: int) -> Callable[[], Path]:
+    """Take the directory's overlay on this guest disk, or begin to make one; what is returned waits for it.
 
     `size` (bytes) is what the guest sees of a new overlay, or the guest disk's own size if that is larger.
     """
@@ -27,11 +28,10 @@ def overlay(base: Base, directory: Path, size: int) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         if overlay.exists():
             _accept(overlay, base)
-        else:
-            _create(overlay, base, max(size, base.size))
+            return lambda: overlay
+        return _create(overlay, base, max(size, base.size))
     except OSError as error:
         raise no_room(directory, error) from None
-    return overlay
 
 
 def path(directory: Path) -> Path:
@@ -52,31 +52,30 @@ def open_overlay(path: Path, *, direct: bool) -> int:
         raise no_room(path.parent, error) from None
 
 
-def _create(path: Path, base: Base, size: int) -> None:
+def _create(path: Path, base: Base, size: int) -> Callable[[], Path]:
     part = path.with_name(path.name + ".part")
-    try:
-        # -u: do not open the guest disk again, its format and size are known.
-        run(
-            "qemu-img",
-            "create",
-            "-q",
-            "-u",
-            "-f",
-            "qcow2",
-            "-F",
-            base.format,
-            "-b",
-            str(base.path.resolve()),  # where others find it, too: /image is often a link, and in this container only
-            str(part),
-            str(size),
-        )
-    except ToolError as error:
-        part.unlink(missing_ok=True)
-        raise End(
-            Reason.STORAGE, f"cannot make the overlay {path}: {error}. IMAGE_DIR needs a writable folder with room"
-        ) from None
-    _record(path).write_text(base.fingerprint + "\n")
-    part.replace(path)
+    # -u: do not open the guest disk again, its format and size are known.
+    made = start(
+        *("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", base.format),
+        *("-b", str(base.path.resolve())),  # where others find it, too: /image is often a link, and only here
+        *(str(part), str(size)),
+    )
+
+    def finish() -> Path:
+        try:
+            made()
+            _record(path).write_text(base.fingerprint + "\n")
+            return part.replace(path)
+        except ToolError as error:
+            part.unlink(missing_ok=True)
+            raise End(
+                Reason.STORAGE,
+                f"cannot make the overlay {path}: {error}. IMAGE_DIR needs a writable folder with room",
+            ) from None
+        except OSError as error:
+            raise no_room(path.parent, error) from None
+
+    return finish
 
 
 def _accept(path: Path, base: Base) -> None:

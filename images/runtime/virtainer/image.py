@@ -12,9 +12,8 @@ import json
 import os
 import stat
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from virtainer.ending import End, Reason, say
 from virtainer.tools import ToolError, run
@@ -38,8 +37,7 @@ _ARCHIVES = {
 }
 
 
-@dataclass(frozen=True)
-class Base:
+class Base(NamedTuple):
     """A guest disk that passed all checks."""
 
     path: Path

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtainer import line
 from virtainer.individual import PORT
@@ -28,8 +27,7 @@ PLUGS = 8
 """How many devices may be added while the machine runs (`virtainer.devices`)."""
 
 
-@dataclass(frozen=True)
-class Handles:
+class Handles(NamedTuple):
     """Descriptors that QEMU inherits. It runs as a user who could open none of these itself."""
 
     base: int
@@ -49,7 +47,7 @@ class Handles:
 
     def all(self) -> tuple[int, ...]:
         """All that are there."""
-        return tuple(fd for fd in vars(self).values() if fd is not None)
+        return tuple(fd for fd in self if fd is not None)
 
 
 def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:

@@ -11,12 +11,13 @@ import contextlib
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import NamedTuple
 
 from virtainer import names
 from virtainer.ending import End, Reason
+from virtainer.line import TCP_PORT
 from virtainer.tools import ToolError, run
 
 TAP = "virtainer0"  # not tap0: in a rootless Podman's container that is the way out
@@ -28,8 +29,7 @@ _SYS_NET = Path("/sys/class/net")
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """The inner network of one VM."""
 
     cidr: str  # first three octets
@@ -107,15 +107,6 @@ def neighbours(routes: str) -> set[str]:
     return ways_out | firsts
 
 
-def let_in(hosts: set[str], port: int) -> None:
-    """Let what comes from these addresses to a TCP port arrive in the container, instead of going to the guest."""
-    rule = f"insert rule ip virtainer arriving ip saddr {{ {', '.join(sorted(hosts))} }} tcp dport {port} accept\n"
-    try:
-        run("nft", "-f", "-", stdin=rule)
-    except ToolError as error:
-        raise End(Reason.NETWORK, f"cannot let the engine's host in: {error}") from None
-
-
 def _address(word: str) -> int:
     return int.from_bytes(int(word, 16).to_bytes(4, "little"), "big")
 
@@ -132,8 +123,8 @@ def _need_forwarding() -> None:
     )
 
 
-def build(network: Network) -> int:
-    """Make the tap with its address and rules. Returns the tap's descriptor, for QEMU."""
+def make_tap() -> int:
+    """Make the tap, which leads nowhere yet. Returns its descriptor, for QEMU."""
     try:
         tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         # Without IFF_VNET_HDR: a snapshot can then be restored on backends that lack it.
@@ -144,12 +135,16 @@ def build(network: Network) -> int:
             f"cannot make the interface {TAP} through /dev/net/tun: {error.strerror}. "
             "Is there another virtainer in the same network namespace?",
         ) from None
+    return tap
+
+
+def build(network: Network, callers: set[str]) -> None:
+    """Give the tap its address and rules; `callers` are those of `nft_rules`."""
     try:
         run("ip", "-batch", "-", stdin=link_commands(network))
-        run("nft", "-f", "-", stdin=nft_rules(network))
+        run("nft", "-f", "-", stdin=nft_rules(network, callers))
     except ToolError as error:
         raise End(Reason.NETWORK, f"cannot set up the guest's network: {error}") from None
-    return tap
 
 
 def link_commands(network: Network) -> str:
@@ -161,17 +156,20 @@ def link_commands(network: Network) -> str:
     )
 
 
-def nft_rules(network: Network) -> str:
+def nft_rules(network: Network, callers: set[str]) -> str:
     """Return the input of `nft -f`: a table of our own, beside the engine's rules for its DNS.
 
-    `fib daddr type local` is any address of this container, those of networks joined later included. The
-    last rule is for a guest that calls its own container: the reply has to come back this way.
+    What comes from the addresses `callers` to the line's TCP port arrives in the container. `fib daddr type local` is
+    any address of this container, those of networks joined later included. The last rule is for a guest that calls
+    its own container: the reply has to come back this way.
     """
+    to_line = f"ip saddr {{ {', '.join(sorted(callers))} }} tcp dport {TCP_PORT} accept" if callers else ""
     return f"""\
 table ip virtainer {{
     chain arriving {{
         type nat hook prerouting priority dstnat; policy accept;
         ip daddr {network.gateway} accept
+        {to_line}
         iifname != "lo" fib daddr type local dnat to {network.guest}
     }}
     chain leaving {{

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -38,8 +37,7 @@ NO_VIRTIO = re.compile(r"(win|msdos|freedos|dos|os2|(rhel|centos)[34](\D|$)|netw
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How this virtainer was asked to be."""
 
     ram: int  # MiB

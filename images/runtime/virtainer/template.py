@@ -13,19 +13,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtainer import disk, image, qmp
 from virtainer.ending import End, Reason
 from virtainer.machine import STATE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from virtainer.settings import Settings
 
 FACTS = Path("/run/virtainer/template.json")
@@ -35,8 +35,7 @@ _POLL_SECONDS = 0.002
 _RAM_STAYS_IN_ITS_FILE = "x-ignore-shared"
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(NamedTuple):
     """A template that may be restored here."""
 
     folder: Path
@@ -109,6 +108,8 @@ def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) ->
         },
         "disk_size": max(settings.disk_size, base.size),
     }
+    import shutil  # 2 ms that no clone pays
+
     try:
         shutil.copyfile(seed, settings.image_dir / "seed.iso")
     except OSError as error:
@@ -154,8 +155,10 @@ def open_files(template: Template, *, restore: bool) -> dict[str, int]:
         raise End(Reason.TEMPLATE, f"the template {template.folder} is not whole: {error}") from None
 
 
-def resume(monitor: qmp.Monitor, *, ram_from_file: bool) -> None:
+def resume(monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[], None]) -> None:
     """Restore the state, with or without RAM in it, and let the VM run.
+
+    `tell` is called in between: what is written to the VM then is there before it runs.
 
     Raises End when QEMU refuses or does not answer (its socket has a time limit), EOFError when it is gone.
     """
@@ -164,8 +167,9 @@ def resume(monitor: qmp.Monitor, *, ram_from_file: bool) -> None:
         monitor.ask("migrate-incoming", uri=f"file:{STATE}")
         while monitor.ask("query-status")["status"] == "inmigrate":
             time.sleep(_POLL_SECONDS)
-        _let_ram_be(monitor, on=False)  # for snapshots of the clone
+        tell()
         monitor.ask("cont")
+        _let_ram_be(monitor, on=False)  # for snapshots of the clone
     except (qmp.Refused, TimeoutError) as error:
         raise End(Reason.TEMPLATE, f"the template does not restore: {error}") from None
 

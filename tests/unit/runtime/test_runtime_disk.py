@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from virtainer import disk
 from virtainer.image import Base
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BASE = Base(Path("/image"), "qcow2", size=2 * 2**30, fingerprint="cafe")
 OVERLAY: dict[str, Any] = {"format": "qcow2", "virtual-size": 40 * 2**30, "format-specific": {"data": {}}}
@@ -37,14 +40,15 @@ def test_an_overlay_names_the_guest_disk_as_others_find_it(tmp_path: Path, monke
     (tmp_path / "image").symlink_to("guests/disk.qcow2")
     done: list[tuple[str, ...]] = []
 
-    def run(*argv: str) -> str:
+    def start(*argv: str) -> Callable[[], str]:
         done.append(argv)
         Path(argv[-2]).touch()
-        return ""
+        return str
 
-    monkeypatch.setattr(disk, "run", run)
+    monkeypatch.setattr(disk, "start", start)
     base = Base(tmp_path / "image", "qcow2", size=2**30, fingerprint="cafe")
     made = disk.overlay(base, tmp_path / "mounted", size=2**31)
-    assert made.exists()
+    assert not (tmp_path / "mounted/local_image.qcow2").exists()
+    assert made().exists()
     assert done[0][done[0].index("-b") + 1] == str(tmp_path / "guests/disk.qcow2")
     assert done[0][-1] == str(2**31)

@@ -29,7 +29,7 @@ def test_link_commands() -> None:
 
 
 def test_all_that_arrives_goes_to_the_guest_whatever_the_protocol() -> None:
-    rules = [line.strip() for line in network.nft_rules(NETWORK).splitlines()]
+    rules = [line.strip() for line in network.nft_rules(NETWORK, set()).splitlines()]
     assert 'iifname != "lo" fib daddr type local dnat to 10.1.2.2' in rules
     assert rules.index("ip daddr 10.1.2.1 accept") < rules.index(
         'iifname != "lo" fib daddr type local dnat to 10.1.2.2'
@@ -37,13 +37,13 @@ def test_all_that_arrives_goes_to_the_guest_whatever_the_protocol() -> None:
 
 
 def test_the_rules_stay_in_a_table_of_their_own() -> None:
-    text = network.nft_rules(NETWORK)
+    text = network.nft_rules(NETWORK, set())
     assert text.startswith("table ip virtainer {")
     assert "flush" not in text
 
 
 def test_what_the_guest_sends_is_masqueraded_and_so_is_its_call_to_itself() -> None:
-    text = network.nft_rules(NETWORK)
+    text = network.nft_rules(NETWORK, set())
     assert 'oifname != { "lo", "virtainer0" } ip saddr 10.1.2.0/24 masquerade' in text
     assert 'oifname "virtainer0" ip saddr 10.1.2.2 masquerade' in text
 
@@ -89,12 +89,11 @@ def test_the_engines_host_is_the_way_out_or_at_the_first_address_of_a_network_wi
     assert network.neighbours(HEADER) == set()
 
 
-def test_the_engines_host_is_let_in_before_all_else_goes_to_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = []
-    monkeypatch.setattr(network, "run", lambda *argv, stdin: sent.append((argv, stdin)))
-    network.let_in({"172.17.0.1", "10.9.0.1"}, 50022)
-    rule = "insert rule ip virtainer arriving ip saddr { 10.9.0.1, 172.17.0.1 } tcp dport 50022 accept\n"
-    assert sent == [(("nft", "-f", "-"), rule)]
+def test_the_lines_callers_are_let_in_before_all_else_goes_to_the_guest() -> None:
+    rules = network.nft_rules(NETWORK, {"172.17.0.1", "10.9.0.1"})
+    to_line = "ip saddr { 10.9.0.1, 172.17.0.1 } tcp dport 50022 accept\n"
+    assert rules.index(to_line) < rules.index("dnat to")
+    assert "dport" not in network.nft_rules(NETWORK, set())
 
 
 def test_a_refused_rule_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +101,6 @@ def test_a_refused_rule_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPatch)
         raise ToolError("nft -f failed (1): Operation not permitted", 1)
 
     monkeypatch.setattr(network, "run", refuse)
-    with pytest.raises(End, match="cannot let the engine's host in: nft -f failed") as caught:
-        network.let_in({"10.9.0.1"}, 50022)
+    with pytest.raises(End, match="cannot set up the guest's network: nft -f failed") as caught:
+        network.build(NETWORK, set())
     assert caught.value.reason is Reason.NETWORK

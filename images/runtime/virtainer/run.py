@@ -7,9 +7,8 @@ import os
 import socket
 import subprocess
 import time
-import traceback
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from virtainer import disk, image, individual, machine, names, network, privileges, qmp, requests, seed, template
 from virtainer import line as serial_line
@@ -17,6 +16,9 @@ from virtainer.console import Console
 from virtainer.ending import End, Reason, say
 from virtainer.settings import CACHE_MODES, Settings
 from virtainer.supervise import Supervisor, linger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RUN = Path("/run/virtainer")  # root's only: who may `docker exec` may use what is in it
 DNSMASQ_LOG = RUN / "dnsmasq.log"
@@ -31,6 +33,8 @@ def main() -> None:
     except End as early:
         end = early
     except Exception as error:  # noqa: BLE001  (whatever it is, the last line must say it)
+        import traceback  # 2 ms that no other start pays
+
         for line in traceback.format_exc().splitlines():
             say(line)
         end = End(Reason.INTERNAL, f"{type(error).__name__}: {error}. This is a bug of virtainers: please report it")
@@ -51,25 +55,16 @@ def run() -> End:
     net = network.plan(settings.cidr, settings.name)
     kvm = privileges.open_kvm(settings.accel)
     storage = _storage(settings, kvm)
-    tap = network.build(net)
 
     queue = requests.queue()
-    with DNSMASQ_LOG.open("wb") as log:
-        dnsmasq = subprocess.Popen(
-            network.dnsmasq_argv(net, names.serve()),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
     line, qemu_line = socket.socketpair()
     link, qemu_link = socket.socketpair()
     port, qemu_port = socket.socketpair()
     session, qemu_session = socket.socketpair()
     qmp_server = _listen(qmp.SOCKET)
     handles = machine.Handles(
-        **storage.files,
-        tap=tap,
+        **storage.files(),
+        tap=network.make_tap(),
         console=qemu_line.fileno(),
         monitor=qemu_link.fileno(),
         qmp=qmp_server.fileno(),
@@ -81,44 +76,40 @@ def run() -> End:
         f"starting {settings.name}: {settings.ram} MiB, {settings.cpus} CPU, {'tcg' if kvm is None else 'kvm'}, "
         f"{storage.base.path} ({storage.base.format}), prepared in {time.monotonic() - started:.2f} s"
     )
-    qemu = subprocess.Popen(
-        machine.argv(settings, storage.base.format, handles),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        pass_fds=handles.all(),
-        user=QEMU_USER,
-        group=QEMU_USER,
-        extra_groups=[],
-        cwd="/",
-        start_new_session=True,  # a ^C on the container's terminal is ours to handle
-    )
-    for fd in handles.all():
-        os.close(fd)
+    qemu = _start_qemu(machine.argv(settings, storage.base.format, handles), handles)
     for connection in (qemu_line, qemu_link, qmp_server):
         connection.detach()
     for connection in (qemu_port, qemu_session):
         connection.detach() if settings.virtio else connection.close()
 
+    # QEMU takes a moment to start: until then the network is there, too.
+    callers = network.neighbours(Path("/proc/net/route").read_text()) if storage.restore else set()
+    network.build(net, callers)
+    dnsmasq = _start_dnsmasq(net)
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
     monitor = qmp.Monitor(link)
     helper = individual.Individual(port, settings.name)
     joined = serial_line.Line(session, _listen(RUN / "line.sock"), kept=settings.template_save)
     restored = False
+    if callers:
+        joined.listen(socket.create_server(("", serial_line.TCP_PORT)), callers)
+
+    def tell() -> None:
+        nonlocal restored
+        restored = True
+        helper.tell()
+        say(f"clone restored after {time.monotonic() - started:.2f} s")
+
     if storage.restore:
-        _let_host_in(joined)
         link.settimeout(_RESTORE_SECONDS)
         with contextlib.suppress(EOFError):  # then QEMU's last words say why
-            template.resume(monitor, ram_from_file=settings.template is not None)
-            helper.tell()
-            restored = True
-            say(f"clone runs after {time.monotonic() - started:.2f} s")
+            template.resume(monitor, ram_from_file=settings.template is not None, tell=tell)
         link.settimeout(None)
     assert qemu.stderr  # noqa: S101  (for the type checker: it is a pipe)
     end = Supervisor(
         qemu=qemu.pid,
         stderr=qemu.stderr,
-        helpers={dnsmasq.pid: f"dnsmasq (see {DNSMASQ_LOG})"},
+        helpers={dnsmasq: f"dnsmasq (see {DNSMASQ_LOG})"},
         monitor=monitor,
         monitor_fd=link.fileno(),
         queue=queue,
@@ -136,21 +127,39 @@ def run() -> End:
     return end
 
 
-def _let_host_in(joined: serial_line.Line) -> None:
-    """Let the engine's host come to the line over the network, too."""
-    hosts = network.neighbours(Path("/proc/net/route").read_text())
-    if hosts:
-        network.let_in(hosts, serial_line.TCP_PORT)
-        joined.listen(socket.create_server(("", serial_line.TCP_PORT)), hosts)
+def _start_qemu(argv: list[str], handles: machine.Handles) -> subprocess.Popen[bytes]:
+    """Start QEMU, which alone has the handles from now on."""
+    qemu = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=handles.all(),
+        user=QEMU_USER,
+        group=QEMU_USER,
+        extra_groups=[],
+        cwd="/",
+        start_new_session=True,  # a ^C on the container's terminal is ours to handle
+    )
+    for fd in handles.all():
+        os.close(fd)
+    return qemu
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """What the VM starts from: open files by their names in `machine.Handles`, and whether its state is restored."""
+def _start_dnsmasq(net: network.Network) -> int:
+    argv = network.dnsmasq_argv(net, names.serve())
+    with DNSMASQ_LOG.open("wb") as log:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True).pid
+
+
+class _Storage(NamedTuple):
+    """What the VM starts from."""
 
     base: image.Base
-    files: dict[str, int]
-    restore: bool = False
+    files: Callable[[], dict[str, int]]
+    """Opens the files, by their names in `machine.Handles`, when the last of them is made."""
+    restore: bool
+    """Whether the VM's state is restored."""
 
 
 def _storage(settings: Settings, kvm: int | None) -> _Storage:
@@ -170,12 +179,15 @@ def _storage(settings: Settings, kvm: int | None) -> _Storage:
             more = template.new_files(settings)
         elif settings.resume:
             more, restore = template.state_to_resume(settings, settings.resume, kvm), True
-    files = {
-        "base": os.open(base.path, os.O_RDONLY),
-        "overlay": disk.open_overlay(overlay, direct=direct),
-        "seed": os.open(iso, os.O_RDONLY),
-        **more,
-    }
+
+    def files() -> dict[str, int]:
+        return {
+            "base": os.open(base.path, os.O_RDONLY),
+            "overlay": disk.open_overlay(overlay(), direct=direct),
+            "seed": os.open(iso, os.O_RDONLY),
+            **more,
+        }
+
     return _Storage(base, files, restore)
 
 
@@ -185,7 +197,3 @@ def _listen(path: Path) -> socket.socket:
     server.bind(str(path))
     server.listen(8)
     return server
-
-
-if __name__ == "__main__":
-    main()
