@@ -21,10 +21,18 @@ from pytest_virtainers.spec import merge
 
 def pss_mb(manager: Manager, vm: VM) -> float:
     """Sum the proportional memory of a container's processes."""
-    processes = manager.engine.api.top(vm._container.id)
-    pids = [row[processes["Titles"].index("PID")] for row in processes["Processes"]]
+    first = manager.engine.api.inspect_container(vm._container.id)["State"]["Pid"]
+    ours = _namespace(Path(f"/proc/{first}"))
+    pids = [each.name for each in Path("/proc").glob("[0-9]*") if _namespace(each) == ours]
     rows = [line.split() for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     return sum(int(row[1]) * 1024 for row in rows if row[0] == "Pss:") / 1e6
+
+
+def _namespace(process: Path) -> Path | None:
+    try:
+        return (process / "ns/pid").readlink()
+    except OSError:  # it has ended, or is not ours to look at
+        return None
 
 
 def main() -> None:

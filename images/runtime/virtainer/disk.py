@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -67,7 +68,8 @@ def _create(path: Path, base: Base, size: int) -> Callable[[], Path]:
             _record(path).write_text(base.fingerprint + "\n")
             return part.replace(path)
         except ToolError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             raise End(
                 Reason.STORAGE,
                 f"cannot make the overlay {path}: {error}. IMAGE_DIR needs a writable folder with room",
