@@ -61,6 +61,13 @@ def phase(name: str) -> Iterator[None]:
         record.add(name, began)
 
 
+def part(name: str, seconds: float) -> None:
+    """Note what a part of the last phase took, as somebody else has measured it."""
+    record = _current.get()
+    if record is not None:
+        record.seconds[f"  {name}"] = record.seconds.get(f"  {name}", 0.0) + seconds
+
+
 def table(records: Sequence[Record]) -> list[str]:
     """Show medians in seconds: a line for each phase, a column for each kind."""
     from statistics import median  # costs 2 ms, which each pytest run would pay

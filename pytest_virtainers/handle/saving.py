@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from pytest_virtainers.handle.power import Power
 from pytest_virtainers.keys import KeyPair
 
 _RESTORED = b"virtainer: clone restored"  # what the supervisor says (images/runtime/virtainer/run.py)
+_PARTS = re.compile(rb"(prepared|QEMU up|state) in ([\d.]+) s")
 _CLONE_SECONDS = 60.0
 _LOGIN_SECONDS = 60.0
 _SESSION_SECONDS = 10.0
@@ -62,6 +64,8 @@ class Saving(Power):
         __tracebackhide__ = True
         deadline = time.monotonic() + min(_CLONE_SECONDS, self.spec.boot_timeout)
         self._wait_for_word(_RESTORED, deadline)
+        for took in _PARTS.finditer(self._container.stderr.rpartition(_RESTORED)[2].partition(b"\n")[0]):
+            durations.part(took[1].decode(), float(took[2]))
         if session is not None:
             with durations.phase("resume session"), contextlib.suppress(EngineError, *ssh.FAILURES):
                 connection = line.resume(self._endpoint.dial_line(), session)

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from pytest_virtainers.durations import TOTAL, Record, phase, recording, table
+from pytest_virtainers.durations import TOTAL, Record, part, phase, recording, table
 
 
 def test_outside_of_a_recording_nothing_is_kept() -> None:
@@ -40,6 +40,18 @@ def test_a_failure_is_counted_and_passed_on() -> None:
         raise ZeroDivisionError
     assert list(record.seconds) == ["boot", TOTAL]
     assert not record.busy
+
+
+def test_a_part_is_shown_below_its_phase_and_is_no_more_of_the_total() -> None:
+    record = Record("clone")
+    with recording(record):
+        with phase("wait"):
+            pass
+        part("of it", 0.5)
+    part("nowhere", 1.0)
+    assert list(record.seconds) == ["wait", "  of it", TOTAL]
+    assert record.seconds[TOTAL] < 0.5
+    assert "  of it" + 12 * " " in "\n".join(table([record]))
 
 
 def test_the_table_has_medians_by_kind() -> None:

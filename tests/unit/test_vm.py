@@ -36,7 +36,7 @@ def machine(container: Any) -> VM:
     return VM(spec, user="debian", keys=Keys.generate(), container=container, endpoint=endpoint, progress=SILENT)
 
 
-RUNS = "clone restored after 0.61 s"
+RUNS = "clone restored: prepared in 0.031 s, QEMU up in 0.042 s, state in 0.013 s"
 DISK_FAILED = "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: docker exec CONTAINER qmp …"
 BAD_TEMPLATE = End(Reason.TEMPLATE, "the template /store/templates/abc does not restore: Invalid argument").line
 OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line

@@ -348,7 +348,7 @@ def test_the_guest_disk_as_xz_by_url_and_through_a_symlink(
         ("--network", network, "-e", "IMAGE_URL=http://files:8000/tiny.xz"),
         (*mount(tiny.parent, "/disks"), "--entrypoint", "sh", "--cap-add", "DAC_OVERRIDE"),
     ):
-        link = ("-c", "ln -s /disks/tiny.img /image && exec python3 -S -m virtainer") if "sh" in options else ()
+        link = ("-c", "ln -s /disks/tiny.img /image && exec virtainer") if "sh" in options else ()
         start(*options, "-e", "RAM=64", entry=link).wait_for(">\n")
 
 

@@ -72,9 +72,10 @@ def run() -> End:
         port=qemu_port.fileno() if settings.virtio else None,
         line=qemu_session.fileno() if settings.virtio else None,
     )
+    prepared = time.monotonic() - started
     say(
         f"starting {settings.name}: {settings.ram} MiB, {settings.cpus} CPU, {'tcg' if kvm is None else 'kvm'}, "
-        f"{storage.base.path} ({storage.base.format}), prepared in {time.monotonic() - started:.2f} s"
+        f"{storage.base.path} ({storage.base.format}), prepared in {prepared:.2f} s"
     )
     qemu = _start_qemu(machine.argv(settings, storage.base.format, handles), handles)
     for connection in (qemu_line, qemu_link, qmp_server):
@@ -94,17 +95,15 @@ def run() -> End:
     if callers:
         joined.listen(socket.create_server(("", serial_line.TCP_PORT)), callers)
 
-    def tell() -> None:
+    def tell(restoring: float) -> None:
         nonlocal restored
         restored = True
         helper.tell()
-        say(f"clone restored after {time.monotonic() - started:.2f} s")
+        starting = time.monotonic() - started - prepared - restoring
+        say(f"clone restored: prepared in {prepared:.3f} s, QEMU up in {starting:.3f} s, state in {restoring:.3f} s")
 
     if storage.restore:
-        link.settimeout(_RESTORE_SECONDS)
-        with contextlib.suppress(EOFError):  # then QEMU's last words say why
-            template.resume(monitor, ram_from_file=settings.template is not None, tell=tell)
-        link.settimeout(None)
+        _restore(link, monitor, ram_from_file=settings.template is not None, tell=tell)
     assert qemu.stderr  # noqa: S101  (for the type checker: it is a pipe)
     end = Supervisor(
         qemu=qemu.pid,
@@ -144,6 +143,15 @@ def _start_qemu(argv: list[str], handles: machine.Handles) -> subprocess.Popen[b
     for fd in handles.all():
         os.close(fd)
     return qemu
+
+
+def _restore(
+    link: socket.socket, monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[float], None]
+) -> None:
+    link.settimeout(_RESTORE_SECONDS)
+    with contextlib.suppress(EOFError):  # then QEMU's last words say why
+        template.resume(monitor, ram_from_file=ram_from_file, tell=tell)
+    link.settimeout(None)
 
 
 def _start_dnsmasq(net: network.Network) -> int:

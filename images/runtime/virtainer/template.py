@@ -155,19 +155,21 @@ def open_files(template: Template, *, restore: bool) -> dict[str, int]:
         raise End(Reason.TEMPLATE, f"the template {template.folder} is not whole: {error}") from None
 
 
-def resume(monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[], None]) -> None:
+def resume(monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[float], None]) -> None:
     """Restore the state, with or without RAM in it, and let the VM run.
 
-    `tell` is called in between: what is written to the VM then is there before it runs.
+    `tell` is called in between, with the seconds that the state took: what is written to the VM then is there before
+    it runs.
 
     Raises End when QEMU refuses or does not answer (its socket has a time limit), EOFError when it is gone.
     """
     try:
         _let_ram_be(monitor, on=ram_from_file)
+        began = time.monotonic()
         monitor.ask("migrate-incoming", uri=f"file:{STATE}")
         while monitor.ask("query-status")["status"] == "inmigrate":
             time.sleep(_POLL_SECONDS)
-        tell()
+        tell(time.monotonic() - began)
         monitor.ask("cont")
         _let_ram_be(monitor, on=False)  # for snapshots of the clone
     except (qmp.Refused, TimeoutError) as error:

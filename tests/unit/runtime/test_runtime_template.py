@@ -138,7 +138,7 @@ class Qemu:
 def test_a_clone_is_resumed_when_its_state_is_there() -> None:
     status = [{"return": {"status": each}} for each in ("inmigrate", "inmigrate", "paused")]
     qemu = Qemu(query_status=status)
-    template.resume(qmp.Monitor(qemu.ours), ram_from_file=True, tell=lambda: qemu.asked.append("told"))
+    template.resume(qmp.Monitor(qemu.ours), ram_from_file=True, tell=lambda _seconds: qemu.asked.append("told"))
     assert qemu.asked == [
         "qmp_capabilities",
         *("migrate-set-capabilities", "migrate-incoming"),
@@ -150,14 +150,14 @@ def test_a_clone_is_resumed_when_its_state_is_there() -> None:
 def test_a_refusal_names_the_command() -> None:
     qemu = Qemu(migrate_incoming=[{"error": {"desc": "no such file"}}])
     with pytest.raises(End, match="the template does not restore: migrate-incoming: no such file"):
-        template.resume(qmp.Monitor(qemu.ours), ram_from_file=True, tell=lambda: None)
+        template.resume(qmp.Monitor(qemu.ours), ram_from_file=True, tell=lambda _seconds: None)
 
 
 def test_a_qemu_that_says_nothing_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(0.05)
     with ours, theirs, pytest.raises(End, match="does not restore: timed out"):
-        template.resume(qmp.Monitor(ours), ram_from_file=True, tell=lambda: None)
+        template.resume(qmp.Monitor(ours), ram_from_file=True, tell=lambda _seconds: None)
 
 
 def test_a_failed_save_says_why() -> None:
