@@ -20,6 +20,7 @@ from pytest_virtainers import (
     VMGone,
 )
 from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import Settings, environment, resolve
@@ -157,3 +158,21 @@ def test_a_kernel_panic_is_told_at_once(vm_factory: VMFactory) -> None:
     assert time.monotonic() - began < 30
     with pytest.raises(GuestPanic):
         vm.run("true")
+
+
+def test_containers_that_come_and_go_beside_it_hold_nothing_up(manager: Manager, settings: Settings) -> None:
+    """Each may give the network's bridge another MAC, with which answers of the VM do not get there at first."""
+    spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
+    vm = manager.launch(spec)
+    for number in range(8):
+        like = manager.plan(spec, f"virtainers-beside-{number}", "", {}, "")
+        plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), network=like.network)
+        beside = Container(manager.engine, plan, "beside")
+        for change in (beside.start, beside.close):
+            timer = threading.Timer(0.3, change)
+            timer.start()
+            began = time.monotonic()
+            vm.run("sleep 1; echo answered")
+            assert time.monotonic() - began < 5
+            timer.join()
+    manager.discard(vm)

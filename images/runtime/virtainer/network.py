@@ -25,6 +25,7 @@ GUEST_MAC = "52:54:00:76:69:02"
 GATEWAY_MAC = "52:54:00:76:69:01"
 MAX_MTU = 9000  # rootless Podman's own interface says 65520, more than emulated network cards take
 
+_ASK_SOON = "base_reachable 200 delay_probe 50 retrans 50"  # ms; arp(7)
 _SYS_NET = Path("/sys/class/net")
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
 
@@ -35,6 +36,7 @@ class Network(NamedTuple):
     cidr: str  # first three octets
     guest_name: str
     mtu: int
+    uplink: str | None  # the container's interface on its way out
 
     @property
     def gateway(self) -> str:
@@ -66,7 +68,7 @@ def plan(cidr: str, guest_name: str) -> Network:
     if uplink:
         _need_forwarding()
     mtu = int((_SYS_NET / uplink / "mtu").read_text()) if uplink else 1500
-    return Network(cidr, guest_name, min(mtu, MAX_MTU))
+    return Network(cidr, guest_name, min(mtu, MAX_MTU), uplink)
 
 
 def looks_like_host(links: dict[str, bool]) -> bool:
@@ -148,12 +150,19 @@ def build(network: Network, callers: set[str]) -> None:
 
 
 def link_commands(network: Network) -> str:
-    """Return the input of `ip -batch`."""
-    return (
+    """Return the input of `ip -batch`.
+
+    The bridge of a Podman network takes its MAC from its ports, so it may get another one whenever a container comes
+    or goes, and tells nobody. With the kernel's own times, what we send there would be lost for half a minute.
+    """
+    tap = (
         f"link set dev {TAP} address {GATEWAY_MAC}\n"
         f"addr add {network.gateway}/24 dev {TAP}\n"
         f"link set dev {TAP} mtu {network.mtu} up\n"
     )
+    if network.uplink is None:
+        return tap
+    return f"{tap}ntable change name arp_cache dev {network.uplink} {_ASK_SOON}\n"
 
 
 def nft_rules(network: Network, callers: set[str]) -> str:

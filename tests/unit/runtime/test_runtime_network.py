@@ -8,7 +8,7 @@ from virtainer.ending import End, Reason
 from virtainer.network import Network
 from virtainer.tools import ToolError
 
-NETWORK = Network("10.1.2", "alpha", mtu=1450)
+NETWORK = Network("10.1.2", "alpha", mtu=1450, uplink="eth0")
 # As on a container with 172.17.0.3/16 and 10.9.0.2/24 (/proc/net/route).
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -21,11 +21,14 @@ INTERNAL = "".join(ROUTES.splitlines(keepends=True)[:2])
 
 
 def test_link_commands() -> None:
-    assert network.link_commands(NETWORK).splitlines() == [
+    tap = [
         "link set dev virtainer0 address 52:54:00:76:69:01",
         "addr add 10.1.2.1/24 dev virtainer0",
         "link set dev virtainer0 mtu 1450 up",
     ]
+    soon = "ntable change name arp_cache dev eth0 base_reachable 200 delay_probe 50 retrans 50"
+    assert network.link_commands(NETWORK).splitlines() == [*tap, soon]
+    assert network.link_commands(NETWORK._replace(uplink=None)).splitlines() == tap
 
 
 def test_all_that_arrives_goes_to_the_guest_whatever_the_protocol() -> None:
