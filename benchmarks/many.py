@@ -47,6 +47,10 @@ def main() -> None:
         vms[0].run("true")
         time.sleep(10)
         alone = pss_mb(manager, vms[0])
+        vms.append(manager.launch(spec))
+        vms[1].run("true")
+        time.sleep(10)
+        of_two = pss_mb(manager, vms[0])
         while len(vms) < count:
             vms.append(manager.launch(spec))
         answers = {vm.run("cat /proc/sys/kernel/random/uuid").stdout for vm in vms}
@@ -54,7 +58,8 @@ def main() -> None:
         together = [pss_mb(manager, vm) for vm in vms]
     print(f"{len(answers)} of {count} clones up at once have answered, after {taken:.0f} s")
     print(
-        f"an idle clone takes {alone:.0f} MB alone, {statistics.median(together):.0f} MB among {count} (median); "
+        f"an idle clone takes {alone:.0f} MB alone (with what clones share), {of_two:.0f} MB beside one more, "
+        f"{statistics.median(together):.0f} MB among {count} (median); "
         f"all {sum(together):.0f} MB; ratio to their nominal RAM {sum(together) / (count * spec.ram * 1.048576):.2f}"
     )
 
