@@ -41,12 +41,13 @@ class Template(NamedTuple):
     folder: Path
     base: image.Base
     disk_size: int  # bytes that the guest sees
+    prints: dict[str, str]  # the fingerprints of what was saved
 
     @property
     def layer(self) -> image.Base:
         """The saved VM's disk: what a clone's overlay is made on."""
         path = disk.path(self.folder)
-        return image.Base(path, "qcow2", self.disk_size, image.fingerprint(path))
+        return image.Base(path, "qcow2", self.disk_size, self.prints[path.name])
 
     @property
     def seed(self) -> Path:
@@ -63,7 +64,7 @@ def load(settings: Settings, folder: Path, kvm: int | None) -> Template:
             raise End(Reason.TEMPLATE, f"the template {folder} does not fit: {complaint}")
         if image.fingerprint(image.readable(base.path)) != base.fingerprint:
             raise End(Reason.TEMPLATE, f"the template {folder} was made on another guest disk than {base.path}")
-        return Template(folder, base, facts["disk_size"])
+        return Template(folder, base, facts["disk_size"], facts["prints"])
     except (OSError, ValueError, KeyError) as error:
         raise End(Reason.TEMPLATE, f"{folder} is no template: {type(error).__name__}: {error}") from None
 
@@ -150,6 +151,9 @@ def open_files(template: Template, *, restore: bool) -> dict[str, int]:
     if restore:
         names |= {"ram": template.folder / "ram", "state": template.folder / "state"}
     try:
+        for path in names.values():
+            if image.fingerprint(path) != template.prints[path.name]:
+                raise End(Reason.TEMPLATE, f"the template {template.folder} is damaged: {path.name} has changed")
         return {name: os.open(path, os.O_RDONLY) for name, path in names.items()}
     except OSError as error:
         raise End(Reason.TEMPLATE, f"the template {template.folder} is not whole: {error}") from None
@@ -191,6 +195,16 @@ def save(monitor: qmp.Monitor) -> None:
         time.sleep(_POLL_SECONDS)
 
 
+def complete(folder: Path, facts: dict[str, Any]) -> None:
+    """Make a template of a folder that has all the files of one. Raises OSError."""
+    (folder / "ram").chmod(0o444)
+    files = (folder / "ram", folder / "state", disk.path(folder))
+    prints = {path.name: image.fingerprint(path) for path in files}
+    part = folder / "template.json.part"
+    part.write_text(json.dumps({**facts, "prints": prints}, indent=2) + "\n")
+    part.replace(folder / "template.json")
+
+
 def main() -> int:
     """Run `save`: exit code 0 when the template is whole, 1 when not; the VM stays stopped."""
     try:
@@ -202,10 +216,7 @@ def main() -> int:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(qmp.SOCKET))
             save(qmp.Monitor(connection))
-        (folder / "ram").chmod(0o444)
-        part = folder / "template.json.part"
-        part.write_text(json.dumps(prepared["facts"], indent=2) + "\n")
-        part.replace(folder / "template.json")
+        complete(folder, prepared["facts"])
     except (OSError, EOFError, qmp.Refused) as error:
         return _complain(str(error) or "QEMU ended")
     return 0

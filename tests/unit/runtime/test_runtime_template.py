@@ -37,7 +37,7 @@ def saved(tmp_path: Path) -> Path:
     for fd in template.new_files(settings).values():
         os.close(fd)
     disk.path(folder).write_bytes(b"layer")
-    (folder / "template.json").write_text(json.dumps(json.loads(template.FACTS.read_text())["facts"]))
+    template.complete(folder, json.loads(template.FACTS.read_text())["facts"])
     return folder
 
 
@@ -85,6 +85,16 @@ def test_a_missing_file_is_told(saved: Path) -> None:
         template.open_files(found, restore=True)
     for fd in template.open_files(found, restore=False).values():
         os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["ram", "state", "local_image.qcow2"])
+def test_a_damaged_file_is_told(saved: Path, name: str) -> None:
+    found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
+    (saved / name).chmod(0o600)
+    with (saved / name).open("r+b") as file:
+        file.write(b"nonsense")
+    with pytest.raises(End, match=f"is damaged: {name} has changed"):
+        template.open_files(found, restore=True)
 
 
 def test_a_processor_is_its_model_and_flags() -> None:
