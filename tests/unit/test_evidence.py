@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +91,43 @@ def test_a_core_dump_that_cannot_be_copied_does_not_end_it(tmp_path: Path) -> No
     assert manifest["missing"].keys() == {"cores"}
     assert "tar: it broke" in manifest["missing"]["cores"]
     assert kept(tmp_path) == WITHOUT_MEMORY
+
+
+def cores(folder: Path, pattern: str) -> list[str]:
+    """Run what looks for core dumps, in a guest that is `folder`; give what it finds there."""
+    (folder / "pattern").write_text(f"{pattern}\n")
+    script = evidence._CORES.replace("/proc/sys/kernel/core_pattern", str(folder / "pattern"))
+    found = subprocess.run(["sh", "-c", script.replace("/var/", f"{folder}/var/")], capture_output=True, check=True)
+    assert found.stderr == b""
+    return [each.removeprefix(f"{folder}/") for each in found.stdout.decode().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{}/my cores/core.%e.%p", {"my cores/core.a b.7", "my cores/core.sleep.8"}),
+        ("{}/%e/dump", {"sleep/dump", "sleep/dump.9"}),
+        ("{}/100%%", {"100%"}),
+        ("{}/none/core.%p", set()),
+        ("|{}/my cores/core.%e.%p", set()),
+        ("core", set()),
+    ],
+)
+def test_core_dumps_are_where_the_guests_kernel_writes_them(pattern: str, names: set[str], tmp_path: Path) -> None:
+    always = {"var/crash/today/vmcore", "var/lib/systemd/coredump/core.x.zst"}
+    here = {"my cores/core.a b.7", "my cores/core.sleep.8", "my cores/else", "sleep/dump", "sleep/dump.9", "100%"}
+    for each in always | here | {"my cores/core.folder.1/inside", "core"}:
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / each).touch()
+    found = cores(tmp_path, pattern.format(tmp_path))
+    assert sorted(found) == sorted(always | names)
+
+
+def test_of_many_core_dumps_the_newest_are_kept(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"core.{number}").touch()
+        os.utime(tmp_path / f"core.{number}", (number, number))
+    assert cores(tmp_path, f"{tmp_path}/core.%p") == [f"core.{number}" for number in range(29, 9, -1)]
 
 
 def test_a_machine_without_ssh_is_not_asked(tmp_path: Path) -> None:

@@ -199,6 +199,25 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
     assert int(said[at + 3]) - int(said[at + 2]) < 60, "the same life"
 
 
+def test_core_dumps_are_found_where_the_guest_writes_them(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        def test_it(vm):
+            vm.run("mkdir -m 1777 /var/tmp/cores; sysctl kernel.core_pattern=/var/tmp/cores/core.%e.%p", sudo=True)
+            vm.run("ulimit -c unlimited; sleep 100 & kill -SEGV $!; wait $!")
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(failed=1)
+    (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
+    assert json.loads((folder / "manifest.json").read_text())["missing"] == {}
+    (core,) = (folder / "cores").iterdir()
+    assert re.fullmatch(r"core\.\w+\.\d+", core.name)
+    assert core.read_bytes()[:4] == b"\x7fELF"
+
+
 def test_each_try_has_a_folder_and_the_oldest_go(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_it="""
