@@ -91,6 +91,10 @@ def collect(
     with into.piece("commands.log") as path:
         path.write_text(vm.log.text, errors="replace")
     _ask_guest(vm, into)
+    if vm.seed_iso:  # also of a container that is gone, with what was put into it
+        with into.piece(SEED) as path:
+            path.touch(mode=0o600)
+            path.write_bytes(vm.seed_iso)
     facts = _keep_disk(vm, into, memory=memory, rescue=rescue)
     with into.piece(KEY) as path:
         path.touch(mode=0o600)
@@ -150,7 +154,9 @@ def _keep_disk(
         if code != 0:
             raise VirtainerError(said.decode(errors="replace").strip())
         facts = json.loads(said.decode().splitlines()[-1])
-        names = {"overlay.qcow2": OVERLAY, "seed.iso": SEED, **({"state": STATE} if facts["memory"] else {})}
+        names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
+        if not vm.seed_iso:
+            names["seed.iso"] = SEED
         for there, here in names.items():
             with into.piece(here) as path:
                 container.fetch(f"{_IN_CONTAINER}/{there}", path)

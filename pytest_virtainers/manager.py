@@ -369,16 +369,25 @@ class Manager:
             if spec.prepare is not None:
                 spec.prepare(vm)
 
-        return self._ready(spec, user, keys, container, wait)
+        return self._ready(spec, user, keys, container, wait, seed_iso=iso)
 
-    def _ready(self, spec: Spec, user: str, keys: Keys, container: Container, wait: Callable[[VM], None]) -> VM:
+    def _ready(
+        self,
+        spec: Spec,
+        user: str,
+        keys: Keys,
+        container: Container,
+        wait: Callable[[VM], None],
+        *,
+        seed_iso: bytes = b"",
+    ) -> VM:
         """Make the handle of a started container and wait for it; when that fails, both are gone."""
         __tracebackhide__ = True
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             endpoint = Endpoint(self.engine, container)
             vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
-            vm.echo = self.echo
+            vm.echo, vm.seed_iso = self.echo, seed_iso
             undo.callback(vm.close)
             try:
                 wait(vm)

@@ -59,6 +59,7 @@ class Core:
         spec: what it was asked to be.
         user: the login user.
         keys: by which one logs in, and knows it.
+        seed_iso: the cloud-init seed that was made for it; empty for a clone, which has its template's.
         console: its serial console, since it was booted or cloned.
         log: all that was done in it.
         echo: where the output of commands is shown as it comes; None: nowhere.
@@ -73,6 +74,7 @@ class Core:
         self.spec = spec
         self.user = user
         self.keys = keys
+        self.seed_iso = b""
         self.console = Console(container, spec.name)
         self.log = CommandLog()
         self.echo: Callable[[str], object] | None = None

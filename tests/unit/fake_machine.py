@@ -52,6 +52,7 @@ class FakeMachine:
     def __init__(self, name: str = "web") -> None:
         self.name, self.user, self.alive = name, "debian", True
         self.spec = merge(resolve([]).shape, {"name": name})
+        self.seed_iso = b""
         self.keys = Keys(KeyPair("PRIVATE", "public"), KeyPair("", "ssh-ed25519 AAAA"))
         self.log = CommandLog()
         self._container = FakeContainer()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -186,6 +186,16 @@ def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_pat
     assert collect(vm, tmp_path, rescue=rescue)["missing"] == {}
     assert opened == [vm]
     assert vm._container.asked == []
+
+
+def test_the_seed_that_was_made_for_a_machine_does_not_go_with_its_container(tmp_path: Path) -> None:
+    vm = machine()
+    vm.seed_iso, vm._container.ended = b"made for it", True
+    rescuer = FakeContainer()
+    del rescuer.files["seed.iso"]  # it was put into the one that is gone
+    assert collect(vm, tmp_path, rescue=lambda _: nullcontext(rescuer))["missing"] == {}
+    assert (tmp_path / "seed.iso").read_bytes() == b"made for it"
+    assert (tmp_path / "seed.iso").stat().st_mode & 0o777 == 0o600
 
 
 def test_an_engine_that_died_leaves_what_this_side_has(tmp_path: Path) -> None:

@@ -176,6 +176,28 @@ def virtainers(*words: str) -> str:
     return done.stdout + done.stderr
 
 
+def test_a_machine_that_was_booted_and_killed_goes_on_with_its_own_seed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2, template=False)
+        def test_it(vm):
+            vm.run("cat /var/lib/cloud/data/instance-id >mark; sync")
+            vm._container._api.kill(vm._container.id)
+            vm.run("true")
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(failed=1)
+    (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
+    missing = json.loads((folder / "manifest.json").read_text())["missing"]
+    assert missing.keys() == {"screenshot.png", "journal.txt", "dmesg.txt"}
+    said = virtainers("resume", str(folder), "--", "cat mark /var/lib/cloud/data/instance-id")
+    ids = re.findall(r"^virtainers-[0-9a-f]{8}$", said, re.MULTILINE)
+    assert len(ids) == 2, said
+    assert len(set(ids)) == 1, "with another seed, or none, it would have become another instance"
+
+
 def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
