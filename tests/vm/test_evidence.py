@@ -221,6 +221,32 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
     assert int(said[at + 3]) - int(said[at + 2]) < 60, "the same life"
 
 
+def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_memory(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        def test_it(vm):
+            vm.remove_disk(vm.add_disk("64M"))
+            vm.add_nic()
+            vm.run("echo on disk >mark; sync; false")
+        """
+    )
+    options = ("-p", "no:cacheprovider", "--virtainer-keep-memory")
+    pytester.runpytest_subprocess(*options).assert_outcomes(failed=1)
+    (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["missing"] == {
+        "memory.state": "evidence: nic2: added while the machine ran, and another one, which has no such device, "
+        "could not go on from its memory"
+    }
+    assert manifest["machine"]["memory"] is False
+    assert "on disk\n" in virtainers("resume", str(folder), "cat", "mark")
+
+
 def test_core_dumps_are_found_where_the_guest_writes_them(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

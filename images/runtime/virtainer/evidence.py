@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from virtainer import disk, qmp, template
-from virtainer.devices import pass_file
+from virtainer.devices import added, pass_file
 from virtainer.privileges import open_kvm
 from virtainer.settings import Settings
 from virtainer.tools import ToolError, run
@@ -42,6 +42,11 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
             ran = monitor.ask("query-status")["status"] == "running"
         except (OSError, EOFError):  # there is no QEMU any more, or it hangs
             return {**facts, **_disk(settings, folder)}
+        if memory and (devices := added(monitor)):
+            raise qmp.Refused(
+                f"{', '.join(devices)}: added while the machine ran, and another one, which has no such device, "
+                "could not go on from its memory"
+            )
         if ran:
             monitor.ask("stop")
         try:

@@ -12,7 +12,7 @@ from virtainer import evidence, machine, qmp, template
 from virtainer.ending import End
 from virtainer.settings import Settings
 
-from tests.unit.runtime.fake_qemu import FakeQemu
+from tests.unit.runtime.fake_qemu import FakeQemu, listed
 
 OVERLAY, LAYER, BASE = (
     "/mounted/local_image.qcow2",
@@ -121,6 +121,21 @@ def test_memory_that_cannot_be_kept_is_told_and_the_vm_goes_on(capsys: pytest.Ca
         assert evidence.main(["--memory"]) == 1
     assert capsys.readouterr().err == "evidence: migrate: no room\n"
     assert qemu.commands[-2:] == ["remove-fd", "cont"]
+
+
+@pytest.mark.usefixtures("tools")
+def test_memory_is_not_kept_of_a_machine_with_added_devices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present = listed(*machine.BUILT_IN, "nic2", "disk1")
+    qemu = FakeQemu(query_status=[RUNS, RUNS], qom_list=[present])
+    with qemu.listening(qmp.SOCKET):
+        assert evidence.main(["--memory"]) == 1
+        assert qemu.commands == ["query-status", "qom-list"], "it has not even stood still"
+        said = capsys.readouterr().err
+        assert said.startswith("evidence: disk1, nic2: added while the machine ran, and another one")
+        assert evidence.main([]) == 0, "its disk is had"
+    assert (tmp_path / "evidence/overlay.qcow2").exists()
 
 
 def test_wrong_usage_of_evidence_is_told(capsys: pytest.CaptureFixture[str]) -> None:
