@@ -29,6 +29,9 @@ MANIFEST, OVERLAY, STATE, SEED, KEY = "manifest.json", "overlay.qcow2", "memory.
 _IN_CONTAINER = "/mounted/evidence"
 _SSH_SECONDS = 6.0  # for all that needs SSH, with KVM; ten times as many without
 _MOMENT_SECONDS = 0.1
+# The command that copies the disk says whenever it has copied more. Before that, it gives QEMU 30 s to answer. With
+# KVM; ten times as long without.
+_STILL_SECONDS = 40.0
 # Where the kernel itself writes core dumps, a pattern (core(5)) says: each %x is something, and the process's number
 # may come behind it. Of too many, as a service leaves them that is started again and again, the newest are had.
 _CORES = r"""
@@ -147,13 +150,14 @@ def _keep_disk(
     facts: dict[str, Any] = {}
     with into.piece(OVERLAY), _open(vm, rescue) as container:
         options = ["--memory"] if memory else []
-        code, said = container.run(["evidence", *options])
+        patience = vm.scaled(_STILL_SECONDS)
+        code, said = container.run(["evidence", *options], patience=patience)
         if code != 0 and options:  # the disk alone is better than nothing
             into.missing[STATE] = said.decode(errors="replace").strip()
-            code, said = container.run(["evidence"])
+            code, said = container.run(["evidence"], patience=patience)
         if code != 0:
             raise VirtainerError(said.decode(errors="replace").strip())
-        facts = json.loads(said.decode().splitlines()[-1])
+        facts = json.loads(said.decode().strip().splitlines()[-1])
         names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
         if not vm.seed_iso:
             names["seed.iso"] = SEED

@@ -250,12 +250,15 @@ class Core:
             ) from None
         return code, said.decode(errors="replace")
 
-    def _control(self, *command: str) -> bytes:
-        """Run a command in the container (not in the guest) and give what it says; raises `VirtainerError`."""
+    def _control(self, *command: str, patience: float | None = None) -> bytes:
+        """Run a command in the container (not in the guest) and give what it says; raises `VirtainerError`.
+
+        `patience` is that of `Container.run`.
+        """
         __tracebackhide__ = True
         if self._container.wait(0):
             self._check_alive()
-        code, said = self._container.run(list(command))
+        code, said = self._container.run(list(command), patience=patience)
         if code != 0:
             words = said.decode(errors="replace").strip()
             raise VirtainerError(f"{self.name}: {shlex.join(command)} failed: {words}")

@@ -29,14 +29,19 @@ class FakeContainer:
         self.stderr = b"virtainer: starting\n"
         self.ended = False
         self.asked: list[list[str]] = []
-        self.evidence: dict[tuple[str, ...], tuple[int, bytes]] = {}
+        self.patience: float | None = None
+        self.evidence: dict[tuple[str, ...], tuple[int, bytes] | BaseException] = {}
         self.files = {"overlay.qcow2": OVERLAY, "seed.iso": b"seed", "state": b"memory"}
 
-    def run(self, command: list[str]) -> tuple[int, bytes]:
+    def run(self, command: list[str], *, patience: float) -> tuple[int, bytes]:
         self.asked.append(command)
+        self.patience = patience
         memory = "--memory" in command
         facts = {"base": "/store/disk.qcow2", "memory": memory}
-        return self.evidence.get(tuple(command[1:]), (0, b"a warning\n" + json.dumps(facts).encode() + b"\n"))
+        ends = self.evidence.get(tuple(command[1:]), (0, b"\na warning\n" + json.dumps(facts).encode() + b"\n\n"))
+        if isinstance(ends, BaseException):
+            raise ends
+        return ends
 
     def fetch(self, path: str, target: Path) -> None:
         target.write_bytes(b"a part")

@@ -174,6 +174,17 @@ def test_a_disk_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path) -> N
     assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
 
 
+def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(tmp_path: Path) -> None:
+    vm = machine()
+    vm.scaled = lambda seconds: 10 * seconds
+    vm._container.evidence = {("--memory",): EngineError("evidence in web has said nothing for 400 s")}
+    manifest = collect(vm, tmp_path, memory=True)
+    assert manifest["missing"] == {"overlay.qcow2": "EngineError: evidence in web has said nothing for 400 s"}
+    assert vm._container.asked == [["evidence", "--memory"]], "once is enough"
+    assert vm._container.patience == 400.0
+    assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
+
+
 def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_path: Path) -> None:
     vm, opened = machine(), []
     vm._container.ended = True

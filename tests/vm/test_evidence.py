@@ -247,6 +247,26 @@ def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_
     assert "on disk\n" in virtainers("resume", str(folder), "cat", "mark")
 
 
+def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from pytest_virtainers import evidence; evidence._STILL_SECONDS = 0.5")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        def test_it(vm):
+            vm._container.run(["sh", "-c", "printf '#!/bin/sh\\nexec sleep 600' >/usr/local/bin/evidence"])
+            vm.run("false")
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(failed=1)
+    (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
+    missing = json.loads((folder / "manifest.json").read_text())["missing"]
+    assert missing.keys() == {"overlay.qcow2"}
+    assert re.fullmatch(r"EngineError: evidence in \S+ has said nothing for (0\.5|5) s", missing["overlay.qcow2"])
+    assert (folder / "journal.txt").exists()
+
+
 def test_core_dumps_are_found_where_the_guest_writes_them(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

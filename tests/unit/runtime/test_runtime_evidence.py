@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,27 @@ def test_a_vm_that_is_over_or_stands_still_is_left_so(tools: Tools, capsys: pyte
     with qemu.listening(qmp.SOCKET):
         assert evidence.main([]) == 0
     assert qemu.commands == ["query-status"]
+
+
+def test_who_waits_is_told_that_the_copy_goes_on(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    growing, steps = threading.Event(), 5
+
+    def run(*argv: str) -> str:
+        if argv[1] == "convert":
+            for step in range(steps):
+                Path(argv[-1]).write_bytes(b"x" * (step + 1) * 2**16)
+                growing.wait(0.05)
+            growing.wait(0.3)  # it does no more
+        return tools.run(*argv)
+
+    monkeypatch.setattr(evidence, "run", run)
+    monkeypatch.setattr(evidence, "_TELL_SECONDS", 0.001)
+    assert evidence.main([]) == 0
+    said = capsys.readouterr().out
+    assert 3 <= said.count("\n") <= steps + 2
+    assert json.loads(said)["base"] == BASE
 
 
 @pytest.mark.usefixtures("tools")
