@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, OVERLAY, STATE, SEED, KEY = "manifest.json", "overlay.qcow2", "memory.state", "seed.iso", "ssh_key"
-_IN_CONTAINER = "/mounted/evidence"
 _SSH_SECONDS = 6.0  # for all that needs SSH, with KVM; ten times as many without
 _MOMENT_SECONDS = 0.1
 # The command that copies the disk says whenever it has copied more. Before that, it gives QEMU 30 s to answer. With
@@ -163,7 +162,7 @@ def _keep_disk(
             names["seed.iso"] = SEED
         for there, here in names.items():
             with into.piece(here) as path:
-                container.fetch(f"{_IN_CONTAINER}/{there}", path)
+                container.fetch(f"{vm.folder}/evidence/{there}", path)
     if facts.get("memory") and STATE in into.missing:
         facts["memory"] = False
     return facts

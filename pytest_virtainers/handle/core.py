@@ -104,6 +104,11 @@ class Core:
         return self._container.volume
 
     @property
+    def folder(self) -> str:
+        """The folder of its container that has its disk: in the store as long as it is to become a template."""
+        return self._container.environment.get("IMAGE_DIR", "/mounted")
+
+    @property
     def runs(self) -> bool:
         """Whether the machine runs, as far as this side knows: not ended, not halted, its kernel has not panicked."""
         try:

@@ -25,6 +25,7 @@ class FakeContainer:
     """Its command `evidence` ends as `evidence` says for its options; `files` are those that it makes."""
 
     def __init__(self) -> None:
+        self.folder = "/mounted"
         self.stdout = b"login:\r\n"
         self.stderr = b"virtainer: starting\n"
         self.ended = False
@@ -45,7 +46,7 @@ class FakeContainer:
 
     def fetch(self, path: str, target: Path) -> None:
         target.write_bytes(b"a part")
-        name = path.removeprefix("/mounted/evidence/")
+        name = path.removeprefix(f"{self.folder}/evidence/")
         if name not in self.files:
             raise EngineError(f"copying {path} failed")
         target.write_bytes(self.files[name])
@@ -57,7 +58,7 @@ class FakeMachine:
     def __init__(self, name: str = "web") -> None:
         self.name, self.user, self.alive = name, "debian", True
         self.spec = merge(resolve([]).shape, {"name": name})
-        self.seed_iso = b""
+        self.seed_iso, self.folder = b"", "/mounted"
         self.keys = Keys(KeyPair("PRIVATE", "public"), KeyPair("", "ssh-ed25519 AAAA"))
         self.log = CommandLog()
         self._container = FakeContainer()

@@ -199,6 +199,13 @@ def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_pat
     assert vm._container.asked == []
 
 
+def test_the_disk_of_what_was_to_become_a_template_is_in_the_store(tmp_path: Path) -> None:
+    vm = machine()
+    vm.folder = vm._container.folder = "/store/.scratch-1"
+    assert collect(vm, tmp_path)["missing"] == {}
+    assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
+
+
 def test_the_seed_that_was_made_for_a_machine_does_not_go_with_its_container(tmp_path: Path) -> None:
     vm = machine()
     vm.seed_iso, vm._container.ended = b"made for it", True

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.manager import Manager
 
 FAILING = """
 import subprocess, time
@@ -219,6 +220,70 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
     at = said.index("runs")
     assert said[at + 1] == "only in memory"
     assert int(said[at + 3]) - int(said[at + 2]) < 60, "the same life"
+
+
+def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
+    pytester: pytest.Pytester, manager: Manager
+) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import pathlib, time
+        import pytest
+
+        UNIQUE = str(time.time_ns())  # no template of an earlier run
+
+        def begin(vm, name):
+            pathlib.Path("test_it." + name).write_text(vm.folder)
+            vm.run("echo on disk >mark; sync; echo in memory >/dev/shm/file")
+
+        def fail(vm, unique=UNIQUE):
+            begin(vm, "fails")
+            vm.run("echo not ready; exit 3")
+
+        def die(vm, unique=UNIQUE):
+            begin(vm, "dies")
+            vm._container._api.kill(vm._container.id)
+            vm.run("true")
+
+        def interrupt(vm, unique=UNIQUE):
+            begin(vm, "interrupted")
+            raise KeyboardInterrupt
+
+        pytestmark = pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+
+        @pytest.mark.virtainer(prepare=fail)
+        def test_fails(vm): pass
+
+        @pytest.mark.virtainer(prepare=die)
+        def test_dies(vm): pass
+
+        @pytest.mark.virtainer(run_commands=["exit 3"], files={"/unique": UNIQUE})
+        def test_cloud_init(vm): pass
+
+        @pytest.mark.virtainer(prepare=interrupt)
+        def test_interrupted(vm): pass
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-keep-memory")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.assert_outcomes(errors=3)
+    begun = [(pytester.path / f"test_it.{name}").read_text() for name in ("fails", "dies", "interrupted")]
+    assert all(re.fullmatch(r"/store/\.scratch-[0-9a-f]{8}", each) for each in begun)
+    with manager.store() as shop:
+        assert not set(begun) & set(shop.shell("ls -d /store/.scratch-* || true").split())
+
+    for name, memory in (("fails", True), ("cloud_init", True), ("dies", False)):
+        (folder,) = (pytester.path / "virtainer-artifacts").glob(f"*_{name}/vm")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        dead = {"screenshot.png", "journal.txt", "dmesg.txt"}
+        assert manifest["missing"].keys() == (dead if name == "dies" else set()), (name, manifest["missing"])
+        assert (folder / "overlay.qcow2").read_bytes()[:4] == b"QFI\xfb"
+        assert (folder / "seed.iso").stat().st_size > 0
+        assert manifest["machine"]["memory"] is memory
+        if name != "cloud_init":
+            said = virtainers("resume", str(folder), "--", "cat mark /dev/shm/file")
+            assert "on disk\n" in said
+            assert ("in memory\n" in said) is memory
 
 
 def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_memory(
