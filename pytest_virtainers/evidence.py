@@ -157,6 +157,8 @@ def _keep_disk(
         if code != 0:
             raise VirtainerError(said.decode(errors="replace").strip())
         facts = json.loads(said.decode().strip().splitlines()[-1])
+        if memory and not facts["memory"]:
+            into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
         names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
         if not vm.seed_iso:
             names["seed.iso"] = SEED

@@ -156,6 +156,14 @@ def test_without_its_memory_the_disk_is_better_than_nothing(tmp_path: Path) -> N
     assert kept(tmp_path) == WITHOUT_MEMORY
 
 
+def test_why_a_machine_without_qemu_has_no_memory_is_told(tmp_path: Path) -> None:
+    vm = machine()
+    vm._container.evidence = {("--memory",): (0, b'{"memory": false}\n')}
+    manifest = collect(vm, tmp_path, memory=True)
+    assert manifest["missing"] == {"memory.state": "QEMU has ended, or does not answer"}
+    assert kept(tmp_path) == WITHOUT_MEMORY
+
+
 @pytest.mark.parametrize("name", ["seed.iso", "state"])
 def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str, tmp_path: Path) -> None:
     vm = machine()

@@ -275,7 +275,7 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
     for name, memory in (("fails", True), ("cloud_init", True), ("dies", False)):
         (folder,) = (pytester.path / "virtainer-artifacts").glob(f"*_{name}/vm")
         manifest = json.loads((folder / "manifest.json").read_text())
-        dead = {"screenshot.png", "journal.txt", "dmesg.txt"}
+        dead = {"screenshot.png", "journal.txt", "dmesg.txt", "memory.state"}
         assert manifest["missing"].keys() == (dead if name == "dies" else set()), (name, manifest["missing"])
         assert (folder / "overlay.qcow2").read_bytes()[:4] == b"QFI\xfb"
         assert (folder / "seed.iso").stat().st_size > 0
