@@ -260,27 +260,33 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
         @pytest.mark.virtainer(run_commands=["exit 3"], files={"/unique": UNIQUE})
         def test_cloud_init(vm): pass
 
+        @pytest.mark.virtainer(boot_timeout=10, files={"/slow": UNIQUE + " in time"})
+        def test_slow(vm): pass
+
         @pytest.mark.virtainer(prepare=interrupt)
         def test_interrupted(vm): pass
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-keep-memory")
     assert result.ret == pytest.ExitCode.INTERRUPTED
-    result.assert_outcomes(errors=3)
+    result.assert_outcomes(errors=4)
     begun = [(pytester.path / f"test_it.{name}").read_text() for name in ("fails", "dies", "interrupted")]
     assert all(re.fullmatch(r"/store/\.scratch-[0-9a-f]{8}", each) for each in begun)
     with manager.store() as shop:
         assert not set(begun) & set(shop.shell("ls -d /store/.scratch-* || true").split())
 
-    for name, memory in (("fails", True), ("cloud_init", True), ("dies", False)):
+    no_ssh = {"journal.txt", "dmesg.txt"}
+    missing = {"dies": {*no_ssh, "screenshot.png", "memory.state"}, "slow": no_ssh}
+    for name, memory in (("fails", True), ("cloud_init", True), ("dies", False), ("slow", True)):
         (folder,) = (pytester.path / "virtainer-artifacts").glob(f"*_{name}/vm")
         manifest = json.loads((folder / "manifest.json").read_text())
-        dead = {"screenshot.png", "journal.txt", "dmesg.txt", "memory.state"}
-        assert manifest["missing"].keys() == (dead if name == "dies" else set()), (name, manifest["missing"])
+        assert manifest["missing"].keys() == missing.get(name, set()), (name, manifest["missing"])
         assert (folder / "overlay.qcow2").read_bytes()[:4] == b"QFI\xfb"
         assert (folder / "seed.iso").stat().st_size > 0
         assert manifest["machine"]["memory"] is memory
-        if name != "cloud_init":
+        if name == "slow":
+            assert "in time" in virtainers("resume", str(folder), "cat", "/slow")
+        elif name != "cloud_init":
             said = virtainers("resume", str(folder), "--", "cat mark /dev/shm/file")
             assert "on disk\n" in said
             assert ("in memory\n" in said) is memory
