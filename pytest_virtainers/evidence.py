@@ -136,7 +136,10 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
     with into.piece("cores") as path:
         for each in ask(_CORES).decode("utf-8", "surrogateescape").splitlines():
             path.mkdir(exist_ok=True)
-            transfer.get(vm._root_shell, each, path, max(_MOMENT_SECONDS, end - time.monotonic()))
+            target = path / each.rpartition("/")[2]
+            if target.exists():  # a pattern may tell them apart by their folders only
+                target = path / each.strip("/").replace("/", "!")
+            transfer.get(vm._root_shell, each, target, max(_MOMENT_SECONDS, end - time.monotonic()))
 
 
 def _keep_disk(

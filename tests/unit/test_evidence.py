@@ -93,6 +93,19 @@ def test_a_core_dump_that_cannot_be_copied_does_not_end_it(tmp_path: Path) -> No
     assert kept(tmp_path) == WITHOUT_MEMORY
 
 
+def test_core_dumps_of_one_name_are_kept_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(_shell: object, source: str, dest: Path, timeout: float) -> None:
+        assert not dest.exists()
+        dest.write_text(source)
+
+    monkeypatch.setattr("pytest_virtainers.handle.transfer.get", get)
+    vm, listed = machine(), ["/cores/a/core", "/cores/b/core", "/cores/../core"]
+    vm.answers = {"coredump": "\n".join(listed).encode()}
+    assert collect(vm, tmp_path)["missing"] == {}
+    found = {each.name: each.read_text() for each in (tmp_path / "cores").iterdir()}
+    assert found == dict(zip(["core", "cores!b!core", "cores!..!core"], listed, strict=True))
+
+
 def cores(folder: Path, pattern: str) -> list[str]:
     """Run what looks for core dumps, in a guest that is `folder`; give what it finds there."""
     (folder / "pattern").write_text(f"{pattern}\n")
