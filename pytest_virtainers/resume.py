@@ -34,8 +34,10 @@ class Evidence:
 
     @property
     def spec(self) -> Spec:
-        """What the machine was asked to be, as far as it shapes it."""
-        return merge(resolve([]).shape, {**self.manifest["spec"], "template": False})
+        """What the machine was asked to be, as far as it shapes it; one that had too little time gets the usual."""
+        usual, asked = resolve([]).shape, self.manifest["spec"]
+        patience = max(usual["boot_timeout"], asked["boot_timeout"])
+        return merge(usual, {**asked, "boot_timeout": patience, "template": False})
 
     @property
     def has_memory(self) -> bool:

@@ -132,6 +132,13 @@ def test_a_machine_goes_on_with_its_disk_seed_keys_and_memory(folder: Path) -> N
     assert (started["spec"].name, started["spec"].ram, started["spec"].template) == ("web", 1024, False)
 
 
+@pytest.mark.parametrize(("had", "gets"), [(6.0, 300.0), (900.0, 900.0)])
+def test_a_machine_that_had_too_little_time_to_boot_gets_the_usual(had: float, gets: float, folder: Path) -> None:
+    spec = json.loads((folder / "manifest.json").read_text())["spec"]
+    change(folder, spec={**spec, "boot_timeout": had})
+    assert resume.read(folder).spec.boot_timeout == gets
+
+
 def test_without_memory_or_seed_it_boots_from_its_disk(folder: Path) -> None:
     change(folder, machine={"memory": False})
     (folder / "seed.iso").unlink()
