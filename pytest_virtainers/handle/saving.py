@@ -63,7 +63,8 @@ class Saving(Power):
         deadline = time.monotonic() + min(_CLONE_SECONDS, self.spec.boot_timeout)
         self._wait_for_word(_RESTORED, deadline)
         if session is not None:
-            with durations.phase("resume session"), contextlib.suppress(EngineError, *ssh.FAILURES):
+            trouble = (line.Unsuitable, EngineError, *ssh.FAILURES)
+            with durations.phase("resume session"), contextlib.suppress(*trouble):
                 connection = line.resume(self._endpoint.dial_line(), session)
                 if connection.open_ahead(_SESSION_SECONDS):
                     self._connection = connection
