@@ -310,6 +310,29 @@ def test_each_try_of_rerunfailures_has_its_own_evidence(
         assert f"  | try 1 of {number}\n" not in result.stdout.str(), "a try tells of its own machine only"
 
 
+SHARED = """
+    import pytest
+
+    tries = []
+
+    @pytest.mark.virtainer(scope="module")
+    def test_it(vm):
+        tries.append(vm)
+        vm.runs = False
+        assert len(tries) == 2
+"""
+
+
+def test_a_shared_machine_that_a_further_try_has_replaced_ends_with_its_scope(
+    pytester: pytest.Pytester, run: Any
+) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makepyfile(test_later="def test_later(): pass")
+    result = run(SHARED, "--reruns=1", "-s")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["after test_it: [[]'vm'[]] up", "after test_it: [[][]] up", "after test_later: *"])
+
+
 def test_html_reports_show_the_screen_even_when_they_are_one_file(pytester: pytest.Pytester, run: Any) -> None:
     pytest.importorskip("pytest_html")
     result = run(SUITE, "--html=report.html", "--self-contained-html", "-W", "error")
