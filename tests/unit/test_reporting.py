@@ -294,7 +294,7 @@ def test_each_try_of_rerunfailures_has_its_own_evidence(
         "failed": 2,
         "rerun": 4,
     }
-    consoles = {}
+    consoles = {}  # of each test's last report, which has the folders of all tries
     for case in ET.parse(pytester.path / "report.xml").iter("testcase"):  # noqa: S314  (our own)
         said = [Path(each.get("value", ""), "console.log").read_text() for each in case.iter("property")]
         consoles[case.get("name")] = [each.splitlines()[-1] for each in said]
