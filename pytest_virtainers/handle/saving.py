@@ -179,8 +179,8 @@ class Saving(Power):
         stood_still = self._off or bool(self._halted)
         if self._off:  # QEMU lets nothing run after a shutdown but what was reset
             self.qmp("system_reset")
-        self.console.start_anew()
         self._in_place("load", snapshot)
+        self.console.start_anew()  # not before: a kernel that has panicked goes on to tell of it
         if stood_still:  # QEMU leaves it so
             self.qmp("cont")
             self._wait_until_on(deadline)
