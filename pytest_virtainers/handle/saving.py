@@ -67,7 +67,8 @@ class Saving(Power):
         for took in _PARTS.finditer(self._container.stderr.rpartition(_RESTORED)[2].partition(b"\n")[0]):
             durations.part(took[1].decode(), float(took[2]))
         if session is not None:
-            with durations.phase("resume session"), contextlib.suppress(EngineError, *ssh.FAILURES):
+            trouble = (line.Unsuitable, EngineError, *ssh.FAILURES)
+            with durations.phase("resume session"), contextlib.suppress(*trouble):
                 connection = line.resume(self._endpoint.dial_line(), session)
                 if connection.open_ahead(_SESSION_SECONDS):
                     self._connection = connection
@@ -182,8 +183,8 @@ class Saving(Power):
         stood_still = self._off or bool(self._halted)
         if self._off:  # QEMU lets nothing run after a shutdown but what was reset
             self.qmp("system_reset")
-        self.console.start_anew()
         self._in_place("load", snapshot)
+        self.console.start_anew()  # not before: a kernel that has panicked goes on to tell of it
         if stood_still:  # QEMU leaves it so
             self.qmp("cont")
             self._wait_until_on(deadline)

@@ -9,6 +9,7 @@ from virtainer.ending import End, Reason
 
 from pytest_virtainers.errors import BadTemplate, GuestPanic, SSHError, StoreError, VirtainerError, VMGone
 from pytest_virtainers.handle import line, ssh
+from pytest_virtainers.handle.saving import Snapshot
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT
@@ -80,6 +81,19 @@ def test_a_machine_that_cannot_go_on_says_why(container: Container, kind: type[V
     with pytest.raises(VirtainerError) as caught:
         machine(container).run("true")
     assert (type(caught.value), str(caught.value)) == (kind, words)
+
+
+def test_what_a_panicking_kernel_says_until_it_goes_back_in_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = Container(RUNS, console=b"Kernel panic - not syncing: so\r\n")
+    vm = machine(container)
+
+    def load(*_: object) -> None:
+        container.stdout += b"---[ end Kernel panic - not syncing: so ]---\r\n"
+
+    monkeypatch.setattr(vm, "_in_place", load)
+    monkeypatch.setattr(vm, "_wait", lambda *_, **__: vm._check_alive())
+    vm.restore(Snapshot(vm, "s1"))
+    assert vm.runs
 
 
 class Connection:

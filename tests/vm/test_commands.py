@@ -57,6 +57,23 @@ def test_the_end_of_a_block_is_the_end_of_its_process(session_vm: VM) -> None:
     assert not session_vm.run("pgrep -x -f 'sleep 2222'", check=False)
 
 
+@pytest.mark.parametrize("sudo", [False, True])
+def test_not_even_one_that_ignores_its_end_outlives_the_block(session_vm: VM, sudo: bool) -> None:
+    stubborn = "trap '' TERM; echo ready; while :; do sleep 3333; done"
+    with session_vm.popen(stubborn, sudo=sudo) as process:
+        assert next(process.lines(timeout=30)) == "ready"
+        session_vm.wait_until_succeeds(["pgrep", "-x", "-f", "sleep 3333"])
+    assert process.poll() == -1
+    assert not session_vm.run("pgrep -f '[s]leep 3333'", check=False), "neither it nor what it would start again"
+
+
+def test_a_loop_is_killed_with_what_it_runs(session_vm: VM) -> None:
+    process = session_vm.popen("while :; do echo on; sleep 0.1; done")
+    assert next(process.lines(timeout=30)) == "on"
+    process.kill()
+    assert process.wait(session_vm.scaled(3)).exit_code == -1
+
+
 def test_the_log_has_all_that_was_done(session_vm: VM) -> None:
     session_vm.run("printf 12345; exit 4", check=False)
     session_vm.run("printf 'a\nb'", sudo=True)

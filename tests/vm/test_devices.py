@@ -3,14 +3,16 @@
 import os
 import pty
 import shlex
+import string
 import struct
 import subprocess
+import time
 import zlib
 from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import VM, VirtainerError, WaitTimeout
+from pytest_virtainers import VM, VirtainerError, VMGone, WaitTimeout
 
 
 def test_disks_come_and_go(session_vm: VM) -> None:
@@ -103,6 +105,42 @@ def test_the_screen_shows_what_is_typed(session_vm: VM, tmp_path: Path) -> None:
     assert pixels(session_vm.screenshot(tmp_path / "after.png")) != first
     with pytest.raises(ValueError, match="a US keyboard has no key for 'ü'"):
         session_vm.type("ü")
+
+
+def arrived(vm: VM, terminal: str, text: str) -> str:
+    """Give what `cat` has read from a terminal, when it is as much as `text` or no more comes."""
+    seen, quiet = "", 0
+    while len(seen) < len(text) and quiet < 10:
+        before, seen = seen, vm.run(["cat", f"/tmp/{terminal}"], sudo=True).stdout
+        quiet = quiet + 1 if seen == before else 0
+        time.sleep(0.5)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("terminal", "login", "lines"), [("tty1", "getty@tty1", 2), ("ttyS0", "serial-getty@ttyS0", 20)]
+)
+def test_nothing_of_a_long_text_is_lost(session_vm: VM, terminal: str, login: str, lines: int) -> None:
+    printable = string.ascii_letters + string.digits + string.punctuation + " "
+    text = "".join((printable * 6)[number : number + 499] + "\n" for number in range(lines))
+    session_vm.run(["systemctl", "stop", login], sudo=True)
+    with session_vm.popen(f"exec cat </dev/{terminal} >/tmp/{terminal}", sudo=True):
+        session_vm.wait_until_succeeds(["pgrep", "-x", "cat"])
+        if terminal == "tty1":
+            session_vm.type(text)
+        else:
+            session_vm.console.send(text)
+        assert arrived(session_vm, terminal, text) == text
+    session_vm.run(["systemctl", "start", login], sudo=True)
+
+
+def test_a_machine_that_stands_still_hears_no_keys(session_vm: VM) -> None:
+    session_vm.pause()
+    try:
+        with pytest.raises(VMGone, match=r"vm does not run: it is paused"):
+            session_vm.type("lost")
+    finally:
+        session_vm.resume()
 
 
 def test_qmp_and_its_refusals(session_vm: VM) -> None:

@@ -44,9 +44,16 @@ def test_dead_sshd(vm):
     vm.run("systemctl stop ssh.socket ssh; pkill -9 sshd; pkill -9 sshd-session; sleep 600", sudo=True)
 
 
+# All processors are taken, at a priority that nothing else has; the kernel is told not to leave others any time.
+HANG = '''
+for each in /sys/kernel/debug/sched/fair_server/cpu*/runtime; do echo 0 >$each; done
+echo -1 >/proc/sys/kernel/sched_rt_runtime_us
+exec chrt -f 99 sh -c 'for each in $(seq $(nproc)); do while :; do :; done & done; wait'
+'''
+
+
 def test_hung_kernel(vm):
-    vm._container.run(["qmp", '{"execute": "stop"}'])  # as a kernel does that hangs, its processors do nothing for us
-    vm.run("true")
+    vm.run(HANG, sudo=True)
 
 
 def test_powered_off(vm):
@@ -377,6 +384,30 @@ def test_each_try_has_a_folder_and_the_oldest_go(pytester: pytest.Pytester) -> N
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-retention=1").assert_outcomes(failed=1)
     assert [each.name for each in root.iterdir() if each.is_dir()] == [f"{first}.3"]
     assert (root / ".gitignore").read_text() == "*\n"
+
+
+def test_a_test_that_is_run_again_has_evidence_of_each_try(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+
+        tries = []
+
+        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        def test_it(vm):
+            tries.append(vm)
+            vm.run(f"echo on the disk of try {len(tries)} | tee try; sync; false")
+        """
+    )
+    options = ("-p", "no:cacheprovider", "--reruns=1", "--junitxml=report.xml")
+    result = pytester.runpytest_subprocess(*options)
+    assert result.parseoutcomes() == {"failed": 1, "rerun": 1}
+    *_, last = ET.parse(pytester.path / "report.xml").iter("testcase")  # noqa: S314  (our own)
+    folders = [Path(each.get("value", "")) for each in last.iter("property")]
+    assert [each.parent.name for each in folders] == ["test_it-py-test_it", "test_it-py-test_it.2"]
+    for number, folder in enumerate(folders, 1):
+        assert f"echo on the disk of try {number}" in (folder / "commands.log").read_text()
+        assert f"on the disk of try {number}\n" in virtainers("resume", str(folder), "cat", "try")
 
 
 @pytest.mark.parametrize(("options", "answers"), [(["--virtainer-hold"], ["\n"]), (["--pdb"], ["vm.name\n", "q\n"])])

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pytest_virtainers import VM, VMFactory
+from pytest_virtainers import VM, CommandFailed, VirtainerError, VMFactory
 
 
 def test_a_full_disk(session_vm: VM) -> None:
@@ -15,6 +15,24 @@ def test_a_full_disk(session_vm: VM) -> None:
     session_vm.run("head -c 1M /dev/zero >/var/tmp/more && rm /var/tmp/more", sudo=True)
     with session_vm.fill_disk("/var/tmp", leave="20M"):
         session_vm.run("head -c 5M /dev/zero >/var/tmp/more && rm /var/tmp/more", sudo=True)
+    with pytest.raises(CommandFailed, match="No space left"), session_vm.fill_disk("/var/tmp"):
+        session_vm.run("head -c 1M /dev/zero >/var/tmp/more", sudo=True)
+    assert session_vm.glob("/var/tmp/.virtainer-fill*") == []
+
+
+def test_a_disk_that_is_not_filled_to_the_end_is_emptied(session_vm: VM) -> None:
+    free = "stat -f -c %f /var/tmp"
+    before = int(session_vm.run(free).stdout)
+    breaks = '#!/bin/sh\n/usr/bin/fallocate "$@" && touch /run/fell && kill -9 $PPID\n'
+    session_vm.write_text("/usr/local/bin/fallocate", breaks, mode=0o755)
+    try:
+        with pytest.raises(VirtainerError), session_vm.fill_disk("/var/tmp"):
+            pytest.fail("it is not full")
+    finally:
+        session_vm.run("rm /usr/local/bin/fallocate", sudo=True)
+    session_vm.run("rm /run/fell", sudo=True)
+    assert session_vm.glob("/var/tmp/.virtainer-fill*") == []
+    assert int(session_vm.run(free).stdout) > before / 2
 
 
 def test_another_time(session_vm: VM) -> None:

@@ -107,11 +107,15 @@ def test_where_no_route_leads_the_session_goes_on_through_an_exec_stream(
     manager.discard(vm)
 
 
-def test_without_a_session_that_works_we_log_in(manager: Manager) -> None:
+@pytest.mark.parametrize("lack", ["its keys", "an algorithm"])
+def test_without_a_session_that_works_we_log_in(manager: Manager, lack: str) -> None:
     wanted = spec("alone")
     template = place_of(manager, wanted)
     assert template.session is not None
-    broken = replace(template.session, keys=dict.fromkeys(template.session.keys, "00" * 64))
+    if lack == "its keys":
+        broken = replace(template.session, keys=dict.fromkeys(template.session.keys, "00" * 64))
+    else:
+        broken = replace(template.session, facts={**template.session.facts, "remote_cipher": "of-another-paramiko"})
     manager.templates()._known[template.key] = replace(template, session=broken)
     try:
         vm = manager.launch(wanted)
