@@ -104,7 +104,10 @@ class Devices(Power):
         self._control("device", "remove", nic.name)
 
     def link_down(self, nic: Nic | None = None) -> None:
-        """Pull the cable out of a card that was added, or of the first one: then SSH waits until it is in again."""
+        """Pull the cable out of a card that was added, or of the first one.
+
+        Without that one, SSH waits until it is in again, except in a clone that still has its template's session.
+        """
         __tracebackhide__ = True
         self.qmp("set_link", name=nic.name if nic else "nic0", up=False)
 

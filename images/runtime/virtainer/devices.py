@@ -117,8 +117,7 @@ def main(arguments: list[str]) -> int:
         print(_USAGE, file=sys.stderr)
         return 2
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(qmp.SOCKET))
+        with qmp.connect() as connection:
             match arguments:
                 case ["add-disk", name, mib]:
                     add_disk(connection, name, int(mib))

@@ -14,6 +14,21 @@ from typing import Any
 SOCKET = Path("/run/virtainer/qmp.sock")
 
 
+_ANSWER_SECONDS = 30.0
+
+
+def connect(path: Path | None = None) -> socket.socket:
+    """Open a connection to QEMU. When QEMU says nothing for half a minute, reading is a TimeoutError."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_ANSWER_SECONDS)
+    try:
+        connection.connect(str(path or SOCKET))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 class Refused(Exception):
     """QEMU answered a command with an error; the text is QEMU's."""
 
@@ -76,8 +91,7 @@ def main(arguments: list[str], path: Path = SOCKET) -> int:
     if not commands or not all(isinstance(command, dict) for command in commands):
         return _complain("""expected commands such as '{"execute": "query-status"}'""")
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(path))
+        with connect(path) as connection:
             replies = execute(connection, commands)
     except (OSError, EOFError) as error:
         return _complain(f"no answer on {path}: {error or 'QEMU ended'}")

@@ -8,7 +8,6 @@ https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (snapshot-save and it
 from __future__ import annotations
 
 import re
-import socket
 import sys
 import time
 from typing import Any
@@ -57,8 +56,7 @@ def main(arguments: list[str]) -> int:
         print(_USAGE, file=sys.stderr)
         return 2
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(qmp.SOCKET))
+        with qmp.connect() as connection:
             run(qmp.Monitor(connection), *arguments)
     except (OSError, EOFError, qmp.Refused) as error:
         print(f"snapshot: {error or 'QEMU ended'}", file=sys.stderr)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sys
 import time
 from pathlib import Path
@@ -213,8 +212,7 @@ def main() -> int:
         return _complain("this virtainer was not started with TEMPLATE_SAVE=on")
     folder = Path(prepared["folder"])
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(qmp.SOCKET))
+        with qmp.connect() as connection:
             save(qmp.Monitor(connection))
         complete(folder, prepared["facts"])
     except (OSError, EOFError, qmp.Refused) as error:

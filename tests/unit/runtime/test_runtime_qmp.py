@@ -69,6 +69,17 @@ def test_no_vm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"qmp: no answer on {tmp_path}/qmp.sock" in capsys.readouterr().err
 
 
+def test_a_qemu_that_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(qmp, "_ANSWER_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "qmp.sock"))
+        server.listen()
+        assert qmp.main(['{"execute": "query-status"}'], tmp_path / "qmp.sock") == 2
+    assert "qmp.sock: timed out" in capsys.readouterr().err
+
+
 def test_messages_in_pieces_are_put_together() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
