@@ -36,7 +36,8 @@ def test_out_of_memory(vm):
 
 
 def test_full_disk(vm):
-    vm.fill_disk().__enter__()  # and so it is while the evidence is taken
+    full = vm.fill_disk()
+    full.__enter__()  # and so it is while the evidence is taken
     vm.run("head -c 1M /dev/zero >/var/tmp/file", sudo=True)
 
 
