@@ -15,34 +15,49 @@ import posixpath
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
-from pytest_virtainers.errors import TransferError
+from pytest_virtainers.errors import TransferError, VirtainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MISSING = 44
+_MOMENT_SECONDS = 1.0
 
-_RECEIVE = """
+# First of two scripts: unpacks, and says where, and what it will become. A stream that breaks between two files looks
+# whole to tar, as does that of a sender which could not read some: so nothing is installed before the sender says so.
+_UNPACK = """
 set -eu
-dest=$1 name=$2 owner=$3
+dest=$1 name=$2
 case $dest in */) mkdir -p -- "$dest" ;; esac
 if [ -d "$dest" ]; then dest=${dest%/}/$name; fi
 case $dest in */*) folder=${dest%/*}/ ;; *) folder=. ;; esac
 mkdir -p -- "$folder"
 stage=$(mktemp -d "$folder/.virtainer.XXXXXX")
 trap 'rm -rf -- "$stage"' EXIT
+printf '%s\\0' "$stage" "$dest"
 tar -x -p -o -f - -C "$stage"
-chown -hR -- "${owner:-$(stat -c %u:%g -- "$folder")}" "$stage/$name"
+trap - EXIT
+"""
+
+_INSTALL = """
+set -eu
+stage=$1 dest=$2 name=$3 owner=$4
+trap 'rm -rf -- "$stage"' EXIT
+chown -hR -- "${owner:-$(stat -c %u:%g -- "${stage%/*}/")}" "$stage/$name"
 if [ -d "$dest" ] && [ -d "$stage/$name" ] && [ ! -L "$stage/$name" ]; then
     cp -a -- "$stage/$name/." "$dest/"
 else
     mv -f -T -- "$stage/$name" "$dest"
 fi
-printf %s "$dest"
 """
+
+# Twice, because the tar of a broken transfer may still unpack what has arrived.
+_DROP = 'rm -rf -- "$1" 2>/dev/null || { sleep 1; rm -rf -- "$1"; }'
+_DROP_SECONDS = 10.0
 
 _SEND = f"""
 set -eu
@@ -92,17 +107,28 @@ def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: f
     if not os.path.lexists(source):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
     whole = source if source.is_symlink() else source.resolve()  # gives `.` and `..` a name
-    arrived = bytearray()
-    tar = _LocalTar(["-c", "-f", "-", "-C", str(whole.parent), "--", whole.name], stdout=subprocess.PIPE)
-    with tar as process:
+    action, told = f"copying {source} to {dest} in the guest", bytearray()
+    end = None if timeout is None else time.monotonic() + timeout
+    try:
+        tar = _LocalTar(["-c", "-f", "-", "-C", str(whole.parent), "--", whole.name], stdout=subprocess.PIPE)
+        with tar as process:
+            code, said = shell(
+                _script(_UNPACK, dest, whole.name), stdin=process.stdout, stdout=told.extend, timeout=timeout
+            )
+        _check(tar, code, action, said)
+        stage, arrived, _ = told.decode("utf-8", "surrogateescape").split("\0")
+        left = None if end is None else max(_MOMENT_SECONDS, end - time.monotonic())
         code, said = shell(
-            _script(_RECEIVE, dest, whole.name, owner or ""),
-            stdin=process.stdout,
-            stdout=arrived.extend,
-            timeout=timeout,
+            _script(_INSTALL, stage, arrived, whole.name, owner or ""), stdin=None, stdout=bytes, timeout=left
         )
-    _check(tar, code, f"copying {source} to {dest} in the guest", said)
-    return arrived.decode("utf-8", "surrogateescape")
+        _check(tar, code, action, said)
+    except Exception:
+        stage = told.decode("utf-8", "surrogateescape").partition("\0")[0]
+        if stage:
+            with contextlib.suppress(VirtainerError):  # it must not cover what went wrong
+                shell(_script(_DROP, stage), stdin=None, stdout=bytes, timeout=_DROP_SECONDS)
+        raise
+    return arrived
 
 
 def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Path:

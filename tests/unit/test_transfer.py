@@ -1,5 +1,8 @@
 """The scripts of a transfer, run by the local shell: whatever `sh` and `tar` do in a guest, they do here."""
 
+import io
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from pytest_virtainers.errors import TransferError
+from pytest_virtainers.errors import SSHError, TransferError
 from pytest_virtainers.handle import transfer
 
 NAMES = ["plain", "with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash", "$HOME;`id`", "trailing\n"]
@@ -111,6 +114,49 @@ def test_a_failed_transfer_says_why_and_leaves_nothing(tree: Path, tmp_path: Pat
         put(tree, str(blocked))
     assert blocked.read_text() == "old"
     assert not list(tmp_path.glob(".virtainer.*"))
+
+
+def half_a_tree(tree: Path) -> bytes:
+    """The stream of a folder, cut after its first file."""
+    first = subprocess.run(
+        ["tar", "-c", "-f", "-", "--no-recursion", "-C", str(tree.parent), "tree", "tree/plain"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    return first[: 3 * 512]
+
+
+def test_a_connection_that_breaks_between_two_files_installs_nothing(tree: Path, tmp_path: Path) -> None:
+    cut, calls = half_a_tree(tree), []
+    (tmp_path / "guest").mkdir()
+
+    def breaking_shell(
+        script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        calls.append(script)
+        if stdin is None:
+            return local_shell(script, stdin=None, stdout=stdout, timeout=timeout)
+        assert local_shell(script, stdin=io.BytesIO(cut), stdout=stdout, timeout=timeout) == (0, "")
+        raise SSHError("the connection broke")
+
+    with pytest.raises(SSHError, match="broke"):
+        transfer.put(breaking_shell, tree, f"{tmp_path}/guest/app", None, 10)
+    assert len(calls) == 2, "the second one removes what has arrived"
+    assert not list((tmp_path / "guest").iterdir())
+
+
+def test_a_local_tar_that_fails_installs_nothing(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does when it cannot read a file: it says so, and goes on."""
+    tar = tmp_path / "bin" / "tar"
+    tar.parent.mkdir()
+    real = shutil.which("tar")
+    tar.write_text(f'#!/bin/sh\n{real} "$@" || exit\n[ "$1" != -c ] || {{ echo "cannot open x" >&2; exit 2; }}\n')
+    tar.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tar.parent}:{os.environ['PATH']}")
+    (tmp_path / "guest").mkdir()
+    with pytest.raises(TransferError, match=r"failed here \(tar exit code 2\): cannot open x"):
+        put(tree, f"{tmp_path}/guest/app")
+    assert not list((tmp_path / "guest").iterdir())
 
 
 def test_a_guest_cannot_write_outside_of_the_destination(tmp_path: Path) -> None:
