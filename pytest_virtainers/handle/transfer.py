@@ -72,13 +72,15 @@ exit $code
 
 _WRITE = """
 set -eu
-path=$1 mode=$2 owner=$3
+path=$1 mode=$2 owner=$3 size=$4
 if [ -L "$path" ]; then path=$(readlink -f -- "$path"); fi
 case $path in */*) folder=${path%/*}/ ;; *) folder=. ;; esac
 mkdir -p -- "$folder"
 stage=$(mktemp "$folder/.virtainer.XXXXXX")
 trap 'rm -f -- "$stage"' EXIT
 cat >"$stage"
+arrived=$(stat -c %s -- "$stage")
+if [ "$arrived" != "$size" ]; then echo "only $arrived of $size bytes have arrived" >&2; exit 1; fi
 if [ -e "$path" ]; then like=$path mode=${mode:-$(stat -c %a -- "$path")}; else like=$folder mode=${mode:-644}; fi
 chown -- "${owner:-$(stat -c %u:%g -- "$like")}" "$stage"
 chmod -- "$mode" "$stage"
@@ -184,7 +186,7 @@ def write(
     """Write a file of the guest in one step; mode and owner stay as they were unless given (new: 0644)."""
     octal = "" if mode is None else f"{mode:o}"
     code, said = shell(
-        _script(_WRITE, path, octal, owner or ""),
+        _script(_WRITE, path, octal, owner or "", str(len(content))),
         stdin=io.BytesIO(content),
         stdout=lambda _data: None,
         timeout=timeout,

@@ -192,3 +192,19 @@ def test_write_keeps_mode_and_follows_links(tmp_path: Path) -> None:
     assert transfer.read(local_shell, str(tmp_path / "a/b c"), 10) == b"\xff"
     with pytest.raises(TransferError, match=r"writing .* failed \(exit code 1\): mv: "):
         transfer.write(local_shell, str(tmp_path / "a"), b"x", mode=None, owner=None, timeout=10)
+
+
+def test_a_text_of_which_a_part_arrives_is_not_written(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("old")
+
+    def breaking_shell(
+        script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        assert stdin is not None
+        return local_shell(script, stdin=io.BytesIO(stdin.read()[:3]), stdout=stdout, timeout=timeout)
+
+    with pytest.raises(TransferError, match="only 3 of 7 bytes have arrived"):
+        transfer.write(breaking_shell, str(target), b"content", mode=None, owner=None, timeout=10)
+    assert target.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["target"]
