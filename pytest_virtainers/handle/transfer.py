@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import posixpath
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -63,10 +65,11 @@ _SEND = f"""
 set -eu
 cd -- "$1" 2>/dev/null || exit {_MISSING}
 [ -e "$2" ] || [ -L "$2" ] || exit {_MISSING}
-code=0
-tar -c -f - -- "$2" || code=$?
+code=0 gnu=
+case $(tar --version 2>/dev/null) in *GNU*) gnu=yes ;; esac
+tar -c ${{gnu:+$3}} -f - -- "$2" || code=$?
 # GNU tar ends with 1 when a file has changed while it was read, as logs do: what it read is good. Others fail so.
-[ $code != 1 ] || ! tar --version 2>/dev/null | grep -q GNU || code=0
+[ $code != 1 ] || [ -z "$gnu" ] || code=0
 exit $code
 """
 
@@ -112,7 +115,8 @@ def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: f
     action, told = f"copying {source} to {dest} in the guest", bytearray()
     end = None if timeout is None else time.monotonic() + timeout
     try:
-        tar = _LocalTar(["-c", "-f", "-", "-C", str(whole.parent), "--", whole.name], stdout=subprocess.PIPE)
+        sparse = ["-S"] if "GNU" in _local_tar() and _has_holes(whole) and _guest_takes_holes(shell, timeout) else []
+        tar = _LocalTar(["-c", *sparse, "-f", "-", "-C", str(whole.parent), "--", whole.name], stdout=subprocess.PIPE)
         with tar as process:
             code, said = shell(
                 _script(_UNPACK, dest, whole.name), stdin=process.stdout, stdout=told.extend, timeout=timeout
@@ -156,7 +160,9 @@ def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Pat
                 with contextlib.suppress(BrokenPipeError):  # tar has ended; its exit code says why
                     pipe.write(data)
 
-            code, said = shell(_script(_SEND, folder or ".", name), stdin=None, stdout=forward, timeout=timeout)
+            sparse = "-S" if _takes_holes(_local_tar()) else ""
+            send = _script(_SEND, folder or ".", name, sparse)
+            code, said = shell(send, stdin=None, stdout=forward, timeout=timeout)
         if code == _MISSING:
             raise FileNotFoundError(errno.ENOENT, "No such file in the guest", source)
         _check(tar, code, f"copying {source} of the guest to {dest}", said)
@@ -197,6 +203,34 @@ def write(
 
 def _script(text: str, *arguments: str) -> list[str]:
     return ["sh", "-c", text, "sh", *arguments]
+
+
+@functools.cache
+def _local_tar() -> str:
+    """Say which tar the local one is."""
+    return subprocess.run(["tar", "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def _takes_holes(version: str) -> bool:
+    """Tell whether such a tar unpacks what GNU tar packs with `-S`; busybox leaves those files out."""
+    return "GNU" in version or "bsdtar" in version
+
+
+def _guest_takes_holes(shell: RootShell, timeout: float | None) -> bool:
+    version = bytearray()
+    shell(["tar", "--version"], stdin=None, stdout=version.extend, timeout=timeout)
+    return _takes_holes(version.decode(errors="replace"))
+
+
+def _has_holes(source: Path) -> bool:
+    """Tell whether a file there takes less room than its length."""
+    files = (Path(folder, name) for folder, _, names in os.walk(source) for name in names)
+    for each in [source] if source.is_symlink() or not source.is_dir() else files:
+        with contextlib.suppress(OSError):  # tar says what is wrong with it
+            found = each.lstat()
+            if stat.S_ISREG(found.st_mode) and found.st_blocks * 512 < found.st_size:
+                return True
+    return False
 
 
 class _LocalTar:

@@ -13,6 +13,7 @@ import pytest
 from pytest_virtainers.errors import SSHError, TransferError
 from pytest_virtainers.handle import transfer
 
+MIB = 1024 * 1024
 NAMES = ["plain", "with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash", "$HOME;`id`", "trailing\n"]
 
 
@@ -76,6 +77,45 @@ def test_trees_keep_names_modes_and_links(there_and_back: str, tree: Path, tmp_p
     else:
         get(str(tree), dest)
     assert listing(dest) == listing(tree)
+
+
+def sparse_file(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(64 * MIB)
+        file.seek(40 * MIB)
+        file.write(b"in the middle")
+    return path
+
+
+def test_holes_are_kept(tmp_path: Path) -> None:
+    source = sparse_file(tmp_path / "source")
+    there = Path(put(source, f"{tmp_path}/there"))
+    (tmp_path / "folder").mkdir()
+    sparse_file(tmp_path / "folder" / "source")
+    deeper = Path(put(tmp_path / "folder", f"{tmp_path}/copy")) / "source"
+    back = get(str(source), tmp_path / "back")
+    for each in (there, deeper, back):
+        assert each.read_bytes() == source.read_bytes()
+        assert each.stat().st_blocks * 512 < MIB
+
+
+def test_a_guest_whose_tar_knows_no_holes_gets_zeros(tmp_path: Path) -> None:
+    source, sent = sparse_file(tmp_path / "source"), []
+
+    def busybox(
+        script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        if script == ["tar", "--version"]:
+            stdout(b"tar (busybox) 1.37.0\n")
+            return 0, ""
+        if stdin is not None:
+            sent.append(stdin.read())
+            stdin = io.BytesIO(sent[0])
+        return local_shell(script, stdin=stdin, stdout=stdout, timeout=timeout)
+
+    transfer.put(busybox, source, f"{tmp_path}/there", None, 10)
+    assert len(sent[0]) > 64 * MIB
+    assert (tmp_path / "there").read_bytes() == source.read_bytes()
 
 
 def test_names_follow_cp(tree: Path, tmp_path: Path) -> None:
