@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 from pytest_virtainers.errors import TransferError, VirtainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _MISSING = 44
 _MOMENT_SECONDS = 1.0
@@ -147,8 +147,10 @@ def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Pat
     folder, name = posixpath.split(posixpath.normpath(source))
     if dest.is_dir():
         dest = dest / name
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".virtainer.", dir=dest.parent))
+    action = f"copying {source} of the guest to {dest}"
+    with _told(action):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".virtainer.", dir=dest.parent))
     try:
         # GNU tar and bsdtar refuse names that lead out of the folder; the guest is not trusted with that.
         tar = _LocalTar(["-x", "-p", "-o", "-f", "-", "-C", str(stage)], stdin=subprocess.PIPE)
@@ -165,11 +167,9 @@ def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Pat
             code, said = shell(send, stdin=None, stdout=forward, timeout=timeout)
         if code == _MISSING:
             raise FileNotFoundError(errno.ENOENT, "No such file in the guest", source)
-        _check(tar, code, f"copying {source} of the guest to {dest}", said)
-        if dest.is_dir() and not dest.is_symlink():
-            subprocess.run(["cp", "-a", f"{stage / name}/.", f"{dest}/"], check=True)
-        else:
-            (stage / name).replace(dest)
+        _check(tar, code, action, said)
+        with _told(action):
+            _install(stage / name, dest)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return dest
@@ -257,6 +257,25 @@ class _LocalTar:
         self._log.seek(0)
         self.said = self._log.read().decode(errors="replace").strip()
         self._log.close()
+
+
+def _install(arrived: Path, dest: Path) -> None:
+    """Give what has arrived its place; a folder is merged into one that is there."""
+    if any(each.is_symlink() or not each.is_dir() for each in (arrived, dest)):
+        arrived.replace(dest)
+        return
+    copying = subprocess.run(["cp", "-a", f"{arrived}/.", f"{dest}/"], stderr=subprocess.PIPE, check=False)
+    if copying.returncode != 0:
+        raise OSError(copying.stderr.decode(errors="replace").strip())
+
+
+@contextlib.contextmanager
+def _told(action: str) -> Iterator[None]:
+    """Turn what this machine's file system refuses into a `TransferError`."""
+    try:
+        yield
+    except OSError as error:
+        raise TransferError(f"{action} failed here: {error}") from error
 
 
 def _check(tar: _LocalTar, code: int, action: str, said: str) -> None:

@@ -156,6 +156,27 @@ def test_a_failed_transfer_says_why_and_leaves_nothing(tree: Path, tmp_path: Pat
     assert not list(tmp_path.glob(".virtainer.*"))
 
 
+def test_what_cannot_have_its_place_here_says_why_and_leaves_nothing(
+    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "here"
+    (here / "plain").mkdir(parents=True)
+    (here / "tree" / "sub").mkdir(parents=True)
+    (here / "tree" / "sub" / "script").mkdir()
+    (here / "file").write_text("old")
+    for source, dest, words in (
+        (tree / "plain", here, r"of the guest to .*here/plain failed here: .*Is a directory"),
+        (tree, here / "file", r"of the guest to .*file failed here: .*Not a directory"),
+        (tree, here / "file" / "x", r"of the guest to .*file/x failed here: .*file"),
+        (tree, here, r"of the guest to .*here/tree failed here: cp: "),
+    ):
+        with pytest.raises(TransferError, match=words):
+            get(str(source), dest)
+    assert (here / "file").read_text() == "old"
+    assert not list(here.glob(".virtainer.*"))
+    assert capfd.readouterr() == ("", ""), "the words are in the error, nowhere else"
+
+
 def half_a_tree(tree: Path) -> bytes:
     """The stream of a folder, cut after its first file."""
     first = subprocess.run(
