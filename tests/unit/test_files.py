@@ -1,13 +1,16 @@
 """The file methods of a handle whose guest only takes what it is sent."""
 
+import io
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
 
 from pytest_virtainers import progress
+from pytest_virtainers.handle import ssh
 from tests.unit.test_vm import Container, machine
 
 MIB = 1024 * 1024
@@ -56,3 +59,10 @@ def test_how_much_is_uploaded_is_shown_by_the_thread_that_waits(
     assert vm.put("source", "/guest/source") == "/guest/source"
     assert {thread for _, thread in shown} == {threading.current_thread()}
     assert any(text.endswith("3 MiB") for text, _ in shown)
+
+
+def test_input_that_was_closed_meanwhile_ends_without_a_word() -> None:
+    """As the local tar's is, when the guest's has ended early."""
+    source = io.BytesIO(b"more")
+    channel: Any = SimpleNamespace(settimeout=lambda _seconds: None, sendall=lambda _data: source.close())
+    ssh._feed(channel, source)
