@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from pytest_virtainers import VM
 
 MIB = 1024 * 1024
@@ -27,3 +29,20 @@ def test_a_file_with_holes_goes_there_and_back(session_vm: VM, tmp_path: Path) -
         for where in (300 * MIB, 900 * MIB):
             file.seek(where)
             assert file.read(8) == b"written\0"
+
+
+def test_paths_that_match_a_pattern_are_found_in_order(session_vm: VM) -> None:
+    session_vm.run("mkdir /var/tmp/found && cd /var/tmp/found && touch b.log 'a b.log' c.txt && ln -s /none d.log")
+    assert session_vm.glob("/var/tmp/found/*.log") == [
+        "/var/tmp/found/a b.log",
+        "/var/tmp/found/b.log",
+        "/var/tmp/found/d.log",
+    ]
+    assert session_vm.glob("/var/tmp/f*/[bc].???") == ["/var/tmp/found/b.log", "/var/tmp/found/c.txt"]
+    assert session_vm.glob("/var/tmp/found/*.none") == []
+
+
+@pytest.mark.parametrize("pattern", ["found/*", "/var/a b*", "/var/$HOME/*", "/var/`id`"])
+def test_what_is_more_than_a_pattern_is_refused(session_vm: VM, pattern: str) -> None:
+    with pytest.raises(ValueError, match="an absolute pattern without blanks"):
+        session_vm.glob(pattern)
