@@ -1,11 +1,12 @@
 """Files of a real VM: what a local shell cannot show."""
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import VM
+from pytest_virtainers import VM, SSHError, TransferError
 
 MIB = 1024 * 1024
 
@@ -29,6 +30,25 @@ def test_a_file_with_holes_goes_there_and_back(session_vm: VM, tmp_path: Path) -
         for where in (300 * MIB, 900 * MIB):
             file.seek(where)
             assert file.read(8) == b"written\0"
+
+
+def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(100):
+        (tree / str(number)).write_bytes(bytes(4 * MIB))
+    session_vm.run("mkdir -p /var/tmp/broken/tree && echo old >/var/tmp/broken/tree/old")
+    connection = session_vm._connection
+    assert connection is not None
+    breaking = threading.Timer(0.5, connection.close)
+    breaking.start()
+    with pytest.raises(SSHError):
+        session_vm.put(tree, "/var/tmp/broken")
+    breaking.join()
+    assert session_vm.run("cd /var/tmp/broken && find . -type f", sudo=True).stdout == "./tree/old\n"
+    with pytest.raises(TransferError, match="not done after 1 s"):
+        session_vm.put(tree, "/var/tmp/broken", timeout=1)
+    assert session_vm.run("cd /var/tmp/broken && find . -type f", sudo=True).stdout == "./tree/old\n"
 
 
 def test_paths_that_match_a_pattern_are_found_in_order(session_vm: VM) -> None:
