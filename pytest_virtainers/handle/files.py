@@ -48,7 +48,7 @@ class Files(Commands):
             return transfer.put(shell, Path(source), dest, owner, timeout)
 
     def get(self, source: str, dest: str | Path, *, timeout: float | None = None) -> Path:
-        """Copy a file or tree of the guest to this machine, as `cp -a SOURCE DEST` would; modes and links are kept.
+        """Copy a file or tree of the guest to here, as `cp -a SOURCE DEST` would; modes, links and holes are kept.
 
         Returns:
             The path of what was written here.
