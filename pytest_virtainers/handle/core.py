@@ -194,7 +194,9 @@ class Core:
         stdout: Callable[[bytes], object],
         stderr: Callable[[bytes], object],
         timeout: float | None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> int:
+        """Run `text` as `ssh.Connection.execute` does, calling `meanwhile` again and again in this thread."""
         __tracebackhide__ = True
         deadline = None if timeout is None else time.monotonic() + timeout
         connection = self._connected()
@@ -202,6 +204,7 @@ class Core:
         pulse = Pulse(connection, self.scaled(_PULSE_SECONDS))
 
         def check() -> None:
+            meanwhile()
             self._check_alive()
             self._silent = pulse.silence() > self.scaled(_SILENCE_SECONDS)
             if self._silent:
@@ -242,13 +245,21 @@ class Core:
         return bytes(output)
 
     def _root_shell(
-        self, script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+        self,
+        script: list[str],
+        *,
+        stdin: IO[bytes] | None,
+        stdout: Callable[[bytes], object],
+        timeout: float | None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> tuple[int, str]:
         __tracebackhide__ = True
         said = bytearray()
         text = shell.line(script, sudo=self.user != "root")
         try:
-            code = self._execute(text, stdin=stdin, stdout=stdout, stderr=said.extend, timeout=timeout)
+            code = self._execute(
+                text, stdin=stdin, stdout=stdout, stderr=said.extend, timeout=timeout, meanwhile=meanwhile
+            )
         except TimedOut:
             raise TransferError(
                 f"what we do as root in {self.name} was not done after {timeout:.0f} s; give it more (timeout=)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class Files(Commands):
             return transfer.put(shell, Path(source), dest, owner, timeout)
 
     def get(self, source: str, dest: str | Path, *, timeout: float | None = None) -> Path:
-        """Copy a file or tree of the guest to this machine, as `cp -a SOURCE DEST` would; modes and links are kept.
+        """Copy a file or tree of the guest to here, as `cp -a SOURCE DEST` would; modes, links and holes are kept.
 
         Returns:
             The path of what was written here.
@@ -121,8 +122,14 @@ class Files(Commands):
             def count(data: bytes) -> bytes:
                 nonlocal moved
                 moved += len(data)
-                step.update(f"{moved // _MIB} MiB")
                 return data
+
+            def show() -> None:
+                step.update(f"{moved // _MIB} MiB")
+
+            def receive(stdout: Callable[[bytes], object], data: bytes) -> None:
+                stdout(count(data))
+                show()
 
             def shell(
                 script: list[str],
@@ -131,9 +138,10 @@ class Files(Commands):
                 stdout: Callable[[bytes], object],
                 timeout: float | None,
             ) -> tuple[int, str]:
+                # It is read in a thread of its own, from which nothing is shown.
                 source: Any = stdin and _Counted(stdin, count)
                 return self._root_shell(
-                    script, stdin=source, stdout=lambda data: stdout(count(data)), timeout=timeout
+                    script, stdin=source, stdout=partial(receive, stdout), timeout=timeout, meanwhile=show
                 )
 
             yield shell

@@ -247,8 +247,9 @@ def _drain(channel: paramiko.Channel, stdout: Callable[[bytes], object], stderr:
 
 
 def _feed(channel: paramiko.Channel, source: IO[bytes]) -> None:
-    # A command may end, or the connection break, before it has read everything; `execute` sees that itself.
-    with contextlib.suppress(OSError, paramiko.SSHException):
+    # A command may end, or the connection break, before it has read everything; `execute` sees that itself. Who has
+    # opened the source may then close it: a ValueError here.
+    with contextlib.suppress(OSError, ValueError, paramiko.SSHException):
         channel.settimeout(None)
         while data := source.read(_CHUNK_BYTES):
             channel.sendall(data)

@@ -9,61 +9,81 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import posixpath
 import shutil
+import stat
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
-from pytest_virtainers.errors import TransferError
+from pytest_virtainers.errors import TransferError, VirtainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _MISSING = 44
+_MOMENT_SECONDS = 1.0
 
-_RECEIVE = """
+# First of two scripts: unpacks, and says where, and what it will become. A stream that breaks between two files looks
+# whole to tar, as does that of a sender which could not read some: so nothing is installed before the sender says so.
+_UNPACK = """
 set -eu
-dest=$1 name=$2 owner=$3
+dest=$1 name=$2
 case $dest in */) mkdir -p -- "$dest" ;; esac
 if [ -d "$dest" ]; then dest=${dest%/}/$name; fi
 case $dest in */*) folder=${dest%/*}/ ;; *) folder=. ;; esac
 mkdir -p -- "$folder"
 stage=$(mktemp -d "$folder/.virtainer.XXXXXX")
 trap 'rm -rf -- "$stage"' EXIT
+printf '%s\\0' "$stage" "$dest"
 tar -x -p -o -f - -C "$stage"
-chown -hR -- "${owner:-$(stat -c %u:%g -- "$folder")}" "$stage/$name"
+trap - EXIT
+"""
+
+_INSTALL = """
+set -eu
+stage=$1 dest=$2 name=$3 owner=$4
+trap 'rm -rf -- "$stage"' EXIT
+chown -hR -- "${owner:-$(stat -c %u:%g -- "${stage%/*}/")}" "$stage/$name"
 if [ -d "$dest" ] && [ -d "$stage/$name" ] && [ ! -L "$stage/$name" ]; then
     cp -a -- "$stage/$name/." "$dest/"
 else
     mv -f -T -- "$stage/$name" "$dest"
 fi
-printf %s "$dest"
 """
+
+# Twice, because the tar of a broken transfer may still unpack what has arrived.
+_DROP = 'rm -rf -- "$1" 2>/dev/null || { sleep 1; rm -rf -- "$1"; }'
+_DROP_SECONDS = 10.0
 
 _SEND = f"""
 set -eu
 cd -- "$1" 2>/dev/null || exit {_MISSING}
 [ -e "$2" ] || [ -L "$2" ] || exit {_MISSING}
-code=0
-tar -c -f - -- "$2" || code=$?
+code=0 gnu=
+case $(tar --version 2>/dev/null) in *GNU*) gnu=yes ;; esac
+tar -c ${{gnu:+$3}} -f - -- "$2" || code=$?
 # GNU tar ends with 1 when a file has changed while it was read, as logs do: what it read is good. Others fail so.
-[ $code != 1 ] || ! tar --version 2>/dev/null | grep -q GNU || code=0
+[ $code != 1 ] || [ -z "$gnu" ] || code=0
 exit $code
 """
 
 _WRITE = """
 set -eu
-path=$1 mode=$2 owner=$3
+path=$1 mode=$2 owner=$3 size=$4
 if [ -L "$path" ]; then path=$(readlink -f -- "$path"); fi
 case $path in */*) folder=${path%/*}/ ;; *) folder=. ;; esac
 mkdir -p -- "$folder"
 stage=$(mktemp "$folder/.virtainer.XXXXXX")
 trap 'rm -f -- "$stage"' EXIT
 cat >"$stage"
+arrived=$(stat -c %s -- "$stage")
+if [ "$arrived" != "$size" ]; then echo "only $arrived of $size bytes have arrived" >&2; exit 1; fi
 if [ -e "$path" ]; then like=$path mode=${mode:-$(stat -c %a -- "$path")}; else like=$folder mode=${mode:-644}; fi
 chown -- "${owner:-$(stat -c %u:%g -- "$like")}" "$stage"
 chmod -- "$mode" "$stage"
@@ -92,17 +112,29 @@ def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: f
     if not os.path.lexists(source):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
     whole = source if source.is_symlink() else source.resolve()  # gives `.` and `..` a name
-    arrived = bytearray()
-    tar = _LocalTar(["-c", "-f", "-", "-C", str(whole.parent), "--", whole.name], stdout=subprocess.PIPE)
-    with tar as process:
+    action, told = f"copying {source} to {dest} in the guest", bytearray()
+    end = None if timeout is None else time.monotonic() + timeout
+    try:
+        sparse = ["-S"] if "GNU" in _local_tar() and _has_holes(whole) and _guest_takes_holes(shell, timeout) else []
+        tar = _LocalTar(["-c", *sparse, "-f", "-", "-C", str(whole.parent), "--", whole.name], stdout=subprocess.PIPE)
+        with tar as process:
+            code, said = shell(
+                _script(_UNPACK, dest, whole.name), stdin=process.stdout, stdout=told.extend, timeout=timeout
+            )
+        _check(tar, code, action, said)
+        stage, arrived, _ = told.decode("utf-8", "surrogateescape").split("\0")
+        left = None if end is None else max(_MOMENT_SECONDS, end - time.monotonic())
         code, said = shell(
-            _script(_RECEIVE, dest, whole.name, owner or ""),
-            stdin=process.stdout,
-            stdout=arrived.extend,
-            timeout=timeout,
+            _script(_INSTALL, stage, arrived, whole.name, owner or ""), stdin=None, stdout=bytes, timeout=left
         )
-    _check(tar, code, f"copying {source} to {dest} in the guest", said)
-    return arrived.decode("utf-8", "surrogateescape")
+        _check(tar, code, action, said)
+    except Exception:
+        stage = told.decode("utf-8", "surrogateescape").partition("\0")[0]
+        if stage:
+            with contextlib.suppress(VirtainerError):  # it must not cover what went wrong
+                shell(_script(_DROP, stage), stdin=None, stdout=bytes, timeout=_DROP_SECONDS)
+        raise
+    return arrived
 
 
 def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Path:
@@ -115,8 +147,10 @@ def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Pat
     folder, name = posixpath.split(posixpath.normpath(source))
     if dest.is_dir():
         dest = dest / name
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".virtainer.", dir=dest.parent))
+    action = f"copying {source} of the guest to {dest}"
+    with _told(action):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".virtainer.", dir=dest.parent))
     try:
         # GNU tar and bsdtar refuse names that lead out of the folder; the guest is not trusted with that.
         tar = _LocalTar(["-x", "-p", "-o", "-f", "-", "-C", str(stage)], stdin=subprocess.PIPE)
@@ -128,14 +162,14 @@ def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Pat
                 with contextlib.suppress(BrokenPipeError):  # tar has ended; its exit code says why
                     pipe.write(data)
 
-            code, said = shell(_script(_SEND, folder or ".", name), stdin=None, stdout=forward, timeout=timeout)
+            sparse = "-S" if _takes_holes(_local_tar()) else ""
+            send = _script(_SEND, folder or ".", name, sparse)
+            code, said = shell(send, stdin=None, stdout=forward, timeout=timeout)
         if code == _MISSING:
             raise FileNotFoundError(errno.ENOENT, "No such file in the guest", source)
-        _check(tar, code, f"copying {source} of the guest to {dest}", said)
-        if dest.is_dir() and not dest.is_symlink():
-            subprocess.run(["cp", "-a", f"{stage / name}/.", f"{dest}/"], check=True)
-        else:
-            (stage / name).replace(dest)
+        _check(tar, code, action, said)
+        with _told(action):
+            _install(stage / name, dest)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return dest
@@ -158,7 +192,7 @@ def write(
     """Write a file of the guest in one step; mode and owner stay as they were unless given (new: 0644)."""
     octal = "" if mode is None else f"{mode:o}"
     code, said = shell(
-        _script(_WRITE, path, octal, owner or ""),
+        _script(_WRITE, path, octal, owner or "", str(len(content))),
         stdin=io.BytesIO(content),
         stdout=lambda _data: None,
         timeout=timeout,
@@ -169,6 +203,34 @@ def write(
 
 def _script(text: str, *arguments: str) -> list[str]:
     return ["sh", "-c", text, "sh", *arguments]
+
+
+@functools.cache
+def _local_tar() -> str:
+    """Say which tar the local one is."""
+    return subprocess.run(["tar", "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def _takes_holes(version: str) -> bool:
+    """Tell whether such a tar unpacks what GNU tar packs with `-S`; busybox leaves those files out."""
+    return "GNU" in version or "bsdtar" in version
+
+
+def _guest_takes_holes(shell: RootShell, timeout: float | None) -> bool:
+    version = bytearray()
+    shell(["tar", "--version"], stdin=None, stdout=version.extend, timeout=timeout)
+    return _takes_holes(version.decode(errors="replace"))
+
+
+def _has_holes(source: Path) -> bool:
+    """Tell whether a file there takes less room than its length."""
+    files = (Path(folder, name) for folder, _, names in os.walk(source) for name in names)
+    for each in [source] if source.is_symlink() or not source.is_dir() else files:
+        with contextlib.suppress(OSError):  # tar says what is wrong with it
+            found = each.lstat()
+            if stat.S_ISREG(found.st_mode) and found.st_blocks * 512 < found.st_size:
+                return True
+    return False
 
 
 class _LocalTar:
@@ -195,6 +257,25 @@ class _LocalTar:
         self._log.seek(0)
         self.said = self._log.read().decode(errors="replace").strip()
         self._log.close()
+
+
+def _install(arrived: Path, dest: Path) -> None:
+    """Give what has arrived its place; a folder is merged into one that is there."""
+    if any(each.is_symlink() or not each.is_dir() for each in (arrived, dest)):
+        arrived.replace(dest)
+        return
+    copying = subprocess.run(["cp", "-a", f"{arrived}/.", f"{dest}/"], stderr=subprocess.PIPE, check=False)
+    if copying.returncode != 0:
+        raise OSError(copying.stderr.decode(errors="replace").strip())
+
+
+@contextlib.contextmanager
+def _told(action: str) -> Iterator[None]:
+    """Turn what this machine's file system refuses into a `TransferError`."""
+    try:
+        yield
+    except OSError as error:
+        raise TransferError(f"{action} failed here: {error}") from error
 
 
 def _check(tar: _LocalTar, code: int, action: str, said: str) -> None:

@@ -1,5 +1,8 @@
 """The scripts of a transfer, run by the local shell: whatever `sh` and `tar` do in a guest, they do here."""
 
+import io
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +10,10 @@ from typing import IO
 
 import pytest
 
-from pytest_virtainers.errors import TransferError
+from pytest_virtainers.errors import SSHError, TransferError
 from pytest_virtainers.handle import transfer
 
+MIB = 1024 * 1024
 NAMES = ["plain", "with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash", "$HOME;`id`", "trailing\n"]
 
 
@@ -75,6 +79,45 @@ def test_trees_keep_names_modes_and_links(there_and_back: str, tree: Path, tmp_p
     assert listing(dest) == listing(tree)
 
 
+def sparse_file(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(64 * MIB)
+        file.seek(40 * MIB)
+        file.write(b"in the middle")
+    return path
+
+
+def test_holes_are_kept(tmp_path: Path) -> None:
+    source = sparse_file(tmp_path / "source")
+    there = Path(put(source, f"{tmp_path}/there"))
+    (tmp_path / "folder").mkdir()
+    sparse_file(tmp_path / "folder" / "source")
+    deeper = Path(put(tmp_path / "folder", f"{tmp_path}/copy")) / "source"
+    back = get(str(source), tmp_path / "back")
+    for each in (there, deeper, back):
+        assert each.read_bytes() == source.read_bytes()
+        assert each.stat().st_blocks * 512 < MIB
+
+
+def test_a_guest_whose_tar_knows_no_holes_gets_zeros(tmp_path: Path) -> None:
+    source, sent = sparse_file(tmp_path / "source"), []
+
+    def busybox(
+        script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        if script == ["tar", "--version"]:
+            stdout(b"tar (busybox) 1.37.0\n")
+            return 0, ""
+        if stdin is not None:
+            sent.append(stdin.read())
+            stdin = io.BytesIO(sent[0])
+        return local_shell(script, stdin=stdin, stdout=stdout, timeout=timeout)
+
+    transfer.put(busybox, source, f"{tmp_path}/there", None, 10)
+    assert len(sent[0]) > 64 * MIB
+    assert (tmp_path / "there").read_bytes() == source.read_bytes()
+
+
 def test_names_follow_cp(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     assert put(tree / "plain", f"{tmp_path}/renamed") == f"{tmp_path}/renamed"
@@ -113,6 +156,70 @@ def test_a_failed_transfer_says_why_and_leaves_nothing(tree: Path, tmp_path: Pat
     assert not list(tmp_path.glob(".virtainer.*"))
 
 
+def test_what_cannot_have_its_place_here_says_why_and_leaves_nothing(
+    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "here"
+    (here / "plain").mkdir(parents=True)
+    (here / "tree" / "sub").mkdir(parents=True)
+    (here / "tree" / "sub" / "script").mkdir()
+    (here / "file").write_text("old")
+    for source, dest, words in (
+        (tree / "plain", here, r"of the guest to .*here/plain failed here: .*Is a directory"),
+        (tree, here / "file", r"of the guest to .*file failed here: .*Not a directory"),
+        (tree, here / "file" / "x", r"of the guest to .*file/x failed here: .*file"),
+        (tree, here, r"of the guest to .*here/tree failed here: cp: "),
+    ):
+        with pytest.raises(TransferError, match=words):
+            get(str(source), dest)
+    assert (here / "file").read_text() == "old"
+    assert not list(here.glob(".virtainer.*"))
+    assert capfd.readouterr() == ("", ""), "the words are in the error, nowhere else"
+
+
+def half_a_tree(tree: Path) -> bytes:
+    """The stream of a folder, cut after its first file."""
+    first = subprocess.run(
+        ["tar", "-c", "-f", "-", "--no-recursion", "-C", str(tree.parent), "tree", "tree/plain"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    return first[: 3 * 512]
+
+
+def test_a_connection_that_breaks_between_two_files_installs_nothing(tree: Path, tmp_path: Path) -> None:
+    cut, calls = half_a_tree(tree), []
+    (tmp_path / "guest").mkdir()
+
+    def breaking_shell(
+        script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        calls.append(script)
+        if stdin is None:
+            return local_shell(script, stdin=None, stdout=stdout, timeout=timeout)
+        assert local_shell(script, stdin=io.BytesIO(cut), stdout=stdout, timeout=timeout) == (0, "")
+        raise SSHError("the connection broke")
+
+    with pytest.raises(SSHError, match="broke"):
+        transfer.put(breaking_shell, tree, f"{tmp_path}/guest/app", None, 10)
+    assert len(calls) == 2, "the second one removes what has arrived"
+    assert not list((tmp_path / "guest").iterdir())
+
+
+def test_a_local_tar_that_fails_installs_nothing(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does when it cannot read a file: it says so, and goes on."""
+    tar = tmp_path / "bin" / "tar"
+    tar.parent.mkdir()
+    real = shutil.which("tar")
+    tar.write_text(f'#!/bin/sh\n{real} "$@" || exit\n[ "$1" != -c ] || {{ echo "cannot open x" >&2; exit 2; }}\n')
+    tar.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tar.parent}:{os.environ['PATH']}")
+    (tmp_path / "guest").mkdir()
+    with pytest.raises(TransferError, match=r"failed here \(tar exit code 2\): cannot open x"):
+        put(tree, f"{tmp_path}/guest/app")
+    assert not list((tmp_path / "guest").iterdir())
+
+
 def test_a_guest_cannot_write_outside_of_the_destination(tmp_path: Path) -> None:
     evil = tmp_path / "evil.tar"
     victim = tmp_path / "victim"
@@ -146,3 +253,19 @@ def test_write_keeps_mode_and_follows_links(tmp_path: Path) -> None:
     assert transfer.read(local_shell, str(tmp_path / "a/b c"), 10) == b"\xff"
     with pytest.raises(TransferError, match=r"writing .* failed \(exit code 1\): mv: "):
         transfer.write(local_shell, str(tmp_path / "a"), b"x", mode=None, owner=None, timeout=10)
+
+
+def test_a_text_of_which_a_part_arrives_is_not_written(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("old")
+
+    def breaking_shell(
+        script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        assert stdin is not None
+        return local_shell(script, stdin=io.BytesIO(stdin.read()[:3]), stdout=stdout, timeout=timeout)
+
+    with pytest.raises(TransferError, match="only 3 of 7 bytes have arrived"):
+        transfer.write(breaking_shell, str(target), b"content", mode=None, owner=None, timeout=10)
+    assert target.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["target"]

@@ -1,0 +1,68 @@
+"""The file methods of a handle whose guest only takes what it is sent."""
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import pytest
+
+from pytest_virtainers import progress
+from pytest_virtainers.handle import ssh
+from tests.unit.test_vm import Container, machine
+
+MIB = 1024 * 1024
+
+
+class Connection:
+    """Reads what a command is given in a thread, and meanwhile calls `check`, as `ssh.Connection` does."""
+
+    alive = True
+
+    def execute(
+        self,
+        _command: str,
+        *,
+        stdin: IO[bytes] | None,
+        stdout: Callable[[bytes], object],
+        check: Callable[[], None],
+        **_: object,
+    ) -> int:
+        if stdin is None:
+            return 0
+
+        def feed() -> None:
+            while stdin.read(MIB):
+                pass
+
+        feeding = threading.Thread(target=feed)
+        feeding.start()
+        feeding.join()
+        check()
+        stdout(b"/guest/.virtainer.x\0/guest/source\0")
+        return 0
+
+
+def test_how_much_is_uploaded_is_shown_by_the_thread_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, threading.Thread]] = []
+    vm = machine(Container())
+    connection: Any = Connection()
+    vm._connection = connection
+    vm._progress = progress.Progress(lambda text: shown.append((text, threading.current_thread())), live=True)
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    monkeypatch.chdir(tmp_path)  # a short path, which leaves room on the line
+    Path("source").write_bytes(bytes(3 * MIB))
+    assert vm.put("source", "/guest/source") == "/guest/source"
+    assert {thread for _, thread in shown} == {threading.current_thread()}
+    assert any(text.endswith("3 MiB") for text, _ in shown)
+
+
+def test_input_that_was_closed_meanwhile_ends_without_a_word() -> None:
+    """As the local tar's is, when the guest's has ended early."""
+    source = io.BytesIO(b"more")
+    channel: Any = SimpleNamespace(settimeout=lambda _seconds: None, sendall=lambda _data: source.close())
+    ssh._feed(channel, source)
