@@ -71,7 +71,7 @@ class Connection:
 
         Both streams are drained as they come (reading one to its end first deadlocks once the other has filled
         its window). When the command has ended but a process it left behind holds the streams open, they are
-        given one more second of silence, and five in all.
+        given one more second of silence, and five in all once what had come by then is passed on.
 
         Args:
             command: for the login shell of the user.
@@ -117,9 +117,10 @@ class Connection:
             now = time.monotonic()
             last_seen = now if drained else last_seen
             if channel.exit_status_ready():
-                ended = min(ended, now)
-                over = not drained and (channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS)
-                if over or now - ended > _AFTERMATH_SECONDS:
+                over = channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS
+                behind = channel.recv_ready() or channel.recv_stderr_ready()
+                ended = ended if behind else min(ended, now)
+                if (over and not behind) or now - ended > _AFTERMATH_SECONDS:
                     return self._exit_code(channel, command)
             elif not drained and (channel.closed or not self.alive):
                 raise SSHError(_BROKEN.format(command))
@@ -235,12 +236,15 @@ def dial(address: str, timeout: float, port: int = PORT) -> socket.socket:
 
 
 def _drain(channel: paramiko.Channel, stdout: Callable[[bytes], object], stderr: Callable[[bytes], object]) -> bool:
-    """Pass on what has arrived; tell whether there was anything."""
+    """Pass on a piece of what has arrived in each stream; tell whether there was anything.
+
+    Not all of it: who takes it more slowly than it comes would never look up.
+    """
     drained = False
-    while channel.recv_ready():
+    if channel.recv_ready():
         stdout(channel.recv(_CHUNK_BYTES))
         drained = True
-    while channel.recv_stderr_ready():
+    if channel.recv_stderr_ready():
         stderr(channel.recv_stderr(_CHUNK_BYTES))
         drained = True
     return drained
