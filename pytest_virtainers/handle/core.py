@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import threading
 import time
 from typing import IO, TYPE_CHECKING
 
@@ -23,13 +24,12 @@ from pytest_virtainers.errors import (
 from pytest_virtainers.handle import readiness, shell, ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
-from pytest_virtainers.handle.patience import TimedOut
+from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut
 from pytest_virtainers.handle.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from tempfile import TemporaryDirectory
-    from threading import Event
 
     from pytest_virtainers.engine.container import Container
     from pytest_virtainers.handle.endpoint import Endpoint
@@ -83,11 +83,12 @@ class Core:
         self._endpoint = endpoint
         self._progress = progress
         self._connection: ssh.Connection | None = None
+        self._connecting = threading.RLock()  # held by who makes a connection: others may find theirs broken, too
         self._files: TemporaryDirectory[str] | None = None
         self._silent = False  # whether it did not answer, when it was asked last
         self._halted = ""  # why it does not run, when we have halted it
         # Ports of the guest that lead to one of ours each, until the event.
-        self._reversed: dict[int, tuple[int, Event]] = {}
+        self._reversed: dict[int, tuple[int, threading.Event]] = {}
         self._closing = contextlib.ExitStack()  # what ends with the machine, before it
 
     def __repr__(self) -> str:
@@ -143,6 +144,12 @@ class Core:
             sock = self._endpoint.dial(seconds)
         return ssh.log_in(sock, self.user, self.keys, seconds)
 
+    def _take_turn(self) -> None:
+        """Acquire the lock of who makes a connection; who waits for it looks whether the machine lives."""
+        __tracebackhide__ = True
+        while not self._connecting.acquire(timeout=POLL_SECONDS):
+            self._check_alive()
+
     def _wait(
         self,
         title: str,
@@ -151,6 +158,20 @@ class Core:
         settle: Callable[[readiness.Machine, ssh.Connection], None] | None = None,
     ) -> None:
         """Log in, then wait for `settle`, which by default is for cloud-init."""
+        __tracebackhide__ = True
+        self._take_turn()
+        try:
+            self._wait_in_turn(title, connect, timeout, settle)
+        finally:
+            self._connecting.release()
+
+    def _wait_in_turn(
+        self,
+        title: str,
+        connect: Callable[[float], ssh.Connection],
+        timeout: float,
+        settle: Callable[[readiness.Machine, ssh.Connection], None] | None,
+    ) -> None:
         __tracebackhide__ = True
         deadline = time.monotonic() + timeout
         if self._connection is not None:
@@ -178,13 +199,20 @@ class Core:
         if self._connection is None:
             raise SSHError(f"{self.name} has no SSH connection yet")
         if not self._connection.alive:
+            self._take_turn()
             try:
-                self._wait(
-                    f"connecting to {self.name} again", self._connect, self.scaled(2.0), settle=lambda *_: None
-                )
-            except BootTimeout as error:
-                raise SSHError(str(error).partition(" If it is only slow")[0]) from error
+                if not self._connection.alive:  # else somebody has made a new one meanwhile
+                    self._connect_again()
+            finally:
+                self._connecting.release()
         return self._connection
+
+    def _connect_again(self) -> None:
+        __tracebackhide__ = True
+        try:
+            self._wait(f"connecting to {self.name} again", self._connect, self.scaled(2.0), settle=lambda *_: None)
+        except BootTimeout as error:
+            raise SSHError(str(error).partition(" If it is only slow")[0]) from error
 
     def _execute(
         self,
@@ -217,18 +245,25 @@ class Core:
                 )
         except SSHError as error:
             broken = str(error)
-        self._look_after_break()  # what it finds has its own words, which need not show how we came to look
+        self._look_after_break(connection)  # what it finds has its own words, which need not show how we came to look
         raise SSHError(f"{self.name}: {broken}. The last lines of its console:\n{self.console.tail()}")
 
-    def _look_after_break(self) -> None:
+    def _look_after_break(self, broken: ssh.Connection) -> None:
         """Learn why a connection broke: raise when the machine is gone or goes; else give up, or have a new one."""
         __tracebackhide__ = True
         end = time.monotonic() + self.scaled(_BREAK_SECONDS)
         while time.monotonic() < end:
             self._check_alive(grace_seconds=0.25)
-            with contextlib.suppress(EngineError, *ssh.FAILURES):
-                self._connection = self._connect(_RECONNECT_SECONDS)
+            self._take_turn()
+            try:
+                if self._connection is broken:  # else somebody has made a new one meanwhile
+                    self._connection = self._connect(_RECONNECT_SECONDS)
+            except (EngineError, *ssh.FAILURES):
+                continue
+            else:
                 return
+            finally:
+                self._connecting.release()
 
     def _as_root(self, script: str, *words: str, timeout: float | None = None) -> bytes:
         """Run one of our own scripts in the guest as root and give what it says; raises `VirtainerError`."""
