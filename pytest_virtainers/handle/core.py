@@ -48,7 +48,7 @@ _SLOWER_WITHOUT_KVM = 10
 _RECONNECT_SECONDS = 20.0
 _BREAK_SECONDS = 1.5
 # A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
-_SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
+SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
 
 
 class Core:
@@ -231,12 +231,9 @@ class Core:
 
         def check() -> None:
             self._check_alive()
-            self._silent = pulse.silence() > self.scaled(_SILENCE_SECONDS)
+            self._silent = pulse.silence() > self.scaled(SILENCE_SECONDS)
             if self._silent:
-                raise GuestStalled(
-                    f"{self.name}: the guest hangs: it has not answered for {self.scaled(_SILENCE_SECONDS):g} s. "
-                    f"The last lines of its console:\n{self.console.tail(30)}"
-                )
+                raise self._hangs()
 
         try:
             with durations.recording(record):
@@ -247,6 +244,14 @@ class Core:
             broken = str(error)
         self._look_after_break(connection)  # what it finds has its own words, which need not show how we came to look
         raise SSHError(f"{self.name}: {broken}. The last lines of its console:\n{self.console.tail()}")
+
+    def _hangs(self) -> GuestStalled:
+        """Note that the guest has not answered a question; give the error that says so."""
+        self._silent = True
+        return GuestStalled(
+            f"{self.name}: the guest hangs: it has not answered for {self.scaled(SILENCE_SECONDS):g} s. "
+            f"The last lines of its console:\n{self.console.tail(30)}"
+        )
 
     def _look_after_break(self, broken: ssh.Connection) -> None:
         """Learn why a connection broke: raise when the machine is gone or goes; else give up, or have a new one."""

@@ -51,6 +51,7 @@ class Connection:
     def __init__(self, transport: paramiko.Transport) -> None:
         self.transport = transport
         self._ahead: list[paramiko.Channel] = []
+        self._asking = threading.Lock()
 
     @property
     def alive(self) -> bool:
@@ -173,13 +174,24 @@ class Connection:
         try:
             # Whatever sshd knows of this request, it has to answer.
             patiently(
-                lambda: self.transport.global_request("keepalive@openssh.com", wait=True),
+                lambda: self.request("keepalive@openssh.com"),
                 check=lambda: None,
                 deadline=time.monotonic() + seconds,
             )
         except (*FAILURES, TimedOut):
             return False
         return self.alive
+
+    def request(self, kind: str, data: tuple[str, int] | None = None) -> None:
+        """Make a global request and wait for its answer, however long that takes."""
+        with self._asking:  # paramiko takes any answer for that to the request which was made last
+            self.transport.global_request(kind, data, wait=True)
+
+    def listen(self, port: int, arrived: Callable[[paramiko.Channel, Any, Any], object]) -> int:
+        """Have the guest's sshd listen on a port of its localhost; give the port. Waits as `request` does."""
+        with self._asking:
+            given: int = self.transport.request_port_forward("127.0.0.1", port, arrived)
+        return given
 
     def close(self) -> None:
         """Close the connection."""

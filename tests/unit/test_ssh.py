@@ -1,4 +1,4 @@
-"""Commands over SSH that print more than is taken from them."""
+"""Commands over SSH that print more than is taken from them, and questions to the guest's sshd."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ MIB = 1024 * 1024
 
 
 class Printer(Sshd):
-    """The command `flood` prints for ever, `plenty` prints 3 MiB; `behind` ends, and what it has left prints on."""
+    """The command `flood` prints for ever, `plenty` prints 3 MiB; `behind` ends, and what it has left prints on.
+
+    It listens where it is asked to, in a while, and knows no keepalives.
+    """
+
+    def check_port_forward_request(self, _address: str, port: int) -> int:
+        time.sleep(0.2)
+        return port
 
     def _answer(self, channel: paramiko.Channel, command: bytes) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*ssh.FAILURES):
             if command == b"flood":
                 channel.sendall_stderr(b"!")
             while command == b"flood":
@@ -103,3 +110,12 @@ def test_what_a_command_left_behind_is_not_listened_to_for_ever(
         connection.execute("behind", stdin=None, stdout=output.extend, stderr=bytes, deadline=None, check=fine) == 7
     )
     assert len(output) >= 3 * MIB
+
+
+def test_a_refused_keepalive_is_no_answer_to_what_else_is_asked(connection: ssh.Connection) -> None:
+    asking = threading.Timer(0.05, connection.answers, (SECONDS,))
+    asking.start()
+    given = connection.listen(8001, lambda *_: None)
+    asking.join()
+    assert given == 8001
+    assert connection.answers(SECONDS)
