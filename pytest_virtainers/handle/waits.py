@@ -7,10 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import paramiko
+from paramiko.common import OPEN_FAILED_CONNECT_FAILED
 
-from pytest_virtainers.errors import CommandTimeout, UnitFailed
+from pytest_virtainers.errors import CommandTimeout, SSHError, UnitFailed
 from pytest_virtainers.handle import readiness, ssh
 from pytest_virtainers.handle.commands import Commands
+from pytest_virtainers.handle.core import SILENCE_SECONDS
 from pytest_virtainers.handle.deadline import NOTHING, Deadline
 from pytest_virtainers.handle.patience import TimedOut, patiently
 
@@ -113,31 +115,44 @@ class Waits(Commands):
         return "\n".join(f"  | {line}" for line in lines.splitlines())
 
     def wait_for_port(self, port: int, *, host: str = "localhost", timeout: float = _SECONDS) -> None:
-        """Wait until a TCP connection to a port can be made from within the guest."""
+        """Wait until a TCP connection to a port can be made from within the guest.
+
+        Raises:
+            SSHError: the guest's sshd does not try, for instance because it forbids forwarding.
+            GuestStalled: the guest does not answer any more.
+        """
         __tracebackhide__ = True
         deadline = Deadline(f"port {port} of {host} on {self.name}", self.scaled(timeout))
         deadline.poll(lambda: self._is_open(host, port, deadline) or None)
 
     def wait_for_closed_port(self, port: int, *, host: str = "localhost", timeout: float = _SECONDS) -> None:
-        """Wait until no TCP connection to a port can be made from within the guest."""
+        """Wait until no TCP connection to a port can be made from within the guest; raises as `wait_for_port`."""
         __tracebackhide__ = True
         deadline = Deadline(f"the end of port {port} of {host} on {self.name}", self.scaled(timeout))
         deadline.poll(lambda: self._is_open(host, port, deadline) is False or None)
 
     def _is_open(self, host: str, port: int, deadline: Deadline) -> bool | None:
         """Let the guest's sshd try: that needs no program in the guest. None: it could not be asked."""
-        transport = self._connected().transport
+        __tracebackhide__ = True
+        connection = self._connected()
         try:
             channel = patiently(
-                lambda: transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0)),
+                lambda: connection.transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0)),
                 check=self._check_alive,
                 deadline=time.monotonic() + deadline.remaining,
                 unwanted=lambda late: late.close(),
             )
         except paramiko.ChannelException as refusal:
+            if refusal.code != OPEN_FAILED_CONNECT_FAILED:  # it has not even tried
+                raise SSHError(
+                    f"{self.name}: its sshd does not try to reach port {port} of {host} for us "
+                    f"({refusal.text or refusal}); sshd_config's AllowTcpForwarding and PermitOpen may forbid it"
+                ) from refusal
             deadline.seen = f"no connection ({refusal.text or refusal})"
             return False
         except TimedOut:
+            if not connection.answers(self.scaled(SILENCE_SECONDS)):
+                raise self._hangs() from None
             deadline.seen = "no answer"
             return False
         except ssh.FAILURES as error:

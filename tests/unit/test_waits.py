@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 import pytest
 
-from pytest_virtainers import CommandTimeout, Result, UnitFailed, VMGone, WaitTimeout
+from pytest_virtainers import CommandTimeout, Result, SSHError, UnitFailed, VMGone, WaitTimeout
+from pytest_virtainers.errors import GuestStalled
 from pytest_virtainers.handle import deadline
 from pytest_virtainers.handle.console import Console
+from pytest_virtainers.handle.patience import TimedOut
 from pytest_virtainers.handle.waits import Waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+FORBIDDEN = paramiko.ChannelException(1, "Administratively prohibited")
 REFUSED = paramiko.ChannelException(2, "Connect failed")
 BROKEN = paramiko.SSHException("the transport is gone")
 
@@ -38,14 +41,17 @@ class Machine(Waits):
 
     def __init__(self, *answers: Any) -> None:
         self.name, self.user, self._halted = "web", "debian", ""
-        self.answers = list(answers)
+        self.given = list(answers)
         self.asked: list[Any] = []
         self.output = SimpleNamespace(stdout=b"login:\n")
         self.console = Console(self.output)  # type: ignore[arg-type]
-        self.is_gone = False
+        self.is_gone, self.hangs = False, False
+
+    def answers(self, _seconds: float) -> bool:
+        return not self.hangs
 
     def _next(self) -> Any:
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        answer = self.given.pop(0) if len(self.given) > 1 else self.given[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -138,6 +144,26 @@ def test_a_port_that_stays_shut_says_how() -> None:
         WaitTimeout, match=r"for port 80 of localhost on web; seen last: no connection \(Connect failed"
     ):
         Machine(REFUSED).wait_for_port(80, timeout=0.01)
+
+
+@pytest.mark.parametrize("wait", [Machine.wait_for_port, Machine.wait_for_closed_port])
+def test_an_sshd_that_does_not_try_knows_nothing_of_a_port(wait: Callable[..., None]) -> None:
+    with pytest.raises(SSHError, match=r"web: its sshd does not try to reach port 80 of db .*\(Administratively pro"):
+        wait(Machine(FORBIDDEN), 80, host="db")
+
+
+@pytest.mark.parametrize("wait", [Machine.wait_for_port, Machine.wait_for_closed_port])
+def test_a_guest_that_hangs_has_no_closed_port(wait: Callable[..., None]) -> None:
+    machine = Machine(TimedOut())
+    machine.hangs = True
+    with pytest.raises(GuestStalled, match=r"web: the guest hangs: it has not answered for 5 s.*\n  \| login:"):
+        wait(machine, 80)
+
+
+def test_a_port_that_gives_no_answer_is_closed_if_the_guest_does() -> None:
+    Machine(TimedOut()).wait_for_closed_port(80)
+    with pytest.raises(WaitTimeout, match="seen last: no answer"):
+        Machine(TimedOut()).wait_for_port(80, timeout=0.01)
 
 
 def test_the_console_is_read_from_its_first_line_and_no_longer_than_the_machine_lives() -> None:
