@@ -75,7 +75,7 @@ class Core:
         self.user = user
         self.keys = keys
         self.seed_iso = b""
-        self.console = Console(container, spec.name)
+        self.console = Console(container, spec.name, check=self._check_going, scaled=self.scaled)
         self.log = CommandLog()
         self.echo: Callable[[str], object] | None = None
         self.first_command: durations.Record | None = None
@@ -330,6 +330,12 @@ class Core:
         """Whether the guest has switched itself off, and was not started again."""
         said = self._container.stderr
         return said.rfind(_SWITCHED_OFF) > said.rfind(_RUNS_AGAIN)
+
+    def _check_going(self) -> None:
+        """Raise when the machine does not run; but not when we have halted it, as then we may let it go on."""
+        __tracebackhide__ = True
+        if not self._halted:
+            self._check_alive()
 
     def _check_alive(self, grace_seconds: float = 0.0) -> None:
         """Raise when the machine does not run: it is over (wait a moment for that), halted, hangs or has panicked."""

@@ -183,8 +183,8 @@ class Waits(Commands):
         def attempt() -> re.Match[str] | None:
             deadline.seen = f"\n{self.console.tail()}"
             found = re.search(pattern, self.console.text, re.MULTILINE)
-            if found is None and not self._halted:
-                self._check_alive()
+            if found is None:
+                self._check_going()
             return found
 
         return deadline.poll(attempt)
