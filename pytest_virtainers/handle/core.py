@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _BAD_TEMPLATE = "end: bad-template: "
 _DISK_FAILED = b"guest paused, its disk failed: "
 _SWITCHED_OFF, _RUNS_AGAIN = b"virtainer: guest switched itself off", b"virtainer: guest runs again"
-_OVER = b"virtainer: over: "
+_OVER = "virtainer: over: "
 _WITH_KVM = b" CPU, kvm, "
 
 _SLOWER_WITHOUT_KVM = 10
@@ -301,8 +301,7 @@ class Core:
         `patience` is that of `Container.run`.
         """
         __tracebackhide__ = True
-        if self._container.wait(0):
-            self._check_alive()
+        self._check_there()
         code, said = self._container.run(list(command), patience=patience)
         if code != 0:
             words = said.decode(errors="replace").strip()
@@ -331,6 +330,20 @@ class Core:
         said = self._container.stderr
         return said.rfind(_SWITCHED_OFF) > said.rfind(_RUNS_AGAIN)
 
+    def _end(self, grace_seconds: float = 0.0) -> str:
+        """Say why its container or its QEMU is over (wait a moment for that); nothing when it is not."""
+        ended = self._container.wait(grace_seconds)
+        said = self._container.stderr.decode(errors="replace")
+        if ended:
+            return said.strip().rpartition("\n")[2] or "its container said nothing"
+        return said.rpartition(_OVER)[2].strip() if _OVER in said else ""
+
+    def _check_there(self, grace_seconds: float = 0.0) -> None:
+        """Raise when QEMU is over (wait a moment for that); one whose guest is halted, off or hangs does answer."""
+        __tracebackhide__ = True
+        if self._end(grace_seconds):
+            self._check_alive()
+
     def _check_going(self) -> None:
         """Raise when the machine does not run; but not when we have halted it, as then we may let it go on."""
         __tracebackhide__ = True
@@ -343,20 +356,15 @@ class Core:
         panic = self.console.panic()
         if panic is not None:
             raise GuestPanic(f"{self.name}: {panic}. The last lines of its console:\n{self.console.tail(30)}")
-        if self._halted:
+        why = self._end(grace_seconds)
+        if not why and self._halted:
             raise VMGone(f"{self.name} does not run: {self._halted}")
-        ended = self._container.wait(grace_seconds)
-        said = self._container.stderr
-        why = ""
-        if ended:
-            why = said.decode(errors="replace").strip().rpartition("\n")[2] or "its container said nothing"
-        elif _OVER in said:
-            why = said.rpartition(_OVER)[2].decode(errors="replace").strip()
-        elif self._off:
+        if not why and self._off:
             why = "the guest switched itself off"
         if why:
             kind = BadTemplate if _BAD_TEMPLATE in why else VMGone
             raise kind(f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}")
+        said = self._container.stderr
         if _DISK_FAILED in said:
             cause = said.partition(_DISK_FAILED)[2].partition(b"Mend it")[0].decode(errors="replace").strip()
             raise StoreError(
