@@ -179,6 +179,7 @@ class Core:
         with self._progress.step(title) as step:
 
             def check() -> None:
+                __tracebackhide__ = True
                 self._check_alive()
                 step.update(self.console.tail(1).removeprefix("  | "))
 
@@ -230,6 +231,7 @@ class Core:
         pulse = Pulse(connection, self.scaled(_PULSE_SECONDS))
 
         def check() -> None:
+            __tracebackhide__ = True
             self._check_alive()
             self._silent = pulse.silence() > self.scaled(SILENCE_SECONDS)
             if self._silent:

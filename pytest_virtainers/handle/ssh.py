@@ -86,6 +86,7 @@ class Connection:
             TimedOut: the deadline passed.
             SSHError: the connection broke.
         """
+        __tracebackhide__ = True
         with phase("open channel"):
             channel = self._open(command, deadline, check)
         if stdin is None:
@@ -111,6 +112,7 @@ class Connection:
         deadline: float | None,
         check: Callable[[], None],
     ) -> int:
+        __tracebackhide__ = True
         last_seen, ended = time.monotonic(), float("inf")
         while True:
             select.select([channel], [], [], POLL_SECONDS)
@@ -138,6 +140,8 @@ class Connection:
         return code
 
     def _open(self, command: str, deadline: float | None, check: Callable[[], None]) -> paramiko.Channel:
+        __tracebackhide__ = True
+
         def start() -> paramiko.Channel:
             channel = self._ahead.pop() if self._ahead else self._open_channel()
             channel.exec_command(command)

@@ -173,3 +173,25 @@ def test_the_console_is_read_from_its_first_line_and_no_longer_than_the_machine_
     assert machine.wait_for_console("login"), "what is there is there"
     with pytest.raises(VMGone):
         machine.wait_for_console("password", timeout=3600)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("Machine(unit('failed', 'failed'), result()).wait_for_unit('nginx')", "UnitFailed"),
+        ("Machine(unit('inactive', 'dead')).wait_for_unit('nginx', timeout=0)", "WaitTimeout"),
+        ("Machine(result(code=1)).wait_until_succeeds('x', timeout=0)", "WaitTimeout"),
+        ("Machine(result(code=1)).wait_for_file('/x', timeout=0)", "WaitTimeout"),
+        ("Machine(REFUSED).wait_for_port(80, timeout=0)", "WaitTimeout"),
+        ("Machine(FORBIDDEN).wait_for_closed_port(80)", "SSHError"),
+        ("Machine().wait_for_console('Welcome', timeout=0)", "WaitTimeout"),
+        ("Machine().console.expect('Welcome', timeout=0)", "WaitTimeout"),
+        ("Machine().wait_for(lambda: 0, timeout=0)", "WaitTimeout"),
+    ],
+)
+def test_what_a_failure_shows_last_is_the_line_of_the_test(pytester: pytest.Pytester, line: str, error: str) -> None:
+    names = "FORBIDDEN, REFUSED, Machine, result, unit"
+    pytester.makepyfile(f"from tests.unit.test_waits import {names}\ndef test_it():\n    {line}\n")
+    shown = pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout
+    shown.fnmatch_lines([f">   *{line}".replace("[", "[[]"), f"*.py:3: {error}"])
+    shown.no_fnmatch_line("*handle/*")
