@@ -51,14 +51,14 @@ class Waits(Commands):
     def wait_until_succeeds(
         self, command: str | Sequence[str], *, timeout: float = _SECONDS, **arguments: Any
     ) -> Result:
-        """Run a command (with `run`'s other arguments) until its exit code is 0; give its last result."""
+        """Run a command (with `run`'s arguments but `check`) until its exit code is 0; give its last result."""
         __tracebackhide__ = True
         return self._until(command, "success", timeout, arguments)
 
     def wait_until_fails(
         self, command: str | Sequence[str], *, timeout: float = _SECONDS, **arguments: Any
     ) -> Result:
-        """Run a command (with `run`'s other arguments) until its exit code is not 0; give its last result."""
+        """Run a command (with `run`'s arguments but `check`) until its exit code is not 0; give its last result."""
         __tracebackhide__ = True
         return self._until(command, "failure", timeout, arguments)
 
