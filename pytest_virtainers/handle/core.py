@@ -213,7 +213,7 @@ class Core:
         try:
             self._wait(f"connecting to {self.name} again", self._connect, self.scaled(2.0), settle=lambda *_: None)
         except BootTimeout as error:
-            raise SSHError(str(error).partition(" If it is only slow")[0]) from error
+            raise SSHError(str(error).partition("\nIf it is only slow")[0]) from error
 
     def _execute(
         self,
@@ -244,8 +244,8 @@ class Core:
                 )
         except SSHError as error:
             broken = str(error)
-        self._look_after_break(connection)  # what it finds has its own words, which need not show how we came to look
-        raise SSHError(f"{self.name}: {broken}. The last lines of its console:\n{self.console.tail()}")
+        met = self._look_after_break(connection)  # it may raise: that has its own words, and need not show these
+        raise SSHError(f"{self.name}: {broken}{met}. The last lines of its console:\n{self.console.tail()}")
 
     def _hangs(self) -> GuestStalled:
         """Note that the guest has not answered a question; give the error that says so."""
@@ -255,9 +255,10 @@ class Core:
             f"The last lines of its console:\n{self.console.tail(30)}"
         )
 
-    def _look_after_break(self, broken: ssh.Connection) -> None:
-        """Learn why a connection broke: raise when the machine is gone or goes; else give up, or have a new one."""
+    def _look_after_break(self, broken: ssh.Connection) -> str:
+        """Learn why a connection broke: raise when the machine goes; else have a new one, or say why not."""
         __tracebackhide__ = True
+        met = ""
         end = time.monotonic() + self.scaled(_BREAK_SECONDS)
         while time.monotonic() < end:
             self._check_alive(grace_seconds=0.25)
@@ -265,12 +266,13 @@ class Core:
             try:
                 if self._connection is broken:  # else somebody has made a new one meanwhile
                     self._connection = self._connect(_RECONNECT_SECONDS)
-            except (EngineError, *ssh.FAILURES):
-                continue
+            except (EngineError, *ssh.FAILURES) as error:
+                met = f"; a new connection was tried, and met: {error or type(error).__name__}"
             else:
-                return
+                return ""
             finally:
                 self._connecting.release()
+        return met
 
     def _as_root(self, script: str, *words: str, timeout: float | None = None) -> bytes:
         """Run one of our own scripts in the guest as root and give what it says; raises `VirtainerError`."""

@@ -11,7 +11,7 @@ import pytest
 from virtainer.ending import End, Reason
 
 from pytest_virtainers.errors import BadTemplate, GuestPanic, SSHError, StoreError, VirtainerError, VMGone
-from pytest_virtainers.handle import line, ssh
+from pytest_virtainers.handle import core, line, ssh
 from pytest_virtainers.handle.saving import Snapshot
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.keys import Keys
@@ -182,3 +182,27 @@ def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pyte
         vm._connected()
     ends.set()
     assert made == []
+
+
+def test_a_new_connection_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_BREAK_SECONDS", 0.01)
+    connection = Connection(BROKE)
+    vm = connected(connection)
+
+    def refuse(_seconds: float) -> None:
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr(vm, "_connect", refuse)
+    with pytest.raises(SSHError) as caught:
+        vm.run("x")
+    assert str(caught.value) == (
+        "vm: the SSH connection broke while 'x' ran; a new connection was tried, and met: Connection refused. "
+        "The last lines of its console:\n  | login: "
+    )
+    connection.alive = False
+    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.1)
+    with pytest.raises(
+        SSHError, match=r"did not let us log in over SSH .* The last try: Connection refused"
+    ) as caught:
+        vm.run("x")
+    assert str(caught.value).endswith("  | login: "), "and nothing of slow boots"
