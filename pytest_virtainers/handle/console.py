@@ -6,9 +6,12 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.errors import EngineError, VirtainerError
 from pytest_virtainers.handle.deadline import Deadline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_virtainers.engine.container import Container
 
 _CHUNK_BYTES = 4096
@@ -20,11 +23,26 @@ _STALL = re.compile(rb"rcu: [^\r\n]*\bg=(-?\d+)")
 
 
 class Console:
-    """The serial console of one VM, collected from its first byte."""
+    """The serial console of one VM, collected from its first byte.
 
-    def __init__(self, container: Container, name: str = "vm") -> None:
+    Args:
+        container: of the VM.
+        name: of the VM, for messages.
+        check: raises `VirtainerError` when nothing more will be shown.
+        scaled: gives the seconds that something takes here which takes so many with KVM.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        name: str = "vm",
+        *,
+        check: Callable[[], None] = lambda: None,
+        scaled: Callable[[float], float] = float,
+    ) -> None:
         self._container = container
         self._name = name
+        self._check, self._scaled = check, scaled
         self._life = 0
         self._expected = 0
 
@@ -42,34 +60,52 @@ class Console:
         """Type text; a newline is the Enter key. What is shown from here on is what `expect` looks at.
 
         Raises:
-            EngineError: the container is gone.
+            VMGone, GuestPanic: nobody is there to take the keys.
+            EngineError: they were refused.
         """
+        __tracebackhide__ = True
+        self._check()
         self._expected = len(self.text)
         stream = self._container.stream(["console", "--type"])
         data = text.encode()
-        while data:
-            data = data[stream.send(data) :]
-        stream.close_input()
-        while stream.recv(_CHUNK_BYTES):  # until it has all been passed on
-            pass
-        stream.close()
+        try:
+            while data:
+                data = data[stream.send(data) :]
+            stream.close_input()
+            while stream.recv(_CHUNK_BYTES):  # until it has all been passed on
+                pass
+        except OSError as error:
+            raise EngineError(f"{self._name}: its console took no keys ({error})") from error
+        finally:
+            stream.close()
+        self._check()  # when it ended meanwhile, the keys went nowhere
 
     def expect(self, pattern: str, *, timeout: float = 30.0) -> re.Match[str]:
         """Wait until a regular expression is shown after what was sent or expected last; give the match.
 
         Args:
             pattern: `^` and `$` are the ends of lines.
-            timeout: seconds.
+            timeout: seconds with KVM; ten times as many without.
 
         Raises:
             WaitTimeout: it was not shown in time; the message has the last lines.
+            VMGone, GuestPanic: it will not be shown any more.
         """
         __tracebackhide__ = True
-        deadline = Deadline(f"{pattern!r} on the console of {self._name}", timeout)
+        deadline = Deadline(f"{pattern!r} on the console of {self._name}", self._scaled(timeout))
+        expected = re.compile(pattern, re.MULTILINE)
 
         def attempt() -> re.Match[str] | None:
+            __tracebackhide__ = True
             deadline.seen = f"\n{self.tail()}"
-            return re.compile(pattern, re.MULTILINE).search(self.text, self._expected)
+            try:
+                self._check()
+            except VirtainerError:
+                found = expected.search(self.text, self._expected)  # it may be the last that was shown
+                if found is None:
+                    raise
+                return found
+            return expected.search(self.text, self._expected)
 
         found = deadline.poll(attempt)
         self._expected = found.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import threading
 import time
 from typing import IO, TYPE_CHECKING
 
@@ -23,13 +24,12 @@ from pytest_virtainers.errors import (
 from pytest_virtainers.handle import readiness, shell, ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
-from pytest_virtainers.handle.patience import TimedOut
+from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut
 from pytest_virtainers.handle.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from tempfile import TemporaryDirectory
-    from threading import Event
 
     from pytest_virtainers.engine.container import Container
     from pytest_virtainers.handle.endpoint import Endpoint
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 _BAD_TEMPLATE = "end: bad-template: "
 _DISK_FAILED = b"guest paused, its disk failed: "
 _SWITCHED_OFF, _RUNS_AGAIN = b"virtainer: guest switched itself off", b"virtainer: guest runs again"
-_OVER = b"virtainer: over: "
+_OVER = "virtainer: over: "
 _WITH_KVM = b" CPU, kvm, "
 
 _SLOWER_WITHOUT_KVM = 10
 _RECONNECT_SECONDS = 20.0
 _BREAK_SECONDS = 1.5
 # A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
-_SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
+SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
 
 
 class Core:
@@ -75,7 +75,7 @@ class Core:
         self.user = user
         self.keys = keys
         self.seed_iso = b""
-        self.console = Console(container, spec.name)
+        self.console = Console(container, spec.name, check=self._check_going, scaled=self.scaled)
         self.log = CommandLog()
         self.echo: Callable[[str], object] | None = None
         self.first_command: durations.Record | None = None
@@ -83,11 +83,12 @@ class Core:
         self._endpoint = endpoint
         self._progress = progress
         self._connection: ssh.Connection | None = None
+        self._connecting = threading.RLock()  # held by who makes a connection: others may find theirs broken, too
         self._files: TemporaryDirectory[str] | None = None
         self._silent = False  # whether it did not answer, when it was asked last
         self._halted = ""  # why it does not run, when we have halted it
         # Ports of the guest that lead to one of ours each, until the event.
-        self._reversed: dict[int, tuple[int, Event]] = {}
+        self._reversed: dict[int, tuple[int, threading.Event]] = {}
         self._closing = contextlib.ExitStack()  # what ends with the machine, before it
 
     def __repr__(self) -> str:
@@ -143,6 +144,12 @@ class Core:
             sock = self._endpoint.dial(seconds)
         return ssh.log_in(sock, self.user, self.keys, seconds)
 
+    def _take_turn(self) -> None:
+        """Acquire the lock of who makes a connection; who waits for it looks whether the machine lives."""
+        __tracebackhide__ = True
+        while not self._connecting.acquire(timeout=POLL_SECONDS):
+            self._check_alive()
+
     def _wait(
         self,
         title: str,
@@ -152,12 +159,27 @@ class Core:
     ) -> None:
         """Log in, then wait for `settle`, which by default is for cloud-init."""
         __tracebackhide__ = True
+        self._take_turn()
+        try:
+            self._wait_in_turn(title, connect, timeout, settle)
+        finally:
+            self._connecting.release()
+
+    def _wait_in_turn(
+        self,
+        title: str,
+        connect: Callable[[float], ssh.Connection],
+        timeout: float,
+        settle: Callable[[readiness.Machine, ssh.Connection], None] | None,
+    ) -> None:
+        __tracebackhide__ = True
         deadline = time.monotonic() + timeout
         if self._connection is not None:
             self._connection.close()
         with self._progress.step(title) as step:
 
             def check() -> None:
+                __tracebackhide__ = True
                 self._check_alive()
                 step.update(self.console.tail(1).removeprefix("  | "))
 
@@ -178,13 +200,20 @@ class Core:
         if self._connection is None:
             raise SSHError(f"{self.name} has no SSH connection yet")
         if not self._connection.alive:
+            self._take_turn()
             try:
-                self._wait(
-                    f"connecting to {self.name} again", self._connect, self.scaled(2.0), settle=lambda *_: None
-                )
-            except BootTimeout as error:
-                raise SSHError(str(error).partition(" If it is only slow")[0]) from error
+                if not self._connection.alive:  # else somebody has made a new one meanwhile
+                    self._connect_again()
+            finally:
+                self._connecting.release()
         return self._connection
+
+    def _connect_again(self) -> None:
+        __tracebackhide__ = True
+        try:
+            self._wait(f"connecting to {self.name} again", self._connect, self.scaled(2.0), settle=lambda *_: None)
+        except BootTimeout as error:
+            raise SSHError(str(error).partition("\nIf it is only slow")[0]) from error
 
     def _execute(
         self,
@@ -204,14 +233,12 @@ class Core:
         pulse = Pulse(connection, self.scaled(_PULSE_SECONDS))
 
         def check() -> None:
+            __tracebackhide__ = True
             meanwhile()
             self._check_alive()
-            self._silent = pulse.silence() > self.scaled(_SILENCE_SECONDS)
+            self._silent = pulse.silence() > self.scaled(SILENCE_SECONDS)
             if self._silent:
-                raise GuestStalled(
-                    f"{self.name}: the guest hangs: it has not answered for {self.scaled(_SILENCE_SECONDS):g} s. "
-                    f"The last lines of its console:\n{self.console.tail(30)}"
-                )
+                raise self._hangs()
 
         try:
             with durations.recording(record):
@@ -220,18 +247,35 @@ class Core:
                 )
         except SSHError as error:
             broken = str(error)
-        self._look_after_break()  # what it finds has its own words, which need not show how we came to look
-        raise SSHError(f"{self.name}: {broken}. The last lines of its console:\n{self.console.tail()}")
+        met = self._look_after_break(connection)  # it may raise: that has its own words, and need not show these
+        raise SSHError(f"{self.name}: {broken}{met}. The last lines of its console:\n{self.console.tail()}")
 
-    def _look_after_break(self) -> None:
-        """Learn why a connection broke: raise when the machine is gone or goes; else give up, or have a new one."""
+    def _hangs(self) -> GuestStalled:
+        """Note that the guest has not answered a question; give the error that says so."""
+        self._silent = True
+        return GuestStalled(
+            f"{self.name}: the guest hangs: it has not answered for {self.scaled(SILENCE_SECONDS):g} s. "
+            f"The last lines of its console:\n{self.console.tail(30)}"
+        )
+
+    def _look_after_break(self, broken: ssh.Connection) -> str:
+        """Learn why a connection broke: raise when the machine goes; else have a new one, or say why not."""
         __tracebackhide__ = True
+        met = ""
         end = time.monotonic() + self.scaled(_BREAK_SECONDS)
         while time.monotonic() < end:
             self._check_alive(grace_seconds=0.25)
-            with contextlib.suppress(EngineError, *ssh.FAILURES):
-                self._connection = self._connect(_RECONNECT_SECONDS)
-                return
+            self._take_turn()
+            try:
+                if self._connection is broken:  # else somebody has made a new one meanwhile
+                    self._connection = self._connect(_RECONNECT_SECONDS)
+            except (EngineError, *ssh.FAILURES) as error:
+                met = f"; a new connection was tried, and met: {error or type(error).__name__}"
+            else:
+                return ""
+            finally:
+                self._connecting.release()
+        return met
 
     def _as_root(self, script: str, *words: str, timeout: float | None = None) -> bytes:
         """Run one of our own scripts in the guest as root and give what it says; raises `VirtainerError`."""
@@ -272,8 +316,7 @@ class Core:
         `patience` is that of `Container.run`.
         """
         __tracebackhide__ = True
-        if self._container.wait(0):
-            self._check_alive()
+        self._check_there()
         code, said = self._container.run(list(command), patience=patience)
         if code != 0:
             words = said.decode(errors="replace").strip()
@@ -302,26 +345,41 @@ class Core:
         said = self._container.stderr
         return said.rfind(_SWITCHED_OFF) > said.rfind(_RUNS_AGAIN)
 
+    def _end(self, grace_seconds: float = 0.0) -> str:
+        """Say why its container or its QEMU is over (wait a moment for that); nothing when it is not."""
+        ended = self._container.wait(grace_seconds)
+        said = self._container.stderr.decode(errors="replace")
+        if ended:
+            return said.strip().rpartition("\n")[2] or "its container said nothing"
+        return said.rpartition(_OVER)[2].strip() if _OVER in said else ""
+
+    def _check_there(self, grace_seconds: float = 0.0) -> None:
+        """Raise when QEMU is over (wait a moment for that); one whose guest is halted, off or hangs does answer."""
+        __tracebackhide__ = True
+        if self._end(grace_seconds):
+            self._check_alive()
+
+    def _check_going(self) -> None:
+        """Raise when the machine does not run; but not when we have halted it, as then we may let it go on."""
+        __tracebackhide__ = True
+        if not self._halted:
+            self._check_alive()
+
     def _check_alive(self, grace_seconds: float = 0.0) -> None:
         """Raise when the machine does not run: it is over (wait a moment for that), halted, hangs or has panicked."""
         __tracebackhide__ = True
         panic = self.console.panic()
         if panic is not None:
             raise GuestPanic(f"{self.name}: {panic}. The last lines of its console:\n{self.console.tail(30)}")
-        if self._halted:
+        why = self._end(grace_seconds)
+        if not why and self._halted:
             raise VMGone(f"{self.name} does not run: {self._halted}")
-        ended = self._container.wait(grace_seconds)
-        said = self._container.stderr
-        why = ""
-        if ended:
-            why = said.decode(errors="replace").strip().rpartition("\n")[2] or "its container said nothing"
-        elif _OVER in said:
-            why = said.rpartition(_OVER)[2].decode(errors="replace").strip()
-        elif self._off:
+        if not why and self._off:
             why = "the guest switched itself off"
         if why:
             kind = BadTemplate if _BAD_TEMPLATE in why else VMGone
             raise kind(f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}")
+        said = self._container.stderr
         if _DISK_FAILED in said:
             cause = said.partition(_DISK_FAILED)[2].partition(b"Mend it")[0].decode(errors="replace").strip()
             raise StoreError(

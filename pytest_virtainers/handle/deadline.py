@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-import tenacity
-
 from pytest_virtainers.errors import WaitTimeout
 
 if TYPE_CHECKING:
@@ -45,14 +43,10 @@ class Deadline:
             WaitTimeout: the time is up.
         """
         __tracebackhide__ = True
-        trying = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda found: found is None),
-            stop=lambda _state: time.monotonic() >= self._end,
-            wait=tenacity.wait_fixed(_PAUSE_SECONDS),
-        )
-        try:
-            found = trying(attempt)
-        except tenacity.RetryError:
-            raise WaitTimeout(f"waited {self._seconds:g} s for {self._what}; seen last: {self.seen}") from None
-        assert found is not None  # noqa: S101  (or it would have been tried again)
-        return found
+        while True:
+            found = attempt()
+            if found is not None:
+                return found
+            if time.monotonic() >= self._end:
+                raise WaitTimeout(f"waited {self._seconds:g} s for {self._what}; seen last: {self.seen}")
+            time.sleep(_PAUSE_SECONDS)

@@ -36,6 +36,7 @@ def patiently(
     Raises:
         TimedOut: the deadline passed.
     """
+    __tracebackhide__ = True
     outcome: list[T] = []
     failure: list[BaseException] = []
     lock, left = threading.Lock(), False
@@ -69,6 +70,7 @@ def patiently(
 
 
 def _join(thread: threading.Thread, check: Callable[[], None], deadline: float | None) -> None:
+    __tracebackhide__ = True
     while True:
         thread.join(POLL_SECONDS)
         if not thread.is_alive():

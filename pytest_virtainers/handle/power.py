@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.errors import BootTimeout, SSHError, VirtainerError
+from pytest_virtainers.errors import BootTimeout, EngineError, SSHError, VirtainerError, VMGone
 from pytest_virtainers.handle.patience import TimedOut
 from pytest_virtainers.handle.waits import Waits
 
@@ -19,6 +19,8 @@ _BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
 _OFF_SECONDS = 30.0
 _PRESS_SECONDS = 5.0  # a power button pressed before the guest listens is lost
 _RESET_SECONDS = 10.0
+_END_SECONDS = 1.0  # until this side has heard that QEMU is over
+_PAUSE_SECONDS = 0.1
 
 
 class Power(Waits):
@@ -38,16 +40,20 @@ class Power(Waits):
 
     def _ask_qemu(self, *commands: tuple[str, dict[str, Any]]) -> list[Any]:
         __tracebackhide__ = True
-        if self._container.wait(0):
-            self._check_alive()
+        self._check_there()
         texts = [json.dumps({"execute": command, "arguments": arguments}) for command, arguments in commands]
-        code, said = self._container.run(["qmp", *texts])
+        try:
+            code, said = self._container.run(["qmp", *texts])
+        except EngineError:
+            self._check_there(_END_SECONDS)
+            raise
         lines = said.decode(errors="replace").strip().splitlines()
         try:
             replies = [json.loads(line) for line in lines]
         except ValueError:
             replies = []
         if not replies or code not in {0, 1}:
+            self._check_there(_END_SECONDS)
             raise VirtainerError(f"{self.name}: QEMU did not answer {commands[0][0]}: {' '.join(lines)}")
         for reply, (command, _) in zip(replies, commands, strict=False):
             if "error" in reply:
@@ -88,13 +94,14 @@ class Power(Waits):
 
         Raises:
             BootTimeout: it has not switched itself off in time.
+            VMGone, GuestPanic: it has ended otherwise.
         """
         __tracebackhide__ = True
         self._check_alive()
         end = time.monotonic() + self.scaled(timeout)
         with self._progress.step(f"shutting down {self.name}") as step:
             pressed = float("-inf")
-            while not self._off and not self._container.ended:
+            while not self._is_down():
                 if time.monotonic() > end:
                     raise BootTimeout(
                         f"{self.name} did not switch itself off in {self.scaled(timeout):g} s. "
@@ -104,7 +111,7 @@ class Power(Waits):
                     self.qmp("system_powerdown")
                     pressed = time.monotonic()
                 step.update(self.console.tail(1).removeprefix("  | "))
-                time.sleep(0.1)
+                time.sleep(_PAUSE_SECONDS)
         self._halt("it was shut down; vm.start() switches it on")
 
     def crash(self) -> None:
@@ -121,6 +128,7 @@ class Power(Waits):
 
         Raises:
             BootTimeout: it was not ready in time.
+            VMGone: nothing of it is left to switch on.
         """
         __tracebackhide__ = True
         self.console.start_anew()
@@ -130,9 +138,10 @@ class Power(Waits):
             try:
                 self.qmp("cont")
                 break
-            except VirtainerError:
-                if time.monotonic() > deadline:
+            except VirtainerError as error:
+                if isinstance(error, VMGone) or time.monotonic() > deadline:
                     raise
+            time.sleep(_PAUSE_SECONDS)
         self._wait_until_on(deadline)
         self._halted = ""
         self._wait(f"starting {self.name}", self._connect, self.spec.boot_timeout if timeout is None else timeout)
@@ -151,8 +160,20 @@ class Power(Waits):
 
     def _wait_until_on(self, deadline: float) -> None:
         """Wait until this side has heard that the machine runs again."""
+        __tracebackhide__ = True
         while self._off and time.monotonic() < deadline:
+            self._check_there()
             time.sleep(0.01)
+
+    def _is_down(self) -> bool:
+        """Tell whether the guest has switched itself off; raises when it cannot do so any more."""
+        __tracebackhide__ = True
+        try:
+            self._check_alive()
+        except VMGone:
+            if not self._off:
+                raise
+        return self._off
 
     def _halt(self, why: str) -> None:
         self._halted = why

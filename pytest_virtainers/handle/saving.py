@@ -198,8 +198,7 @@ class Saving(Power):
 
     def _in_place(self, action: str, snapshot: Snapshot) -> None:
         __tracebackhide__ = True
-        if self._container.wait(0):
-            self._check_alive()
+        self._check_there()
         code, output = self._container.run(["snapshot", action, snapshot.name])
         if code != 0:
             raise StoreError(f"snapshot {action} on {self.name} failed: {output.decode(errors='replace').strip()}")

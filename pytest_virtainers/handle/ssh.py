@@ -51,6 +51,7 @@ class Connection:
     def __init__(self, transport: paramiko.Transport) -> None:
         self.transport = transport
         self._ahead: list[paramiko.Channel] = []
+        self._asking = threading.Lock()
 
     @property
     def alive(self) -> bool:
@@ -71,7 +72,7 @@ class Connection:
 
         Both streams are drained as they come (reading one to its end first deadlocks once the other has filled
         its window). When the command has ended but a process it left behind holds the streams open, they are
-        given one more second of silence, and five in all.
+        given one more second of silence, and five in all once what had come by then is passed on.
 
         Args:
             command: for the login shell of the user.
@@ -85,6 +86,7 @@ class Connection:
             TimedOut: the deadline passed.
             SSHError: the connection broke.
         """
+        __tracebackhide__ = True
         with phase("open channel"):
             channel = self._open(command, deadline, check)
         if stdin is None:
@@ -110,6 +112,7 @@ class Connection:
         deadline: float | None,
         check: Callable[[], None],
     ) -> int:
+        __tracebackhide__ = True
         last_seen, ended = time.monotonic(), float("inf")
         while True:
             select.select([channel], [], [], POLL_SECONDS)
@@ -117,9 +120,10 @@ class Connection:
             now = time.monotonic()
             last_seen = now if drained else last_seen
             if channel.exit_status_ready():
-                ended = min(ended, now)
-                over = not drained and (channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS)
-                if over or now - ended > _AFTERMATH_SECONDS:
+                over = channel.eof_received or channel.closed or now - last_seen > _LINGER_SECONDS
+                behind = channel.recv_ready() or channel.recv_stderr_ready()
+                ended = ended if behind else min(ended, now)
+                if (over and not behind) or now - ended > _AFTERMATH_SECONDS:
                     return self._exit_code(channel, command)
             elif not drained and (channel.closed or not self.alive):
                 raise SSHError(_BROKEN.format(command))
@@ -136,6 +140,8 @@ class Connection:
         return code
 
     def _open(self, command: str, deadline: float | None, check: Callable[[], None]) -> paramiko.Channel:
+        __tracebackhide__ = True
+
         def start() -> paramiko.Channel:
             channel = self._ahead.pop() if self._ahead else self._open_channel()
             channel.exec_command(command)
@@ -172,13 +178,24 @@ class Connection:
         try:
             # Whatever sshd knows of this request, it has to answer.
             patiently(
-                lambda: self.transport.global_request("keepalive@openssh.com", wait=True),
+                lambda: self.request("keepalive@openssh.com"),
                 check=lambda: None,
                 deadline=time.monotonic() + seconds,
             )
         except (*FAILURES, TimedOut):
             return False
         return self.alive
+
+    def request(self, kind: str, data: tuple[str, int] | None = None) -> None:
+        """Make a global request and wait for its answer, however long that takes."""
+        with self._asking:  # paramiko takes any answer for that to the request which was made last
+            self.transport.global_request(kind, data, wait=True)
+
+    def listen(self, port: int, arrived: Callable[[paramiko.Channel, Any, Any], object]) -> int:
+        """Have the guest's sshd listen on a port of its localhost; give the port. Waits as `request` does."""
+        with self._asking:
+            given: int = self.transport.request_port_forward("127.0.0.1", port, arrived)
+        return given
 
     def close(self) -> None:
         """Close the connection."""
@@ -235,12 +252,15 @@ def dial(address: str, timeout: float, port: int = PORT) -> socket.socket:
 
 
 def _drain(channel: paramiko.Channel, stdout: Callable[[bytes], object], stderr: Callable[[bytes], object]) -> bool:
-    """Pass on what has arrived; tell whether there was anything."""
+    """Pass on a piece of what has arrived in each stream; tell whether there was anything.
+
+    Not all of it: who takes it more slowly than it comes would never look up.
+    """
     drained = False
-    while channel.recv_ready():
+    if channel.recv_ready():
         stdout(channel.recv(_CHUNK_BYTES))
         drained = True
-    while channel.recv_stderr_ready():
+    if channel.recv_stderr_ready():
         stderr(channel.recv_stderr(_CHUNK_BYTES))
         drained = True
     return drained

@@ -13,7 +13,7 @@ import paramiko
 
 from pytest_virtainers.errors import SSHError
 from pytest_virtainers.handle import ssh
-from pytest_virtainers.handle.core import Core
+from pytest_virtainers.handle.core import SILENCE_SECONDS, Core
 from pytest_virtainers.handle.patience import TimedOut, patiently
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 256 * 1024
 _POLL_SECONDS = 0.5
+_CANCEL = "cancel-tcpip-forward"
 _CANCEL_SECONDS = 2.0  # with KVM
 
 
@@ -101,13 +102,21 @@ class Tunnels(Core):
 
         Raises:
             SSHError: the guest's sshd refuses, for instance because the port is taken.
+            GuestStalled: it does not answer.
         """
         __tracebackhide__ = True
-        transport = self._connected().transport
+        connection = self._connected()
         wanted = port if guest_port is None else guest_port
         over = threading.Event()
         try:
-            given = transport.request_port_forward("127.0.0.1", wanted, self._arrived)
+            given = patiently(
+                lambda: connection.listen(wanted, self._arrived),
+                check=self._check_alive,
+                deadline=time.monotonic() + self.scaled(SILENCE_SECONDS),
+                unwanted=lambda late: connection.request(_CANCEL, ("127.0.0.1", late)),
+            )
+        except TimedOut:
+            raise self._hangs() from None
         except paramiko.SSHException as error:
             raise SSHError(f"{self.name}: its sshd does not listen on port {wanted} for us ({error})") from error
         self._reversed[given] = port, over
@@ -119,7 +128,7 @@ class Tunnels(Core):
             with contextlib.suppress(TimedOut, *ssh.FAILURES):  # the guest may hang
                 # Not paramiko's `cancel_port_forward`: that would be the end of all others, too.
                 patiently(
-                    lambda: transport.global_request("cancel-tcpip-forward", ("127.0.0.1", given), wait=True),
+                    lambda: connection.request(_CANCEL, ("127.0.0.1", given)),
                     check=lambda: None,
                     deadline=time.monotonic() + self.scaled(_CANCEL_SECONDS),
                 )

@@ -7,10 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import paramiko
+from paramiko.common import OPEN_FAILED_CONNECT_FAILED
 
-from pytest_virtainers.errors import CommandTimeout, UnitFailed
+from pytest_virtainers.errors import CommandTimeout, SSHError, UnitFailed
 from pytest_virtainers.handle import readiness, ssh
 from pytest_virtainers.handle.commands import Commands
+from pytest_virtainers.handle.core import SILENCE_SECONDS
 from pytest_virtainers.handle.deadline import NOTHING, Deadline
 from pytest_virtainers.handle.patience import TimedOut, patiently
 
@@ -39,6 +41,7 @@ class Waits(Commands):
         deadline = Deadline(f"{name} on {self.name}", self.scaled(timeout))
 
         def attempt() -> T | None:
+            __tracebackhide__ = True
             result = condition()
             deadline.seen = repr(result)
             return result or None
@@ -48,14 +51,14 @@ class Waits(Commands):
     def wait_until_succeeds(
         self, command: str | Sequence[str], *, timeout: float = _SECONDS, **arguments: Any
     ) -> Result:
-        """Run a command (with `run`'s other arguments) until its exit code is 0; give its last result."""
+        """Run a command (with `run`'s arguments but `check`) until its exit code is 0; give its last result."""
         __tracebackhide__ = True
         return self._until(command, "success", timeout, arguments)
 
     def wait_until_fails(
         self, command: str | Sequence[str], *, timeout: float = _SECONDS, **arguments: Any
     ) -> Result:
-        """Run a command (with `run`'s other arguments) until its exit code is not 0; give its last result."""
+        """Run a command (with `run`'s arguments but `check`) until its exit code is not 0; give its last result."""
         __tracebackhide__ = True
         return self._until(command, "failure", timeout, arguments)
 
@@ -64,6 +67,7 @@ class Waits(Commands):
         deadline = Deadline(f"the {end} of {command!r} on {self.name}", self.scaled(timeout))
 
         def attempt() -> Result | None:
+            __tracebackhide__ = True
             result = self._try(command, deadline, **arguments)
             if result is None:
                 return None
@@ -74,6 +78,7 @@ class Waits(Commands):
 
     def _try(self, command: str | Sequence[str], deadline: Deadline, **arguments: Any) -> Result | None:
         """Run a command for as long as there is time; None when that was not enough for it."""
+        __tracebackhide__ = True
         try:
             return self.run(command, check=False, timeout=deadline.remaining, **arguments)
         except CommandTimeout as error:
@@ -93,6 +98,7 @@ class Waits(Commands):
         ask = ["systemctl", "show", "-p", "LoadState,ActiveState,SubState,Result", "--", unit]
 
         def attempt() -> bool | None:
+            __tracebackhide__ = True
             answer = self._try(ask, deadline)
             if answer is None:
                 return None
@@ -108,36 +114,59 @@ class Waits(Commands):
         deadline.poll(attempt)
 
     def _journal_of(self, unit: str, seconds: float) -> str:
+        __tracebackhide__ = True
         read = ["journalctl", "--no-pager", "-o", "short", "-n", "20", "-u", unit]
         lines = self.run(read, sudo=self.user != "root", check=False, timeout=max(5.0, seconds)).stdout
         return "\n".join(f"  | {line}" for line in lines.splitlines())
 
     def wait_for_port(self, port: int, *, host: str = "localhost", timeout: float = _SECONDS) -> None:
-        """Wait until a TCP connection to a port can be made from within the guest."""
+        """Wait until a TCP connection to a port can be made from within the guest.
+
+        Raises:
+            SSHError: the guest's sshd does not try, for instance because it forbids forwarding.
+            GuestStalled: the guest does not answer any more.
+        """
         __tracebackhide__ = True
         deadline = Deadline(f"port {port} of {host} on {self.name}", self.scaled(timeout))
-        deadline.poll(lambda: self._is_open(host, port, deadline) or None)
+        self._poll_port(host, port, deadline, wanted=True)
 
     def wait_for_closed_port(self, port: int, *, host: str = "localhost", timeout: float = _SECONDS) -> None:
-        """Wait until no TCP connection to a port can be made from within the guest."""
+        """Wait until no TCP connection to a port can be made from within the guest; raises as `wait_for_port`."""
         __tracebackhide__ = True
         deadline = Deadline(f"the end of port {port} of {host} on {self.name}", self.scaled(timeout))
-        deadline.poll(lambda: self._is_open(host, port, deadline) is False or None)
+        self._poll_port(host, port, deadline, wanted=False)
+
+    def _poll_port(self, host: str, port: int, deadline: Deadline, *, wanted: bool) -> None:
+        __tracebackhide__ = True
+
+        def attempt() -> bool | None:
+            __tracebackhide__ = True
+            return self._is_open(host, port, deadline) is wanted or None
+
+        deadline.poll(attempt)
 
     def _is_open(self, host: str, port: int, deadline: Deadline) -> bool | None:
         """Let the guest's sshd try: that needs no program in the guest. None: it could not be asked."""
-        transport = self._connected().transport
+        __tracebackhide__ = True
+        connection = self._connected()
         try:
             channel = patiently(
-                lambda: transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0)),
+                lambda: connection.transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0)),
                 check=self._check_alive,
                 deadline=time.monotonic() + deadline.remaining,
                 unwanted=lambda late: late.close(),
             )
         except paramiko.ChannelException as refusal:
+            if refusal.code != OPEN_FAILED_CONNECT_FAILED:  # it has not even tried
+                raise SSHError(
+                    f"{self.name}: its sshd does not try to reach port {port} of {host} for us "
+                    f"({refusal.text or refusal}); sshd_config's AllowTcpForwarding and PermitOpen may forbid it"
+                ) from None
             deadline.seen = f"no connection ({refusal.text or refusal})"
             return False
         except TimedOut:
+            if not connection.answers(self.scaled(SILENCE_SECONDS)):
+                raise self._hangs() from None
             deadline.seen = "no answer"
             return False
         except ssh.FAILURES as error:
@@ -155,6 +184,7 @@ class Waits(Commands):
         look = ["test", "-e", path]
 
         def attempt() -> bool | None:
+            __tracebackhide__ = True
             found = self._try(look, deadline, sudo=self.user != "root")
             return (found is not None and found.ok) or None
 
@@ -166,10 +196,11 @@ class Waits(Commands):
         deadline = Deadline(f"{pattern!r} on the console of {self.name}", self.scaled(timeout))
 
         def attempt() -> re.Match[str] | None:
+            __tracebackhide__ = True
             deadline.seen = f"\n{self.console.tail()}"
             found = re.search(pattern, self.console.text, re.MULTILINE)
-            if found is None and not self._halted:
-                self._check_alive()
+            if found is None:
+                self._check_going()
             return found
 
         return deadline.poll(attempt)

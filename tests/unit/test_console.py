@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import WaitTimeout
+from pytest_virtainers import EngineError, VMGone, WaitTimeout
 from pytest_virtainers.handle import deadline
 from pytest_virtainers.handle.console import Console
 
@@ -82,6 +82,38 @@ def test_what_does_not_come_is_told_with_the_last_lines(guest: Guest, console: C
     with pytest.raises(WaitTimeout) as caught:
         console.expect("login:", timeout=0.01)
     assert str(caught.value) == ("waited 0.01 s for 'login:' on the console of web; seen last: \n  | first\n  | last")
+
+
+def gone() -> None:
+    raise VMGone("web has ended")
+
+
+def test_what_a_machine_that_has_ended_did_not_show_is_not_waited_for(guest: Guest) -> None:
+    guest.stdout = b"Power down\r\n"
+    console = Console(guest, "web", check=gone)  # type: ignore[arg-type]
+    assert console.expect("^Power down$"), "what is there is there"
+    with pytest.raises(VMGone):
+        console.expect("login:", timeout=3600)
+
+
+def test_the_time_to_expect_something_is_that_of_a_machine_with_kvm(guest: Guest) -> None:
+    console = Console(guest, "web", scaled=lambda seconds: seconds * 10)  # type: ignore[arg-type]
+    with pytest.raises(WaitTimeout, match=r"waited 0\.01 s"):
+        console.expect("login:", timeout=0.001)
+
+
+def test_keys_that_nobody_takes_are_told(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(VMGone):
+        Console(guest, "web", check=gone).send("root\n")  # type: ignore[arg-type]
+    assert guest.stdout == b""
+
+    def refuse(_data: bytes) -> int:
+        raise BrokenPipeError("Broken pipe")
+
+    monkeypatch.setattr(guest, "send", refuse)
+    with pytest.raises(EngineError, match=r"web: its console took no keys \(Broken pipe\)"):
+        Console(guest, "web").send("root\n")  # type: ignore[arg-type]
+    assert guest.done == ["close"]
 
 
 def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest: Guest, console: Console) -> None:

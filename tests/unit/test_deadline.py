@@ -28,8 +28,7 @@ def test_a_timeout_says_what_for_how_long_and_what_was_seen_last() -> None:
     with pytest.raises(WaitTimeout) as caught:
         deadline.poll(attempt)
     assert str(caught.value) == f"waited 0.01 s for port 80 of web; seen last: {deadline.seen}"
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None
 
 
 def test_there_is_one_try_even_without_time() -> None:

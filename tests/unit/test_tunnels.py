@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers import SSHError
+from pytest_virtainers import SSHError, VMGone
+from pytest_virtainers.errors import GuestStalled
 from pytest_virtainers.handle import tunnels
+from pytest_virtainers.handle.console import Console
+from pytest_virtainers.handle.ssh import Connection
 from pytest_virtainers.handle.tunnels import Tunnels
 
 if TYPE_CHECKING:
@@ -53,6 +57,7 @@ class Transport:
         self.channels: list[Channel] = []
         self.handler: Callable[[Any, Any, Any], None]
         self.cancelled: list[Any] = []
+        self.gave_back = threading.Event()
         self.hangs = threading.Event()
         self.hangs.set()
 
@@ -62,6 +67,7 @@ class Transport:
         return self.channels[-1]
 
     def request_port_forward(self, _address: str, port: int, handler: Callable[[Any, Any, Any], None]) -> int:
+        self.hangs.wait(5)
         if port == 22:
             from paramiko import SSHException
 
@@ -73,6 +79,7 @@ class Transport:
         assert (kind, wait) == ("cancel-tcpip-forward", True)
         self.hangs.wait(5)
         self.cancelled.append(data)
+        self.gave_back.set()
 
     def call(self, port: int) -> socket.socket:
         """Connect to a port in the guest."""
@@ -86,10 +93,17 @@ class Machine(Tunnels):
     def __init__(self) -> None:
         self.name = "web"
         self.transport = Transport()
+        self.connection = Connection(self.transport)  # type: ignore[arg-type]
+        self.console = Console(SimpleNamespace(stdout=b"login:\n"))  # type: ignore[arg-type]
         self._reversed = {}
+        self.is_gone = False
 
     def _connected(self) -> Any:
-        return self
+        return self.connection
+
+    def _check_alive(self, _grace_seconds: float = 0.0) -> None:
+        if self.is_gone:
+            raise VMGone("web has ended")
 
     def scaled(self, seconds: float) -> float:
         return seconds
@@ -185,3 +199,26 @@ def test_a_port_that_is_taken_in_the_guest_is_told(machine: Machine) -> None:
         SSHError, match=r"web: its sshd does not listen on port 22 for us \(TCP forwarding .*denied\)"
     ):
         machine.reverse(9, guest_port=22).__enter__()
+
+
+def test_a_guest_that_hangs_does_not_hold_the_start_of_a_block(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnels, "SILENCE_SECONDS", 0.01)
+    machine.transport.hangs.clear()
+    with pytest.raises(GuestStalled, match=r"web: the guest hangs: it has not answered for .*\n  \| login:"):
+        machine.reverse(9).__enter__()
+    machine.is_gone = True
+    with pytest.raises(VMGone):
+        machine.reverse(9).__enter__()
+    machine.transport.hangs.set()
+
+
+def test_a_port_that_is_given_too_late_is_given_back(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnels, "SILENCE_SECONDS", 0.01)
+    machine.transport.hangs.clear()
+    with pytest.raises(GuestStalled):
+        machine.reverse(9, guest_port=0).__enter__()
+    machine.transport.hangs.set()
+    assert machine.transport.gave_back.wait(5)
+    assert machine.transport.cancelled == [("127.0.0.1", 40001)]

@@ -1,6 +1,9 @@
 """The handle of a VM whose container only says things."""
 
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +11,7 @@ import pytest
 from virtainer.ending import End, Reason
 
 from pytest_virtainers.errors import BadTemplate, GuestPanic, SSHError, StoreError, VirtainerError, VMGone
-from pytest_virtainers.handle import line, ssh
+from pytest_virtainers.handle import core, line, ssh
 from pytest_virtainers.handle.saving import Snapshot
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.keys import Keys
@@ -131,3 +134,75 @@ def test_a_line_that_breaks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh, "log_in", lambda *_: over_line)
     assert connected(Connection(0))._open_line() is None
     assert over_line.closed
+
+
+BROKE = SSHError("the SSH connection broke while 'x' ran")
+
+
+def reconnecting(monkeypatch: pytest.MonkeyPatch, connection: Connection) -> tuple[Any, list[Connection]]:
+    """Give a machine that takes a moment to connect again, and the connections that it has made."""
+    vm, made = connected(connection), list[Connection]()
+
+    def connect(_seconds: float) -> Connection:
+        time.sleep(0.1)
+        made.append(Connection())
+        return made[-1]
+
+    monkeypatch.setattr(vm, "_connect", connect)
+    return vm, made
+
+
+def test_a_broken_connection_is_made_anew_once_by_all_who_find_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Connection()
+    broken.alive = False
+    vm, made = reconnecting(monkeypatch, broken)
+    with ThreadPoolExecutor(4) as pool:
+        given = list(pool.map(lambda _: vm._connected(), range(4)))
+    assert given == made * 4
+    assert not made[0].closed
+
+
+def test_a_connection_that_breaks_under_several_commands_is_made_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, made = reconnecting(monkeypatch, Connection(*[BROKE] * 4))
+    with ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(vm.run, "x") for _ in range(4)]:
+            with pytest.raises(SSHError, match="the SSH connection broke while 'x' ran"):
+                each.result()
+    assert made == [vm._connection]
+
+
+def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Connection()
+    broken.alive = False
+    vm, made = reconnecting(monkeypatch, broken)
+    ends = threading.Event()
+    threading.Thread(target=lambda: (vm._take_turn(), ends.wait(10)), daemon=True).start()
+    threading.Timer(0.1, lambda: setattr(vm._container, "ended", True)).start()
+    with pytest.raises(VMGone):
+        vm._connected()
+    ends.set()
+    assert made == []
+
+
+def test_a_new_connection_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_BREAK_SECONDS", 0.01)
+    connection = Connection(BROKE)
+    vm = connected(connection)
+
+    def refuse(_seconds: float) -> None:
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr(vm, "_connect", refuse)
+    with pytest.raises(SSHError) as caught:
+        vm.run("x")
+    assert str(caught.value) == (
+        "vm: the SSH connection broke while 'x' ran; a new connection was tried, and met: Connection refused. "
+        "The last lines of its console:\n  | login: "
+    )
+    connection.alive = False
+    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.1)
+    with pytest.raises(
+        SSHError, match=r"did not let us log in over SSH .* The last try: Connection refused"
+    ) as caught:
+        vm.run("x")
+    assert str(caught.value).endswith("  | login: "), "and nothing of slow boots"

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 import pytest
 
-from pytest_virtainers import CommandTimeout, Result, UnitFailed, VMGone, WaitTimeout
+from pytest_virtainers import CommandTimeout, Result, SSHError, UnitFailed, VMGone, WaitTimeout
+from pytest_virtainers.errors import GuestStalled
 from pytest_virtainers.handle import deadline
 from pytest_virtainers.handle.console import Console
+from pytest_virtainers.handle.patience import TimedOut
 from pytest_virtainers.handle.waits import Waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+FORBIDDEN = paramiko.ChannelException(1, "Administratively prohibited")
 REFUSED = paramiko.ChannelException(2, "Connect failed")
 BROKEN = paramiko.SSHException("the transport is gone")
 
@@ -38,14 +41,17 @@ class Machine(Waits):
 
     def __init__(self, *answers: Any) -> None:
         self.name, self.user, self._halted = "web", "debian", ""
-        self.answers = list(answers)
+        self.given = list(answers)
         self.asked: list[Any] = []
         self.output = SimpleNamespace(stdout=b"login:\n")
         self.console = Console(self.output)  # type: ignore[arg-type]
-        self.is_gone = False
+        self.is_gone, self.hangs = False, False
+
+    def answers(self, _seconds: float) -> bool:
+        return not self.hangs
 
     def _next(self) -> Any:
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        answer = self.given.pop(0) if len(self.given) > 1 else self.given[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -140,6 +146,26 @@ def test_a_port_that_stays_shut_says_how() -> None:
         Machine(REFUSED).wait_for_port(80, timeout=0.01)
 
 
+@pytest.mark.parametrize("wait", [Machine.wait_for_port, Machine.wait_for_closed_port])
+def test_an_sshd_that_does_not_try_knows_nothing_of_a_port(wait: Callable[..., None]) -> None:
+    with pytest.raises(SSHError, match=r"web: its sshd does not try to reach port 80 of db .*\(Administratively pro"):
+        wait(Machine(FORBIDDEN), 80, host="db")
+
+
+@pytest.mark.parametrize("wait", [Machine.wait_for_port, Machine.wait_for_closed_port])
+def test_a_guest_that_hangs_has_no_closed_port(wait: Callable[..., None]) -> None:
+    machine = Machine(TimedOut())
+    machine.hangs = True
+    with pytest.raises(GuestStalled, match=r"web: the guest hangs: it has not answered for 5 s.*\n  \| login:"):
+        wait(machine, 80)
+
+
+def test_a_port_that_gives_no_answer_is_closed_if_the_guest_does() -> None:
+    Machine(TimedOut()).wait_for_closed_port(80)
+    with pytest.raises(WaitTimeout, match="seen last: no answer"):
+        Machine(TimedOut()).wait_for_port(80, timeout=0.01)
+
+
 def test_the_console_is_read_from_its_first_line_and_no_longer_than_the_machine_lives() -> None:
     machine = Machine()
     assert machine.wait_for_console("^log(.*):$")[1] == "in"
@@ -147,3 +173,25 @@ def test_the_console_is_read_from_its_first_line_and_no_longer_than_the_machine_
     assert machine.wait_for_console("login"), "what is there is there"
     with pytest.raises(VMGone):
         machine.wait_for_console("password", timeout=3600)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("Machine(unit('failed', 'failed'), result()).wait_for_unit('nginx')", "UnitFailed"),
+        ("Machine(unit('inactive', 'dead')).wait_for_unit('nginx', timeout=0)", "WaitTimeout"),
+        ("Machine(result(code=1)).wait_until_succeeds('x', timeout=0)", "WaitTimeout"),
+        ("Machine(result(code=1)).wait_for_file('/x', timeout=0)", "WaitTimeout"),
+        ("Machine(REFUSED).wait_for_port(80, timeout=0)", "WaitTimeout"),
+        ("Machine(FORBIDDEN).wait_for_closed_port(80)", "SSHError"),
+        ("Machine().wait_for_console('Welcome', timeout=0)", "WaitTimeout"),
+        ("Machine().console.expect('Welcome', timeout=0)", "WaitTimeout"),
+        ("Machine().wait_for(lambda: 0, timeout=0)", "WaitTimeout"),
+    ],
+)
+def test_what_a_failure_shows_last_is_the_line_of_the_test(pytester: pytest.Pytester, line: str, error: str) -> None:
+    names = "FORBIDDEN, REFUSED, Machine, result, unit"
+    pytester.makepyfile(f"from tests.unit.test_waits import {names}\ndef test_it():\n    {line}\n")
+    shown = pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout
+    shown.fnmatch_lines([f">   *{line}".replace("[", "[[]"), f"*.py:3: {error}"])
+    shown.no_fnmatch_line("*handle/*")

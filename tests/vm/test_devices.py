@@ -63,12 +63,12 @@ def test_the_console_takes_keys_and_answers(session_vm: VM) -> None:
 
 def test_the_console_is_a_place_to_talk(session_vm: VM) -> None:
     session_vm.console.send("\n")
-    session_vm.console.expect(r"login: ", timeout=session_vm.scaled(6))
+    session_vm.console.expect(r"login: ", timeout=6)
     session_vm.console.send("nobody-here\n")
-    session_vm.console.expect(r"Password: ", timeout=session_vm.scaled(6))
+    session_vm.console.expect(r"Password: ", timeout=6)
     session_vm.console.send("\n")
     with pytest.raises(WaitTimeout, match=r"'Welcome to Mars' on the console of vm"):
-        session_vm.console.expect("Welcome to Mars", timeout=1)
+        session_vm.console.expect("Welcome to Mars", timeout=1 / session_vm.scaled(1))
 
 
 def test_the_console_opens_in_a_terminal(session_vm: VM, engine_cli: list[str]) -> None:

@@ -1,0 +1,123 @@
+"""Switching a machine off and on while things happen to it; its container answers as QEMU would."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from virtainer.ending import End, Reason
+
+from pytest_virtainers import VMGone
+from pytest_virtainers.errors import EngineError, GuestPanic, VirtainerError
+from pytest_virtainers.handle import power
+from tests.unit.test_vm import RUNS, Container, machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KILLED = f"over: {End(Reason.QEMU, 'QEMU was killed (SIGKILL)')}"
+OFF = "guest switched itself off"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "_PAUSE_SECONDS", 0.02)
+
+
+class Qemu(Container):
+    """Does what `happens` when it is asked for something, then answers."""
+
+    def __init__(self, happens: Callable[[Qemu], object] = bool) -> None:
+        super().__init__(RUNS)
+        self.happens = happens
+        self.answer: tuple[int, bytes] = (0, b'{"return": {}}')
+        self.asked: list[str] = []
+
+    def run(self, command: list[str]) -> tuple[int, bytes]:
+        self.asked += command[1:]
+        self.happens(self)
+        return self.answer
+
+    def say(self, line: str) -> None:
+        self.stderr += f"virtainer: {line}\n".encode()
+
+    def end(self) -> None:
+        self.ended = True
+
+    def panic(self) -> None:
+        self.stdout += b"Kernel panic - not syncing: so\r\n"
+
+    def be_over(self) -> None:
+        """Have no QEMU any more, and a supervisor that stays."""
+        self.say(KILLED)
+        self.answer = 1, b"no socket /run/virtainer/qmp.sock"
+
+
+@pytest.mark.parametrize(
+    ("happens", "kind", "words"),
+    [
+        (Qemu.end, VMGone, "vm has ended: virtainer: clone restored"),
+        (Qemu.panic, GuestPanic, "vm: Kernel panic - not syncing: so"),
+        (Qemu.be_over, VMGone, r"vm has ended: QEMU was killed \(SIGKILL\)"),
+    ],
+)
+def test_what_happens_to_a_machine_that_shuts_down_is_told_at_once(
+    happens: Callable[[Qemu], object], kind: type[VirtainerError], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        machine(Qemu(happens)).shutdown(timeout=3600)
+
+
+def test_a_machine_that_has_switched_itself_off_is_down() -> None:
+    vm = machine(Qemu(lambda qemu: qemu.say(OFF)))
+    vm.shutdown()
+    with pytest.raises(VMGone, match=r"it was shut down; vm\.start\(\) switches it on"):
+        vm.run("true")
+
+
+def test_one_that_is_halted_and_then_gone_is_gone() -> None:
+    qemu = Qemu()
+    vm = machine(qemu)
+    vm.pause()
+    with pytest.raises(VMGone, match="it is paused"):
+        vm.run("true")
+    qemu.be_over()
+    for use in (lambda: vm.run("true"), vm.resume, lambda: vm.qmp("query-status"), lambda: vm._control("screenshot")):
+        with pytest.raises(VMGone, match="vm has ended: QEMU was killed"):
+            use()
+
+
+def test_a_machine_that_is_gone_is_not_started() -> None:
+    def end(qemu: Qemu) -> None:
+        if "cont" in qemu.asked[-1]:
+            qemu.be_over()
+
+    qemu = Qemu(end)
+    with pytest.raises(VMGone, match="vm has ended: QEMU was killed"):
+        machine(qemu).start()
+    assert len(qemu.asked) == 2
+
+
+def test_there_is_a_pause_before_qemu_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "_RESET_SECONDS", 0.1 / 10)
+
+    def refuse(qemu: Qemu) -> None:
+        if "cont" in qemu.asked[-1]:
+            qemu.answer = 1, b'{"error": {"desc": "Resetting the Virtual Machine is required"}}'
+
+    qemu = Qemu(refuse)
+    began = time.monotonic()
+    with pytest.raises(VirtainerError, match="QEMU refuses cont: Resetting"):
+        machine(qemu).start()
+    assert 0.1 < time.monotonic() - began < 5
+    assert len(qemu.asked) < 8
+
+
+def test_an_engine_that_fails_because_the_container_has_just_gone_is_no_matter() -> None:
+    def fail(qemu: Any) -> None:
+        qemu.end()
+        raise EngineError("no such container")
+
+    with pytest.raises(VMGone):
+        machine(Qemu(fail)).qmp("query-status")

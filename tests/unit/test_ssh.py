@@ -1,0 +1,121 @@
+"""Commands over SSH that print more than is taken from them, and questions to the guest's sshd."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+import pytest
+
+from pytest_virtainers import VMGone
+from pytest_virtainers.handle import ssh
+from pytest_virtainers.handle.patience import TimedOut
+from tests.unit.test_line import KEYS, SECONDS, Sshd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1024 * 1024
+
+
+class Printer(Sshd):
+    """The command `flood` prints for ever, `plenty` prints 3 MiB; `behind` ends, and what it has left prints on.
+
+    It listens where it is asked to, in a while, and knows no keepalives.
+    """
+
+    def check_port_forward_request(self, _address: str, port: int) -> int:
+        time.sleep(0.2)
+        return port
+
+    def _answer(self, channel: paramiko.Channel, command: bytes) -> None:
+        with contextlib.suppress(*ssh.FAILURES):
+            if command == b"flood":
+                channel.sendall_stderr(b"!")
+            while command == b"flood":
+                channel.sendall(bytes(MIB))
+            channel.sendall(bytes(3 * MIB))
+            channel.send_exit_status(7)
+            while command == b"behind":
+                channel.sendall(b"x")
+                time.sleep(0.01)
+            channel.shutdown_write()
+            channel.close()
+
+
+@pytest.fixture
+def connection() -> Iterator[ssh.Connection]:
+    ours, theirs = socket.socketpair()
+    server: Any = paramiko.Transport(theirs, server_sig_algs=False)
+    server.set_log_channel(ssh.LOG_CHANNEL)
+    server.add_server_key(KEYS.host.paramiko())
+    server.start_server(threading.Event(), Printer())
+    connection = ssh.log_in(ours, "debian", KEYS, SECONDS)
+    yield connection
+    connection.close()
+    server.close()
+    server.join(SECONDS)
+
+
+def fine() -> None:
+    pass
+
+
+def slowly(data: bytes) -> None:
+    assert data
+    time.sleep(0.02)
+
+
+def test_a_deadline_holds_though_output_comes_faster_than_it_is_taken(connection: ssh.Connection) -> None:
+    errors = bytearray()
+    with pytest.raises(TimedOut):
+        connection.execute(
+            "flood", stdin=None, stdout=slowly, stderr=errors.extend, deadline=time.monotonic() + 1, check=fine
+        )
+    assert errors == b"!", "its other stream has its turn"
+
+
+def test_a_check_holds_though_output_comes_faster_than_it_is_taken(connection: ssh.Connection) -> None:
+    def gone() -> None:
+        raise VMGone("it has ended")
+
+    with pytest.raises(VMGone):
+        connection.execute("flood", stdin=None, stdout=slowly, stderr=bytes, deadline=None, check=gone)
+
+
+def test_all_that_was_printed_is_passed_on_however_slowly_it_is_taken(
+    connection: ssh.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_AFTERMATH_SECONDS", 0.01)
+    taken = []
+
+    def take(data: bytes) -> None:
+        slowly(data)
+        taken.append(len(data))
+
+    assert connection.execute("plenty", stdin=None, stdout=take, stderr=bytes, deadline=None, check=fine) == 7
+    assert sum(taken) == 3 * MIB
+
+
+def test_what_a_command_left_behind_is_not_listened_to_for_ever(
+    connection: ssh.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_AFTERMATH_SECONDS", 0.1)
+    output = bytearray()
+    assert (
+        connection.execute("behind", stdin=None, stdout=output.extend, stderr=bytes, deadline=None, check=fine) == 7
+    )
+    assert len(output) >= 3 * MIB
+
+
+def test_a_refused_keepalive_is_no_answer_to_what_else_is_asked(connection: ssh.Connection) -> None:
+    asking = threading.Timer(0.05, connection.answers, (SECONDS,))
+    asking.start()
+    given = connection.listen(8001, lambda *_: None)
+    asking.join()
+    assert given == 8001
+    assert connection.answers(SECONDS)
