@@ -105,7 +105,7 @@ def launch(manager: Manager, folder: Path) -> VM:
         user=str(evidence.manifest["user"]),
         keys=keys,
         environment=environment,
-        disk=_archive(evidence),
+        disk=lambda: _archive(evidence),
         seed_iso=_seed(evidence),
     )
 

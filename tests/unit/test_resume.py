@@ -114,7 +114,7 @@ def launched(folder: Path) -> tuple[Manager, dict[str, bytes]]:
     """Resume, and unpack what the container's folder was given."""
     manager = Manager(stored=GUEST["digest"], called_so="")
     assert resume.launch(manager, folder) == "a VM"  # type: ignore[arg-type, comparison-overlap]
-    with tarfile.open(fileobj=io.BytesIO(b"".join(manager.started["disk"]))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(b"".join(manager.started["disk"]()))) as tar:
         files = {each.name: tar.extractfile(each) for each in tar}
         return manager, {name: content.read() for name, content in files.items() if content}
 
