@@ -49,7 +49,9 @@ class Tools(Core):
         return {
             "ansible_host": self.name,
             "ansible_user": self.user,
-            "ansible_ssh_common_args": f"-F {shlex.quote(str(self.ssh_config()))}",
+            # By default Ansible leaves a connection open for the next play, by host name, port and user: those of any
+            # machine of this name.
+            "ansible_ssh_common_args": f"-F {shlex.quote(str(self.ssh_config()))} -o ControlPath=none",
             "ansible_python_interpreter": "auto_silent",
         }
 
