@@ -73,6 +73,9 @@ def report(item: pytest.Item, result: pytest.TestReport) -> None:
     if (result.failed and settings.keep != "never") or (over and settings.keep == "always"):
         for machine in [*machines(item), *manager.lost]:
             _take(item, result, machine)
+    if result.failed:
+        for machine in [*machines(item), *manager.lost]:
+            _name_cause(result, machine)
     if over and not result.failed:
         try:
             manager.bury()
@@ -111,8 +114,27 @@ def _told(item: pytest.Item, machine: VM, folder: Path) -> str:
     lines = [f"evidence: {shown}", f"go on with it: virtainers resume {shown}"]
     if failing is not None:
         lines.append(f"last command that did not end well: {failing}")
-    lines += machine.console.killed_for_memory()
+    lines += _kernel_said(machine)
     return "\n".join([*lines, "the console's last lines:", machine.console.tail(_CONSOLE_LINES)])
+
+
+def _kernel_said(machine: VM) -> list[str]:
+    """Give what the guest's kernel has said that may be why a test has failed, also one that only sees the effect."""
+    panic = machine.console.panic()
+    return [*([panic] if panic else []), *machine.console.killed_for_memory()]
+
+
+def _name_cause(result: pytest.TestReport, machine: VM) -> None:
+    """Add to the failure what its kernel has said, where its text has not got it."""
+    said = [line for line in _kernel_said(machine) if line not in result.longreprtext]
+    if not said:
+        return
+    title = f"the kernel of {machine.name}"
+    failure: Any = result.longrepr
+    if hasattr(failure, "addsection"):
+        failure.addsection(title, "\n".join(said))
+    else:
+        result.longrepr = "\n".join([result.longreprtext, f"{title}:", *said])
 
 
 def _short(folder: Path, item: pytest.Item) -> str:

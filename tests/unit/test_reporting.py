@@ -205,6 +205,50 @@ def test_machines_end_with_their_test_also_those_that_were_lost(run: Any) -> Non
     )
 
 
+KERNEL = """
+    import pytest
+
+    PANIC = b"Kernel panic - not syncing: sysrq\\r\\n" + 20 * b"Call trace\\r\\n"
+
+    def test_panic(vm):
+        vm._container.stdout += PANIC
+        assert not "of the test"
+
+    @pytest.mark.xfail(strict=True)
+    def test_without_exception(vm):
+        vm._container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n"
+
+    def test_that_says_it(vm):
+        vm._container.stdout += PANIC
+        raise OSError("vm: Kernel panic - not syncing: sysrq. More")
+
+    def test_passes(vm):
+        vm._container.stdout += PANIC
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n1",), ("--virtainer-keep=never",), ("--tb=native",)], ids=str)
+def test_what_the_kernel_said_stands_in_the_failure(
+    options: tuple[str, ...], pytester: pytest.Pytester, run: Any
+) -> None:
+    result = run(KERNEL, "--junitxml=report.xml", *options)
+    result.assert_outcomes(passed=1, failed=3)
+    failures = {
+        case.get("name"): "".join(each.text or "" for each in case.iter("failure"))
+        for case in ET.parse(pytester.path / "report.xml").iter("testcase")  # noqa: S314  (our own)
+    }
+    said = r"of the test[\s\S]*the kernel of vm -+\nKernel panic - not syncing: sysrq$"
+    assert re.search(said, failures["test_panic"])
+    result.stdout.fnmatch_lines(["[[]XPASS(strict)[]]*", "the kernel of vm:", "Out of memory: Killed process 7 (cc)"])
+    assert "the kernel of vm" not in failures["test_that_says_it"], "once is enough"
+
+
+def test_a_panic_that_has_scrolled_away_is_told_beside_the_evidence(run: Any) -> None:
+    run(KERNEL, "-k", "test_panic").stdout.fnmatch_lines(
+        ["evidence: *", "Kernel panic - not syncing: sysrq", "the console's last lines:"]
+    )
+
+
 def test_whose_machines_leave_evidence_can_be_said(pytester: pytest.Pytester, run: Any) -> None:
     run(SUITE, "--virtainer-keep=never")
     assert folders(pytester) == []
