@@ -243,6 +243,53 @@ def test_what_the_kernel_said_stands_in_the_failure(
     assert "the kernel of vm" not in failures["test_that_says_it"], "once is enough"
 
 
+BLAME = """
+    from datetime import UTC, datetime
+    import pytest
+    from pytest_virtainers.handle.log import Entry
+
+    def serve(machine):
+        machine.log.entries.append(Entry("serve", "debian", datetime.now(UTC)))
+
+    def spoil(machine):
+        with machine.log.entry("make trouble", "debian") as entry:
+            entry.outcome = "exit 2"
+        machine._container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n" + 20 * b"x\\r\\n"
+        serve(machine)
+
+    @pytest.mark.virtainer(scope="module")
+    def test_spoils(vm, session_vm):
+        spoil(vm)
+        spoil(session_vm)
+
+    @pytest.mark.virtainer(scope="module")
+    def test_vm(vm):
+        serve(vm)
+        assert 0
+
+    def test_session_vm(session_vm): assert 0
+"""
+
+
+def test_no_test_is_told_of_what_another_one_has_met(run: Any) -> None:
+    result = run(BLAME)
+    result.assert_outcomes(passed=1, failed=2)
+    assert result.stdout.str().count("evidence: ") == 2
+    for word in ("did not end well", "Out of memory"):
+        result.stdout.no_fnmatch_line(f"*{word}*")
+
+
+@pytest.mark.parametrize("fixture", ["vm", "session_vm"])
+def test_its_own_is_told_also_of_a_machine_that_is_shared(fixture: str, run: Any) -> None:
+    source = f"{BLAME}\n    def test_own({fixture}):\n        spoil({fixture})\n        assert 0\n"
+    run(source, "-k", "test_spoils or test_own").stdout.fnmatch_lines(
+        [
+            "last command that did not end well: * exit 2 * debian$ make trouble",
+            "Out of memory: Killed process 7 (cc)",
+        ]
+    )
+
+
 def test_a_panic_that_has_scrolled_away_is_told_beside_the_evidence(run: Any) -> None:
     run(KERNEL, "-k", "test_panic").stdout.fnmatch_lines(
         ["evidence: *", "Kernel panic - not syncing: sysrq", "the console's last lines:"]
