@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -123,10 +124,15 @@ def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
 
 def _told(item: pytest.Item, machine: VM, folder: Path) -> str:
     """Say in a few lines what there is to see."""
+    from pytest_virtainers.evidence import KEY, MANIFEST, OVERLAY
+
     shown = _short(folder, item)
+    missing = json.loads((folder / MANIFEST).read_text())["missing"]
     ended = [each for each in machine.log.entries[_start(item, machine).commands :] if each.seconds is not None]
     failing = next((each for each in reversed(ended) if each.outcome not in {"exit 0", "done"}), None)
-    lines = [f"evidence: {shown}", f"go on with it: virtainers resume {shown}"]
+    lines = [f"evidence: {shown}", *(f"missing: {name}: {why}" for name, why in missing.items())]
+    if not missing.keys() & {OVERLAY, KEY}:
+        lines.append(f"go on with it: virtainers resume {shown}")
     if failing is not None:
         lines.append(f"last command that did not end well: {failing}")
     lines += _kernel_said(item, machine)

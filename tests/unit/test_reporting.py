@@ -314,6 +314,24 @@ def test_evidence_that_cannot_be_kept_does_not_hide_the_failure(pytester: pytest
     result.stdout.fnmatch_lines(["the evidence of vm could not be kept: NotADirectoryError: *"])
 
 
+@pytest.mark.parametrize("broken", ["()", "('--memory',)"], ids=["disk", "memory"])
+def test_what_evidence_lacks_is_told_and_without_a_disk_nothing_goes_on(broken: str, run: Any) -> None:
+    result = run(
+        f"""
+        def test_it(vm):
+            vm._container.evidence = {{{broken}: (1, b"evidence: no space left"), ("--memory",): (1, b"no room")}}
+            assert 0
+        """,
+        "--virtainer-keep-memory",
+    )
+    disk = ["missing: overlay.qcow2: VirtainerError: evidence: no space left"] if broken == "()" else []
+    resume = [] if disk else ["go on with it: virtainers resume *"]
+    result.stdout.fnmatch_lines(
+        ["evidence: *", "missing: memory.state: no room", *disk, *resume, "the console's last lines:"],
+        consecutive=True,
+    )
+
+
 def test_neither_does_a_time_limit_that_is_over_meanwhile_nor_a_machine_that_does_not_go(run: Any) -> None:
     result = run(
         """
