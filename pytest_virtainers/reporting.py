@@ -256,8 +256,13 @@ def hold(item: pytest.Item) -> None:
     try:
         out = sys.stdout
         for machine in up:
-            out.write(f"\nvirtainers: {machine.name} of {item.nodeid} is up\n  ssh:     {machine.ssh_command}\n")
-            out.write(f"  console: {machine.console_command}\n")
+            out.write(f"\nvirtainers: {machine.name} of {item.nodeid} is up\n")
+            for name, way in (("ssh:    ", "ssh_command"), ("console:", "console_command")):
+                try:
+                    shown = getattr(machine, way)
+                except (OSError, VirtainerError) as error:  # no room for the key's file, or just gone
+                    shown = f"({error})"
+                out.write(f"  {name} {shown}\n")
         if settings.hold and not in_debugger:
             if sys.stdin is not None and sys.stdin.isatty():
                 out.write("virtainers: press Enter to go on: ")

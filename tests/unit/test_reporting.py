@@ -473,6 +473,24 @@ def test_failing_machines_are_held_wherever_they_fail(keep: str, run: Any) -> No
     assert "there is no terminal to press Enter at, so it is not held" in result.stdout.str()
 
 
+def test_a_way_in_that_cannot_be_shown_is_no_internal_error(run: Any) -> None:
+    result = run(
+        """
+        def test_it(vm):
+            class Full(type(vm)):
+                @property
+                def ssh_command(self):
+                    raise OSError("No space left on device")
+
+            vm.__class__ = Full
+            assert not "of the test"
+        """,
+        "--virtainer-hold",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["  ssh:     (No space left on device)", "  console: docker exec -it vm console"])
+
+
 def test_a_failing_test_without_machines_loads_nothing_heavy(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
