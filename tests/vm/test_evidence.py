@@ -228,6 +228,15 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
     assert said[at + 1] == "only in memory"
     assert int(said[at + 3]) - int(said[at + 2]) < 60, "the same life"
 
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["machine"]["machine"]["qemu"] = "another"
+    path.write_text(json.dumps(manifest))
+    refused = virtainers("resume", str(folder), "true")
+    assert f"the memory in {folder}/memory.state does not fit: " in refused
+    assert f"virtainers resume --disk-only {folder}\n" in refused
+    assert "booted\n" in virtainers("resume", "--disk-only", str(folder), "--", "ls /dev/shm/file || echo booted")
+
 
 def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
     pytester: pytest.Pytester, manager: Manager
