@@ -152,25 +152,34 @@ def _keep_disk(
     facts: dict[str, Any] = {}
     with into.piece(OVERLAY), _open(vm, rescue) as container:
         options = ["--memory"] if memory else []
-        patience = vm.scaled(_STILL_SECONDS)
+        patience, there = vm.scaled(_STILL_SECONDS), f"{vm.folder}/evidence"
         code, said = container.run(["evidence", *options], patience=patience)
         if code != 0 and options:  # the disk alone is better than nothing
             into.missing[STATE] = said.decode(errors="replace").strip()
             code, said = container.run(["evidence"], patience=patience)
-        if code != 0:
-            raise VirtainerError(said.decode(errors="replace").strip())
-        facts = json.loads(said.decode().strip().splitlines()[-1])
-        if memory and not facts["memory"]:
-            into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
-        names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
-        if not vm.seed_iso:
-            names["seed.iso"] = SEED
-        for there, here in names.items():
-            with into.piece(here) as path:
-                container.fetch(f"{vm.folder}/evidence/{there}", path)
+        try:
+            if code != 0:
+                raise VirtainerError(said.decode(errors="replace").strip())
+            facts = json.loads(said.decode().strip().splitlines()[-1])
+            if memory and not facts["memory"]:
+                into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
+            names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
+            if not vm.seed_iso:
+                names["seed.iso"] = SEED
+            for name, here in names.items():
+                with into.piece(here) as path:
+                    container.fetch(f"{there}/{name}", path)
+        finally:
+            _clear(container, there, patience)
     if facts.get("memory") and STATE in into.missing:
         facts["memory"] = False
     return facts
+
+
+def _clear(container: Container, folder: str, patience: float) -> None:
+    """Remove copies of disk and memory, which need room for as long as other tests share the machine."""
+    with contextlib.suppress(VirtainerError):  # then they go with it
+        container.run(["rm", "-rf", folder], patience=patience)
 
 
 def _open(

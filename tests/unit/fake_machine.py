@@ -35,8 +35,11 @@ class FakeContainer:
         self.files = {"overlay.qcow2": OVERLAY, "seed.iso": b"seed", "state": b"memory"}
 
     def run(self, command: list[str], *, patience: float) -> tuple[int, bytes]:
-        self.asked.append(command)
         self.patience = patience
+        if command == ["rm", "-rf", f"{self.folder}/evidence"]:
+            self.files = {}
+            return 0, b""
+        self.asked.append(command)
         memory = "--memory" in command
         facts = {"base": "/store/disk.qcow2", "memory": memory}
         ends = self.evidence.get(tuple(command[1:]), (0, b"\na warning\n" + json.dumps(facts).encode() + b"\n\n"))

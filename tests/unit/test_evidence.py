@@ -177,6 +177,15 @@ def test_why_a_machine_without_qemu_has_no_memory_is_told(tmp_path: Path) -> Non
     assert kept(tmp_path) == WITHOUT_MEMORY
 
 
+@pytest.mark.parametrize("ends", [0, 1])
+def test_copies_do_not_stay_in_a_machine_that_others_share(ends: int, tmp_path: Path) -> None:
+    vm = machine()
+    if ends:
+        vm._container.evidence = {(): (ends, b"evidence: no space left\n")}
+    collect(vm, tmp_path)
+    assert vm._container.files == {}
+
+
 @pytest.mark.parametrize("name", ["seed.iso", "state"])
 def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str, tmp_path: Path) -> None:
     vm = machine()

@@ -211,15 +211,19 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
         """
         import pytest
 
-        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        pytestmark = pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2, scope="module")
+
         def test_it(vm):
             vm.popen("exec sleep 3333")
             vm.wait_until_succeeds("pgrep -x -f 'sleep 3333'")
             vm.run("echo only in memory >/dev/shm/file; cut -d. -f1 /proc/uptime >/dev/shm/uptime; false")
+
+        def test_nothing_of_it_stays_in_the_container(vm):
+            assert vm._container.run(["ls", vm.folder]) == (0, b"local_image.qcow2\\n")
         """
     )
     options = ("-p", "no:cacheprovider", "--virtainer-keep-memory")
-    pytester.runpytest_subprocess(*options).assert_outcomes(failed=1)
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1, failed=1)
     (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
     assert (folder / "memory.state").stat().st_size > 50 * 2**20
     look = "pgrep -x -f 'sleep 3333' >/dev/null && echo runs; cat /dev/shm/*; cut -d. -f1 /proc/uptime"
