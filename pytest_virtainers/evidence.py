@@ -1,6 +1,7 @@
 """What a failing test leaves behind of a machine, in a folder: for people, and for `virtainers resume`.
 
-Each piece is had by itself and within a time limit; what cannot be had is named in the manifest, with the reason.
+Each piece is had by itself and within a time limit; what cannot be had, or not to its end, is named in the manifest,
+with the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.errors import TransferError, VirtainerError
 from pytest_virtainers.handle import transfer
 
 if TYPE_CHECKING:
@@ -131,8 +132,7 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
         return vm._as_root(script, timeout=max(_MOMENT_SECONDS, end - time.monotonic()))
 
     for name, command in commands.items():
-        with into.piece(name) as path:
-            path.write_bytes(ask(command))
+        _log(vm, into, name, command, max(_MOMENT_SECONDS, end - time.monotonic()))
     with into.piece("cores") as path:
         for each in ask(_CORES).decode("utf-8", "surrogateescape").splitlines():
             path.mkdir(exist_ok=True)
@@ -140,6 +140,25 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
             if target.exists():  # a pattern may tell them apart by their folders only
                 target = path / each.strip("/").replace("/", "!")
             transfer.get(vm._root_shell, each, target, max(_MOMENT_SECONDS, end - time.monotonic()))
+
+
+def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None:
+    """Keep what a command says as root; where its end does not come, what was said until then, with the reason."""
+    said, why = bytearray(), ""
+    with into.piece(name) as path:
+        try:
+            code, trouble = vm._root_shell(["sh", "-c", command], stdin=None, stdout=said.extend, timeout=seconds)
+            if code != 0:
+                why = trouble.strip() or f"exit code {code}"
+        except TransferError:
+            why = f"not done after {seconds:.0f} s"
+        except VirtainerError as error:
+            why = str(error).partition("\n")[0]
+        if why and not said:
+            raise VirtainerError(why)
+        path.write_bytes(said)
+        if why:
+            into.missing[name] = f"its end: {why}"
 
 
 def _keep_disk(
