@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers import values
-from pytest_virtainers.errors import StoreError, VirtainerError
+from pytest_virtainers.errors import BadTemplate, StoreError, VirtainerError
 from pytest_virtainers.paths import locked
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import environment, resolve
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again = commands.add_parser("resume", help="start a machine again from its evidence, and open a shell in it")
     again.add_argument("folder", type=Path, help="as the test's report names it: virtainer-artifacts/TEST/MACHINE")
     again.add_argument("--export", type=Path, metavar="FILE", help="write its disk as one flat qcow2 file instead")
+    again.add_argument("--disk-only", action="store_true", help="boot its disk, also where its memory was kept")
     again.add_argument("command", nargs="*", help="run this instead of a shell (put -- before its options)")
     again.set_defaults(run=_resume)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to mend")
@@ -126,6 +127,7 @@ def _store_prune(parsed: argparse.Namespace, settings: Settings) -> int:
 
 def _resume(parsed: argparse.Namespace, settings: Settings) -> int:
     from pytest_virtainers import resume
+    from pytest_virtainers.evidence import STATE
     from pytest_virtainers.manager import Manager
 
     with Manager(settings, _progress()) as manager:
@@ -133,10 +135,16 @@ def _resume(parsed: argparse.Namespace, settings: Settings) -> int:
             resume.export(manager, parsed.folder, parsed.export)
             print(f"{parsed.export}: a disk that needs no other")
             return 0
-        vm = resume.launch(manager, parsed.folder)
+        vm = resume.launch(manager, parsed.folder, disk_only=parsed.disk_only)
         print(f"virtainers: its console: {vm.console_command}", file=sys.stderr)
         try:
             vm.wait_until_resumed()
+        except BadTemplate as error:
+            said = str(error).replace(resume.MEMORY, str(parsed.folder / STATE))
+            print(f"virtainers: {said}", file=sys.stderr)
+            booted = shlex.join(["virtainers", "resume", "--disk-only", str(parsed.folder)])
+            print(f"virtainers: to boot its disk without its memory: {booted}", file=sys.stderr)
+            return _FAILED
         except VirtainerError as error:
             print(f"virtainers: {error}", file=sys.stderr)
             if not sys.stdin.isatty():

@@ -1,6 +1,7 @@
 """What a failing test leaves behind of a machine, in a folder: for people, and for `virtainers resume`.
 
-Each piece is had by itself and within a time limit; what cannot be had is named in the manifest, with the reason.
+Each piece is had by itself and within a time limit; what cannot be had, or not to its end, is named in the manifest,
+with the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.errors import TransferError, VirtainerError
 from pytest_virtainers.handle import transfer
 
 if TYPE_CHECKING:
@@ -131,8 +132,7 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
         return vm._as_root(script, timeout=max(_MOMENT_SECONDS, end - time.monotonic()))
 
     for name, command in commands.items():
-        with into.piece(name) as path:
-            path.write_bytes(ask(command))
+        _log(vm, into, name, command, max(_MOMENT_SECONDS, end - time.monotonic()))
     with into.piece("cores") as path:
         for each in ask(_CORES).decode("utf-8", "surrogateescape").splitlines():
             path.mkdir(exist_ok=True)
@@ -140,6 +140,25 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
             if target.exists():  # a pattern may tell them apart by their folders only
                 target = path / each.strip("/").replace("/", "!")
             transfer.get(vm._root_shell, each, target, max(_MOMENT_SECONDS, end - time.monotonic()))
+
+
+def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None:
+    """Keep what a command says as root; where its end does not come, what was said until then, with the reason."""
+    said, why = bytearray(), ""
+    with into.piece(name) as path:
+        try:
+            code, trouble = vm._root_shell(["sh", "-c", command], stdin=None, stdout=said.extend, timeout=seconds)
+            if code != 0:
+                why = trouble.strip() or f"exit code {code}"
+        except TransferError:
+            why = f"not done after {seconds:.0f} s"
+        except VirtainerError as error:
+            why = str(error).partition("\n")[0]
+        if why and not said:
+            raise VirtainerError(why)
+        path.write_bytes(said)
+        if why:
+            into.missing[name] = f"its end: {why}"
 
 
 def _keep_disk(
@@ -152,25 +171,34 @@ def _keep_disk(
     facts: dict[str, Any] = {}
     with into.piece(OVERLAY), _open(vm, rescue) as container:
         options = ["--memory"] if memory else []
-        patience = vm.scaled(_STILL_SECONDS)
+        patience, there = vm.scaled(_STILL_SECONDS), f"{vm.folder}/evidence"
         code, said = container.run(["evidence", *options], patience=patience)
         if code != 0 and options:  # the disk alone is better than nothing
             into.missing[STATE] = said.decode(errors="replace").strip()
             code, said = container.run(["evidence"], patience=patience)
-        if code != 0:
-            raise VirtainerError(said.decode(errors="replace").strip())
-        facts = json.loads(said.decode().strip().splitlines()[-1])
-        if memory and not facts["memory"]:
-            into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
-        names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
-        if not vm.seed_iso:
-            names["seed.iso"] = SEED
-        for there, here in names.items():
-            with into.piece(here) as path:
-                container.fetch(f"{vm.folder}/evidence/{there}", path)
+        try:
+            if code != 0:
+                raise VirtainerError(said.decode(errors="replace").strip())
+            facts = json.loads(said.decode().strip().splitlines()[-1])
+            if memory and not facts["memory"]:
+                into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
+            names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
+            if not vm.seed_iso:
+                names["seed.iso"] = SEED
+            for name, here in names.items():
+                with into.piece(here) as path:
+                    container.fetch(f"{there}/{name}", path)
+        finally:
+            _clear(container, there, patience)
     if facts.get("memory") and STATE in into.missing:
         facts["memory"] = False
     return facts
+
+
+def _clear(container: Container, folder: str, patience: float) -> None:
+    """Remove copies of disk and memory, which need room for as long as other tests share the machine."""
+    with contextlib.suppress(VirtainerError):  # then they go with it
+        container.run(["rm", "-rf", folder], patience=patience)
 
 
 def _open(

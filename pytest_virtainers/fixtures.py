@@ -61,7 +61,7 @@ def vm(
         shared = _shared(node)
         for present, start in shared:
             if present.spec == spec and _is_usable(present, start):
-                return used(item, present)
+                return used(item, present, shared=True)
         machine = _launch(request, spec)
         used(item, machine)
         try:

@@ -236,7 +236,7 @@ class Manager:
         user: str,
         keys: Keys,
         environment: Mapping[str, str],
-        disk: Iterator[bytes],
+        disk: Callable[[], Iterator[bytes]],
         seed_iso: bytes,
     ) -> VM:
         """Start a VM from a disk that was kept, and do not wait for it; raises `EngineError` and its like.
@@ -247,7 +247,7 @@ class Manager:
             user: to log in as.
             keys: of which the login's private and the host's public half are known.
             environment: of the container, beside what `spec` gives.
-            disk: what the container's `/mounted` has in it, as a tar stream.
+            disk: gives what the container's `/mounted` has in it, as a tar stream, from its beginning each time.
             seed_iso: its cloud-init seed; empty: none.
         """
         files: dict[str, dict[str, bytes | Link]] = {"/": {"image": Link(guest.disk)}}
@@ -421,7 +421,7 @@ class Manager:
         node_id: str,
         *,
         ahead: bool = False,
-        mounted: Iterator[bytes] | None = None,
+        mounted: Callable[[], Iterator[bytes]] | None = None,
     ) -> Container:
         """Start a container as `plan` says, when there is memory for it: `ahead` of a test, now or not at all."""
         name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
@@ -440,7 +440,7 @@ class Manager:
                     for folder, members in files.items():
                         container.put(folder, members)
                     if mounted is not None:
-                        container.put_archive("/mounted", mounted)
+                        container.put_archive("/mounted", mounted())
                     container.start()
             except EngineError as error:
                 container.close()

@@ -57,9 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
     command_line = Source(lambda setting: setting.option, lambda setting: config.getoption(setting.ini))
     ini = Source(lambda setting: f"{setting.ini} in the ini file", lambda setting: config.getini(setting.ini) or None)
     try:
-        config.stash[run.SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
+        settings = config.stash[run.SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
     except SpecError as error:
         raise pytest.UsageError(str(error)) from None
+    if settings.hold and config.getoption("dist", "no") != "no":
+        raise pytest.UsageError("hold: workers of pytest-xdist have no terminal to press Enter at; run with -n0")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.handle.vm import VM
 
-USED_KEY: pytest.StashKey[list[VM]] = pytest.StashKey()
+
+@dataclass(frozen=True)
+class _Start:
+    """Where log and console of a machine stood when a test began to use it: what was before is not of that test."""
+
+    commands: int = 0
+    console: int = 0
+
+
+USED_KEY: pytest.StashKey[dict[VM, _Start]] = pytest.StashKey()
 """The machines that a test has asked for."""
 SESSION_VM_KEY: pytest.StashKey[VM] = pytest.StashKey()
 """The machine of `session_vm`, which tests use by the fixture's name alone."""
@@ -37,27 +48,31 @@ _PROPERTY = "virtainer_artifacts"
 
 def begin(item: pytest.Item) -> None:
     """Note that a try of a test begins: what was of another try is over."""
-    item.stash[USED_KEY], item.stash[_KEPT_KEY] = [], {}
+    item.stash[USED_KEY], item.stash[_KEPT_KEY] = {}, {}
+    if _uses_session_vm(item):
+        used(item, item.config.stash[SESSION_VM_KEY], shared=True)
     manager = session.present(item.config)
     if manager is not None:
         with contextlib.suppress(VirtainerError):  # the next run sweeps what stays
             manager.bury()
 
 
-def used(item: pytest.Item, machine: VM) -> VM:
-    """Note that a test uses a machine, and give it."""
-    machines = item.stash.setdefault(USED_KEY, [])
-    if machine not in machines:
-        machines.append(machine)
+def used(item: pytest.Item, machine: VM, *, shared: bool = False) -> VM:
+    """Note that a test uses a machine, which others may have used before if it is `shared`, and give it."""
+    start = _Start(len(machine.log.entries), machine.console.size) if shared else _Start()
+    item.stash.setdefault(USED_KEY, {}).setdefault(machine, start)
     return machine
 
 
 def machines(item: pytest.Item) -> list[VM]:
     """List the machines that a test uses."""
-    found = [*item.stash.setdefault(USED_KEY, [])]
-    if "session_vm" in getattr(item, "fixturenames", ()) and SESSION_VM_KEY in item.config.stash:
-        found.append(item.config.stash[SESSION_VM_KEY])
-    return found
+    if _uses_session_vm(item):  # made for this test, if `begin` has not seen it
+        used(item, item.config.stash[SESSION_VM_KEY])
+    return [*item.stash.setdefault(USED_KEY, {})]
+
+
+def _uses_session_vm(item: pytest.Item) -> bool:
+    return "session_vm" in getattr(item, "fixturenames", ()) and SESSION_VM_KEY in item.config.stash
 
 
 def report(item: pytest.Item, result: pytest.TestReport) -> None:
@@ -73,6 +88,9 @@ def report(item: pytest.Item, result: pytest.TestReport) -> None:
     if (result.failed and settings.keep != "never") or (over and settings.keep == "always"):
         for machine in [*machines(item), *manager.lost]:
             _take(item, result, machine)
+    if result.failed:
+        for machine in [*machines(item), *manager.lost]:
+            _name_cause(item, result, machine)
     if over and not result.failed:
         try:
             manager.bury()
@@ -106,13 +124,46 @@ def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
 
 def _told(item: pytest.Item, machine: VM, folder: Path) -> str:
     """Say in a few lines what there is to see."""
+    from pytest_virtainers.evidence import KEY, MANIFEST, OVERLAY
+
     shown = _short(folder, item)
-    failing = next((each for each in reversed(machine.log.entries) if each.outcome not in {"exit 0", "done"}), None)
-    lines = [f"evidence: {shown}", f"go on with it: virtainers resume {shown}"]
+    missing = json.loads((folder / MANIFEST).read_text())["missing"]
+    ended = [each for each in machine.log.entries[_start(item, machine).commands :] if each.seconds is not None]
+    failing = next((each for each in reversed(ended) if each.outcome not in {"exit 0", "done"}), None)
+    lines = [f"evidence: {shown}", *(f"missing: {name}: {why}" for name, why in missing.items())]
+    if not missing.keys() & {OVERLAY, KEY}:
+        lines.append(f"go on with it: virtainers resume {shown}")
     if failing is not None:
         lines.append(f"last command that did not end well: {failing}")
-    lines += machine.console.killed_for_memory()
+    lines += _kernel_said(item, machine)
     return "\n".join([*lines, "the console's last lines:", machine.console.tail(_CONSOLE_LINES)])
+
+
+def _start(item: pytest.Item, machine: VM) -> _Start:
+    return item.stash.setdefault(USED_KEY, {}).get(machine, _Start())
+
+
+def _kernel_said(item: pytest.Item, machine: VM) -> list[str]:
+    """Give what the guest's kernel has said that may be why a test has failed, also one that only sees the effect.
+
+    A panic is, whenever it was: the machine does not run since.
+    """
+    panic = machine.console.panic()
+    killed = machine.console.killed_for_memory(_start(item, machine).console)
+    return [*([panic] if panic else []), *killed]
+
+
+def _name_cause(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
+    """Add to the failure what its kernel has said, where its text has not got it."""
+    said = [line for line in _kernel_said(item, machine) if line not in result.longreprtext]
+    if not said:
+        return
+    title = f"the kernel of {machine.name}"
+    failure: Any = result.longrepr
+    if hasattr(failure, "addsection"):
+        failure.addsection(title, "\n".join(said))
+    else:
+        result.longrepr = "\n".join([result.longreprtext, f"{title}:", *said])
 
 
 def _short(folder: Path, item: pytest.Item) -> str:
@@ -205,8 +256,13 @@ def hold(item: pytest.Item) -> None:
     try:
         out = sys.stdout
         for machine in up:
-            out.write(f"\nvirtainers: {machine.name} of {item.nodeid} is up\n  ssh:     {machine.ssh_command}\n")
-            out.write(f"  console: {machine.console_command}\n")
+            out.write(f"\nvirtainers: {machine.name} of {item.nodeid} is up\n")
+            for name, way in (("ssh:    ", "ssh_command"), ("console:", "console_command")):
+                try:
+                    shown = getattr(machine, way)
+                except (OSError, VirtainerError) as error:  # no room for the key's file, or just gone
+                    shown = f"({error})"
+                out.write(f"  {name} {shown}\n")
         if settings.hold and not in_debugger:
             if sys.stdin is not None and sys.stdin.isatty():
                 out.write("virtainers: press Enter to go on: ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.errors import ImageError, SpecError
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from pytest_virtainers.manager import Manager
 
 _CHUNK_BYTES = 1024 * 1024
-_FOLDER = "/mounted"
+MEMORY = "/mounted/resume"
+"""Where the container of a machine that goes on has its memory, by which its supervisor calls it."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A folder of evidence, read."""
+    """A folder of evidence, read; with `disk_only`, its memory does not count."""
 
     folder: Path
     manifest: Mapping[str, Any]
+    disk_only: bool = False
 
     @property
     def spec(self) -> Spec:
@@ -42,7 +44,7 @@ class Evidence:
     @property
     def has_memory(self) -> bool:
         """Whether it can go on at the instant at which it was taken."""
-        return bool(self.manifest["machine"].get("memory"))
+        return not self.disk_only and bool(self.manifest["machine"].get("memory"))
 
 
 def read(folder: Path) -> Evidence:
@@ -84,28 +86,30 @@ def guest(manager: Manager, evidence: Evidence) -> Guest:
     return present
 
 
-def launch(manager: Manager, folder: Path) -> VM:
+def launch(manager: Manager, folder: Path, *, disk_only: bool = False) -> VM:
     """Start the machine; it may be one that does not let us in, so nothing waits for that.
+
+    With `disk_only` it boots, also where its memory was kept.
 
     Raises:
         SpecError: the folder is none of evidence.
         ImageError: its guest image is not to be had any more.
         EngineError: its container does not start.
     """
-    evidence = read(folder)
+    evidence = replace(read(folder), disk_only=disk_only)
     disk = guest(manager, evidence)
     try:
         keys = Keys(KeyPair((folder / KEY).read_text(), ""), KeyPair("", str(evidence.manifest["host_key"])))
     except (OSError, KeyError) as error:
         raise SpecError(f"{folder} has no key to log in with: {error}") from None
-    environment = {"RESUME": f"{_FOLDER}/resume"} if evidence.has_memory else {}
+    environment = {"RESUME": MEMORY} if evidence.has_memory else {}
     return manager.start_kept(
         evidence.spec,
         guest=disk,
         user=str(evidence.manifest["user"]),
         keys=keys,
         environment=environment,
-        disk=_archive(evidence),
+        disk=lambda: _archive(evidence),
         seed_iso=_seed(evidence),
     )
 

@@ -95,6 +95,22 @@ def candidates(choice: str, environ: Mapping[str, str]) -> Iterator[Candidate]:
         yield Candidate(f"unix://{runtime_folder}/podman/podman.sock", "rootless Podman's socket")
 
 
+def command_line(engine: Engine) -> list[str]:
+    """Give the words of a shell line that reach this engine: its command, with its URL unless that goes by itself.
+
+    `DOCKER_HOST` and `CONTAINER_HOST` may be others in the shell where somebody types it; a context of Docker's is
+    the same, and has TLS settings that a URL has not.
+    """
+    if engine.kind == "podman":
+        folder = "/run" if os.getuid() == 0 else os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+        usual = engine.url == f"unix://{folder}/podman/podman.sock" and not os.environ.get("CONTAINER_HOST")
+        return ["podman", *([] if usual else ["--url", engine.url])]
+    context = _context()
+    host = context.Host if context is not None and context.Host else "unix:///var/run/docker.sock"
+    usual = engine.url == host and not os.environ.get("DOCKER_HOST")
+    return ["docker", *([] if usual else ["-H", engine.url])]
+
+
 def _docker_choice(environ: Mapping[str, str]) -> Iterator[Candidate]:
     """Follow `DOCKER_HOST`, or else the current context of Docker's command line."""
     if environ.get("DOCKER_HOST"):

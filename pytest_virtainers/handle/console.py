@@ -120,9 +120,19 @@ class Console:
         found = _PANIC.search(self._container.stdout, self._life)
         return found[0].decode("ascii", "replace") if found else None
 
-    def killed_for_memory(self) -> list[str]:
-        """List the kernel's reports of processes that it killed because there was no memory left, in this life."""
-        return [each.decode("ascii", "replace") for each in _KILLED.findall(self._container.stdout, self._life)]
+    @property
+    def size(self) -> int:
+        """How many bytes it has shown so far."""
+        return len(self._container.stdout)
+
+    def killed_for_memory(self, since: int = 0) -> list[str]:
+        """List the kernel's reports of processes that it killed because there was no memory left, in this life.
+
+        Args:
+            since: the console's size at that time; 0: from the beginning.
+        """
+        found = _KILLED.findall(self._container.stdout, max(self._life, since))
+        return [each.decode("ascii", "replace") for each in found]
 
     def stalled(self) -> bool:
         """Tell whether the guest's Linux kernel hangs: it has reported the same stalled grace period twice."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_virtainers import scratch
+from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.handle.core import Core
 
 
@@ -24,7 +25,7 @@ class Tools(Core):
     @property
     def console_command(self) -> str:
         """A shell line that opens the serial console; Ctrl-] leaves it."""
-        return shlex.join([self._endpoint.engine.kind, "exec", "-it", self._container.id, "console"])
+        return shlex.join([*command_line(self._endpoint.engine), "exec", "-it", self._container.id, "console"])
 
     def ssh_config(self) -> Path:
         """Give the path of an `ssh_config` file that knows this machine by its name: `ssh -F PATH NAME`.
@@ -49,7 +50,9 @@ class Tools(Core):
         return {
             "ansible_host": self.name,
             "ansible_user": self.user,
-            "ansible_ssh_common_args": f"-F {shlex.quote(str(self.ssh_config()))}",
+            # By default Ansible leaves a connection open for the next play, by host name, port and user: those of any
+            # machine of this name.
+            "ansible_ssh_common_args": f"-F {shlex.quote(str(self.ssh_config()))} -o ControlPath=none",
             "ansible_python_interpreter": "auto_silent",
         }
 

@@ -13,7 +13,7 @@ from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pytest_virtainers.spec import Spec
@@ -35,8 +35,11 @@ class FakeContainer:
         self.files = {"overlay.qcow2": OVERLAY, "seed.iso": b"seed", "state": b"memory"}
 
     def run(self, command: list[str], *, patience: float) -> tuple[int, bytes]:
-        self.asked.append(command)
         self.patience = patience
+        if command == ["rm", "-rf", f"{self.folder}/evidence"]:
+            self.files = {}
+            return 0, b""
+        self.asked.append(command)
         memory = "--memory" in command
         facts = {"base": "/store/disk.qcow2", "memory": memory}
         ends = self.evidence.get(tuple(command[1:]), (0, b"\na warning\n" + json.dumps(facts).encode() + b"\n\n"))
@@ -53,7 +56,7 @@ class FakeContainer:
 
 
 class FakeMachine:
-    """Whatever is asked as root is answered from `answers`; an exception there is raised."""
+    """Whatever is asked as root is answered from `answers`; an exception there is raised, of `breaks` afterwards."""
 
     def __init__(self, name: str = "web") -> None:
         self.name, self.user, self.alive = name, "debian", True
@@ -64,6 +67,7 @@ class FakeMachine:
         self._container = FakeContainer()
         self.console = Console(self._container, name)  # type: ignore[arg-type]
         self.answers: Mapping[str, bytes | BaseException] = {}
+        self.breaks: Mapping[str, BaseException] = {}
         self.picture: bytes | BaseException = b"\x89PNG"
         self.asked: list[str] = []
         self.refuses_to_go = False
@@ -79,12 +83,21 @@ class FakeMachine:
     def _as_root(self, script: str, timeout: float) -> bytes:
         assert timeout > 0
         self.asked.append(script)
-        word = next((word for word in ("journalctl", "dmesg", "coredump") if word in script), "")
+        word = _word(script)
         return _or_raise(self.answers.get(word, b"" if word == "coredump" else f"{word} said\n".encode()))
 
-    def _root_shell(self, *_: object, **_named: object) -> tuple[int, str]:
-        """Copy a file out of the guest: that never works."""
-        return 1, "tar: it broke"
+    def _root_shell(
+        self, words: list[str], *, stdin: object, stdout: Callable[[bytes], object], timeout: float
+    ) -> tuple[int, str]:
+        """Run a script, or copy a file out of the guest: that never works."""
+        assert stdin is None
+        word = _word(words[-1])
+        if not word:
+            return 1, "tar: it broke"
+        stdout(self._as_root(words[-1], timeout))
+        if word in self.breaks:
+            raise self.breaks[word]
+        return 0, ""
 
     @property
     def ssh_command(self) -> str:
@@ -93,6 +106,10 @@ class FakeMachine:
     @property
     def console_command(self) -> str:
         return f"docker exec -it {self.name} console"
+
+
+def _word(script: str) -> str:
+    return next((word for word in ("journalctl", "dmesg", "coredump") if word in script), "")
 
 
 def _or_raise(what: bytes | BaseException) -> bytes:

@@ -127,6 +127,16 @@ def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest
     ]
 
 
+def test_what_was_before_a_certain_time_may_be_left_out(guest: Guest, console: Console) -> None:
+    guest.stdout = OOM % (1, 2)
+    then = console.size
+    assert console.killed_for_memory(then) == []
+    guest.stdout += CGROUP_OOM
+    assert console.killed_for_memory(then) == ["Memory cgroup out of memory: Killed process 3 (x)"]
+    console.start_anew()
+    assert console.killed_for_memory(then) == []
+
+
 def test_a_panic_is_one_of_this_life(guest: Guest, console: Console) -> None:
     guest.stdout = b"[ 1.0] Kernel panic - not syncing: sysrq\r\n"
     assert console.panic() == "Kernel panic - not syncing: sysrq"

@@ -8,6 +8,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -98,6 +100,33 @@ def test_a_docker_context_is_followed(api: str, monkeypatch: pytest.MonkeyPatch,
     assert engine.url == api
     engine.close()
     assert order("auto", DOCKER_HOST=api)[0] == "DOCKER_HOST"
+
+
+def shell_words(kind: str, url: str) -> str:
+    engine: Any = SimpleNamespace(kind=kind, url=url)
+    return " ".join(detect.command_line(engine))
+
+
+def test_a_shell_reaches_the_usual_engines_without_a_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    monkeypatch.delenv("CONTAINER_HOST", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 7)
+    socket, root_socket = "unix:///run/user/7/podman/podman.sock", "unix:///run/podman/podman.sock"
+    assert shell_words("podman", socket) == "podman"
+    assert shell_words("podman", root_socket) == f"podman --url {root_socket}"
+    monkeypatch.setattr("os.getuid", lambda: 0)
+    assert shell_words("podman", root_socket) == "podman"
+    assert shell_words("podman", "unix:///tmp/x/podman.sock") == "podman --url unix:///tmp/x/podman.sock"
+    assert shell_words("docker", "unix:///var/run/docker.sock") == "docker"
+    assert shell_words("docker", "tcp://lab:2375") == "docker -H tcp://lab:2375"
+    monkeypatch.setenv("DOCKER_HOST", "tcp://lab:2375")
+    assert shell_words("docker", "unix:///var/run/docker.sock") == "docker -H unix:///var/run/docker.sock"
+    assert shell_words("docker", "tcp://lab:2375") == "docker -H tcp://lab:2375"
+    monkeypatch.delenv("DOCKER_HOST")
+    context(tmp_path / "docker", "tcp://lab:2375")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    assert shell_words("docker", "tcp://lab:2375") == "docker"
+    assert shell_words("docker", "unix:///var/run/docker.sock") == "docker -H unix:///var/run/docker.sock"
 
 
 def test_a_docker_context_is_followed_with_its_tls_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import evidence
-from pytest_virtainers.errors import EngineError, TransferError, VirtainerError
+from pytest_virtainers.errors import EngineError, SSHError, TransferError, VirtainerError
 from tests.unit.fake_machine import OVERLAY, FakeContainer, machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 WITHOUT_MEMORY = {
@@ -24,10 +24,12 @@ WITHOUT_MEMORY = {
 }
 
 
-def collect(vm: Any, folder: Path, *, memory: bool = False, **arguments: Any) -> dict[str, Any]:
+def collect(
+    vm: Any, folder: Path, *, memory: bool = False, cut: Collection[str] = (), **arguments: Any
+) -> dict[str, Any]:
     evidence.collect(vm, folder, memory=memory, about={"test": "test_x"}, **arguments)
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    assert not kept(folder) & manifest["missing"].keys()
+    assert not {name for name in kept(folder) & manifest["missing"].keys() if name not in cut}
     return manifest
 
 
@@ -82,6 +84,28 @@ def test_a_piece_that_cannot_be_had_is_named_and_the_others_are_there(
     manifest = collect(vm, tmp_path)
     assert {name: why.partition(": ")[2] for name, why in manifest["missing"].items()} == missing
     assert kept(tmp_path) == WITHOUT_MEMORY - missing.keys()
+
+
+LONG = TransferError("what we do as root in web was not done after 6 s; give it more (timeout=)")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"), [(LONG, "not done after 6 s"), (SSHError("web: it broke. The last\nlines"), "web: it broke.")]
+)
+def test_of_a_journal_that_does_not_end_the_beginning_is_kept(trouble: Exception, why: str, tmp_path: Path) -> None:
+    vm = machine()
+    vm.breaks = {"journalctl": trouble}
+    missing = collect(vm, tmp_path, cut=["journal.txt"])["missing"]
+    assert missing.keys() == {"journal.txt"}
+    assert missing["journal.txt"].startswith(f"its end: {why}")
+    assert "\n" not in missing["journal.txt"]
+    assert (tmp_path / "journal.txt").read_text() == "journalctl said\n"
+
+
+def test_of_one_that_does_not_begin_the_reason_gives_no_advice(tmp_path: Path) -> None:
+    vm = machine()
+    vm.answers = {"journalctl": LONG}
+    assert collect(vm, tmp_path)["missing"] == {"journal.txt": "VirtainerError: not done after 6 s"}
 
 
 def test_a_core_dump_that_cannot_be_copied_does_not_end_it(tmp_path: Path) -> None:
@@ -175,6 +199,15 @@ def test_why_a_machine_without_qemu_has_no_memory_is_told(tmp_path: Path) -> Non
     manifest = collect(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"memory.state": "QEMU has ended, or does not answer"}
     assert kept(tmp_path) == WITHOUT_MEMORY
+
+
+@pytest.mark.parametrize("ends", [0, 1])
+def test_copies_do_not_stay_in_a_machine_that_others_share(ends: int, tmp_path: Path) -> None:
+    vm = machine()
+    if ends:
+        vm._container.evidence = {(): (ends, b"evidence: no space left\n")}
+    collect(vm, tmp_path)
+    assert vm._container.files == {}
 
 
 @pytest.mark.parametrize("name", ["seed.iso", "state"])

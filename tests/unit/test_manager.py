@@ -1,13 +1,16 @@
 """What becomes of a template whose clones do not get ready; here they only succeed or fail."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
 from pytest_virtainers import manager as module
 from pytest_virtainers import scratch
-from pytest_virtainers.errors import BadTemplate, BootTimeout, SSHError, StoreError, VirtainerError
+from pytest_virtainers.engine.container import Plan
+from pytest_virtainers.errors import BadTemplate, BootTimeout, EngineError, SSHError, StoreError, VirtainerError
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import KeyPair, Keys
@@ -112,3 +115,49 @@ def test_what_no_template_can_be_blamed_for_is_told_at_once(run: Run) -> None:
         run.clone(StoreError("no space left"))
     assert run.templates.condemned == []
     assert run.notes == []
+
+
+class Container:
+    """Made by an engine whose host has no `/dev/kvm`; notes what is put into it."""
+
+    made: ClassVar[list["Container"]] = []
+
+    def __init__(self, _engine: object, plan: Plan, _run_id: str) -> None:
+        self.plan, self.archives = plan, dict[str, bytes]()
+        self.made.append(self)
+
+    def put(self, _folder: str, _members: object) -> None:
+        pass
+
+    def put_archive(self, folder: str, archive: Iterator[bytes]) -> None:
+        self.archives[folder] = b"".join(archive)
+
+    def start(self) -> None:
+        if "/dev/kvm" in self.plan.devices:
+            raise EngineError("no such file or directory: /dev/kvm")
+
+    def address(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Container", Container)
+    monkeypatch.setattr(Container, "made", [])
+    monkeypatch.setattr(run.manager, "_budget", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
+    monkeypatch.setattr(run.manager, "_network", lambda **_: SimpleNamespace(name="n"))
+    run.manager._runtime_image = "an-image"
+    pair = KeyPair("", "")
+    run.manager.start_kept(
+        SPEC,
+        guest=GUEST,
+        user="debian",
+        keys=Keys(pair, pair),
+        environment={},
+        disk=lambda: iter([b"a whole ", b"disk"]),
+        seed_iso=b"",
+    )
+    assert ["/dev/kvm" in each.plan.devices for each in Container.made] == [True, False]
+    assert Container.made[-1].archives == {"/mounted": b"a whole disk"}

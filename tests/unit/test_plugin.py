@@ -76,6 +76,14 @@ def test_a_wrong_option_is_a_usage_error(pytester: pytest.Pytester) -> None:
     assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
+def test_machines_cannot_be_held_in_workers_without_a_terminal(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "def test_x(): pass", "--virtainer-hold", "-n", "2")
+    result.stderr.fnmatch_lines(["ERROR: hold: workers of pytest-xdist have no terminal to press Enter at; *-n0"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    for options in (("-n0",), ("-p", "no:xdist")):
+        assert run(pytester, "def test_x(): pass", "--virtainer-hold", *options).ret == 0
+
+
 def test_a_wrong_ini_value_names_the_ini_key(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nvirtainer_scope = package")
     run(pytester, "def test_x(): pass").stderr.fnmatch_lines(

@@ -205,6 +205,97 @@ def test_machines_end_with_their_test_also_those_that_were_lost(run: Any) -> Non
     )
 
 
+KERNEL = """
+    import pytest
+
+    PANIC = b"Kernel panic - not syncing: sysrq\\r\\n" + 20 * b"Call trace\\r\\n"
+
+    def test_panic(vm):
+        vm._container.stdout += PANIC
+        assert not "of the test"
+
+    @pytest.mark.xfail(strict=True)
+    def test_without_exception(vm):
+        vm._container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n"
+
+    def test_that_says_it(vm):
+        vm._container.stdout += PANIC
+        raise OSError("vm: Kernel panic - not syncing: sysrq. More")
+
+    def test_passes(vm):
+        vm._container.stdout += PANIC
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n1",), ("--virtainer-keep=never",), ("--tb=native",)], ids=str)
+def test_what_the_kernel_said_stands_in_the_failure(
+    options: tuple[str, ...], pytester: pytest.Pytester, run: Any
+) -> None:
+    result = run(KERNEL, "--junitxml=report.xml", *options)
+    result.assert_outcomes(passed=1, failed=3)
+    failures = {
+        case.get("name"): "".join(each.text or "" for each in case.iter("failure"))
+        for case in ET.parse(pytester.path / "report.xml").iter("testcase")  # noqa: S314  (our own)
+    }
+    said = r"of the test[\s\S]*the kernel of vm -+\nKernel panic - not syncing: sysrq$"
+    assert re.search(said, failures["test_panic"])
+    result.stdout.fnmatch_lines(["[[]XPASS(strict)[]]*", "the kernel of vm:", "Out of memory: Killed process 7 (cc)"])
+    assert "the kernel of vm" not in failures["test_that_says_it"], "once is enough"
+
+
+BLAME = """
+    from datetime import UTC, datetime
+    import pytest
+    from pytest_virtainers.handle.log import Entry
+
+    def serve(machine):
+        machine.log.entries.append(Entry("serve", "debian", datetime.now(UTC)))
+
+    def spoil(machine):
+        with machine.log.entry("make trouble", "debian") as entry:
+            entry.outcome = "exit 2"
+        machine._container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n" + 20 * b"x\\r\\n"
+        serve(machine)
+
+    @pytest.mark.virtainer(scope="module")
+    def test_spoils(vm, session_vm):
+        spoil(vm)
+        spoil(session_vm)
+
+    @pytest.mark.virtainer(scope="module")
+    def test_vm(vm):
+        serve(vm)
+        assert 0
+
+    def test_session_vm(session_vm): assert 0
+"""
+
+
+def test_no_test_is_told_of_what_another_one_has_met(run: Any) -> None:
+    result = run(BLAME)
+    result.assert_outcomes(passed=1, failed=2)
+    assert result.stdout.str().count("evidence: ") == 2
+    for word in ("did not end well", "Out of memory"):
+        result.stdout.no_fnmatch_line(f"*{word}*")
+
+
+@pytest.mark.parametrize("fixture", ["vm", "session_vm"])
+def test_its_own_is_told_also_of_a_machine_that_is_shared(fixture: str, run: Any) -> None:
+    source = f"{BLAME}\n    def test_own({fixture}):\n        spoil({fixture})\n        assert 0\n"
+    run(source, "-k", "test_spoils or test_own").stdout.fnmatch_lines(
+        [
+            "last command that did not end well: * exit 2 * debian$ make trouble",
+            "Out of memory: Killed process 7 (cc)",
+        ]
+    )
+
+
+def test_a_panic_that_has_scrolled_away_is_told_beside_the_evidence(run: Any) -> None:
+    run(KERNEL, "-k", "test_panic").stdout.fnmatch_lines(
+        ["evidence: *", "Kernel panic - not syncing: sysrq", "the console's last lines:"]
+    )
+
+
 def test_whose_machines_leave_evidence_can_be_said(pytester: pytest.Pytester, run: Any) -> None:
     run(SUITE, "--virtainer-keep=never")
     assert folders(pytester) == []
@@ -221,6 +312,24 @@ def test_evidence_that_cannot_be_kept_does_not_hide_the_failure(pytester: pytest
     result.assert_outcomes(passed=3, failed=2, errors=1, xfailed=1, skipped=1)
     result.stdout.fnmatch_lines(["E       AssertionError: assert not 'of the test'"])
     result.stdout.fnmatch_lines(["the evidence of vm could not be kept: NotADirectoryError: *"])
+
+
+@pytest.mark.parametrize("broken", ["()", "('--memory',)"], ids=["disk", "memory"])
+def test_what_evidence_lacks_is_told_and_without_a_disk_nothing_goes_on(broken: str, run: Any) -> None:
+    result = run(
+        f"""
+        def test_it(vm):
+            vm._container.evidence = {{{broken}: (1, b"evidence: no space left"), ("--memory",): (1, b"no room")}}
+            assert 0
+        """,
+        "--virtainer-keep-memory",
+    )
+    disk = ["missing: overlay.qcow2: VirtainerError: evidence: no space left"] if broken == "()" else []
+    resume = [] if disk else ["go on with it: virtainers resume *"]
+    result.stdout.fnmatch_lines(
+        ["evidence: *", "missing: memory.state: no room", *disk, *resume, "the console's last lines:"],
+        consecutive=True,
+    )
 
 
 def test_neither_does_a_time_limit_that_is_over_meanwhile_nor_a_machine_that_does_not_go(run: Any) -> None:
@@ -362,6 +471,24 @@ def test_failing_machines_are_held_wherever_they_fail(keep: str, run: Any) -> No
         assert HELD.format(name=name, test=test) in result.stdout.str()
     assert result.stdout.str().count(" is up\n") == 3
     assert "there is no terminal to press Enter at, so it is not held" in result.stdout.str()
+
+
+def test_a_way_in_that_cannot_be_shown_is_no_internal_error(run: Any) -> None:
+    result = run(
+        """
+        def test_it(vm):
+            class Full(type(vm)):
+                @property
+                def ssh_command(self):
+                    raise OSError("No space left on device")
+
+            vm.__class__ = Full
+            assert not "of the test"
+        """,
+        "--virtainer-hold",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["  ssh:     (No space left on device)", "  console: docker exec -it vm console"])
 
 
 def test_a_failing_test_without_machines_loads_nothing_heavy(pytester: pytest.Pytester) -> None:

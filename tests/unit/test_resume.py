@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import cli, evidence, resume
-from pytest_virtainers.errors import ImageError, SpecError
+from pytest_virtainers.errors import BadTemplate, ImageError, SpecError
 from tests.unit.fake_machine import OVERLAY, machine
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ def test_another_guest_image_is_refused_with_both_digests(folder: Path) -> None:
         guest(folder, Manager(stored="e" * 64, called_so="e" * 64))
 
 
-def launched(folder: Path) -> tuple[Manager, dict[str, bytes]]:
+def launched(folder: Path, **how: bool) -> tuple[Manager, dict[str, bytes]]:
     """Resume, and unpack what the container's folder was given."""
     manager = Manager(stored=GUEST["digest"], called_so="")
-    assert resume.launch(manager, folder) == "a VM"  # type: ignore[arg-type, comparison-overlap]
-    with tarfile.open(fileobj=io.BytesIO(b"".join(manager.started["disk"]))) as tar:
+    assert resume.launch(manager, folder, **how) == "a VM"  # type: ignore[arg-type, comparison-overlap]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(manager.started["disk"]()))) as tar:
         files = {each.name: tar.extractfile(each) for each in tar}
         return manager, {name: content.read() for name, content in files.items() if content}
 
@@ -145,3 +145,27 @@ def test_without_memory_or_seed_it_boots_from_its_disk(folder: Path) -> None:
     manager, files = launched(folder)
     assert files.keys() == {"local_image.qcow2"}
     assert (manager.started["environment"], manager.started["seed_iso"]) == ({}, b"")
+
+
+def test_its_disk_boots_without_its_memory_on_request(folder: Path) -> None:
+    manager, files = launched(folder, disk_only=True)
+    assert files.keys() == {"local_image.qcow2"}
+    assert manager.started["environment"] == {}
+
+
+def test_memory_that_does_not_fit_does_not_cost_the_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait() -> None:
+        raise BadTemplate("web has ended: the memory in /mounted/resume does not fit: QEMU")
+
+    folder = tmp_path / "a test"
+    monkeypatch.setattr("pytest_virtainers.manager.Manager", lambda *_: nullcontext())
+    vm = SimpleNamespace(console_command="docker exec", wait_until_resumed=wait)
+    monkeypatch.setattr(resume, "launch", lambda *_, disk_only: vm)
+    assert cli.main(["resume", str(folder)]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2:] == [
+        f"virtainers: web has ended: the memory in {folder}/memory.state does not fit: QEMU",
+        f"virtainers: to boot its disk without its memory: virtainers resume --disk-only '{folder}'",
+    ]

@@ -71,10 +71,9 @@ def test_the_console_is_a_place_to_talk(session_vm: VM) -> None:
         session_vm.console.expect("Welcome to Mars", timeout=1 / session_vm.scaled(1))
 
 
-def test_the_console_opens_in_a_terminal(session_vm: VM, engine_cli: list[str]) -> None:
+def test_the_console_opens_in_a_terminal(session_vm: VM) -> None:
     master, slave = pty.openpty()
-    words = [*engine_cli, *shlex.split(session_vm.console_command)[1:]]
-    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave)
+    process = subprocess.Popen(shlex.split(session_vm.console_command), stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     seen = b""
     os.write(master, b"\r")

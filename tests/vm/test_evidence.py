@@ -216,15 +216,22 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
         """
         import pytest
 
-        @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+        pytestmark = pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2, scope="module")
+
         def test_it(vm):
             vm.popen("exec sleep 3333")
             vm.wait_until_succeeds("pgrep -x -f 'sleep 3333'")
             vm.run("echo only in memory >/dev/shm/file; cut -d. -f1 /proc/uptime >/dev/shm/uptime; false")
+
+        def test_nothing_of_it_stays_in_the_container(vm):
+            code, listed = vm._container.run(["ls", vm.folder])
+            assert code == 0
+            assert b"local_image.qcow2" in listed
+            assert b"evidence" not in listed
         """
     )
     options = ("-p", "no:cacheprovider", "--virtainer-keep-memory")
-    pytester.runpytest_subprocess(*options).assert_outcomes(failed=1)
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1, failed=1)
     (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
     assert (folder / "memory.state").stat().st_size > 50 * 2**20
     look = "pgrep -x -f 'sleep 3333' >/dev/null && echo runs; cat /dev/shm/*; cut -d. -f1 /proc/uptime"
@@ -232,6 +239,15 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
     at = said.index("runs")
     assert said[at + 1] == "only in memory"
     assert int(said[at + 3]) - int(said[at + 2]) < 60, "the same life"
+
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["machine"]["machine"]["qemu"] = "another"
+    path.write_text(json.dumps(manifest))
+    refused = virtainers("resume", str(folder), "true")
+    assert f"the memory in {folder}/memory.state does not fit: " in refused
+    assert f"virtainers resume --disk-only {folder}\n" in refused
+    assert "booted\n" in virtainers("resume", "--disk-only", str(folder), "--", "ls /dev/shm/file || echo booted")
 
 
 def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(

@@ -4,7 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,22 +46,35 @@ def test_testinfra(vm_by: VM) -> None:
     assert host.check_output("id -un") == "root"
 
 
-def test_ansible(vm_by: VM, tmp_path: Path) -> None:
-    assert vm_by.ansible_vars()["ansible_user"] == "debian"
-    (tmp_path / "play.yml").write_text(
-        """
-        - hosts: all
-          become: true
-          gather_facts: false
-          tasks:
-            - copy: {content: "by ansible\\n", dest: /etc/by-ansible, mode: "0600"}
-        """
-    )
-    said = tool(
-        *(str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(vm_by.ansible_inventory())),
-        str(tmp_path / "play.yml"),
-        ANSIBLE_LOCAL_TEMP=str(tmp_path),
+PLAY = """
+- hosts: all
+  become: true
+  gather_facts: false
+  tasks:
+    - copy: {content: "by ansible\\n", dest: /etc/by-ansible, mode: "0600"}
+"""
+
+
+def play(vm: VM, folder: Path) -> str:
+    (folder / "play.yml").write_text(PLAY)
+    return tool(
+        *(str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(vm.ansible_inventory())),
+        str(folder / "play.yml"),
+        ANSIBLE_LOCAL_TEMP=str(folder),
         LC_ALL="C.UTF-8",
     )
-    assert "failed=0" in said
+
+
+def test_ansible(vm_by: VM, tmp_path: Path) -> None:
+    assert vm_by.ansible_vars()["ansible_user"] == "debian"
+    assert "failed=0" in play(vm_by, tmp_path)
     assert vm_by.read_text("/etc/by-ansible") == "by ansible\n"
+
+
+def test_ansible_tells_machines_of_one_name_apart(
+    session_vm: VM, vm_factory: Callable[[str], VM], tmp_path: Path
+) -> None:
+    for vm in (session_vm, vm_factory(session_vm.name)):
+        vm.run("rm -f /etc/by-ansible", sudo=True)
+        assert "changed=1" in play(vm, tmp_path)
+        assert vm.read_text("/etc/by-ansible") == "by ansible\n"

@@ -1,0 +1,24 @@
+"""What docs/runtime-image.md lists is all that the runtime image has."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / "images/runtime"
+
+
+def listed(heading: str) -> set[str]:
+    """Give the first word of each code span in the first column of the table under a heading."""
+    text = (ROOT / "docs/runtime-image.md").read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {name.split()[0] for row in rows for name in re.findall(r"`([^`]+)`", row)} - {"docker"}
+
+
+def test_each_command_is_listed() -> None:
+    commands = {each.name for each in (RUNTIME / "bin").iterdir()} - {"virtainer"}  # that one is the entry point
+    assert commands <= listed("Commands")
+
+
+def test_each_variable_is_listed() -> None:
+    source = (RUNTIME / "virtainer/settings.py").read_text()
+    assert set(re.findall(r'read\(\s*"([A-Z_]+)"', source)) == listed("Variables")
