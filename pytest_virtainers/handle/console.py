@@ -78,7 +78,6 @@ class Console:
             raise EngineError(f"{self._name}: its console took no keys ({error})") from error
         finally:
             stream.close()
-        self._check()  # when it ended meanwhile, the keys went nowhere
 
     def expect(self, pattern: str, *, timeout: float = 30.0) -> re.Match[str]:
         """Wait until a regular expression is shown after what was sent or expected last; give the match.

@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.errors import BootTimeout, EngineError, SSHError, VirtainerError, VMGone
+from pytest_virtainers.errors import BootTimeout, EngineError, GuestPanic, SSHError, VirtainerError, VMGone
 from pytest_virtainers.handle.patience import TimedOut
 from pytest_virtainers.handle.waits import Waits
 
@@ -139,7 +139,7 @@ class Power(Waits):
                 self.qmp("cont")
                 break
             except VirtainerError as error:
-                if isinstance(error, VMGone) or time.monotonic() > deadline:
+                if isinstance(error, (VMGone, GuestPanic)) or time.monotonic() > deadline:
                     raise
             time.sleep(_PAUSE_SECONDS)
         self._wait_until_on(deadline)

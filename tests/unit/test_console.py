@@ -116,6 +116,15 @@ def test_keys_that_nobody_takes_are_told(guest: Guest, monkeypatch: pytest.Monke
     assert guest.done == ["close"]
 
 
+def test_keys_may_end_the_machine(guest: Guest) -> None:
+    def ended_by_keys() -> None:
+        if guest.stdout:
+            gone()
+
+    Console(guest, "web", check=ended_by_keys).send("poweroff\n")  # type: ignore[arg-type]
+    assert guest.stdout == b"poweroff\n"
+
+
 def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest: Guest, console: Console) -> None:
     guest.stdout = OOM % (1, 2)
     console.start_anew()

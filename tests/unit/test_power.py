@@ -88,13 +88,16 @@ def test_one_that_is_halted_and_then_gone_is_gone() -> None:
             use()
 
 
-def test_a_machine_that_is_gone_is_not_started() -> None:
+@pytest.mark.parametrize("kind", [VMGone, GuestPanic])
+def test_a_machine_that_is_gone_is_not_started(kind: type[VirtainerError]) -> None:
     def end(qemu: Qemu) -> None:
         if "cont" in qemu.asked[-1]:
             qemu.be_over()
+            if kind is GuestPanic:
+                qemu.panic()
 
     qemu = Qemu(end)
-    with pytest.raises(VMGone, match="vm has ended: QEMU was killed"):
+    with pytest.raises(kind, match=r"vm has ended: QEMU was killed|Kernel panic"):
         machine(qemu).start()
     assert len(qemu.asked) == 2
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pytest_virtainers import VM, CommandFailed, CommandTimeout, VMGone
+from pytest_virtainers import VM, CommandFailed, CommandTimeout, SSHError, VMFactory, VMGone
 
 
 def test_as_another_user(session_vm: VM) -> None:
@@ -132,6 +132,15 @@ def test_a_connection_that_broke_is_made_anew(session_vm: VM) -> None:
         assert time.monotonic() - began < 60
         time.sleep(0.1)
     assert session_vm.run("echo again").stdout == "again\n"
+
+
+def test_an_sshd_that_is_dead_is_told(vm_factory: VMFactory) -> None:
+    deaf = vm_factory("deaf")
+    tried = r"deaf: the SSH connection broke while .* ran; a new connection was tried, and met: .*refused"
+    with pytest.raises(SSHError, match=tried):
+        deaf.run("systemctl stop ssh.socket ssh.service; pkill -9 -x sshd-session; sleep 60", sudo=True)
+    with pytest.raises(SSHError, match=r"deaf did not let us log in over SSH within .*\. The last try: .*refused"):
+        deaf.run("true")
 
 
 def test_a_machine_that_is_away_says_so(session_vm: VM) -> None:

@@ -1,8 +1,11 @@
 """Switching a machine off and on; each with a machine of its own, as it is not the same afterwards."""
 
+import threading
+
 import pytest
 
-from pytest_virtainers import VM, VMGone
+from pytest_virtainers import VM, VMFactory, VMGone
+from pytest_virtainers.engine.client import Engine
 
 pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
 
@@ -66,3 +69,18 @@ def test_a_snapshot_brings_one_back_that_is_off(vm: VM) -> None:
     vm.shutdown()
     vm.restore(snapshot)
     assert vm.run("cat /tmp/file").stdout == "before\n"
+
+
+def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engine: Engine) -> None:
+    victim = vm_factory("victim", scope="function")
+    threading.Timer(0.5, engine.api.kill, (victim._container.id,)).start()
+    with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:"):
+        victim.shutdown()
+
+
+def test_what_has_no_qemu_any_more_says_so(vm_factory: VMFactory) -> None:
+    empty = vm_factory("empty", scope="function")
+    empty.qmp("quit")
+    for use in (lambda: empty.qmp("query-status"), empty.start, empty.shutdown):
+        with pytest.raises(VMGone, match=r"empty has ended: .*The last lines of its console:"):
+            use()

@@ -24,7 +24,7 @@ def test_a_unit_that_comes_up(session_vm: VM) -> None:
 
 
 def test_a_unit_that_has_failed_is_told_at_once_with_its_journal(session_vm: VM) -> None:
-    session_vm.run("systemd-run --unit=broken sh -c 'echo because of this; exit 7'", sudo=True)
+    session_vm.run("systemd-run --wait --unit=broken sh -c 'echo because of this; exit 7'", sudo=True, check=False)
     began = time.monotonic()
     with pytest.raises(UnitFailed, match=r"(?s)unit broken of vm has failed .*\n  \| .*because of this"):
         session_vm.wait_for_unit("broken")
