@@ -458,7 +458,7 @@ def test_a_failing_machine_is_held_until_one_goes_on(
             seen += os.read(master, 65536)
         return found
 
-    ssh = read_until(rb"ssh: +(ssh [^\r\n]+)\r\n +console: +\w+ exec -it \w+ console\r\n")[1].decode()
+    ssh = read_until(rb"ssh: +(ssh [^\r\n]+)\r\n +console: +\w+ [^\r\n]*exec -it \w+ console\r\n")[1].decode()
     assert subprocess.run(f"{ssh} test -e /tmp/held", shell=True, check=False, timeout=60).returncode == 0  # noqa: S602
     for answer in answers:
         read_until(rb"press Enter to go on: " if "hold" in options[0] else rb"\(Pdb\) $")
