@@ -34,8 +34,8 @@ _WINDOW_BYTES = 16 * 1024 * 1024
 
 # paramiko reports every failed attempt with a traceback. What matters of it is in our own errors.
 LOG_CHANNEL = "pytest_virtainers.paramiko"
-logging.getLogger(LOG_CHANNEL).addHandler(logging.NullHandler())
-logging.getLogger(LOG_CHANNEL).propagate = False
+# By its level, because pytest also listens to loggers that do not propagate.
+logging.getLogger(LOG_CHANNEL).setLevel(logging.CRITICAL + 1)
 
 FAILURES = (paramiko.SSHException, OSError, EOFError)
 """What paramiko raises when the guest cannot be reached."""

@@ -11,7 +11,13 @@ from typing import Any
 
 import paramiko
 import pytest
-from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, MSG_CHANNEL_CLOSE, OPEN_SUCCEEDED
+from paramiko.common import (
+    AUTH_FAILED,
+    AUTH_SUCCESSFUL,
+    MSG_CHANNEL_CLOSE,
+    OPEN_FAILED_CONNECT_FAILED,
+    OPEN_SUCCEEDED,
+)
 
 from pytest_virtainers.handle import line, ssh
 from pytest_virtainers.keys import Keys
@@ -26,6 +32,7 @@ class Sshd(paramiko.ServerInterface):
     def __init__(self) -> None:
         self.may_close = threading.Event()  # the channel of the command "slow"
         self.channels = 0
+        self.refuses = False
 
     def get_allowed_auths(self, _username: str) -> str:
         return "publickey"
@@ -35,6 +42,8 @@ class Sshd(paramiko.ServerInterface):
 
     def check_channel_request(self, _kind: str, _number: int) -> int:
         self.channels += 1
+        if self.refuses:
+            return OPEN_FAILED_CONNECT_FAILED
         return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
@@ -182,3 +191,14 @@ def test_keys_are_not_changed_before_the_server_has_closed_all_channels(wire: Wi
     gc.collect()
     with pytest.raises(line.Unsuitable, match=r"did not change keys within 0\.05 s"):
         line.freeze(first.transport, 0.05)
+
+
+def test_paramikos_own_words_are_not_among_a_tests_logs(
+    wire: Wire, stack: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = wire.log_in()
+    stack.callback(first.close)
+    wire.sshd.refuses = True
+    with pytest.raises(paramiko.ChannelException):
+        first.transport.open_session()
+    assert not caplog.records
