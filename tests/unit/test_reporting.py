@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from textwrap import dedent
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,10 +142,11 @@ SUITE = """
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(pytester: pytest.Pytester, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("VIRTAINER_KEEP", "VIRTAINER_ARTIFACTS", "VIRTAINER_ENGINE"):
         monkeypatch.delenv(name, raising=False)
-    pytester.makeconftest(CONFTEST)
+    # pytest has added our root to the path of this process; workers of pytest-xdist do not have it.
+    pytester.makeconftest(f"import sys\nsys.path.insert(0, {str(pytestconfig.rootpath)!r})\n{dedent(CONFTEST)}")
 
     def run(source: str, *options: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=source)
