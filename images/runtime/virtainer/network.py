@@ -25,7 +25,8 @@ GUEST_MAC = "52:54:00:76:69:02"
 GATEWAY_MAC = "52:54:00:76:69:01"
 MAX_MTU = 9000  # rootless Podman's own interface says 65520, more than emulated network cards take
 
-_ASK_SOON = "base_reachable 200 delay_probe 50 retrans 50"  # ms; arp(7)
+# In ms; arp(7). With a locktime, a new address that comes soon after another change would not be taken.
+_ASK_SOON = "base_reachable 200 delay_probe 50 retrans 50 locktime 0"
 _SYS_NET = Path("/sys/class/net")
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
 

@@ -26,7 +26,7 @@ def test_link_commands() -> None:
         "addr add 10.1.2.1/24 dev virtainer0",
         "link set dev virtainer0 mtu 1450 up",
     ]
-    soon = "ntable change name arp_cache dev eth0 base_reachable 200 delay_probe 50 retrans 50"
+    soon = "ntable change name arp_cache dev eth0 base_reachable 200 delay_probe 50 retrans 50 locktime 0"
     assert network.link_commands(NETWORK).splitlines() == [*tap, soon]
     assert network.link_commands(NETWORK._replace(uplink=None)).splitlines() == tap
 
