@@ -104,6 +104,7 @@ class Templates:
             VirtainerError: as booting does.
             StoreError: the template cannot be kept.
         """
+        __tracebackhide__ = True
         key = self._key(spec, guest)
         if key not in self._known:
             self._holds.add(_place(key))
@@ -144,6 +145,7 @@ class Templates:
     def _make_once(
         self, key: str, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM], shop: Workshop
     ) -> Template:
+        __tracebackhide__ = True
         with self._lock(key):
             found = _load(key, shop)
             if found is None:

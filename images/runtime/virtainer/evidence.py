@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -28,10 +27,10 @@ from virtainer.settings import Settings
 from virtainer.tools import ToolError, run
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
 _POLL_SECONDS = 0.02
-_ANSWER_SECONDS = 30.0
 _TELL_SECONDS = 1.0
 
 
@@ -41,10 +40,9 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     facts: dict[str, Any] = {"memory": False}
-    with _telling(folder), socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_ANSWER_SECONDS)
+    with _telling(folder), contextlib.ExitStack() as stack:
         try:
-            connection.connect(str(qmp.SOCKET))
+            connection = stack.enter_context(qmp.connect())
             monitor = qmp.Monitor(connection)
             ran = monitor.ask("query-status")["status"] == "running"
         except (OSError, EOFError):  # there is no QEMU any more, or it hangs

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 SOCKET = Path("/run/virtainer/qmp.sock")
-
-
 _ANSWER_SECONDS = 30.0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from virtainer import qmp
@@ -16,9 +15,8 @@ def png() -> bytes:
     """Return the picture. Raises qmp.Refused, OSError, or EOFError when QEMU is gone."""
     memory = os.memfd_create("screen")
     file = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY)  # QEMU takes only one opened just as it would
-    with socket.socket(socket.AF_UNIX) as connection, open(memory, "rb") as picture:  # noqa: PTH123  (it has no path)
+    with qmp.connect() as connection, open(memory, "rb") as picture:  # noqa: PTH123  (it has no path)
         connection.settimeout(_ANSWER_SECONDS)
-        connection.connect(str(qmp.SOCKET))
         monitor = qmp.Monitor(connection)
         fdset = pass_file(monitor, connection, file)
         try:

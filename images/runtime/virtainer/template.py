@@ -185,6 +185,12 @@ def _let_ram_be(monitor: qmp.Monitor, *, on: bool) -> None:
 
 def save(monitor: qmp.Monitor) -> None:
     """Stop the VM and write its state. Raises qmp.Refused, or EOFError when QEMU is gone."""
+    from virtainer.devices import added  # no clone pays for it
+
+    if devices := added(monitor):
+        raise qmp.Refused(
+            f"{', '.join(devices)}: added while the machine ran; its clones would have no such device. Remove it"
+        )
     monitor.ask("stop")
     _let_ram_be(monitor, on=True)
     monitor.ask("migrate", uri=f"file:{STATE}")

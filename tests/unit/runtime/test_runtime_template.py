@@ -178,6 +178,14 @@ def test_a_failed_save_says_why() -> None:
         template.save(qmp.Monitor(qemu.ours))
 
 
+def test_a_machine_with_added_devices_is_not_saved() -> None:
+    added = {"name": "disk1", "type": "child<virtio-blk-pci>"}
+    qemu = Qemu(qom_list=[{"return": [added]}])
+    with pytest.raises(qmp.Refused, match="disk1: added while the machine ran; its clones would have no such device"):
+        template.save(qmp.Monitor(qemu.ours))
+    assert "stop" not in qemu.asked
+
+
 def test_save_without_preparation_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert template.main() == 1
     assert capsys.readouterr().err == "save: this virtainer was not started with TEMPLATE_SAVE=on\n"
