@@ -1,5 +1,7 @@
 """Trouble as users meet it: one message that says what was tried, what was seen and what to do."""
 
+import json
+import os
 import subprocess
 import threading
 import time
@@ -20,7 +22,6 @@ from pytest_virtainers import (
     VMGone,
 )
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import Settings, environment, resolve
@@ -160,23 +161,19 @@ def test_a_kernel_panic_is_told_at_once(vm_factory: VMFactory) -> None:
         vm.run("true")
 
 
-def test_containers_that_come_and_go_beside_it_hold_nothing_up(manager: Manager, settings: Settings) -> None:
-    """Each may give the network's bridge another MAC, with which answers of the VM do not get there at first."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the bridge's address")
+def test_a_bridge_that_gets_another_address_holds_nothing_up(manager: Manager, settings: Settings) -> None:
+    """A Podman network's bridge does when containers come and go; here, on any engine, while a VM is to answer."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
     vm = manager.launch(spec)
-    took = []
-    for number in range(8):
-        like = manager.plan(spec, f"virtainers-beside-{number}", "", {}, "")
-        plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), network=like.network)
-        beside = Container(manager.engine, plan, "beside")
-        for change in (beside.start, beside.close):
-            timer = threading.Timer(0.3, change)
-            timer.start()
-            began = time.monotonic()
-            vm.run("sleep 1; echo answered")
-            took.append(time.monotonic() - began)
-            timer.join()
+    route = subprocess.run(["ip", "-j", "route", "get", vm.ip], capture_output=True, check=True).stdout
+    for number in range(6):
+        address = f"02:00:00:00:{time.time_ns() % 256:02x}:{number:02x}"
+        change = ["ip", "link", "set", "dev", json.loads(route)[0]["dev"], "address", address]
+        timer = threading.Timer(0.3, subprocess.run, [change], {"check": True})
+        timer.start()
+        began = time.monotonic()
+        vm.run("sleep 1; echo answered")
+        assert time.monotonic() - began < 5
+        timer.join()
     manager.discard(vm)
-    assert sum(each > 5 for each in took) <= 1, (
-        took
-    )  # one may meet a busy host; without our doing, it is each other one
