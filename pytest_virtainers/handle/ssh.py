@@ -143,7 +143,10 @@ class Connection:
         __tracebackhide__ = True
 
         def start() -> paramiko.Channel:
-            channel = self._ahead.pop() if self._ahead else self._open_channel()
+            try:  # in one step: other threads start commands, too
+                channel = self._ahead.pop()
+            except IndexError:
+                channel = self._open_channel()
             channel.exec_command(command)
             return channel
 
