@@ -87,7 +87,7 @@ class Devices(Power):
         self._control("device", "remove", disk.name)
 
     def add_nic(self) -> Nic:
-        """Plug in a network card, on a network of its own: DHCP, DNS and a way out where the machine has one.
+        """Plug in a network card, on a network of its own, where the guest gets an address and meets nobody.
 
         Raises:
             VirtainerError: QEMU refuses.

@@ -34,6 +34,8 @@ def test_cards_come_and_go(session_vm: VM) -> None:
     name = session_vm.wait_until_succeeds(f"{find} | grep .").stdout.strip()
     session_vm.run(f"ip link set {name} up", sudo=True)
     session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 1")
+    session_vm.wait_until_succeeds(f"ip -4 addr show dev {name} | grep 'inet 10[.]'")
+    assert session_vm.run(f"ip route show default dev {name}").stdout == "", "answers to the test would go that way"
     session_vm.link_down(nic)
     session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 0")
     session_vm.link_up(nic)

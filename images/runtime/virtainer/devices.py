@@ -5,7 +5,7 @@
     docker exec CONTAINER device remove NAME
 
 QEMU runs as a user who can open no file here: a new disk's is opened for it and passed on. A new card is on a network
-of its own, which QEMU plays: DHCP, DNS and a way out wherever the container has one.
+of its own, which QEMU plays: DHCP, and nobody else.
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
@@ -53,8 +53,11 @@ def add_disk(connection: socket.socket, name: str, mib: int) -> None:
 
 
 def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
-    """Plug a network card in, on a network of its own."""
-    monitor.ask("netdev_add", type="user", id=f"{name}-net")
+    """Plug a network card in, on a network of its own.
+
+    It offers no way out: a guest that took it would send answers that way, too, and SSH would lose its sessions.
+    """
+    monitor.ask("netdev_add", type="user", id=f"{name}-net", restrict=True)
     try:
         _plug(monitor, driver="virtio-net-pci", id=name, netdev=f"{name}-net", mac=mac, romfile="")
     except qmp.Refused:
