@@ -58,21 +58,36 @@ def vm(
         request.config.stash[_BASE_KEY] = base
         spec = merge(*base, *arguments(item))
         node = scope_node(item, spec.scope)
-        shared = node.stash.setdefault(_SHARED_KEY, [])
+        shared = _shared(node)
         for present, start in shared:
             if present.spec == spec and _is_usable(present, start):
                 return used(item, present)
         machine = _launch(request, spec)
-
-        def end() -> None:
-            shared[:] = [each for each in shared if each[0] is not machine]
-            session.manager(request.config).retire(machine)
-
-        node.addfinalizer(end)
         used(item, machine)
-        snapshot = machine.snapshot() if spec.reset == "snapshot" and node is not item else None
+        try:
+            snapshot = machine.snapshot() if spec.reset == "snapshot" and node is not item else None
+        except BaseException:
+            session.manager(request.config).retire(machine)
+            raise
     shared.append((machine, snapshot))
     return machine
+
+
+def _shared(node: pytest.Item | pytest.Collector) -> list[tuple[VM, Snapshot | None]]:
+    """Give the VMs that a node and its children share; they end with it.
+
+    There is one finalizer for all: of those that other tries of a test add, pytest-rerunfailures forgets some.
+    """
+    if _SHARED_KEY not in node.stash:
+        shared = node.stash[_SHARED_KEY] = []
+
+        def end() -> None:
+            del node.stash[_SHARED_KEY]
+            for machine, _ in shared:
+                session.manager(node.config).retire(machine)
+
+        node.addfinalizer(end)
+    return node.stash[_SHARED_KEY]
 
 
 def _is_usable(machine: VM, start: Snapshot | None) -> bool:

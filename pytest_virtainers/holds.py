@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.paths import cache_folder
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class Holds:
-    """What one part of this process needs, by names of any kind."""
+    """What one part of this process needs, by names of any kind; its threads may share it."""
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Holds:
         return self
@@ -29,15 +31,17 @@ class Holds:
 
     def add(self, what: str) -> None:
         """Need `what` from now on."""
-        if what not in self._files:
-            file = os.open(_file(what), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(file, fcntl.LOCK_SH)
-            self._files[what] = file
+        with self._lock:
+            if what not in self._files:
+                file = os.open(_file(what), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(file, fcntl.LOCK_SH)
+                self._files[what] = file
 
     def close(self) -> None:
         """Need nothing any more."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
 
 
 def is_held(what: str) -> bool:

@@ -34,22 +34,21 @@ class Network:
         self.name = name
         self._engine = engine
         for subnet in free_subnets(_host_networks()):
-            try:
-                engine.api.create_network(
-                    name,
-                    driver="bridge",
-                    ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
-                    internal=not internet,
-                    check_duplicate=True,
-                    labels=owner.labels("network", run_id),
-                )
-            except docker.errors.APIError as error:
-                if not any(sign in str(error.explanation).lower() for sign in _TAKEN):
-                    raise EngineError(
-                        f"creating network {name} failed: {engine} said: {error.explanation}"
-                    ) from error
-            else:
-                return
+            with engine.failures(f"creating network {name}"):
+                try:
+                    engine.api.create_network(
+                        name,
+                        driver="bridge",
+                        ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
+                        internal=not internet,
+                        check_duplicate=True,
+                        labels=owner.labels("network", run_id),
+                    )
+                except docker.errors.APIError as error:
+                    if not any(sign in str(error.explanation).lower() for sign in _TAKEN):
+                        raise
+                else:
+                    return
         raise EngineError(
             f"creating network {name} failed: {_TRIES} subnets of {POOL} were tried, and all are taken. "
             "See which networks are there (docker network ls), and remove some."

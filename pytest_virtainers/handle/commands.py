@@ -19,7 +19,8 @@ from pytest_virtainers.result import Result
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-_KILL_SECONDS = 3.0
+# With KVM: for killing what is left of a command, and between asking a process to end and killing it.
+_KILL_SECONDS, _GRACE_SECONDS = 3.0, 2.0
 
 
 class Commands(Core):
@@ -116,7 +117,7 @@ class Commands(Core):
                 script, shown, who, stdin=stdin, stdout=stdout, stderr=stderr, leader=leader, timeout=None
             )
 
-        process = Process(shown, self.name, execute, leader, self._signal)
+        process = Process(shown, self.name, execute, leader, self._signal, grace=self.scaled(_GRACE_SECONDS))
         self._closing.callback(process.abandon)
         return process
 
@@ -178,9 +179,10 @@ class Commands(Core):
                 stdin=None,
                 stdout=bytes,
                 stderr=bytes,
-                deadline=time.monotonic() + _KILL_SECONDS,
+                deadline=time.monotonic() + self.scaled(_KILL_SECONDS),
                 check=lambda: None,
             )
 
     def _signal(self, session: int, name: str) -> None:
-        self._as_root(shell.SIGNAL_SESSION, str(session), name)
+        script = shell.KILL_SESSION if name == "KILL" else shell.SIGNAL_SESSION
+        self._as_root(script, str(session), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 # Pieces that halve until none fits any more, so that little is left even where a file system keeps some back.
 _FILL = """
 set -u
-folder=$1 leave=$2
+stage=$1 leave=$2
+folder=${stage%/*}
 # With nothing to leave, what is kept for root counts, too.
 if [ "$leave" = 0 ]; then blocks=%f; else blocks=%a; fi
-stage=$(mktemp -d "$folder/.virtainer-fill.XXXXXX") || exit
+mkdir -m 700 "$stage" || exit
 free=$(($(stat -f -c "$blocks * %S" "$folder") / 1024 - leave))
 piece=$free number=0
 while [ "$piece" -ge 4 ]; do
@@ -32,7 +34,6 @@ while [ "$piece" -ge 4 ]; do
     fi
     free=$(($(stat -f -c "$blocks * %S" "$folder") / 1024 - leave))
 done
-printf %s "$stage"
 """
 _STOP_CLOCK_SYNC = """
 for each in systemd-timesyncd chronyd chrony ntpd ntpsec ntp openntpd; do
@@ -74,8 +75,10 @@ class Faults(Devices):
         """
         __tracebackhide__ = True
         kib = values.size_mib(least=0)(leave) * 1024
-        stage = self._as_root(_FILL, path, str(kib)).decode("utf-8", "surrogateescape")
+        # Known before it is there: what has failed midway, or has lost us, is removed as well.
+        stage = f"{path}/.virtainer-fill.{secrets.token_hex(4)}"
         with _undone(lambda: self._as_root('rm -rf -- "$1"', stage)):
+            self._as_root(_FILL, stage, str(kib))
             yield
 
     @contextlib.contextmanager

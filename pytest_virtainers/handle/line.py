@@ -179,8 +179,16 @@ class _Continued(paramiko.Transport):
 
 
 def resume(sock: Any, session: Session) -> ssh.Connection:
-    """Go on in a clone of the machine that was saved; `sock` is its line. Whether it answers is not known yet."""
-    transport = _Continued(sock, session)
+    """Go on in a clone of the machine that was saved; `sock` is its line. Whether it answers is not known yet.
+
+    Raises:
+        Unsuitable: our paramiko lacks an algorithm that was agreed on by the one which saved it; `sock` is closed.
+    """
+    try:
+        transport = _Continued(sock, session)
+    except KeyError as lack:
+        sock.close()
+        raise Unsuitable(f"our paramiko does not know {lack}") from lack
     transport.set_log_channel(ssh.LOG_CHANNEL)
     transport.go_on()
     return ssh.Connection(transport)

@@ -36,6 +36,8 @@ class Process:
         execute: Callable[[IO[bytes], Callable[[bytes], object], Callable[[bytes], object]], int],
         leader: Leader,
         send_signal: Callable[[int, str], object],
+        *,
+        grace: float,
     ) -> None:
         """Start it.
 
@@ -45,11 +47,13 @@ class Process:
             execute: runs it with standard input, output and error, and gives its exit code.
             leader: learns its session.
             send_signal: sends to a session a signal, by name.
+            grace: seconds that it has for its end when a block ends.
         """
         self.command = command
         self._vm_name = vm_name
         self._execute = execute
         self._send_signal = send_signal
+        self._grace = grace
         self._stdout, self._stderr = bytearray(), bytearray()
         self._exit_code: int | None = None
         self._failure: BaseException | None = None
@@ -67,12 +71,26 @@ class Process:
     def __enter__(self) -> Process:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self._over:
-            self.terminate()
-            with contextlib.suppress(CommandTimeout):
-                self.wait(_END_SECONDS)
-        self.abandon()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End it: SIGTERM, and SIGKILL for all its processes if it still runs after a moment's grace."""
+        __tracebackhide__ = True
+        try:
+            if not self._over:
+                self._end()
+        except (VirtainerError, CommandTimeout):  # that must not cover why the block has failed
+            if kind is None:
+                raise
+        finally:
+            self.abandon()
+
+    def _end(self) -> None:
+        __tracebackhide__ = True
+        self.terminate()
+        try:
+            self.wait(self._grace)
+        except CommandTimeout:
+            self.kill()
+            self.wait(_END_SECONDS)
 
     def lines(self, timeout: float | None = None) -> Iterator[str]:
         """Give the lines of standard output that were not given yet, each as soon as it is whole, until its end.

@@ -67,7 +67,8 @@ class Saving(Power):
         for took in _PARTS.finditer(self._container.stderr.rpartition(_RESTORED)[2].partition(b"\n")[0]):
             durations.part(took[1].decode(), float(took[2]))
         if session is not None:
-            with durations.phase("resume session"), contextlib.suppress(EngineError, *ssh.FAILURES):
+            trouble = (line.Unsuitable, EngineError, *ssh.FAILURES)
+            with durations.phase("resume session"), contextlib.suppress(*trouble):
                 connection = line.resume(self._endpoint.dial_line(), session)
                 if connection.open_ahead(_SESSION_SECONDS):
                     self._connection = connection

@@ -88,9 +88,10 @@ class Leader:
         self._start = None
 
 
-# As root: what sudo has started belongs to others.
+# As root: what sudo has started belongs to others. The session's shell goes, too: it could start the next process.
+# That nobody is there any more (pkill's 1) is well.
 KILL_SESSION = """
-if command -v pkill >/dev/null; then pkill -KILL -s "$1"; else kill -s KILL -- "-$1"; fi
+if command -v pkill >/dev/null; then pkill -KILL -s "$1" || [ $? = 1 ]; else kill -s KILL -- "-$1" || :; fi
 """
 # The shell of a session waits for what it runs, and sudo passes on what it gets: neither is meant. Processes that end
 # meanwhile have needed no signal.

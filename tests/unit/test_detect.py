@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,15 +175,17 @@ def test_a_podman_that_does_not_serve_speaks_for_itself(monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def deaf_podman(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def deaf_podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A podman that makes a file where its socket should be, writes down its process id, and stays."""
-    podman = tmp_path / "podman"
-    podman.write_text(
-        f'#!/bin/sh\nfor url; do :; done\necho $$ >{tmp_path}/pid\n: >"${{url#unix://}}"\nexec /bin/sleep 60\n'
-    )
-    podman.chmod(0o755)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return podman
+    # Not in `tmp_path`: under pytest-xdist that is longer than the name of a socket may be.
+    with tempfile.TemporaryDirectory() as folder:
+        podman = Path(folder, "podman")
+        podman.write_text(
+            f'#!/bin/sh\nfor url; do :; done\necho $$ >{folder}/pid\n: >"${{url#unix://}}"\nexec /bin/sleep 60\n'
+        )
+        podman.chmod(0o755)
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        yield podman
 
 
 def runs(process_id: int) -> bool:

@@ -13,6 +13,7 @@ class Keyboard(Devices):
 
     def __init__(self) -> None:
         self.pressed: list[list[str]] = []
+        self._halted = ""
 
     def _ask_qemu(self, *commands: tuple[str, dict[str, Any]]) -> list[Any]:
         assert commands, "QEMU has to be asked something"
@@ -59,3 +60,22 @@ def test_what_such_a_keyboard_has_no_key_for_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="a US keyboard has no key for"):
         keyboard.type(f"a{text}")
     assert keyboard.pressed == [], "nothing of it is typed"
+
+
+@pytest.mark.parametrize("text", ["a" * 1000, "A" * 1000, "a" * 33])
+def test_a_long_text_is_typed_in_parts_for_which_qemu_has_room(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keyboard = Keyboard()
+    parts: list[int] = []
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        parts.append(sum(map(len, keyboard.pressed)) - sum(parts))
+
+    monkeypatch.setattr("time.sleep", sleep)
+    keyboard.type(text)
+    assert len(keyboard.pressed) == len(text)
+    assert sum(parts) == sum(map(len, keyboard.pressed))
+    for keys, seconds in zip(parts, slept, strict=True):
+        assert 6 * keys < 1024, "steps that QEMU notes"
+        assert seconds > 0.02 * keys, "its time for them"

@@ -1,7 +1,10 @@
 """What processes need of the store, seen by each other."""
 
+import fcntl
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,26 @@ def test_asking_holds_nothing() -> None:
         holds.add("guests/abc")
     assert not is_held("guests/abc")
     assert not is_held("guests/abc")
+
+
+def test_threads_may_need_the_same_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = fcntl.flock
+
+    def slowly(file: int, operation: int) -> None:
+        time.sleep(0.05)
+        lock(file, operation)
+
+    holds = Holds()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", slowly)
+        threads = [threading.Thread(target=holds.add, args=["templates/abc"]) for _ in range(2)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert is_held("templates/abc")
+    holds.close()
+    assert not is_held("templates/abc"), "it was opened once"
 
 
 def test_each_name_is_held_on_its_own() -> None:

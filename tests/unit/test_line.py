@@ -159,6 +159,19 @@ def test_a_server_that_does_not_count_anew_is_refused(stack: ExitStack) -> None:
         line.freeze(first.transport, SECONDS)
 
 
+@pytest.mark.parametrize("table", ["_cipher_info", "_mac_info"])
+def test_a_client_that_lacks_what_was_agreed_on_says_so_and_hangs_up(
+    table: str, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = frozen(wire)
+    agreed = session.facts["remote_cipher" if table == "_cipher_info" else "remote_mac"]
+    known = {name: info for name, info in getattr(paramiko.Transport, table).items() if name != agreed}
+    monkeypatch.setattr(paramiko.Transport, table, known)
+    with pytest.raises(line.Unsuitable, match=f"our paramiko does not know '{agreed}'"):
+        line.resume(wire.end, session)
+    assert wire.end.fileno() == -1, "closed"
+
+
 def test_keys_are_not_changed_before_the_server_has_closed_all_channels(wire: Wire, stack: ExitStack) -> None:
     handlers = wire.server._channel_handler_table
     wire.server._channel_handler_table = {**handlers, MSG_CHANNEL_CLOSE: lambda _channel, _message: None}

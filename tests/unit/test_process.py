@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 class Guest:
     """Runs one command: the test says what it prints, and how it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = 5.0) -> None:
         self.stdin: IO[bytes]
         self.out: Callable[[bytes], object]
         self.err: Callable[[bytes], object]
         self.leader = Leader()
         self.signals: list[tuple[int, str]] = []
+        self.heeds: dict[str, int | BaseException] = {}  # signals, and what comes of them
         self.outcome: int | BaseException = 0
         self.over = threading.Event()
         started = threading.Event()
@@ -39,8 +40,13 @@ class Guest:
                 raise self.outcome
             return self.outcome
 
-        self.process = Process("make", "web", execute, self.leader, lambda *sent: self.signals.append(sent))
+        self.process = Process("make", "web", execute, self.leader, self._take, grace=grace)
         assert started.wait(5)
+
+    def _take(self, session: int, name: str) -> None:
+        self.signals.append((session, name))
+        if name in self.heeds:
+            self.end(self.heeds[name])
 
     def end(self, outcome: int | BaseException = 0) -> None:
         self.outcome = outcome
@@ -152,5 +158,36 @@ def test_the_end_of_a_block_terminates_what_runs() -> None:
     guest.leader(b"1\n")
     with guest.process:
         threading.Timer(0.05, guest.end, [143]).start()
+    assert guest.signals == [(1, "TERM")]
+    assert guest.process.stdin.closed
+
+
+def test_what_does_not_end_with_its_block_is_killed() -> None:
+    guest = Guest(grace=0.01)
+    guest.leader(b"1\n")
+    guest.heeds = {"KILL": -1}
+    with guest.process:
+        pass
+    assert guest.signals == [(1, "TERM"), (1, "KILL")]
+    assert guest.process.poll() == -1
+    assert guest.process.stdin.closed
+
+
+def test_what_not_even_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_END_SECONDS", 0.01)
+    guest = Guest(grace=0.01)
+    guest.leader(b"1\n")
+    with pytest.raises(CommandTimeout, match="'make' on web was still running"), guest.process:
+        pass
+    assert guest.process.stdin.closed
+    guest.end()
+
+
+def test_that_it_cannot_be_ended_does_not_cover_why_a_block_has_failed() -> None:
+    guest = Guest()
+    guest.leader(b"1\n")
+    guest.heeds = {"TERM": VMGone("web has ended")}
+    with pytest.raises(ValueError, match="of the test"), guest.process:
+        raise ValueError("of the test")
     assert guest.signals == [(1, "TERM")]
     assert guest.process.stdin.closed

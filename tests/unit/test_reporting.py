@@ -266,6 +266,73 @@ def test_each_try_of_a_test_that_is_run_again_has_its_own_machine_and_folder(
     assert result.stdout.str().count("evidence: ") == 2, "a try tells of its own machine only"
 
 
+FLAKY = """
+    import pytest
+
+    tries = {}
+
+    @pytest.fixture(scope="module", autouse=True)
+    def end():  # a fixture that tries share
+        yield
+
+    @pytest.mark.parametrize("number", range(4))
+    def test_it(vm, number):
+        tries[number] = tries.get(number, 0) + 1
+        vm._container.stdout += f"try {tries[number]} of {number}".encode()
+        assert number % 2 and tries[number] == 2
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "xdist"])
+def test_each_try_of_rerunfailures_has_its_own_evidence(
+    workers: tuple[str, ...], pytester: pytest.Pytester, run: Any
+) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    result = run(FLAKY, "--reruns=1", "--junitxml=report.xml", *workers)
+    assert {name: count for name, count in result.parseoutcomes().items() if "warning" not in name} == {
+        "passed": 2,
+        "failed": 2,
+        "rerun": 4,
+    }
+    consoles = {}
+    for case in ET.parse(pytester.path / "report.xml").iter("testcase"):  # noqa: S314  (our own)
+        said = [Path(each.get("value", ""), "console.log").read_text() for each in case.iter("property")]
+        consoles[case.get("name")] = [each.splitlines()[-1] for each in said]
+    assert consoles == {
+        "test_it[0]": ["try 1 of 0", "try 2 of 0"],
+        "test_it[1]": ["try 1 of 1"],
+        "test_it[2]": ["try 1 of 2", "try 2 of 2"],
+        "test_it[3]": ["try 1 of 3"],
+    }
+    assert len(folders(pytester)) == 6
+    for number in (0, 2):
+        assert f"  | try 2 of {number}\n" in result.stdout.str()
+        assert f"  | try 1 of {number}\n" not in result.stdout.str(), "a try tells of its own machine only"
+
+
+SHARED = """
+    import pytest
+
+    tries = []
+
+    @pytest.mark.virtainer(scope="module")
+    def test_it(vm):
+        tries.append(vm)
+        vm.runs = False
+        assert len(tries) == 2
+"""
+
+
+def test_a_shared_machine_that_a_further_try_has_replaced_ends_with_its_scope(
+    pytester: pytest.Pytester, run: Any
+) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makepyfile(test_later="def test_later(): pass")
+    result = run(SHARED, "--reruns=1", "-s")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["after test_it: [[]'vm'[]] up", "after test_it: [[][]] up", "after test_later: *"])
+
+
 def test_html_reports_show_the_screen_even_when_they_are_one_file(pytester: pytest.Pytester, run: Any) -> None:
     pytest.importorskip("pytest_html")
     result = run(SUITE, "--html=report.html", "--self-contained-html", "-W", "error")

@@ -1,16 +1,18 @@
 """Private folders, and what is left of them when a process is killed."""
 
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_virtainers import scratch
+from pytest_virtainers.engine import owner
 
 KILLED = """
 import os, signal
@@ -37,29 +39,51 @@ def left_behind() -> Path:
     return left
 
 
+def give(folder: Path, **facts: str) -> None:
+    """Change what a folder says of its owner."""
+    file = folder / ".owner.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, **{f"virtainers.owner-{name}": value for name, value in facts.items()}}))
+
+
 def test_a_folder_is_private_and_says_whose_it_is(temp: Path) -> None:
     with scratch.folder("ssh") as name:
         folder = Path(name)
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert re.fullmatch(rf"virtainers-ssh-by-{os.getpid()}-.+", folder.name)
+        assert folder.name.startswith("virtainers-scratch-ssh-")
+        assert json.loads((folder / ".owner.json").read_text())["virtainers.owner-pid"] == str(os.getpid())
         assert folder.parent == temp
     assert not folder.exists()
 
 
 def test_what_a_killed_process_has_left_is_swept_and_nothing_else(temp: Path) -> None:
-    left = left_behind()
-    dead = re.findall(r"\d+", left.name)[0]
-    others = {
-        f"virtainers-ssh-by-{os.getppid()}-x",
-        f"virtainers-by-{dead}-x",
-        f"my-virtainers-ssh-by-{dead}-x",
-        f"virtainers-ssh-by-{dead}",
-    }
-    for name in others:
+    left, elsewhere = left_behind(), left_behind()
+    give(elsewhere, host="elsewhere/1")
+    others = {"virtainers-scratch-ssh-just-made", "my-virtainers-scratch-ssh-x", elsewhere.name}
+    for name in others - {elsewhere.name}:
         (temp / name).mkdir()
+    shutil.copy(left / ".owner.json", temp / "my-virtainers-scratch-ssh-x")
+    (temp / "virtainers-scratch-file").touch()
+    (temp / "virtainers-scratch-damaged").mkdir()
+    (temp / "virtainers-scratch-damaged/.owner.json").write_text("{")
     with scratch.folder("ssh") as ours:
         scratch.sweep()
-        assert {each.name for each in temp.iterdir()} == {*others, Path(ours).name}
+        files = {"virtainers-scratch-file", "virtainers-scratch-damaged"}
+        assert {each.name for each in temp.iterdir()} == {*others, *files, Path(ours).name}
+
+
+def test_a_pid_that_another_process_has_now_keeps_nothing(temp: Path) -> None:
+    left = left_behind()
+    give(left, pid=str(os.getpid()))
+    scratch.sweep()
+    assert not left.exists()
+
+
+def test_a_pid_of_another_namespace_says_nothing(temp: Path) -> None:
+    left = left_behind()
+    give(left, host=json.loads((left / ".owner.json").read_text())["virtainers.owner-host"] + "0")
+    scratch.sweep()
+    assert left.exists()
 
 
 def test_what_another_user_has_left_is_not_ours_to_sweep(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,11 +97,11 @@ def test_what_another_user_has_left_is_not_ours_to_sweep(temp: Path, monkeypatch
 def test_two_may_sweep_at_the_same_time(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = [left_behind(), left_behind()]
 
-    def dies_while_another_process_sweeps(_pid: int) -> bool:
+    def dies_while_another_process_sweeps(_found: Any) -> bool:
         for each in left:
             shutil.rmtree(each, ignore_errors=True)
-        return False
+        return True
 
-    monkeypatch.setattr(scratch, "_lives", dies_while_another_process_sweeps)
+    monkeypatch.setattr(owner, "is_dead", dies_while_another_process_sweeps)
     scratch.sweep()
     assert not list(temp.iterdir())
