@@ -163,10 +163,52 @@ class Manager:
         with recording(record):
             vm = self._take_or_make(spec, node_id, record)
         self._vms.append(vm)
-        self.bury(retired=False)  # what was lost on the way
+        self._bury_lost(spec)  # on the way
         vm.first_command = record
         self.durations.append(record)
         return vm
+
+    def launch_all(self, specs: Sequence[Spec], node_id: str = "") -> list[VM]:
+        """Start VMs together and wait until all are ready; raises as `launch` does, for the first that failed.
+
+        When one fails, the others are waited for, and are lost with it, so that there is evidence of all.
+        """
+        __tracebackhide__ = True
+        if len(specs) < 2:  # noqa: PLR2004  (one needs no threads)
+            return [self.launch(spec, node_id) for spec in specs]
+        for spec in specs:  # what takes long is shown, and clones of one template should not wait for each other
+            self._budget.check(spec)
+            guest = self.guest(spec.image)
+            if spec.template:
+                self.templates().ensure(spec, guest, self._template_boot(guest))
+        names = ", ".join(spec.name for spec in specs)
+        threads = ThreadPoolExecutor(len(specs), "virtainers-launch")
+        with self._progress.step(f"starting {names}"):
+            launches = [threads.submit(self.launch, spec, node_id) for spec in specs]
+            try:
+                wait(launches)
+            except BaseException:
+                for vm in self._starting:  # then nobody waits for them any more
+                    vm.close()
+                raise
+            finally:
+                threads.shutdown()
+        failures = [error for error in (launch.exception() for launch in launches) if error is not None]
+        if not failures:
+            return [launch.result() for launch in launches]
+        for launch in launches:
+            if launch.exception() is None:
+                self._lose(launch.result())
+        for error in failures[1:]:
+            failures[0].add_note(f"And: {error}")
+        raise failures[0]
+
+    def _lose(self, vm: VM) -> None:
+        self._vms.remove(vm)
+        if self._keeps_lost:
+            self.lost.append(vm)
+        else:
+            vm.close()
 
     def _take_or_make(self, spec: Spec, node_id: str, record: Record) -> VM:
         __tracebackhide__ = True
@@ -181,7 +223,7 @@ class Manager:
             return self._clone_or_boot(spec, guest, node_id)
         except GuestStalled:  # seen under emulation, once in some hundred boots
             self._progress.note(f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once")
-            self.bury(retired=False)
+            self._bury_lost(spec)
             return self._clone_or_boot(spec, guest, node_id)
 
     def prefetch(self, spec: Spec | None, node_id: str = "") -> None:
@@ -199,6 +241,12 @@ class Manager:
         if vm in self._vms:
             self._vms.remove(vm)
             self._retired.append(vm)
+
+    def _bury_lost(self, spec: Spec) -> None:
+        """End the lost VMs of one launch: those of others that run beside it have other names."""
+        for vm in [each for each in self.lost if each.spec == spec]:
+            self.lost.remove(vm)
+            vm.close()
 
     def bury(self, *, retired: bool = True) -> None:
         """End all lost VMs, and all `retired` ones."""
@@ -338,7 +386,7 @@ class Manager:
                     self._progress.note(f"a template of {spec.image} does not restore and is made anew: {reason}")
                 else:
                     self._progress.note(f"a clone of {spec.image} did not get ready, once more: {reason}")
-                self.bury(retired=False)  # the next one may need its room
+                self._bury_lost(spec)  # the next one may need its room
         raise AssertionError  # the loop has no other end
 
     def _start_clone(self, spec: Spec, template: Template, node_id: str, *, ahead: bool = False) -> VM:
