@@ -26,10 +26,22 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, OVERLAY, STATE, SEED, KEY = "manifest.json", "overlay.qcow2", "memory.state", "seed.iso", "ssh_key"
-_IN_CONTAINER = "/mounted/evidence"
 _SSH_SECONDS = 6.0  # for all that needs SSH, with KVM; ten times as many without
 _MOMENT_SECONDS = 0.1
-_CORES = "for each in /var/lib/systemd/coredump /var/crash; do [ -d $each ] && find $each -type f; done; true"
+# The command that copies the disk says whenever it has copied more. Before that, it gives QEMU 30 s to answer. With
+# KVM; ten times as long without.
+_STILL_SECONDS = 40.0
+# Where the kernel itself writes core dumps, a pattern (core(5)) says: each %x is something, and the process's number
+# may come behind it. Of too many, as a service leaves them that is started again and again, the newest are had.
+_CORES = r"""
+{
+    read -r pattern </proc/sys/kernel/core_pattern
+    case $pattern in
+        /*) (IFS=; ls -1tdp -- $(printf %s "$pattern" | sed 's/%.\{0,1\}/*/g; s/$/*/') 2>/dev/null) | grep -v '/$' ;;
+    esac
+    find /var/lib/systemd/coredump /var/crash -type f -exec ls -1t {} + 2>/dev/null
+} | head -n 20
+"""
 # What only says who a machine is and what it waits for is not needed to start it again.
 _SPEC = ("image", "ram", "cpus", "disk", "accel", "boot_timeout", "internet", "name", "hostname")
 
@@ -81,6 +93,10 @@ def collect(
     with into.piece("commands.log") as path:
         path.write_text(vm.log.text, errors="replace")
     _ask_guest(vm, into)
+    if vm.seed_iso:  # also of a container that is gone, with what was put into it
+        with into.piece(SEED) as path:
+            path.touch(mode=0o600)
+            path.write_bytes(vm.seed_iso)
     facts = _keep_disk(vm, into, memory=memory, rescue=rescue)
     with into.piece(KEY) as path:
         path.touch(mode=0o600)
@@ -133,17 +149,22 @@ def _keep_disk(
     facts: dict[str, Any] = {}
     with into.piece(OVERLAY), _open(vm, rescue) as container:
         options = ["--memory"] if memory else []
-        code, said = container.run(["evidence", *options])
+        patience = vm.scaled(_STILL_SECONDS)
+        code, said = container.run(["evidence", *options], patience=patience)
         if code != 0 and options:  # the disk alone is better than nothing
             into.missing[STATE] = said.decode(errors="replace").strip()
-            code, said = container.run(["evidence"])
+            code, said = container.run(["evidence"], patience=patience)
         if code != 0:
             raise VirtainerError(said.decode(errors="replace").strip())
-        facts = json.loads(said.decode().splitlines()[-1])
-        names = {"overlay.qcow2": OVERLAY, "seed.iso": SEED, **({"state": STATE} if facts["memory"] else {})}
+        facts = json.loads(said.decode().strip().splitlines()[-1])
+        if memory and not facts["memory"]:
+            into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
+        names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
+        if not vm.seed_iso:
+            names["seed.iso"] = SEED
         for there, here in names.items():
             with into.piece(here) as path:
-                container.fetch(f"{_IN_CONTAINER}/{there}", path)
+                container.fetch(f"{vm.folder}/evidence/{there}", path)
     if facts.get("memory") and STATE in into.missing:
         facts["memory"] = False
     return facts

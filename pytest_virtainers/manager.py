@@ -30,7 +30,7 @@ from pytest_virtainers.holds import Holds
 from pytest_virtainers.housekeeping import USES, make_room
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.prefetch import Prefetcher
-from pytest_virtainers.store import workshop
+from pytest_virtainers.store import MOUNT, workshop
 from pytest_virtainers.templates import Template, Templates
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Manager:
         self._retired: list[VM] = []
         self._keeps_lost = keeps_lost
         self.lost: list[VM] = []
+        self._scratch: set[str] = set()  # folders of the store that go with those
         self.echo: Callable[[str], object] | None = None
         self._networks: dict[bool, Network] = {}
         self._networks_lock = threading.Lock()
@@ -123,6 +124,7 @@ class Manager:
     def store(self) -> Iterator[Workshop]:
         """Open the store for a block, and keep it within its limit; raises `ImageError` or `StoreError`."""
         with workshop(self.engine, self._settings.store, self.runtime_image(), self._run_id) as shop:
+            shop.spared = self._scratch
             yield shop
             if shop.made:
                 make_room(self.engine, shop, self._settings.store_limit, self._progress)
@@ -249,13 +251,21 @@ class Manager:
             vm.close()
 
     def bury(self, *, retired: bool = True) -> None:
-        """End all lost VMs, and all `retired` ones."""
+        """End all lost VMs, with the templates that they were to become, and all `retired` ones."""
         with contextlib.ExitStack() as stack:
+            if self._scratch:
+                stack.callback(self._clear_scratch)
             for vm in (*self.lost, *(self._retired if retired else ())):
                 stack.callback(vm.close)
             self.lost = []
             if retired:
                 self._retired = []
+
+    def _clear_scratch(self) -> None:
+        folders = " ".join(self._scratch)
+        self._scratch.clear()  # what cannot be removed now, another builder removes
+        with self.store() as shop:
+            shop.shell(f"rm -rf {folders}")
 
     def facts(self, vm: VM) -> dict[str, Any]:
         """Give what the evidence of a VM says of where it ran."""
@@ -308,8 +318,9 @@ class Manager:
             kind="helper",
             image=self.runtime_image(),
             entrypoint=("cat",),
-            environment=vm._container.environment,  # it says where the seed is
+            environment=vm._container.environment,  # it says where disk and seed are
             store=self._settings.store,
+            store_writable=vm.volume is None,  # then the disk is there
             volume=vm.volume,
         )
         container = Container(self.engine, plan, self._run_id)
@@ -417,22 +428,33 @@ class Manager:
             if spec.prepare is not None:
                 spec.prepare(vm)
 
-        return self._ready(spec, user, keys, container, wait)
+        return self._ready(spec, user, keys, container, wait, seed_iso=iso)
 
-    def _ready(self, spec: Spec, user: str, keys: Keys, container: Container, wait: Callable[[VM], None]) -> VM:
+    def _ready(
+        self,
+        spec: Spec,
+        user: str,
+        keys: Keys,
+        container: Container,
+        wait: Callable[[VM], None],
+        *,
+        seed_iso: bytes = b"",
+    ) -> VM:
         """Make the handle of a started container and wait for it; when that fails, both are gone."""
         __tracebackhide__ = True
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             endpoint = Endpoint(self.engine, container)
             vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
-            vm.echo = self.echo
+            vm.echo, vm.seed_iso = self.echo, seed_iso
             undo.callback(vm.close)
             try:
                 wait(vm)
             except BaseException:  # whatever a `prepare` raises, or a plugin when a test's time is up
                 if self._keeps_lost and threading.current_thread() is threading.main_thread():
                     self.lost.append(vm)
+                    if vm.folder.startswith(f"{MOUNT}/"):
+                        self._scratch.add(vm.folder)
                     undo.pop_all()
                 raise
             undo.pop_all()

@@ -15,7 +15,7 @@ from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.errors import EngineError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from pytest_virtainers.engine.client import Engine
 
@@ -46,11 +46,13 @@ class Workshop:
     Attributes:
         container: the helper.
         made: places that were filled through it.
+        spared: scratch folders that somebody else removes, as something in them is still used.
     """
 
     def __init__(self, container: Container, location: str) -> None:
         self.container = container
         self.made: list[str] = []
+        self.spared: Collection[str] = ()
         self._location = location
 
     def manifest(self, place: str) -> dict[str, Any] | None:
@@ -90,7 +92,7 @@ class Workshop:
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
-        """Give an empty folder for the block; raises `StoreError`."""
+        """Give an empty folder; unless it is `spared`, it goes when the block ends; raises `StoreError`."""
         scratch = f"{MOUNT}/.scratch-{secrets.token_hex(4)}"
         self.shell(
             f"find {MOUNT} -maxdepth 1 -name '.scratch-*' -mmin +{_ABANDONED_MINUTES} -exec rm -rf {{}} + && "
@@ -99,7 +101,8 @@ class Workshop:
         try:
             yield scratch
         finally:
-            if not self.container.ended:  # what fills the folder may still run: end all but PID 1 and this shell
+            if scratch not in self.spared and not self.container.ended:
+                # What fills the folder may still run: end all but PID 1 and this shell.
                 self.container.run(["sh", "-c", f"[ ! -e {scratch} ] || {{ kill -9 -1; rm -rf {scratch}; }}"])
 
     def shell(self, script: str, on_output: Callable[[bytes], object] = lambda _data: None) -> str:

@@ -114,10 +114,16 @@ class Engine:
 
 
 class _Client(docker.APIClient):
-    """The SDK's client, whose TLS settings count even where `REQUESTS_CA_BUNDLE` is set for the rest of the world."""
+    """The SDK's client, with two habits changed."""
+
+    def _disable_socket_timeout(self, _socket: Any) -> None:
+        """Leave the time limit on each read of a long answer: the SDK would wait on for an engine that hangs."""
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        """Ask `requests` with our own certificate authority: it takes the environment's where a call names none."""
+        """Ask `requests` with our own certificate authority, even where `REQUESTS_CA_BUNDLE` is set for other things.
+
+        It takes the environment's where a call names none.
+        """
         return super().merge_environment_settings(
             url, proxies, stream, self.verify if verify is None else verify, cert
         )

@@ -209,17 +209,35 @@ class Container:
             networks: dict[str, Any] = self._api.inspect_container(self.id)["NetworkSettings"]["Networks"]
         return str(networks[self._network]["IPAddress"]) if self._network in networks else ""
 
-    def run(self, command: list[str], on_output: Callable[[bytes], object] = lambda _data: None) -> tuple[int, bytes]:
-        """Run a command inside; give its exit code and both streams as one, and pass on each piece as it comes."""
+    def run(
+        self,
+        command: list[str],
+        on_output: Callable[[bytes], object] = lambda _data: None,
+        *,
+        patience: float | None = None,
+    ) -> tuple[int, bytes]:
+        """Run a command inside; give its exit code and both streams as one.
+
+        Args:
+            command: a list of words.
+            on_output: is given each piece of output as it comes.
+            patience: seconds for which it may say nothing before it is left to itself; None: no limit.
+
+        Raises:
+            EngineError: the engine failed, or the patience was over.
+        """
         output, frames = bytearray(), Demultiplexer()
         with self._engine.failures(f"running {command[0]} in {self.name}"):
             session = self._api.exec_create(self.id, command)["Id"]
             hijacked = HijackedSocket(self._api.exec_start(session, socket=True))
+            hijacked.settimeout(patience)
             try:
                 while data := hijacked.recv():
                     for _, piece in frames.feed(data):
                         output += piece
                         on_output(piece)
+            except TimeoutError:
+                raise EngineError(f"{command[0]} in {self.name} has said nothing for {patience:g} s") from None
             finally:
                 hijacked.close()
             code = self._api.exec_inspect(session)["ExitCode"]
@@ -230,7 +248,11 @@ class Container:
         return exec_stream(self._engine, self.id, command)
 
     def fetch(self, path: str, target: Path) -> None:
-        """Copy a file out of it into a private file; long runs of zeros become holes; raises `EngineError`."""
+        """Copy a file out of it into a private file; long runs of zeros become holes.
+
+        Raises:
+            EngineError: the engine failed, or sent nothing for the time that any of its answers may take.
+        """
         with self._engine.failures(f"copying {path} out of container {self.name}"):
             pieces, _ = self._api.get_archive(self.id, path)
             stream: Any = Pieces(iter(pieces))

@@ -59,6 +59,7 @@ class Core:
         spec: what it was asked to be.
         user: the login user.
         keys: by which one logs in, and knows it.
+        seed_iso: the cloud-init seed that was made for it; empty for a clone, which has its template's.
         console: its serial console, since it was booted or cloned.
         log: all that was done in it.
         echo: where the output of commands is shown as it comes; None: nowhere.
@@ -73,6 +74,7 @@ class Core:
         self.spec = spec
         self.user = user
         self.keys = keys
+        self.seed_iso = b""
         self.console = Console(container, spec.name)
         self.log = CommandLog()
         self.echo: Callable[[str], object] | None = None
@@ -100,6 +102,11 @@ class Core:
     def volume(self) -> str | None:
         """The engine's volume with the machine's disk, if it has one."""
         return self._container.volume
+
+    @property
+    def folder(self) -> str:
+        """The folder of its container that has its disk: in the store as long as it is to become a template."""
+        return self._container.environment.get("IMAGE_DIR", "/mounted")
 
     @property
     def runs(self) -> bool:
@@ -248,12 +255,15 @@ class Core:
             ) from None
         return code, said.decode(errors="replace")
 
-    def _control(self, *command: str) -> bytes:
-        """Run a command in the container (not in the guest) and give what it says; raises `VirtainerError`."""
+    def _control(self, *command: str, patience: float | None = None) -> bytes:
+        """Run a command in the container (not in the guest) and give what it says; raises `VirtainerError`.
+
+        `patience` is that of `Container.run`.
+        """
         __tracebackhide__ = True
         if self._container.wait(0):
             self._check_alive()
-        code, said = self._container.run(list(command))
+        code, said = self._container.run(list(command), patience=patience)
         if code != 0:
             words = said.decode(errors="replace").strip()
             raise VirtainerError(f"{self.name}: {shlex.join(command)} failed: {words}")

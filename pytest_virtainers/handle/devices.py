@@ -9,6 +9,7 @@ from pathlib import Path
 from pytest_virtainers import values
 from pytest_virtainers.handle.power import Power
 
+_PICTURE_SECONDS = 20.0  # with KVM; QEMU itself is given 10 to answer
 _MAC_PREFIX = "52:54:00:76:70"
 # QEMU's names of the keys of a US keyboard (qapi/ui.json, QKeyCode); those of capitals and the like take Shift.
 _PLAIN_NAMES = (
@@ -117,7 +118,7 @@ class Devices(Power):
             VirtainerError: QEMU gives no picture.
         """
         __tracebackhide__ = True
-        picture = self._control("screenshot")
+        picture = self._control("screenshot", patience=self.scaled(_PICTURE_SECONDS))
         target = Path(path)
         target.write_bytes(picture)
         return target

@@ -25,22 +25,28 @@ class FakeContainer:
     """Its command `evidence` ends as `evidence` says for its options; `files` are those that it makes."""
 
     def __init__(self) -> None:
+        self.folder = "/mounted"
         self.stdout = b"login:\r\n"
         self.stderr = b"virtainer: starting\n"
         self.ended = False
         self.asked: list[list[str]] = []
-        self.evidence: dict[tuple[str, ...], tuple[int, bytes]] = {}
+        self.patience: float | None = None
+        self.evidence: dict[tuple[str, ...], tuple[int, bytes] | BaseException] = {}
         self.files = {"overlay.qcow2": OVERLAY, "seed.iso": b"seed", "state": b"memory"}
 
-    def run(self, command: list[str]) -> tuple[int, bytes]:
+    def run(self, command: list[str], *, patience: float) -> tuple[int, bytes]:
         self.asked.append(command)
+        self.patience = patience
         memory = "--memory" in command
         facts = {"base": "/store/disk.qcow2", "memory": memory}
-        return self.evidence.get(tuple(command[1:]), (0, b"a warning\n" + json.dumps(facts).encode() + b"\n"))
+        ends = self.evidence.get(tuple(command[1:]), (0, b"\na warning\n" + json.dumps(facts).encode() + b"\n\n"))
+        if isinstance(ends, BaseException):
+            raise ends
+        return ends
 
     def fetch(self, path: str, target: Path) -> None:
         target.write_bytes(b"a part")
-        name = path.removeprefix("/mounted/evidence/")
+        name = path.removeprefix(f"{self.folder}/evidence/")
         if name not in self.files:
             raise EngineError(f"copying {path} failed")
         target.write_bytes(self.files[name])
@@ -52,6 +58,7 @@ class FakeMachine:
     def __init__(self, name: str = "web") -> None:
         self.name, self.user, self.alive = name, "debian", True
         self.spec = merge(resolve([]).shape, {"name": name})
+        self.seed_iso, self.folder = b"", "/mounted"
         self.keys = Keys(KeyPair("PRIVATE", "public"), KeyPair("", "ssh-ed25519 AAAA"))
         self.log = CommandLog()
         self._container = FakeContainer()

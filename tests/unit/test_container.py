@@ -1,5 +1,7 @@
 import io
+import struct
 import tarfile
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -135,6 +137,50 @@ def test_what_cannot_be_fetched_is_told(
     server.answers["GET /containers/0123/archive"] = answer
     with pytest.raises(EngineError, match=f"copying /mounted/disk out of container db failed: .*{words}"):
         container.fetch("/mounted/disk", tmp_path / "disk")
+
+
+def silent(begin: bytes) -> Answer:
+    """Begin to answer, and then say nothing until the caller hangs up."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(begin)
+        request.rfile.read(1)
+
+    return answer
+
+
+def test_a_command_may_be_silent_for_so_long_at_a_time(container: Container, server: FakeEngine) -> None:
+    begin = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+
+    def talk(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(begin)
+        for _ in range(4):
+            time.sleep(0.3)
+            request.wfile.write(struct.pack(">BxxxL", 1, 1) + b".")
+
+    server.answers |= {
+        "POST /containers/0123/exec": (201, {"Id": "e"}),
+        "POST /exec/e/start": talk,
+        "GET /exec/e/json": (200, {"ExitCode": 0}),
+    }
+    assert container.run(["evidence"], patience=1.0) == (0, b"....")
+    server.answers["POST /exec/e/start"] = silent(begin)
+    with pytest.raises(EngineError, match=r"^evidence in db has said nothing for 0\.1 s$"):
+        container.run(["evidence"], patience=0.1)
+
+
+@pytest.mark.parametrize("sent", [b"", b"x" * MIB])
+def test_an_engine_that_hangs_does_not_hold_up_what_fetches_a_file(
+    container: Container, server: FakeEngine, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nContent-Length: 9999999\r\n\r\n"
+    entry = tarfile.TarInfo("disk")
+    entry.size = 9 * MIB
+    server.answers["GET /containers/0123/archive"] = silent(head + entry.tobuf() + sent)
+    monkeypatch.setattr(container._api, "timeout", 0.2)
+    with pytest.raises(EngineError, match=r"copying /mounted/disk out of container db failed: .*Read timed out"):
+        container.fetch("/mounted/disk", tmp_path / "disk")
+    assert server.asked.count("GET /containers/0123/archive") == 1
 
 
 def test_a_sweep_takes_the_volumes_of_dead_owners_only() -> None:

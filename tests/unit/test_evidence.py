@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+import os
+import subprocess
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -91,6 +93,43 @@ def test_a_core_dump_that_cannot_be_copied_does_not_end_it(tmp_path: Path) -> No
     assert kept(tmp_path) == WITHOUT_MEMORY
 
 
+def cores(folder: Path, pattern: str) -> list[str]:
+    """Run what looks for core dumps, in a guest that is `folder`; give what it finds there."""
+    (folder / "pattern").write_text(f"{pattern}\n")
+    script = evidence._CORES.replace("/proc/sys/kernel/core_pattern", str(folder / "pattern"))
+    found = subprocess.run(["sh", "-c", script.replace("/var/", f"{folder}/var/")], capture_output=True, check=True)
+    assert found.stderr == b""
+    return [each.removeprefix(f"{folder}/") for each in found.stdout.decode().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{}/my cores/core.%e.%p", {"my cores/core.a b.7", "my cores/core.sleep.8"}),
+        ("{}/%e/dump", {"sleep/dump", "sleep/dump.9"}),
+        ("{}/100%%", {"100%"}),
+        ("{}/none/core.%p", set()),
+        ("|{}/my cores/core.%e.%p", set()),
+        ("core", set()),
+    ],
+)
+def test_core_dumps_are_where_the_guests_kernel_writes_them(pattern: str, names: set[str], tmp_path: Path) -> None:
+    always = {"var/crash/today/vmcore", "var/lib/systemd/coredump/core.x.zst"}
+    here = {"my cores/core.a b.7", "my cores/core.sleep.8", "my cores/else", "sleep/dump", "sleep/dump.9", "100%"}
+    for each in always | here | {"my cores/core.folder.1/inside", "core"}:
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / each).touch()
+    found = cores(tmp_path, pattern.format(tmp_path))
+    assert sorted(found) == sorted(always | names)
+
+
+def test_of_many_core_dumps_the_newest_are_kept(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"core.{number}").touch()
+        os.utime(tmp_path / f"core.{number}", (number, number))
+    assert cores(tmp_path, f"{tmp_path}/core.%p") == [f"core.{number}" for number in range(29, 9, -1)]
+
+
 def test_a_machine_without_ssh_is_not_asked(tmp_path: Path) -> None:
     vm = machine()
     vm.alive = False
@@ -117,6 +156,14 @@ def test_without_its_memory_the_disk_is_better_than_nothing(tmp_path: Path) -> N
     assert kept(tmp_path) == WITHOUT_MEMORY
 
 
+def test_why_a_machine_without_qemu_has_no_memory_is_told(tmp_path: Path) -> None:
+    vm = machine()
+    vm._container.evidence = {("--memory",): (0, b'{"memory": false}\n')}
+    manifest = collect(vm, tmp_path, memory=True)
+    assert manifest["missing"] == {"memory.state": "QEMU has ended, or does not answer"}
+    assert kept(tmp_path) == WITHOUT_MEMORY
+
+
 @pytest.mark.parametrize("name", ["seed.iso", "state"])
 def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str, tmp_path: Path) -> None:
     vm = machine()
@@ -135,6 +182,17 @@ def test_a_disk_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path) -> N
     assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
 
 
+def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(tmp_path: Path) -> None:
+    vm = machine()
+    vm.scaled = lambda seconds: 10 * seconds
+    vm._container.evidence = {("--memory",): EngineError("evidence in web has said nothing for 400 s")}
+    manifest = collect(vm, tmp_path, memory=True)
+    assert manifest["missing"] == {"overlay.qcow2": "EngineError: evidence in web has said nothing for 400 s"}
+    assert vm._container.asked == [["evidence", "--memory"]], "once is enough"
+    assert vm._container.patience == 400.0
+    assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
+
+
 def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_path: Path) -> None:
     vm, opened = machine(), []
     vm._container.ended = True
@@ -147,6 +205,23 @@ def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_pat
     assert collect(vm, tmp_path, rescue=rescue)["missing"] == {}
     assert opened == [vm]
     assert vm._container.asked == []
+
+
+def test_the_disk_of_what_was_to_become_a_template_is_in_the_store(tmp_path: Path) -> None:
+    vm = machine()
+    vm.folder = vm._container.folder = "/store/.scratch-1"
+    assert collect(vm, tmp_path)["missing"] == {}
+    assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
+
+
+def test_the_seed_that_was_made_for_a_machine_does_not_go_with_its_container(tmp_path: Path) -> None:
+    vm = machine()
+    vm.seed_iso, vm._container.ended = b"made for it", True
+    rescuer = FakeContainer()
+    del rescuer.files["seed.iso"]  # it was put into the one that is gone
+    assert collect(vm, tmp_path, rescue=lambda _: nullcontext(rescuer))["missing"] == {}
+    assert (tmp_path / "seed.iso").read_bytes() == b"made for it"
+    assert (tmp_path / "seed.iso").stat().st_mode & 0o777 == 0o600
 
 
 def test_an_engine_that_died_leaves_what_this_side_has(tmp_path: Path) -> None:

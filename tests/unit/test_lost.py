@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +39,25 @@ class World:
         self.fates: list[BaseException | None] = []
         self.refuses_to_go = False
 
-    def start(self, *_: object, **_named: object) -> Any:
+    def start(
+        self, _spec: object, _place: str, _files: object, environment: dict[str, str], *_: object, **_named: object
+    ) -> Any:
         number = sum(each.startswith("start") for each in self.events) + 1
         self.events.append(f"start {number}")
-        return SimpleNamespace(number=number, close=lambda: None)
+        return SimpleNamespace(number=number, environment=environment, close=lambda: None)
 
     def machine(self, _spec: object, *, container: Any, **_: object) -> Any:
-        return Machine(self, container.number)
+        return Machine(self, container)
+
+    @contextmanager
+    def store(self) -> Iterator[Any]:
+        yield SimpleNamespace(shell=self.events.append)
 
 
 class Machine:
-    def __init__(self, world: World, number: int) -> None:
-        self.world, self.number = world, number
+    def __init__(self, world: World, container: Any) -> None:
+        self.world, self.number = world, container.number
+        self.folder = container.environment.get("IMAGE_DIR", "/mounted")
 
     def wait_until_ready(self, _session: object = None) -> None:
         fate = self.world.fates.pop(0)
@@ -68,6 +76,7 @@ class Machine:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setattr(Manager, "_start", world.start)
+    monkeypatch.setattr(Manager, "store", world.store)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
     monkeypatch.setattr(module, "VM", world.machine)
     return world
@@ -109,6 +118,52 @@ def test_a_machine_whose_launch_fails_stays_until_its_evidence_is_taken(
     assert world.events == ["start 1"]
     manager.bury()
     assert (world.events, manager.lost) == (["start 1", "end 1"], [])
+
+
+def make_templates(manager: Any) -> None:
+    """Have each clone's template made first, in a scratch folder that is always called the same."""
+
+    def ensure(spec: object, _guest: object, boot: Any) -> Any:
+        return boot(spec, Keys.generate(), "/store/.scratch-1")
+
+    manager._templates = SimpleNamespace(ensure=ensure)
+
+
+@pytest.mark.parametrize("fate", [BootTimeout("slow"), KeyError("prepare"), KeyboardInterrupt()])
+def test_one_that_was_to_become_a_template_ends_before_its_half_made_folder_goes(
+    fate: BaseException, manager: Manager, world: World
+) -> None:
+    make_templates(manager)
+    world.fates = [fate]
+    with pytest.raises(type(fate)):
+        manager.launch(CLONE)
+    assert [each.folder for each in manager.lost] == ["/store/.scratch-1"]
+    assert world.events == ["start 1"]
+    manager.bury(retired=False)
+    assert world.events == ["start 1", "end 1", "rm -rf /store/.scratch-1"]
+    manager.bury()
+    assert len(world.events) == 3, "once"
+
+
+def test_its_folder_goes_with_the_run_even_if_it_does_not_go_itself(server: FakeEngine, world: World) -> None:
+    manager = make(server, keeps_lost=True)
+    make_templates(manager)
+    world.fates, world.refuses_to_go = [BootTimeout("slow")], True
+    with pytest.raises(BootTimeout):
+        manager.launch(CLONE)
+    with pytest.raises(EngineError, match="it does not go"):
+        manager.close()
+    assert world.events == ["start 1", "end 1", "rm -rf /store/.scratch-1"]
+
+
+def test_when_nobody_wants_evidence_the_folder_is_its_builders(server: FakeEngine, world: World) -> None:
+    manager = make(server, keeps_lost=False)
+    make_templates(manager)
+    world.fates = [BootTimeout("slow")]
+    with pytest.raises(BootTimeout):
+        manager.launch(CLONE)
+    manager.close()
+    assert world.events == ["start 1", "end 1"]
 
 
 def test_it_ends_at_once_when_nobody_wants_evidence(server: FakeEngine, world: World) -> None:
@@ -157,8 +212,19 @@ def test_machines_that_nobody_uses_any_more_end_all_even_if_one_does_not_go(mana
     assert sorted(each for each in world.events if each.startswith("end")) == ["end 1", "end 2"]
 
 
+@pytest.mark.parametrize(
+    ("volume", "environment"),
+    [
+        ("web-disk", {"TEMPLATE": "/store/templates/x"}),
+        (None, {"TEMPLATE_SAVE": "on", "IMAGE_DIR": "/store/.scratch-1"}),
+    ],
+)
 def test_the_disk_of_a_machine_outlives_the_container_that_rescues_it(
-    manager: Manager, server: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    volume: str | None,
+    environment: dict[str, str],
+    manager: Manager,
+    server: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[Any] = []
 
@@ -168,9 +234,9 @@ def test_the_disk_of_a_machine_outlives_the_container_that_rescues_it(
 
     monkeypatch.setattr(Container, "_create", create)
     monkeypatch.setattr(Container, "start", lambda _self: None)
-    environment = {"TEMPLATE": "/store/templates/x"}
-    vm: Any = SimpleNamespace(volume="web-disk", _container=SimpleNamespace(environment=environment))
+    vm: Any = SimpleNamespace(volume=volume, _container=SimpleNamespace(environment=environment))
     with manager.rescue(vm) as container:
         assert container.id == "0123"
-    assert (made[0].volume, made[0].environment, made[0].kind) == ("web-disk", environment, "helper")
+    assert (made[0].volume, made[0].environment, made[0].kind) == (volume, environment, "helper")
+    assert made[0].store_writable is (volume is None), "where there is no volume, the disk is in the store"
     assert [each for each in server.asked if each.startswith("DELETE")] == ["DELETE /containers/0123"]

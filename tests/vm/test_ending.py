@@ -143,14 +143,20 @@ def test_workers_end_with_the_main_process(start: Callable[..., Run], engine: En
     ("number", "code", "name"), [(signal.SIGINT, 2, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_during_boot_cleans_up_at_once(
-    start: Callable[..., Run], number: signal.Signals, code: int, name: str
+    start: Callable[..., Run], number: signal.Signals, code: int, name: str, manager: Manager
 ) -> None:
     run = start(BOOTING, name)
     run.until_booting()
+    (vm,) = (each["Id"] for each in run.containers() if each["Labels"]["virtainers"] == "vm")
+    environment = dict(each.split("=", 1) for each in manager.engine.api.inspect_container(vm)["Config"]["Env"])
+    with manager.store() as shop:
+        assert "ram" in shop.shell(f"ls {environment['IMAGE_DIR']}").split(), "half-made"
     run.process.send_signal(number)
     assert run.process.wait(60) == code, run.log.read_text()
     assert run.containers() == []
     assert run.networks() == []
+    with manager.store() as shop:
+        shop.shell(f"! ls -d {environment['IMAGE_DIR']}")
 
 
 def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from virtainer import qmp
-from virtainer.machine import PLUGS
+from virtainer.machine import BUILT_IN, PLUGS
 
 _NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room for 20 characters
 _USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | remove NAME"
@@ -77,6 +77,11 @@ def remove(monitor: qmp.Monitor, name: str) -> None:
         monitor.ask("netdev_del", id=f"{name}-net")
 
 
+def added(monitor: qmp.Monitor) -> list[str]:
+    """Name the devices that the machine did not have at its start."""
+    return sorted(_present(monitor) - BUILT_IN)
+
+
 def pass_file(monitor: qmp.Monitor, connection: socket.socket, file: int) -> int:
     """Give QEMU an open file; return its number in the names `/dev/fdset/NUMBER`."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]).tobytes())]
@@ -99,7 +104,8 @@ def _plug(monitor: qmp.Monitor, **device: Any) -> None:
 
 
 def _present(monitor: qmp.Monitor) -> set[str]:
-    return {each["name"] for each in monitor.ask("qom-list", path="/machine/peripheral")}
+    listed = monitor.ask("qom-list", path="/machine/peripheral")
+    return {each["name"] for each in listed if each["type"].startswith("child<")}
 
 
 def main(arguments: list[str]) -> int:

@@ -4,28 +4,35 @@
 
 `overlay.qcow2` is the VM's disk as a layer on the guest disk alone, whatever layers are between; `seed.iso` is its
 seed. With `--memory`, `state` is the rest of the machine, and RESUME=FOLDER in another container goes on from there.
-The VM stands still meanwhile. One that is over still has its disk. Facts about it are printed as JSON.
+The VM stands still meanwhile. One that is over still has its disk. An empty line is printed whenever more has been
+copied, so that who waits knows that it goes on, and facts about the VM as JSON at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virtainer import disk, qmp, template
-from virtainer.devices import pass_file
+from virtainer.devices import added, pass_file
 from virtainer.privileges import open_kvm
 from virtainer.settings import Settings
 from virtainer.tools import ToolError, run
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _POLL_SECONDS = 0.02
 _ANSWER_SECONDS = 30.0
+_TELL_SECONDS = 1.0
 
 
 def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
@@ -34,7 +41,7 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     facts: dict[str, Any] = {"memory": False}
-    with socket.socket(socket.AF_UNIX) as connection:
+    with _telling(folder), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_ANSWER_SECONDS)
         try:
             connection.connect(str(qmp.SOCKET))
@@ -42,6 +49,11 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
             ran = monitor.ask("query-status")["status"] == "running"
         except (OSError, EOFError):  # there is no QEMU any more, or it hangs
             return {**facts, **_disk(settings, folder)}
+        if memory and (devices := added(monitor)):
+            raise qmp.Refused(
+                f"{', '.join(devices)}: added while the machine ran, and another one, which has no such device, "
+                "could not go on from its memory"
+            )
         if ran:
             monitor.ask("stop")
         try:
@@ -52,6 +64,28 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
         finally:
             if ran:
                 monitor.ask("cont")
+
+
+@contextlib.contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """Say each second whether the folder has grown."""
+    done = threading.Event()
+
+    def tell() -> None:
+        told = 0
+        while not done.wait(_TELL_SECONDS):
+            size = sum(each.stat().st_blocks for each in folder.iterdir())
+            if size > told:
+                print(flush=True)
+            told = size
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _save_state(monitor: qmp.Monitor, connection: socket.socket, path: Path) -> None:

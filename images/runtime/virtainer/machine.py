@@ -25,6 +25,8 @@ STATE, _LAYER = "/dev/fdset/5", "/dev/fdset/6"
 
 PLUGS = 8
 """How many devices may be added while the machine runs (`virtainer.devices`)."""
+BUILT_IN = frozenset({"disk0", "nic0", line.DEVICE, *(f"plug{each}" for each in range(PLUGS))})
+"""The devices with names that every machine may have from its start."""
 
 
 class Handles(NamedTuple):

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def listed(*names: str) -> list[dict[str, str]]:
+    """Give what QEMU answers that is asked for its devices with names."""
+    return [{"name": "type", "type": "string"}, *({"name": name, "type": "child<a-device>"} for name in names)]
+
+
 class FakeQemu:
     """Answers each command with the next of its replies, `{}` where there are none; notes what it was asked.
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from virtainer import devices, machine, qmp, screen
 
-from tests.unit.runtime.fake_qemu import FakeQemu
+from tests.unit.runtime.fake_qemu import FakeQemu, listed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PORTS = [{"name": name} for name in ("disk0", "nic0", "plug0", "plug1")]
+PORTS = listed("disk0", "nic0", "plug0", "plug1")
 TAKEN = (
     "PCI: slot 0 function 0 already occupied by virtio-blk-pci, new func virtio-blk-pci cannot be exposed to guest."
 )
@@ -92,7 +92,7 @@ def test_when_all_ports_are_taken_it_says_what_to_do(capsys: pytest.CaptureFixtu
 
 
 def test_a_machine_without_ports_takes_devices_on_its_bus() -> None:
-    qemu = FakeQemu(qom_list=[[{"name": "nic0"}]])
+    qemu = FakeQemu(qom_list=[listed("nic0")])
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["add-nic", "nic1", "52:54:00:76:70:01"]) == 0
     (added,) = qemu.arguments("device_add")
@@ -101,7 +101,7 @@ def test_a_machine_without_ports_takes_devices_on_its_bus() -> None:
 
 def test_removal_waits_for_the_guest_and_throws_the_disk_away(tmp_path: Path) -> None:
     (tmp_path / "disk1.raw").touch()
-    qemu = FakeQemu(qom_list=[[{"name": "disk1"}], [{"name": "disk1"}], []])
+    qemu = FakeQemu(qom_list=[listed("disk1"), listed("disk1"), listed()])
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["remove", "disk1"]) == 0
     assert qemu.commands == ["device_del", "qom-list", "qom-list", "qom-list", "blockdev-del"]
@@ -112,7 +112,7 @@ def test_a_guest_that_keeps_a_device_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(devices, "_UNPLUG_SECONDS", 0.01)
-    with FakeQemu(qom_list=[[{"name": "nic1"}]] * 1000).listening(qmp.SOCKET):
+    with FakeQemu(qom_list=[listed("nic1")] * 1000).listening(qmp.SOCKET):
         assert devices.main(["remove", "nic1"]) == 1
     assert capsys.readouterr().err == "device: the guest has not let go of nic1 in 0.01 s\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from virtainer import evidence, machine, qmp, template
 from virtainer.ending import End
 from virtainer.settings import Settings
 
-from tests.unit.runtime.fake_qemu import FakeQemu
+from tests.unit.runtime.fake_qemu import FakeQemu, listed
 
 OVERLAY, LAYER, BASE = (
     "/mounted/local_image.qcow2",
@@ -86,6 +87,27 @@ def test_a_vm_that_is_over_or_stands_still_is_left_so(tools: Tools, capsys: pyte
     assert qemu.commands == ["query-status"]
 
 
+def test_who_waits_is_told_that_the_copy_goes_on(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    growing, steps = threading.Event(), 5
+
+    def run(*argv: str) -> str:
+        if argv[1] == "convert":
+            for step in range(steps):
+                Path(argv[-1]).write_bytes(b"x" * (step + 1) * 2**16)
+                growing.wait(0.05)
+            growing.wait(0.3)  # it does no more
+        return tools.run(*argv)
+
+    monkeypatch.setattr(evidence, "run", run)
+    monkeypatch.setattr(evidence, "_TELL_SECONDS", 0.001)
+    assert evidence.main([]) == 0
+    said = capsys.readouterr().out
+    assert 3 <= said.count("\n") <= steps + 2
+    assert json.loads(said)["base"] == BASE
+
+
 @pytest.mark.usefixtures("tools")
 def test_memory_goes_into_a_file_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     progress = [{"status": "active"}, {"status": "completed"}]
@@ -121,6 +143,21 @@ def test_memory_that_cannot_be_kept_is_told_and_the_vm_goes_on(capsys: pytest.Ca
         assert evidence.main(["--memory"]) == 1
     assert capsys.readouterr().err == "evidence: migrate: no room\n"
     assert qemu.commands[-2:] == ["remove-fd", "cont"]
+
+
+@pytest.mark.usefixtures("tools")
+def test_memory_is_not_kept_of_a_machine_with_added_devices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present = listed(*machine.BUILT_IN, "nic2", "disk1")
+    qemu = FakeQemu(query_status=[RUNS, RUNS], qom_list=[present])
+    with qemu.listening(qmp.SOCKET):
+        assert evidence.main(["--memory"]) == 1
+        assert qemu.commands == ["query-status", "qom-list"], "it has not even stood still"
+        said = capsys.readouterr().err
+        assert said.startswith("evidence: disk1, nic2: added while the machine ran, and another one")
+        assert evidence.main([]) == 0, "its disk is had"
+    assert (tmp_path / "evidence/overlay.qcow2").exists()
 
 
 def test_wrong_usage_of_evidence_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_kvm_or_emulation() -> None:
     assert values("-cpu", argv()) == ["max"]
     assert values("-accel", argv(handles=WITH_KVM)) == ["kvm,device=/dev/fdset/4"]
     assert values("-cpu", argv(handles=WITH_KVM)) == ["host"]
+
+
+def test_the_devices_with_names_are_those_that_count_as_built_in() -> None:
+    def names(**env: str) -> set[str]:
+        words = argv(handles=HANDLES._replace(port=18, line=19), **env)
+        return set(re.findall(r"\bid=(\w+)", " ".join(values("-device", words))))
+
+    assert names() == machine.BUILT_IN
+    assert names(OS_VARIANT="winxp") < machine.BUILT_IN
 
 
 def test_every_handle_is_inherited() -> None:

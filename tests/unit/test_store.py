@@ -1,0 +1,65 @@
+"""Scratch folders of the store; here, of a folder on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers import store
+from pytest_virtainers.errors import StoreError
+from pytest_virtainers.store import Workshop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    monkeypatch.setattr(store, "MOUNT", str(tmp_path))
+
+    def run(command: list[str], _on_output: object = None) -> tuple[int, bytes]:
+        command = [each.replace("kill -9 -1", "true") for each in command]  # the processes of a container, not ours
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        return done.returncode, done.stdout
+
+    container: Any = SimpleNamespace(run=run, ended=False)
+    return Workshop(container, "here")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(each.relative_to(folder)) for each in folder.rglob("*"))
+
+
+def test_what_is_whole_gets_its_name(shop: Workshop, tmp_path: Path) -> None:
+    with shop.new("templates/x") as scratch:
+        shop.shell(f"touch {scratch}/disk")
+    assert names(tmp_path) == ["templates", "templates/x", "templates/x/disk"]
+    assert shop.made == ["templates/x"]
+
+
+def fail_half_way(shop: Workshop, failure: BaseException, at: Callable[[str], object]) -> None:
+    with shop.new("templates/x") as scratch:
+        shop.shell(f"touch {scratch}/disk")
+        at(scratch)
+        raise failure
+
+
+@pytest.mark.parametrize("failure", [StoreError("no room"), KeyboardInterrupt()])
+def test_what_is_half_made_goes(failure: BaseException, shop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(type(failure)):
+        fail_half_way(shop, failure, str)
+    assert names(tmp_path) == []
+    assert shop.made == []
+
+
+def test_what_somebody_else_still_uses_stays_and_is_not_taken_for_whole(shop: Workshop, tmp_path: Path) -> None:
+    shop.spared = spared = set[str]()
+    with pytest.raises(StoreError):
+        fail_half_way(shop, StoreError("no room"), spared.add)
+    (scratch,) = spared
+    assert [f"{tmp_path}/{each}" for each in names(tmp_path)] == [scratch, f"{scratch}/disk"]
+    assert shop.made == []
