@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers import budget, images, runtime, scratch, seed
@@ -34,7 +35,7 @@ from pytest_virtainers.store import MOUNT, workshop
 from pytest_virtainers.templates import Template, Templates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from pytest_virtainers.engine.client import Engine
@@ -83,6 +84,8 @@ class Manager:
         self._with_kvm = True
         self._vms: list[VM] = []
         self._retired: list[VM] = []
+        self._starting: list[VM] = []
+        self._together: Sequence[Spec] = ()
         self._keeps_lost = keeps_lost
         self.lost: list[VM] = []
         self._scratch: set[str] = set()  # folders of the store that go with those
@@ -182,19 +185,20 @@ class Manager:
             self._budget.check(spec)
             guest = self.guest(spec.image)
             if spec.template:
-                self.templates().ensure(spec, guest, self._template_boot(guest))
-        names = ", ".join(spec.name for spec in specs)
+                self._template(spec, guest, node_id)
+        self._together = specs
         threads = ThreadPoolExecutor(len(specs), "virtainers-launch")
-        with self._progress.step(f"starting {names}"):
+        with self._progress.step(f"starting {', '.join(spec.name for spec in specs)}"):
             launches = [threads.submit(self.launch, spec, node_id) for spec in specs]
             try:
                 wait(launches)
             except BaseException:
-                for vm in self._starting:  # then nobody waits for them any more
-                    vm.close()
+                for vm in list(self._starting):  # then nobody waits for them any more
+                    vm._container.close()
                 raise
             finally:
                 threads.shutdown()
+                self._together = ()
         failures = [error for error in (launch.exception() for launch in launches) if error is not None]
         if not failures:
             return [launch.result() for launch in launches]
@@ -245,8 +249,8 @@ class Manager:
             self._retired.append(vm)
 
     def _bury_lost(self, spec: Spec) -> None:
-        """End the lost VMs of one launch: those of others that run beside it have other names."""
-        for vm in [each for each in self.lost if each.spec == spec]:
+        """End what a launch has lost on its way, but not what others have that run beside it."""
+        for vm in [each for each in self.lost if each.spec == spec or each.spec not in self._together]:
             self.lost.remove(vm)
             vm.close()
 
@@ -373,15 +377,9 @@ class Manager:
         """Clone the template of this shape; one that does not restore is made anew, once."""
         __tracebackhide__ = True
 
-        def boot(shape: Spec, keys: Keys, folder: str) -> VM:
-            self.durations.append(record := Record("template"))
-            with recording(record):
-                return self._boot(shape, guest, keys, node_id, save_into=folder)
-
         templates = self.templates()
         for tries in itertools.count(1):
-            with phase("template"):
-                template = templates.ensure(spec, guest, boot)
+            template = self._template(spec, guest, node_id)
             if template.refusal:
                 self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
                 return self._boot(spec, guest, Keys.generate(), node_id)
@@ -400,12 +398,28 @@ class Manager:
                 self._bury_lost(spec)  # the next one may need its room
         raise AssertionError  # the loop has no other end
 
+    def _template(self, spec: Spec, guest: Guest, node_id: str) -> Template:
+        __tracebackhide__ = True
+
+        def boot(shape: Spec, keys: Keys, folder: str) -> VM:
+            self.durations.append(record := Record("template"))
+            with recording(record):
+                return self._boot(shape, guest, keys, node_id, save_into=folder)
+
+        with phase("template"):
+            return self.templates().ensure(spec, guest, boot)
+
     def _start_clone(self, spec: Spec, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
         container = self._start(spec, template.place, {}, {"TEMPLATE": template.folder}, node_id, ahead=ahead)
 
         vm = self._ready(
-            spec, template.user, template.keys, container, lambda vm: vm.wait_until_cloned(template.session)
+            spec,
+            template.user,
+            template.keys,
+            container,
+            lambda vm: vm.wait_until_cloned(template.session),
+            ahead=ahead,
         )
         if spec.identity == "fresh":
             with _closing_on_failure(vm):
@@ -423,12 +437,12 @@ class Manager:
         environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into} if save_into else {}
         container = self._start(spec, guest.place, files, environment, node_id)
 
-        def wait(vm: VM) -> None:
+        def get_ready(vm: VM) -> None:
             vm.wait_until_ready()
             if spec.prepare is not None:
                 spec.prepare(vm)
 
-        return self._ready(spec, user, keys, container, wait, seed_iso=iso)
+        return self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
 
     def _ready(
         self,
@@ -436,9 +450,10 @@ class Manager:
         user: str,
         keys: Keys,
         container: Container,
-        wait: Callable[[VM], None],
+        get_ready: Callable[[VM], None],
         *,
         seed_iso: bytes = b"",
+        ahead: bool = False,
     ) -> VM:
         """Make the handle of a started container and wait for it; when that fails, both are gone."""
         __tracebackhide__ = True
@@ -448,16 +463,20 @@ class Manager:
             vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
             vm.echo, vm.seed_iso = self.echo, seed_iso
             undo.callback(vm.close)
+            self._starting.append(vm)
+            undo.callback(self._starting.remove, vm)
             try:
-                wait(vm)
+                get_ready(vm)
             except BaseException:  # whatever a `prepare` raises, or a plugin when a test's time is up
-                if self._keeps_lost and threading.current_thread() is threading.main_thread():
+                if self._keeps_lost and not ahead:
                     self.lost.append(vm)
                     if vm.folder.startswith(f"{MOUNT}/"):
                         self._scratch.add(vm.folder)
                     undo.pop_all()
+                    self._starting.remove(vm)
                 raise
             undo.pop_all()
+            self._starting.remove(vm)
         return vm
 
     def _start(

@@ -41,7 +41,7 @@ def by_name(item: pytest.Item) -> dict[str, list[dict[str, Any]]]:
     names = list(dict.fromkeys(layer["name"] for layer in layers if "name" in layer))
     if not names:
         raise SpecError(
-            f'{item.nodeid}: the fixture vms needs names: @pytest.mark.{MARKER}("web") and @pytest.mark.{MARKER}("db")'
+            f'{item.nodeid}: the fixture vms needs markers with names, such as @pytest.mark.{MARKER}("web")'
         )
     return {name: [each for each in layers if each.get("name", name) == name] for name in names}
 

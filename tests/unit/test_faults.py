@@ -32,15 +32,15 @@ class Guest(Faults):
     """Runs as this user, with a `stat` and a `fallocate` of its own, what should be run as root."""
 
     def __init__(self, folder: Path, fallocate: str) -> None:
-        self.folder = folder / "disk"
+        self.full = folder / "disk"
         self.loses_us = False
         tools = folder / "tools"
-        for each in (self.folder, tools):
+        for each in (self.full, tools):
             each.mkdir()
         for name, text in {"stat": STAT, "fallocate": fallocate}.items():
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
-        self._environ = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "FOLDER": str(self.folder)}
+        self._environ = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "FOLDER": str(self.full)}
 
     def _as_root(self, script: str, *words: str, timeout: float | None = 60) -> bytes:
         done = subprocess.run(
@@ -55,11 +55,11 @@ class Guest(Faults):
 
     @property
     def files(self) -> list[str]:
-        return sorted(str(each.relative_to(self.folder)).partition("/")[2] for each in self.folder.glob("*/*"))
+        return sorted(str(each.relative_to(self.full)).partition("/")[2] for each in self.full.glob("*/*"))
 
 
 def fill(guest: Guest, **arguments: Any) -> Any:
-    return guest.fill_disk(str(guest.folder), **arguments)
+    return guest.fill_disk(str(guest.full), **arguments)
 
 
 def test_the_disk_is_full_during_the_block(tmp_path: Path) -> None:
@@ -68,21 +68,21 @@ def test_the_disk_is_full_during_the_block(tmp_path: Path) -> None:
         assert guest.files == ["0", "1"]
     with fill(guest, leave="1M"):
         assert guest.files == ["0"]
-    assert list(guest.folder.iterdir()) == []
+    assert list(guest.full.iterdir()) == []
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
     guest = Guest(tmp_path, FALLOCATE)
     with pytest.raises(ValueError, match="of the test"), fill(guest):
         raise ValueError("of the test")
-    assert list(guest.folder.iterdir()) == []
+    assert list(guest.full.iterdir()) == []
 
 
 def test_a_script_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
     guest = Guest(tmp_path, BREAKS)
     with pytest.raises(VirtainerError, match="exit -9"), fill(guest):
         pytest.fail("it is not full")
-    assert list(guest.folder.iterdir()) == []
+    assert list(guest.full.iterdir()) == []
 
 
 def test_neither_does_one_that_we_do_not_hear_the_end_of(tmp_path: Path) -> None:
@@ -90,4 +90,4 @@ def test_neither_does_one_that_we_do_not_hear_the_end_of(tmp_path: Path) -> None
     guest.loses_us = True
     with pytest.raises(pytest.fail.Exception, match="Timeout"), fill(guest):
         pytest.fail("nobody has heard that it is full")
-    assert list(guest.folder.iterdir()) == []
+    assert list(guest.full.iterdir()) == []
