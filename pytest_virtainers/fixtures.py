@@ -8,13 +8,13 @@ import pytest
 
 from pytest_virtainers import session
 from pytest_virtainers.errors import VirtainerError
-from pytest_virtainers.markers import arguments, scope_node
+from pytest_virtainers.markers import arguments, by_name, scope_node
 from pytest_virtainers.reporting import SESSION_VM_KEY, used
 from pytest_virtainers.spec import check, merge
 from pytest_virtainers.upcoming import next_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_virtainers.handle.vm import VM, Snapshot
     from pytest_virtainers.spec import Spec
@@ -52,25 +52,51 @@ def vm(
     virtainer_prepare: Callable[[VM], object] | None,
 ) -> VM:
     """A VM as the test's markers and the options describe it: fresh for the test, unless `scope` shares it."""
-    item: pytest.Item = request.node
     with session.plain_errors():
         base = _base(request.config, virtainer_defaults, virtainer_prepare)
         request.config.stash[_BASE_KEY] = base
-        spec = merge(*base, *arguments(item))
-        node = scope_node(item, spec.scope)
-        shared = _shared(node)
-        for present, start in shared:
-            if present.spec == spec and _is_usable(present, start):
-                return used(item, present, shared=True)
-        machine = _launch(request, spec)
-        used(item, machine)
-        try:
-            snapshot = machine.snapshot() if spec.reset == "snapshot" and node is not item else None
-        except BaseException:
-            session.manager(request.config).retire(machine)
-            raise
-    shared.append((machine, snapshot))
-    return machine
+        return _machines(request.node, [merge(*base, *arguments(request.node))])[0]
+
+
+@pytest.fixture
+def vms(
+    request: pytest.FixtureRequest,
+    virtainer_defaults: Mapping[str, Any],
+    virtainer_prepare: Callable[[VM], object] | None,
+) -> Mapping[str, VM]:
+    """The VMs that the test's markers name, by their names; they start together. Else each of them is as `vm` is."""
+    with session.plain_errors():
+        base = _base(request.config, virtainer_defaults, virtainer_prepare)
+        wanted = {name: merge(*base, *layers) for name, layers in by_name(request.node).items()}
+        return dict(zip(wanted, _machines(request.node, list(wanted.values())), strict=True))
+
+
+def _machines(item: pytest.Item, specs: Sequence[Spec]) -> list[VM]:
+    """Give a VM for each spec: one that is there in its scope, or a new one."""
+    __tracebackhide__ = True
+    manager = session.manager(item.config)
+    present = [_present(item, spec) for spec in specs]
+    missing = [spec for spec, machine in zip(specs, present, strict=True) if machine is None]
+    launched = iter(manager.launch_all(missing, item.nodeid))
+    machines = [used(item, machine or next(launched), shared=machine is not None) for machine in present]
+    try:
+        for spec, machine, former in zip(specs, machines, present, strict=True):
+            if former is None:
+                node = scope_node(item, spec.scope)
+                snapshot = machine.snapshot() if spec.reset == "snapshot" and node is not item else None
+                _shared(node).append((machine, snapshot))
+    except BaseException:
+        for machine in machines:
+            manager.retire(machine)
+        raise
+    return machines
+
+
+def _present(item: pytest.Item, spec: Spec) -> VM | None:
+    for machine, start in _shared(scope_node(item, spec.scope)):
+        if machine.spec == spec and _is_usable(machine, start):
+            return machine
+    return None
 
 
 def _shared(node: pytest.Item | pytest.Collector) -> list[tuple[VM, Snapshot | None]]:
@@ -110,7 +136,7 @@ def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
         return any(present.spec == spec for present, _ in node.stash.get(_SHARED_KEY, []))
 
     base = item.config.stash.get(_BASE_KEY, None)
-    if "vm_factory" in getattr(item, "fixturenames", ()):  # its VMs may look each other up by name
+    if {"vms", "vm_factory"} & {*getattr(item, "fixturenames", ())}:  # their VMs may look each other up by name
         session.prefetch(item.config, None, "")
     elif base is not None:
         session.prefetch(item.config, *next_spec(item, following, base, is_there))

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers import budget, images, runtime, scratch, seed
@@ -34,7 +35,7 @@ from pytest_virtainers.store import MOUNT, workshop
 from pytest_virtainers.templates import Template, Templates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from pytest_virtainers.engine.client import Engine
@@ -83,6 +84,8 @@ class Manager:
         self._with_kvm = True
         self._vms: list[VM] = []
         self._retired: list[VM] = []
+        self._starting: list[VM] = []
+        self._together: Sequence[Spec] = ()
         self._keeps_lost = keeps_lost
         self.lost: list[VM] = []
         self._scratch: set[str] = set()  # folders of the store that go with those
@@ -165,10 +168,53 @@ class Manager:
         with recording(record):
             vm = self._take_or_make(spec, node_id, record)
         self._vms.append(vm)
-        self.bury(retired=False)  # what was lost on the way
+        self._bury_lost(spec)  # on the way
         vm.first_command = record
         self.durations.append(record)
         return vm
+
+    def launch_all(self, specs: Sequence[Spec], node_id: str = "") -> list[VM]:
+        """Start VMs together and wait until all are ready; raises as `launch` does, for the first that failed.
+
+        When one fails, the others are waited for, and are lost with it, so that there is evidence of all.
+        """
+        __tracebackhide__ = True
+        if len(specs) < 2:  # noqa: PLR2004  (one needs no threads)
+            return [self.launch(spec, node_id) for spec in specs]
+        for spec in specs:  # what takes long is shown, and clones of one template should not wait for each other
+            self._budget.check(spec)
+            guest = self.guest(spec.image)
+            if spec.template:
+                self._template(spec, guest, node_id)
+        self._together = specs
+        threads = ThreadPoolExecutor(len(specs), "virtainers-launch")
+        with self._progress.step(f"starting {', '.join(spec.name for spec in specs)}"):
+            launches = [threads.submit(self.launch, spec, node_id) for spec in specs]
+            try:
+                wait(launches)
+            except BaseException:
+                for vm in list(self._starting):  # then nobody waits for them any more
+                    vm._container.close()
+                raise
+            finally:
+                threads.shutdown()
+                self._together = ()
+        failures = [error for error in (launch.exception() for launch in launches) if error is not None]
+        if not failures:
+            return [launch.result() for launch in launches]
+        for launch in launches:
+            if launch.exception() is None:
+                self._lose(launch.result())
+        for error in failures[1:]:
+            failures[0].add_note(f"And: {error}")
+        raise failures[0]
+
+    def _lose(self, vm: VM) -> None:
+        self._vms.remove(vm)
+        if self._keeps_lost:
+            self.lost.append(vm)
+        else:
+            vm.close()
 
     def _take_or_make(self, spec: Spec, node_id: str, record: Record) -> VM:
         __tracebackhide__ = True
@@ -183,7 +229,7 @@ class Manager:
             return self._clone_or_boot(spec, guest, node_id)
         except GuestStalled:  # seen under emulation, once in some hundred boots
             self._progress.note(f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once")
-            self.bury(retired=False)
+            self._bury_lost(spec)
             return self._clone_or_boot(spec, guest, node_id)
 
     def prefetch(self, spec: Spec | None, node_id: str = "") -> None:
@@ -201,6 +247,12 @@ class Manager:
         if vm in self._vms:
             self._vms.remove(vm)
             self._retired.append(vm)
+
+    def _bury_lost(self, spec: Spec) -> None:
+        """End what a launch has lost on its way, but not what others have that run beside it."""
+        for vm in [each for each in self.lost if each.spec == spec or each.spec not in self._together]:
+            self.lost.remove(vm)
+            vm.close()
 
     def bury(self, *, retired: bool = True) -> None:
         """End all lost VMs, with the templates that they were to become, and all `retired` ones."""
@@ -325,15 +377,9 @@ class Manager:
         """Clone the template of this shape; one that does not restore is made anew, once."""
         __tracebackhide__ = True
 
-        def boot(shape: Spec, keys: Keys, folder: str) -> VM:
-            self.durations.append(record := Record("template"))
-            with recording(record):
-                return self._boot(shape, guest, keys, node_id, save_into=folder)
-
         templates = self.templates()
         for tries in itertools.count(1):
-            with phase("template"):
-                template = templates.ensure(spec, guest, boot)
+            template = self._template(spec, guest, node_id)
             if template.refusal:
                 self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
                 return self._boot(spec, guest, Keys.generate(), node_id)
@@ -349,15 +395,31 @@ class Manager:
                     self._progress.note(f"a template of {spec.image} does not restore and is made anew: {reason}")
                 else:
                     self._progress.note(f"a clone of {spec.image} did not get ready, once more: {reason}")
-                self.bury(retired=False)  # the next one may need its room
+                self._bury_lost(spec)  # the next one may need its room
         raise AssertionError  # the loop has no other end
+
+    def _template(self, spec: Spec, guest: Guest, node_id: str) -> Template:
+        __tracebackhide__ = True
+
+        def boot(shape: Spec, keys: Keys, folder: str) -> VM:
+            self.durations.append(record := Record("template"))
+            with recording(record):
+                return self._boot(shape, guest, keys, node_id, save_into=folder)
+
+        with phase("template"):
+            return self.templates().ensure(spec, guest, boot)
 
     def _start_clone(self, spec: Spec, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
         container = self._start(spec, template.place, {}, {"TEMPLATE": template.folder}, node_id, ahead=ahead)
 
         vm = self._ready(
-            spec, template.user, template.keys, container, lambda vm: vm.wait_until_cloned(template.session)
+            spec,
+            template.user,
+            template.keys,
+            container,
+            lambda vm: vm.wait_until_cloned(template.session),
+            ahead=ahead,
         )
         if spec.identity == "fresh":
             with _closing_on_failure(vm):
@@ -375,12 +437,12 @@ class Manager:
         environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into} if save_into else {}
         container = self._start(spec, guest.place, files, environment, node_id)
 
-        def wait(vm: VM) -> None:
+        def get_ready(vm: VM) -> None:
             vm.wait_until_ready()
             if spec.prepare is not None:
                 spec.prepare(vm)
 
-        return self._ready(spec, user, keys, container, wait, seed_iso=iso)
+        return self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
 
     def _ready(
         self,
@@ -388,9 +450,10 @@ class Manager:
         user: str,
         keys: Keys,
         container: Container,
-        wait: Callable[[VM], None],
+        get_ready: Callable[[VM], None],
         *,
         seed_iso: bytes = b"",
+        ahead: bool = False,
     ) -> VM:
         """Make the handle of a started container and wait for it; when that fails, both are gone."""
         __tracebackhide__ = True
@@ -400,16 +463,20 @@ class Manager:
             vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
             vm.echo, vm.seed_iso = self.echo, seed_iso
             undo.callback(vm.close)
+            self._starting.append(vm)
+            undo.callback(self._starting.remove, vm)
             try:
-                wait(vm)
+                get_ready(vm)
             except BaseException:  # whatever a `prepare` raises, or a plugin when a test's time is up
-                if self._keeps_lost and threading.current_thread() is threading.main_thread():
+                if self._keeps_lost and not ahead:
                     self.lost.append(vm)
                     if vm.folder.startswith(f"{MOUNT}/"):
                         self._scratch.add(vm.folder)
                     undo.pop_all()
+                    self._starting.remove(vm)
                 raise
             undo.pop_all()
+            self._starting.remove(vm)
         return vm
 
     def _start(

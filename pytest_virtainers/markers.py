@@ -31,6 +31,21 @@ def arguments(item: pytest.Item) -> list[dict[str, Any]]:
     return layers
 
 
+def by_name(item: pytest.Item) -> dict[str, list[dict[str, Any]]]:
+    """Give the checked arguments for each VM that a test's markers name; those without a name are for all of them.
+
+    Raises:
+        SpecError: as `arguments` does, or because there is no name.
+    """
+    layers = arguments(item)
+    names = list(dict.fromkeys(layer["name"] for layer in layers if "name" in layer))
+    if not names:
+        raise SpecError(
+            f'{item.nodeid}: the fixture vms needs markers with names, such as @pytest.mark.{MARKER}("web")'
+        )
+    return {name: [each for each in layers if each.get("name", name) == name] for name in names}
+
+
 def check_all(items: Iterable[pytest.Item]) -> list[str]:
     """Check the markers of all `items`; give the messages of those that are wrong, each once."""
     wrong: dict[str, None] = {}

@@ -17,7 +17,15 @@ from pytest_virtainers import reporting
 from pytest_virtainers import session as run
 from pytest_virtainers.durations import Record, table
 from pytest_virtainers.errors import SpecError, VirtainerError
-from pytest_virtainers.fixtures import prefetch, session_vm, virtainer_defaults, virtainer_prepare, vm, vm_factory
+from pytest_virtainers.fixtures import (
+    prefetch,
+    session_vm,
+    virtainer_defaults,
+    virtainer_prepare,
+    vm,
+    vm_factory,
+    vms,
+)
 from pytest_virtainers.markers import check_all
 from pytest_virtainers.settings import SETTINGS, Source, environment, resolve
 from pytest_virtainers.spec import SIGNATURE
@@ -31,6 +39,7 @@ __all__ = [
     "virtainer_prepare",
     "vm",
     "vm_factory",
+    "vms",
 ]  # pytest finds the fixtures here
 
 _DURATIONS = "virtainer_durations"

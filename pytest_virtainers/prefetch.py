@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ class Prefetcher:
         self._machine: Future[VM | None] = Future()
         self._machine.set_result(None)
         self._thread: ThreadPoolExecutor | None = None
+        self._taking = threading.Lock()
 
     def want(self, spec: Spec | None, node_id: str = "") -> None:
         """Start making such a VM unless it is there or under way; one of another spec is thrown away."""
@@ -61,9 +63,10 @@ class Prefetcher:
                 self._thread.shutdown()
 
     def _take(self) -> VM | None:
-        machine = self._machine.result()  # when this is interrupted, the VM is still ours to end
-        self._machine, self._spec = Future(), None
-        self._machine.set_result(None)
+        with self._taking:
+            machine = self._machine.result()  # when this is interrupted, the VM is still ours to end
+            self._machine, self._spec = Future(), None
+            self._machine.set_result(None)
         return machine
 
     def _replace(self, former: Future[VM | None], spec: Spec | None, node_id: str) -> VM | None:

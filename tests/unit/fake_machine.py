@@ -143,6 +143,9 @@ class FakeManager:
             raise TimeoutError("it did not boot")
         return made
 
+    def launch_all(self, specs: list[Spec], node_id: str) -> list[FakeMachine]:
+        return [self.launch(spec, node_id) for spec in specs]
+
     def retire(self, machine: FakeMachine) -> None:
         self._retired.append(machine)
 

@@ -46,8 +46,8 @@ class World:
         self.events.append(f"start {number}")
         return SimpleNamespace(number=number, environment=environment, close=lambda: None)
 
-    def machine(self, _spec: object, *, container: Any, **_: object) -> Any:
-        return Machine(self, container)
+    def machine(self, spec: object, *, container: Any, **_: object) -> Any:
+        return Machine(self, spec, container)
 
     @contextmanager
     def store(self) -> Iterator[Any]:
@@ -55,7 +55,8 @@ class World:
 
 
 class Machine:
-    def __init__(self, world: World, container: Any) -> None:
+    def __init__(self, world: World, spec: object, container: Any) -> None:
+        self.spec, self._container = spec, container
         self.world, self.number = world, container.number
         self.folder = container.environment.get("IMAGE_DIR", "/mounted")
 
