@@ -15,8 +15,8 @@ import sys
 import time
 
 from pytest_virtainers import seed
-from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.engine.network import Network
+from pytest_virtainers.engine.container import Container, Plan, Port
+from pytest_virtainers.engine.network import Network, Shape
 from pytest_virtainers.handle import readiness, ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.keys import Keys
@@ -62,7 +62,7 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
         image=manager.runtime_image(),
         entrypoint=("sh", "-c", script),
         store=store,
-        network=network,
+        port=Port(network),
         devices=("/dev/kvm",) if accel == "kvm" else (),
     )
     began = time.perf_counter()
@@ -70,7 +70,7 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
     try:
         container.put("/tmp", {"seed.iso": seed.iso(spec, keys, guest.user, f"by-hand-{time.time_ns()}")})
         container.start()
-        address = container.address()
+        address = container.joint().address
 
         def connect(seconds: float) -> ssh.Connection:
             sock = socket.create_connection((address, 2222), seconds)
@@ -97,7 +97,7 @@ def main() -> None:
     with Manager(settings, SILENT) as manager:
         print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
         manager.guest(spec.image)
-        network = Network(manager.engine, f"virtainers-{RUN}", RUN, internet=True)
+        network = Network(manager.engine, f"virtainers-{RUN}", RUN, Shape())
         try:
             ours, plain = [], []
             for number in range(1, pairs + 1):

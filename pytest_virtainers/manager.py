@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import secrets
-import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from pytest_virtainers import budget, images, runtime, scratch, seed
 from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
-from pytest_virtainers.engine.network import Network
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import (
@@ -30,6 +28,7 @@ from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds
 from pytest_virtainers.housekeeping import USES, make_room
 from pytest_virtainers.keys import Keys
+from pytest_virtainers.networks import Networks
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.store import MOUNT, workshop
 from pytest_virtainers.templates import Template, Templates
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.handle.network import Network
     from pytest_virtainers.images import Guest
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.settings import Settings
@@ -90,8 +90,6 @@ class Manager:
         self.lost: list[VM] = []
         self._scratch: set[str] = set()  # folders of the store that go with those
         self.echo: Callable[[str], object] | None = None
-        self._networks: dict[bool, Network] = {}
-        self._networks_lock = threading.Lock()
         self._guests: dict[str, Guest] = {}
         self._runtime_image: str | None = None
         self._templates: Templates | None = None
@@ -105,6 +103,7 @@ class Manager:
         except BaseException:
             self.engine.close()
             raise
+        self.networks = Networks(self.engine, self._run_id, recorded=settings.capture != "never")
         self._budget = budget.Budget(self.engine, settings.max_ram, self._run_id, progress)
         if swept:
             progress.note(f"removed what an earlier run left behind: {', '.join(swept)}")
@@ -308,8 +307,7 @@ class Manager:
         container = self._start(spec, guest.place, files, environment, "", mounted=disk)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
-            endpoint = Endpoint(self.engine, container)
-            vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
+            vm = self._handle(spec, user, keys, container)
             undo.pop_all()
         self._vms.append(vm)
         return vm
@@ -345,14 +343,13 @@ class Manager:
         """End all VMs, remove the networks and leave the engine."""
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
             stack.callback(self.engine.close)
-            for network in self._networks.values():
-                stack.callback(network.close)
+            stack.callback(self.networks.close)
             stack.callback(self._holds.close)
             for vm in self._vms:
                 stack.callback(vm.close)
             stack.callback(self.bury)
             stack.callback(self._prefetcher.close)
-            self._vms, self._networks = [], {}
+            self._vms = []
 
     def _clone_ahead(self, spec: Spec, node_id: str) -> VM | None:
         """Clone in the prefetcher's thread. Trouble is left for the test to meet, which can tell of it."""
@@ -421,10 +418,17 @@ class Manager:
             lambda vm: vm.wait_until_cloned(template.session),
             ahead=ahead,
         )
-        if spec.identity == "fresh":
-            with _closing_on_failure(vm):
+        with _closing_on_failure(vm):
+            if spec.identity == "fresh":
                 vm.renew_identity()
+            self._plug_cards(vm)
         return vm
+
+    def _plug_cards(self, vm: VM) -> None:
+        """Give a VM its further cards."""
+        __tracebackhide__ = True
+        for card in vm.spec.nics:
+            vm.add_nic(self.networks.get(vm.spec.wire(card.network)), card.ip)
 
     def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
         __tracebackhide__ = True
@@ -439,6 +443,8 @@ class Manager:
 
         def get_ready(vm: VM) -> None:
             vm.wait_until_ready()
+            if not save_into:
+                self._plug_cards(vm)
             if spec.prepare is not None:
                 spec.prepare(vm)
 
@@ -459,8 +465,7 @@ class Manager:
         __tracebackhide__ = True
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
-            endpoint = Endpoint(self.engine, container)
-            vm = VM(spec, user=user, keys=keys, container=container, endpoint=endpoint, progress=self._progress)
+            vm = self._handle(spec, user, keys, container)
             vm.echo, vm.seed_iso = self.echo, seed_iso
             undo.callback(vm.close)
             self._starting.append(vm)
@@ -477,6 +482,21 @@ class Manager:
                 raise
             undo.pop_all()
             self._starting.remove(vm)
+        return vm
+
+    def _handle(self, spec: Spec, user: str, keys: Keys, container: Container) -> VM:
+        """Make the handle of a started container."""
+        endpoint, network = Endpoint(self.engine, container), self._network(spec)
+        vm = VM(
+            spec,
+            user=user,
+            keys=keys,
+            container=container,
+            endpoint=endpoint,
+            network=network,
+            progress=self._progress,
+        )
+        network.join(vm, container.joint().mac)
         return vm
 
     def _start(
@@ -540,14 +560,14 @@ class Manager:
                 "LEASE": "stdin",
                 "LINGER": "on",  # what ends by itself stays for its evidence, and may be switched on again
                 "DISK_CACHE": "unsafe",  # the disk goes with the VM: nothing is gained by waiting for the platter
+                **self.networks.environment(spec.wire(spec.network)),
                 **environment,
             },
             store=self._settings.store,
             store_writable="TEMPLATE_SAVE" in environment,
             # For a killed container, which the engine removes with all that is in it.
             volume=None if self._settings.keep == "never" or "TEMPLATE_SAVE" in environment else f"{name}-disk",
-            network=self._network(internet=spec.internet).name,
-            aliases=(spec.guest_hostname,),
+            port=self._network(spec).port(spec.guest_hostname, spec.ip),
             hostname=spec.guest_hostname,
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
             capabilities=_CAPABILITIES,
@@ -564,12 +584,8 @@ class Manager:
             },
         )
 
-    def _network(self, *, internet: bool) -> Network:
-        with self._networks_lock:
-            if internet not in self._networks:
-                name = f"virtainers-{self._run_id}-{'nat' if internet else 'internal'}"
-                self._networks[internet] = Network(self.engine, name, self._run_id, internet=internet)
-            return self._networks[internet]
+    def _network(self, spec: Spec) -> Network:
+        return self.networks.get(spec.wire(spec.network))
 
 
 @contextlib.contextmanager

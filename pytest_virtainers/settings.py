@@ -90,6 +90,12 @@ SETTINGS = (
     Setting("keep", "failed", values.choice("never", "failed", "always"), "whose machines leave evidence behind"),
     Setting("artifacts", "virtainer-artifacts", values.text, "folder for that evidence, under pytest's rootdir"),
     Setting("keep_memory", "off", values.switch, "on: keep the memory, too; `virtainers resume` goes on", flag=True),
+    Setting(
+        "capture",
+        "never",
+        values.choice("never", "failed", "always"),
+        "for which tests the evidence has what was on the networks, as pcap files",
+    ),
     Setting("retention", "all", values.count_or_all, "how often a test may leave evidence: then the oldest goes"),
     Setting("hold", "off", values.switch, "on: a failing test's machines stay up until you press Enter", flag=True),
     Setting("echo", "off", values.switch, "on: show what commands print as it comes (as -s does)", flag=True),
@@ -114,6 +120,7 @@ class Settings:
     keep: str
     artifacts: str
     keep_memory: bool
+    capture: str
     retention: int | None
     hold: bool
     echo: bool

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import values
+from pytest_virtainers import network_spec, values
 from pytest_virtainers.errors import SpecError
+from pytest_virtainers.network_spec import DEFAULT, NetworkSpec, NicSpec
 from pytest_virtainers.prepare import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv4Address
 
     from pytest_virtainers.handle.vm import VM
 
@@ -114,11 +116,18 @@ class Spec:
     prepare: Callable[[VM], object] | None = None
     reset: str = "none"
     identity: str = "template"
+    network: NetworkSpec = DEFAULT
+    ip: int | IPv4Address | None = None
+    nics: tuple[NicSpec, ...] = ()
 
     @property
     def guest_hostname(self) -> str:
         """The name that the guest carries, and by which other VMs find it."""
         return self.hostname or self.name
+
+    def wire(self, network: NetworkSpec) -> NetworkSpec:
+        """Give a network that it names, with its mode."""
+        return network.resolved(internet=self.internet)
 
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -141,12 +150,15 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "prepare": _prepare,
     "reset": values.choice("none", "snapshot"),
     "identity": values.choice("template", "fresh"),
+    "network": network_spec.network,
+    "ip": network_spec.address,
+    "nics": network_spec.nics,
 }
 assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a slip of ours, seen at import)
 
 SIGNATURE = (
     "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, prepare, "
-    "hostname, internet, scope, reset, template, identity, accel, boot_timeout)"
+    "hostname, network, ip, nics, internet, scope, reset, template, identity, accel, boot_timeout)"
 )
 
 

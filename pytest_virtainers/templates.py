@@ -18,6 +18,7 @@ from pytest_virtainers.errors import Unclonable
 from pytest_virtainers.handle import individual
 from pytest_virtainers.handle.line import SERVE, Session
 from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.paths import locked
 from pytest_virtainers.prepare import digest
 from pytest_virtainers.store import MOUNT
@@ -151,7 +152,7 @@ class Templates:
             if found is None:
                 found = Template(key, spec.user or guest.user, Keys.generate())
                 with shop.new(found.place) as scratch:
-                    vm = boot(replace(spec, name=HOSTNAME, hostname=HOSTNAME), found.keys, scratch)
+                    vm = boot(_alone(spec), found.keys, scratch)
                     try:
                         found = replace(found, session=vm.save(HOSTNAME))
                     except Unclonable as refusal:
@@ -181,6 +182,11 @@ class Templates:
             "prepare": digest(shape.prepare) if shape.prepare else "",
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _alone(spec: Spec) -> Spec:
+    """Give the spec of the VM that becomes the template: it is nobody, and meets nobody."""
+    return replace(spec, name=HOSTNAME, hostname=HOSTNAME, network=DEFAULT, ip=None, nics=())
 
 
 def _place(key: str) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(i?B)?", re.IGNORECASE)
 _MIB_PER_UNIT = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
+_RATE = re.compile(r"(?P<number>\d+)\s*((?P<unit>[kmg]?)bit(/s)?)?", re.IGNORECASE)
+_BITS_PER_UNIT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
@@ -32,6 +34,14 @@ def size_mib(least: int) -> Callable[[object], int]:
         return int(mib)
 
     return parse
+
+
+def bits_per_second(value: object) -> int:
+    """Parse a rate: bits a second, or text such as `512kbit`, `10Mbit` or `1Gbit` (decimal, as networks count)."""
+    written = _RATE.fullmatch(str(value).strip()) if isinstance(value, int | str) else None
+    if written is None or isinstance(value, bool) or int(written["number"]) < 1:
+        raise ValueError("a rate is a number of bits a second, or text such as 512kbit, 10Mbit or 1Gbit")
+    return int(written["number"]) * _BITS_PER_UNIT[(written["unit"] or "").lower()]
 
 
 def size_or_share(value: object) -> Callable[[int], int]:

@@ -39,6 +39,24 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Port:
+    """A container's place on a network: by which names others find it there, and at which address, if not any."""
+
+    network: str
+    aliases: tuple[str, ...] = ()
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What a container has on a network; texts are empty where the engine says nothing."""
+
+    mac: str
+    address: str
+    address6: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a container should be; sizes in MiB.
 
@@ -47,6 +65,7 @@ class Plan:
         store: volume name or absolute directory that becomes `/store`, and whether it is writable.
         volume: name of a volume that becomes `/mounted`: made with the container if need be, and ours then, so that
             what is in it can be read when the container is gone.
+        port: its place on a network; None: the engine's default network.
         labels: more labels, beside those of ownership.
     """
 
@@ -58,8 +77,7 @@ class Plan:
     store: str | None = None
     store_writable: bool = False
     volume: str | None = None
-    network: str | None = None
-    aliases: tuple[str, ...] = ()
+    port: Port | None = None
     hostname: str | None = None
     devices: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
@@ -85,7 +103,8 @@ class Container:
         self.volume = plan.volume
         with engine.failures(f"creating container {plan.name}"):
             self._id = self._create(plan, run_id)
-        self._network = plan.network
+        self._port = plan.port
+        self._joints: dict[str, Joint] = {}
 
     def _create(self, plan: Plan, run_id: str) -> str:
         mounts = []
@@ -110,11 +129,12 @@ class Container:
             # Podman otherwise asks for its own defaults, which some hosts refuse.
             ulimits=[Ulimit(name="nofile", soft=1024, hard=1024), Ulimit(name="nproc", soft=4096, hard=4096)],
             mounts=mounts,
-            network_mode=plan.network,
+            network_mode=plan.port.network if plan.port else None,
         )
         networking: Any = None
-        if plan.network is not None:
-            networking = {"EndpointsConfig": {plan.network: {"Aliases": list(plan.aliases)}}}
+        if plan.port is not None:
+            own = {"IPAMConfig": {"IPv4Address": plan.port.address}} if plan.port.address else {}
+            networking = {"EndpointsConfig": {plan.port.network: {"Aliases": list(plan.port.aliases), **own}}}
         created = self._api.create_container(
             plan.image,
             entrypoint=list(plan.entrypoint) if plan.entrypoint else None,
@@ -203,11 +223,31 @@ class Container:
             self._arrived.wait_for(lambda: self._output[True].count(text) >= times or self.ended, seconds)
         return self._output[True].count(text) >= times
 
-    def address(self) -> str:
-        """Give its IPv4 address on its network."""
-        with self._engine.failures(f"asking for the address of {self.name}"):
-            networks: dict[str, Any] = self._api.inspect_container(self.id)["NetworkSettings"]["Networks"]
-        return str(networks[self._network]["IPAddress"]) if self._network in networks else ""
+    def joint(self, network: str | None = None) -> Joint:
+        """Give what it has on a network, by default on that of its plan; raises `EngineError`."""
+        name = network or (self._port.network if self._port else "")
+        if name not in self._joints:
+            with self._engine.failures(f"asking for the addresses of {self.name}"):
+                found: dict[str, Any] = self._api.inspect_container(self.id)["NetworkSettings"]["Networks"]
+            self._joints = {
+                each: Joint(facts["MacAddress"].lower(), facts["IPAddress"], facts.get("GlobalIPv6Address") or "")
+                for each, facts in found.items()
+            }
+        return self._joints.get(name, Joint("", ""))
+
+    def connect(self, port: Port) -> Joint:
+        """Connect it, while it runs, to one more network; raises `EngineError`."""
+        with self._engine.failures(f"connecting {self.name} to network {port.network}"):
+            self._api.connect_container_to_network(
+                self.id, port.network, aliases=list(port.aliases), ipv4_address=port.address
+            )
+        return self.joint(port.network)
+
+    def disconnect(self, network: str) -> None:
+        """Take it off a network again; raises `EngineError`."""
+        self._joints.pop(network, None)
+        with self._engine.failures(f"disconnecting {self.name} from network {network}"):
+            self._api.disconnect_container_from_network(self.id, network, force=True)
 
     def run(
         self,

@@ -1,20 +1,23 @@
-"""Isolated bridge networks of a run."""
+"""Networks of a run on the engine, and those that were there before."""
 
 from __future__ import annotations
 
 import random
+import secrets
 import time
-from ipaddress import IPv4Network
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING, Any
 
 import docker.errors
 from docker.types import IPAMConfig, IPAMPool
 
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import host, owner
 from pytest_virtainers.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_virtainers.engine.client import Engine
 
 # Not the engines' own pools: Docker's reach 192.168.100.0/24, which every guest has inside its container, and a
@@ -24,34 +27,82 @@ _PREFIX = 24
 _TRIES = 20
 _TAKEN = ("overlap", "already used", "already being used")  # how Docker and Podman say it
 _END_SECONDS = 10.0
+_NO_MASQUERADE = {"com.docker.network.bridge.enable_ip_masquerade": "false"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a network should be.
+
+    Attributes:
+        driver: `bridge` or `macvlan`.
+        internal: without a way out.
+        masquerade: whether what leaves it gets the host's address.
+        subnet: its addresses; None: a free one of the pool.
+        ipv6: whether it has IPv6 addresses, too, of a unique local prefix chosen at random (RFC 4193).
+        parent: the host's interface of a macvlan.
+    """
+
+    driver: str = "bridge"
+    internal: bool = False
+    masquerade: bool = True
+    subnet: IPv4Network | None = None
+    ipv6: bool = False
+    parent: str | None = None
 
 
 class Network:
-    """A bridge network of its own; with `internet` off it has no way out."""
+    """A network of a run.
 
-    def __init__(self, engine: Engine, name: str, run_id: str, *, internet: bool) -> None:
-        """Create it on a subnet that neither this host nor the engine uses; raises `EngineError`."""
+    Attributes:
+        name: the engine's.
+        subnet: its IPv4 addresses; None: none that the engine knows.
+    """
+
+    def __init__(self, engine: Engine, name: str, run_id: str, shape: Shape) -> None:
+        """Create it, if need be on a subnet that neither this host nor the engine uses; raises `EngineError`."""
         self.name = name
         self._engine = engine
-        for subnet in free_subnets(_host_networks()):
+        self.subnet: IPv4Network | None = None
+        if not shape.masquerade and engine.kind == "podman":
+            raise EngineError(
+                f"creating network {name} failed: Podman's networks hide their addresses behind the host's. "
+                "Use Docker for a routed network, or make one by other means and give its name (mode existing)"
+            )
+        candidates = [shape.subnet] if shape.subnet else free_subnets(host.networks())
+        for subnet in candidates:
             with engine.failures(f"creating network {name}"):
                 try:
-                    engine.api.create_network(
-                        name,
-                        driver="bridge",
-                        ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
-                        internal=not internet,
-                        check_duplicate=True,
-                        labels=owner.labels("network", run_id),
-                    )
+                    self._create(run_id, shape, subnet)
                 except docker.errors.APIError as error:
-                    if not any(sign in str(error.explanation).lower() for sign in _TAKEN):
+                    if shape.subnet or not any(sign in str(error.explanation).lower() for sign in _TAKEN):
                         raise
                 else:
+                    self.subnet = subnet
                     return
         raise EngineError(
             f"creating network {name} failed: {_TRIES} subnets of {POOL} were tried, and all are taken. "
             "See which networks are there (docker network ls), and remove some."
+        )
+
+    def _create(self, run_id: str, shape: Shape, subnet: IPv4Network) -> None:
+        # The engine's own choice is from the upper half: the lower one is for addresses that somebody asks for.
+        upper = list(subnet.subnets(1))[-1] if subnet.prefixlen < 31 else subnet  # noqa: PLR2004
+        pools = [IPAMPool(subnet=str(subnet), iprange=str(upper), gateway=str(subnet[1]))]
+        if shape.ipv6:
+            pools.append(IPAMPool(subnet=str(_local_prefix())))
+        self._engine.api.create_network(
+            self.name,
+            driver=shape.driver,
+            options={
+                **({} if shape.masquerade else _NO_MASQUERADE),
+                **({"parent": shape.parent} if shape.parent else {}),
+            },
+            ipam=IPAMConfig(pool_configs=pools),
+            internal=shape.internal,
+            enable_ipv6=shape.ipv6,
+            check_duplicate=True,
+            labels=owner.labels("network", run_id),
         )
 
     def close(self) -> None:
@@ -71,18 +122,40 @@ class Network:
             time.sleep(0.2)
 
 
+class ExistingNetwork:
+    """A network of the engine that is not ours: it stays. Attributes as those of `Network`."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        """Look at it; raises `EngineError` when there is none."""
+        self.name = name
+        with engine.failures(f"looking at network {name}"):
+            found = engine.api.inspect_network(name)
+        of_v4 = [each for each in subnets_of(found) if isinstance(each, IPv4Network)]
+        self.subnet: IPv4Network | None = of_v4[0] if of_v4 else None
+
+    def close(self) -> None:
+        """Leave it as it is."""
+
+
+def subnets_of(network: Any) -> Iterator[IPv4Network | IPv6Network]:
+    """List the subnets of a network as the engine describes it."""
+    for pool in (network.get("IPAM") or {}).get("Config") or ():
+        if pool.get("Subnet"):
+            yield ip_network(pool["Subnet"], strict=False)
+
+
+def taken_subnets(engine: Engine, besides: str) -> list[IPv4Network | IPv6Network]:
+    """List the subnets of the engine's networks but the one called `besides`; raises `EngineError`."""
+    with engine.failures("listing networks"):
+        found = engine.api.networks()
+    return [subnet for each in found if each["Name"] != besides for subnet in subnets_of(each)]
+
+
 def free_subnets(taken: list[IPv4Network]) -> list[IPv4Network]:
     """Choose some subnets of the pool at random, none of which shares addresses with those `taken`."""
     free = [each for each in POOL.subnets(new_prefix=_PREFIX) if not any(each.overlaps(other) for other in taken)]
     return random.sample(free, min(_TRIES, len(free)))
 
 
-def _host_networks() -> list[IPv4Network]:
-    """List the networks to which this host has routes, without the default route (Linux; elsewhere none)."""
-    try:
-        rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
-    except OSError:
-        return []
-    # The kernel writes addresses and masks as numbers in the host's byte order.
-    routes = [(bytes.fromhex(row[1])[::-1], bytes.fromhex(row[7])[::-1]) for row in rows]
-    return [IPv4Network((net, int.from_bytes(mask).bit_count())) for net, mask in routes if any(mask)]
+def _local_prefix() -> IPv6Network:
+    return IPv6Network((b"\xfd" + secrets.token_bytes(5) + bytes(10), 64))

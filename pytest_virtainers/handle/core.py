@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
     from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.handle.devices import Nic
     from pytest_virtainers.handle.endpoint import Endpoint
+    from pytest_virtainers.handle.network import Network
     from pytest_virtainers.keys import Keys
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.spec import Spec
@@ -59,6 +61,7 @@ class Core:
         spec: what it was asked to be.
         user: the login user.
         keys: by which one logs in, and knows it.
+        network: on which its first card is.
         seed_iso: the cloud-init seed that was made for it; empty for a clone, which has its template's.
         console: its serial console, since it was booted or cloned.
         log: all that was done in it.
@@ -67,13 +70,22 @@ class Core:
     """
 
     def __init__(
-        self, spec: Spec, *, user: str, keys: Keys, container: Container, endpoint: Endpoint, progress: Progress
+        self,
+        spec: Spec,
+        *,
+        user: str,
+        keys: Keys,
+        container: Container,
+        endpoint: Endpoint,
+        network: Network,
+        progress: Progress,
     ) -> None:
         """Take over a started container; waiting for the guest comes next."""
         self.name = spec.name
         self.spec = spec
         self.user = user
         self.keys = keys
+        self.network = network
         self.seed_iso = b""
         self.console = Console(container, spec.name, check=self._check_going, scaled=self.scaled)
         self.log = CommandLog()
@@ -89,6 +101,7 @@ class Core:
         self._halted = ""  # why it does not run, when we have halted it
         # Ports of the guest that lead to one of ours each, until the event.
         self._reversed: dict[int, tuple[int, threading.Event]] = {}
+        self._nics: list[Nic] = []  # that were added
         self._closing = contextlib.ExitStack()  # what ends with the machine, before it
 
     def __repr__(self) -> str:
@@ -98,6 +111,11 @@ class Core:
     def ip(self) -> str:
         """The IPv4 address at which other VMs of the network reach it."""
         return self._endpoint.address
+
+    @property
+    def ip6(self) -> str:
+        """The IPv6 address at which other VMs of the network reach it; empty when that has none."""
+        return self._container.joint().address6
 
     @property
     def volume(self) -> str | None:
@@ -136,6 +154,9 @@ class Core:
             if self._connection is not None:
                 stack.callback(self._connection.close)
             stack.callback(self._closing.close)
+
+    def _after_boot(self) -> None:
+        """Do again what a guest forgets when it boots; parts of the handle have something to do."""
 
     # The connection
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_virtainers import values
+from pytest_virtainers.errors import EngineError
 from pytest_virtainers.handle.power import Power
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from ipaddress import IPv4Address
+
+    from pytest_virtainers.handle.network import Network
 
 _PICTURE_SECONDS = 20.0  # with KVM; QEMU itself is given 10 to answer
 _MAC_PREFIX = "52:54:00:76:70"
@@ -45,15 +55,66 @@ class Disk:
 
 @dataclass(frozen=True)
 class Nic:
-    """A network card that was added to a running machine, on a network of its own with DHCP.
+    """A network card that was added to a running machine.
 
     Attributes:
         name: by which it can be removed.
-        mac: by which the guest's interface is found.
+        mac: by which the guest's interface is found; its address on the wire.
+        device: the guest's name of it.
+        network: where its wire leads; None: nowhere, but to a DHCP server.
+        addresses: that the guest was given there, with their prefix lengths.
+        mtu: of its network, in bytes.
+        dhcp: whether the guest asks for an address.
     """
 
     name: str
     mac: str
+    device: str = ""
+    network: Network | None = None
+    addresses: tuple[str, ...] = ()
+    mtu: int = 1500
+    dhcp: bool = False
+
+    @property
+    def ip(self) -> str:
+        """Its IPv4 address; empty when it was given none."""
+        return next((each.partition("/")[0] for each in self.addresses if ":" not in each), "")
+
+    @property
+    def ip6(self) -> str:
+        """Its IPv6 address; empty when it was given none."""
+        return next((each.partition("/")[0] for each in self.addresses if ":" in each), "")
+
+
+# Other programs of the guest leave a card alone that they were not told of (images/debian: only eth0 is).
+_SET_UP_NIC = """
+set -eu
+mac=$1 mtu=$2 how=$3
+shift 3
+tries=0 name=
+while [ -z "$name" ]; do
+    for each in /sys/class/net/*/device; do
+        each=${each%/device}
+        if [ "$(cat "$each/address")" = "$mac" ]; then name=${each##*/}; fi
+    done
+    tries=$((tries + 1))
+    if [ -n "$name" ]; then break; fi
+    if [ "$tries" -gt 200 ]; then echo "the guest does not show the network card $mac" >&2; exit 1; fi
+    sleep 0.1
+done
+if [ "$how" = dhcp ] && systemctl is-active --quiet systemd-networkd; then
+    # The first card stays the way out.
+    mkdir -p /run/systemd/network
+    {
+        echo "[Match]" && echo "MACAddress=$mac" && echo "[Network]" && echo "DHCP=yes"
+        echo "[DHCPv4]" && echo "RouteMetric=4096" && echo "UseHostname=no"
+    } >"/run/systemd/network/70-virtainer-$name.network"
+    networkctl reload
+fi
+ip link set dev "$name" mtu "$mtu" up
+for address; do ip addr replace "$address" dev "$name"; done
+echo "$name"
+"""
 
 
 class Devices(Power):
@@ -86,22 +147,69 @@ class Devices(Power):
         __tracebackhide__ = True
         self._control("device", "remove", disk.name)
 
-    def add_nic(self) -> Nic:
-        """Plug in a network card, on a network of its own, where the guest gets an address and meets nobody.
+    def add_nic(self, network: Network | None = None, ip: str | int | IPv4Address = "auto") -> Nic:
+        """Plug in a network card and set it up in the guest, as often as that boots.
+
+        On a network the guest has an address of its own on the wire: ARP, multicast, IPv6, DHCP and other protocols
+        get through as they are.
+
+        Args:
+            network: where its wire leads; by default nowhere, but to a DHCP server without a way out.
+            ip: `auto` (the engine's choice), `dhcp` (the guest asks; needs systemd-networkd there), `none`, an
+                address, or its number in the network's subnet.
 
         Raises:
-            VirtainerError: QEMU refuses.
+            EngineError: the engine has no such address, or no room on the network.
+            VirtainerError: QEMU refuses, or the guest does not take the card.
         """
         __tracebackhide__ = True
         name = self._name("nic")
-        mac = f"{_MAC_PREFIX}:{self._added:02x}"
-        self._control("device", "add-nic", name, mac)
-        return Nic(name, mac)
+        if network is None:
+            nic = Nic(name, f"{_MAC_PREFIX}:{self._added:02x}", dhcp=True)
+            self._control("device", "add-nic", name, nic.mac)
+        else:
+            nic = self._plug_into(network, name, ip)
+        nic = replace(nic, device=self._set_up_nic(nic))
+        self._nics.append(nic)
+        return nic
+
+    def _plug_into(self, network: Network, name: str, ip: str | int | IPv4Address) -> Nic:
+        __tracebackhide__ = True
+        joint = self._container.connect(network.port(self.spec.guest_hostname, ip))
+        try:
+            found = json.loads(self._control("device", "join", name, joint.mac))
+            network.join(self, joint.mac)
+        except BaseException:
+            with contextlib.suppress(EngineError):
+                self._container.disconnect(network.engine_name)
+            raise
+        addresses = () if ip in {"dhcp", "none"} else tuple(found["addresses"])
+        return Nic(name, joint.mac, "", network, addresses, found["mtu"], dhcp=ip == "dhcp")
+
+    def _set_up_nic(self, nic: Nic) -> str:
+        """Have the guest use a card; give its name there."""
+        __tracebackhide__ = True
+        how = "dhcp" if nic.dhcp else "static"
+        return self._as_root(_SET_UP_NIC, nic.mac, str(nic.mtu), how, *nic.addresses).decode().strip()
+
+    def _after_boot(self) -> None:
+        """Set the added cards up again: what the guest was told of them went with its memory."""
+        __tracebackhide__ = True
+        self._nics = [replace(nic, device=self._set_up_nic(nic)) for nic in self._nics]
+
+    @property
+    def nics(self) -> Mapping[str, Nic]:
+        """The added cards that are on a network, by its name."""
+        return {nic.network.name: nic for nic in self._nics if nic.network is not None}
 
     def remove_nic(self, nic: Nic) -> None:
         """Pull out a network card that was added; raises `VirtainerError` when the guest keeps it."""
         __tracebackhide__ = True
         self._control("device", "remove", nic.name)
+        self._nics = [each for each in self._nics if each.name != nic.name]
+        if nic.network is not None:
+            nic.network.leave(self)
+            self._container.disconnect(nic.network.engine_name)
 
     def link_down(self, nic: Nic | None = None) -> None:
         """Pull the cable out of a card that was added, or of the first one.

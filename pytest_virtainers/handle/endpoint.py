@@ -29,7 +29,7 @@ class Endpoint:
         self._container = container
         self._direct: bool | None = None
         self._silent_tries = 0
-        self.address = container.address()
+        self.address = container.joint().address
 
     def dial(self, timeout: float) -> Any:
         """Open a connection, as a socket for paramiko; `timeout` in seconds; raises `OSError` or `EngineError`.

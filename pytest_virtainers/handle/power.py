@@ -75,6 +75,7 @@ class Power(Waits):
         with contextlib.suppress(SSHError):  # the command and the connection go down with the guest
             self.run("systemctl reboot || reboot", sudo=True, check=False)
         self._wait_for_another_boot(f"rebooting {self.name}", before, timeout)
+        self._after_boot()
 
     def reset(self, *, timeout: float | None = None) -> None:
         """Press the reset button: what the guest has not written to its disk is lost; wait until it is ready again.
@@ -145,6 +146,7 @@ class Power(Waits):
         self._wait_until_on(deadline)
         self._halted = ""
         self._wait(f"starting {self.name}", self._connect, self.spec.boot_timeout if timeout is None else timeout)
+        self._after_boot()
 
     def pause(self) -> None:
         """Let the machine stand still: its processors do nothing, and its time does not pass."""

@@ -13,6 +13,7 @@ from pytest_virtainers.engine.container import Container
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.manager import Manager
+from pytest_virtainers.networks import Networks
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
@@ -44,7 +45,8 @@ class World:
     ) -> Any:
         number = sum(each.startswith("start") for each in self.events) + 1
         self.events.append(f"start {number}")
-        return SimpleNamespace(number=number, environment=environment, close=lambda: None)
+        joint = SimpleNamespace(mac="")
+        return SimpleNamespace(number=number, environment=environment, close=lambda: None, joint=lambda: joint)
 
     def machine(self, spec: object, *, container: Any, **_: object) -> Any:
         return Machine(self, spec, container)
@@ -80,6 +82,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(Manager, "store", world.store)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
     monkeypatch.setattr(module, "VM", world.machine)
+    monkeypatch.setattr(Networks, "get", lambda *_: SimpleNamespace(join=lambda *_: None))
     return world
 
 

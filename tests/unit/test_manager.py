@@ -9,7 +9,7 @@ import pytest
 
 from pytest_virtainers import manager as module
 from pytest_virtainers import scratch
-from pytest_virtainers.engine.container import Plan
+from pytest_virtainers.engine.container import Joint, Plan, Port
 from pytest_virtainers.errors import BadTemplate, BootTimeout, EngineError, SSHError, StoreError, VirtainerError
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.images import Guest
@@ -136,8 +136,8 @@ class Container:
         if "/dev/kvm" in self.plan.devices:
             raise EngineError("no such file or directory: /dev/kvm")
 
-    def address(self) -> str:
-        return ""
+    def joint(self) -> Joint:
+        return Joint("02:42:0a:d5:00:80", "")
 
     def close(self) -> None:
         pass
@@ -147,7 +147,8 @@ def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(run: Run, monkeypatch: 
     monkeypatch.setattr(module, "Container", Container)
     monkeypatch.setattr(Container, "made", [])
     monkeypatch.setattr(run.manager, "_budget", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
-    monkeypatch.setattr(run.manager, "_network", lambda **_: SimpleNamespace(name="n"))
+    network = SimpleNamespace(port=lambda *_: Port("n"), join=lambda *_: None)
+    monkeypatch.setattr(run.manager, "networks", SimpleNamespace(get=lambda _: network, environment=lambda _: {}))
     run.manager._runtime_image = "an-image"
     pair = KeyPair("", "")
     run.manager.start_kept(

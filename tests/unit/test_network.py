@@ -41,7 +41,7 @@ def test_what_keeps_a_network_from_being_made_is_told_in_words(answer: Answer, w
     with serving({"POST /networks/create": answer}) as server:
         engine = detect.find(server.url)
         with pytest.raises(EngineError, match=rf"^creating network lab failed: podman 4\.9 at tcp\S+ said: {words}"):
-            network.Network(engine, "lab", "run", internet=True)
+            network.Network(engine, "lab", "run", network.Shape())
         engine.close()
 
 
@@ -49,7 +49,7 @@ def test_the_next_subnet_is_tried_when_one_is_taken() -> None:
     with serving({"POST /networks/create": (400, {"message": "Pool overlaps with other one"})}) as server:
         engine = detect.find(server.url)
         with pytest.raises(EngineError, match=r"creating network lab failed: 20 subnets .* were tried, and all are"):
-            network.Network(engine, "lab", "run", internet=True)
+            network.Network(engine, "lab", "run", network.Shape())
         assert server.asked.count("POST /networks/create") == 20
         engine.close()
 
@@ -57,7 +57,7 @@ def test_the_next_subnet_is_tried_when_one_is_taken() -> None:
 def test_an_engine_that_died_before_the_end_is_told_in_words() -> None:
     with serving({"POST /networks/create": (201, {"Id": "0123"})}) as server:
         engine = detect.find(server.url)
-        made = network.Network(engine, "lab", "run", internet=True)
+        made = network.Network(engine, "lab", "run", network.Shape())
     with pytest.raises(EngineError, match=r"removing network lab failed: podman 4\.9 at tcp.*Connection refused"):
         made.close()
     engine.close()

@@ -25,8 +25,11 @@ def vm() -> Iterator[VM]:
     endpoint: Any = SimpleNamespace(address="10.0.0.2", ssh_options=dict, engine=ENGINE)
     container: Any = SimpleNamespace(id="0123", close=lambda: None)
     keys = Keys(KeyPair("PRIVATE", ""), KeyPair("", "ssh-ed25519 AAAA"))
+    network: Any = None
     spec = merge(resolve([]).shape)
-    made = VM(spec, user="debian", keys=keys, container=container, endpoint=endpoint, progress=SILENT)
+    made = VM(
+        spec, user="debian", keys=keys, container=container, endpoint=endpoint, network=network, progress=SILENT
+    )
     yield made
     made.close()
 

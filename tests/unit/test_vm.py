@@ -36,8 +36,11 @@ class Container:
 
 def machine(container: Any) -> VM:
     endpoint: Any = SimpleNamespace(address="10.0.0.2")
-    spec = merge(resolve([]).shape)
-    return VM(spec, user="debian", keys=Keys.generate(), container=container, endpoint=endpoint, progress=SILENT)
+    network: Any = None
+    spec, keys = merge(resolve([]).shape), Keys.generate()
+    return VM(
+        spec, user="debian", keys=keys, container=container, endpoint=endpoint, network=network, progress=SILENT
+    )
 
 
 RUNS = "clone restored: prepared in 0.031 s, QEMU up in 0.042 s, state in 0.013 s"
