@@ -1,5 +1,6 @@
 """Disposable virtual machines as pytest fixtures; only Docker or Podman is needed."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.errors import (
@@ -26,6 +27,8 @@ from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
     from pytest_virtainers.fixtures import VMFactory
+    from pytest_virtainers.handle.devices import Nic
+    from pytest_virtainers.handle.network import Network
     from pytest_virtainers.handle.vm import VM, Snapshot
 
 __all__ = [
@@ -40,6 +43,8 @@ __all__ = [
     "GuestPanic",
     "GuestStalled",
     "ImageError",
+    "Network",
+    "Nic",
     "Result",
     "SSHError",
     "Snapshot",
@@ -54,12 +59,13 @@ __all__ = [
 ]
 
 
+_HEAVY = {"Network": "network", "Nic": "devices", "Snapshot": "vm", "VM": "vm"}
+
+
 def __getattr__(name: str) -> Any:
     """Import what is heavy, or needs pytest, when it is asked for."""
-    if name in {"VM", "Snapshot"}:
-        from pytest_virtainers.handle import vm
-
-        return getattr(vm, name)
+    if name in _HEAVY:
+        return getattr(importlib.import_module(f"pytest_virtainers.handle.{_HEAVY[name]}"), name)
     if name == "VMFactory":
         from pytest_virtainers.fixtures import VMFactory
 

@@ -9,6 +9,7 @@ import pytest
 from pytest_virtainers import session
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.markers import arguments, by_name, scope_node
+from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.reporting import SESSION_VM_KEY, used
 from pytest_virtainers.spec import check, merge
 from pytest_virtainers.upcoming import next_spec
@@ -16,6 +17,7 @@ from pytest_virtainers.upcoming import next_spec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from pytest_virtainers.handle.network import Network
     from pytest_virtainers.handle.vm import VM, Snapshot
     from pytest_virtainers.spec import Spec
 
@@ -64,7 +66,7 @@ def vms(
     virtainer_defaults: Mapping[str, Any],
     virtainer_prepare: Callable[[VM], object] | None,
 ) -> Mapping[str, VM]:
-    """The VMs that the test's markers name, by their names; they start together. Else each of them is as `vm` is."""
+    """The VMs that the test's markers name, or those of `virtainers.toml`, by their names; they start together."""
     with session.plain_errors():
         base = _base(request.config, virtainer_defaults, virtainer_prepare)
         wanted = {name: merge(*base, *layers) for name, layers in by_name(request.node).items()}
@@ -140,6 +142,14 @@ def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
         session.prefetch(item.config, None, "")
     elif base is not None:
         session.prefetch(item.config, *next_spec(item, following, base, is_there))
+
+
+@pytest.fixture(scope="session")
+def virtainer_network(request: pytest.FixtureRequest) -> Network:
+    """The network of VMs that ask for no other: faults between them, and captures."""
+    with session.plain_errors():
+        internet = request.config.stash[session.SETTINGS_KEY].shape["internet"]
+        return session.manager(request.config).networks.get(DEFAULT.resolved(internet=internet))
 
 
 @pytest.fixture(scope="session")

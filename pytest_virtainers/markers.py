@@ -8,9 +8,10 @@ import pytest
 
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.spec import check
+from pytest_virtainers.topology import FILE, near
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 MARKER = "virtainer"
 
@@ -31,19 +32,26 @@ def arguments(item: pytest.Item) -> list[dict[str, Any]]:
     return layers
 
 
-def by_name(item: pytest.Item) -> dict[str, list[dict[str, Any]]]:
-    """Give the checked arguments for each VM that a test's markers name; those without a name are for all of them.
+def by_name(item: pytest.Item) -> dict[str, list[Mapping[str, Any]]]:
+    """Give the checked arguments for each VM that a test wants several of, by its name.
+
+    These are the VMs that its markers name, or else all machines of the `virtainers.toml` near it. What that says of
+    a machine comes first; markers without a name are for all.
 
     Raises:
         SpecError: as `arguments` does, or because there is no name.
     """
-    layers = arguments(item)
-    names = list(dict.fromkeys(layer["name"] for layer in layers if "name" in layer))
+    layers, described = arguments(item), near(item.path.parent, item.config.rootpath)
+    machines = described.machines if described else {}
+    names = list(dict.fromkeys(layer["name"] for layer in layers if "name" in layer)) or list(machines)
     if not names:
         raise SpecError(
-            f'{item.nodeid}: the fixture vms needs markers with names, such as @pytest.mark.{MARKER}("web")'
+            f'{item.nodeid}: the fixture vms needs markers with names, such as @pytest.mark.{MARKER}("web"), '
+            f"or machines in a file {FILE}"
         )
-    return {name: [each for each in layers if each.get("name", name) == name] for name in names}
+    return {
+        name: [machines.get(name, {}), *(each for each in layers if each.get("name", name) == name)] for name in names
+    }
 
 
 def check_all(items: Iterable[pytest.Item]) -> list[str]:
@@ -52,6 +60,8 @@ def check_all(items: Iterable[pytest.Item]) -> list[str]:
     for item in items:
         try:
             arguments(item)
+            if "vms" in getattr(item, "fixturenames", ()):
+                near(item.path.parent, item.config.rootpath)
         except SpecError as error:
             wrong[str(error)] = None
     return list(wrong)

@@ -54,6 +54,11 @@ class Networks:
             )
         return found
 
+    def all(self) -> list[Network]:
+        """List those that were made."""
+        with self._lock:
+            return list(self._made.values())
+
     def environment(self, spec: NetworkSpec) -> dict[str, str]:
         """Say what a virtainer whose first card is on this network keeps apart (docs/runtime-image.md)."""
         if spec not in self._environments:

@@ -21,6 +21,7 @@ from pytest_virtainers.fixtures import (
     prefetch,
     session_vm,
     virtainer_defaults,
+    virtainer_network,
     virtainer_prepare,
     vm,
     vm_factory,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "session_vm",
     "virtainer_defaults",
+    "virtainer_network",
     "virtainer_prepare",
     "vm",
     "vm_factory",

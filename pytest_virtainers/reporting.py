@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ USED_KEY: pytest.StashKey[dict[VM, _Start]] = pytest.StashKey()
 SESSION_VM_KEY: pytest.StashKey[VM] = pytest.StashKey()
 """The machine of `session_vm`, which tests use by the fixture's name alone."""
 _KEPT_KEY: pytest.StashKey[dict[VM, Path]] = pytest.StashKey()
+_FOLDER_KEY: pytest.StashKey[Path] = pytest.StashKey()
+_BEGAN_KEY: pytest.StashKey[float] = pytest.StashKey()
 
 # What must not hide why a test has failed: also that its time is up, which pytest-timeout says whenever it is.
 _TROUBLE = (Exception, pytest.fail.Exception)
@@ -48,7 +51,9 @@ _PROPERTY = "virtainer_artifacts"
 
 def begin(item: pytest.Item) -> None:
     """Note that a try of a test begins: what was of another try is over."""
-    item.stash[USED_KEY], item.stash[_KEPT_KEY] = {}, {}
+    item.stash[USED_KEY], item.stash[_KEPT_KEY], item.stash[_BEGAN_KEY] = {}, {}, time.time()
+    if _FOLDER_KEY in item.stash:
+        del item.stash[_FOLDER_KEY]
     if _uses_session_vm(item):
         used(item, item.config.stash[SESSION_VM_KEY], shared=True)
     manager = session.present(item.config)
@@ -88,6 +93,8 @@ def report(item: pytest.Item, result: pytest.TestReport) -> None:
     if (result.failed and settings.keep != "never") or (over and settings.keep == "always"):
         for machine in [*machines(item), *manager.lost]:
             _take(item, result, machine)
+    if (result.failed and settings.capture != "never") or (over and settings.capture == "always"):
+        _write_captures(item, result)
     if result.failed:
         for machine in [*machines(item), *manager.lost]:
             _name_cause(item, result, machine)
@@ -106,7 +113,7 @@ def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
     is_new = machine not in kept
     try:
         if is_new:
-            folder = kept[machine] = _new_folder(item, machine, kept)
+            folder = kept[machine] = _new_folder(item, machine)
             from pytest_virtainers import evidence
 
             about = {"test": item.nodeid, "phase": result.when, "outcome": result.outcome, **manager.facts(machine)}
@@ -173,24 +180,46 @@ def _short(folder: Path, item: pytest.Item) -> str:
         return str(folder)
 
 
-def _new_folder(item: pytest.Item, machine: VM, taken: dict[VM, Path]) -> Path:
-    """Make the folder for one machine of this try of the test; each try has its own."""
-    settings = item.config.stash[session.SETTINGS_KEY]
-    root = item.config.rootpath / settings.artifacts
-    try:
-        root.mkdir(parents=True)
-    except FileExistsError:  # another worker may just have made it
-        pass
-    else:
-        (root / ".gitignore").write_text("*\n")
-    of_this_try = next((folder.parent for folder in taken.values()), None)
-    folder = of_this_try or _next_try(root, slug(item.nodeid), settings.retention)
+def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
+    """Write what was on the networks of a test's machines since it began."""
+    used_ones = {*machines(item), *session.manager(item.config).lost}
+    for network in session.manager(item.config).networks.all():
+        if network.recorder is None or not used_ones.intersection(network.vms):
+            continue
+        try:
+            path = _folder(item) / f"{network.name}.pcap"
+            network.recorder.write(path, since=item.stash[_BEGAN_KEY])
+        except _TROUBLE as error:
+            said = f"what was on it could not be kept: {type(error).__name__}: {error}"
+        else:
+            said = f"what was on it: {_short(path, item)}"
+        result.sections.append((f"virtainer network {network.name}", said))
+
+
+def _new_folder(item: pytest.Item, machine: VM) -> Path:
+    """Make the folder for one machine of this try of the test."""
+    folder = _folder(item)
     number, name = 1, machine.name
     while (folder / name).exists():
         number += 1
         name = f"{machine.name}-{number}"
     (folder / name).mkdir(mode=0o700)
     return folder / name
+
+
+def _folder(item: pytest.Item) -> Path:
+    """Give the folder for this try of the test, made if need be; each try has its own."""
+    if _FOLDER_KEY not in item.stash:
+        settings = item.config.stash[session.SETTINGS_KEY]
+        root = item.config.rootpath / settings.artifacts
+        try:
+            root.mkdir(parents=True)
+        except FileExistsError:  # another worker may just have made it
+            pass
+        else:
+            (root / ".gitignore").write_text("*\n")
+        item.stash[_FOLDER_KEY] = _next_try(root, slug(item.nodeid), settings.retention)
+    return item.stash[_FOLDER_KEY]
 
 
 def _next_try(root: Path, name: str, retention: int | None) -> Path:

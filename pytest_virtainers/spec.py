@@ -120,6 +120,13 @@ class Spec:
     ip: int | IPv4Address | None = None
     nics: tuple[NicSpec, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check what only all arguments together show; raises `SpecError`."""
+        if self.network.name in {card.network.name for card in self.nics}:
+            raise SpecError(
+                f"{self.name}: its first card is on the network {self.network.name} already: nics are for others"
+            )
+
     @property
     def guest_hostname(self) -> str:
         """The name that the guest carries, and by which other VMs find it."""

@@ -55,6 +55,13 @@ class Capture:
                 f"{vm.name}: capturing what its card {mac} sends and gets failed: {error}"
             ) from error
 
+    def forget(self, mac: str) -> None:
+        """Forget what a card has sent and got."""
+        address = _bytes(mac)
+        for track in [each for each in self._tracks if each.mac == address]:
+            self._tracks.remove(track)
+            track.close()
+
     def write(self, path: str | Path, *, since: float = 0.0) -> None:
         """Write what was recorded so far, since a time in seconds since 1970, to a file; raises `OSError`."""
         macs = {track.mac for track in self._tracks}
@@ -73,8 +80,7 @@ class Capture:
             track.stop()
 
     def close(self) -> None:
-        """Forget what was recorded."""
-        self.stop()
+        """Record no more, and forget what was recorded."""
         for track in self._tracks:
             track.close()
 
@@ -84,7 +90,7 @@ class _Track:
 
     def __init__(self, stream: ExecStream, mac: str) -> None:
         """Start to read; raises `OSError` when nothing comes: the file's header does so when tcpdump listens."""
-        self.mac = bytes.fromhex(mac.replace(":", ""))
+        self.mac = _bytes(mac)
         self._stream = stream
         stream.settimeout(_START_SECONDS)
         head = b""
@@ -137,5 +143,11 @@ class _Track:
         self._thread.join(_END_SECONDS)
 
     def close(self) -> None:
-        """Forget it."""
+        """Record no more, and forget what was."""
+        self._stream.close()
+        self._thread.join(_END_SECONDS)
         self._file.close()
+
+
+def _bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))

@@ -88,6 +88,8 @@ class Network:
 
     def close(self) -> None:
         """Remove it from the engine, if it is ours; raises `EngineError`."""
+        if self.recorder is not None:
+            self.recorder.close()
         self._made.close()
 
     # Who is on it
@@ -124,7 +126,13 @@ class Network:
     def leave(self, vm: Core) -> None:
         """Note that it has none any more."""
         with self._lock:
-            self._macs.pop(vm, None)
+            mac = self._macs.pop(vm, None)
+            if mac is None:
+                return
+            if self.recorder is not None:
+                self.recorder.forget(mac)
+            with contextlib.suppress(VirtainerError):  # another VM may get its address on the wire
+                self._apply([fault for fault in self._faults if vm in _concerned(fault)])
 
     # Faults
 

@@ -68,15 +68,13 @@ def test_each_try_has_a_folder_and_the_oldest_go_when_asked(tmp_path: Path) -> N
 def item(folder: Path) -> Any:
     settings = SimpleNamespace(artifacts="kept", retention=None)
     config = SimpleNamespace(rootpath=folder, stash={session.SETTINGS_KEY: settings})
-    return SimpleNamespace(config=config, nodeid="test_a.py::test_b")
+    return SimpleNamespace(config=config, nodeid="test_a.py::test_b", stash={})
 
 
 def test_machines_of_one_name_have_a_folder_each_in_that_of_the_try(tmp_path: Path) -> None:
-    taken: dict[Any, Path] = {}
-    for _ in range(2):
-        made = machine("web")
-        taken[made] = reporting._new_folder(item(tmp_path), made, taken)
-    assert [str(each.relative_to(tmp_path)) for each in taken.values()] == [
+    one = item(tmp_path)
+    made = [reporting._new_folder(one, machine("web")) for _ in range(2)]
+    assert [str(each.relative_to(tmp_path)) for each in made] == [
         "kept/test_a-py-test_b/web",
         "kept/test_a-py-test_b/web-2",
     ]
@@ -92,7 +90,7 @@ def test_a_worker_that_was_quicker_is_no_obstacle(tmp_path: Path, monkeypatch: p
         make(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    assert reporting._new_folder(item(tmp_path), machine(), {}).is_dir()
+    assert reporting._new_folder(item(tmp_path), machine()).is_dir()
 
 
 CONFTEST = """

@@ -1,0 +1,234 @@
+"""Faults between VMs and captures: what the containers are told, and what becomes of what they say."""
+
+import json
+import struct
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_virtainers.errors import SpecError, VirtainerError
+from pytest_virtainers.handle.capture import Capture
+from pytest_virtainers.handle.network import Network
+from pytest_virtainers.network_spec import NetworkSpec
+
+
+class Stream:
+    """What a container's tcpdump writes, in pieces; it ends when it is asked to."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces, self.closed = list(pieces), False
+
+    def settimeout(self, _seconds: float | None) -> None:
+        pass
+
+    def recv(self, size: int) -> bytes:
+        if not self.pieces:
+            return b""
+        piece = self.pieces.pop(0)
+        if len(piece) > size:
+            self.pieces.insert(0, piece[size:])
+        return piece[:size]
+
+    def close_input(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeContainer:
+    def __init__(self) -> None:
+        self.ended, self.refuses = False, False
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.streams: list[Stream] = []
+
+    def run(self, command: list[str]) -> tuple[int, bytes]:
+        word, mac, state = command
+        assert word == "wire"
+        if self.refuses and json.loads(state)["delay_ms"]:
+            return 1, b"the host's kernel has no sch_netem"
+        self.told.append((mac, json.loads(state)))
+        return 0, b""
+
+    def stream(self, command: list[str]) -> Stream:
+        assert command[0] == "capture"
+        return self.streams.pop(0)
+
+
+class FakeVM:
+    def __init__(self, name: str) -> None:
+        self.name, self._container = name, FakeContainer()
+        self.left: list[Callable[[], object]] = []
+        self._closing = self
+
+    def callback(self, function: Callable[..., object], *arguments: object) -> None:
+        self.left.append(lambda: function(*arguments))
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """What it was told last to lose."""
+        return self._container.told[-1][1]["drop"]  # type: ignore[no-any-return]
+
+
+MACS = {name: f"02:42:0a:d5:00:0{number}" for number, name in enumerate("abc", 1)}
+EMPTY: dict[str, Any] = {"drop": {}, "rate_kbit": None, "delay_ms": None, "jitter_ms": None}
+
+
+@pytest.fixture
+def network() -> Network:
+    made: Any = type(
+        "Made", (), {"name": "engine-lab", "subnet": IPv4Network("10.1.0.0/24"), "close": lambda _: None}
+    )
+    return Network(NetworkSpec("lab", "isolated"), made())
+
+
+@pytest.fixture
+def vms(network: Network) -> dict[str, Any]:
+    made = {name: FakeVM(name) for name in "abc"}
+    for name, vm in made.items():
+        network.join(vm, MACS[name])  # type: ignore[arg-type]
+    return made
+
+
+def test_a_partition_is_in_both_directions_and_ends_with_its_block(network: Network, vms: dict[str, Any]) -> None:
+    a, b, c = vms.values()
+    with network.partition({a, b}, c):
+        assert a.drops == b.drops == {MACS["c"]: 1000}
+        assert c.drops == {MACS["a"]: 1000, MACS["b"]: 1000}
+    assert [vm._container.told[-1] for vm in (a, b, c)] == [(mac, EMPTY) for mac in MACS.values()]
+
+
+def test_faults_add_up_and_each_ends_by_itself(network: Network, vms: dict[str, Any]) -> None:
+    a, b, c = vms.values()
+    with network.lose(a, b, share=0.25):
+        assert b.drops == {MACS["a"]: 250}
+        assert not a._container.told
+        with network.partition({b}, {a, c}), network.slow(b, rate="2Mbit"):
+            assert b._container.told[-1][1] == {
+                **EMPTY,
+                "drop": {MACS["a"]: 1000, MACS["c"]: 1000},
+                "rate_kbit": 2000,
+            }
+        assert b.drops == {MACS["a"]: 250}
+    assert b._container.told[-1][1] == EMPTY
+
+
+def test_all_of_them_are_healed_at_once(network: Network, vms: dict[str, Any]) -> None:
+    a, b, _ = vms.values()
+    with network.partition(a, b):
+        network.heal()
+        assert a.drops == b.drops == {}
+        told = len(a._container.told)
+    assert len(a._container.told) == told, "what is healed needs no end"
+
+
+def test_what_a_kernel_cannot_do_leaves_nothing_in_force(network: Network, vms: dict[str, Any]) -> None:
+    a, b, _ = vms.values()
+    b._container.refuses = True
+    told = r"^b on the network lab: the host's kernel has no sch_netem$"
+    with pytest.raises(VirtainerError, match=told), network.slow(delay=0.1):
+        raise AssertionError
+    assert a._container.told[-1][1] == EMPTY
+
+
+def test_one_that_has_left_is_lost_no_more(network: Network, vms: dict[str, Any]) -> None:
+    a, b, _ = vms.values()
+    with network.partition(a, b):
+        a._container.ended = True
+        for each in a.left:
+            each()
+        assert b.drops == {}
+    assert a not in network.vms
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda net, vms: net.partition({vms["a"]}), "two or more groups of VMs, and each VM in one"),
+        (lambda net, vms: net.partition({vms["a"]}, {vms["a"], vms["b"]}), "and each VM in one of them"),
+        (lambda net, vms: net.partition(vms["a"], FakeVM("stranger")), "stranger has no card on the network lab"),
+        (lambda net, vms: net.lose(FakeVM("stranger"), vms["a"]), "stranger has no card on the network lab"),
+        (lambda net, vms: net.lose(vms["a"], vms["b"], share=0), "a share from 0.001 to 1 is needed"),
+        (lambda net, _vms: net.slow(), "needs a rate or a delay"),
+        (lambda net, _vms: net.slow(rate="fast"), "text such as 512kbit, 10Mbit or 1Gbit"),
+    ],
+)
+def test_wrong_faults_are_told_in_words(network: Network, vms: dict[str, Any], wrong: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words), wrong(network, vms):
+        raise AssertionError
+    assert not any(vm._container.told for vm in vms.values())
+
+
+def test_addresses_are_of_the_subnet(network: Network) -> None:
+    assert network.port("web", 7).address == "10.1.0.7"
+    assert network.port("web", IPv4Address("10.1.0.9")).address == "10.1.0.9"
+    assert network.port("web", "dhcp").address is network.port("web", None).address is None
+    assert network.port("web", None).aliases == ("web", "web.lab")
+    with pytest.raises(SpecError, match=r"ip=255: the subnet 10\.1\.0\.0/24 of the network lab has no such address"):
+        network.port("web", 255)
+    with pytest.raises(SpecError, match=r"web: ip=10\.2\.0\.1: it is not in the subnet 10\.1\.0\.0/24"):
+        network.port("web", IPv4Address("10.2.0.1"))
+
+
+def pcap(*frames: tuple[float, str, bytes], magic: int = 0xA1B2C3D4, order: str = "<") -> bytes:
+    """Write what tcpdump would: frames as (time, sender, content)."""
+    data = struct.pack(f"{order}IHHiIII", magic, 2, 4, 0, 0, 262144, 1)
+    for time, sender, content in frames:
+        frame = b"\xff" * 6 + bytes.fromhex(sender.replace(":", "")) + content
+        unit = 10**9 if magic == 0xA1B23C4D else 10**6
+        data += struct.pack(f"{order}IIII", int(time), round(time % 1 * unit), len(frame), len(frame)) + frame
+    return data
+
+
+def read(path: Path) -> list[tuple[float, bytes]]:
+    data, frames = path.read_bytes(), []
+    assert struct.unpack("<IHHiIII", data[:24]) == (0xA1B23C4D, 2, 4, 0, 0, 262144, 1)
+    at = 24
+    while at < len(data):
+        seconds, rest, size, length = struct.unpack("<IIII", data[at : at + 16])
+        assert size == length
+        frames.append((seconds + rest / 10**9, data[at + 16 + 12 : at + 16 + size]))
+        at += 16 + size
+    return frames
+
+
+def test_frames_are_merged_by_time_and_each_is_there_once(
+    network: Network, vms: dict[str, Any], tmp_path: Path
+) -> None:
+    a, b, c = vms.values()
+    gateway = "02:42:00:00:00:01"
+    of_a = pcap((1.0, MACS["a"], b"a to b"), (1.5, gateway, b"from outside"), (2.25, MACS["b"], b"b to a"))
+    of_b = pcap((1.1, MACS["a"], b"a to b"), (2.0, MACS["b"], b"b to a"), magic=0xA1B23C4D, order=">")
+    a._container.streams = [Stream(of_a[:10], of_a[10:50], of_a[50:])]
+    b._container.streams = [Stream(of_b)]
+    c._container.streams = [Stream(pcap())]
+    with network.capture(tmp_path / "x.pcap"):
+        pass
+    assert read(tmp_path / "x.pcap") == [(1.0, b"a to b"), (1.5, b"from outside"), (2.0, b"b to a")]
+
+
+def test_a_capture_that_does_not_begin_is_told(network: Network, vms: dict[str, Any], tmp_path: Path) -> None:
+    streams = [Stream(pcap()), Stream(b"")]
+    vms["a"]._container.streams, vms["b"]._container.streams = [streams[0]], [streams[1]]
+    told = "b: capturing what its card 02:42:0a:d5:00:02 sends and gets failed"
+    with pytest.raises(VirtainerError, match=told), network.capture(tmp_path / "x.pcap"):
+        raise AssertionError
+    assert [each.closed for each in streams] == [True, True]
+    assert not (tmp_path / "x.pcap").exists()
+
+
+def test_a_recorder_gives_what_came_since_and_forgets_those_that_leave(tmp_path: Path) -> None:
+    capture, vm = Capture(), FakeVM("a")
+    vm._container.streams = [
+        Stream(pcap((1.0, MACS["a"], b"early"), (2.0, MACS["a"], b"late"), (3.0, MACS["a"], b"")))
+    ]
+    capture.add(vm, MACS["a"])  # type: ignore[arg-type]
+    capture.stop()
+    capture.write(tmp_path / "x.pcap", since=1.5)
+    assert read(tmp_path / "x.pcap") == [(2.0, b"late"), (3.0, b"")]
+    capture.forget(MACS["a"])
+    capture.write(tmp_path / "x.pcap")
+    assert read(tmp_path / "x.pcap") == []
