@@ -2,10 +2,12 @@
 
     docker exec CONTAINER device add-disk NAME MIB
     docker exec CONTAINER device add-nic NAME MAC
+    docker exec CONTAINER device join NAME MAC
     docker exec CONTAINER device remove NAME
 
-QEMU runs as a user who can open no file here: a new disk's is opened for it and passed on. A new card is on a network
-of its own, which QEMU plays: DHCP, and nobody else.
+QEMU runs as a user who can open no file here: a new disk's, or a tap, is opened for it and passed on. A card that is
+added is on a network of its own, which QEMU plays: DHCP, and nobody else. One that joins takes over the interface of
+the container with its MAC; what is printed, one line of JSON, tells what that interface had.
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
@@ -13,6 +15,8 @@ https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 from __future__ import annotations
 
 import array
+import contextlib
+import json
 import os
 import re
 import socket
@@ -21,11 +25,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from virtainer import qmp
+from virtainer import interfaces, joined, qmp
+from virtainer.ending import End
 from virtainer.machine import BUILT_IN, PLUGS
+from virtainer.network import MAX_MTU, make_tap
+from virtainer.tools import ToolError
 
 _NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room for 20 characters
-_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | remove NAME"
+_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC | remove NAME"
 _FILES = Path(os.environ.get("IMAGE_DIR") or "/mounted")
 _UNPLUG_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -65,18 +72,52 @@ def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
         raise
 
 
+def join(connection: socket.socket, name: str, mac: str) -> joined.Taken:
+    """Plug a network card in that takes over the interface with this MAC; return what that had.
+
+    Raises interfaces.Missing, ToolError or End, too.
+    """
+    if joined.exists(mac):
+        raise qmp.Refused(f"the interface with the MAC {mac} has been joined already")
+    taken = joined.look(mac, MAX_MTU)
+    monitor = qmp.Monitor(connection)
+    with contextlib.ExitStack() as undo:
+        tap = make_tap(joined.tap_name(mac))
+        try:
+            _pass(connection, tap)
+            monitor.ask("getfd", fdname=f"{name}-tap")
+        finally:
+            os.close(tap)
+        try:
+            monitor.ask("netdev_add", type="tap", id=f"{name}-net", fd=f"{name}-tap")
+        except qmp.Refused:
+            monitor.ask("closefd", fdname=f"{name}-tap")  # with it goes the tap
+            raise
+        undo.callback(monitor.ask, "netdev_del", id=f"{name}-net")
+        undo.callback(joined.give_back, taken)
+        joined.connect(taken)
+        card = {"driver": "virtio-net-pci", "netdev": f"{name}-net", "mac": mac, "romfile": ""}
+        _plug(monitor, id=name, host_mtu=taken.mtu, **card)
+        undo.pop_all()
+    return taken
+
+
 def remove(monitor: qmp.Monitor, name: str) -> None:
     """Unplug a device that was added; waits until the guest has let go of it."""
+    disk = _FILES / f"{name}.raw"
+    mac = None if disk.exists() else monitor.ask("qom-get", path=f"/machine/peripheral/{name}", property="mac")
     monitor.ask("device_del", id=name)
     deadline = time.monotonic() + _UNPLUG_SECONDS
     while name in _present(monitor):
         if time.monotonic() > deadline:
             raise qmp.Refused(f"the guest has not let go of {name} in {_UNPLUG_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)
-    if (_FILES / f"{name}.raw").exists():
+    if mac is None:
         monitor.ask("blockdev-del", **{"node-name": name})
-        (_FILES / f"{name}.raw").unlink()
+        disk.unlink()
     else:
+        if joined.exists(mac):
+            joined.disconnect(mac)
         monitor.ask("netdev_del", id=f"{name}-net")
 
 
@@ -87,9 +128,14 @@ def added(monitor: qmp.Monitor) -> list[str]:
 
 def pass_file(monitor: qmp.Monitor, connection: socket.socket, file: int) -> int:
     """Give QEMU an open file; return its number in the names `/dev/fdset/NUMBER`."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]).tobytes())]
-    connection.sendmsg([b" "], rights)  # white space between two commands; what comes with it is for the next one
+    _pass(connection, file)
     return int(monitor.ask("add-fd")["fdset-id"])
+
+
+def _pass(connection: socket.socket, file: int) -> None:
+    """Send an open file for the next command."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]).tobytes())]
+    connection.sendmsg([b" "], rights)  # white space between two commands
 
 
 def _plug(monitor: qmp.Monitor, **device: Any) -> None:
@@ -114,7 +160,7 @@ def _present(monitor: qmp.Monitor) -> set[str]:
 def main(arguments: list[str]) -> int:
     """Run the command: exit code 1 when QEMU or the disk refuses, 2 for wrong usage."""
     if not re.fullmatch(
-        rf"(add-disk {_NAME} [1-9]\d{{0,8}}|add-nic {_NAME} ([0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}|remove {_NAME})",
+        rf"(add-disk {_NAME} [1-9]\d{{0,8}}|(add-nic|join) {_NAME} {interfaces.MAC}|remove {_NAME})",
         " ".join(arguments),
     ):
         print(_USAGE, file=sys.stderr)
@@ -126,9 +172,12 @@ def main(arguments: list[str]) -> int:
                     add_disk(connection, name, int(mib))
                 case ["add-nic", name, mac]:
                     add_nic(qmp.Monitor(connection), name, mac)
+                case ["join", name, mac]:
+                    taken = join(connection, name, mac)
+                    print(json.dumps({"mac": mac, "addresses": taken.addresses, "mtu": taken.mtu}))
                 case [_, name]:
                     remove(qmp.Monitor(connection), name)
-    except (OSError, EOFError, qmp.Refused) as error:
+    except (OSError, EOFError, End, ToolError, interfaces.Missing, qmp.Refused) as error:
         print(f"device: {error or 'QEMU ended'}", file=sys.stderr)
         return 1
     return 0

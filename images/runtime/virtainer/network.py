@@ -126,16 +126,16 @@ def _need_forwarding() -> None:
     )
 
 
-def make_tap() -> int:
-    """Make the tap, which leads nowhere yet. Returns its descriptor, for QEMU."""
+def make_tap(name: str = TAP) -> int:
+    """Make a tap, which leads nowhere yet. Returns its descriptor, for QEMU."""
     try:
         tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         # Without IFF_VNET_HDR: a snapshot can then be restored on backends that lack it.
-        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", TAP.encode(), _IFF_TAP | _IFF_NO_PI))
+        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
     except OSError as error:
         raise End(
             Reason.NETWORK,
-            f"cannot make the interface {TAP} through /dev/net/tun: {error.strerror}. "
+            f"cannot make the interface {name} through /dev/net/tun: {error.strerror}. "
             "Is there another virtainer in the same network namespace?",
         ) from None
     return tap

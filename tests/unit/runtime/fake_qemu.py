@@ -23,6 +23,8 @@ def listed(*names: str) -> list[dict[str, str]]:
 class FakeQemu:
     """Answers each command with the next of its replies, `{}` where there are none; notes what it was asked.
 
+    A text is an error; one that is returned is alone in a tuple.
+
     Attributes:
         asked: each command's name and arguments.
         files: those that it was given, open, by the number of their set.
@@ -95,4 +97,6 @@ class FakeQemu:
             reply = replies.pop(0)
         if isinstance(reply, str):
             return {"error": {"desc": reply}, "id": command.get("id")}
+        if isinstance(reply, tuple):
+            (reply,) = reply
         return {"return": reply, "id": command.get("id")}

@@ -1,0 +1,102 @@
+"""The command `capture`: the frames on one network of this machine, as pcap on standard output.
+
+    docker exec -i CONTAINER capture MAC [PEER_MAC …] >file
+
+MAC is that of the container's interface on the network. What the machines PEER_MAC send is left out, so that the
+captures of all machines of a network can be merged, and each frame is in them once, where it was sent. It says
+`listening` on stderr when it does, and ends when its standard input does, as an exec goes on without its caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+
+from virtainer import interfaces
+
+_USAGE = "usage: capture MAC [PEER_MAC ...]"
+_END_SECONDS = 5.0
+
+
+def tcpdump(link: str, peers: list[str]) -> list[str]:
+    """Return the command that writes frames to its standard output, each at once."""
+    # As root, that has no rights of its own here, and may end it: without CAP_KILL it could end no other user's.
+    argv = ["tcpdump", "-i", link, "-n", "-U", "--immediate-mode", "-Z", "root", "-w", "-"]
+    if peers:
+        # In this order: libpcap looks at the first frame itself, without the kernel, and knows no direction then.
+        argv.append(f"not ({' or '.join(f'ether src {peer}' for peer in peers)}) or outbound")
+    return argv
+
+
+def record(link: str, peers: list[str], stdin: int = 0) -> int:
+    """Run tcpdump until it ends, `stdin` does, or a signal comes; return an exit code."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    tool = subprocess.Popen(
+        tcpdump(link, peers), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert tool.stderr  # noqa: S101  (for the type checker: it is a pipe)
+    ended, words = _watch(tool.stderr.fileno(), (stdin, reader))
+    if ended:
+        tool.terminate()  # it writes what it has
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        tool.wait(_END_SECONDS)
+    if tool.poll() is None:
+        tool.kill()  # it cannot write to whoever does not read
+        return 0
+    if ended or tool.returncode == 0:
+        return 0
+    print(f"capture: {words or 'tcpdump ended'}", file=sys.stderr)
+    return 1
+
+
+def _watch(stderr: int, ends: tuple[int, ...]) -> tuple[bool, str]:
+    """Pass on that it listens; return whether one of `ends` came, or else its last words."""
+    said = b""
+    listens = False
+    with selectors.DefaultSelector() as selector:
+        for fd in (stderr, *ends):
+            with contextlib.suppress(PermissionError):  # an ordinary file: it has no end to wait for
+                selector.register(fd, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                data = _read(key.fd)
+                if key.fd == stderr:
+                    said += data
+                    if not listens and b"listening on" in said:
+                        listens = True
+                        print("listening", file=sys.stderr, flush=True)
+                    if not data:
+                        return False, (said.decode(errors="replace").splitlines() or [""])[-1]
+                elif not data or key.fd != ends[0]:
+                    return True, ""
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, 4096)
+    except OSError:  # a terminal that hangs up
+        return b""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command: exit code 1 when it cannot listen, 2 for wrong usage."""
+    if not arguments or not all(interfaces.is_mac(each) for each in arguments):
+        print(_USAGE, file=sys.stderr)
+        return 2
+    try:
+        link = interfaces.find(arguments[0])
+    except interfaces.Missing as error:
+        print(f"capture: {error}", file=sys.stderr)
+        return 1
+    return record(link, arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""Cards that take over an interface of the container, so that the guest itself is on that network (layer 2).
+
+The interface keeps its MAC, which the card has, too: some networks (macvlan) pass no other. It loses its addresses,
+and all frames go past the container's kernel, between the interface and a tap, both ways: ARP, multicast, IPv6, DHCP.
+There is no bridge, as that would need the MAC for itself; and `fwd` is in kernels that lack tc's mirred.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from virtainer import interfaces
+from virtainer.tools import run
+
+_PRIORITY = 0  # faults (virtainer.wire) come before
+
+
+class Taken(NamedTuple):
+    """An interface as it was before its card took it over."""
+
+    mac: str
+    link: str
+    addresses: tuple[str, ...]  # with prefix lengths
+    mtu: int
+
+
+def tap_name(mac: str) -> str:
+    """Name the tap of a card: by the MAC, so that both are found without a record of them."""
+    return f"vt{mac.replace(':', '')}"
+
+
+def exists(mac: str) -> bool:
+    """Tell whether a card with this MAC is joined."""
+    return interfaces.exists(tap_name(mac))
+
+
+def look(mac: str, max_mtu: int) -> Taken:
+    """Look at the interface with this MAC; raises interfaces.Missing."""
+    link = interfaces.find(mac)
+    described = json.loads(run("ip", "-json", "address", "show", "dev", link))
+    return Taken(mac, link, global_addresses(described), min(interfaces.mtu(link), max_mtu))
+
+
+def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Read the addresses that others can reach out of `ip -json address show`."""
+    return tuple(
+        f"{each['local']}/{each['prefixlen']}"
+        for link in described
+        for each in link.get("addr_info", ())
+        if each.get("scope") == "global"
+    )
+
+
+def connect(taken: Taken) -> None:
+    """Connect interface and tap, which is there already; the container is not on that network any more.
+
+    Raises ToolError.
+    """
+    ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
+    # The rules come first: nothing shall be heard of the addresses' going.
+    run("nft", "-f", "-", stdin=rules(taken))
+    run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6))
+    for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
+        run("ip", family, "route", "flush", "dev", taken.link)
+
+
+def disconnect(mac: str) -> None:
+    """Remove the rules; the tap goes when QEMU closes it. The interface stays without addresses."""
+    run("nft", "-f", "-", stdin=_without_tables(mac))
+
+
+def give_back(taken: Taken) -> None:
+    """Undo `connect`, as far as it got, with the addresses."""
+    disconnect(taken.mac)
+    for address in taken.addresses:
+        run("ip", "address", "replace", address, "dev", taken.link)
+
+
+def link_commands(taken: Taken, *, ipv6: bool) -> str:
+    """Return the input of `ip -batch`. The kernel shall make no IPv6 addresses of its own for either end."""
+    tap = tap_name(taken.mac)
+    silent = "".join(f"link set dev {name} addrgenmode none\n" for name in (taken.link, tap)) if ipv6 else ""
+    return (
+        f"{silent}"
+        f"address flush dev {taken.link}\n"
+        f"link set dev {taken.link} promisc on up\n"
+        f"link set dev {tap} mtu {taken.mtu} up\n"
+    )
+
+
+def rules(taken: Taken) -> str:
+    """Return the input of `nft -f`: two tables for each card.
+
+    The kernel's own packets are dropped: it would tell routers of multicast groups even without an address.
+    """
+    tap, table = tap_name(taken.mac), _table(taken.mac)
+    return f"""\
+{_without_tables(taken.mac)}\
+table netdev {table} {{
+    chain to_guest {{
+        type filter hook ingress device "{taken.link}" priority {_PRIORITY}; policy accept;
+        fwd to "{tap}"
+    }}
+    chain from_guest {{
+        type filter hook ingress device "{tap}" priority {_PRIORITY}; policy accept;
+        fwd to "{taken.link}"
+    }}
+}}
+table inet {table} {{
+    chain own {{
+        type filter hook output priority filter; policy accept;
+        oifname {{ "{taken.link}", "{tap}" }} drop
+    }}
+}}
+"""
+
+
+def _table(mac: str) -> str:
+    return f"virtainer-{mac.replace(':', '')}"
+
+
+def _without_tables(mac: str) -> str:
+    table = _table(mac)
+    return "".join(f"table {family} {table}\ndelete table {family} {table}\n" for family in ("netdev", "inet"))

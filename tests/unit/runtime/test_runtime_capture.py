@@ -1,0 +1,75 @@
+"""Captures: which frames, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from virtainer import capture, interfaces
+
+MAC, PEER, OTHER = "02:42:0a:01:02:03", "02:42:0a:01:02:04", "02:42:0a:01:02:05"
+LISTENS = "echo 'tcpdump: listening on eth1, link-type EN10MB' >&2; "
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> list[str]:
+    """The command, with a program in tcpdump's place that does what the first argument says in shell."""
+    tool = tmp_path / "tcpdump"
+    tool.write_text('#!/bin/sh\neval "$TCPDUMP"\n')
+    tool.chmod(0o755)
+    return [sys.executable, "-c", "import sys; from virtainer import capture; sys.exit(capture.record('eth1', []))"]
+
+
+def run(command: list[str], tool: str, folder: Path) -> subprocess.Popen[bytes]:
+    runtime = Path(capture.__file__).parents[1]
+    env = {"PATH": f"{folder}:{os.environ['PATH']}", "TCPDUMP": tool, "PYTHONPATH": str(runtime)}
+    return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_frames_of_peers_are_left_to_them() -> None:
+    assert capture.tcpdump("eth1", [])[-2:] == ["-w", "-"]
+    assert capture.tcpdump("eth1", [PEER, OTHER])[-1] == f"not (ether src {PEER} or ether src {OTHER}) or outbound"
+    assert {"-U", "-n"} < set(capture.tcpdump("eth1", []))
+
+
+@pytest.mark.parametrize("arguments", [[], ["eth1"], [MAC, "not host x"]])
+def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert capture.main(arguments) == 2
+    assert capsys.readouterr().err == "usage: capture MAC [PEER_MAC ...]\n"
+
+
+def test_a_network_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(interfaces, "_SYS_NET", tmp_path)
+    assert capture.main([MAC]) == 1
+    assert "capture: this container has no interface" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["stdin", "signal"])
+def test_it_says_that_it_listens_and_ends(start: list[str], tmp_path: Path, end: str) -> None:
+    process = run(start, f"trap 'echo rest; exit 0' TERM; {LISTENS} while :; do sleep 0.1; done", tmp_path)
+    assert process.stdin
+    assert process.stderr
+    assert process.stderr.readline() == b"listening\n"
+    if end == "signal":
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+    process.stdin.close()
+    assert process.wait(10) == 0
+    assert process.stdout
+    assert process.stdout.read() == b"rest\n", "it had time to write what it had"
+    process.stdout.close()
+    process.stderr.close()
+
+
+def test_a_tool_that_fails_is_told(start: list[str], tmp_path: Path) -> None:
+    process = run(start, "echo 'tcpdump: eth1: no permission' >&2; exit 1", tmp_path)
+    assert process.stderr
+    assert process.stderr.readline() == b"capture: tcpdump: eth1: no permission\n"
+    assert process.wait(10) == 1
+    process.communicate()

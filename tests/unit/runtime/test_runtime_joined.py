@@ -1,0 +1,159 @@
+"""Cards that take over an interface: what QEMU and the kernel are asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from virtainer import devices, interfaces, joined, qmp
+from virtainer.tools import ToolError
+
+from tests.unit.runtime.fake_qemu import FakeQemu, listed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAC = "02:42:0a:01:02:03"
+TAKEN = joined.Taken(MAC, "eth1", ("10.1.2.3/24", "fd00::3/64"), 1450)
+DESCRIBED = [
+    {
+        "ifname": "eth1",
+        "addr_info": [
+            {"family": "inet", "local": "10.1.2.3", "prefixlen": 24, "scope": "global"},
+            {"family": "inet6", "local": "fd00::3", "prefixlen": 64, "scope": "global"},
+            {"family": "inet6", "local": "fe80::3", "prefixlen": 64, "scope": "link"},
+        ],
+    }
+]
+
+
+class Kernel:
+    """Notes the programs that are run and what they are given; one may fail."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.given: dict[str, str] = {}
+        self.fails = ""
+
+    def run(self, *argv: str, stdin: str = "") -> str:
+        self.ran.append(" ".join(argv))
+        self.given[argv[0]] = stdin
+        if self.ran[-1] == self.fails:
+            raise ToolError(f"{argv[0]} failed (1): no", 1)
+        return json.dumps(DESCRIBED) if "-json" in argv else ""
+
+
+@pytest.fixture(autouse=True)
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel = Kernel()
+    monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
+    monkeypatch.setattr(devices, "_FILES", tmp_path)
+    monkeypatch.setattr(devices, "make_tap", lambda name: os.open("/dev/null", os.O_RDWR))
+    monkeypatch.setattr(interfaces, "_SYS_NET", tmp_path)
+    monkeypatch.setattr(joined, "run", kernel.run)
+    (tmp_path / "eth1").mkdir()
+    (tmp_path / "eth1" / "address").write_text(f"{MAC}\n")
+    (tmp_path / "eth1" / "mtu").write_text("1450\n")
+    return kernel
+
+
+def make_card(folder: Path) -> None:
+    (folder / joined.tap_name(MAC)).mkdir()
+
+
+def test_a_card_joins_with_a_tap_that_is_passed_on(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    qemu = FakeQemu(qom_list=[listed("plug0")])
+    with qemu.listening(qmp.SOCKET):
+        assert devices.main(["join", "nic1", MAC]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "mac": MAC,
+        "addresses": ["10.1.2.3/24", "fd00::3/64"],
+        "mtu": 1450,
+    }
+    assert qemu.commands == ["getfd", "netdev_add", "qom-list", "device_add"]
+    assert qemu.arguments("netdev_add") == [{"type": "tap", "id": "nic1-net", "fd": "nic1-tap"}]
+    assert qemu.arguments("device_add")[0]["mac"] == MAC
+    assert qemu.arguments("device_add")[0]["host_mtu"] == 1450
+    assert kernel.ran[1:] == ["nft -f -", "ip -batch -", "ip -4 route flush dev eth1"]
+
+
+def test_frames_pass_both_ways_and_the_kernel_says_nothing() -> None:
+    rules = joined.rules(TAKEN)
+    assert 'device "eth1" priority 0; policy accept;\n        fwd to "vt02420a010203"' in rules
+    assert 'device "vt02420a010203" priority 0; policy accept;\n        fwd to "eth1"' in rules
+    assert 'oifname { "eth1", "vt02420a010203" } drop' in rules
+
+
+def test_the_interface_loses_its_addresses_and_hears_everything() -> None:
+    commands = joined.link_commands(TAKEN, ipv6=True).splitlines()
+    assert commands == [
+        "link set dev eth1 addrgenmode none",
+        "link set dev vt02420a010203 addrgenmode none",
+        "address flush dev eth1",
+        "link set dev eth1 promisc on up",
+        "link set dev vt02420a010203 mtu 1450 up",
+    ]
+    assert "addrgenmode" not in joined.link_commands(TAKEN, ipv6=False)
+
+
+def test_without_that_interface_nothing_is_touched(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    qemu = FakeQemu()
+    with qemu.listening(qmp.SOCKET):
+        assert devices.main(["join", "nic1", "02:42:00:00:00:99"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("device: this container has no interface with the MAC 02:42:00:00:00:99 (there are: ")
+    assert (said.out, kernel.ran, qemu.commands) == ("", [], [])
+
+
+def test_a_card_joins_once(tmp_path: Path, kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    make_card(tmp_path)
+    with FakeQemu().listening(qmp.SOCKET):
+        assert devices.main(["join", "nic1", MAC]) == 1
+    assert capsys.readouterr().err == f"device: the interface with the MAC {MAC} has been joined already\n"
+    assert kernel.ran == []
+
+
+def test_a_card_that_does_not_fit_gives_the_addresses_back(
+    kernel: Kernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qemu = FakeQemu(qom_list=[listed()], device_add=["no such bus"])
+    with qemu.listening(qmp.SOCKET):
+        assert devices.main(["join", "nic1", MAC]) == 1
+    assert capsys.readouterr() == ("", "device: device_add: no such bus\n")
+    assert qemu.commands[-1] == "netdev_del"
+    assert kernel.ran[-3:] == [
+        "nft -f -",
+        "ip address replace 10.1.2.3/24 dev eth1",
+        "ip address replace fd00::3/64 dev eth1",
+    ]
+    assert "chain" not in kernel.given["nft"]
+
+
+def test_rules_that_the_kernel_refuses_leave_no_card(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel.fails = "ip -batch -"
+    qemu = FakeQemu()
+    with qemu.listening(qmp.SOCKET):
+        assert devices.main(["join", "nic1", MAC]) == 1
+    assert capsys.readouterr().err == "device: ip failed (1): no\n"
+    assert qemu.commands == ["getfd", "netdev_add", "netdev_del"]
+
+
+def test_a_tap_that_qemu_does_not_take_goes_at_once(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    qemu = FakeQemu(netdev_add=["Duplicate ID"])
+    with qemu.listening(qmp.SOCKET):
+        assert devices.main(["join", "nic1", MAC]) == 1
+    assert qemu.commands == ["getfd", "netdev_add", "closefd"]
+    assert len(kernel.ran) == 1, "it has only looked"
+
+
+def test_removal_undoes_the_rules_and_leaves_the_interface_alone(tmp_path: Path, kernel: Kernel) -> None:
+    make_card(tmp_path)
+    qemu = FakeQemu(qom_get=[(MAC,)], qom_list=[listed()])
+    with qemu.listening(qmp.SOCKET):
+        assert devices.main(["remove", "nic1"]) == 0
+    assert qemu.commands == ["qom-get", "device_del", "qom-list", "netdev_del"]
+    assert qemu.arguments("qom-get") == [{"path": "/machine/peripheral/nic1", "property": "mac"}]
+    assert kernel.ran == ["nft -f -"]
+    assert "delete table netdev virtainer-02420a010203" in kernel.given["nft"]
