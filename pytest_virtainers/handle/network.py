@@ -94,11 +94,15 @@ class Network:
 
     # Who is on it
 
-    def port(self, name: str, ip: str | int | IPv4Address | None) -> Port:
+    def port(self, name: str, ip: str | int | IPv4Address | None, *, first: bool = False) -> Port:
         """Say how a container called `name` is connected.
 
+        Others find it as `name.network`. Only on its first network they do so as `name`, too: Podman gives all
+        addresses of a name, and the one that others must use would be one of them.
+
         Args:
-            name: others find it by this name, and by `name.network`.
+            name: of the VM.
+            first: whether it is its first network.
             ip: its address, or that one's number in the subnet; anything else: the engine's choice.
 
         Raises:
@@ -108,7 +112,7 @@ class Network:
         if isinstance(address, IPv4Address) and self.subnet is not None and address not in self.subnet:
             raise SpecError(f"{name}: ip={ip}: it is not in the subnet {self.subnet} of the network {self.name}")
         fixed = str(address) if isinstance(address, IPv4Address) else None
-        return Port(self.engine_name, (name, f"{name}.{self.name}"), fixed)
+        return Port(self.engine_name, (*((name,) if first else ()), f"{name}.{self.name}"), fixed)
 
     def _address(self, number: int) -> IPv4Address:
         if self.subnet is None or number >= self.subnet.num_addresses - 1:

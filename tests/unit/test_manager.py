@@ -147,7 +147,7 @@ def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(run: Run, monkeypatch: 
     monkeypatch.setattr(module, "Container", Container)
     monkeypatch.setattr(Container, "made", [])
     monkeypatch.setattr(run.manager, "_budget", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
-    network = SimpleNamespace(port=lambda *_: Port("n"), join=lambda *_: None)
+    network = SimpleNamespace(port=lambda *_, **_named: Port("n"), join=lambda *_: None)
     monkeypatch.setattr(run.manager, "networks", SimpleNamespace(get=lambda _: network, environment=lambda _: {}))
     run.manager._runtime_image = "an-image"
     pair = KeyPair("", "")

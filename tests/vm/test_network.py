@@ -1,0 +1,153 @@
+"""Several machines: names, wires of their own, faults between them, and what was on the wire."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import VM, Network, VirtainerError
+
+WIRES = pytest.mark.virtainer(scope="module", nics=["left", "right"])
+pytestmark = [
+    pytest.mark.virtainer("a", ip=11),
+    pytest.mark.virtainer("b"),
+    WIRES,
+]
+_PING = "ping -c{count} -i0.2 -W1 -q {to} | sed -n 's/.* \\([0-9]*\\) received.*/\\1/p'"
+
+
+def pings(vm: VM, to: str, count: int = 3) -> int:
+    """Give how many of some pings are answered."""
+    return int(vm.run(_PING.format(count=count, to=to), sudo=True).stdout or 0)
+
+
+def wire(vms: Mapping[str, VM], name: str) -> Network:
+    found = vms["a"].nics[name].network
+    assert found is not None
+    return found
+
+
+def test_each_finds_the_others_by_name(vms: Mapping[str, VM]) -> None:
+    a, b = vms["a"], vms["b"]
+    assert a.network.subnet is not None
+    assert a.ip == str(a.network.subnet[11])
+    for vm, other in ((a, b), (b, a)):
+        assert vm.run(["getent", "ahostsv4", other.name]).stdout.split()[0] == other.ip
+        assert pings(vm, other.name) == 3
+        assert other.name not in vm.run("cat /etc/hosts | cut -f2- -d' '").stdout.split()
+
+
+def test_a_wire_carries_whatever_frames_there_are(vms: Mapping[str, VM]) -> None:
+    a, b = vms["a"], vms["b"]
+    for name in ("left", "right"):
+        here, there = a.nics[name], b.nics[name]
+        assert pings(a, there.ip) == 3
+        neighbour = a.run(["ip", "neigh", "show", there.ip]).stdout
+        assert f"dev {here.device} lladdr {there.mac}" in neighbour, "the guest's own card is on the wire"
+        link_local = b.run(f"ip -6 -o addr show dev {there.device} scope link").stdout.split()[3].partition("/")[0]
+        assert pings(a, f"{link_local}%{here.device}") == 3
+        answers = a.run(f"ping -6 -c2 -W1 ff02::1%{here.device}", sudo=True).stdout
+        assert link_local in answers, "multicast"
+    assert a.run(["getent", "ahostsv4", "b.left"]).stdout.split()[0] == b.nics["left"].ip
+
+
+def test_the_first_card_stays_the_way_out(vms: Mapping[str, VM]) -> None:
+    for vm in vms.values():
+        assert [line.split()[4] for line in vm.run("ip route show default").stdout.splitlines()] == ["eth0"]
+        code, said = vm._container.run(["ip", "route", "show", "default"])
+        assert (code, len(said.splitlines())) == (0, 1)
+        assert vm.network.subnet is not None
+        assert f"via {vm.network.subnet[1]} ".encode() in said
+
+
+@pytest.mark.parametrize("on", ["nat", "left"])
+def test_partition_loss_and_their_end(vms: Mapping[str, VM], on: str) -> None:
+    a, b = vms["a"], vms["b"]
+    network = a.network if on == "nat" else wire(vms, on)
+    to_b, to_a = (b.ip, a.ip) if on == "nat" else (b.nics[on].ip, a.nics[on].ip)
+    assert pings(a, to_b) == 3
+    with network.partition(a, b):
+        assert pings(a, to_b) == pings(b, to_a) == 0
+        assert a.run("echo still here").ok
+        network.heal()
+        assert pings(a, to_b) == 3
+    with network.lose(a, b, share=0.5):
+        assert 1 < pings(a, to_b, count=20) < 19
+    assert pings(a, to_b) == 3
+
+
+_LISTEN = """
+import socket
+with socket.socket(type=socket.SOCK_DGRAM) as here:
+    here.bind(("", 9000))
+    print("listening", flush=True)
+    while True:
+        print(here.recv(100).decode(), flush=True)
+"""
+_SEND = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 9000))"
+
+
+def test_one_way_loss_loses_one_way(vms: Mapping[str, VM]) -> None:
+    a, b = vms["a"], vms["b"]
+    with a.popen(["python3", "-c", _LISTEN]) as at_a, b.popen(["python3", "-c", _LISTEN]) as at_b:
+        heard_by_a, heard_by_b = at_a.lines(timeout=60), at_b.lines(timeout=60)
+        assert next(heard_by_a) == next(heard_by_b) == "listening"
+        with wire(vms, "left").lose(a, b):
+            a.run(["python3", "-c", _SEND, b.nics["left"].ip, "lost"])
+            b.run(["python3", "-c", _SEND, a.nics["left"].ip, "found"])
+            assert next(heard_by_a) == "found"
+        a.run(["python3", "-c", _SEND, b.nics["left"].ip, "after"])
+        assert next(heard_by_b) == "after"
+
+
+def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
+    a, b = vms["a"], vms["b"]
+    address = b.nics["left"].ip
+    fetch = [
+        "python3",
+        "-c",
+        f"import urllib.request as u; print(len(u.urlopen('http://{address}:8000/data').read()))",
+    ]
+    b.run("mkdir -p /tmp/www && head -c 250000 /dev/zero >/tmp/www/data")
+    with b.popen("exec python3 -m http.server 8000 --directory /tmp/www"):
+        b.wait_for_port(8000)
+        fast = a.run(fetch).duration
+        with wire(vms, "left").slow(b, rate="500kbit"):
+            slow = a.run(fetch)
+        assert slow.stdout == "250000\n"
+        assert slow.duration - fast > 3  # 250 kB at 62.5 kB/s take 4 s
+
+
+def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:
+    a, b = vms["a"], vms["b"]
+    slow = wire(vms, "left").slow(b, delay=0.2)
+    if b._container.run(["tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us"])[0] == 0:
+        with slow:
+            answer = a.run(["ping", "-c1", b.nics["left"].ip], sudo=True).stdout
+        assert float(answer.partition("time=")[2].split()[0]) > 200
+    else:
+        told = "b on the network left: wire: the host's kernel has no sch_netem, which a delay needs: load it on the"
+        with pytest.raises(VirtainerError, match=told), slow:
+            raise AssertionError
+
+
+def test_what_was_on_the_wire(vms: Mapping[str, VM], tmp_path: Path) -> None:
+    a, b = vms["a"], vms["b"]
+    with wire(vms, "left").capture(tmp_path / "left.pcap"), a.network.capture(tmp_path / "nat.pcap"):
+        assert pings(a, b.nics["left"].ip) == 3
+        assert pings(b, a.ip) == 3
+    for name, asks, answers in (("left", a.nics["left"].ip, b.nics["left"].ip), ("nat", b.ip, a.ip)):
+        a._container.put("/tmp", {f"{name}.pcap": (tmp_path / f"{name}.pcap").read_bytes()})
+        _, read = a._container.run(["tcpdump", "-n", "-r", f"/tmp/{name}.pcap", "icmp"])
+        lines = [line for line in read.decode().splitlines() if "ICMP" in line]
+        requests = [f"IP {asks} > {answers}: ICMP echo request" in line for line in lines]
+        assert (requests.count(True), len(lines)) == (3, 6), "each frame once"
+        assert requests[:2] == [True, False], "in their order"
+
+
+def test_a_reboot_brings_its_cards_back(vms: Mapping[str, VM]) -> None:
+    a, b = vms["a"], vms["b"]
+    before = a.nics["left"].ip
+    a.reboot()
+    assert a.nics["left"].ip == before
+    assert pings(b, before) == 3
