@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import interfaces
+from virtainer import interfaces, isolation
 from virtainer.tools import run
+
+if TYPE_CHECKING:
+    from virtainer.isolation import Closed
 
 _PRIORITY = 0  # faults (virtainer.wire) come before
 
@@ -53,14 +56,14 @@ def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def connect(taken: Taken) -> None:
+def connect(taken: Taken, closed: Closed | None = None) -> None:
     """Connect interface and tap, which is there already; the container is not on that network any more.
 
-    Raises ToolError.
+    What is `closed` does not pass. Raises ToolError.
     """
     ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
     # The rules come first: nothing shall be heard of the addresses' going.
-    run("nft", "-f", "-", stdin=rules(taken))
+    run("nft", "-f", "-", stdin=rules(taken, closed))
     run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6))
     for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
         run("ip", family, "route", "flush", "dev", taken.link)
@@ -90,22 +93,25 @@ def link_commands(taken: Taken, *, ipv6: bool) -> str:
     )
 
 
-def rules(taken: Taken) -> str:
+def rules(taken: Taken, closed: Closed | None = None) -> str:
     """Return the input of `nft -f`: two tables for each card.
 
     The kernel's own packets are dropped: it would tell routers of multicast groups even without an address.
     """
     tap, table = tap_name(taken.mac), _table(taken.mac)
+    sent, received = isolation.frame_rules(closed) if closed else ([], [])
+    from_guest = "\n        ".join([*sent, f'fwd to "{taken.link}"'])
+    to_guest = "\n        ".join([*received, f'fwd to "{tap}"'])
     return f"""\
 {_without_tables(taken.mac)}\
 table netdev {table} {{
     chain to_guest {{
         type filter hook ingress device "{taken.link}" priority {_PRIORITY}; policy accept;
-        fwd to "{tap}"
+        {to_guest}
     }}
     chain from_guest {{
         type filter hook ingress device "{tap}" priority {_PRIORITY}; policy accept;
-        fwd to "{taken.link}"
+        {from_guest}
     }}
 }}
 table inet {table} {{
