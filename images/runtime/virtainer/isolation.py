@@ -83,23 +83,17 @@ table inet {_TABLE} {{
 """
 
 
-def frame_rules(closed: Closed) -> tuple[list[str], list[str]]:
-    """Return nftables' statements for frames that a card sends, and for those that it is about to get.
+def frame_rules(closed: Closed) -> list[str]:
+    """Return nftables' statements for the frames that a joined card sends: none for what is closed by its address.
 
-    Nothing is known of connections here: what is closed cannot call the guest through the card either.
+    Whole networks are not closed there. The machines on that network may have any addresses, and route for each other;
+    a way out of it is the engine's to give or not. Nothing is known of connections: not even answers are sent.
     """
-    sent, received = [], []
-    for family in ("ip", "ip6"):
-        networks, hosts, own, friends = (
-            _set(each, family) for each in (closed.networks, closed.hosts, closed.own, closed.own + closed.hosts)
-        )
-        if hosts:
-            asked = "arp daddr ip" if family == "ip" else "icmpv6 type nd-neighbor-solicit icmpv6 taddr"
-            sent += [f"{family} daddr {hosts} drop", f"{asked} {hosts} drop"]
-        if networks:
-            sent.append(f"{family} daddr {networks} {f'{family} daddr != {own} ' if own else ''}drop")
-            received.append(f"{family} saddr {networks} {f'{family} saddr != {friends} ' if friends else ''}drop")
-    return sent, received
+    rules = []
+    for family, asked in (("ip", "arp daddr ip"), ("ip6", "icmpv6 type nd-neighbor-solicit icmpv6 taddr")):
+        if hosts := _set(closed.hosts, family):
+            rules += [f"{family} daddr {hosts} drop", f"{asked} {hosts} drop"]
+    return rules
 
 
 def _set(networks: Iterable[Net], family: str) -> str:

@@ -59,7 +59,7 @@ def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
 def connect(taken: Taken, closed: Closed | None = None) -> None:
     """Connect interface and tap, which is there already; the container is not on that network any more.
 
-    What is `closed` does not pass. Raises ToolError.
+    The card sends nothing to what is `closed`. Raises ToolError.
     """
     ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
     # The rules come first: nothing shall be heard of the addresses' going.
@@ -99,15 +99,13 @@ def rules(taken: Taken, closed: Closed | None = None) -> str:
     The kernel's own packets are dropped: it would tell routers of multicast groups even without an address.
     """
     tap, table = tap_name(taken.mac), _table(taken.mac)
-    sent, received = isolation.frame_rules(closed) if closed else ([], [])
-    from_guest = "\n        ".join([*sent, f'fwd to "{taken.link}"'])
-    to_guest = "\n        ".join([*received, f'fwd to "{tap}"'])
+    from_guest = "\n        ".join([*(isolation.frame_rules(closed) if closed else ()), f'fwd to "{taken.link}"'])
     return f"""\
 {_without_tables(taken.mac)}\
 table netdev {table} {{
     chain to_guest {{
         type filter hook ingress device "{taken.link}" priority {_PRIORITY}; policy accept;
-        {to_guest}
+        fwd to "{tap}"
     }}
     chain from_guest {{
         type filter hook ingress device "{tap}" priority {_PRIORITY}; policy accept;

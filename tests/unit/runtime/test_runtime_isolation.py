@@ -44,20 +44,19 @@ def test_ipv6_is_treated_alike() -> None:
     assert 'iifname "tap" ip6 daddr { fc00::/7 } reject with icmpx admin-prohibited' in rules
 
 
-def test_a_card_sends_nothing_to_what_is_closed_and_does_not_ask_for_the_host() -> None:
-    sent, received = isolation.frame_rules(CLOSED)
+def test_a_card_sends_nothing_to_closed_hosts_and_does_not_ask_for_them() -> None:
+    rules = isolation.frame_rules(CLOSED)
     hosts = "{ 10.9.0.1/32, 203.0.113.7/32 }"
-    assert {f"ip daddr {hosts} drop", f"arp daddr ip {hosts} drop"} < set(sent)
-    assert "ip daddr { 10.0.0.0/8, 192.168.0.0/16 } ip daddr != { 10.9.0.0/24 } drop" in sent
-    assert "icmpv6 type nd-neighbor-solicit icmpv6 taddr { fd00::7/128, fd00:6::1/128 } drop" in sent
-    assert "ip saddr { 10.0.0.0/8, 192.168.0.0/16 } ip saddr != { 10.9.0.0/24, 203.0.113.7/32 } drop" in received
+    assert {f"ip daddr {hosts} drop", f"arp daddr ip {hosts} drop"} < set(rules)
+    assert "icmpv6 type nd-neighbor-solicit icmpv6 taddr { fd00::7/128, fd00:6::1/128 } drop" in rules
+    assert "10.0.0.0/8" not in str(rules), "machines on one network may have any addresses"
 
 
 def test_what_is_closed_comes_before_a_cards_frames_are_passed_on() -> None:
     rules = joined.rules(joined.Taken("02:42:0a:01:02:03", "eth1", (), 1500), CLOSED)
     to_guest, from_guest = rules.partition("chain from_guest")[::2]
     assert from_guest.index("arp daddr ip") < from_guest.index('fwd to "eth1"')
-    assert to_guest.index("ip saddr") < to_guest.index('fwd to "vt')
+    assert "drop" not in to_guest.partition("chain to_guest")[2]
 
 
 def test_hosts_alone_may_be_closed() -> None:
@@ -65,4 +64,3 @@ def test_hosts_alone_may_be_closed() -> None:
     rules = isolation.rules(isolation.closed(settings, {"10.9.0.1"}, {"10.9.0.0/24"}), "tap")
     assert "ip daddr { 10.9.0.1/32, 203.0.113.7/32 } reject" in rules
     assert "drop" not in rules
-    assert isolation.frame_rules(isolation.closed(settings, set(), set()))[1] == []
