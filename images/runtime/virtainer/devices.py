@@ -25,10 +25,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from virtainer import interfaces, joined, qmp
+from virtainer import interfaces, isolation, joined, qmp
 from virtainer.ending import End
 from virtainer.machine import BUILT_IN, PLUGS
 from virtainer.network import MAX_MTU, make_tap
+from virtainer.settings import Settings
 from virtainer.tools import ToolError
 
 _NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room for 20 characters
@@ -80,6 +81,7 @@ def join(connection: socket.socket, name: str, mac: str) -> joined.Taken:
     if joined.exists(mac):
         raise qmp.Refused(f"the interface with the MAC {mac} has been joined already")
     taken = joined.look(mac, MAX_MTU)
+    closed = isolation.look(Settings.from_env(os.environ), taken.addresses)
     monitor = qmp.Monitor(connection)
     with contextlib.ExitStack() as undo:
         tap = make_tap(joined.tap_name(mac))
@@ -95,7 +97,7 @@ def join(connection: socket.socket, name: str, mac: str) -> joined.Taken:
             raise
         undo.callback(monitor.ask, "netdev_del", id=f"{name}-net")
         undo.callback(joined.give_back, taken)
-        joined.connect(taken)
+        joined.connect(taken, closed)
         card = {"driver": "virtio-net-pci", "netdev": f"{name}-net", "mac": mac, "romfile": ""}
         _plug(monitor, id=name, host_mtu=taken.mtu, **card)
         undo.pop_all()

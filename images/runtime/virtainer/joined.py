@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import interfaces
+from virtainer import interfaces, isolation
 from virtainer.tools import run
+
+if TYPE_CHECKING:
+    from virtainer.isolation import Closed
 
 _PRIORITY = 0  # faults (virtainer.wire) come before
 
 
+_RECORDS = Path("/run/virtainer")
+
+
 class Taken(NamedTuple):
-    """An interface as it was before its card took it over."""
+    """An interface as it was before a card took it over for the first time."""
 
     mac: str
     link: str
@@ -39,8 +45,13 @@ def exists(mac: str) -> bool:
 def look(mac: str, max_mtu: int) -> Taken:
     """Look at the interface with this MAC; raises interfaces.Missing."""
     link = interfaces.find(mac)
-    described = json.loads(run("ip", "-json", "address", "show", "dev", link))
-    return Taken(mac, link, global_addresses(described), min(interfaces.mtu(link), max_mtu))
+    addresses = global_addresses(json.loads(run("ip", "-json", "address", "show", "dev", link)))
+    record = _RECORDS / f"{tap_name(mac)}.json"
+    if addresses:
+        record.write_text(json.dumps(addresses))
+    elif record.exists():  # an earlier card has left it without
+        addresses = tuple(json.loads(record.read_text()))
+    return Taken(mac, link, addresses, min(interfaces.mtu(link), max_mtu))
 
 
 def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -53,14 +64,14 @@ def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def connect(taken: Taken) -> None:
+def connect(taken: Taken, closed: Closed | None = None) -> None:
     """Connect interface and tap, which is there already; the container is not on that network any more.
 
-    Raises ToolError.
+    The card sends nothing to what is `closed`. Raises ToolError.
     """
     ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
     # The rules come first: nothing shall be heard of the addresses' going.
-    run("nft", "-f", "-", stdin=rules(taken))
+    run("nft", "-f", "-", stdin=rules(taken, closed))
     run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6))
     for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
         run("ip", family, "route", "flush", "dev", taken.link)
@@ -90,12 +101,13 @@ def link_commands(taken: Taken, *, ipv6: bool) -> str:
     )
 
 
-def rules(taken: Taken) -> str:
+def rules(taken: Taken, closed: Closed | None = None) -> str:
     """Return the input of `nft -f`: two tables for each card.
 
     The kernel's own packets are dropped: it would tell routers of multicast groups even without an address.
     """
     tap, table = tap_name(taken.mac), _table(taken.mac)
+    from_guest = "\n        ".join([*(isolation.frame_rules(closed) if closed else ()), f'fwd to "{taken.link}"'])
     return f"""\
 {_without_tables(taken.mac)}\
 table netdev {table} {{
@@ -105,7 +117,7 @@ table netdev {table} {{
     }}
     chain from_guest {{
         type filter hook ingress device "{tap}" priority {_PRIORITY}; policy accept;
-        fwd to "{taken.link}"
+        {from_guest}
     }}
 }}
 table inet {table} {{

@@ -3,10 +3,15 @@
 systemd-resolved completes such a name with a search domain, or does not ask at all. So the guest is given one
 (DHCP option 119), and this server answers for it: `web.virtainer.internal` is what the container calls `web`.
 The domain is the same everywhere, as a memory snapshot of the guest holds it. Message format: RFC 1035, section 4.
+
+With DNS=names this is all the DNS that a guest has. The container's resolver may ask others for a name that it does
+not know, so it is asked for names without dots alone, completed with nothing, and only what is on the container's own
+networks is passed on. (Docker's asks nobody for such a name with `--dns-option ndots:1`.)
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import socketserver
 import struct
@@ -14,34 +19,68 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 DOMAIN = "virtainer.internal"
 
 _HEADER = 12  # bytes
 _TTL = 5  # seconds: containers come and go
-_ADDRESS, _INTERNET = 1, 1  # type A, class IN
+_ADDRESS, _ADDRESS6, _INTERNET = 1, 28, 1  # types A and AAAA, class IN
 _RESPONSE = 0x8580  # an authoritative answer, recursion possible
 _NO_SUCH_NAME, _SERVER_FAILURE = 3, 2
 
 
-def serve() -> int:
-    """Answer in the background from now on; returns the UDP port, on 127.0.0.1."""
-    server = socketserver.ThreadingUDPServer(("127.0.0.1", 0), _Handler)
+def serve(only: Iterable[str] | None = None, *, ipv6: bool = False) -> int:
+    """Answer in the background from now on; returns the UDP port, on 127.0.0.1.
+
+    Args:
+        only: networks; names without dots get answers, and only with addresses on these.
+        ipv6: IPv6 addresses are given, too.
+    """
+    find: Callable[[bytes], list[str]] = look_up_with_ipv6 if ipv6 else look_up
+    if only is not None:
+        os.environ["LOCALDOMAIN"] = ""  # resolv.conf(5): the resolver completes no name
+        find = restricted(find, only)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            query, reply_to = self.request
+            reply_to.sendto(answer(query, find), self.client_address)
+
+    server = socketserver.ThreadingUDPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return int(server.server_address[1])
 
 
-class _Handler(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        query, reply_to = self.request
-        reply_to.sendto(answer(query, look_up), self.client_address)
-
-
 def look_up(name: bytes) -> list[str]:
     """Ask the container's resolver and its /etc/hosts for IPv4 addresses. Raises socket.gaierror."""
-    return [str(found[4][0]) for found in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)]
+    return _look_up(name, socket.AF_INET)
+
+
+def look_up_with_ipv6(name: bytes) -> list[str]:
+    """Do as look_up() does, for IPv6 addresses, too."""
+    return _look_up(name, socket.AF_UNSPEC)
+
+
+def _look_up(name: bytes, family: socket.AddressFamily) -> list[str]:
+    return [str(found[4][0]) for found in socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)]
+
+
+def restricted(look_up: Callable[[bytes], list[str]], networks: Iterable[str]) -> Callable[[bytes], list[str]]:
+    """Make a `look_up` that knows names without dots, with addresses on these networks, and nothing else."""
+    from ipaddress import ip_address, ip_network
+
+    known = [ip_network(each) for each in networks]
+
+    def look_up_some(name: bytes) -> list[str]:
+        found = [] if b"." in name else look_up(name)
+        near = [each for each in found if any(ip_address(each) in network for network in known)]
+        if not near:
+            raise socket.gaierror(socket.EAI_NONAME, "")
+        return near
+
+    return look_up_some
 
 
 def answer(query: bytes, look_up: Callable[[bytes], list[str]]) -> bytes:
@@ -56,11 +95,16 @@ def answer(query: bytes, look_up: Callable[[bytes], list[str]]) -> bytes:
         addresses = look_up(b".".join(labels).lower().removesuffix(f".{DOMAIN}".encode()))
     except socket.gaierror as error:
         code = _SERVER_FAILURE if error.errno == socket.EAI_AGAIN else _NO_SUCH_NAME
-    if kind != (_ADDRESS, _INTERNET):
-        addresses = []  # the name exists, and has nothing of that kind
-    records = [
-        struct.pack("!HHHIH4s", 0xC000 | _HEADER, _ADDRESS, _INTERNET, _TTL, 4, socket.inet_aton(address))
-        for address in addresses
+    family = {(_ADDRESS, _INTERNET): socket.AF_INET, (_ADDRESS6, _INTERNET): socket.AF_INET6}.get(kind)
+    records = [  # a name that exists may have nothing of that kind
+        struct.pack("!HHHIH", 0xC000 | _HEADER, *kind, _TTL, len(packed)) + packed
+        for packed in _packed(addresses, family)
     ]
     header = query[:2] + struct.pack("!5H", _RESPONSE | code, 1, len(records), 0, 0)
     return header + query[_HEADER : at + 5] + b"".join(records)
+
+
+def _packed(addresses: list[str], family: socket.AddressFamily | None) -> list[bytes]:
+    """Return the addresses of one family as the protocol has them."""
+    ipv6 = family is socket.AF_INET6
+    return [socket.inet_pton(family, each) for each in addresses if (":" in each) is ipv6] if family else []

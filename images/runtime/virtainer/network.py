@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
 
-from virtainer import names
+from virtainer import ipv6, names
 from virtainer.ending import End, Reason
 from virtainer.line import TCP_PORT
 from virtainer.tools import ToolError, run
@@ -38,6 +38,7 @@ class Network(NamedTuple):
     guest_name: str
     mtu: int
     uplink: str | None  # the container's interface on its way out
+    ipv6: bool = False  # the guest has it, too
 
     @property
     def gateway(self) -> str:
@@ -69,7 +70,7 @@ def plan(cidr: str, guest_name: str) -> Network:
     if uplink:
         _need_forwarding()
     mtu = int((_SYS_NET / uplink / "mtu").read_text()) if uplink else 1500
-    return Network(cidr, guest_name, min(mtu, MAX_MTU), uplink)
+    return Network(cidr, guest_name, min(mtu, MAX_MTU), uplink, ipv6=bool(uplink and ipv6.usable(uplink)))
 
 
 def looks_like_host(links: dict[str, bool]) -> bool:
@@ -106,8 +107,18 @@ def neighbours(routes: str) -> set[str]:
     """
     rows = [line.split() for line in routes.splitlines()[1:]]
     ways_out = {str(IPv4Address(_address(row[2]))) for row in rows if _address(row[2])}
-    firsts = {str(IPv4Address(address + 1)) for _, address, mask in _routes(routes) if mask}
+    firsts = {str(IPv4Address(address + 1)) for name, address, mask in _routes(routes) if mask and name != TAP}
     return ways_out | firsts
+
+
+def connected(routes: str) -> set[str]:
+    """Give the networks in /proc/net/route that the container itself is on, but the inner one."""
+    rows = [line.split() for line in routes.splitlines()[1:]]
+    return {
+        str(IPv4Network((_address(row[1]), _address(row[7]).bit_count())))
+        for row in rows
+        if not _address(row[2]) and _address(row[7]) and row[0] != TAP
+    }
 
 
 def _address(word: str) -> int:
@@ -141,11 +152,11 @@ def make_tap(name: str = TAP) -> int:
     return tap
 
 
-def build(network: Network, callers: set[str]) -> None:
+def build(network: Network, callers: set[str], more_rules: str = "") -> None:
     """Give the tap its address and rules; `callers` are those of `nft_rules`."""
     try:
         run("ip", "-batch", "-", stdin=link_commands(network))
-        run("nft", "-f", "-", stdin=nft_rules(network, callers))
+        run("nft", "-f", "-", stdin=nft_rules(network, callers) + more_rules)
     except ToolError as error:
         raise End(Reason.NETWORK, f"cannot set up the guest's network: {error}") from None
 
@@ -159,6 +170,7 @@ def link_commands(network: Network) -> str:
     tap = (
         f"link set dev {TAP} address {GATEWAY_MAC}\n"
         f"addr add {network.gateway}/24 dev {TAP}\n"
+        f"{ipv6.link_commands(TAP, network.uplink, _ASK_SOON) if network.ipv6 and network.uplink else ''}"
         f"link set dev {TAP} mtu {network.mtu} up\n"
     )
     if network.uplink is None:
@@ -188,16 +200,18 @@ table ip virtainer {{
         oifname "{TAP}" ip saddr {network.guest} masquerade
     }}
 }}
-"""
+{ipv6.nft_rules(TAP) if network.ipv6 else ""}"""
 
 
-def dnsmasq_argv(network: Network, names_port: int) -> list[str]:
+def dnsmasq_argv(network: Network, names_port: int, *, names_only: bool = False) -> list[str]:
     """Return the command of the guest's DHCP and DNS server, which stays in the foreground.
 
     It asks the servers of the container's /etc/resolv.conf, such as the engine's, that knows the names of
     other containers; it answers from the container's /etc/hosts too, so `--add-host` reaches the guest.
-    `names_port` is where names.serve() listens.
+    `names_port` is where names.serve() listens. With `names_only` it is the only server, for names without dots, too;
+    all other questions are refused.
     """
+    fixed = f"{GUEST_MAC},{network.guest}{f',[{ipv6.GUEST}]' if network.ipv6 else ''}"
     return [
         "dnsmasq",
         "--keep-in-foreground",
@@ -210,10 +224,12 @@ def dnsmasq_argv(network: Network, names_port: int) -> list[str]:
         "--except-interface=lo",
         "--bind-interfaces",
         f"--dhcp-range={network.cidr}.0,static",
-        f"--dhcp-host={GUEST_MAC},{network.guest},{network.guest_name},infinite",
+        f"--dhcp-host={fixed},{network.guest_name},infinite",
         f"--dhcp-option=option:mtu,{network.mtu}",
         f"--dhcp-option=option:domain-search,{names.DOMAIN}",
         f"--server=/{names.DOMAIN}/127.0.0.1#{names_port}",
+        *(("--no-resolv", f"--server=//127.0.0.1#{names_port}") if names_only else ()),
+        *(ipv6.dnsmasq_options(names.DOMAIN) if network.ipv6 else ()),
         "--dhcp-authoritative",
         "--leasefile-ro",
         "--no-ping",  # it would wait three seconds for an answer before its first offer

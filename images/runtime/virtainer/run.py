@@ -10,7 +10,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtainer import disk, image, individual, machine, names, network, privileges, qmp, requests, seed, template
+from virtainer import (
+    disk,
+    image,
+    individual,
+    ipv6,
+    isolation,
+    machine,
+    names,
+    network,
+    privileges,
+    qmp,
+    requests,
+    seed,
+    template,
+)
 from virtainer import line as serial_line
 from virtainer.console import Console
 from virtainer.ending import End, Reason, say
@@ -85,8 +99,9 @@ def run() -> End:
 
     # QEMU takes a moment to start: until then the network is there, too.
     callers = network.neighbours(Path("/proc/net/route").read_text()) if storage.restore else set()
-    network.build(net, callers)
-    dnsmasq = _start_dnsmasq(net)
+    closed = isolation.look(settings)
+    network.build(net, callers, isolation.rules(closed, network.TAP, inner=(f"{net.gateway}/24", ipv6.NETWORK)))
+    dnsmasq = _start_dnsmasq(net, names_only=settings.names_only)
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
     monitor = qmp.Monitor(link)
     helper = individual.Individual(port, settings.name)
@@ -154,8 +169,9 @@ def _restore(
     link.settimeout(None)
 
 
-def _start_dnsmasq(net: network.Network) -> int:
-    argv = network.dnsmasq_argv(net, names.serve())
+def _start_dnsmasq(net: network.Network, *, names_only: bool) -> int:
+    only = isolation.own_networks() if names_only else None
+    argv = network.dnsmasq_argv(net, names.serve(only, ipv6=net.ipv6), names_only=names_only)
     with DNSMASQ_LOG.open("wb") as log:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True).pid
 

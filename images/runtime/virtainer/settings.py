@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -57,6 +57,9 @@ class Settings(NamedTuple):
     template: Path | None  # start from the VM that was saved here
     template_save: bool  # into image_dir
     resume: Path | None  # go on from the evidence that was kept there
+    closed_networks: tuple[str, ...]  # that the guest may not reach, nor they it
+    closed_hosts: tuple[str, ...]  # that the guest may not reach
+    names_only: bool  # the guest's DNS knows other containers, and nobody else
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -101,6 +104,13 @@ class Settings(NamedTuple):
             template=read("TEMPLATE", "/", _absolute, "an absolute path") if env.get("TEMPLATE") else None,
             template_save=read("TEMPLATE_SAVE", "off", _one_of("off", "on"), "off or on") == "on",
             resume=read("RESUME", "/", _absolute, "an absolute path") if env.get("RESUME") else None,
+            closed_networks=read(
+                "CLOSED_NETWORKS", "", _each(ip_network), "networks with commas between them: 10.0.0.0/8,fd00::/8"
+            ),
+            closed_hosts=read(
+                "CLOSED_HOSTS", "", _each(ip_address), "addresses with commas between them: 10.1.2.3,fd00::1"
+            ),
+            names_only=read("DNS", "engine", _one_of("engine", "names"), "engine or names") == "names",
         )
 
 
@@ -124,6 +134,17 @@ def _matching(pattern: str) -> Callable[[str], str]:
 
 def _one_of(*words: str) -> Callable[[str], str]:
     return _matching("|".join(words))
+
+
+def _each(parse: Callable[[str], object]) -> Callable[[str], tuple[str, ...]]:
+    """Read a list; `parse` gives what each is, and its error is a ValueError."""
+
+    def parse_all(value: str) -> tuple[str, ...]:
+        if "%" in value:  # an address with an interface is one of this container alone
+            raise ValueError
+        return tuple(str(parse(each.strip())) for each in value.split(",") if value)
+
+    return parse_all
 
 
 def _size(value: str) -> int:

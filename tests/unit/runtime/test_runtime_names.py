@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 
@@ -17,8 +18,14 @@ def query(name: str, kind: int = A) -> bytes:
 
 
 def resolver(name: bytes) -> list[str]:
-    """Know `web` and `my_db`; fail for the rest, for `slow` only for now."""
-    known = {b"web": ["172.18.0.2"], b"my_db": ["172.18.0.3", "172.18.0.4"]}
+    """Know some; fail for the rest, for `slow` only for now."""
+    known = {
+        b"web": ["172.18.0.2"],
+        b"my_db": ["172.18.0.3", "172.18.0.4"],
+        b"both": ["172.18.0.5", "fd00::5"],
+        b"com": ["203.0.113.1"],
+        b"web.left": ["172.18.0.2"],
+    }
     if name not in known:
         raise socket.gaierror(socket.EAI_AGAIN if name == b"slow" else socket.EAI_NONAME, "")
     return known[name]
@@ -30,8 +37,13 @@ def parse(reply: bytes, asked: bytes) -> tuple[int, list[str]]:
     assert (ident, questions) == (0x1234, 1)
     assert reply[12:].startswith(asked[12:])
     records = reply[len(asked) :]
-    assert len(records) == 16 * answers
-    return flags & 0xF, [socket.inet_ntoa(records[at + 12 : at + 16]) for at in range(0, len(records), 16)]
+    found = []
+    while records:
+        kind, length = struct.unpack_from("!2xH6xH", records)
+        found.append(socket.inet_ntop({A: socket.AF_INET, AAAA: socket.AF_INET6}[kind], records[12 : 12 + length]))
+        records = records[12 + length :]
+    assert len(found) == answers
+    return flags & 0xF, found
 
 
 @pytest.mark.parametrize(
@@ -41,6 +53,9 @@ def parse(reply: bytes, asked: bytes) -> tuple[int, list[str]]:
         ("Web.Virtainer.Internal", A, 0, ["172.18.0.2"]),
         ("my_db.virtainer.internal", A, 0, ["172.18.0.3", "172.18.0.4"]),
         ("web.virtainer.internal", AAAA, 0, []),
+        ("both.virtainer.internal", A, 0, ["172.18.0.5"]),
+        ("both.virtainer.internal", AAAA, 0, ["fd00::5"]),
+        ("both.virtainer.internal", 16, 0, []),
         ("nobody.virtainer.internal", A, 3, []),
         ("slow.virtainer.internal", A, 2, []),
     ],
@@ -57,3 +72,33 @@ def test_it_answers_from_the_resolver_of_the_container() -> None:
         asked = query("localhost.virtainer.internal")
         client.sendto(asked, ("127.0.0.1", port))
         assert "127.0.0.1" in parse(client.recv(512), asked)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "addresses"),
+    [
+        ("web.virtainer.internal", 0, ["172.18.0.2"]),
+        ("web", 0, ["172.18.0.2"]),
+        ("web.left", 3, []),
+        ("web.left.virtainer.internal", 3, []),
+        ("com", 3, []),
+        ("slow", 2, []),
+    ],
+)
+def test_where_only_names_are_known_no_dots_and_nothing_from_elsewhere(
+    name: str, code: int, addresses: list[str]
+) -> None:
+    asked = query(name)
+    restricted = names.restricted(resolver, ["172.18.0.0/16", "fd00::/64"])
+    assert parse(names.answer(asked, restricted), asked) == (code, addresses)
+
+
+def test_where_only_names_are_known_the_resolver_completes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALDOMAIN", "example.com")
+    port = names.serve(["127.0.0.0/8", "::1/128"], ipv6=True)
+    assert os.environ["LOCALDOMAIN"] == ""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        asked = query("localhost", AAAA)
+        client.sendto(asked, ("127.0.0.1", port))
+        assert parse(client.recv(512), asked)[1] in (["::1"], [])  # as /etc/hosts has it

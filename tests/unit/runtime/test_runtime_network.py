@@ -92,6 +92,37 @@ def test_the_engines_host_is_the_way_out_or_at_the_first_address_of_a_network_wi
     assert network.neighbours(HEADER) == set()
 
 
+def test_the_containers_own_networks_are_those_without_a_gateway() -> None:
+    inner = "virtainer0\t0064A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"
+    assert network.connected(ROUTES + inner) == {"172.17.0.0/16", "10.9.0.0/24"}
+    assert "192.168.100.1" not in network.neighbours(ROUTES + inner)
+
+
+def test_where_only_names_are_known_no_other_server_is_asked() -> None:
+    argv = network.dnsmasq_argv(NETWORK, 5300, names_only=True)
+    assert {"--no-resolv", "--server=//127.0.0.1#5300", "--server=/virtainer.internal/127.0.0.1#5300"} < set(argv)
+    assert "--no-resolv" not in network.dnsmasq_argv(NETWORK, 5300)
+
+
+def test_ipv6_is_added_where_the_container_has_it() -> None:
+    both = NETWORK._replace(ipv6=True)
+    commands = network.link_commands(both).splitlines()
+    up = commands.index("link set dev virtainer0 mtu 1450 up")
+    assert commands.index("addr add fd76:6972:7461::1/64 dev virtainer0 nodad") < up
+    assert (
+        "ntable change name ndisc_cache dev eth0 base_reachable 200 delay_probe 50 retrans 50 locktime 0" in commands
+    )
+    rules = network.nft_rules(both, set())
+    assert 'iifname != "lo" fib daddr type local dnat to fd76:6972:7461::2' in rules
+    assert 'oifname != { "lo", "virtainer0" } ip6 saddr fd76:6972:7461::/64 masquerade' in rules
+    argv = network.dnsmasq_argv(both, 5300)
+    assert "--dhcp-host=52:54:00:76:69:02,10.1.2.2,[fd76:6972:7461::2],alpha,infinite" in argv
+    assert "--dhcp-range=fd76:6972:7461::,static,64" in argv
+    for text in (network.link_commands(NETWORK), network.nft_rules(NETWORK, set())):
+        assert "fd76" not in text
+        assert "ip6" not in text
+
+
 def test_the_lines_callers_are_let_in_before_all_else_goes_to_the_guest() -> None:
     rules = network.nft_rules(NETWORK, {"172.17.0.1", "10.9.0.1"})
     to_line = "ip saddr { 10.9.0.1, 172.17.0.1 } tcp dport 50022 accept\n"

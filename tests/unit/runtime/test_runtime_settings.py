@@ -28,6 +28,9 @@ def test_defaults_are_those_of_the_contract() -> None:
         template=None,
         template_save=False,
         resume=None,
+        closed_networks=(),
+        closed_hosts=(),
+        names_only=False,
     )
 
 
@@ -64,6 +67,12 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("LEASE", "yes", "off or stdin"),
         ("DISK_CACHE", "fast", "writeback, none, writethrough, directsync, unsafe"),
         ("SHUTDOWN_TIMEOUT", "1m", "whole seconds, from 0 to 86400"),
+        ("CLOSED_NETWORKS", "10.0.0.0/8;", "networks with commas between them"),
+        ("CLOSED_NETWORKS", "10.0.0.1/8", "networks with commas between them"),
+        ("CLOSED_HOSTS", "10.0.0.0/8", "addresses with commas between them"),
+        ("CLOSED_HOSTS", "10.0.0.1,", "addresses with commas between them"),
+        ("CLOSED_HOSTS", "fe80::1%eth0", "addresses with commas between them"),
+        ("DNS", "none", "engine or names"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: str, allowed: str) -> None:
@@ -71,6 +80,12 @@ def test_a_bad_value_is_refused_by_name(name: str, value: str, allowed: str) -> 
         Settings.from_env({name: value})
     assert caught.value.reason is Reason.SETTING
     assert str(caught.value).startswith(f"{name}={value!r}: allowed is {allowed}")
+
+
+def test_lists_of_networks_and_addresses() -> None:
+    settings = Settings.from_env({"CLOSED_NETWORKS": "10.0.0.0/8, fd00::/8", "CLOSED_HOSTS": "10.1.2.3,FD00::1"})
+    assert settings.closed_networks == ("10.0.0.0/8", "fd00::/8")
+    assert settings.closed_hosts == ("10.1.2.3", "fd00::1")
 
 
 @pytest.mark.parametrize(
