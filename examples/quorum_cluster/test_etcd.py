@@ -1,0 +1,61 @@
+"""Three etcd members: when the network cuts the leader off, the majority goes on and the minority refuses."""
+
+import pytest
+
+from pytest_virtainers import VM, VMFactory
+
+# Without KVM, a member may need seconds to answer: such waits are no reason to elect another leader.
+SETTINGS = """
+ETCD_NAME={name}
+ETCD_INITIAL_CLUSTER=one=http://one:2380,two=http://two:2380,three=http://three:2380
+ETCD_INITIAL_ADVERTISE_PEER_URLS=http://{name}:2380
+ETCD_LISTEN_PEER_URLS=http://0.0.0.0:2380
+ETCD_HEARTBEAT_INTERVAL=500
+ETCD_ELECTION_TIMEOUT=5000
+"""
+
+
+def forget_the_first_start(vm: VM) -> None:
+    """Leave etcd installed, but without the cluster of one that its package has started."""
+    vm.run("systemctl disable --now etcd && rm -rf /var/lib/etcd/default", sudo=True)
+
+
+@pytest.fixture
+def cluster(vm_factory: VMFactory) -> dict[str, VM]:
+    members = {
+        name: vm_factory(
+            name, ram="384M", disk="3G", packages=["etcd-server", "etcd-client"], prepare=forget_the_first_start
+        )
+        for name in ("one", "two", "three")
+    }
+    for name, member in members.items():
+        member.write_text("/etc/default/etcd", SETTINGS.format(name=name))
+        member.run("systemctl start --no-block etcd", sudo=True)
+    for member in members.values():
+        member.wait_until_succeeds("etcdctl endpoint health")
+    return members
+
+
+def leads(member: VM) -> bool:
+    return member.run("etcdctl endpoint status").stdout.split(", ")[4] == "true"
+
+
+def own_copy(member: VM) -> str:
+    """Give what the member has on its own disk, whether the others agree or not."""
+    return member.run("etcdctl get color --print-value-only --consistency=s").stdout
+
+
+def test_the_majority_goes_on_without_the_leader(cluster: dict[str, VM]) -> None:
+    leader = next(member for member in cluster.values() if leads(member))
+    first, second = (member for member in cluster.values() if member is not leader)
+    leader.run("etcdctl put color red")
+
+    with leader.block_network():
+        first.wait_until_succeeds("etcdctl put color blue")
+        assert second.run("etcdctl get color --print-value-only").stdout == "blue\n"
+        assert not leader.run("etcdctl put color green", check=False)
+        assert not leader.run("etcdctl get color", check=False)
+        assert own_copy(leader) == "red\n"
+
+    leader.wait_until_succeeds("etcdctl endpoint health")
+    assert own_copy(leader) == "blue\n"
