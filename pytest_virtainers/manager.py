@@ -546,6 +546,7 @@ class Manager:
 
         `environment` goes on top of what `spec` gives.
         """
+        setting = self.networks.setting(spec.wire(spec.network))
         wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and self._with_kvm)
         return Plan(
             name=name,
@@ -560,7 +561,7 @@ class Manager:
                 "LEASE": "stdin",
                 "LINGER": "on",  # what ends by itself stays for its evidence, and may be switched on again
                 "DISK_CACHE": "unsafe",  # the disk goes with the VM: nothing is gained by waiting for the platter
-                **self.networks.environment(spec.wire(spec.network)),
+                **setting.environment,
                 **environment,
             },
             store=self._settings.store,
@@ -571,7 +572,8 @@ class Manager:
             hostname=spec.guest_hostname,
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
             capabilities=_CAPABILITIES,
-            sysctls={"net.ipv4.ip_forward": "1"},
+            sysctls={"net.ipv4.ip_forward": "1", **setting.sysctls},
+            dns_options=setting.dns_options,
             memory_mib=spec.ram + _OVERHEAD_MIB,
             labels={
                 f"{LABEL}.worker": self._worker,

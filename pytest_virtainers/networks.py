@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine import host
@@ -13,8 +14,24 @@ from pytest_virtainers.handle.network import Network
 from pytest_virtainers.network_spec import DEFAULT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.network_spec import NetworkSpec
+
+
+# So that the guest is refused each call at once, and not some a second.
+_REFUSALS = {"net.ipv4.icmp_ratelimit": "0"}
+_IPV6 = {"net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf.default.disable_ipv6": "0"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a virtainer's container needs on its first network (docs/runtime-image.md, variables and IPv6)."""
+
+    environment: Mapping[str, str]
+    sysctls: Mapping[str, str]
+    dns_options: tuple[str, ...]
 
 
 class Networks:
@@ -31,7 +48,7 @@ class Networks:
         self._run_id = run_id
         self._recorded = recorded
         self._made: dict[tuple[str, str | None], Network] = {}
-        self._environments: dict[NetworkSpec, dict[str, str]] = {}
+        self._others: dict[Network, str] = {}  # what of the engine's is closed to those on it
         self._lock = threading.Lock()
 
     def get(self, spec: NetworkSpec) -> Network:
@@ -59,22 +76,22 @@ class Networks:
         with self._lock:
             return list(self._made.values())
 
-    def environment(self, spec: NetworkSpec) -> dict[str, str]:
-        """Say what a virtainer whose first card is on this network keeps apart (docs/runtime-image.md)."""
-        if spec not in self._environments:
-            self._environments[spec] = self._environment(spec)
-        return self._environments[spec]
+    def setting(self, spec: NetworkSpec) -> Setting:
+        """Say what a virtainer needs whose first card is on this network; raises as `get` does."""
+        network = self.get(spec)
+        closed = {} if spec.mode == "macvlan" else self._closed(network)  # that is for being there with others
+        isolated = spec.mode == "isolated"
+        return Setting(
+            environment={**closed, **({"DNS": "names"} if isolated else {})},
+            sysctls={**_REFUSALS, **(_IPV6 if network.ipv6 else {})},
+            dns_options=("ndots:1",) if isolated else (),
+        )
 
-    def _environment(self, spec: NetworkSpec) -> dict[str, str]:
-        if spec.mode == "macvlan":
-            return {}  # to be there with others is what it is for
-        own = self.get(spec).engine_name
-        closed = [engine_network.POOL, *engine_network.taken_subnets(self._engine, besides=own)]
-        return {
-            "CLOSED_NETWORKS": ",".join(sorted(map(str, closed))),
-            "CLOSED_HOSTS": ",".join(host.addresses()),
-            **({"DNS": "names"} if spec.mode == "isolated" else {}),
-        }
+    def _closed(self, network: Network) -> dict[str, str]:
+        if network not in self._others:
+            others = engine_network.taken_subnets(self._engine, besides=network.engine_name)
+            self._others[network] = ",".join(sorted(map(str, {engine_network.POOL, *others})))
+        return {"CLOSED_NETWORKS": self._others[network], "CLOSED_HOSTS": ",".join(host.addresses())}
 
     def close(self) -> None:
         """Remove them all; raises `EngineError`."""

@@ -82,6 +82,7 @@ class Plan:
     devices: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    dns_options: tuple[str, ...] = ()
     memory_mib: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -124,6 +125,7 @@ class Container:
             security_opt=["no-new-privileges"],
             devices=[f"{device}:{device}:rwm" for device in plan.devices],
             sysctls=dict(plan.sysctls),
+            dns_opt=list(plan.dns_options),
             mem_limit=f"{plan.memory_mib}m" if plan.memory_mib else None,
             pids_limit=1024,
             # Podman otherwise asks for its own defaults, which some hosts refuse.

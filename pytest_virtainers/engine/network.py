@@ -57,6 +57,7 @@ class Network:
     Attributes:
         name: the engine's.
         subnet: its IPv4 addresses; None: none that the engine knows.
+        ipv6: whether it has IPv6, too.
     """
 
     def __init__(self, engine: Engine, name: str, run_id: str, shape: Shape) -> None:
@@ -64,6 +65,7 @@ class Network:
         self.name = name
         self._engine = engine
         self.subnet: IPv4Network | None = None
+        self.ipv6 = shape.ipv6
         if not shape.masquerade and engine.kind == "podman":
             raise EngineError(
                 f"creating network {name} failed: Podman's networks hide their addresses behind the host's. "
@@ -132,6 +134,7 @@ class ExistingNetwork:
             found = engine.api.inspect_network(name)
         of_v4 = [each for each in subnets_of(found) if isinstance(each, IPv4Network)]
         self.subnet: IPv4Network | None = of_v4[0] if of_v4 else None
+        self.ipv6 = bool(found.get("EnableIPv6"))
 
     def close(self) -> None:
         """Leave it as it is."""

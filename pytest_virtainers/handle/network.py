@@ -62,6 +62,7 @@ class Network:
         name: by which markers call it.
         engine_name: the engine's name for it.
         subnet: its IPv4 addresses; None: the engine does not know them.
+        ipv6: whether it has IPv6, too.
         recorder: captures all that is on it, for the evidence of failing tests; None: that is not wanted.
     """
 
@@ -70,6 +71,7 @@ class Network:
         self.name = spec.name
         self.engine_name = made.name
         self.subnet: IPv4Network | None = made.subnet
+        self.ipv6 = made.ipv6
         self._made = made
         self._lock = threading.RLock()
         self._macs: dict[Core, str] = {}

@@ -15,6 +15,7 @@ from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.manager import Manager
+from pytest_virtainers.networks import Setting
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import Spec, merge
@@ -147,8 +148,9 @@ def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(run: Run, monkeypatch: 
     monkeypatch.setattr(module, "Container", Container)
     monkeypatch.setattr(Container, "made", [])
     monkeypatch.setattr(run.manager, "_budget", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
+    setting = Setting({}, {}, ())
     network = SimpleNamespace(port=lambda *_, **_named: Port("n"), join=lambda *_: None)
-    monkeypatch.setattr(run.manager, "networks", SimpleNamespace(get=lambda _: network, environment=lambda _: {}))
+    monkeypatch.setattr(run.manager, "networks", SimpleNamespace(get=lambda _: network, setting=lambda _: setting))
     run.manager._runtime_image = "an-image"
     pair = KeyPair("", "")
     run.manager.start_kept(

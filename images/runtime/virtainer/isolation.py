@@ -90,8 +90,8 @@ table inet {_TABLE} {{
 def frame_rules(closed: Closed) -> list[str]:
     """Return nftables' statements for the frames that a joined card sends: none to closed hosts.
 
-    Networks are not closed there: the machines on that network may have any addresses, and route for each other; a way
-    out of it is the engine's to give or not. Nothing is known of connections: not even answers are sent.
+    Networks are not closed there: the machines on that network may have any addresses, and route for each other; a
+    way out of it is the engine's to give or not. Nothing is known of connections: not even answers are sent.
     """
     rules = []
     for family, asked in (("ip", "arp daddr ip"), ("ip6", "icmpv6 type nd-neighbor-solicit icmpv6 taddr")):

@@ -1,0 +1,42 @@
+"""Hear what the host of the tests sends and gets."""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+needs_ears = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="only root hears what the host sends"
+)
+_ALL_FRAMES = 3  # linux/if_ether.h: ETH_P_ALL
+
+
+@contextlib.contextmanager
+def heard(word: bytes) -> Iterator[list[str]]:
+    """List the interfaces of this host on which a word goes by during the block."""
+    found: list[str] = []
+    ears = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_FRAMES))
+    ears.settimeout(0.2)
+    ends = threading.Event()
+
+    def listen() -> None:
+        while not ends.is_set():
+            with contextlib.suppress(TimeoutError):
+                frame, (interface, *_) = ears.recvfrom(65536)
+                if word in frame:
+                    found.append(interface)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield found
+    finally:
+        time.sleep(0.5)
+        ends.set()
+        thread.join()
+        ears.close()

@@ -1,0 +1,72 @@
+"""Networks that are not our usual ones: of the engine, routed, and on the wire of the host."""
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import EngineError, VMFactory
+from pytest_virtainers.engine import host
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.container import Container, Plan, Port
+from pytest_virtainers.engine.network import Network, Shape, free_subnets
+from tests.vm.hearing import heard, needs_ears
+
+_ASK = "import urllib.request, sys; urllib.request.urlopen(sys.argv[1], timeout=60)"
+
+
+def free_subnet() -> str:
+    """Give a subnet for a network of a test's own."""
+    return str(free_subnets(host.networks())[0])
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, engine: Engine, runtime_image: str) -> Container:
+    """A container with a database (or so) on a network that somebody has made before."""
+    run = secrets.token_hex(4)
+    network = Network(engine, f"existing-{run}", run, Shape())
+    request.config.add_cleanup(network.close)  # after the machines, which stay until the test's last report
+    serve = ("sh", "-c", "python3 -m http.server 8080 & exec cat")
+    plan = Plan(network.name, "helper", runtime_image, entrypoint=serve, port=Port(network.name, aliases=("db",)))
+    container = Container(engine, plan, run)
+    request.addfinalizer(container.close)
+    container.start()
+    return container
+
+
+def test_a_network_of_the_engine(vm_factory: VMFactory, database: Container) -> None:
+    lab = {"name": "lab", "mode": "existing", "source": database.name}
+    there = vm_factory("there", network=lab)
+    joined = vm_factory("joined", nics=[lab])
+    for vm, name in ((there, "db"), (joined, database.joint().address)):
+        vm.wait_until_succeeds(["python3", "-c", _ASK, f"http://{name}:8080/"], timeout=6)
+
+
+@needs_ears
+def test_what_leaves_a_routed_network_has_its_own_address(vm_factory: VMFactory, engine: Engine) -> None:
+    routed = {"name": "routed", "mode": "routed", "subnet": free_subnet()}
+    if engine.kind == "podman":
+        with pytest.raises(
+            EngineError, match=r"Podman's networks hide their addresses behind the host's\. Use Docker"
+        ):
+            vm_factory("r", network=routed)
+        return
+    vm = vm_factory("r", network=routed)
+    source = bytes(map(int, vm.ip.split(".")))
+    with heard(source + bytes([198, 51, 100, 1])) as on:
+        vm.run(["ping", "-c2", "-W2", "198.51.100.1"], sudo=True, check=False)
+    assert uplink() in on
+
+
+def test_machines_on_the_wire_of_the_host(vm_factory: VMFactory) -> None:
+    lan = {"name": "lan", "mode": "macvlan", "parent": uplink(), "subnet": free_subnet()}
+    through = vm_factory("through", network=lan)  # its first card: only the relay leads there
+    one, two = (vm_factory(name, nics=[lan]) for name in ("one", "two"))
+    for vm, to in ((one, two.nics["lan"].ip), (two, through.ip), (through, one.nics["lan"].ip)):
+        assert "2 received" in vm.run(["ping", "-c2", "-W5", to], sudo=True).stdout
+
+
+def uplink() -> str:
+    """Name the interface of this host's way out."""
+    rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    return next(row[0] for row in rows if row[1] == "00000000")
