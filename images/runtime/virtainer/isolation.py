@@ -30,11 +30,15 @@ class Closed(NamedTuple):
     own: tuple[Net, ...]  # of the container
 
 
-def look(settings: Settings) -> Closed | None:
-    """Say what is closed to this machine, as its container is connected now; None: nothing."""
+def look(settings: Settings, lost: Iterable[str] = ()) -> Closed | None:
+    """Say what is closed to this machine, as its container is connected now; None: nothing.
+
+    The host is also on the networks of the addresses `lost`, which the container may have no more.
+    """
     if not settings.closed_networks and not settings.closed_hosts:
         return None
     neighbours = network.neighbours(Path("/proc/net/route").read_text()) | ipv6.neighbours()
+    neighbours |= {str(ip_interface(each).network[1]) for each in lost}
     return closed(settings, neighbours, own_networks())
 
 
@@ -84,10 +88,10 @@ table inet {_TABLE} {{
 
 
 def frame_rules(closed: Closed) -> list[str]:
-    """Return nftables' statements for the frames that a joined card sends: none for what is closed by its address.
+    """Return nftables' statements for the frames that a joined card sends: none to closed hosts.
 
-    Whole networks are not closed there. The machines on that network may have any addresses, and route for each other;
-    a way out of it is the engine's to give or not. Nothing is known of connections: not even answers are sent.
+    Networks are not closed there: the machines on it may have any addresses, and route for each other; a way out is
+    the engine's to give or not. Nothing is known of connections: not even answers are sent.
     """
     rules = []
     for family, asked in (("ip", "arp daddr ip"), ("ip6", "icmpv6 type nd-neighbor-solicit icmpv6 taddr")):

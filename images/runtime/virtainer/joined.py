@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 _PRIORITY = 0  # faults (virtainer.wire) come before
 
 
+_RECORDS = Path("/run/virtainer")
+
+
 class Taken(NamedTuple):
-    """An interface as it was before its card took it over."""
+    """An interface as it was before a card took it over for the first time."""
 
     mac: str
     link: str
@@ -42,8 +45,13 @@ def exists(mac: str) -> bool:
 def look(mac: str, max_mtu: int) -> Taken:
     """Look at the interface with this MAC; raises interfaces.Missing."""
     link = interfaces.find(mac)
-    described = json.loads(run("ip", "-json", "address", "show", "dev", link))
-    return Taken(mac, link, global_addresses(described), min(interfaces.mtu(link), max_mtu))
+    addresses = global_addresses(json.loads(run("ip", "-json", "address", "show", "dev", link)))
+    record = _RECORDS / f"{tap_name(mac)}.json"
+    if addresses:
+        record.write_text(json.dumps(addresses))
+    elif record.exists():  # an earlier card has left it without
+        addresses = tuple(json.loads(record.read_text()))
+    return Taken(mac, link, addresses, min(interfaces.mtu(link), max_mtu))
 
 
 def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -36,13 +36,14 @@ class Kernel:
         self.ran: list[str] = []
         self.given: dict[str, str] = {}
         self.fails = ""
+        self.described: object = DESCRIBED
 
     def run(self, *argv: str, stdin: str = "") -> str:
         self.ran.append(" ".join(argv))
         self.given[argv[0]] = stdin
         if self.ran[-1] == self.fails:
             raise ToolError(f"{argv[0]} failed (1): no", 1)
-        return json.dumps(DESCRIBED) if "-json" in argv else ""
+        return json.dumps(self.described) if "-json" in argv else ""
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(devices, "make_tap", lambda name: os.open("/dev/null", os.O_RDWR))
     monkeypatch.setattr(interfaces, "_SYS_NET", tmp_path)
     monkeypatch.setattr(joined, "run", kernel.run)
+    monkeypatch.setattr(joined, "_RECORDS", tmp_path)
     (tmp_path / "eth1").mkdir()
     (tmp_path / "eth1" / "address").write_text(f"{MAC}\n")
     (tmp_path / "eth1" / "mtu").write_text("1450\n")
@@ -157,3 +159,15 @@ def test_removal_undoes_the_rules_and_leaves_the_interface_alone(tmp_path: Path,
     assert qemu.arguments("qom-get") == [{"path": "/machine/peripheral/nic1", "property": "mac"}]
     assert kernel.ran == ["nft -f -"]
     assert "delete table netdev virtainer-02420a010203" in kernel.given["nft"]
+
+
+def test_a_second_card_knows_the_addresses_that_the_first_one_took(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert joined.look(MAC, 9000) == TAKEN
+    kernel.described = []
+    assert joined.look(MAC, 9000) == TAKEN
+    monkeypatch.setenv("CLOSED_HOSTS", "203.0.113.7")
+    with FakeQemu(qom_list=[listed()]).listening(qmp.SOCKET):
+        assert devices.main(["join", "nic1", MAC]) == 0
+    assert "10.1.2.1" in kernel.given["nft"], "the engine's host is there, too"
