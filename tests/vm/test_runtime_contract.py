@@ -152,14 +152,29 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def network(engine_cli: list[str]) -> Iterator[str]:
+@contextlib.contextmanager
+def new_network(engine_cli: list[str], octets: str, *options: str) -> Iterator[str]:
     name = f"contract-{uuid.uuid4().hex[:8]}"
     # A subnet of our own: among Docker's is one that holds the guests' inner network.
-    subnet = f"10.214.{uuid.uuid4().int % 256}.0/24"
-    subprocess.run([*engine_cli, "network", "create", "--subnet", subnet, name], capture_output=True, check=True)
+    subnet = f"{octets}.{uuid.uuid4().int % 256}.0/24"
+    subprocess.run(
+        [*engine_cli, "network", "create", *options, "--subnet", subnet, name], capture_output=True, check=True
+    )
     yield name
     subprocess.run([*engine_cli, "network", "rm", name], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def network(engine_cli: list[str]) -> Iterator[str]:
+    with new_network(engine_cli, "10.214") as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def side_network(engine_cli: list[str]) -> Iterator[str]:
+    """A second one, on which nobody has a way out."""
+    with new_network(engine_cli, "10.215", "--internal") as name:
+        yield name
 
 
 def mount(path: Path, where: str) -> tuple[str, str]:
@@ -665,6 +680,49 @@ def test_discard_reaches_the_overlay(debian: Debian) -> None:
     full = size()
     debian.ssh("rm big && sync && sudo fstrim /")
     assert size() < full - 80 * 2**20
+
+
+def test_a_card_joins_a_network_that_is_harmed_and_recorded(
+    side_network: str, debian: Debian, start: Callable[..., Container]
+) -> None:
+    other = start("--network", side_network, "--entrypoint", "sleep", entry=("600",))
+    others = other.exec("cat", "/sys/class/net/eth0/address").strip()
+    before = debian.vm.exec("sh", "-c", "cat /sys/class/net/*/address").split()
+    debian.vm.engine("network", "connect", side_network, debian.vm.name)
+    (mac,) = set(debian.vm.exec("sh", "-c", "cat /sys/class/net/*/address").split()) - set(before)
+
+    joined = json.loads(debian.vm.exec("device", "join", "nic1", mac))
+    assert joined["mac"] == mac
+    assert joined["mtu"] == 1500
+    (address,) = joined["addresses"]
+    card = f"$(ip -o link | grep {mac} | cut -d: -f2)"
+    debian.ssh(f"sudo ip addr add {address} dev {card} && sudo ip link set {card} up")
+
+    def reached(count: int = 3) -> int:
+        said = debian.ssh(f"ping -c {count} -i 0.3 -W 3 {other.address()}", check=False)
+        return said.count("bytes from")
+
+    with subprocess.Popen(
+        [*debian.vm.cli, "exec", "-i", debian.vm.name, "capture", mac, others],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as capture:
+        assert capture.stderr
+        assert b"listening" in capture.stderr.readline()
+        assert reached() == 3
+        recorded, _ = capture.communicate()  # it ends with its stdin
+    assert recorded[:4] in {b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1"}
+    assert b"\x08\x00\x45" in recorded, "what the guest has sent"
+    senders = f"{others.replace(':', '')}0800"
+    assert bytes.fromhex(senders) not in recorded, "what the other one has sent is in its own record"
+
+    debian.vm.exec("wire", mac, json.dumps({"drop": {others: 1000}}))
+    assert reached(1) == 0
+    debian.vm.exec("wire", mac, "{}")
+    assert reached() == 3
+    debian.vm.exec("device", "remove", "nic1")
+    debian.vm.engine("network", "disconnect", side_network, debian.vm.name)
 
 
 def test_a_reboot_a_stop_while_it_boots_and_a_second_start(debian: Debian, guest_disk: Path) -> None:

@@ -80,8 +80,9 @@ def join(connection: socket.socket, name: str, mac: str) -> joined.Taken:
     """
     if joined.exists(mac):
         raise qmp.Refused(f"the interface with the MAC {mac} has been joined already")
-    taken = joined.look(mac, MAX_MTU)
-    closed = isolation.look(Settings.from_env(os.environ), taken.addresses)
+    settings = Settings.from_env(os.environ)
+    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated)
+    closed = isolation.look(settings, taken.addresses)
     monitor = qmp.Monitor(connection)
     with contextlib.ExitStack() as undo:
         tap = make_tap(joined.tap_name(mac))

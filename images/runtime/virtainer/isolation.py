@@ -35,7 +35,7 @@ def look(settings: Settings, lost: Iterable[str] = ()) -> Closed | None:
 
     The host is also on the networks of the addresses `lost`, which the container may have no more.
     """
-    if not settings.closed_networks and not settings.closed_hosts:
+    if not settings.isolated:
         return None
     neighbours = network.neighbours(Path("/proc/net/route").read_text()) | ipv6.neighbours()
     neighbours |= {str(ip_interface(each).network[1]) for each in lost}
@@ -87,17 +87,33 @@ table inet {_TABLE} {{
 """
 
 
-def frame_rules(closed: Closed) -> list[str]:
-    """Return nftables' statements for the frames that a joined card sends: none to closed hosts.
+class FrameRules(NamedTuple):
+    """Lines of nftables for a joined card: a set, and statements for either direction."""
 
-    Networks are not closed there: the machines on that network may have any addresses, and route for each other; a
-    way out of it is the engine's to give or not. Nothing is known of connections: not even answers are sent.
+    sets: tuple[str, ...] = ()
+    sent: tuple[str, ...] = ()
+    received: tuple[str, ...] = ()
+
+
+def frame_rules(closed: Closed | None, host: Iterable[str] = ()) -> FrameRules:
+    """Let a joined card send nothing to closed hosts, nor to the MACs `host` of the engine's.
+
+    That one has more addresses than are known, and routes; its MAC may change with Podman, so it is also learnt.
+
+    Networks are not closed there: the machines on it may have any addresses, and route for each other; a way out is
+    the engine's to give or not. Nothing is known of connections: not even answers are sent.
     """
-    rules = []
-    for family, asked in (("ip", "arp daddr ip"), ("ip6", "icmpv6 type nd-neighbor-solicit icmpv6 taddr")):
-        if hosts := _set(closed.hosts, family):
-            rules += [f"{family} daddr {hosts} drop", f"{asked} {hosts} drop"]
-    return rules
+    if closed is None:
+        return FrameRules()
+    macs = ", ".join(host)
+    learnt = f"set host {{ type ether_addr; size 64; flags dynamic; {f'elements = {{ {macs} }}; ' if macs else ''}}}"
+    sent, received = ["ether daddr @host drop"], []
+    if hosts := _set(closed.hosts, "ip"):
+        sent += [f"ip daddr {hosts} drop", f"arp daddr ip {hosts} drop"]
+        received += [f"arp saddr ip {hosts} add @host {{ ether saddr }}"]
+    if hosts := _set(closed.hosts, "ip6"):
+        sent += [f"ip6 daddr {hosts} drop", f"icmpv6 type nd-neighbor-solicit icmpv6 taddr {hosts} drop"]
+    return FrameRules((learnt,), tuple(sent), tuple(received))
 
 
 def _set(networks: Iterable[Net], family: str) -> str:

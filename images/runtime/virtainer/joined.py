@@ -7,7 +7,11 @@ There is no bridge, as that would need the MAC for itself; and `fwd` is in kerne
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import time
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +25,9 @@ _PRIORITY = 0  # faults (virtainer.wire) come before
 
 
 _RECORDS = Path("/run/virtainer")
+_ARP = Path("/proc/net/arp")
+_ASK_SECONDS = 0.3
+_COMPLETE = 2  # ATF_COM, linux/if_arp.h
 
 
 class Taken(NamedTuple):
@@ -30,6 +37,7 @@ class Taken(NamedTuple):
     link: str
     addresses: tuple[str, ...]  # with prefix lengths
     mtu: int
+    host: tuple[str, ...] = ()  # MACs of the engine's host on that network, as far as they are known
 
 
 def tap_name(mac: str) -> str:
@@ -42,16 +50,42 @@ def exists(mac: str) -> bool:
     return interfaces.exists(tap_name(mac))
 
 
-def look(mac: str, max_mtu: int) -> Taken:
-    """Look at the interface with this MAC; raises interfaces.Missing."""
+def look(mac: str, max_mtu: int, *, for_host: bool) -> Taken:
+    """Look at the interface with this MAC, and with `for_host` for that, too; raises interfaces.Missing."""
     link = interfaces.find(mac)
     addresses = global_addresses(json.loads(run("ip", "-json", "address", "show", "dev", link)))
+    taken = Taken(mac, link, addresses, min(interfaces.mtu(link), max_mtu))
     record = _RECORDS / f"{tap_name(mac)}.json"
     if addresses:
-        record.write_text(json.dumps(addresses))
+        taken = taken._replace(host=_ask_for_host(taken) if for_host else ())
+        record.write_text(json.dumps([taken.addresses, taken.host]))
     elif record.exists():  # an earlier card has left it without
-        addresses = tuple(json.loads(record.read_text()))
-    return Taken(mac, link, addresses, min(interfaces.mtu(link), max_mtu))
+        addresses, host = (tuple(each) for each in json.loads(record.read_text()))
+        taken = taken._replace(addresses=addresses, host=host)
+    return taken
+
+
+def _ask_for_host(taken: Taken) -> tuple[str, ...]:
+    """Ask who has the first addresses of the network, as long as the container is on it."""
+    firsts = {str(net[1]) for net in (ip_interface(each).network for each in taken.addresses) if net.version == 4}  # noqa: PLR2004
+    for first in firsts:
+        _knock(first)
+    deadline = time.monotonic() + _ASK_SECONDS
+    found: dict[str, str] = {}
+    while firsts and not found and time.monotonic() < deadline:
+        time.sleep(0.002)
+        found = {
+            row[0]: row[3]
+            for row in (line.split() for line in _ARP.read_text().splitlines()[1:])
+            if row[0] in firsts and row[5] == taken.link and int(row[2], 16) & _COMPLETE
+        }
+    return tuple(found.values())
+
+
+def _knock(address: str) -> None:
+    """Have the kernel ask who has an address: it sends a packet there (port 9 discards it)."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"", (address, 9))
 
 
 def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -107,17 +141,22 @@ def rules(taken: Taken, closed: Closed | None = None) -> str:
     The kernel's own packets are dropped: it would tell routers of multicast groups even without an address.
     """
     tap, table = tap_name(taken.mac), _table(taken.mac)
-    from_guest = "\n        ".join([*(isolation.frame_rules(closed) if closed else ()), f'fwd to "{taken.link}"'])
+    more = isolation.frame_rules(closed, taken.host)
+    sets = "".join(f"    {line}\n" for line in more.sets)
+    to_guest, from_guest = ("".join(f"        {line}\n" for line in lines) for lines in (more.received, more.sent))
     return f"""\
 {_without_tables(taken.mac)}\
 table netdev {table} {{
+{sets}\
     chain to_guest {{
         type filter hook ingress device "{taken.link}" priority {_PRIORITY}; policy accept;
+{to_guest}\
         fwd to "{tap}"
     }}
     chain from_guest {{
         type filter hook ingress device "{tap}" priority {_PRIORITY}; policy accept;
-        {from_guest}
+{from_guest}\
+        fwd to "{taken.link}"
     }}
 }}
 table inet {table} {{

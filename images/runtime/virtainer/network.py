@@ -89,9 +89,9 @@ def overlap(cidr: str, routes: str) -> str | None:
 
 
 def default_link(routes: str) -> str | None:
-    """Name the interface of the default route in /proc/net/route; without one, the first that has a route."""
+    """Name the interface of the default route in /proc/net/route; without one, the first by name that has a route."""
     found = [(mask != 0, name) for name, _, mask in _routes(routes)]
-    return min(found, key=lambda route: route[0])[1] if found else None
+    return min(found)[1] if found else None
 
 
 def _routes(table: str) -> list[tuple[str, int, int]]:

@@ -61,6 +61,11 @@ class Settings(NamedTuple):
     closed_hosts: tuple[str, ...]  # that the guest may not reach
     names_only: bool  # the guest's DNS knows other containers, and nobody else
 
+    @property
+    def isolated(self) -> bool:
+        """Tell whether anything is closed to the guest."""
+        return bool(self.closed_networks or self.closed_hosts)
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Read every variable; an empty one counts as unset. Raises End naming variable, value and allowed."""

@@ -45,18 +45,27 @@ def test_ipv6_is_treated_alike() -> None:
 
 
 def test_a_card_sends_nothing_to_closed_hosts_and_does_not_ask_for_them() -> None:
-    rules = isolation.frame_rules(CLOSED)
+    rules = isolation.frame_rules(CLOSED).sent
     hosts = "{ 10.9.0.1/32, 203.0.113.7/32 }"
     assert {f"ip daddr {hosts} drop", f"arp daddr ip {hosts} drop"} < set(rules)
     assert "icmpv6 type nd-neighbor-solicit icmpv6 taddr { fd00::7/128, fd00:6::1/128 } drop" in rules
     assert "10.0.0.0/8" not in str(rules), "machines on one network may have any addresses"
 
 
+def test_the_engines_host_is_closed_by_its_mac_which_may_be_learnt() -> None:
+    rules = isolation.frame_rules(CLOSED, ["02:42:00:00:00:01"])
+    assert rules.sets == ("set host { type ether_addr; size 64; flags dynamic; elements = { 02:42:00:00:00:01 }; }",)
+    assert rules.sent[0] == "ether daddr @host drop"
+    assert rules.received == ("arp saddr ip { 10.9.0.1/32, 203.0.113.7/32 } add @host { ether saddr }",)
+    assert "elements" not in isolation.frame_rules(CLOSED).sets[0]
+
+
 def test_what_is_closed_comes_before_a_cards_frames_are_passed_on() -> None:
     rules = joined.rules(joined.Taken("02:42:0a:01:02:03", "eth1", (), 1500), CLOSED)
     to_guest, from_guest = rules.partition("chain from_guest")[::2]
     assert from_guest.index("arp daddr ip") < from_guest.index('fwd to "eth1"')
-    assert "drop" not in to_guest.partition("chain to_guest")[2]
+    assert to_guest.index("set host") < to_guest.index("add @host") < to_guest.index('fwd to "vt')
+    assert isolation.frame_rules(None) == ((), (), ())
 
 
 def test_hosts_alone_may_be_closed() -> None:

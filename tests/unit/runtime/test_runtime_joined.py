@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAC = "02:42:0a:01:02:03"
-TAKEN = joined.Taken(MAC, "eth1", ("10.1.2.3/24", "fd00::3/64"), 1450)
+HOST = "02:42:00:00:00:01"
+TAKEN = joined.Taken(MAC, "eth1", ("10.1.2.3/24", "fd00::3/64"), 1450, (HOST,))
+ARP = f"""\
+IP address       HW type     Flags       HW address            Mask     Device
+10.1.2.1         0x1         0x2         {HOST}     *        eth1
+10.1.2.9         0x1         0x2         02:42:00:00:00:09     *        eth1
+"""
 DESCRIBED = [
     {
         "ifname": "eth1",
@@ -55,6 +61,9 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(interfaces, "_SYS_NET", tmp_path)
     monkeypatch.setattr(joined, "run", kernel.run)
     monkeypatch.setattr(joined, "_RECORDS", tmp_path)
+    monkeypatch.setattr(joined, "_ARP", tmp_path / "arp")
+    monkeypatch.setattr(joined, "_knock", lambda address: None)
+    (tmp_path / "arp").write_text(ARP)
     (tmp_path / "eth1").mkdir()
     (tmp_path / "eth1" / "address").write_text(f"{MAC}\n")
     (tmp_path / "eth1" / "mtu").write_text("1450\n")
@@ -164,10 +173,21 @@ def test_removal_undoes_the_rules_and_leaves_the_interface_alone(tmp_path: Path,
 def test_a_second_card_knows_the_addresses_that_the_first_one_took(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert joined.look(MAC, 9000) == TAKEN
+    assert joined.look(MAC, 9000, for_host=True) == TAKEN
     kernel.described = []
-    assert joined.look(MAC, 9000) == TAKEN
+    assert joined.look(MAC, 9000, for_host=True) == TAKEN
     monkeypatch.setenv("CLOSED_HOSTS", "203.0.113.7")
     with FakeQemu(qom_list=[listed()]).listening(qmp.SOCKET):
         assert devices.main(["join", "nic1", MAC]) == 0
-    assert "10.1.2.1" in kernel.given["nft"], "the engine's host is there, too"
+    assert "10.1.2.1/32" in kernel.given["nft"], "the engine's host is there, too"
+    assert HOST in kernel.given["nft"]
+
+
+def test_a_host_that_does_not_answer_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined, "_ASK_SECONDS", 0.01)
+    (tmp_path / "arp").write_text(ARP.replace("0x2", "0x0"))
+    assert joined.look(MAC, 9000, for_host=True) == TAKEN._replace(host=())
+
+
+def test_nobody_is_asked_for_a_host_that_is_open() -> None:
+    assert joined.look(MAC, 9000, for_host=False) == TAKEN._replace(host=())

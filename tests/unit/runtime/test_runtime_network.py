@@ -75,6 +75,7 @@ def test_overlap_with_the_networks_of_the_container(cidr: str, taken: str | None
 def test_the_default_route_names_the_way_out() -> None:
     assert network.default_link(ROUTES) == "eth0"
     assert network.default_link(INTERNAL) == "eth1"
+    assert network.default_link(INTERNAL + INTERNAL.splitlines()[1].replace("eth1", "eth0")) == "eth0"
     assert network.default_link(HEADER) is None
 
 
