@@ -7,10 +7,11 @@ import pytest
 from pytest_virtainers import VM
 
 
-def make_an_image(vm: VM) -> None:
-    """Make the image `busybox` out of a single program: no registry is needed."""
+def serve(vm: VM) -> None:
+    """Make an image of a single program, for which no registry is needed; its container runs on in every clone."""
     vm.wait_for_unit("docker")
     vm.run("""tar -C /usr/bin -c busybox | docker import -c 'ENTRYPOINT ["/busybox"]' - busybox""", sudo=True)
+    vm.run("docker run --detach --publish 80:80 --volume /srv:/srv busybox httpd -f -h /srv", sudo=True)
 
 
 pytestmark = [
@@ -21,18 +22,16 @@ pytestmark = [
         disk="4G",
         user_data={"apt": {"conf": 'APT::Install-Recommends "false";'}},
         packages=["docker.io", "docker-cli", "busybox-static"],
-        prepare=make_an_image,
+        prepare=serve,
     ),
 ]
 
 
 def test_containers_of_two_machines_talk(vms: Mapping[str, VM]) -> None:
     left, right = vms["left"], vms["right"]
-    for vm in vms.values():
-        vm.write_text("/srv/index.html", f"the container in {vm.name}\n")
-        vm.run("docker run --detach --publish 80:80 --volume /srv:/srv busybox httpd -f -h /srv", sudo=True)
-        addresses = vm.run("docker run --rm busybox ip -4 address show dev eth0", sudo=True).stdout
-        assert " 172.17.0.3/16 " in addresses
+    for name, vm in vms.items():
+        assert " 172.17.0.1/16 " in vm.run("ip address show dev docker0").stdout
+        vm.write_text("/srv/index.html", f"the container in {name}\n")
 
     assert left.run("curl -fsS http://right/").stdout == "the container in right\n"
     fetch = "docker run --rm busybox wget -q -O - http://{}/"
