@@ -1,10 +1,11 @@
 """haproxy in front of two web servers: one loses its power, nobody notices, and it is used again when it is back."""
 
 import urllib.request
+from collections.abc import Mapping
 
 import pytest
 
-from pytest_virtainers import VM, VMFactory
+from pytest_virtainers import VM
 
 BALANCER = """
 defaults
@@ -42,12 +43,16 @@ def install(vm: VM, balancer: str = BALANCER, server: str = SERVER) -> None:
     vm.run("systemctl daemon-reload", sudo=True)
 
 
+pytestmark = [
+    pytest.mark.virtainer("red"),
+    pytest.mark.virtainer("blue"),
+    pytest.mark.virtainer("balancer"),
+    pytest.mark.virtainer(ram="384M", disk="3G", packages=["haproxy"], prepare=install),
+]
+
+
 @pytest.fixture
-def cluster(vm_factory: VMFactory) -> dict[str, VM]:
-    vms = {
-        name: vm_factory(name, ram="384M", disk="3G", packages=["haproxy"], prepare=install)
-        for name in ("red", "blue", "balancer")
-    }
+def cluster(vms: Mapping[str, VM]) -> Mapping[str, VM]:
     for name in ("red", "blue"):
         vms[name].write_text("/srv/index.html", name)
         vms[name].run("systemctl enable --now server", sudo=True)
@@ -66,7 +71,7 @@ def answers(url: str, count: int = 6) -> set[str]:
     return found
 
 
-def test_a_server_without_power_is_left_out(cluster: dict[str, VM]) -> None:
+def test_a_server_without_power_is_left_out(cluster: Mapping[str, VM]) -> None:
     balancer, red = cluster["balancer"], cluster["red"]
     with balancer.forward(80) as url:
         assert answers(url) == {"red", "blue"}

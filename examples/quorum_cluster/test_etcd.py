@@ -1,8 +1,10 @@
 """Three etcd members: when the network cuts the leader off, the majority goes on and the minority refuses."""
 
+from collections.abc import Mapping
+
 import pytest
 
-from pytest_virtainers import VM, VMFactory
+from pytest_virtainers import VM, Network
 
 # Without KVM, a member may need seconds to answer: such waits are no reason to elect another leader.
 SETTINGS = """
@@ -20,20 +22,24 @@ def forget_the_first_start(vm: VM) -> None:
     vm.run("systemctl disable --now etcd && rm -rf /var/lib/etcd/default", sudo=True)
 
 
+pytestmark = [
+    pytest.mark.virtainer("one"),
+    pytest.mark.virtainer("two"),
+    pytest.mark.virtainer("three"),
+    pytest.mark.virtainer(
+        ram="384M", disk="3G", packages=["etcd-server", "etcd-client"], prepare=forget_the_first_start
+    ),
+]
+
+
 @pytest.fixture
-def cluster(vm_factory: VMFactory) -> dict[str, VM]:
-    members = {
-        name: vm_factory(
-            name, ram="384M", disk="3G", packages=["etcd-server", "etcd-client"], prepare=forget_the_first_start
-        )
-        for name in ("one", "two", "three")
-    }
-    for name, member in members.items():
-        member.write_text("/etc/default/etcd", SETTINGS.format(name=name))
-        member.run("systemctl start --no-block etcd", sudo=True)
-    for member in members.values():
-        member.wait_until_succeeds("etcdctl endpoint health")
-    return members
+def members(vms: Mapping[str, VM]) -> list[VM]:
+    for name, vm in vms.items():
+        vm.write_text("/etc/default/etcd", SETTINGS.format(name=name))
+        vm.run("systemctl start --no-block etcd", sudo=True)
+    for vm in vms.values():
+        vm.wait_until_succeeds("etcdctl endpoint health")
+    return list(vms.values())
 
 
 def leads(member: VM) -> bool:
@@ -45,12 +51,12 @@ def own_copy(member: VM) -> str:
     return member.run("etcdctl get color --print-value-only --consistency=s").stdout
 
 
-def test_the_majority_goes_on_without_the_leader(cluster: dict[str, VM]) -> None:
-    leader = next(member for member in cluster.values() if leads(member))
-    first, second = (member for member in cluster.values() if member is not leader)
+def test_the_majority_goes_on_without_the_leader(members: list[VM], virtainer_network: Network) -> None:
+    leader = next(member for member in members if leads(member))
+    first, second = (member for member in members if member is not leader)
     leader.run("etcdctl put color red")
 
-    with leader.block_network():
+    with virtainer_network.partition({first, second}, {leader}):
         first.wait_until_succeeds("etcdctl put color blue")
         assert second.run("etcdctl get color --print-value-only").stdout == "blue\n"
         assert not leader.run("etcdctl put color green", check=False)
