@@ -242,10 +242,17 @@ class Manager:
         self._prefetcher.want(spec, node_id)
 
     def retire(self, vm: VM) -> None:
-        """Note that nobody uses a VM any more; it ends with `bury`, so that its evidence can be taken before."""
+        """Note that nobody uses a VM any more; it ends with `bury`, so that its evidence can be taken before.
+
+        It leaves networks that are not ours at once: their owner may be about to remove them.
+        """
         if vm in self._vms:
             self._vms.remove(vm)
             self._retired.append(vm)
+            for network in vm.networks:
+                if network.spec.source is not None:
+                    with contextlib.suppress(EngineError):
+                        vm._container.disconnect(network.engine_name)
 
     def _bury_lost(self, spec: Spec) -> None:
         """End what a launch has lost on its way, but not what others have that run beside it."""

@@ -163,6 +163,7 @@ class Container:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for name, content in members.items():
                 entry = tarfile.TarInfo(name)
+                entry.mtime = int(time.time())  # the store's housekeeping goes by it
                 if isinstance(content, Link):
                     entry.type, entry.linkname = tarfile.SYMTYPE, content.target
                     tar.addfile(entry)

@@ -198,6 +198,11 @@ class Devices(Power):
         self._nics = [replace(nic, device=self._set_up_nic(nic)) for nic in self._nics]
 
     @property
+    def networks(self) -> tuple[Network, ...]:
+        """The networks on which it has a card, that of its first one first."""
+        return (self.network, *(nic.network for nic in self._nics if nic.network is not None))
+
+    @property
     def nics(self) -> Mapping[str, Nic]:
         """The added cards that are on a network, by its name."""
         return {nic.network.name: nic for nic in self._nics if nic.network is not None}

@@ -15,7 +15,7 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import interfaces, isolation
+from virtainer import interfaces, isolation, network
 from virtainer.tools import run
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ def connect(taken: Taken, closed: Closed | None = None) -> None:
     run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6))
     for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
         run("ip", family, "route", "flush", "dev", taken.link)
+    # Docker may have led the container's way out through this network, when that was connected.
+    run("ip", "-batch", "-", stdin=network.WAY_OUT.read_text())
 
 
 def disconnect(mac: str) -> None:

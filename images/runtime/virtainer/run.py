@@ -98,7 +98,9 @@ def run() -> End:
         connection.detach() if settings.virtio else connection.close()
 
     # QEMU takes a moment to start: until then the network is there, too.
-    callers = network.neighbours(Path("/proc/net/route").read_text()) if storage.restore else set()
+    routes = Path("/proc/net/route").read_text()
+    network.WAY_OUT.write_text(network.way_out(routes) + ipv6.way_out())
+    callers = network.neighbours(routes) if storage.restore else set()
     closed = isolation.look(settings)
     network.build(net, callers, isolation.rules(closed, network.TAP, inner=(f"{net.gateway}/24", ipv6.NETWORK)))
     dnsmasq = _start_dnsmasq(net, names_only=settings.names_only)
