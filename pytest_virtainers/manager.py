@@ -576,7 +576,6 @@ class Manager:
             # For a killed container, which the engine removes with all that is in it.
             volume=None if self._settings.keep == "never" or "TEMPLATE_SAVE" in environment else f"{name}-disk",
             port=self._network(spec).port(spec.guest_hostname, spec.ip, first=True),
-            hostname=spec.guest_hostname,
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
             capabilities=_CAPABILITIES,
             sysctls={"net.ipv4.ip_forward": "1", **setting.sysctls},
