@@ -177,7 +177,9 @@ class Devices(Power):
         __tracebackhide__ = True
         joint = self._container.connect(network.port(self.spec.guest_hostname, ip))
         try:
-            found = json.loads(self._control("device", "join", name, joint.mac))
+            found = json.loads(
+                self._control("device", "join", name, joint.mac, *(() if network.has_host else ("open",)))
+            )
             network.join(self, joint.mac)
         except BaseException:
             with contextlib.suppress(EngineError):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
 from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
 
@@ -62,6 +64,7 @@ class FakeMachine:
         self.name, self.user, self.alive = name, "debian", True
         self.spec = merge(resolve([]).shape, {"name": name})
         self.seed_iso, self.folder = b"", "/mounted"
+        self.network = SimpleNamespace(spec=DEFAULT.resolved(internet=True))
         self.keys = Keys(KeyPair("PRIVATE", "public"), KeyPair("", "ssh-ed25519 AAAA"))
         self.log = CommandLog()
         self._container = FakeContainer()

@@ -80,7 +80,7 @@ EMPTY: dict[str, Any] = {"drop": {}, "rate_kbit": None, "delay_ms": None, "jitte
 
 @pytest.fixture
 def network() -> Network:
-    made: Any = SimpleNamespace(name="engine-lab", subnet=IPv4Network("10.1.0.0/24"), ipv6=False)
+    made: Any = SimpleNamespace(name="engine-lab", subnet=IPv4Network("10.1.0.0/24"), ipv6=False, driver="bridge")
     return Network(NetworkSpec("lab", "isolated"), made)
 
 

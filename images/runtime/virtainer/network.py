@@ -105,8 +105,11 @@ def _routes(table: str) -> list[tuple[str, int, int]]:
 def way_out(routes: str) -> str:
     """Return the input of `ip -batch` that makes the default route of /proc/net/route anew; empty without one."""
     rows = [line.split() for line in routes.splitlines()[1:]]
-    found = [(row[0], IPv4Address(_address(row[2]))) for row in rows if _address(row[7]) == 0 and _address(row[2])]
-    return "".join(f"route replace default via {gateway} dev {name}\n" for name, gateway in found[:1])
+    found = [row for row in rows if _address(row[7]) == 0 and _address(row[2])]
+    return "".join(
+        f"route replace default via {IPv4Address(_address(row[2]))} dev {row[0]} metric {row[6]}\n"
+        for row in found[:1]
+    )
 
 
 def neighbours(routes: str) -> set[str]:
