@@ -57,7 +57,7 @@ def read(path: Path) -> Topology:
 
     def where(*keys: str) -> str:
         known = next((lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in lines), 1)
-        return f"{path}:{known}: {'.'.join(key for key in keys if key.isidentifier())}"
+        return f"{path}:{known}: {'.'.join(keys)}"
 
     def table(*keys: str) -> dict[str, Any]:
         found: Any = tables
@@ -75,8 +75,8 @@ def read(path: Path) -> Topology:
         try:
             network(given)
         except ValueError as error:
-            key = str(error).partition("=")[0]  # where it is about one
-            raise SpecError(f"{where('networks', name, key)}: {error}") from None
+            keys = {str(error).partition("=")[0]} & given.keys()  # where it is about one
+            raise SpecError(f"{where('networks', name, *keys)}: {error}") from None
 
     def arguments(*keys: str) -> dict[str, Any]:
         checked: dict[str, Any] = {}
