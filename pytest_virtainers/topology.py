@@ -75,7 +75,7 @@ def read(path: Path) -> Topology:
 
     def where(*keys: str) -> str:
         known = next((lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in lines), 1)
-        return f"{path}:{known}: {'.'.join(key for key in keys if key.isidentifier())}"
+        return f"{path}:{known}: {'.'.join(keys)}"
 
     def table(*keys: str) -> dict[str, Any]:
         found: Any = tables
@@ -95,8 +95,8 @@ def read(path: Path) -> Topology:
             described[name] = network(given)
         except ValueError as error:
             about = re.match(r"(\w+)=|a network has no '(.*?)'", str(error))
-            key = about[about.lastindex or 0] if about else ""
-            raise SpecError(f"{where('networks', name, key)}: {error}") from None
+            keys = {about[about.lastindex or 0]} & given.keys() if about else ()
+            raise SpecError(f"{where('networks', name, *keys)}: {error}") from None
 
     def arguments(*keys: str) -> dict[str, Any]:
         checked: dict[str, Any] = {}

@@ -23,12 +23,16 @@ DOCKER = {"ApiVersion": "1.41", "Version": "20.10", "Components": [{"Name": "Eng
 
 
 class FakeEngine(HTTPServer):
-    """Listens on a free port; `answers` maps `METHOD /path` (without version) to what it says, `asked` lists it."""
+    """Listens on a free port; `answers` maps `METHOD /path` (without version) to what it says.
+
+    `asked` lists what it was asked, and `sent` what came with that.
+    """
 
     def __init__(self, answers: Mapping[str, Answer], about: Mapping[str, object]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers = {"GET /version": (200, about), **answers}
         self.asked: list[str] = []
+        self.sent: list[bytes] = []
         self.url = f"tcp://127.0.0.1:{self.server_port}"
 
 
@@ -37,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = re.sub(r"^/v[\d.]+", "", self.path).partition("?")[0]
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.sent.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         self.server.asked.append(f"{self.command} {path}")
         answer = self.server.answers.get(f"{self.command} {path}", (404, {"message": "there is no such thing"}))
         if callable(answer):

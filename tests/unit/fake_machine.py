@@ -126,13 +126,32 @@ def machine(name: str = "web") -> Any:
     return FakeMachine(name)
 
 
+class FakeNetwork:
+    """It records since when somebody wants to see what was on it; one that is called `broken` does not."""
+
+    def __init__(self, name: str) -> None:
+        self.name = self.label = name
+        self.recorder = self
+        self.vms: list[FakeMachine] = []
+
+    def write(self, path: Path, *, since: float) -> None:
+        if self.name == "broken":
+            raise OSError("no space left")
+        path.write_text(str(since))
+
+
 class FakeManager:
-    """Launches such machines, but none that is called `lost`; `up` are those that are there."""
+    """Launches such machines, but none that is called `lost`; `up` are those that are there.
+
+    A machine is on the network `default`, or on `broken` if it is called so; nobody is on `empty`.
+    """
 
     up: ClassVar[list[str]] = []
 
     def __init__(self) -> None:
         self.up.clear()
+        self._networks = {name: FakeNetwork(name) for name in ("default", "broken", "empty")}
+        self.networks = SimpleNamespace(all=self._networks.values)
         self.lost: list[FakeMachine] = []
         self.durations: list[object] = []
         self._retired: list[FakeMachine] = []
@@ -140,6 +159,7 @@ class FakeManager:
     def launch(self, spec: Spec, _node_id: str) -> FakeMachine:
         made = FakeMachine(spec.name)
         made.spec = spec
+        self._networks["broken" if made.name == "broken" else "default"].vms.append(made)
         self.up.append(made.name)
         if made.name == "lost":
             self.lost.append(made)

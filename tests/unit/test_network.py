@@ -1,12 +1,14 @@
+import json
 import socket
 from http.server import BaseHTTPRequestHandler
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
 import pytest
 
 from pytest_virtainers.engine import detect, network
 from pytest_virtainers.errors import EngineError
-from tests.unit.fake_engine import Answer, serving
+from tests.unit.fake_engine import DOCKER, PODMAN, Answer, serving
 
 
 def test_subnets_keep_clear_of_what_is_taken() -> None:
@@ -61,3 +63,101 @@ def test_an_engine_that_died_before_the_end_is_told_in_words() -> None:
     with pytest.raises(EngineError, match=r"removing network lab failed: podman 4\.9 at tcp.*Connection refused"):
         made.close()
     engine.close()
+
+
+def created(shape: network.Shape, about: dict[str, Any]) -> dict[str, Any]:
+    """Give what an engine is asked for, for a network of this shape."""
+    with serving({"POST /networks/create": (201, {"Id": "0123"})}, about=about) as server:
+        engine = detect.find(server.url)
+        made = network.Network(engine, "lab", "run", shape)
+        engine.close()
+        asked: dict[str, Any] = json.loads(server.sent[-1])
+    assert made.ipv6 is shape.ipv6
+    assert str(made.subnet) == asked["IPAM"]["Config"][0]["Subnet"]
+    return asked
+
+
+LAB = IPv4Network("10.50.0.0/24")
+
+
+@pytest.mark.parametrize("about", [DOCKER, PODMAN], ids=["docker", "podman"])
+def test_what_the_engine_chooses_is_from_the_upper_half(about: dict[str, Any]) -> None:
+    asked = created(network.Shape(subnet=LAB), about)
+    (pool,) = asked["IPAM"]["Config"]
+    assert [pool[key] for key in ("Subnet", "IPRange", "Gateway")] == ["10.50.0.0/24", "10.50.0.128/25", "10.50.0.1"]
+    assert (asked["Driver"], asked["Options"]) == ("bridge", {})
+    assert not {"Internal", "EnableIPv6"} & asked.keys()
+    free = created(network.Shape(internal=True), about)
+    (pool,) = free["IPAM"]["Config"]
+    assert IPv4Network(pool["Subnet"]).subnet_of(network.POOL)
+    assert free["Internal"]
+
+
+def test_ipv6_has_a_pool_of_its_own_which_is_another_one_each_time() -> None:
+    asked = [created(network.Shape(subnet=LAB, ipv6=True), DOCKER) for _ in range(2)]
+    assert all(each["EnableIPv6"] for each in asked)
+    pools = [IPv6Network(each["IPAM"]["Config"][1]["Subnet"]) for each in asked]
+    assert all(pool.subnet_of(IPv6Network("fd00::/8")) and pool.prefixlen == 64 for pool in pools)
+    assert pools[0] != pools[1]
+
+
+def test_a_wire_of_the_host_and_addresses_that_are_not_hidden_are_options_of_the_driver() -> None:
+    lan = created(network.Shape(driver="macvlan", subnet=LAB, parent="eth1"), DOCKER)
+    assert (lan["Driver"], lan["Options"]) == ("macvlan", {"parent": "eth1"})
+    routed = created(network.Shape(masquerade=False, subnet=LAB), DOCKER)
+    assert routed["Options"] == {"com.docker.network.bridge.enable_ip_masquerade": "false"}
+
+
+def test_podman_is_not_asked_for_a_routed_network() -> None:
+    with serving() as server:
+        engine = detect.find(server.url)
+        told = r"^creating network lab failed: Podman's networks hide .* Use Docker for a routed network, or make one"
+        with pytest.raises(EngineError, match=told):
+            network.Network(engine, "lab", "run", network.Shape(masquerade=False, subnet=LAB))
+        assert "POST /networks/create" not in server.asked
+        engine.close()
+
+
+def test_a_subnet_that_somebody_wants_is_not_replaced_by_another() -> None:
+    with serving({"POST /networks/create": (403, {"message": "Pool overlaps with other one"})}) as server:
+        engine = detect.find(server.url)
+        with pytest.raises(EngineError, match=r"creating network lab failed: .* said: Pool overlaps with other one"):
+            network.Network(engine, "lab", "run", network.Shape(subnet=LAB))
+        assert server.asked.count("POST /networks/create") == 1
+        engine.close()
+
+
+BOTH = {"IPAM": {"Config": [{"Subnet": "fd50::/64"}, {"Subnet": "10.50.0.0/24", "Gateway": "10.50.0.1"}]}}
+
+
+@pytest.mark.parametrize(
+    ("described", "subnet", "ipv6"),
+    [({**BOTH, "EnableIPv6": True}, LAB, True), ({"IPAM": {"Config": None}}, None, False), ({}, None, False)],
+    ids=["both", "no pools", "nothing"],
+)
+def test_a_network_that_exists_is_looked_at_and_stays(
+    described: dict[str, Any], subnet: IPv4Network | None, *, ipv6: bool
+) -> None:
+    with serving({"GET /networks/stack_db": (200, described)}) as server:
+        engine = detect.find(server.url)
+        found = network.ExistingNetwork(engine, "stack_db")
+        found.close()
+        engine.close()
+    assert (found.name, found.subnet, found.ipv6) == ("stack_db", subnet, ipv6)
+    assert not any(each.startswith("DELETE") for each in server.asked)
+
+
+def test_a_network_that_should_exist_and_does_not_is_told_of() -> None:
+    with serving() as server:
+        engine = detect.find(server.url)
+        with pytest.raises(EngineError, match=r"^looking at network stack_db failed: .*there is no such thing"):
+            network.ExistingNetwork(engine, "stack_db")
+        engine.close()
+
+
+def test_the_subnets_of_all_other_networks_are_taken() -> None:
+    listed = [{"Name": "mine", **BOTH}, {"Name": "other", **BOTH}, {"Name": "host", "IPAM": {"Config": []}}]
+    with serving({"GET /networks": (200, listed)}) as server:
+        engine = detect.find(server.url)
+        assert network.taken_subnets(engine, besides="mine") == [IPv6Network("fd50::/64"), LAB]
+        engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from textwrap import dedent
@@ -141,7 +142,7 @@ SUITE = """
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Any:
-    for name in ("VIRTAINER_KEEP", "VIRTAINER_ARTIFACTS", "VIRTAINER_ENGINE"):
+    for name in ("VIRTAINER_KEEP", "VIRTAINER_ARTIFACTS", "VIRTAINER_CAPTURE", "VIRTAINER_ENGINE"):
         monkeypatch.delenv(name, raising=False)
     # pytest has added our root to the path of this process; workers of pytest-xdist do not have it.
     pytester.makeconftest(f"import sys\nsys.path.insert(0, {str(pytestconfig.rootpath)!r})\n{dedent(CONFTEST)}")
@@ -304,6 +305,48 @@ def test_whose_machines_leave_evidence_can_be_said(pytester: pytest.Pytester, ru
         "test_it-py-test_expected/vm",
         "test_it-py-test_passes/vm",
     ]
+
+
+def captures(pytester: pytest.Pytester) -> dict[str, float]:
+    """Give, for each file of what was on a network, since when it is."""
+    root = pytester.path / "virtainer-artifacts"
+    return {str(each.relative_to(root)): float(each.read_text()) for each in sorted(root.glob("**/*.pcap"))}
+
+
+def test_what_was_on_the_networks_of_failing_tests_is_kept_when_asked(pytester: pytest.Pytester, run: Any) -> None:
+    begun = time.time()
+    result = run(SUITE, "--virtainer-keep=never", "--virtainer-capture=failed")
+    kept = captures(pytester)
+    assert [*kept] == [f"test_it-py-test_{name}/default.pcap" for name in ("bad_end", "fails", "lost")]
+    result.stdout.fnmatch_lines(
+        [
+            "*- virtainer network default -*",
+            "what was on it: virtainer-artifacts/test_it-py-test_fails/default.pcap",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*network empty*")
+    assert begun < kept["test_it-py-test_fails/default.pcap"] < kept["test_it-py-test_bad_end/default.pcap"]
+    run(SUITE)
+    assert captures(pytester) == kept, "unless one asks, nothing is"
+
+
+def test_it_can_be_kept_for_all_tests_that_have_machines(pytester: pytest.Pytester, run: Any) -> None:
+    run(SUITE, "--virtainer-capture=always", "-k", "passes or expected or skipped")
+    names = [f"test_it-py-test_{name}/default.pcap" for name in ("expected", "passes")]
+    assert [*captures(pytester)] == names
+
+
+def test_a_capture_that_cannot_be_kept_is_told_of_beside_the_others(pytester: pytest.Pytester, run: Any) -> None:
+    source = """
+        def test_it(vm, vm_factory):
+            vm_factory("broken")
+            assert not "of the test"
+    """
+    result = run(source, "--virtainer-capture=failed")
+    result.stdout.fnmatch_lines(["E       AssertionError: assert not 'of the test'"])
+    result.stdout.fnmatch_lines(["*- virtainer network default -*", "what was on it: *"])
+    result.stdout.fnmatch_lines(["*- virtainer network broken -*", "what was on it could not be kept: OSError: no*"])
+    assert [*captures(pytester)] == ["test_it-py-test_it/default.pcap"]
 
 
 def test_evidence_that_cannot_be_kept_does_not_hide_the_failure(pytester: pytest.Pytester, run: Any) -> None:

@@ -69,3 +69,17 @@ def test_a_count_may_be_all(written: object, count: int | None) -> None:
 def test_what_is_no_count_is_refused(written: object) -> None:
     with pytest.raises(ValueError, match=r"from 1 on.*; or all$"):
         values.count_or_all(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "bits"),
+    [(800, 800), ("800", 800), ("512kbit", 512_000), ("10Mbit", 10**7), ("1 Gbit/s", 10**9), (" 5bit ", 5)],
+)
+def test_rates_read_as_people_write_them(written: object, bits: int) -> None:
+    assert values.bits_per_second(written) == bits
+
+
+@pytest.mark.parametrize("written", [0, -1, "0kbit", "1.5Mbit", "10MB", "10M", "fast", "", 1.5, True, None])
+def test_what_is_no_rate_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match=r"^a rate is a number of bits a second, or text such as 512kbit"):
+        values.bits_per_second(written)

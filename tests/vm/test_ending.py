@@ -124,6 +124,47 @@ def test_after_sigkill_no_container_is_left_and_the_next_run_removes_the_network
     assert run.networks() == []
 
 
+SEVERAL = """
+import pytest
+
+pytestmark = [pytest.mark.virtainer(name) for name in ("one", "two", "three")]
+
+@pytest.mark.parametrize("number", range({count}))
+def test_partition(vms, virtainer_network, number):
+    one, two, three = (vms[name] for name in ("one", "two", "three"))
+    ping = "ping -c1 -W{wait} -q"
+    one.run(ping.format(wait=9) + " three", sudo=True)
+    with virtainer_network.partition({{one, two}}, three):
+        assert not one.run(ping.format(wait=1) + " " + three.ip, sudo=True, check=False)
+        assert not three.run(ping.format(wait=1) + " " + two.ip, sudo=True, check=False)
+        one.run(ping.format(wait=9) + " " + two.ip, sudo=True)
+    three.run(ping.format(wait=9) + " two", sudo=True)
+"""
+
+
+def test_partitions_of_several_machines_in_two_workers_leave_nothing(
+    pytester: pytest.Pytester, engine: Engine, manager: Manager
+) -> None:
+    """`TESTS=20` for a long run."""
+    manager.runtime_image()
+    count = int(os.environ.get("TESTS", "4"))
+
+    def present() -> list[set[str]]:
+        api = engine.api
+        return [
+            {each["Id"] for each in api.containers(all=True)},
+            {each["Id"] for each in api.networks()},
+            {each["Name"] for each in api.volumes()["Volumes"]},
+            {str(each) for each in Path(tempfile.gettempdir()).glob("virtainers-*")},
+        ]
+
+    before = present()
+    pytester.makepyfile(SEVERAL.replace("{count}", str(count)).replace("{{", "{").replace("}}", "}"))
+    result = pytester.runpytest_subprocess("-n", "2", "-p", "no:cacheprovider", "--virtainer-durations")
+    result.assert_outcomes(passed=count)
+    assert present() == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_the_main_process(start: Callable[..., Run], engine: Engine, number: signal.Signals) -> None:
     name = f"worker-{number.name.lower()}"

@@ -47,6 +47,10 @@ def test_a_wire_carries_whatever_frames_there_are(vms: Mapping[str, VM]) -> None
         assert f"dev {here.device} lladdr {there.mac}" in neighbour, "the guest's own card is on the wire"
         link_local = b.run(f"ip -6 -o addr show dev {there.device} scope link").stdout.split()[3].partition("/")[0]
         assert pings(a, f"{link_local}%{here.device}") == 3
+        network = here.network
+        assert network is not None
+        assert network.subnet is not None
+        assert pings(a, str(network.subnet[1])) == 0, "the engine's host, which is on the wire, too"
         answers = a.run(f"ping -6 -c2 -W1 ff02::1%{here.device}", sudo=True).stdout
         assert link_local in answers, "multicast"
     assert a.run(["getent", "ahostsv4", "b.a-wire"]).stdout.split()[0] == b.nics["a-wire"].ip

@@ -1,0 +1,61 @@
+"""What the tables of Linux say of the host's networks and addresses."""
+
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers.engine import host
+
+TABLES = {
+    "route": """\
+Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
+eth0 00000000 0100A8C0 0003 0 0 0 00000000 0 0 0
+eth0 0000A8C0 00000000 0001 0 0 0 00FFFFFF 0 0 0
+docker0 000011AC 00000000 0001 0 0 0 0000FFFF 0 0 0
+""",
+    "fib_trie": """\
+Main:
+  +-- 0.0.0.0/0 3 0 4
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     |-- 127.0.0.1
+        /32 host LOCAL
+     |-- 192.168.0.7
+        /32 host LOCAL
+     |-- 192.168.0.255
+        /32 link BROADCAST
+Local:
+     |-- 192.168.0.7
+        /32 host LOCAL
+     |-- 172.17.0.1
+        /32 host LOCAL
+""",
+    "if_inet6": """\
+00000000000000000000000000000001 01 80 10 80       lo
+fe8000000000000000fc00fffe000001 02 40 20 80     eth0
+fd000000000000000000000000000002 02 40 00 82     eth0
+""",
+}
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, table in TABLES.items():
+        (tmp_path / name).write_text(table)
+    monkeypatch.setattr(host, "Path", lambda _folder, name: tmp_path / name)
+    return tmp_path
+
+
+def test_the_default_route_is_no_network_of_the_host(proc: Path) -> None:
+    assert host.networks() == [IPv4Network("192.168.0.0/24"), IPv4Network("172.17.0.0/16")]
+
+
+def test_its_addresses_are_those_that_others_can_reach(proc: Path) -> None:
+    assert host.addresses() == ["172.17.0.1", "192.168.0.7", "fd00::2"]
+
+
+def test_where_there_are_no_such_tables_nothing_is_known(proc: Path) -> None:
+    for name in TABLES:
+        (proc / name).unlink()
+    assert host.networks() == host.addresses() == []

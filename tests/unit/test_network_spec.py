@@ -1,0 +1,119 @@
+"""The marker's arguments `network`, `ip` and `nics`: what they become, and what is said of wrong ones."""
+
+import re
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pytest_virtainers import network_spec
+from pytest_virtainers.errors import SpecError
+from pytest_virtainers.network_spec import NetworkSpec, NicSpec
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import check, merge
+
+
+def test_a_name_is_enough_for_a_network() -> None:
+    assert network_spec.network("lab") == network_spec.network({"name": "lab"}) == NetworkSpec("lab")
+
+
+def test_a_network_can_be_described() -> None:
+    described = {"name": "lab", "mode": "routed", "subnet": "10.50.0.0/24", "ipv6": "on"}
+    assert network_spec.network(described) == NetworkSpec("lab", "routed", IPv4Network("10.50.0.0/24"), ipv6=True)
+    assert network_spec.network({"name": "db", "mode": "existing", "source": "stack_db"}).source == "stack_db"
+    wire = {"name": "lan", "mode": "macvlan", "parent": "eth1", "subnet": "10.50.0.0/24"}
+    assert network_spec.network(wire).parent == "eth1"
+
+
+def test_whether_there_is_a_way_out_decides_on_a_mode_that_is_not_given() -> None:
+    assert NetworkSpec("lab").resolved(internet=True) == NetworkSpec("lab", "nat")
+    assert NetworkSpec("lab").resolved(internet=False) == NetworkSpec("lab", "isolated")
+    assert NetworkSpec("lab", "nat").resolved(internet=False) == NetworkSpec("lab", "nat")
+
+
+MODES = "allowed are nat, isolated, routed, macvlan, existing"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("-lab", "a host name of 1 to 63 characters"),
+        (7, "a network is a name, or a mapping with name, mode, subnet, ipv6, parent, source"),
+        ({}, "a network needs a name, by which VMs meet on it"),
+        ({"name": "Lab"}, "name='Lab': a host name of 1 to 63 characters"),
+        (
+            {"name": "lab", "mod": "nat"},
+            "a network has no 'mod'; did you mean 'mode'? allowed are name, mode, subnet",
+        ),
+        ({"name": "lab", "size": 5}, "a network has no 'size'; allowed are name, mode, subnet, ipv6, parent, source"),
+        ({"name": "lab", "mode": "bridge"}, f"mode='bridge': {MODES}"),
+        (
+            {"name": "lab", "subnet": "10.50.0.1/24"},
+            "subnet='10.50.0.1/24': an IPv4 network is needed, such as 10.50.0.0/24 (10.50.0.1/24 has host bits set)",
+        ),
+        ({"name": "lab", "subnet": 10}, "subnet=10: an IPv4 network is needed, such as 10.50.0.0/24"),
+        ({"name": "lab", "ipv6": "yes"}, "ipv6='yes': allowed are on and off"),
+        ({"name": "lab", "parent": ""}, "parent='': text that is not empty is needed"),
+        ({"name": "lab", "mode": "routed"}, "mode routed needs subnet"),
+        ({"name": "lab", "mode": "macvlan", "subnet": "10.50.0.0/24"}, "mode macvlan needs parent"),
+        ({"name": "lab", "mode": "existing"}, "mode existing needs source"),
+        ({"name": "lab", "parent": "eth0"}, "parent is for mode macvlan"),
+        ({"name": "lab", "mode": "nat", "source": "x"}, "source is for mode existing"),
+    ],
+    ids=str,
+)
+def test_what_is_no_network_is_refused_with_a_hint(wrong: object, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        network_spec.network(wrong)
+
+
+def test_cards_are_networks_or_have_an_address_there() -> None:
+    lab = NetworkSpec("lab")
+    assert network_spec.nics(["lab", {"name": "office", "mode": "isolated"}]) == (
+        NicSpec(lab),
+        NicSpec(NetworkSpec("office", "isolated")),
+    )
+    for written, ip in ((2, 2), ("10.50.0.9", IPv4Address("10.50.0.9")), ("dhcp", "dhcp"), ("none", "none")):
+        assert network_spec.nics([{"network": "lab", "ip": written}]) == (NicSpec(lab, ip),)
+    assert network_spec.nics([{"network": {"name": "lab", "mode": "nat"}}]) == (NicSpec(NetworkSpec("lab", "nat")),)
+
+
+_NO_ADDRESS = "an IPv4 address is needed, or its number in the network's subnet, from 2 on"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("lab", "a list of networks is needed"),
+        ([7], "a network is a name, or a mapping with name, mode"),
+        (["lab", {"network": "lab", "ip": 2}], "a VM has one card on a network: lab is there twice"),
+        ([{"network": "lab", "mac": "x"}], "a card has no 'mac'; allowed are network, ip"),
+        ([{"network": "lab", "ipv": 2}], "a card has no 'ipv'; did you mean 'ip'? allowed are network, ip"),
+        ([{"network": {"mode": "nat"}}], "network={'mode': 'nat'}: a network needs a name"),
+        ([{"network": "lab", "ip": 1}], f"ip=1: auto, dhcp or none; or else {_NO_ADDRESS}"),
+        ([{"network": "lab", "ip": "static"}], f"ip='static': auto, dhcp or none; or else {_NO_ADDRESS}"),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_cards_is_refused_with_a_hint(wrong: object, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        network_spec.nics(wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, -2, True, "10.50.0", "10.50.0.256", "fd00::2", "", None, 2.5])
+def test_what_is_no_address_is_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match=_NO_ADDRESS):
+        network_spec.address(wrong)
+
+
+def test_a_marker_is_told_of_what_is_wrong_in_it() -> None:
+    with pytest.raises(SpecError, match=r"^here: nics=\[\{'network': 'lab', 'ip': 1\}\]: ip=1: auto, dhcp or none"):
+        check({"nics": [{"network": "lab", "ip": 1}]}, "here")
+
+
+def test_the_first_card_is_not_among_the_further_ones() -> None:
+    defaults = resolve([]).shape
+    merge(defaults, check({"network": "lab", "nics": ["default", "office"]}, "here"))
+    for network, name in (("lab", "lab"), (None, "default")):
+        given = check({"name": "web", "network": network, "nics": ["office", name]}, "here")
+        with pytest.raises(SpecError, match=rf"^web: its first card is on the network {name} already: nics are for"):
+            merge(defaults, given)

@@ -1,0 +1,140 @@
+"""`virtainers.toml`: what it describes, what is said of a wrong one, and what tests take from it."""
+
+from ipaddress import IPv4Network
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import markers, topology
+from pytest_virtainers.errors import SpecError
+from pytest_virtainers.network_spec import NetworkSpec, NicSpec
+
+SHOP = """
+    [networks.back]
+    mode = "isolated"
+    subnet = "10.50.0.0/24"
+
+    [defaults]
+    ram = "512M"
+
+    [machines.web]
+    nics = [{ network = "back", ip = 2 }, "plain"]
+
+    [machines.db]
+    ram = "1G"
+    network = "back"
+    files = { "/etc/motd" = "hello" }
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "virtainers.toml"
+    path.write_text(dedent(text))
+    return path
+
+
+def test_machines_have_what_all_have_and_their_own(tmp_path: Path) -> None:
+    read = topology.read(write(tmp_path, SHOP))
+    back = NetworkSpec("back", "isolated", IPv4Network("10.50.0.0/24"))
+    assert read.machines == {
+        "web": {"name": "web", "ram": 512, "nics": (NicSpec(back, 2), NicSpec(NetworkSpec("plain")))},
+        "db": {"name": "db", "ram": 1024, "network": back, "files": {"/etc/motd": b"hello"}},
+    }
+
+
+def test_the_nearest_file_above_counts_but_none_outside_of_the_root(tmp_path: Path) -> None:
+    root, folder = tmp_path / "root", tmp_path / "root/tests/deep"
+    folder.mkdir(parents=True)
+    write(tmp_path, SHOP)
+    assert topology.near(folder, root) is None
+    above = write(root, "[machines.above]")
+    assert topology.near(folder, root) == topology.Topology(above, {"above": {"name": "above"}}, {}, {})
+    write(root / "tests", "[machines.nearest]")
+    found = topology.near(folder, root)
+    assert found is not None
+    assert list(found.machines) == ["nearest"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("machines", ": Expected '='"),
+        ("", ": it describes no machines: [machines.web] would be one"),
+        ("[machines.a]\n\n[machine.b]", ":3: machine: unknown; allowed are defaults, machines, networks"),
+        ("# a line\nmachines = 3", ":2: machines: a table is needed"),
+        ("[machines]\na = 3", ":2: machines.a: a table is needed"),
+        ("[machines.a]\nram = '1G'\nrom = '1G'", ":3: machines.a.rom: unknown argument 'rom'; did you mean 'ram'?"),
+        ("[machines.web-1]\nram = 'lots'", ":2: machines.web-1.ram: ram='lots': a size is a number of MiB"),
+        ("[machines.A]", ":1: machines.A: name='A': a host name of 1 to 63 characters"),
+        ("[machines.a]\n[defaults]\nram = 'lots'", ":3: defaults.ram: ram='lots': a size is a number of MiB"),
+        ("[machines.a]\nram = '1G'\nnics = 'lab'", ":3: machines.a.nics: nics='lab': a list of networks is needed"),
+        (
+            "[networks.lab]\nipv6 = true\nmode = 'natt'\n[machines.a]",
+            ":3: networks.lab.mode: mode='natt': allowed are nat, isolated",
+        ),
+        ("\n[networks.lab]\nmode = 'routed'\n[machines.a]", ":2: networks.lab: mode routed needs subnet"),
+        (
+            "[networks.lab]\nsubnett = 1\n[machines.a]",
+            ":2: networks.lab.subnett: a network has no 'subnett'; did you mean 'subnet'? allowed are",
+        ),
+    ],
+    ids=lambda each: each.partition(" ")[0],
+)
+def test_a_wrong_file_is_told_of_with_its_line_and_a_hint(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(SpecError) as caught:
+        topology.read(path)
+    assert str(caught.value).startswith(f"{path}{words}"), str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "virtainers.toml").write_bytes(b"\xff")
+    with pytest.raises(SpecError, match=r"virtainers\.toml: 'utf-8' codec can't decode"):
+        topology.near(tmp_path, tmp_path)
+
+
+@pytest.fixture
+def wanted(pytester: pytest.Pytester) -> Any:
+    """Give what markers on a test in a class with `cpus=2` say of several VMs."""
+
+    def get(*marks: str) -> dict[str, list[Any]]:
+        source = "\n    ".join(("import pytest\n@pytest.mark.virtainer(cpus=2)\nclass Test:", *marks))
+        (item,) = pytester.getitems(f"{source}\n    def test_it(self, vms): pass")
+        return markers.by_name(item)
+
+    return get
+
+
+def test_markers_with_names_are_machines_and_those_without_are_for_all(wanted: Any) -> None:
+    marks = ("@pytest.mark.virtainer('web', ram='1G')", "@pytest.mark.virtainer('db')")
+    assert wanted(*marks) == {
+        "db": [{}, {"cpus": 2}, {"name": "db"}],
+        "web": [{}, {"cpus": 2}, {"name": "web", "ram": 1024}],
+    }
+
+
+def test_without_names_all_machines_of_the_file_are_wanted(pytester: pytest.Pytester, wanted: Any) -> None:
+    write(pytester.path, "[machines.web]\nram = '512M'\n[machines.db]")
+    assert wanted() == {
+        "web": [{"name": "web", "ram": 512}, {"cpus": 2}],
+        "db": [{"name": "db"}, {"cpus": 2}],
+    }
+
+
+def test_names_choose_from_the_file_and_go_on_top_of_it(pytester: pytest.Pytester, wanted: Any) -> None:
+    write(pytester.path, "[machines.web]\nram = '512M'\n[machines.db]")
+    assert wanted("@pytest.mark.virtainer('web', ram='1G')", "@pytest.mark.virtainer('new')") == {
+        "new": [{}, {"cpus": 2}, {"name": "new"}],
+        "web": [{"name": "web", "ram": 512}, {"cpus": 2}, {"name": "web", "ram": 1024}],
+    }
+
+
+def test_several_machines_need_names(wanted: Any) -> None:
+    told = (
+        r"::Test::test_it: the fixture vms needs markers with names, such as @pytest\.mark\.virtainer\(\"web\"\), "
+        r"or machines in a file virtainers\.toml$"
+    )
+    with pytest.raises(SpecError, match=told):
+        wanted()
