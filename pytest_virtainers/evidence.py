@@ -107,7 +107,10 @@ def collect(
         "name": vm.name,
         "user": vm.user,
         "host_key": vm.keys.host.public,
-        "spec": {name: getattr(vm.spec, name) for name in _SPEC},
+        "spec": {
+            **{name: getattr(vm.spec, name) for name in _SPEC},
+            "internet": vm.spec.internet and vm.network.spec.mode != "isolated",
+        },
         "machine": facts,
         "versions": {"pytest-virtainers": version("pytest-virtainers"), "python": platform.python_version()},
         "missing": into.missing,

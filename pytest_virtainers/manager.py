@@ -220,6 +220,7 @@ class Manager:
         with phase("take prefetched"):
             vm = self._prefetcher.claim(spec)
         if vm is not None:
+            vm.network.join(vm, vm._container.joint().mac)
             record.kind = "prefetched"
             return vm
         self._budget.check(spec)
@@ -237,15 +238,22 @@ class Manager:
         None, or another spec, throws away what was made ready and not used. While several VMs are up, nothing is made
         ready: they may look each other up by name, and should not find one that nobody has asked for yet.
         """
-        if len(self._vms) > 1:
+        if len(self._vms) > 1 or (spec is not None and spec.has_fixed_address):  # that may be taken as yet
             spec = None
         self._prefetcher.want(spec, node_id)
 
     def retire(self, vm: VM) -> None:
-        """Note that nobody uses a VM any more; it ends with `bury`, so that its evidence can be taken before."""
+        """Note that nobody uses a VM any more; it ends with `bury`, so that its evidence can be taken before.
+
+        It leaves networks that are not ours at once: their owner may be about to remove them.
+        """
         if vm in self._vms:
             self._vms.remove(vm)
             self._retired.append(vm)
+            for network in vm.networks:
+                if network.spec.source is not None:
+                    with contextlib.suppress(EngineError):
+                        vm._container.disconnect(network.engine_name)
 
     def _bury_lost(self, spec: Spec) -> None:
         """End what a launch has lost on its way, but not what others have that run beside it."""
@@ -465,7 +473,7 @@ class Manager:
         __tracebackhide__ = True
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
-            vm = self._handle(spec, user, keys, container)
+            vm = self._handle(spec, user, keys, container, ahead=ahead)
             vm.echo, vm.seed_iso = self.echo, seed_iso
             undo.callback(vm.close)
             self._starting.append(vm)
@@ -484,8 +492,8 @@ class Manager:
             self._starting.remove(vm)
         return vm
 
-    def _handle(self, spec: Spec, user: str, keys: Keys, container: Container) -> VM:
-        """Make the handle of a started container."""
+    def _handle(self, spec: Spec, user: str, keys: Keys, container: Container, *, ahead: bool = False) -> VM:
+        """Make the handle of a started container; one made `ahead` is not counted on its network as yet."""
         endpoint, network = Endpoint(self.engine, container), self._network(spec)
         vm = VM(
             spec,
@@ -496,7 +504,8 @@ class Manager:
             network=network,
             progress=self._progress,
         )
-        network.join(vm, container.joint().mac)
+        if not ahead:
+            network.join(vm, container.joint().mac)
         return vm
 
     def _start(
@@ -569,7 +578,6 @@ class Manager:
             # For a killed container, which the engine removes with all that is in it.
             volume=None if self._settings.keep == "never" or "TEMPLATE_SAVE" in environment else f"{name}-disk",
             port=self._network(spec).port(spec.guest_hostname, spec.ip, first=True),
-            hostname=spec.guest_hostname,
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
             capabilities=_CAPABILITIES,
             sysctls={"net.ipv4.ip_forward": "1", **setting.sysctls},

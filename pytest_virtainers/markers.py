@@ -41,16 +41,19 @@ def by_name(item: pytest.Item) -> dict[str, list[Mapping[str, Any]]]:
     Raises:
         SpecError: as `arguments` does, or because there is no name.
     """
-    layers, described = arguments(item), near(item.path.parent, item.config.rootpath)
-    machines = described.machines if described else {}
-    names = list(dict.fromkeys(layer["name"] for layer in layers if "name" in layer)) or list(machines)
+    layers, file = arguments(item), near(item.path.parent, item.config.rootpath)
+    if file is not None:
+        layers = [file.named(layer) for layer in layers]
+    names = list(dict.fromkeys(layer["name"] for layer in layers if "name" in layer))
+    names = names or (list(file.machines) if file else [])
     if not names:
         raise SpecError(
             f'{item.nodeid}: the fixture vms needs markers with names, such as @pytest.mark.{MARKER}("web"), '
             f"or machines in a file {FILE}"
         )
     return {
-        name: [machines.get(name, {}), *(each for each in layers if each.get("name", name) == name)] for name in names
+        name: [file.machine(name) if file else {}, *(each for each in layers if each.get("name", name) == name)]
+        for name in names
     }
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 MODES = ("nat", "isolated", "routed", "macvlan", "existing")
 _NEEDS = {"routed": ("subnet",), "macvlan": ("subnet", "parent"), "existing": ("source",)}
-_ONLY_FOR = {"parent": ("macvlan",), "source": ("existing",)}
+_OURS = ("nat", "isolated", "routed", "macvlan")
+_ONLY_FOR = {"parent": ("macvlan",), "source": ("existing",), "subnet": _OURS, "ipv6": _OURS[:3]}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def network(value: object) -> NetworkSpec:
         if needed not in given:
             raise ValueError(f"mode {found.mode} needs {needed}")
     for name, modes in _ONLY_FOR.items():
-        if name in given and found.mode not in modes:
+        if name in given and (found.mode or "nat") not in modes:
             raise ValueError(f"{name} is for mode {' or '.join(modes)}")
     return found
 

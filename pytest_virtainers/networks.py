@@ -79,7 +79,7 @@ class Networks:
     def setting(self, spec: NetworkSpec) -> Setting:
         """Say what a virtainer needs whose first card is on this network; raises as `get` does."""
         network = self.get(spec)
-        closed = {} if spec.mode == "macvlan" else self._closed(network)  # that is for being there with others
+        closed = self._closed(network) if network.has_host else {}  # on others, its first address is somebody else's
         isolated = spec.mode == "isolated"
         return Setting(
             environment={**closed, **({"DNS": "names"} if isolated else {})},

@@ -187,13 +187,13 @@ def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
         if network.recorder is None or not used_ones.intersection(network.vms):
             continue
         try:
-            path = _folder(item) / f"{network.name}.pcap"
+            path = _folder(item) / f"{network.label}.pcap"
             network.recorder.write(path, since=item.stash[_BEGAN_KEY])
         except _TROUBLE as error:
             said = f"what was on it could not be kept: {type(error).__name__}: {error}"
         else:
             said = f"what was on it: {_short(path, item)}"
-        result.sections.append((f"virtainer network {network.name}", said))
+        result.sections.append((f"virtainer network {network.label}", said))
 
 
 def _new_folder(item: pytest.Item, machine: VM) -> Path:

@@ -132,6 +132,11 @@ class Spec:
         """The name that the guest carries, and by which other VMs find it."""
         return self.hostname or self.name
 
+    @property
+    def has_fixed_address(self) -> bool:
+        """Whether it wants an address that nobody else may have."""
+        return self.ip is not None or any(card.ip not in {"auto", "dhcp", "none"} for card in self.nics)
+
     def wire(self, network: NetworkSpec) -> NetworkSpec:
         """Give a network that it names, with its mode."""
         return network.resolved(internet=self.internet)

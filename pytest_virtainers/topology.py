@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.network_spec import network
+from pytest_virtainers.network_spec import NetworkSpec, network
 from pytest_virtainers.spec import check
 
 if TYPE_CHECKING:
@@ -23,10 +23,28 @@ _KEY = re.compile(r"\s*([A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')\s*=")
 
 @dataclass(frozen=True)
 class Topology:
-    """What such a file describes: checked marker arguments for each machine, by its name."""
+    """What such a file describes: checked marker arguments for each machine by its name, for others, and networks."""
 
     path: Path
     machines: Mapping[str, Mapping[str, Any]]
+    defaults: Mapping[str, Any]
+    networks: Mapping[str, NetworkSpec]
+
+    def machine(self, name: str) -> Mapping[str, Any]:
+        """Give what it says of a machine, which it need not name."""
+        return self.machines.get(name, self.defaults)
+
+    def named(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Put its networks where a marker's arguments name them only."""
+        found = dict(arguments)
+        if "network" in found:
+            found["network"] = self._described(found["network"])
+        if "nics" in found:
+            found["nics"] = tuple(replace(nic, network=self._described(nic.network)) for nic in found["nics"])
+        return found
+
+    def _described(self, network: NetworkSpec) -> NetworkSpec:
+        return self.networks.get(network.name, network) if network == NetworkSpec(network.name) else network
 
 
 def near(folder: Path, root: Path) -> Topology | None:
@@ -71,11 +89,13 @@ def read(path: Path) -> Topology:
         if key not in _TABLES:
             raise SpecError(f"{where(key)}: unknown; allowed are {', '.join(_TABLES)}")
     networks = {name: {"name": name, **table("networks", name)} for name in table("networks")}
+    described: dict[str, NetworkSpec] = {}
     for name, given in networks.items():
         try:
-            network(given)
+            described[name] = network(given)
         except ValueError as error:
-            keys = {str(error).partition("=")[0]} & given.keys()  # where it is about one
+            about = re.match(r"(\w+)=|a network has no '(.*?)'", str(error))
+            keys = [about[about.lastindex or 0]] if about else []  # where it is about one
             raise SpecError(f"{where('networks', name, *keys)}: {error}") from None
 
     def arguments(*keys: str) -> dict[str, Any]:
@@ -91,7 +111,7 @@ def read(path: Path) -> Topology:
     }
     if not machines:
         raise SpecError(f"{path}: it describes no machines: [machines.web] would be one")
-    return Topology(path, machines)
+    return Topology(path, machines, defaults, described)
 
 
 def _described(key: str, value: object, networks: Mapping[str, Mapping[str, Any]]) -> object:

@@ -78,7 +78,6 @@ class Plan:
     store_writable: bool = False
     volume: str | None = None
     port: Port | None = None
-    hostname: str | None = None
     devices: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
@@ -141,7 +140,6 @@ class Container:
             plan.image,
             entrypoint=list(plan.entrypoint) if plan.entrypoint else None,
             name=plan.name,
-            hostname=plan.hostname,
             environment=dict(plan.environment),
             labels={**owner.labels(plan.kind, run_id), **plan.labels},
             stdin_open=True,  # with detach left off, the SDK sets StdinOnce too: the lease
@@ -163,6 +161,7 @@ class Container:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for name, content in members.items():
                 entry = tarfile.TarInfo(name)
+                entry.mtime = int(time.time())  # the store's housekeeping goes by it
                 if isinstance(content, Link):
                     entry.type, entry.linkname = tarfile.SYMTYPE, content.target
                     tar.addfile(entry)

@@ -58,6 +58,7 @@ class Network:
         name: the engine's.
         subnet: its IPv4 addresses; None: none that the engine knows.
         ipv6: whether it has IPv6, too.
+        driver: the engine's driver; on networks of another than `bridge`, the engine's host is not itself.
     """
 
     def __init__(self, engine: Engine, name: str, run_id: str, shape: Shape) -> None:
@@ -65,7 +66,7 @@ class Network:
         self.name = name
         self._engine = engine
         self.subnet: IPv4Network | None = None
-        self.ipv6 = shape.ipv6
+        self.ipv6, self.driver = shape.ipv6, shape.driver
         if not shape.masquerade and engine.kind == "podman":
             raise EngineError(
                 f"creating network {name} failed: Podman's networks hide their addresses behind the host's. "
@@ -134,7 +135,7 @@ class ExistingNetwork:
             found = engine.api.inspect_network(name)
         of_v4 = [each for each in subnets_of(found) if isinstance(each, IPv4Network)]
         self.subnet: IPv4Network | None = of_v4[0] if of_v4 else None
-        self.ipv6 = bool(found.get("EnableIPv6"))
+        self.ipv6, self.driver = bool(found.get("EnableIPv6")), str(found.get("Driver"))
 
     def close(self) -> None:
         """Leave it as it is."""

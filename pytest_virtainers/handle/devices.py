@@ -177,7 +177,9 @@ class Devices(Power):
         __tracebackhide__ = True
         joint = self._container.connect(network.port(self.spec.guest_hostname, ip))
         try:
-            found = json.loads(self._control("device", "join", name, joint.mac))
+            found = json.loads(
+                self._control("device", "join", name, joint.mac, *(() if network.has_host else ("open",)))
+            )
             network.join(self, joint.mac)
         except BaseException:
             with contextlib.suppress(EngineError):
@@ -196,6 +198,11 @@ class Devices(Power):
         """Set the added cards up again: what the guest was told of them went with its memory."""
         __tracebackhide__ = True
         self._nics = [replace(nic, device=self._set_up_nic(nic)) for nic in self._nics]
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The networks on which it has a card, that of its first one first."""
+        return (self.network, *(nic.network for nic in self._nics if nic.network is not None))
 
     @property
     def nics(self) -> Mapping[str, Nic]:

@@ -14,6 +14,7 @@ from pytest_virtainers import values
 from pytest_virtainers.engine.container import Port
 from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.handle.capture import Capture
+from pytest_virtainers.network_spec import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -63,6 +64,7 @@ class Network:
         engine_name: the engine's name for it.
         subnet: its IPv4 addresses; None: the engine does not know them.
         ipv6: whether it has IPv6, too.
+        has_host: whether the engine's host is on it.
         recorder: captures all that is on it, for the evidence of failing tests; None: that is not wanted.
     """
 
@@ -71,7 +73,7 @@ class Network:
         self.name = spec.name
         self.engine_name = made.name
         self.subnet: IPv4Network | None = made.subnet
-        self.ipv6 = made.ipv6
+        self.ipv6, self.has_host = made.ipv6, made.driver == "bridge"
         self._made = made
         self._lock = threading.RLock()
         self._macs: dict[Core, str] = {}
@@ -81,6 +83,11 @@ class Network:
 
     def __repr__(self) -> str:
         return f"<Network {self.name} ({self.spec.mode}, {self.subnet})>"
+
+    @property
+    def label(self) -> str:
+        """Its name; that of the default network without a way out is told from that of the other one."""
+        return f"{self.name}-isolated" if self.spec == DEFAULT.resolved(internet=False) else self.name
 
     @property
     def vms(self) -> tuple[Core, ...]:
@@ -209,6 +216,8 @@ class Network:
         __tracebackhide__ = True
         if rate is None and delay is None:
             raise ValueError("slow() needs a rate or a delay")
+        if (jitter or 0) > (delay or 0):
+            raise ValueError(f"jitter={jitter}: it needs a delay that is no less")
         kbit = None if rate is None else max(1, values.bits_per_second(rate) // 1000)
         milliseconds = [None if each is None else each * 1000 for each in (delay, jitter)]
         with self._with(_Fault(shapes=[_Shape(vm, kbit, *milliseconds) for vm in vms or self.vms])):

@@ -10,6 +10,7 @@ from pytest_virtainers.errors import EngineError
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
 from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
 
@@ -63,6 +64,7 @@ class FakeMachine:
         self.name, self.user, self.alive = name, "debian", True
         self.spec = merge(resolve([]).shape, {"name": name})
         self.seed_iso, self.folder = b"", "/mounted"
+        self.network = SimpleNamespace(spec=DEFAULT.resolved(internet=True))
         self.keys = Keys(KeyPair("PRIVATE", "public"), KeyPair("", "ssh-ed25519 AAAA"))
         self.log = CommandLog()
         self._container = FakeContainer()
@@ -128,7 +130,8 @@ class FakeNetwork:
     """It records since when somebody wants to see what was on it; one that is called `broken` does not."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.recorder = name, self
+        self.name = self.label = name
+        self.recorder = self
         self.vms: list[FakeMachine] = []
 
     def write(self, path: Path, *, since: float) -> None:

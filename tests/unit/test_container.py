@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.engine import detect, owner
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import EngineError
 from tests.unit.fake_engine import Answer, FakeEngine, serving
@@ -202,3 +202,11 @@ def test_a_sweep_takes_the_volumes_of_dead_owners_only() -> None:
         server.answers["GET /volumes"] = (200, {"Volumes": None})
         assert sweep(engine) == []
         engine.close()
+
+
+def test_what_is_put_has_the_time_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    archives: list[bytes] = []
+    monkeypatch.setattr(Container, "put_archive", lambda _self, _folder, data: archives.append(data))
+    Container.put(object.__new__(Container), "/store", {"manifest.json": b"{}", "image": Link("/store/disk")})
+    with tarfile.open(fileobj=io.BytesIO(archives[0])) as tar:
+        assert all(abs(entry.mtime - time.time()) < 60 for entry in tar.getmembers())

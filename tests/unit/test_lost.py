@@ -59,6 +59,7 @@ class World:
 class Machine:
     def __init__(self, world: World, spec: object, container: Any) -> None:
         self.spec, self._container = spec, container
+        self.networks = ()
         self.world, self.number = world, container.number
         self.folder = container.environment.get("IMAGE_DIR", "/mounted")
 

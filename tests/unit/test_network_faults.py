@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,10 +80,8 @@ EMPTY: dict[str, Any] = {"drop": {}, "rate_kbit": None, "delay_ms": None, "jitte
 
 @pytest.fixture
 def network() -> Network:
-    made: Any = type(
-        "Made", (), {"name": "engine-lab", "subnet": IPv4Network("10.1.0.0/24"), "close": lambda _: None}
-    )
-    return Network(NetworkSpec("lab", "isolated"), made())
+    made: Any = SimpleNamespace(name="engine-lab", subnet=IPv4Network("10.1.0.0/24"), ipv6=False, driver="bridge")
+    return Network(NetworkSpec("lab", "isolated"), made)
 
 
 @pytest.fixture

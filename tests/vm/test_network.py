@@ -7,7 +7,8 @@ import pytest
 
 from pytest_virtainers import VM, Network, VirtainerError
 
-WIRES = pytest.mark.virtainer(scope="module", nics=["left", "right"])
+# Docker would lead the way out through the network whose name comes first.
+WIRES = pytest.mark.virtainer(scope="module", nics=["a-wire", "wire"])
 pytestmark = [
     pytest.mark.virtainer("a", ip=11),
     pytest.mark.virtainer("b"),
@@ -39,7 +40,7 @@ def test_each_finds_the_others_by_name(vms: Mapping[str, VM]) -> None:
 
 def test_a_wire_carries_whatever_frames_there_are(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
-    for name in ("left", "right"):
+    for name in ("a-wire", "wire"):
         here, there = a.nics[name], b.nics[name]
         assert pings(a, there.ip) == 3
         neighbour = a.run(["ip", "neigh", "show", there.ip]).stdout
@@ -48,7 +49,7 @@ def test_a_wire_carries_whatever_frames_there_are(vms: Mapping[str, VM]) -> None
         assert pings(a, f"{link_local}%{here.device}") == 3
         answers = a.run(f"ping -6 -c2 -W1 ff02::1%{here.device}", sudo=True).stdout
         assert link_local in answers, "multicast"
-    assert a.run(["getent", "ahostsv4", "b.left"]).stdout.split()[0] == b.nics["left"].ip
+    assert a.run(["getent", "ahostsv4", "b.a-wire"]).stdout.split()[0] == b.nics["a-wire"].ip
 
 
 def test_the_first_card_stays_the_way_out(vms: Mapping[str, VM]) -> None:
@@ -60,7 +61,7 @@ def test_the_first_card_stays_the_way_out(vms: Mapping[str, VM]) -> None:
         assert f"via {vm.network.subnet[1]} ".encode() in said
 
 
-@pytest.mark.parametrize("on", ["nat", "left"])
+@pytest.mark.parametrize("on", ["nat", "a-wire"])
 def test_partition_loss_and_their_end(vms: Mapping[str, VM], on: str) -> None:
     a, b = vms["a"], vms["b"]
     network = a.network if on == "nat" else wire(vms, on)
@@ -92,17 +93,17 @@ def test_one_way_loss_loses_one_way(vms: Mapping[str, VM]) -> None:
     with a.popen(["python3", "-c", _LISTEN]) as at_a, b.popen(["python3", "-c", _LISTEN]) as at_b:
         heard_by_a, heard_by_b = at_a.lines(timeout=60), at_b.lines(timeout=60)
         assert next(heard_by_a) == next(heard_by_b) == "listening"
-        with wire(vms, "left").lose(a, b):
-            a.run(["python3", "-c", _SEND, b.nics["left"].ip, "lost"])
-            b.run(["python3", "-c", _SEND, a.nics["left"].ip, "found"])
+        with wire(vms, "a-wire").lose(a, b):
+            a.run(["python3", "-c", _SEND, b.nics["a-wire"].ip, "lost"])
+            b.run(["python3", "-c", _SEND, a.nics["a-wire"].ip, "found"])
             assert next(heard_by_a) == "found"
-        a.run(["python3", "-c", _SEND, b.nics["left"].ip, "after"])
+        a.run(["python3", "-c", _SEND, b.nics["a-wire"].ip, "after"])
         assert next(heard_by_b) == "after"
 
 
 def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
-    address = b.nics["left"].ip
+    address = b.nics["a-wire"].ip
     fetch = [
         "python3",
         "-c",
@@ -112,7 +113,7 @@ def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
     with b.popen("exec python3 -m http.server 8000 --directory /tmp/www"):
         b.wait_for_port(8000)
         fast = a.run(fetch).duration
-        with wire(vms, "left").slow(b, rate="500kbit"):
+        with wire(vms, "a-wire").slow(b, rate="500kbit"):
             slow = a.run(fetch)
         assert slow.stdout == "250000\n"
         assert slow.duration - fast > 3  # 250 kB at 62.5 kB/s take 4 s
@@ -120,23 +121,25 @@ def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
 
 def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
-    slow = wire(vms, "left").slow(b, delay=0.2)
+    slow = wire(vms, "a-wire").slow(b, delay=0.2)
     if b._container.run(["tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us"])[0] == 0:
         with slow:
-            answer = a.run(["ping", "-c1", b.nics["left"].ip], sudo=True).stdout
+            answer = a.run(["ping", "-c1", b.nics["a-wire"].ip], sudo=True).stdout
         assert float(answer.partition("time=")[2].split()[0]) > 200
     else:
-        told = "b on the network left: wire: the host's kernel has no sch_netem, which a delay needs: load it on the"
+        told = (
+            "b on the network a-wire: wire: the host's kernel has no sch_netem, which a delay needs: load it on the"
+        )
         with pytest.raises(VirtainerError, match=told), slow:
             raise AssertionError
 
 
 def test_what_was_on_the_wire(vms: Mapping[str, VM], tmp_path: Path) -> None:
     a, b = vms["a"], vms["b"]
-    with wire(vms, "left").capture(tmp_path / "left.pcap"), a.network.capture(tmp_path / "nat.pcap"):
-        assert pings(a, b.nics["left"].ip) == 3
+    with wire(vms, "a-wire").capture(tmp_path / "a-wire.pcap"), a.network.capture(tmp_path / "nat.pcap"):
+        assert pings(a, b.nics["a-wire"].ip) == 3
         assert pings(b, a.ip) == 3
-    for name, asks, answers in (("left", a.nics["left"].ip, b.nics["left"].ip), ("nat", b.ip, a.ip)):
+    for name, asks, answers in (("a-wire", a.nics["a-wire"].ip, b.nics["a-wire"].ip), ("nat", b.ip, a.ip)):
         a._container.put("/tmp", {f"{name}.pcap": (tmp_path / f"{name}.pcap").read_bytes()})
         _, read = a._container.run(["tcpdump", "-n", "-r", f"/tmp/{name}.pcap", "icmp"])
         lines = [line for line in read.decode().splitlines() if "ICMP" in line]
@@ -147,7 +150,7 @@ def test_what_was_on_the_wire(vms: Mapping[str, VM], tmp_path: Path) -> None:
 
 def test_a_reboot_brings_its_cards_back(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
-    before = a.nics["left"].ip
+    before = a.nics["a-wire"].ip
     a.reboot()
-    assert a.nics["left"].ip == before
+    assert a.nics["a-wire"].ip == before
     assert pings(b, before) == 3

@@ -1,5 +1,6 @@
 """Networks that are not our usual ones: of the engine, routed, and on the wire of the host."""
 
+import contextlib
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,20 +23,21 @@ def free_subnet() -> str:
 
 
 @pytest.fixture
-def database(request: pytest.FixtureRequest, engine: Engine, runtime_image: str) -> Iterator[Container]:
+def database(engine: Engine, runtime_image: str) -> Iterator[Container]:
     """A container with a database (or so) on a network that somebody has made before."""
     run = secrets.token_hex(4)
-    network = Network(engine, f"existing-{run}", run, Shape())
-    request.config.add_cleanup(network.close)  # after the machines, which stay until the test's last report
-    serve = ("sh", "-c", "python3 -m http.server 8080 & exec cat")
-    plan = Plan(network.name, "helper", runtime_image, entrypoint=serve, port=Port(network.name, aliases=("db",)))
-    container = Container(engine, plan, run)
-    container.start()
-    yield container
-    container.close()
+    with contextlib.ExitStack() as stack:
+        network = Network(engine, f"existing-{run}", run, Shape())
+        stack.callback(network.close)
+        serve = ("sh", "-c", "python3 -m http.server 8080 & exec cat")
+        plan = Plan(network.name, "helper", runtime_image, entrypoint=serve, port=Port(network.name, aliases=("db",)))
+        container = Container(engine, plan, run)
+        stack.callback(container.close)
+        container.start()
+        yield container
 
 
-def test_a_network_of_the_engine(vm_factory: VMFactory, database: Container) -> None:
+def test_a_network_of_the_engine(database: Container, vm_factory: VMFactory) -> None:
     lab = {"name": "lab", "mode": "existing", "source": database.name}
     there = vm_factory("there", network=lab)
     joined = vm_factory("joined", nics=[lab])

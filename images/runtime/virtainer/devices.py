@@ -2,12 +2,13 @@
 
     docker exec CONTAINER device add-disk NAME MIB
     docker exec CONTAINER device add-nic NAME MAC
-    docker exec CONTAINER device join NAME MAC
+    docker exec CONTAINER device join NAME MAC [open]
     docker exec CONTAINER device remove NAME
 
 QEMU runs as a user who can open no file here: a new disk's, or a tap, is opened for it and passed on. A card that is
 added is on a network of its own, which QEMU plays: DHCP, and nobody else. One that joins takes over the interface of
-the container with its MAC; what is printed, one line of JSON, tells what that interface had.
+the container with its MAC; what is printed, one line of JSON, tells what that interface had. With `open`, nothing
+there is closed to it: where the engine's host is not on the network, its first address is somebody else's.
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
@@ -33,7 +34,7 @@ from virtainer.settings import Settings
 from virtainer.tools import ToolError
 
 _NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room for 20 characters
-_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC | remove NAME"
+_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC [open] | remove NAME"
 _FILES = Path(os.environ.get("IMAGE_DIR") or "/mounted")
 _UNPLUG_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -73,16 +74,18 @@ def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
         raise
 
 
-def join(connection: socket.socket, name: str, mac: str) -> joined.Taken:
+def join(connection: socket.socket, name: str, mac: str, *, to_host: bool) -> joined.Taken:
     """Plug a network card in that takes over the interface with this MAC; return what that had.
+
+    With `to_host` nothing is closed to it (see isolation.py).
 
     Raises interfaces.Missing, ToolError or End, too.
     """
     if joined.exists(mac):
         raise qmp.Refused(f"the interface with the MAC {mac} has been joined already")
     settings = Settings.from_env(os.environ)
-    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated)
-    closed = isolation.look(settings, taken.addresses)
+    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated and not to_host)
+    closed = None if to_host else isolation.look(settings, taken.addresses)
     monitor = qmp.Monitor(connection)
     with contextlib.ExitStack() as undo:
         tap = make_tap(joined.tap_name(mac))
@@ -163,7 +166,8 @@ def _present(monitor: qmp.Monitor) -> set[str]:
 def main(arguments: list[str]) -> int:
     """Run the command: exit code 1 when QEMU or the disk refuses, 2 for wrong usage."""
     if not re.fullmatch(
-        rf"(add-disk {_NAME} [1-9]\d{{0,8}}|(add-nic|join) {_NAME} {interfaces.MAC}|remove {_NAME})",
+        rf"(add-disk {_NAME} [1-9]\d{{0,8}}|add-nic {_NAME} {interfaces.MAC}|join {_NAME} {interfaces.MAC}( open)?"
+        rf"|remove {_NAME})",
         " ".join(arguments),
     ):
         print(_USAGE, file=sys.stderr)
@@ -175,8 +179,8 @@ def main(arguments: list[str]) -> int:
                     add_disk(connection, name, int(mib))
                 case ["add-nic", name, mac]:
                     add_nic(qmp.Monitor(connection), name, mac)
-                case ["join", name, mac]:
-                    taken = join(connection, name, mac)
+                case ["join", name, mac, *is_open]:
+                    taken = join(connection, name, mac, to_host=bool(is_open))
                     print(json.dumps({"mac": mac, "addresses": taken.addresses, "mtu": taken.mtu}))
                 case [_, name]:
                     remove(qmp.Monitor(connection), name)

@@ -49,12 +49,22 @@ def connected() -> set[str]:
 
 def neighbours() -> set[str]:
     """Give the addresses at which the engine's host can be, as network.neighbours() does."""
-    ways_out = set()
+    return {gateway for gateway, _ in _defaults()} | {str(IPv6Network(each)[1]) for each in connected()}
+
+
+def way_out() -> str:
+    """Return the input of `ip -batch` that makes the default route anew; empty without one."""
+    return "".join(f"route replace ::/0 via {gateway} dev {name}\n" for gateway, name in _defaults()[:1])
+
+
+def _defaults() -> list[tuple[str, str]]:
+    """Return gateway and interface of each default route."""
+    found = []
     for line in _read("ipv6_route"):
-        destination, length, _, _, gateway, _, _, _, flags, _ = line.split()
+        destination, length, _, _, gateway, _, _, _, flags, name = line.split()
         if int(destination, 16) == int(length, 16) == 0 and int(gateway, 16) and not int(flags, 16) & _REJECT:
-            ways_out.add(str(IPv6Address(int(gateway, 16))))
-    return ways_out | {str(IPv6Network(each)[1]) for each in connected()}
+            found.append((str(IPv6Address(int(gateway, 16))), name))
+    return found
 
 
 def _addresses() -> list[tuple[tuple[int, int], str]]:

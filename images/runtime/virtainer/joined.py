@@ -15,7 +15,7 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import interfaces, isolation
+from virtainer import interfaces, isolation, network
 from virtainer.tools import run
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def connect(taken: Taken, closed: Closed | None = None) -> None:
     ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
     # The rules come first: nothing shall be heard of the addresses' going.
     run("nft", "-f", "-", stdin=rules(taken, closed))
-    run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6))
+    # Docker may have led the container's way out through this network, when that was connected.
+    run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6) + network.WAY_OUT.read_text())
     for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
         run("ip", family, "route", "flush", "dev", taken.link)
 

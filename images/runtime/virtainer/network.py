@@ -20,6 +20,8 @@ from virtainer.ending import End, Reason
 from virtainer.line import TCP_PORT
 from virtainer.tools import ToolError, run
 
+WAY_OUT = Path("/run/virtainer/way_out")
+"""What `ip -batch` makes the container's first way out of: noted at the start, for when another network is joined."""
 TAP = "virtainer0"  # not tap0: in a rootless Podman's container that is the way out
 GUEST_MAC = "52:54:00:76:69:02"
 GATEWAY_MAC = "52:54:00:76:69:01"
@@ -98,6 +100,16 @@ def _routes(table: str) -> list[tuple[str, int, int]]:
     """Return interface, destination and mask of each line; the kernel writes them in the host's byte order."""
     rows = [line.split() for line in table.splitlines()[1:]]
     return [(row[0], _address(row[1]), _address(row[7])) for row in rows]
+
+
+def way_out(routes: str) -> str:
+    """Return the input of `ip -batch` that makes the default route of /proc/net/route anew; empty without one."""
+    rows = [line.split() for line in routes.splitlines()[1:]]
+    found = [row for row in rows if _address(row[7]) == 0 and _address(row[2])]
+    return "".join(
+        f"route replace default via {IPv4Address(_address(row[2]))} dev {row[0]} metric {row[6]}\n"
+        for row in found[:1]
+    )
 
 
 def neighbours(routes: str) -> set[str]:

@@ -98,9 +98,7 @@ def run() -> End:
         connection.detach() if settings.virtio else connection.close()
 
     # QEMU takes a moment to start: until then the network is there, too.
-    callers = network.neighbours(Path("/proc/net/route").read_text()) if storage.restore else set()
-    closed = isolation.look(settings)
-    network.build(net, callers, isolation.rules(closed, network.TAP, inner=(f"{net.gateway}/24", ipv6.NETWORK)))
+    callers = _build_network(net, settings, restore=storage.restore)
     dnsmasq = _start_dnsmasq(net, names_only=settings.names_only)
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
     monitor = qmp.Monitor(link)
@@ -158,6 +156,16 @@ def _start_qemu(argv: list[str], handles: machine.Handles) -> subprocess.Popen[b
     for fd in handles.all():
         os.close(fd)
     return qemu
+
+
+def _build_network(net: network.Network, settings: Settings, *, restore: bool) -> set[str]:
+    """Set up the guest's network; give the addresses from which the line of a restored VM may be called."""
+    routes = Path("/proc/net/route").read_text()
+    network.WAY_OUT.write_text(network.way_out(routes) + ipv6.way_out())
+    callers = network.neighbours(routes) if restore else set()
+    closed = isolation.look(settings)
+    network.build(net, callers, isolation.rules(closed, network.TAP, inner=(f"{net.gateway}/24", ipv6.NETWORK)))
+    return callers
 
 
 def _restore(

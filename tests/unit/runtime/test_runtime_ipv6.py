@@ -73,3 +73,9 @@ def test_a_kernel_without_it(kernel: Path) -> None:
     (kernel / "ipv6_route").unlink()
     assert not ipv6.usable("eth0")
     assert ipv6.connected() == ipv6.neighbours() == set()
+
+
+def test_the_way_out_can_be_made_anew(kernel: Path) -> None:
+    assert ipv6.way_out() == "route replace ::/0 via fd00:6::fe dev eth0\n"
+    (kernel / "ipv6_route").unlink()
+    assert ipv6.way_out() == ""

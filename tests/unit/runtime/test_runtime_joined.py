@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import devices, interfaces, joined, qmp
+from virtainer import devices, interfaces, joined, network, qmp
 from virtainer.tools import ToolError
 
 from tests.unit.runtime.fake_qemu import FakeQemu, listed
@@ -62,6 +62,8 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(joined, "run", kernel.run)
     monkeypatch.setattr(joined, "_RECORDS", tmp_path)
     monkeypatch.setattr(joined, "_ARP", tmp_path / "arp")
+    monkeypatch.setattr(network, "WAY_OUT", tmp_path / "way_out")
+    network.WAY_OUT.write_text("route replace default via 172.17.0.1 dev eth0\n")
     monkeypatch.setattr(joined, "_knock", lambda address: None)
     (tmp_path / "arp").write_text(ARP)
     (tmp_path / "eth1").mkdir()

@@ -139,3 +139,8 @@ def test_a_refused_rule_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(End, match="cannot set up the guest's network: nft -f failed") as caught:
         network.build(NETWORK, set())
     assert caught.value.reason is Reason.NETWORK
+
+
+def test_the_way_out_can_be_made_anew() -> None:
+    assert network.way_out(ROUTES) == "route replace default via 172.17.0.1 dev eth0 metric 0\n"
+    assert network.way_out(INTERNAL) == ""
