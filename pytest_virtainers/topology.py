@@ -95,7 +95,7 @@ def read(path: Path) -> Topology:
             described[name] = network(given)
         except ValueError as error:
             about = re.match(r"(\w+)=|a network has no '(.*?)'", str(error))
-            keys = {about[about.lastindex or 0]} & given.keys() if about else ()
+            keys = [about[about.lastindex or 0]] if about else []  # where it is about one
             raise SpecError(f"{where('networks', name, *keys)}: {error}") from None
 
     def arguments(*keys: str) -> dict[str, Any]:

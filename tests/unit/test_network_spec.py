@@ -58,6 +58,14 @@ MODES = "allowed are nat, isolated, routed, macvlan, existing"
         ({"name": "lab", "mode": "existing"}, "mode existing needs source"),
         ({"name": "lab", "parent": "eth0"}, "parent is for mode macvlan"),
         ({"name": "lab", "mode": "nat", "source": "x"}, "source is for mode existing"),
+        (
+            {"name": "lab", "mode": "existing", "source": "x", "subnet": "10.50.0.0/24"},
+            "subnet is for mode nat or isolated or routed or macvlan",
+        ),
+        (
+            {"name": "lab", "mode": "macvlan", "parent": "eth0", "subnet": "10.50.0.0/24", "ipv6": True},
+            "ipv6 is for mode nat or isolated or routed",
+        ),
     ],
     ids=str,
 )

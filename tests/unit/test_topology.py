@@ -50,7 +50,9 @@ def test_the_nearest_file_above_counts_but_none_outside_of_the_root(tmp_path: Pa
     write(tmp_path, SHOP)
     assert topology.near(folder, root) is None
     above = write(root, "[machines.above]")
-    assert topology.near(folder, root) == topology.Topology(above, {"above": {"name": "above"}}, {}, {})
+    found = topology.near(folder, root)
+    assert found is not None
+    assert (found.path, found.machines) == (above, {"above": {"name": "above"}})
     write(root / "tests", "[machines.nearest]")
     found = topology.near(folder, root)
     assert found is not None
@@ -124,11 +126,20 @@ def test_without_names_all_machines_of_the_file_are_wanted(pytester: pytest.Pyte
 
 
 def test_names_choose_from_the_file_and_go_on_top_of_it(pytester: pytest.Pytester, wanted: Any) -> None:
-    write(pytester.path, "[machines.web]\nram = '512M'\n[machines.db]")
+    write(pytester.path, "[defaults]\ndisk = '3G'\n[machines.web]\nram = '512M'\n[machines.db]")
     assert wanted("@pytest.mark.virtainer('web', ram='1G')", "@pytest.mark.virtainer('new')") == {
-        "new": [{}, {"cpus": 2}, {"name": "new"}],
-        "web": [{"name": "web", "ram": 512}, {"cpus": 2}, {"name": "web", "ram": 1024}],
+        "new": [{"disk": 3072}, {"cpus": 2}, {"name": "new"}],
+        "web": [{"name": "web", "disk": 3072, "ram": 512}, {"cpus": 2}, {"name": "web", "ram": 1024}],
     }
+
+
+def test_networks_of_the_file_are_what_markers_mean_by_their_names(pytester: pytest.Pytester, wanted: Any) -> None:
+    write(pytester.path, "[networks.lab]\nmode = 'isolated'\n[machines.web]")
+    marks = ("@pytest.mark.virtainer('web', network='lab')", "@pytest.mark.virtainer('db', nics=['lab', 'office'])")
+    found = wanted(*marks)
+    lab = NetworkSpec("lab", "isolated")
+    assert found["web"][-1]["network"] == lab
+    assert found["db"][-1]["nics"] == (NicSpec(lab), NicSpec(NetworkSpec("office")))
 
 
 def test_several_machines_need_names(wanted: Any) -> None:
