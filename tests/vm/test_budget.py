@@ -18,6 +18,8 @@ from pytest_virtainers.settings import Settings
 from pytest_virtainers.spec import Spec
 from tests.vm.test_templates import spec
 
+pytestmark = pytest.mark.alone
+
 OURS, OTHERS = "ours", "theirs"
 Start = Callable[..., Container]
 

@@ -127,7 +127,7 @@ def test_after_sigkill_no_container_is_left_and_the_next_run_removes_the_network
 SEVERAL = """
 import pytest
 
-pytestmark = [pytest.mark.virtainer(name) for name in ("one", "two", "three")]
+pytestmark = [pytest.mark.alone, pytest.mark.virtainer(name) for name in ("one", "two", "three")]
 
 @pytest.mark.parametrize("number", range(COUNT))
 def test_partition(vms, virtainer_network, number):
@@ -146,8 +146,8 @@ def test_partition(vms, virtainer_network, number):
 def test_partitions_of_several_machines_in_two_workers_leave_nothing(
     pytester: pytest.Pytester, engine: Engine, runtime_image: str
 ) -> None:
-    """`TESTS=20` for a long run."""
-    count = int(os.environ.get("TESTS", "4"))
+    """`PARTITIONS=20` for a long run."""
+    count = int(os.environ.get("PARTITIONS", "4"))
     pytester.makepyfile(SEVERAL.replace("COUNT", str(count)))
     pytester.runpytest_subprocess("-n", "2", "-p", "no:cacheprovider").assert_outcomes(passed=count)
     runs = {*(pytester.path / "runs").read_text().split()}

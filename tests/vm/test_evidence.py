@@ -19,7 +19,7 @@ FAILING = """
 import threading
 import pytest
 
-pytestmark = pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+pytestmark = [pytest.mark.alone, pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)]
 
 
 def test_failed_unit(vm):

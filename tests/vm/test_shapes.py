@@ -7,6 +7,8 @@ import pytest
 from pytest_virtainers import VM
 from pytest_virtainers.engine.client import Engine
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.virtainer(
     "node-1",

@@ -27,6 +27,8 @@ from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import Settings, environment, resolve
 from pytest_virtainers.spec import merge
 
+pytestmark = pytest.mark.alone
+
 
 def containers(engine: Engine, name: str) -> list[object]:
     return list(engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"}))
