@@ -149,7 +149,7 @@ def virtainer_network(request: pytest.FixtureRequest) -> Network:
     """The network of VMs that ask for no other: faults between them, and captures."""
     with session.plain_errors():
         internet = request.config.stash[session.SETTINGS_KEY].shape["internet"]
-        return session.manager(request.config).networks.get(DEFAULT.resolved(internet=internet))
+        return session.manager(request.config).networks.get(DEFAULT.of_first_card(internet=internet))
 
 
 @pytest.fixture(scope="session")

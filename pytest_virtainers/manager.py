@@ -436,7 +436,7 @@ class Manager:
         """Give a VM its further cards."""
         __tracebackhide__ = True
         for card in vm.spec.nics:
-            vm.add_nic(self.networks.get(vm.spec.wire(card.network)), card.ip)
+            vm.add_nic(self.networks.get(card.network.of_more_cards()), card.ip)
 
     def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
         __tracebackhide__ = True
@@ -555,7 +555,7 @@ class Manager:
 
         `environment` goes on top of what `spec` gives.
         """
-        setting = self.networks.setting(spec.wire(spec.network))
+        setting = self.networks.setting(spec.first_network)
         wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and self._with_kvm)
         return Plan(
             name=name,
@@ -595,7 +595,7 @@ class Manager:
         )
 
     def _network(self, spec: Spec) -> Network:
-        return self.networks.get(spec.wire(spec.network))
+        return self.networks.get(spec.first_network)
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from pytest_virtainers import values
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MODES = ("nat", "isolated", "routed", "macvlan", "existing")
+MODES = ("nat", "isolated", "wire", "routed", "macvlan", "existing")
 _NEEDS = {"routed": ("subnet",), "macvlan": ("subnet", "parent"), "existing": ("source",)}
-_OURS = ("nat", "isolated", "routed", "macvlan")
-_ONLY_FOR = {"parent": ("macvlan",), "source": ("existing",), "subnet": _OURS, "ipv6": _OURS[:3]}
+_OURS = ("nat", "isolated", "wire", "routed", "macvlan")
+_ONLY_FOR = {"parent": ("macvlan",), "source": ("existing",), "subnet": _OURS, "ipv6": _OURS[:4]}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class NetworkSpec:
     """A network on which VMs of a run meet by its name.
 
     Attributes:
-        mode: one of `MODES`; None: `nat`, or `isolated` for a VM with `internet` off.
+        mode: one of `MODES`; None: `nat`, or `isolated` with `internet` off, for a first card; `wire` for others.
         subnet: its IPv4 addresses; None: a free /24 of ours.
         ipv6: whether it has IPv6, too.
         parent: the engine's host's interface of a macvlan.
@@ -38,9 +38,13 @@ class NetworkSpec:
     parent: str | None = None
     source: str | None = None
 
-    def resolved(self, *, internet: bool) -> NetworkSpec:
-        """Give it with its mode."""
+    def of_first_card(self, *, internet: bool) -> NetworkSpec:
+        """Give it with its mode, as the network of a first card."""
         return replace(self, mode=self.mode or ("nat" if internet else "isolated"))
+
+    def of_more_cards(self) -> NetworkSpec:
+        """Give it with its mode, as the network of a further card."""
+        return replace(self, mode=self.mode or "wire")
 
 
 DEFAULT = NetworkSpec()

@@ -25,6 +25,10 @@ _REFUSALS = {"net.ipv4.icmp_ratelimit": "0"}
 _IPV6 = {"net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf.default.disable_ipv6": "0"}
 
 
+_WITHOUT_WAY_OUT = ("isolated", "wire")
+_EVERYTHING = "0.0.0.0/0,::/0"
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a virtainer's container needs on its first network (docs/runtime-image.md, variables and IPv6)."""
@@ -80,7 +84,7 @@ class Networks:
         """Say what a virtainer needs whose first card is on this network; raises as `get` does."""
         network = self.get(spec)
         closed = self._closed(network) if network.has_host else {}  # on others, its first address is somebody else's
-        isolated = spec.mode == "isolated"
+        isolated = spec.mode in _WITHOUT_WAY_OUT
         return Setting(
             environment={**closed, **({"DNS": "names"} if isolated else {})},
             sysctls={**_REFUSALS, **(_IPV6 if network.ipv6 else {})},
@@ -91,7 +95,8 @@ class Networks:
         if network not in self._others:
             others = engine_network.taken_subnets(self._engine, besides=network.engine_name)
             self._others[network] = ",".join(sorted(map(str, {engine_network.POOL, *others})))
-        return {"CLOSED_NETWORKS": self._others[network], "CLOSED_HOSTS": ",".join(host.addresses())}
+        everything = _EVERYTHING if network.spec.mode == "wire" else ""
+        return {"CLOSED_NETWORKS": everything or self._others[network], "CLOSED_HOSTS": ",".join(host.addresses())}
 
     def close(self) -> None:
         """Remove them all; raises `EngineError`."""
@@ -103,10 +108,14 @@ class Networks:
     def _make(self, spec: NetworkSpec) -> engine_network.Network | engine_network.ExistingNetwork:
         if spec.source is not None:
             return engine_network.ExistingNetwork(self._engine, spec.source)
+        # Many hosts let the engine's firewall decide what passes a bridge (bridge-nf-call-iptables): on internal
+        # networks of Docker's only the subnet's own addresses do, and on others of Podman's, what is routed gets the
+        # host's. So it is the containers that leave a wire no way out (images/runtime/virtainer/isolation.py).
+        of_podman = self._engine.kind == "podman"
         shape = engine_network.Shape(
             driver="macvlan" if spec.mode == "macvlan" else "bridge",
-            internal=spec.mode == "isolated",
-            masquerade=spec.mode != "routed",
+            internal=spec.mode == "isolated" or (spec.mode == "wire" and of_podman),
+            masquerade=spec.mode != "routed" and (spec.mode != "wire" or of_podman),
             subnet=spec.subnet,
             ipv6=spec.ipv6,
             parent=spec.parent,

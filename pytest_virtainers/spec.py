@@ -137,9 +137,10 @@ class Spec:
         """Whether it wants an address that nobody else may have."""
         return self.ip is not None or any(card.ip not in {"auto", "dhcp", "none"} for card in self.nics)
 
-    def wire(self, network: NetworkSpec) -> NetworkSpec:
-        """Give a network that it names, with its mode."""
-        return network.resolved(internet=self.internet)
+    @property
+    def first_network(self) -> NetworkSpec:
+        """The network of its first card, with its mode."""
+        return self.network.of_first_card(internet=self.internet)
 
 
 PARSERS: dict[str, Callable[[Any], Any]] = {

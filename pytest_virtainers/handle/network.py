@@ -87,7 +87,7 @@ class Network:
     @property
     def label(self) -> str:
         """Its name; that of the default network without a way out is told from that of the other one."""
-        return f"{self.name}-isolated" if self.spec == DEFAULT.resolved(internet=False) else self.name
+        return f"{self.name}-isolated" if self.spec == DEFAULT.of_first_card(internet=False) else self.name
 
     @property
     def vms(self) -> tuple[Core, ...]:

@@ -64,7 +64,7 @@ class FakeMachine:
         self.name, self.user, self.alive = name, "debian", True
         self.spec = merge(resolve([]).shape, {"name": name})
         self.seed_iso, self.folder = b"", "/mounted"
-        self.network = SimpleNamespace(spec=DEFAULT.resolved(internet=True))
+        self.network = SimpleNamespace(spec=DEFAULT.of_first_card(internet=True))
         self.keys = Keys(KeyPair("PRIVATE", "public"), KeyPair("", "ssh-ed25519 AAAA"))
         self.log = CommandLog()
         self._container = FakeContainer()

@@ -25,12 +25,14 @@ def test_a_network_can_be_described() -> None:
 
 
 def test_whether_there_is_a_way_out_decides_on_a_mode_that_is_not_given() -> None:
-    assert NetworkSpec("lab").resolved(internet=True) == NetworkSpec("lab", "nat")
-    assert NetworkSpec("lab").resolved(internet=False) == NetworkSpec("lab", "isolated")
-    assert NetworkSpec("lab", "nat").resolved(internet=False) == NetworkSpec("lab", "nat")
+    assert NetworkSpec("lab").of_first_card(internet=True) == NetworkSpec("lab", "nat")
+    assert NetworkSpec("lab").of_first_card(internet=False) == NetworkSpec("lab", "isolated")
+    assert NetworkSpec("lab", "nat").of_first_card(internet=False) == NetworkSpec("lab", "nat")
+    assert NetworkSpec("lab").of_more_cards() == NetworkSpec("lab", "wire")
+    assert NetworkSpec("lab", "nat").of_more_cards() == NetworkSpec("lab", "nat")
 
 
-MODES = "allowed are nat, isolated, routed, macvlan, existing"
+MODES = "allowed are nat, isolated, wire, routed, macvlan, existing"
 
 
 @pytest.mark.parametrize(
@@ -60,11 +62,11 @@ MODES = "allowed are nat, isolated, routed, macvlan, existing"
         ({"name": "lab", "mode": "nat", "source": "x"}, "source is for mode existing"),
         (
             {"name": "lab", "mode": "existing", "source": "x", "subnet": "10.50.0.0/24"},
-            "subnet is for mode nat or isolated or routed or macvlan",
+            "subnet is for mode nat or isolated or wire or routed or macvlan",
         ),
         (
             {"name": "lab", "mode": "macvlan", "parent": "eth0", "subnet": "10.50.0.0/24", "ipv6": True},
-            "ipv6 is for mode nat or isolated or routed",
+            "ipv6 is for mode nat or isolated or wire or routed",
         ),
     ],
     ids=str,
