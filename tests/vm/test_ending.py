@@ -19,6 +19,8 @@ from pytest_virtainers.manager import Manager
 from pytest_virtainers.settings import Settings
 from pytest_virtainers.spec import merge
 
+pytestmark = pytest.mark.alone
+
 BOOTING = """
 import pytest
 
@@ -127,7 +129,7 @@ def test_after_sigkill_no_container_is_left_and_the_next_run_removes_the_network
 SEVERAL = """
 import pytest
 
-pytestmark = [pytest.mark.alone, pytest.mark.virtainer(name) for name in ("one", "two", "three")]
+pytestmark = [pytest.mark.virtainer(name) for name in ("one", "two", "three")]
 
 @pytest.mark.parametrize("number", range(COUNT))
 def test_partition(vms, virtainer_network, number):
