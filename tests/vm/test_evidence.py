@@ -15,11 +15,13 @@ import pytest
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.manager import Manager
 
+pytestmark = pytest.mark.alone
+
 FAILING = """
 import threading
 import pytest
 
-pytestmark = [pytest.mark.alone, pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)]
+pytestmark = pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
 
 
 def test_failed_unit(vm):
