@@ -25,7 +25,7 @@ pytestmark = pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
 
 
 def test_failed_unit(vm):
-    vm.run("systemd-run --unit=broken sh -c 'echo no such port; exit 7'", sudo=True)
+    vm.run("systemd-run --no-block -p Type=oneshot --unit=broken sh -c 'echo no such port; exit 7'", sudo=True)
     vm.wait_for_unit("broken")
 
 
