@@ -5,6 +5,7 @@ https://www.qemu.org/docs/master/interop/qmp-spec.html
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
@@ -38,7 +39,8 @@ class Monitor:
         self._connection = connection
         self._buffer = b""
         self._asked = 0
-        self.send({"execute": "qmp_capabilities"})
+        with contextlib.suppress(BrokenPipeError):  # it has gone already, as `receive` will say
+            self.send({"execute": "qmp_capabilities"})
 
     def send(self, command: dict[str, Any]) -> None:
         """Send one command, and do not wait for its reply."""

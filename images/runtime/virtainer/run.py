@@ -172,7 +172,7 @@ def _restore(
     link: socket.socket, monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[float], None]
 ) -> None:
     link.settimeout(_RESTORE_SECONDS)
-    with contextlib.suppress(EOFError):  # then QEMU's last words say why
+    with contextlib.suppress(EOFError, BrokenPipeError):  # then QEMU's last words say why
         template.resume(monitor, ram_from_file=ram_from_file, tell=tell)
     link.settimeout(None)
 

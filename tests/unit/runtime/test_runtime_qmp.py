@@ -92,3 +92,12 @@ def test_messages_in_pieces_are_put_together() -> None:
         theirs.shutdown(socket.SHUT_RDWR)
         with pytest.raises(EOFError):
             monitor.receive()
+
+
+def test_a_qemu_that_has_gone_before_is_told_when_it_is_read() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours:
+        monitor = qmp.Monitor(ours)
+        with pytest.raises((EOFError, ConnectionError)):
+            monitor.receive()
