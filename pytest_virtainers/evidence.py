@@ -109,7 +109,7 @@ def collect(
         "host_key": vm.keys.host.public,
         "spec": {
             **{name: getattr(vm.spec, name) for name in _SPEC},
-            "internet": vm.spec.internet and vm.network.spec.mode not in {"isolated", "wire"},
+            "internet": vm.spec.internet and vm.network.spec.mode != "isolated",
         },
         "machine": facts,
         "versions": {"pytest-virtainers": version("pytest-virtainers"), "python": platform.python_version()},

@@ -88,8 +88,9 @@ def _machines(item: pytest.Item, specs: Sequence[Spec]) -> list[VM]:
                 snapshot = machine.snapshot() if spec.reset == "snapshot" and node is not item else None
                 _shared(node).append((machine, snapshot))
     except BaseException:
-        for machine in machines:
-            manager.retire(machine)
+        for machine, former in zip(machines, present, strict=True):
+            if former is None:
+                manager.retire(machine)
         raise
     return machines
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import secrets
-from concurrent.futures import ThreadPoolExecutor, wait
+import threading
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers import budget, images, runtime, scratch, seed
@@ -68,6 +69,7 @@ class Manager:
         durations: where the seconds of each launch went.
         echo: where the output of commands is shown as it comes; None: nowhere.
         lost: machines whose launch has failed, with `keeps_lost`, until `bury`.
+        networks: those of the run.
 
     Raises:
         EngineNotFound: no engine answers.
@@ -86,6 +88,7 @@ class Manager:
         self._retired: list[VM] = []
         self._starting: list[VM] = []
         self._together: Sequence[Spec] = ()
+        self._given_up = threading.Event()
         self._keeps_lost = keeps_lost
         self.lost: list[VM] = []
         self._scratch: set[str] = set()  # folders of the store that go with those
@@ -186,41 +189,55 @@ class Manager:
             if spec.template:
                 self._template(spec, guest, node_id)
         self._together = specs
-        threads = ThreadPoolExecutor(len(specs), "virtainers-launch")
-        with self._progress.step(f"starting {', '.join(spec.name for spec in specs)}"):
+        title = f"starting {', '.join(spec.name for spec in specs)}"
+        with self._progress.step(title), ThreadPoolExecutor(len(specs), "virtainers-launch") as threads:
             launches = [threads.submit(self.launch, spec, node_id) for spec in specs]
             try:
                 wait(launches)
             except BaseException:
-                for vm in list(self._starting):  # then nobody waits for them any more
-                    vm._container.close()
+                self._give_up(launches)
                 raise
             finally:
-                threads.shutdown()
                 self._together = ()
         failures = [error for error in (launch.exception() for launch in launches) if error is not None]
         if not failures:
             return [launch.result() for launch in launches]
-        for launch in launches:
-            if launch.exception() is None:
-                self._lose(launch.result())
+        self._lose(launches)
         for error in failures[1:]:
             failures[0].add_note(f"And: {error}")
         raise failures[0]
 
-    def _lose(self, vm: VM) -> None:
-        self._vms.remove(vm)
-        if self._keeps_lost:
-            self.lost.append(vm)
-        else:
-            vm.close()
+    def _give_up(self, launches: Sequence[Future[VM]]) -> None:
+        """End launches that nobody waits for any more."""
+        self._given_up.set()
+        for vm in list(self._starting):
+            with contextlib.suppress(EngineError):
+                vm._container.close()
+        wait(launches)
+        self._given_up.clear()
+        self._lose(launches)
+
+    def _lose(self, launches: Sequence[Future[VM]]) -> None:
+        """Lose the VMs that are ready, with those that are not."""
+        for vm in [launch.result() for launch in launches if launch.exception() is None]:
+            self._vms.remove(vm)
+            if self._keeps_lost:
+                self.lost.append(vm)
+            else:
+                vm.close()
+
+    def _check_wanted(self) -> None:
+        """Raise in a thread of `launch_all` that was interrupted, so that it does not begin or try again."""
+        if self._given_up.is_set():
+            raise CancelledError
 
     def _take_or_make(self, spec: Spec, node_id: str, record: Record) -> VM:
         __tracebackhide__ = True
         with phase("take prefetched"):
             vm = self._prefetcher.claim(spec)
         if vm is not None:
-            vm.network.join(vm, vm._container.joint().mac)
+            with _closing_on_failure(vm):
+                vm.network.join(vm, vm._container.joint().mac)
             record.kind = "prefetched"
             return vm
         self._budget.check(spec)
@@ -477,6 +494,8 @@ class Manager:
             vm.echo, vm.seed_iso = self.echo, seed_iso
             undo.callback(vm.close)
             self._starting.append(vm)
+            if not ahead:
+                self._check_wanted()
             undo.callback(self._starting.remove, vm)
             try:
                 get_ready(vm)
@@ -520,6 +539,8 @@ class Manager:
         mounted: Callable[[], Iterator[bytes]] | None = None,
     ) -> Container:
         """Start a container as `plan` says, when there is memory for it: `ahead` of a test, now or not at all."""
+        if not ahead:
+            self._check_wanted()
         name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
         while True:
             plan = self.plan(spec, name, place, environment, node_id)

@@ -38,6 +38,11 @@ class NetworkSpec:
     parent: str | None = None
     source: str | None = None
 
+    def __str__(self) -> str:
+        """Describe it without its name."""
+        given = {"subnet": self.subnet, "ipv6": self.ipv6, "parent": self.parent, "source": self.source}
+        return ", ".join([f"mode={self.mode}", *(f"{name}={each}" for name, each in given.items() if each)])
+
     def of_first_card(self, *, internet: bool) -> NetworkSpec:
         """Give it with its mode, as the network of a first card."""
         return replace(self, mode=self.mode or ("nat" if internet else "isolated"))

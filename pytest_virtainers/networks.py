@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 
 # So that the guest is refused each call at once, and not some a second.
 _REFUSALS = {"net.ipv4.icmp_ratelimit": "0"}
+_EVERYTHING = ("0.0.0.0/0", "::/0")
 _IPV6 = {"net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf.default.disable_ipv6": "0"}
-
-
-_WITHOUT_WAY_OUT = ("isolated", "wire")
-_EVERYTHING = "0.0.0.0/0,::/0"
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,8 @@ class Networks:
             found = self._made[key]
         if found.spec != spec:
             raise SpecError(
-                f"the network {spec.name} is {found.spec} for one VM and {spec} for another: give it the same "
-                "description everywhere, or another name"
+                f"the network {spec.name} is {found.spec} for one VM and {spec} for another: describe it alike "
+                "everywhere, or give one of them another name"
             )
         return found
 
@@ -84,7 +81,7 @@ class Networks:
         """Say what a virtainer needs whose first card is on this network; raises as `get` does."""
         network = self.get(spec)
         closed = self._closed(network) if network.has_host else {}  # on others, its first address is somebody else's
-        isolated = spec.mode in _WITHOUT_WAY_OUT
+        isolated = spec.mode == "isolated"
         return Setting(
             environment={**closed, **({"DNS": "names"} if isolated else {})},
             sysctls={**_REFUSALS, **(_IPV6 if network.ipv6 else {})},
@@ -94,9 +91,9 @@ class Networks:
     def _closed(self, network: Network) -> dict[str, str]:
         if network not in self._others:
             others = engine_network.taken_subnets(self._engine, besides=network.engine_name)
-            self._others[network] = ",".join(sorted(map(str, {engine_network.POOL, *others})))
-        everything = _EVERYTHING if network.spec.mode == "wire" else ""
-        return {"CLOSED_NETWORKS": everything or self._others[network], "CLOSED_HOSTS": ",".join(host.addresses())}
+            closed = _EVERYTHING if network.spec.mode == "isolated" else {engine_network.POOL, *others}
+            self._others[network] = ",".join(sorted(map(str, closed)))
+        return {"CLOSED_NETWORKS": self._others[network], "CLOSED_HOSTS": ",".join(host.addresses())}
 
     def close(self) -> None:
         """Remove them all; raises `EngineError`."""
@@ -108,14 +105,14 @@ class Networks:
     def _make(self, spec: NetworkSpec) -> engine_network.Network | engine_network.ExistingNetwork:
         if spec.source is not None:
             return engine_network.ExistingNetwork(self._engine, spec.source)
-        # Many hosts let the engine's firewall decide what passes a bridge (bridge-nf-call-iptables): on internal
-        # networks of Docker's only the subnet's own addresses do, and on others of Podman's, what is routed gets the
-        # host's. So it is the containers that leave a wire no way out (images/runtime/virtainer/isolation.py).
-        of_podman = self._engine.kind == "podman"
+        # Podman has no rules for its internal networks, and Docker's, where they are, too, drop what no rule passes:
+        # on a bridge as well, if the host lets the firewall look there (bridge-nf-call-iptables). So on Podman, it is
+        # the containers alone that leave their VMs no way out. (On a wire, they hide from the firewall.)
+        isolated = spec.mode == "isolated" and self._engine.kind != "podman"
         shape = engine_network.Shape(
             driver="macvlan" if spec.mode == "macvlan" else "bridge",
-            internal=spec.mode == "isolated" or (spec.mode == "wire" and of_podman),
-            masquerade=spec.mode != "routed" and (spec.mode != "wire" or of_podman),
+            internal=isolated or spec.mode == "wire",
+            masquerade=spec.mode != "routed",
             subnet=spec.subnet,
             ipv6=spec.ipv6,
             parent=spec.parent,

@@ -188,7 +188,12 @@ def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
             continue
         try:
             path = _folder(item) / f"{network.label}.pcap"
-            network.recorder.write(path, since=item.stash[_BEGAN_KEY])
+            try:
+                with path.open("wb") as file:
+                    network.recorder.write(file, since=item.stash[_BEGAN_KEY])
+            except BaseException:
+                path.unlink(missing_ok=True)  # a part is not wanted
+                raise
         except _TROUBLE as error:
             said = f"what was on it could not be kept: {type(error).__name__}: {error}"
         else:

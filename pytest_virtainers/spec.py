@@ -122,6 +122,11 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Check what only all arguments together show; raises `SpecError`."""
+        if self.network.mode == "wire":
+            raise SpecError(
+                f"{self.name}: its first card cannot be on {self.network.name}, which is a wire: that is for nics. "
+                "A network without a way out is mode isolated"
+            )
         if self.network.name in {card.network.name for card in self.nics}:
             raise SpecError(
                 f"{self.name}: its first card is on the network {self.network.name} already: nics are for others"

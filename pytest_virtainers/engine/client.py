@@ -23,6 +23,9 @@ _PROBE_SECONDS = 5
 _CALL_SECONDS = 120
 _MIB = 1024 * 1024
 
+_SUBNET_TAKEN = "Another network has these addresses: choose another subnet."
+_ADDRESS_TAKEN = "A VM or container has this address already: ask for another one (ip)."
+_NO_PARENT = "Is there such an interface on the engine's host (ip -brief link)? If not, correct parent."
 # What engines say, and what mends it.
 _REMEDIES = (
     (
@@ -41,6 +44,13 @@ _REMEDIES = (
         "DOCKER_TLS_VERIFY or DOCKER_CERT_PATH asks for TLS: put ca.pem, cert.pem and key.pem into the folder "
         "DOCKER_CERT_PATH (else ~/.docker), or unset both.",
     ),
+    # Networks: as Docker says it, then as Podman does.
+    ("failed to allocate gateway", _SUBNET_TAKEN),
+    ("already used on the host", _SUBNET_TAKEN),
+    ("address already in use", _ADDRESS_TAKEN),
+    ("is already allocated", _ADDRESS_TAKEN),
+    ("invalid subinterface", _NO_PARENT),
+    ("parent interface", _NO_PARENT),
     ("no space left on device", "The engine's disk is full: make room there (docker system df) and try again."),
     ("read-only file system", "The engine cannot write there: choose another place with --virtainer-store."),
     ("permission denied", "Run as a user who may use this engine (for Docker: a member of the group docker)."),

@@ -132,7 +132,13 @@ class ExistingNetwork:
         """Look at it; raises `EngineError` when there is none."""
         self.name = name
         with engine.failures(f"looking at network {name}"):
-            found = engine.api.inspect_network(name)
+            try:
+                found = engine.api.inspect_network(name)
+            except docker.errors.NotFound:
+                there = ", ".join(sorted(each["Name"] for each in engine.api.networks()))
+                raise EngineError(
+                    f"there is no network {name} on {engine}; there are {there}. Make it first, or correct its source"
+                ) from None
         of_v4 = [each for each in subnets_of(found) if isinstance(each, IPv4Network)]
         self.subnet: IPv4Network | None = of_v4[0] if of_v4 else None
         self.ipv6, self.driver = bool(found.get("EnableIPv6")), str(found.get("Driver"))

@@ -11,7 +11,6 @@ import heapq
 import struct
 import tempfile
 import threading
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from pytest_virtainers.errors import EngineError, VirtainerError
@@ -27,6 +26,7 @@ _END_SECONDS = 10.0
 _CHUNK_BYTES = 64 * 1024
 _FILE_HEADER, _FRAME_HEADER = struct.Struct("<IHHiIII"), struct.Struct("<IIII")
 _NANOSECONDS, _ETHERNET = 0xA1B23C4D, 1
+_HIDDEN = {b"\x88\xb5": b"\x08\x00", b"\x88\xb6": b"\x86\xdd"}
 _WHOLE_FRAME = 262144  # bytes: more than any frame has
 
 
@@ -39,9 +39,14 @@ class Frame(NamedTuple):
 
 
 class Capture:
-    """What the VMs of one network send and get, from now on."""
+    """What the VMs of one network send and get, from now on.
 
-    def __init__(self) -> None:
+    Args:
+        hidden: whether IP comes with the EtherTypes by which it is hidden (images/runtime/virtainer/joined.py).
+    """
+
+    def __init__(self, *, hidden: bool = False) -> None:
+        self._ethertypes = _HIDDEN if hidden else {}
         self._tracks: list[_Track] = []
 
     def add(self, vm: Core, mac: str) -> None:
@@ -62,15 +67,15 @@ class Capture:
             self._tracks.remove(track)
             track.close()
 
-    def write(self, path: str | Path, *, since: float = 0.0) -> None:
+    def write(self, file: IO[bytes], *, since: float = 0.0) -> None:
         """Write what was recorded so far, since a time in seconds since 1970, to a file; raises `OSError`."""
         macs = {track.mac for track in self._tracks}
-        frames = heapq.merge(*(track.frames(macs, int(since * 1e9)) for track in self._tracks))
-        with Path(path).open("wb") as file:
-            file.write(_FILE_HEADER.pack(_NANOSECONDS, 2, 4, 0, 0, _WHOLE_FRAME, _ETHERNET))
-            for frame in frames:
-                seconds, rest = divmod(frame.time, 10**9)
-                file.write(_FRAME_HEADER.pack(seconds, rest, len(frame.data), frame.length) + frame.data)
+        file.write(_FILE_HEADER.pack(_NANOSECONDS, 2, 4, 0, 0, _WHOLE_FRAME, _ETHERNET))
+        for frame in heapq.merge(*(track.frames(macs, int(since * 1e9)) for track in self._tracks)):
+            seconds, rest = divmod(frame.time, 10**9)
+            file.write(_FRAME_HEADER.pack(seconds, rest, len(frame.data), frame.length))
+            ethertype = frame.data[12:14]
+            file.write(frame.data[:12] + self._ethertypes.get(ethertype, ethertype) + frame.data[14:])
 
     def stop(self) -> None:
         """Record no more; what was recorded can still be written."""

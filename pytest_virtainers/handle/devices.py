@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers import values
-from pytest_virtainers.errors import EngineError
+from pytest_virtainers.errors import EngineError, VirtainerError
 from pytest_virtainers.handle.power import Power
 
 if TYPE_CHECKING:
@@ -164,29 +164,39 @@ class Devices(Power):
         """
         __tracebackhide__ = True
         name = self._name("nic")
-        if network is None:
-            nic = Nic(name, f"{_MAC_PREFIX}:{self._added:02x}", dhcp=True)
-            self._control("device", "add-nic", name, nic.mac)
-        else:
-            nic = self._plug_into(network, name, ip)
-        nic = replace(nic, device=self._set_up_nic(nic))
+        with contextlib.ExitStack() as undo:
+            if network is None:
+                nic = Nic(name, f"{_MAC_PREFIX}:{self._added:02x}", dhcp=True)
+                self._control("device", "add-nic", name, nic.mac)
+                undo.callback(self._unplug, nic)
+            else:
+                nic = self._plug_into(network, name, ip, undo)
+            nic = replace(nic, device=self._set_up_nic(nic))
+            undo.pop_all()
         self._nics.append(nic)
         return nic
 
-    def _plug_into(self, network: Network, name: str, ip: str | int | IPv4Address) -> Nic:
+    def _plug_into(self, network: Network, name: str, ip: str | int | IPv4Address, undo: contextlib.ExitStack) -> Nic:
         __tracebackhide__ = True
         joint = self._container.connect(network.port(self.spec.guest_hostname, ip))
-        try:
-            found = json.loads(
-                self._control("device", "join", name, joint.mac, *(() if network.has_host else ("open",)))
-            )
-            network.join(self, joint.mac)
-        except BaseException:
-            with contextlib.suppress(EngineError):
-                self._container.disconnect(network.engine_name)
-            raise
+        undo.callback(self._let_go_of, network)
+        how = ("hidden",) if network.is_wire else () if network.has_host else ("open",)
+        found = json.loads(self._control("device", "join", name, joint.mac, *how))
         addresses = () if ip in {"dhcp", "none"} else tuple(found["addresses"])
-        return Nic(name, joint.mac, "", network, addresses, found["mtu"], dhcp=ip == "dhcp")
+        nic = Nic(name, joint.mac, "", network, addresses, found["mtu"], dhcp=ip == "dhcp")
+        undo.callback(self._unplug, nic)
+        network.join(self, joint.mac)
+        return nic
+
+    def _unplug(self, nic: Nic) -> None:
+        """Undo what was half done; that it cannot be undone does not cover why."""
+        with contextlib.suppress(VirtainerError):
+            self._control("device", "remove", nic.name)
+
+    def _let_go_of(self, network: Network) -> None:
+        network.leave(self)
+        with contextlib.suppress(EngineError):
+            self._container.disconnect(network.engine_name)
 
     def _set_up_nic(self, nic: Nic) -> str:
         """Have the guest use a card; give its name there."""

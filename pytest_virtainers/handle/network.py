@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers import values
@@ -19,7 +20,6 @@ from pytest_virtainers.network_spec import DEFAULT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from ipaddress import IPv4Network
-    from pathlib import Path
 
     from pytest_virtainers.engine.network import ExistingNetwork
     from pytest_virtainers.engine.network import Network as EngineNetwork
@@ -65,6 +65,7 @@ class Network:
         subnet: its IPv4 addresses; None: the engine does not know them.
         ipv6: whether it has IPv6, too.
         has_host: whether the engine's host is on it.
+        is_wire: whether the VMs' frames are hidden from that one's firewall (images/runtime/virtainer/joined.py).
         recorder: captures all that is on it, for the evidence of failing tests; None: that is not wanted.
     """
 
@@ -74,6 +75,7 @@ class Network:
         self.engine_name = made.name
         self.subnet: IPv4Network | None = made.subnet
         self.ipv6, self.has_host = made.ipv6, made.driver == "bridge"
+        self.is_wire = spec.mode == "wire"
         self._made = made
         self._lock = threading.RLock()
         self._macs: dict[Core, str] = {}
@@ -131,10 +133,10 @@ class Network:
     def join(self, vm: Core, mac: str) -> None:
         """Note that a VM has a card here, with this address on the wire."""
         with self._lock:
-            self._macs[vm] = mac
-            vm._closing.callback(self.leave, vm)
             for capture in self._captures:
                 capture.add(vm, mac)
+            self._macs[vm] = mac
+            vm._closing.callback(self.leave, vm)
 
     def leave(self, vm: Core) -> None:
         """Note that it has none any more."""
@@ -236,7 +238,9 @@ class Network:
         with self._lock:
             for vm in _concerned(fault):
                 if vm not in self._macs:
-                    raise ValueError(f"{vm.name} has no card on the network {self.name}")
+                    raise ValueError(
+                        f"{vm.name} has no card on the network {self.label}; its first one is on {vm.network.label}"
+                    )
             self._faults.append(fault)
             try:
                 self._apply([fault])
@@ -293,20 +297,20 @@ class Network:
         it once, as it was sent. VMs that come during the block are in it, too.
 
         Raises:
+            OSError: the file cannot be written; whether it can be made is seen before the block.
             VirtainerError: the container cannot do it.
         """
         __tracebackhide__ = True
-        capture = self.record()
-        try:
-            yield
-        finally:
-            self.stop(capture)
-            capture.write(path)
-            capture.close()
+        with Path(path).open("wb") as file, contextlib.closing(self.record()) as capture:
+            try:
+                yield
+            finally:
+                self.stop(capture)
+                capture.write(file)
 
     def record(self) -> Capture:
         """Begin to capture; raises `VirtainerError`."""
-        capture = Capture()
+        capture = Capture(hidden=self.is_wire)
         with self._lock:
             try:
                 for vm, mac in self._macs.items():

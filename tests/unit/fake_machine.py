@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.handle.console import Console
@@ -134,10 +134,10 @@ class FakeNetwork:
         self.recorder = self
         self.vms: list[FakeMachine] = []
 
-    def write(self, path: Path, *, since: float) -> None:
+    def write(self, file: IO[bytes], *, since: float) -> None:
+        file.write(str(since).encode())
         if self.name == "broken":
             raise OSError("no space left")
-        path.write_text(str(since))
 
 
 class FakeManager:

@@ -255,6 +255,21 @@ def test_known_refusals_come_with_their_remedy() -> None:
     assert explain(RuntimeError("something else")) == "something else"
 
 
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("failed to allocate gateway (172.17.0.1): Address already in use", "choose another subnet"),
+        ("subnet 172.17.0.0/16 is already used on the host or by another config", "choose another subnet"),
+        ("Address already in use", "ask for another one (ip)"),
+        ("IPAM error: requested ip address 10.1.0.9 is already allocated to container ID c2dd", "another one (ip)"),
+        ("invalid subinterface vlan name nope0, example formatting is eth0.10", "correct parent"),
+        ("parent interface nope0 does not exist", "correct parent"),
+    ],
+)
+def test_what_engines_say_of_networks_comes_with_its_remedy(said: str, remedy: str) -> None:
+    assert remedy in explain(RuntimeError(said)).removeprefix(said)
+
+
 def test_a_socket_that_accepts_but_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_virtainers.engine.client._PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -1,9 +1,12 @@
-"""Keys by their names: what is pressed for a text, and for chords."""
+"""Keys by their names: what is pressed for a text, and for chords; cards that do not come to be."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pytest_virtainers.engine.container import Joint
+from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.handle import devices
 from pytest_virtainers.handle.devices import Devices
 
@@ -79,3 +82,60 @@ def test_a_long_text_is_typed_in_parts_for_which_qemu_has_room(text: str, monkey
     for keys, seconds in zip(parts, slept, strict=True):
         assert 6 * keys < 1024, "steps that QEMU notes"
         assert seconds > 0.04 * keys, "its time for them"
+
+
+class Plugs(Devices):
+    """The part of a machine that has to do with cards: it notes what its container is told; its guest shows none."""
+
+    def __init__(self) -> None:
+        self.name = "web"
+        self.told: list[str] = []
+        self._nics = []
+        self.spec: Any = SimpleNamespace(guest_hostname="web")
+        self._container: Any = SimpleNamespace(connect=self._plugged, disconnect=self._unplugged)
+
+    def _plugged(self, _port: object) -> Joint:
+        self.told.append("connect")
+        return Joint("02:42:0a:d5:00:80", "10.1.0.128")
+
+    def _unplugged(self, network: str) -> None:
+        self.told.append(f"disconnect {network}")
+
+    def _control(self, *command: str, **_patience: object) -> bytes:
+        self.told.append(" ".join(command))
+        return b'{"mac": "02:42:0a:d5:00:80", "addresses": ["10.1.0.128/24"], "mtu": 1500}'
+
+    def _as_root(self, *_script: object, **_timeout: object) -> bytes:
+        raise VirtainerError("the guest does not show the network card")
+
+
+def test_a_card_that_the_guest_does_not_show_is_pulled_out_again() -> None:
+    vm, network = Plugs(), NetworkOfOne()
+    with pytest.raises(VirtainerError, match="the guest does not show the network card"):
+        vm.add_nic(network)  # type: ignore[arg-type]
+    assert vm.told == [
+        "connect",
+        "device join nic1 02:42:0a:d5:00:80",
+        "device remove nic1",
+        "disconnect engine-lab",
+    ]
+    assert (network.there, vm.nics) == ([], {})
+    with pytest.raises(VirtainerError, match="the guest does not show the network card"):
+        vm.add_nic()
+    assert vm.told[-2:] == ["device add-nic nic2 52:54:00:76:70:02", "device remove nic2"]
+
+
+class NetworkOfOne:
+    engine_name, has_host, is_wire = "engine-lab", True, False
+
+    def __init__(self) -> None:
+        self.there: list[object] = []
+
+    def port(self, _name: str, _ip: object) -> None:
+        pass
+
+    def join(self, vm: object, _mac: str) -> None:
+        self.there.append(vm)
+
+    def leave(self, vm: object) -> None:
+        self.there.remove(vm)

@@ -148,9 +148,10 @@ def test_a_network_that_exists_is_looked_at_and_stays(
 
 
 def test_a_network_that_should_exist_and_does_not_is_told_of() -> None:
-    with serving() as server:
+    with serving({"GET /networks": (200, [{"Name": "stack_web"}, {"Name": "host"}])}) as server:
         engine = detect.find(server.url)
-        with pytest.raises(EngineError, match=r"^looking at network stack_db failed: .*there is no such thing"):
+        told = r"^there is no network stack_db on podman .*; there are host, stack_web\. Make it first, or"
+        with pytest.raises(EngineError, match=told):
             network.ExistingNetwork(engine, "stack_db")
         engine.close()
 

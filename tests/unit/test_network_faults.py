@@ -64,6 +64,7 @@ class FakeVM:
         self.name, self._container = name, FakeContainer()
         self.left: list[Callable[[], object]] = []
         self._closing = self
+        self.network = SimpleNamespace(label="default-isolated")
 
     def callback(self, function: Callable[..., object], *arguments: object) -> None:
         self.left.append(lambda: function(*arguments))
@@ -148,8 +149,14 @@ def test_one_that_has_left_is_lost_no_more(network: Network, vms: dict[str, Any]
     [
         (lambda net, vms: net.partition({vms["a"]}), "two or more groups of VMs, and each VM in one"),
         (lambda net, vms: net.partition({vms["a"]}, {vms["a"], vms["b"]}), "and each VM in one of them"),
-        (lambda net, vms: net.partition(vms["a"], FakeVM("stranger")), "stranger has no card on the network lab"),
-        (lambda net, vms: net.lose(FakeVM("stranger"), vms["a"]), "stranger has no card on the network lab"),
+        (
+            lambda net, vms: net.partition(vms["a"], FakeVM("stranger")),
+            "stranger has no card on the network lab; its first one is on",
+        ),
+        (
+            lambda net, vms: net.lose(FakeVM("stranger"), vms["a"]),
+            "stranger has no card on the network lab; its first one is on",
+        ),
         (lambda net, vms: net.lose(vms["a"], vms["b"], share=0), "a share from 0.001 to 1 is needed"),
         (lambda net, _vms: net.slow(), "needs a rate or a delay"),
         (lambda net, _vms: net.slow(rate="fast"), "text such as 512kbit, 10Mbit or 1Gbit"),
@@ -217,7 +224,23 @@ def test_a_capture_that_does_not_begin_is_told(network: Network, vms: dict[str, 
     with pytest.raises(VirtainerError, match=told), network.capture(tmp_path / "x.pcap"):
         raise AssertionError
     assert [each.closed for each in streams] == [True, True]
-    assert not (tmp_path / "x.pcap").exists()
+
+
+def test_a_file_that_cannot_be_made_is_told_before_the_block(network: Network, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), network.capture(tmp_path / "no folder" / "x.pcap"):
+        raise AssertionError
+
+
+def test_what_was_hidden_is_ip_again(tmp_path: Path) -> None:
+    capture, vm = Capture(hidden=True), FakeVM("a")
+    frames = [b"\x88\xb5v4", b"\x88\xb6v6", b"\x08\x06arp", b"\x88\xb7x"]
+    vm._container.streams = [Stream(pcap(*((1.0 + at, MACS["a"], frame) for at, frame in enumerate(frames))))]
+    capture.add(vm, MACS["a"])  # type: ignore[arg-type]
+    capture.stop()
+    with (tmp_path / "x.pcap").open("wb") as file:
+        capture.write(file)
+    capture.close()
+    assert [frame for _, frame in read(tmp_path / "x.pcap")] == [b"\x08\x00v4", b"\x86\xddv6", *frames[2:]]
 
 
 def test_a_recorder_gives_what_came_since_and_forgets_those_that_leave(tmp_path: Path) -> None:
@@ -227,8 +250,10 @@ def test_a_recorder_gives_what_came_since_and_forgets_those_that_leave(tmp_path:
     ]
     capture.add(vm, MACS["a"])  # type: ignore[arg-type]
     capture.stop()
-    capture.write(tmp_path / "x.pcap", since=1.5)
+    with (tmp_path / "x.pcap").open("wb") as file:
+        capture.write(file, since=1.5)
     assert read(tmp_path / "x.pcap") == [(2.0, b"late"), (3.0, b"")]
     capture.forget(MACS["a"])
-    capture.write(tmp_path / "x.pcap")
+    with (tmp_path / "x.pcap").open("wb") as file:
+        capture.write(file)
     assert read(tmp_path / "x.pcap") == []

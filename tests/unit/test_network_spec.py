@@ -120,6 +120,12 @@ def test_a_marker_is_told_of_what_is_wrong_in_it() -> None:
         check({"nics": [{"network": "lab", "ip": 1}]}, "here")
 
 
+def test_the_first_card_is_on_no_wire() -> None:
+    given = check({"name": "web", "network": {"name": "lab", "mode": "wire"}}, "here")
+    with pytest.raises(SpecError, match=r"^web: its first card cannot be on lab, which is a wire: that is for nics"):
+        merge(resolve([]).shape, given)
+
+
 def test_the_first_card_is_not_among_the_further_ones() -> None:
     defaults = resolve([]).shape
     merge(defaults, check({"network": "lab", "nics": ["default", "office"]}, "here"))

@@ -1,9 +1,7 @@
 """Who reaches whom: shown with packets, each time beside somebody who does reach it."""
 
-import contextlib
 import secrets
 import socket
-import time
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -11,9 +9,9 @@ import pytest
 from pytest_virtainers import VM
 from pytest_virtainers.engine import host
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan, Port
-from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine.container import Container
 from tests.vm.hearing import heard, needs_ears
+from tests.vm.stranger import PORT, web_server
 
 pytestmark = [
     pytest.mark.virtainer(scope="module"),
@@ -39,19 +37,7 @@ def container_reaches(container: Container, address: str, port: int = _SSH) -> b
 
 @pytest.fixture(scope="module")
 def stranger(engine: Engine, runtime_image: str) -> Iterator[Container]:
-    """A container with a web server on a network of the engine that no virtainer has to do with."""
-    run = secrets.token_hex(4)
-    with contextlib.ExitStack() as stack:
-        network = Network(engine, f"stranger-{run}", run, Shape())
-        stack.callback(network.close)
-        serve = ("sh", "-c", "python3 -m http.server 8080 & exec cat")
-        plan = Plan(f"stranger-{run}", "helper", runtime_image, entrypoint=serve, port=Port(network.name))
-        container = Container(engine, plan, run)
-        stack.callback(container.close)
-        container.start()
-        deadline = time.monotonic() + 30
-        while not container_reaches(container, "127.0.0.1", 8080):
-            assert time.monotonic() < deadline
+    with web_server(engine, runtime_image) as container:
         yield container
 
 
@@ -82,9 +68,9 @@ def test_containers_of_the_engine_are_out_of_reach(
     vms: Mapping[str, VM], stranger: Container, engine: Engine
 ) -> None:
     address = stranger.joint().address
-    socket.create_connection((address, 8080), 10).close()
+    socket.create_connection((address, PORT), 10).close()
     for name in ("a", "other", "alone", "six"):
-        assert not reaches(vms[name], address, 8080), name
+        assert not reaches(vms[name], address, PORT), name
         if engine.kind == "docker":  # Podman's host passes it on with its own address, as a call of the test's
             assert not container_reaches(stranger, vms[name].ip), name
 

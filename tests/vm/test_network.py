@@ -1,11 +1,16 @@
 """Several machines: names, wires of their own, faults between them, and what was on the wire."""
 
+import json
+import secrets
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pytest_virtainers import VM, Network, VirtainerError
+from tests.vm.hearing import heard, needs_ears
 
 # Docker would lead the way out through the network whose name comes first.
 WIRES = pytest.mark.virtainer(scope="module", nics=["a-wire", "wire"])
@@ -54,6 +59,38 @@ def test_a_wire_carries_whatever_frames_there_are(vms: Mapping[str, VM]) -> None
         answers = a.run(f"ping -6 -c2 -W1 ff02::1%{here.device}", sudo=True).stdout
         assert link_local in answers, "multicast"
     assert a.run(["getent", "ahostsv4", "b.a-wire"]).stdout.split()[0] == b.nics["a-wire"].ip
+
+
+@needs_ears
+def test_nothing_leaves_a_wire(vms: Mapping[str, VM]) -> None:
+    """Not even by way of the engine's host, whose address on the wire the guest is told, and its MAC."""
+    a, b = vms["a"], vms["b"]
+    network, device = wire(vms, "wire"), a.nics["wire"].device
+    assert network.subnet is not None
+    host = str(network.subnet[1])
+    shown = json.loads(subprocess.run(["ip", "-json", "addr"], capture_output=True, check=True).stdout)
+    mac = next(link["address"] for link in shown if host in (each.get("local") for each in link["addr_info"]))
+    a.run(f"ip route replace 198.51.100.1 via {host} dev {device}", sudo=True)
+    a.run(["ip", "neigh", "replace", host, "lladdr", mac, "dev", device], sudo=True)
+    for to, leaves in ((b.nics["wire"].ip, True), (host, False), ("198.51.100.1", False)):
+        word = secrets.token_bytes(16)
+        with heard(word) as on:
+            a.run(["ping", "-c2", "-W1", "-p", word.hex(), to], sudo=True, check=False)
+        assert bool(on) == leaves, to
+    a.run("ip route del 198.51.100.1", sudo=True)
+
+
+@needs_ears  # root's, as is the firewall
+@pytest.mark.skipif(shutil.which("iptables") is None, reason="this host has no iptables")
+def test_no_firewall_of_the_host_harms_a_wire(vms: Mapping[str, VM]) -> None:
+    a, b = vms["a"], vms["b"]
+    subnet = str(wire(vms, "wire").subnet)
+    rule = ["FORWARD", "-s", subnet, "-j", "DROP"]
+    subprocess.run(["iptables", "-I", *rule], check=True)
+    try:
+        assert pings(a, b.nics["wire"].ip) == pings(b, a.nics["wire"].ip) == 3
+    finally:
+        subprocess.run(["iptables", "-D", *rule], check=True)
 
 
 def test_the_first_card_stays_the_way_out(vms: Mapping[str, VM]) -> None:
@@ -108,19 +145,19 @@ def test_one_way_loss_loses_one_way(vms: Mapping[str, VM]) -> None:
 def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
     address = b.nics["a-wire"].ip
-    fetch = [
-        "python3",
-        "-c",
-        f"import urllib.request as u; print(len(u.urlopen('http://{address}:8000/data').read()))",
-    ]
+    fetch = (
+        "import time, urllib.request as u; began = time.monotonic(); "
+        f"print(len(u.urlopen('http://{address}:8000/data').read()), time.monotonic() - began)"
+    )
     b.run("mkdir -p /tmp/www && head -c 250000 /dev/zero >/tmp/www/data")
     with b.popen("exec python3 -m http.server 8000 --directory /tmp/www"):
         b.wait_for_port(8000)
-        fast = a.run(fetch).duration
+        size, fast_s = a.run(["python3", "-c", fetch]).stdout.split()
         with wire(vms, "a-wire").slow(b, rate="500kbit"):
-            slow = a.run(fetch)
-        assert slow.stdout == "250000\n"
-        assert slow.duration - fast > 3  # 250 kB at 62.5 kB/s take 4 s
+            slow_size, slow_s = a.run(["python3", "-c", fetch]).stdout.split()
+        assert size == slow_size == "250000"
+        assert float(slow_s) > 3  # 250 kB at 62.5 kB/s take 4 s
+        assert float(slow_s) > 2 * float(fast_s)
 
 
 def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:

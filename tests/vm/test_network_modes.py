@@ -1,7 +1,5 @@
 """Networks that are not our usual ones: of the engine, routed, and on the wire of the host."""
 
-import contextlib
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +8,10 @@ import pytest
 from pytest_virtainers import EngineError, VMFactory
 from pytest_virtainers.engine import host
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan, Port
-from pytest_virtainers.engine.network import Network, Shape, free_subnets
+from pytest_virtainers.engine.container import Container
+from pytest_virtainers.engine.network import free_subnets
 from tests.vm.hearing import heard, needs_ears
+from tests.vm.stranger import PORT, web_server
 
 _ASK = "import urllib.request, sys; urllib.request.urlopen(sys.argv[1], timeout=60)"
 
@@ -24,16 +23,8 @@ def free_subnet() -> str:
 
 @pytest.fixture
 def database(engine: Engine, runtime_image: str) -> Iterator[Container]:
-    """A container with a database (or so) on a network that somebody has made before."""
-    run = secrets.token_hex(4)
-    with contextlib.ExitStack() as stack:
-        network = Network(engine, f"existing-{run}", run, Shape())
-        stack.callback(network.close)
-        serve = ("sh", "-c", "python3 -m http.server 8080 & exec cat")
-        plan = Plan(network.name, "helper", runtime_image, entrypoint=serve, port=Port(network.name, aliases=("db",)))
-        container = Container(engine, plan, run)
-        stack.callback(container.close)
-        container.start()
+    """Something on a network that somebody has made before, and removes as soon as the test is over."""
+    with web_server(engine, runtime_image) as container:
         yield container
 
 
@@ -42,7 +33,7 @@ def test_a_network_of_the_engine(database: Container, vm_factory: VMFactory) -> 
     there = vm_factory("there", network=lab)
     joined = vm_factory("joined", nics=[lab])
     for vm, name in ((there, "db"), (joined, database.joint().address)):
-        vm.wait_until_succeeds(["python3", "-c", _ASK, f"http://{name}:8080/"], timeout=6)
+        vm.wait_until_succeeds(["python3", "-c", _ASK, f"http://{name}:{PORT}/"], timeout=6)
 
 
 @needs_ears

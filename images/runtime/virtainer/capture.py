@@ -1,10 +1,9 @@
 """The command `capture`: the frames on one network of this machine, as pcap on standard output.
 
-    docker exec -i CONTAINER capture MAC [PEER_MAC …] >file
+    docker exec -i CONTAINER capture MAC >file
 
-MAC is that of the container's interface on the network. What the machines PEER_MAC send is left out, so that the
-captures of all machines of a network can be merged, and each frame is in them once, where it was sent. It says
-`listening` on stderr when it does, and ends when its standard input does, as an exec goes on without its caller.
+MAC is that of the container's interface on the network. It says `listening` on stderr when it does, and ends when its
+standard input does, as an exec goes on without its caller.
 """
 
 from __future__ import annotations
@@ -18,29 +17,23 @@ import sys
 
 from virtainer import interfaces
 
-_USAGE = "usage: capture MAC [PEER_MAC ...]"
+_USAGE = "usage: capture MAC"
 _END_SECONDS = 5.0
 
 
-def tcpdump(link: str, peers: list[str]) -> list[str]:
+def tcpdump(link: str) -> list[str]:
     """Return the command that writes frames to its standard output, each at once."""
     # As root, that has no rights of its own here, and may end it: without CAP_KILL it could end no other user's.
-    argv = ["tcpdump", "-i", link, "-n", "-U", "--immediate-mode", "-Z", "root", "-w", "-"]
-    if peers:
-        # In this order: libpcap looks at the first frame itself, without the kernel, and knows no direction then.
-        argv.append(f"not ({' or '.join(f'ether src {peer}' for peer in peers)}) or outbound")
-    return argv
+    return ["tcpdump", "-i", link, "-n", "-U", "--immediate-mode", "-Z", "root", "-w", "-"]
 
 
-def record(link: str, peers: list[str], stdin: int = 0) -> int:
+def record(link: str, stdin: int = 0) -> int:
     """Run tcpdump until it ends, `stdin` does, or a signal comes; return an exit code."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    tool = subprocess.Popen(
-        tcpdump(link, peers), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
+    tool = subprocess.Popen(tcpdump(link), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     assert tool.stderr  # noqa: S101  (for the type checker: it is a pipe)
     ended, words = _watch(tool.stderr.fileno(), (stdin, reader))
     if ended:
@@ -87,7 +80,7 @@ def _read(fd: int) -> bytes:
 
 def main(arguments: list[str]) -> int:
     """Run the command: exit code 1 when it cannot listen, 2 for wrong usage."""
-    if not arguments or not all(interfaces.is_mac(each) for each in arguments):
+    if len(arguments) != 1 or not interfaces.is_mac(arguments[0]):
         print(_USAGE, file=sys.stderr)
         return 2
     try:
@@ -95,7 +88,7 @@ def main(arguments: list[str]) -> int:
     except interfaces.Missing as error:
         print(f"capture: {error}", file=sys.stderr)
         return 1
-    return record(link, arguments[1:])
+    return record(link)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     docker exec CONTAINER device add-disk NAME MIB
     docker exec CONTAINER device add-nic NAME MAC
-    docker exec CONTAINER device join NAME MAC [open]
+    docker exec CONTAINER device join NAME MAC [open|hidden]
     docker exec CONTAINER device remove NAME
 
 QEMU runs as a user who can open no file here: a new disk's, or a tap, is opened for it and passed on. A card that is
@@ -34,7 +34,7 @@ from virtainer.settings import Settings
 from virtainer.tools import ToolError
 
 _NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room for 20 characters
-_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC [open] | remove NAME"
+_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC [open|hidden] | remove NAME"
 _FILES = Path(os.environ.get("IMAGE_DIR") or "/mounted")
 _UNPLUG_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -74,18 +74,19 @@ def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
         raise
 
 
-def join(connection: socket.socket, name: str, mac: str, *, to_host: bool) -> joined.Taken:
+def join(connection: socket.socket, name: str, mac: str, how: str = "") -> joined.Taken:
     """Plug a network card in that takes over the interface with this MAC; return what that had.
 
-    With `to_host` nothing is closed to it (see isolation.py).
+    If it is `open`, nothing is closed to it (see isolation.py); if `hidden`, the host's firewall does not see what it
+    sends (see joined.py).
 
     Raises interfaces.Missing, ToolError or End, too.
     """
     if joined.exists(mac):
         raise qmp.Refused(f"the interface with the MAC {mac} has been joined already")
     settings = Settings.from_env(os.environ)
-    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated and not to_host)
-    closed = None if to_host else isolation.look(settings, taken.addresses)
+    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated and how != "open")
+    closed = None if how == "open" else isolation.look(settings, taken.addresses)
     monitor = qmp.Monitor(connection)
     with contextlib.ExitStack() as undo:
         tap = make_tap(joined.tap_name(mac))
@@ -101,7 +102,7 @@ def join(connection: socket.socket, name: str, mac: str, *, to_host: bool) -> jo
             raise
         undo.callback(monitor.ask, "netdev_del", id=f"{name}-net")
         undo.callback(joined.give_back, taken)
-        joined.connect(taken, closed)
+        joined.connect(taken, closed, hidden=how == "hidden")
         card = {"driver": "virtio-net-pci", "netdev": f"{name}-net", "mac": mac, "romfile": ""}
         _plug(monitor, id=name, host_mtu=taken.mtu, **card)
         undo.pop_all()
@@ -166,8 +167,8 @@ def _present(monitor: qmp.Monitor) -> set[str]:
 def main(arguments: list[str]) -> int:
     """Run the command: exit code 1 when QEMU or the disk refuses, 2 for wrong usage."""
     if not re.fullmatch(
-        rf"(add-disk {_NAME} [1-9]\d{{0,8}}|add-nic {_NAME} {interfaces.MAC}|join {_NAME} {interfaces.MAC}( open)?"
-        rf"|remove {_NAME})",
+        rf"(add-disk {_NAME} [1-9]\d{{0,8}}|add-nic {_NAME} {interfaces.MAC}"
+        rf"|join {_NAME} {interfaces.MAC}( open| hidden)?|remove {_NAME})",
         " ".join(arguments),
     ):
         print(_USAGE, file=sys.stderr)
@@ -179,8 +180,8 @@ def main(arguments: list[str]) -> int:
                     add_disk(connection, name, int(mib))
                 case ["add-nic", name, mac]:
                     add_nic(qmp.Monitor(connection), name, mac)
-                case ["join", name, mac, *is_open]:
-                    taken = join(connection, name, mac, to_host=bool(is_open))
+                case ["join", name, mac, *how]:
+                    taken = join(connection, name, mac, *how)
                     print(json.dumps({"mac": mac, "addresses": taken.addresses, "mtu": taken.mtu}))
                 case [_, name]:
                     remove(qmp.Monitor(connection), name)

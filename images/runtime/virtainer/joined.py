@@ -3,6 +3,10 @@
 The interface keeps its MAC, which the card has, too: some networks (macvlan) pass no other. It loses its addresses,
 and all frames go past the container's kernel, between the interface and a tap, both ways: ARP, multicast, IPv6, DHCP.
 There is no bridge, as that would need the MAC for itself; and `fwd` is in kernels that lack tc's mirred.
+
+Where networks are bridges of the host, many hosts have their firewall look at what passes (bridge-nf-call-iptables),
+which drops or rewrites what it does not know: DHCP, addresses of other networks, or all. So frames can be hidden from
+it: they pass the bridge with an EtherType for local experiments (IEEE 802) in place of that of IP.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from virtainer.isolation import Closed
 
 _PRIORITY = 0  # faults (virtainer.wire) come before
+_HIDDEN = {"0x0800": "0x88b5", "0x86dd": "0x88b6"}
+_ETHERTYPE = "@ll,96,16"  # as `ether type` cannot be set
 
 
 _RECORDS = Path("/run/virtainer")
@@ -98,14 +104,16 @@ def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def connect(taken: Taken, closed: Closed | None = None) -> None:
+def connect(taken: Taken, closed: Closed | None = None, *, hidden: bool = False) -> None:
     """Connect interface and tap, which is there already; the container is not on that network any more.
 
-    The card sends nothing to what is `closed`. Raises ToolError.
+    The card sends nothing to what is `closed`; of what it sends, the host sees no IP if that is `hidden`.
+
+    Raises ToolError.
     """
     ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
     # The rules come first: nothing shall be heard of the addresses' going.
-    run("nft", "-f", "-", stdin=rules(taken, closed))
+    run("nft", "-f", "-", stdin=rules(taken, closed, hidden=hidden))
     # Docker may have led the container's way out through this network, when that was connected.
     run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6) + network.WAY_OUT.read_text())
     for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
@@ -136,15 +144,18 @@ def link_commands(taken: Taken, *, ipv6: bool) -> str:
     )
 
 
-def rules(taken: Taken, closed: Closed | None = None) -> str:
+def rules(taken: Taken, closed: Closed | None = None, *, hidden: bool = False) -> str:
     """Return the input of `nft -f`: two tables for each card.
 
     The kernel's own packets are dropped: it would tell routers of multicast groups even without an address.
     """
     tap, table = tap_name(taken.mac), _table(taken.mac)
     more = isolation.frame_rules(closed, taken.host)
+    hide, show = _hiding() if hidden else ((), ())
     sets = "".join(f"    {line}\n" for line in more.sets)
-    to_guest, from_guest = ("".join(f"        {line}\n" for line in lines) for lines in (more.received, more.sent))
+    to_guest, from_guest = (
+        "".join(f"        {line}\n" for line in lines) for lines in ((*more.received, *show), (*more.sent, *hide))
+    )
     return f"""\
 {_without_tables(taken.mac)}\
 table netdev {table} {{
@@ -167,6 +178,13 @@ table inet {table} {{
     }}
 }}
 """
+
+
+def _hiding() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the statements that hide what is sent, and those that show it again: IP that was not hidden is dropped."""
+    hide = tuple(f"{_ETHERTYPE} {seen} {_ETHERTYPE} set {hidden}" for seen, hidden in _HIDDEN.items())
+    show = tuple(f"{_ETHERTYPE} {hidden} {_ETHERTYPE} set {seen}" for seen, hidden in _HIDDEN.items())
+    return hide, (f"{_ETHERTYPE} {{ {', '.join(_HIDDEN)} }} drop", *show)
 
 
 def _table(mac: str) -> str:

@@ -76,9 +76,10 @@ def run() -> End:
     port, qemu_port = socket.socketpair()
     session, qemu_session = socket.socketpair()
     qmp_server = _listen(qmp.SOCKET)
+    tap = network.make_tap()
     handles = machine.Handles(
         **storage.files(),
-        tap=network.make_tap(),
+        tap=os.dup(tap),
         console=qemu_line.fileno(),
         monitor=qemu_link.fileno(),
         qmp=qmp_server.fileno(),
@@ -98,7 +99,7 @@ def run() -> End:
         connection.detach() if settings.virtio else connection.close()
 
     # QEMU takes a moment to start: until then the network is there, too.
-    callers = _build_network(net, settings, restore=storage.restore)
+    callers = _build_network(net, settings, tap, restore=storage.restore)
     dnsmasq = _start_dnsmasq(net, names_only=settings.names_only)
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
     monitor = qmp.Monitor(link)
@@ -158,13 +159,17 @@ def _start_qemu(argv: list[str], handles: machine.Handles) -> subprocess.Popen[b
     return qemu
 
 
-def _build_network(net: network.Network, settings: Settings, *, restore: bool) -> set[str]:
-    """Set up the guest's network; give the addresses from which the line of a restored VM may be called."""
+def _build_network(net: network.Network, settings: Settings, tap: int, *, restore: bool) -> set[str]:
+    """Set up the guest's network; give the addresses from which the line of a restored VM may be called.
+
+    `tap` is closed then. The interface goes with its last holder, which would be a QEMU that ends at once.
+    """
     routes = Path("/proc/net/route").read_text()
     network.WAY_OUT.write_text(network.way_out(routes) + ipv6.way_out())
     callers = network.neighbours(routes) if restore else set()
     closed = isolation.look(settings)
     network.build(net, callers, isolation.rules(closed, network.TAP, inner=(f"{net.gateway}/24", ipv6.NETWORK)))
+    os.close(tap)
     return callers
 
 

@@ -99,6 +99,29 @@ def test_frames_pass_both_ways_and_the_kernel_says_nothing() -> None:
     assert 'oifname { "eth1", "vt02420a010203" } drop' in rules
 
 
+def test_a_hidden_card_sends_and_takes_no_ip_by_its_name() -> None:
+    rules = joined.rules(TAKEN, hidden=True)
+    to_guest, _, from_guest = rules.partition("chain from_guest")
+    assert (
+        """\
+        @ll,96,16 { 0x0800, 0x86dd } drop
+        @ll,96,16 0x88b5 @ll,96,16 set 0x0800
+        @ll,96,16 0x88b6 @ll,96,16 set 0x86dd
+        fwd to "vt02420a010203"
+"""
+        in to_guest
+    )
+    assert (
+        """\
+        @ll,96,16 0x0800 @ll,96,16 set 0x88b5
+        @ll,96,16 0x86dd @ll,96,16 set 0x88b6
+        fwd to "eth1"
+"""
+        in from_guest
+    )
+    assert "@ll" not in joined.rules(TAKEN)
+
+
 def test_the_interface_loses_its_addresses_and_hears_everything() -> None:
     commands = joined.link_commands(TAKEN, ipv6=True).splitlines()
     assert commands == [

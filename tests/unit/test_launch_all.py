@@ -1,0 +1,150 @@
+"""Several machines that start together: what becomes of all when one fails, or when somebody interrupts them."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import manager as module
+from pytest_virtainers.engine.container import Plan
+from pytest_virtainers.errors import BootTimeout, VMGone
+from pytest_virtainers.keys import Keys
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.networks import Setting
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.templates import Template
+from tests.unit.fake_engine import Answer, serving
+
+SPECS = [merge(resolve([]).shape, {"template": True, "name": name}) for name in ("one", "two", "three")]
+NOTHING: dict[str, Answer] = {path: (200, []) for path in ("GET /containers/json", "GET /networks")}
+
+
+class World:
+    """Its containers and VMs; a VM is ready when `fate` of its name returns."""
+
+    def __init__(self) -> None:
+        self.containers: list[FakeContainer] = []
+        self.closed: list[str] = []
+        self.fate: Callable[[FakeVM], object] = lambda _vm: None
+
+    def container(self, _engine: object, plan: Plan, _run: str) -> "FakeContainer":
+        self.containers.append(FakeContainer(plan))
+        return self.containers[-1]
+
+    def vm(self, spec: Spec, *, container: "FakeContainer", **_: object) -> "FakeVM":
+        return FakeVM(self, spec, container)
+
+
+class FakeContainer:
+    def __init__(self, plan: Plan) -> None:
+        self.environment, self.gone = plan.environment, threading.Event()
+
+    def start(self) -> None:
+        pass
+
+    def joint(self) -> Any:
+        return SimpleNamespace(mac="")
+
+    def close(self) -> None:
+        self.gone.set()
+
+
+class FakeVM:
+    folder, networks = "/mounted", ()
+
+    def __init__(self, world: World, spec: Spec, container: FakeContainer) -> None:
+        self.spec, self.name, self._container, self.world = spec, spec.name, container, world
+        self.first_command: object = None
+
+    def wait_until_cloned(self, _session: object) -> None:
+        self.world.fate(self)
+
+    def close(self) -> None:
+        self.world.closed.append(self.name)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(module, "Container", world.container)
+    monkeypatch.setattr(module, "VM", world.vm)
+    monkeypatch.setattr(module, "Endpoint", lambda *_: None)
+    return world
+
+
+@pytest.fixture
+def manager(world: World) -> Iterator[Manager]:
+    with serving({**NOTHING, "GET /volumes": (200, {"Volumes": []})}) as server:
+        settings = resolve([])
+        object.__setattr__(settings, "engine", server.url)
+        manager: Any = Manager(settings, SILENT, keeps_lost=True)
+        network = SimpleNamespace(port=lambda *_, **_named: None, join=lambda *_: None)
+        manager.networks = SimpleNamespace(
+            get=lambda _: network, setting=lambda _: Setting({}, {}, ()), close=lambda: None
+        )
+        manager._budget = SimpleNamespace(check=lambda _: None, room=lambda *_, **_named: nullcontext())
+        manager._guests["debian-13"] = SimpleNamespace(user="debian", place="guests/x", disk="/store/x")
+        template = Template("key", "debian", Keys.generate())
+        manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
+        manager._runtime_image = "runtime"
+        yield manager
+        manager.close()
+
+
+def test_all_are_there_in_the_order_in_which_they_were_asked_for(manager: Manager, world: World) -> None:
+    together = threading.Barrier(3, timeout=30)
+    world.fate = lambda _vm: together.wait()
+    assert [vm.name for vm in manager.launch_all(SPECS)] == ["one", "two", "three"]
+    assert (manager.lost, world.closed) == ([], [])
+
+
+def test_when_some_fail_all_are_lost_and_all_failures_are_told(manager: Manager, world: World) -> None:
+    def fate(vm: FakeVM) -> None:
+        if vm.name != "two":
+            raise BootTimeout(f"{vm.name} is slow")
+
+    world.fate = fate
+    with pytest.raises(BootTimeout, match=r"^one is slow") as caught:
+        manager.launch_all(SPECS)
+    assert caught.value.__notes__ == ["And: three is slow"]
+    assert {vm.name for vm in manager.lost} == {"one", "two", "three"}
+    assert manager._vms == []
+    manager.bury()
+    assert set(world.closed) == {"one", "two", "three"}
+
+
+def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(
+    manager: Manager, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_hang = threading.Barrier(3, timeout=30)
+
+    def fate(vm: FakeVM) -> None:
+        if vm.name != "one":  # that one is ready
+            two_hang.wait()
+            assert vm._container.gone.wait(30)
+            raise VMGone("its container is gone")
+
+    def interrupted(launches: Any) -> object:
+        if not manager._given_up.is_set():
+            two_hang.wait()
+            wait(launches[:1])
+            raise KeyboardInterrupt
+        return wait(launches)
+
+    world.fate = fate
+    monkeypatch.setattr(module, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        manager.launch_all(SPECS)
+    assert len(world.containers) == 3, "a clone that does not get ready is tried again, but not this time"
+    assert manager._vms == []
+    manager.bury()
+    assert set(world.closed) == {"one", "two", "three"}
+    monkeypatch.setattr(module, "wait", wait)
+    world.fate = lambda _vm: None
+    assert len(manager.launch_all(SPECS)) == 3, "the next ones start as ever"

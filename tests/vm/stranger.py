@@ -1,0 +1,31 @@
+"""A container that no virtainer has to do with, on a network of its own."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.container import Container, Plan, Port
+from pytest_virtainers.engine.network import Network, Shape
+
+PORT = 8080
+_IS_UP = f"import socket; socket.create_connection(('127.0.0.1', {PORT}), 3).close()"
+
+
+@contextlib.contextmanager
+def web_server(engine: Engine, runtime_image: str) -> Iterator[Container]:
+    """Run a web server; its network is called as it is, and others on that find it as `db`, too."""
+    run = secrets.token_hex(4)
+    with contextlib.ExitStack() as stack:
+        network = Network(engine, f"stranger-{run}", run, Shape())
+        stack.callback(network.close)
+        serve = ("sh", "-c", f"python3 -m http.server {PORT} & exec cat")
+        port = Port(network.name, aliases=("db",))
+        container = Container(engine, Plan(network.name, "helper", runtime_image, entrypoint=serve, port=port), run)
+        stack.callback(container.close)
+        container.start()
+        deadline = time.monotonic() + 30
+        while container.run(["python3", "-c", _IS_UP])[0] != 0:
+            assert time.monotonic() < deadline
+        yield container
