@@ -120,12 +120,25 @@ def remove(monitor: qmp.Monitor, name: str) -> None:
             raise qmp.Refused(f"the guest has not let go of {name} in {_UNPLUG_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)
     if mac is None:
-        monitor.ask("blockdev-del", **{"node-name": name})
+        _delete_node(monitor, name, deadline)
         disk.unlink()
     else:
         if joined.exists(mac):
             joined.disconnect(mac)
         monitor.ask("netdev_del", id=f"{name}-net")
+
+
+def _delete_node(monitor: qmp.Monitor, name: str, deadline: float) -> None:
+    """Delete a block node whose device is gone already, but may let go of it a moment later."""
+    while True:
+        try:
+            monitor.ask("blockdev-del", **{"node-name": name})
+        except qmp.Refused as refusal:
+            if "in use" not in str(refusal) or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 def added(monitor: qmp.Monitor) -> list[str]:

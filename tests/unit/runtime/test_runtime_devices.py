@@ -101,10 +101,10 @@ def test_a_machine_without_ports_takes_devices_on_its_bus() -> None:
 
 def test_removal_waits_for_the_guest_and_throws_the_disk_away(tmp_path: Path) -> None:
     (tmp_path / "disk1.raw").touch()
-    qemu = FakeQemu(qom_list=[listed("disk1"), listed("disk1"), listed()])
+    qemu = FakeQemu(qom_list=[listed("disk1"), listed("disk1"), listed()], blockdev_del=["Node disk1 is in use", {}])
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["remove", "disk1"]) == 0
-    assert qemu.commands == ["device_del", "qom-list", "qom-list", "qom-list", "blockdev-del"]
+    assert qemu.commands == ["device_del", *["qom-list"] * 3, *["blockdev-del"] * 2]
     assert not (tmp_path / "disk1.raw").exists()
 
 
