@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_virtainers import images, runtime
+from pytest_virtainers import runtime
+from pytest_virtainers.catalogue import catalogue
 from pytest_virtainers.engine.detect import find
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
 from pytest_virtainers.store import MOUNT, workshop
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.settings import Settings
-    from pytest_virtainers.store import Workshop
 
 _ENOUGH_DISK_GIB = 5
 
@@ -92,19 +92,16 @@ def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
     try:
         with workshop(engine, settings.store, image, f"doctor-{os.getpid()}") as shop:
             free_gib = int(shop.shell(f"df -Pk {MOUNT} | awk 'NR==2 {{print $4}}'")) // (1024 * 1024)
-            entries = sorted(set(images.catalogue().values()), key=lambda entry: entry.name)
-            built = [entry.name for entry in entries if _has(shop, entry.place)]
-            missing = [entry.name for entry in entries if entry.name not in built]
+            # Without `shop.manifest`, after which a place would count as used now.
+            places = shop.shell(f"cd {MOUNT} && ls -1 guests/*/manifest.json 2>/dev/null || true").split()
+            entries = set(catalogue().values())
+            here = sorted(entry.name for entry in entries if f"{entry.place}/manifest.json" in places)
     except VirtainerError as error:
         yield Finding("store", str(error), "choose another one: VIRTAINER_STORE", fatal=True)
         return
     room = f"{settings.store}, {free_gib} GiB free"
     yield Finding("store", room, "make room" if free_gib < _ENOUGH_DISK_GIB else "")
     yield Finding(
-        "guest images", f"built: {', '.join(built) or 'none'}; at first use: {', '.join(missing) or 'none'}"
+        "guest images",
+        f"here: {', '.join(here) or 'none'}; {len(entries) - len(here)} more of the catalogue at first use",
     )
-
-
-def _has(shop: Workshop, place: str) -> bool:
-    """Look without `shop.manifest`, after which the place would count as used now."""
-    return shop.container.run(["test", "-e", f"{MOUNT}/{place}/manifest.json"])[0] == 0

@@ -10,10 +10,10 @@ from pathlib import Path
 # Run where the package is found first: in an empty folder (the installed one), or in the work tree.
 PROGRAM = """
 import pathlib, pytest_virtainers
-from pytest_virtainers import contexts, images
+from pytest_virtainers import contexts, catalogue
 here = pathlib.Path(pytest_virtainers.__file__).parent
 print(here / "images" == contexts.build_contexts() and (here / "py.typed").exists())
-print("runtime", contexts.digest("runtime"), *sorted({entry.key for entry in images.catalogue().values()}))
+print("runtime", contexts.digest("runtime"), *sorted({entry.key for entry in catalogue.catalogue().values()}))
 """
 MARKER = "@pytest.mark.virtainer(name=None, *, image, ram"
 RIGHT = "def test_the_plugin_is_there(request): assert request.config.pluginmanager.has_plugin('virtainers')\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import cli, doctor, images, runtime
+from pytest_virtainers import catalogue, cli, doctor, runtime
 from pytest_virtainers.doctor import Finding
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.settings import resolve
@@ -92,10 +92,10 @@ def test_looking_at_the_guest_images_does_not_use_them(
         yield Workshop(container, "here")
 
     monkeypatch.setattr(doctor, "workshop", workshop)
-    entry = images.catalogue()["debian-12"]
+    entry = catalogue.catalogue()["debian-12"]
     manifest = tmp_path / entry.place / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"disk": {}}')
     os.utime(manifest, (1, 1))
-    assert examine()["guest images"].seen.startswith("built: debian-12; at first use: ")
+    assert examine()["guest images"].seen.startswith("here: debian-12; ")
     assert manifest.stat().st_mtime == 1

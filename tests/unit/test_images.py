@@ -3,7 +3,7 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_virtainers import contexts, images
+from pytest_virtainers import catalogue, contexts, images
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.store import Workshop
@@ -17,7 +17,7 @@ def refused(image: str) -> str:
 
 def test_names_and_aliases_stand_for_entries() -> None:
     entry = images.find("debian-13")
-    assert isinstance(entry, images.Entry)
+    assert isinstance(entry, catalogue.Recipe)
     assert images.find("debian") is entry
     assert entry.key == f"debian-13-{contexts.digest('debian')}"
 
@@ -25,13 +25,18 @@ def test_names_and_aliases_stand_for_entries() -> None:
 def test_a_near_miss_is_suggested() -> None:
     assert refused("debian13") == (
         "no guest image is called 'debian13'; did you mean 'debian-13'? "
-        "the catalogue has debian-12, debian-13; a path works too"
+        "the catalogue has almalinux-10, almalinux-8, " + refused("debian13").partition("almalinux-8, ")[2]
     )
+    assert refused("debian13").endswith("ubuntu-26.04; a path or URL works too")
     assert "did you mean" not in refused("zzz")
 
 
-def test_urls_are_refused_in_words() -> None:
-    assert "cannot be fetched by URL yet" in refused("https://example.org/x.qcow2")
+def test_urls_are_taken() -> None:
+    entry = images.find("https://example.org/a%20b/x y.qcow2?z#sha256=" + "0" * 64)
+    assert isinstance(entry, catalogue.Published)
+    assert (entry.name, entry.user) == ("x-y.qcow2-z", "tester")
+    assert entry.key.startswith("x-y.qcow2-z-")
+    assert "over http anybody may have changed it" in refused("http://example.org/x.qcow2")
 
 
 def test_what_is_not_a_disk_is_refused(tmp_path: Path) -> None:
@@ -55,8 +60,8 @@ def test_disks_are_taken(tmp_path: Path) -> None:
 class Helper:
     """A container in which `qemu-img check` ends as told."""
 
-    def __init__(self, check: int) -> None:
-        self.check = check
+    def __init__(self, check: int, more: str = "") -> None:
+        self.check, self.more = check, more
         self.put_names: list[str] = []
 
     def put_archive(self, _folder: str, archive: Any) -> None:
@@ -64,19 +69,19 @@ class Helper:
 
     def run(self, command: list[str]) -> tuple[int, bytes]:
         if command[1] == "info":
-            return 0, b'{"format": "qcow2", "virtual-size": 1024}'
+            return 0, f'{{"format": "qcow2", "virtual-size": 1024{self.more}}}'.encode()
         return self.check, b"what it found"
 
     def put(self, _folder: str, members: dict[str, bytes]) -> None:
         self.put_names += members
 
 
-def copied(tmp_path: Path, check: int) -> list[str]:
+def copied(tmp_path: Path, check: int, more: str = "") -> list[str]:
     (tmp_path / "a.qcow2").write_bytes(b"QFI\xfb")
-    helper = Helper(check)
+    helper = Helper(check, more)
     shop = Workshop(cast("Any", helper), "a-store")
     with Progress(lambda _text: None, live=False).step("copying") as step:
-        images._copy(tmp_path / "a.qcow2", "0123", shop, "/store/.scratch", step)
+        images._copy(images._File(tmp_path / "a.qcow2", "a.qcow2", "0123"), shop, "/store/.scratch", step)
     return helper.put_names
 
 
@@ -88,6 +93,18 @@ def test_a_disk_that_only_wastes_room_is_taken(tmp_path: Path, check: int) -> No
 def test_a_damaged_disk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a\.qcow2: the disk is damaged or cut short; (?s:.)*what it found"):
         copied(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ('"backing-filename": "/etc/shadow"', "it is an overlay of /etc/shadow"),
+        ('"format-specific": {"data": {"data-file": "/etc/shadow"}}', "its data is in another file, /etc/shadow"),
+    ],
+)
+def test_a_disk_that_is_in_two_files_is_refused(tmp_path: Path, more: str, words: str) -> None:
+    with pytest.raises(ImageError, match=rf"a\.qcow2: {words}; make it whole first: qemu-img convert"):
+        copied(tmp_path, 0, f", {more}")
 
 
 def test_a_context_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,160 @@
+"""Guest images by name: those of this project, and those that users add.
+
+Later ones replace earlier ones of the same name: `catalogue.toml` beside this module, `virtainers/images.toml` in
+`XDG_CONFIG_HOME`, and the table `tool.virtainers.images` in the nearest `pyproject.toml` that has one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers import contexts, fetch
+from pytest_virtainers.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_virtainers.fetch import Digest
+
+DEFAULT_USER = "tester"
+"""The account made in guests of which nothing else is known."""
+
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
+_KEYS = frozenset({"url", "user", "aliases", "sha256", "sha512", "checksums"})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A disk that is built from packages: the login user, the folder of the recipe, and what is told to it."""
+
+    name: str
+    user: str
+    recipe: str
+    suite: str
+
+    @property
+    def key(self) -> str:
+        """Where its disk is in the store; changes whenever the recipe does, not when the mirror's packages do."""
+        return f"{self.name}-{contexts.digest(self.recipe)}"
+
+    @property
+    def place(self) -> str:
+        """Its folder in the store."""
+        return f"guests/{self.key}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A disk that somebody publishes.
+
+    Attributes:
+        name: of the entry, or of the file.
+        user: the login user.
+        url: where it is.
+        digest: of the file there; None: `checksums` says it, or nobody does.
+        checksums: URL of a file with digests.
+    """
+
+    name: str
+    user: str
+    url: str
+    digest: Digest | None = None
+    checksums: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Where its disk is in the store. What is published anew under the same URL is not asked for again."""
+        origin = f"{self.url} {self.digest.value if self.digest else ''}"
+        return f"{self.name}-{hashlib.sha256(origin.encode()).hexdigest()[:16]}"
+
+    @property
+    def place(self) -> str:
+        """Its folder in the store."""
+        return f"guests/{self.key}"
+
+
+Entry = Recipe | Published
+
+
+def catalogue() -> Mapping[str, Entry]:
+    """Read all of it; each entry stands under its name and its aliases. Raises `ImageError`."""
+    found = dict(_own())
+    for source, images in _of_users():
+        for name, facts in images.items():
+            entry, aliases = _published(source, name, facts)
+            found.update(dict.fromkeys((name, *aliases), entry))
+    return found
+
+
+@functools.cache
+def _own() -> Mapping[str, Entry]:
+    found: dict[str, Entry] = {}
+    path = Path(__file__).with_suffix(".toml")
+    for name, facts in tomllib.loads(path.read_text()).items():
+        if "recipe" in facts:
+            entry: Entry = Recipe(name, facts["user"], facts["recipe"], facts["suite"])
+            aliases = facts["aliases"]
+        else:
+            entry, aliases = _published(str(path), name, facts)
+        found.update(dict.fromkeys((name, *aliases), entry))
+    return found
+
+
+def _of_users() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser())
+    own = _read(config / "virtainers" / "images.toml")
+    if own is not None:
+        yield str(config / "virtainers" / "images.toml"), own
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        project = _read(folder / "pyproject.toml")
+        images = (project or {}).get("tool", {}).get("virtainers", {}).get("images")
+        if images is not None:
+            yield f"{folder / 'pyproject.toml'}: tool.virtainers.images", images
+            return
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path} cannot be read: {error}") from None
+
+
+def _published(source: str, name: str, facts: Any) -> tuple[Published, tuple[str, ...]]:
+    """Read an entry; raises `ImageError`."""
+    wrong = f"{source}: the image {name}: "
+    if not _NAME.fullmatch(name):
+        raise ImageError(f"{wrong}a name has letters, digits, dots, dashes and underscores only")
+    if not isinstance(facts, dict):
+        raise ImageError(f"{wrong}expected a table with a url")
+    if unknown := facts.keys() - _KEYS:
+        raise ImageError(f"{wrong}unknown: {', '.join(sorted(unknown))}; known are {', '.join(sorted(_KEYS))}")
+    aliases = facts.get("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(each, str) for each in aliases):
+        raise ImageError(f"{wrong}aliases should be a list of names")
+    for key in _KEYS - {"aliases"}:
+        if not isinstance(facts.get(key, ""), str):
+            raise ImageError(f"{wrong}{key} should be text, not {facts[key]!r}")
+    if "url" not in facts:
+        raise ImageError(f"{wrong}a url is needed")
+    said = [key for key in ("sha256", "sha512", "checksums") if key in facts]
+    if len(said) > 1:
+        raise ImageError(f"{wrong}of {' and '.join(said)}, one is enough")
+    suffix = f"#{said[0]}={facts[said[0]]}" if said and said[0] != "checksums" else ""
+    checksums = facts.get("checksums")
+    if checksums is not None and not checksums.startswith("https://"):
+        raise ImageError(f"{wrong}checksums={checksums}: only https:// can be believed")
+    try:
+        url, digest = fetch.split(facts["url"] + suffix)
+    except ImageError as error:
+        raise ImageError(f"{wrong}{error}") from None
+    return Published(name, facts.get("user", DEFAULT_USER), url, digest, checksums), tuple(aliases)

@@ -1,0 +1,47 @@
+import pytest
+
+from pytest_virtainers import checksums
+from pytest_virtainers.errors import ImageError
+from pytest_virtainers.fetch import Digest
+
+SHORT, OTHER, LONG = "0123456789abcdef" * 4, "f" * 64, "0123456789abcdef" * 8
+NAME = "disk-1.2.x86_64.qcow2"
+
+
+@pytest.mark.parametrize(
+    ("text", "algorithm"),
+    [
+        (f"{OTHER}  other.qcow2\n{SHORT}  {NAME}\n", "sha256"),
+        (f"{SHORT} *{NAME}\n", "sha256"),
+        (f"{SHORT} {NAME}\n", "sha256"),
+        (f"{SHORT}  ./{NAME}\r\n", "sha256"),
+        (f"{LONG}  {NAME}\n", "sha512"),
+        (f"# {NAME}: 307494912 bytes\nSHA256 ({NAME}) = {SHORT}\nSHA256 (other) = {OTHER}\n", "sha256"),
+        (f"SHA512 ({NAME}) = {LONG}", "sha512"),
+        (
+            f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n# x\nSHA256 ({NAME}) = {SHORT}\n"
+            "-----BEGIN PGP SIGNATURE-----\n\niQIz\n-----END PGP SIGNATURE-----\n",
+            "sha256",
+        ),
+        (f"{LONG.upper()}\n", "sha512"),
+    ],
+)
+def test_all_the_ways_to_write_them(text: str, algorithm: str) -> None:
+    value = SHORT if algorithm == "sha256" else LONG
+    assert checksums.find(text, NAME, "here") == Digest(algorithm, value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "<html>not found</html>", f"{SHORT}  x-{NAME}\n", f"MD5 ({NAME}) = {'0' * 32}\n", f"{SHORT}  {NAME}.xz\n"],
+)
+def test_what_has_none_is_told(text: str) -> None:
+    with pytest.raises(
+        ImageError, match=rf"^here has no SHA-256 or SHA-512 of {NAME}, so the image cannot be checked"
+    ):
+        checksums.find(text, NAME, "here")
+
+
+def test_what_has_several_is_told() -> None:
+    with pytest.raises(ImageError, match=f"here has several different digests of {NAME}"):
+        checksums.find(f"{SHORT}  {NAME}\n{OTHER}  {NAME}\n", NAME, "here")

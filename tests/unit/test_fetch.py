@@ -1,0 +1,279 @@
+"""Downloads from a server that cuts connections, lies, changes its mind, leads elsewhere and is slow."""
+
+import datetime
+import gzip
+import hashlib
+import lzma
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pytest_virtainers import fetch
+from pytest_virtainers.errors import ImageError, StoreError
+from pytest_virtainers.fetch import Digest
+from tests.unit import hostile_server
+from tests.unit.hostile_server import (
+    CONTENT,
+    PIECE,
+    HostileServer,
+    cut,
+    longer,
+    longer_without_ranges,
+    no_ranges,
+    silent,
+    status,
+)
+
+RIGHT = Digest("sha256", hashlib.sha256(CONTENT).hexdigest())
+
+
+@pytest.fixture
+def server() -> Iterator[HostileServer]:
+    with hostile_server.running() as found:
+        yield found
+
+
+@pytest.fixture
+def secure(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileServer]:
+    """With TLS, and a certificate that is believed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    pem, raw, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    file.write_bytes(certificate.public_bytes(pem) + key.private_bytes(pem, raw, plain))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
+    with hostile_server.running(file) as found:
+        yield found
+
+
+def get(server: HostileServer, folder: Path, digest: Digest | None = RIGHT) -> list[str]:
+    """Fetch; give what was told meanwhile."""
+    told: list[str] = []
+    fetch.fetch(server.url, digest, folder / "disk", told.append, wait=0.001)
+    return told
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
+def test_a_good_day(server: HostileServer, tmp_path: Path) -> None:
+    assert get(server, tmp_path)[-1] == "1 of 1 MiB"
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    assert left(tmp_path) == ["disk"]
+    assert server.ranges == [None]
+
+
+def test_cut_connections_are_gone_on_with(server: HostileServer, tmp_path: Path) -> None:
+    server.days = [cut(4 * PIECE + 10), status(503), cut(0), cut(8 * PIECE)]
+    told = get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    assert server.ranges == [None, *["bytes=262144-"] * 3, "bytes=786432-"]
+    assert any(line.startswith("broken off at 0 MiB; trying again in ") for line in told)
+
+
+def test_a_server_that_gives_no_more_is_left_for_the_next_run(server: HostileServer, tmp_path: Path) -> None:
+    server.days = [cut(4 * PIECE + 10), *[cut(0)] * 5]
+    words = (
+        f"fetching {server.url} failed after 262144 bytes, and 5 more tries brought nothing: the connection was cut "
+        "after 262144 of 1048576 bytes. What came is kept, and the next run goes on from there"
+    )
+    with pytest.raises(ImageError, match=f"^{re.escape(words)}$"):
+        get(server, tmp_path)
+    assert left(tmp_path) == ["disk.part"]
+    get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    assert server.ranges[-1] == "bytes=262144-"
+    assert left(tmp_path) == ["disk"]
+
+
+def test_a_server_that_cannot_be_reached(server: HostileServer, tmp_path: Path) -> None:
+    server.server_close()
+    with pytest.raises(
+        ImageError, match=r"failed after 0 bytes, and 5 more tries brought nothing: Connection refused"
+    ):
+        get(server, tmp_path)
+
+
+def test_a_server_without_ranges_begins_anew(server: HostileServer, tmp_path: Path) -> None:
+    server.days = [cut(4 * PIECE + 10), no_ranges]
+    get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+
+
+def test_another_version_is_not_put_behind_the_old_one(server: HostileServer, tmp_path: Path) -> None:
+    new = CONTENT[::-1]
+
+    def change(request: hostile_server.Request) -> None:
+        server.content, server.version = new, '"two"'
+        request.send()
+
+    server.days = [cut(4 * PIECE + 10), change]
+    get(server, tmp_path, Digest.of(hashlib.sha512(new).hexdigest()))
+    assert (tmp_path / "disk").read_bytes() == new
+
+
+def test_what_an_earlier_run_has_left_of_another_version_is_thrown_away(
+    server: HostileServer, tmp_path: Path
+) -> None:
+    (tmp_path / "disk.part").write_bytes(b"old" * 1000)
+    assert "what an earlier try has left does not fit: once more from the beginning" in get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+
+
+def test_what_was_here_whole_already_is_not_fetched_again(server: HostileServer, tmp_path: Path) -> None:
+    (tmp_path / "disk.part").write_bytes(CONTENT)
+    get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    (tmp_path / "disk.part").write_bytes(CONTENT + b"and more")
+    get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+
+
+def test_wrong_bytes_are_thrown_away(server: HostileServer, tmp_path: Path) -> None:
+    server.content = CONTENT[:-1] + b"!"
+    wrong = hashlib.sha256(server.content).hexdigest()
+    words = f"what came (1048576 bytes) has sha256 {wrong}, and should have {RIGHT.value}: somebody has changed it"
+    with pytest.raises(ImageError, match=re.escape(words)) as error:
+        get(server, tmp_path)
+    assert str(error.value).endswith("It was thrown away")
+    assert left(tmp_path) == []
+
+
+def test_a_length_that_is_too_great_is_no_end(server: HostileServer, tmp_path: Path) -> None:
+    server.days = [longer]
+    get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT, "the next answer was that there is no more"
+    server.days = [longer_without_ranges] * 10
+    with pytest.raises(
+        ImageError, match="5 more tries brought nothing: the connection was cut after 1048576 of 1049576 bytes"
+    ):
+        get(server, tmp_path)
+
+
+def test_a_length_that_is_too_small_is_told_by_the_digest(server: HostileServer, tmp_path: Path) -> None:
+    server.days = [lambda request: request.send(more=-1000)]
+    with pytest.raises(ImageError, match=r"what came \(1047576 bytes\) has sha256 "):
+        get(server, tmp_path)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(404, "Not Found"), (403, "Forbidden")])
+def test_what_is_not_there_is_told_at_once(server: HostileServer, tmp_path: Path, code: int, reason: str) -> None:
+    server.days = [status(code)]
+    with pytest.raises(ImageError, match=rf"^fetching {server.url} failed: the server answered {code} {reason}$"):
+        get(server, tmp_path)
+    assert len(server.ranges) == 1
+
+
+def test_it_goes_where_the_server_leads(server: HostileServer, tmp_path: Path) -> None:
+    server.days = [status(302, Location="/elsewhere")]
+    get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    server.days = [status(302, Location="/round")] * 40
+    with pytest.raises(ImageError, match="the server leads from one place to the next forever"):
+        get(server, tmp_path)
+
+
+def test_a_server_that_falls_silent(server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_SILENCE_SECONDS", 0.2)
+    server.days = [silent]
+    get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=65536-"]
+
+
+def test_without_a_digest_tls_is_needed_all_the_way(
+    secure: HostileServer, server: HostileServer, tmp_path: Path
+) -> None:
+    get(secure, tmp_path, None)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    secure.days = [status(302, Location=server.url)]
+    with pytest.raises(
+        ImageError, match=f"it leads to {server.url} by way of http, where anybody may have changed it"
+    ):
+        get(secure, tmp_path, None)
+    secure.days = [status(302, Location=server.url)]
+    get(secure, tmp_path)
+
+
+def test_without_a_digest_only_a_named_version_is_gone_on_with(secure: HostileServer, tmp_path: Path) -> None:
+    secure.days = [cut(4 * PIECE + 10)]
+    get(secure, tmp_path, None)
+    assert secure.ranges == [None, "bytes=262144-"]
+    secure.days, secure.ranges, secure.version = [cut(4 * PIECE + 10)], [], ""
+    (tmp_path / "disk.part").write_bytes(b"old")
+    get(secure, tmp_path, None)
+    assert secure.ranges == [None, None]
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, zstandard.compress])
+def test_it_is_unpacked_on_the_way(server: HostileServer, tmp_path: Path, pack: object) -> None:
+    assert callable(pack)
+    server.content = pack(CONTENT[:400_000]) + pack(CONTENT[400_000:])
+    size = len(server.content)
+    server.days = [cut(size // 3), cut(size // 3)]
+    get(server, tmp_path, Digest.of(hashlib.sha256(server.content).hexdigest()))
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    assert len(server.ranges) == 3
+
+    server.content = pack(CONTENT)[:-10]
+    with pytest.raises(ImageError, match=r"is damaged: its (gzip|xz|zstd) data is cut short\. It was thrown away"):
+        get(server, tmp_path, Digest.of(hashlib.sha256(server.content).hexdigest()))
+    broken = bytearray(pack(os.urandom(100_000)))
+    broken[6:14] = b"\xff" * 8
+    server.content = bytes(broken)
+    with pytest.raises(ImageError, match=r"is damaged: its (gzip|xz|zstd) data is "):
+        get(server, tmp_path, Digest.of(hashlib.sha256(server.content).hexdigest()))
+
+
+def test_a_folder_that_cannot_be_written(server: HostileServer, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"disk cannot be written|cannot be written: No such file or directory"):
+        get(server, tmp_path / "missing")
+
+
+def test_old_parts_are_removed(server: HostileServer, tmp_path: Path) -> None:
+    for name, days in (("old.part", 15), ("old.unpacked", 15), ("new.part", 1)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - days * 86400,) * 2)
+    get(server, tmp_path)
+    assert left(tmp_path) == ["disk", "new.part"]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("ftp://a/b", r"only http:// and https:// can be fetched"),
+        ("https:///b", r"only http:// and https:// can be fetched"),
+        ("http://a/b", r"over http anybody may have changed it\. Say what it is: http://a/b#sha256=…"),
+        ("https://a/b#md5=1", r"after the # should be sha256= and 64 hex digits, or sha512= and 128"),
+        (f"https://a/b#sha512={'a' * 64}", r"after the # should be"),
+    ],
+)
+def test_urls_that_will_not_do(url: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        fetch.split(url)
+
+
+def test_a_digest_is_behind_the_url() -> None:
+    assert fetch.split("https://a/b?c#sha256=" + "0" * 64) == ("https://a/b?c", Digest("sha256", "0" * 64))
+    assert fetch.split("https://a/b") == ("https://a/b", None)
+    with pytest.raises(ValueError, match="is no SHA-256"):
+        Digest.of("abc")
