@@ -29,7 +29,7 @@ def database(engine: Engine, runtime_image: str) -> Iterator[Container]:
 
 
 def test_a_network_of_the_engine(database: Container, vm_factory: VMFactory) -> None:
-    lab = {"name": "lab", "mode": "existing", "source": database.name}
+    lab = {"name": "others", "mode": "existing", "source": database.name}
     there = vm_factory("there", network=lab)
     joined = vm_factory("joined", nics=[lab])
     for vm, name in ((there, "db"), (joined, database.joint().address)):
