@@ -6,6 +6,7 @@ Later ones replace earlier ones of the same name: `catalogue.toml` beside this m
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -31,18 +32,16 @@ _KEYS = frozenset({"url", "user", "aliases", "sha256", "sha512", "checksums"})
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A disk that is built from packages: the login user, the folder of the recipe, and what is told to it."""
+class _Entry:
+    """A guest image: its name, and the login user."""
 
     name: str
     user: str
-    recipe: str
-    suite: str
 
     @property
     def key(self) -> str:
-        """Where its disk is in the store; changes whenever the recipe does, not when the mirror's packages do."""
-        return f"{self.name}-{contexts.digest(self.recipe)}"
+        """Where its disk is in the store."""
+        raise NotImplementedError
 
     @property
     def place(self) -> str:
@@ -51,19 +50,28 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Published:
+class Recipe(_Entry):
+    """A disk that is built from packages: the folder of the recipe, and what is told to it."""
+
+    recipe: str
+    suite: str
+
+    @property
+    def key(self) -> str:
+        """Where its disk is in the store; changes whenever the recipe does, not when the mirror's packages do."""
+        return f"{self.name}-{contexts.digest(self.recipe)}"
+
+
+@dataclass(frozen=True)
+class Published(_Entry):
     """A disk that somebody publishes.
 
     Attributes:
-        name: of the entry, or of the file.
-        user: the login user.
         url: where it is.
         digest: of the file there; None: `checksums` says it, or nobody does.
         checksums: URL of a file with digests.
     """
 
-    name: str
-    user: str
     url: str
     digest: Digest | None = None
     checksums: str | None = None
@@ -73,11 +81,6 @@ class Published:
         """Where its disk is in the store. What is published anew under the same URL is not asked for again."""
         origin = f"{self.url} {self.digest.value if self.digest else ''}"
         return f"{self.name}-{hashlib.sha256(origin.encode()).hexdigest()[:16]}"
-
-    @property
-    def place(self) -> str:
-        """Its folder in the store."""
-        return f"guests/{self.key}"
 
 
 Entry = Recipe | Published
@@ -108,15 +111,20 @@ def _own() -> Mapping[str, Entry]:
 
 
 def _of_users() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser())
-    own = _read(config / "virtainers" / "images.toml")
-    if own is not None:
-        yield str(config / "virtainers" / "images.toml"), own
+    with contextlib.suppress(RuntimeError):  # this user has no home
+        path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "virtainers" / "images.toml"
+        own = _read(path)
+        if own is not None:
+            yield str(path), own
     for folder in (Path.cwd(), *Path.cwd().parents):
-        project = _read(folder / "pyproject.toml")
-        images = (project or {}).get("tool", {}).get("virtainers", {}).get("images")
+        images: Any = _read(folder / "pyproject.toml")
+        for name in ("tool", "virtainers", "images"):
+            images = images.get(name) if isinstance(images, dict) else None
         if images is not None:
-            yield f"{folder / 'pyproject.toml'}: tool.virtainers.images", images
+            source = f"{folder / 'pyproject.toml'}: tool.virtainers.images"
+            if not isinstance(images, dict):
+                raise ImageError(f"{source} should be tables, one for each image, not {images!r}")
+            yield source, images
             return
 
 

@@ -5,27 +5,34 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pytest_virtainers import fetch
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.fetch import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _HEX = r"([0-9a-fA-F]{64}(?:[0-9a-fA-F]{64})?)"
 _COREUTILS = re.compile(rf"{_HEX} [ *]?(?:\./)?(\S+)")
 _BSD = re.compile(rf"SHA(?:256|512) ?\((?:\./)?([^)]+)\) ?= ?{_HEX}")
 _BARE = re.compile(rf"\s*{_HEX}\s*")
-_MOST_BYTES = 4 * 1024 * 1024
-_SECONDS = 60.0
 
 
-def published(url: str, name: str) -> Digest:
-    """Ask a server for the digest of a file called `name`.
+def published(url: str, name: str, file: Path, tell: Callable[[str], object]) -> Digest:
+    """Fetch the digests that a server has, and give that of the file called `name`.
+
+    `file` is where they are for the moment; otherwise it is as with `fetch.fetch`.
 
     Raises:
         ImageError: it does not answer, or has no such digest.
+        StoreError: it cannot be written.
     """
-    return find(_text(url), name, url)
+    try:
+        fetch.fetch(url, None, file, tell)
+        return find(file.read_text(errors="replace"), name, url)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def find(text: str, name: str, where: str) -> Digest:
@@ -47,17 +54,3 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
             yield match[2], match[1]
         elif match := _BSD.fullmatch(line.rstrip()):
             yield match[1], match[2]
-
-
-def _text(url: str) -> str:
-    import requests
-
-    try:
-        with requests.get(url, stream=True, timeout=_SECONDS) as answer:
-            answer.raise_for_status()
-            if any(not each.url.startswith("https:") for each in (*answer.history, answer)):
-                raise ImageError(f"asking for {url} failed: it leads to {answer.url} by way of http")
-            data = next(answer.iter_content(_MOST_BYTES), b"")
-    except requests.RequestException as error:
-        raise ImageError(f"asking for {url} failed: {error}") from None
-    return data.decode(errors="replace")

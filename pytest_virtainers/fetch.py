@@ -29,7 +29,7 @@ _CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 60.0
 _FRUITLESS_TRIES = 5  # in a row, without a byte more
 _WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 30.0
 _PART, _UNPACKED = ".part", ".unpacked"
-_PART_DAYS = 14
+_KEPT_DAYS = 14
 _LENGTHS = {64: "sha256", 128: "sha512"}
 _FRAGMENT = re.compile(r"(sha256|sha512)=([0-9a-f]+)")
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a server may answer now and not a moment later
@@ -69,7 +69,7 @@ def split(url: str) -> tuple[str, Digest | None]:
     bare, fragment = urldefrag(url)
     digest = None
     if fragment:
-        found = _FRAGMENT.fullmatch(fragment)
+        found = _FRAGMENT.fullmatch(fragment.lower())
         if not found or _LENGTHS.get(len(found[2])) != found[1]:
             raise ImageError(f"image {url}: after the # should be sha256= and 64 hex digits, or sha512= and 128")
         digest = Digest(found[1], found[2])
@@ -93,14 +93,16 @@ class _Wanted:
 
 def fetch(
     url: str, digest: Digest | None, target: Path, tell: Callable[[str], object], wait: float = _WAIT_SECONDS
-) -> None:
+) -> str:
     """Download and unpack a file to `target`, which is there only when all of it is there and right.
+
+    Returns the SHA-256 of what is in `target`.
 
     Args:
         url: without a digest.
         digest: of the file as it is downloaded; None: whatever comes by TLS is taken.
-        target: beside it, `NAME.part` is what was downloaded so far, and `NAME.unpacked` for the moment. The caller
-            sees to it that nobody else fetches it.
+        target: in a folder for downloads alone, from which what is old is removed. Beside it, `NAME.part` is what was
+            downloaded so far, and `NAME.unpacked` for the moment. The caller sees to it that nobody else fetches it.
         tell: called with how far it is.
         wait: seconds before the second try; then longer ones.
 
@@ -110,10 +112,10 @@ def fetch(
     """
     part, unpacked = (target.with_name(f"{target.name}{suffix}") for suffix in (_PART, _UNPACKED))
     try:
-        _forget_old_parts(target.parent)
+        _forget_old(target.parent)
         if digest is None:  # what an earlier try has left may be of another version, and nothing would tell
             part.unlink(missing_ok=True)
-        _fetch_right(_Wanted(url, digest, tell, wait), part, unpacked)
+        content = _fetch_right(_Wanted(url, digest, tell, wait), part, unpacked)
         unpacked.replace(target)
         part.unlink()
     except OSError as error:
@@ -124,9 +126,12 @@ def fetch(
     finally:
         with contextlib.suppress(OSError):
             unpacked.unlink(missing_ok=True)
+            if digest is None or not part.stat().st_size:
+                part.unlink()
+    return content
 
 
-def _fetch_right(wanted: _Wanted, part: Path, unpacked: Path) -> None:
+def _fetch_right(wanted: _Wanted, part: Path, unpacked: Path) -> str:
     """Fetch it; twice if what an earlier try has left may be why it is wrong."""
     fresh = not part.exists()
     while True:
@@ -140,7 +145,7 @@ def _fetch_right(wanted: _Wanted, part: Path, unpacked: Path) -> None:
         fresh = True
 
 
-def _fetch_once(wanted: _Wanted, part: Path, unpacked: Path) -> None:
+def _fetch_once(wanted: _Wanted, part: Path, unpacked: Path) -> str:
     with part.open("a+b") as file, unpacked.open("wb") as out:
         sink = _Sink(wanted.digest, out)
         _Download(wanted, file, sink).run()
@@ -155,6 +160,7 @@ def _fetch_once(wanted: _Wanted, part: Path, unpacked: Path) -> None:
             sink.end()
         except Damaged as error:
             raise _Wrong(f"{found} is damaged: {error}.") from None
+        return sink.content()
 
 
 class _Sink:
@@ -166,8 +172,8 @@ class _Sink:
         self._begin()
 
     def _begin(self) -> None:
-        self._hash = hashlib.new(self._algorithm)
-        self._unpacker = Unpacker(self._out.write)
+        self._hash, self._content = hashlib.new(self._algorithm), hashlib.sha256()
+        self._unpacker = Unpacker(self._write)
         self._damage: Damaged | None = None
 
     def write(self, data: bytes) -> None:
@@ -177,6 +183,10 @@ class _Sink:
                 self._unpacker.write(data)
             except Damaged as error:  # the digest may say more of it, at the end
                 self._damage = error
+
+    def _write(self, unpacked: bytes) -> None:
+        self._content.update(unpacked)
+        self._out.write(unpacked)
 
     def restart(self) -> None:
         self._out.seek(0)
@@ -191,7 +201,12 @@ class _Sink:
         self._out.flush()
 
     def hexdigest(self) -> str:
+        """Give the digest of what came."""
         return self._hash.hexdigest()
+
+    def content(self) -> str:
+        """Give the SHA-256 of what was in it."""
+        return self._content.hexdigest()
 
 
 class _Download:
@@ -223,9 +238,14 @@ class _Download:
             with requests.Session() as session:
                 retrying(self._go_on, session)
         except _Broken as error:
+            kept = (
+                "What came is kept, and the next run goes on from there"
+                if self._pinned and self._file.tell()
+                else ("If it cannot be reached from here, fetch the image elsewhere and give its path")
+            )
             raise ImageError(
-                f"fetching {self._url} failed after {self._file.tell()} bytes, and {_FRUITLESS_TRIES} more tries "
-                f"brought nothing: {error}. What came is kept, and the next run goes on from there"
+                f"fetching {self._url} failed after {self._file.tell()} bytes, as {_FRUITLESS_TRIES} tries in a row "
+                f"brought nothing: {error}. {kept}"
             ) from None
 
     def _sleep(self, seconds: float) -> None:
@@ -253,6 +273,11 @@ class _Download:
         except _Restart:
             self._start_over()
             raise _Broken("the server has not what was here already") from None
+        except requests.exceptions.SSLError as error:
+            raise ImageError(
+                f"fetching {self._url} failed: {_cause(error)}. If its certificate is of an authority of your own, "
+                "name the file with that one's in REQUESTS_CA_BUNDLE"
+            ) from None
         except requests.TooManyRedirects:
             raise ImageError(
                 f"fetching {self._url} failed: the server leads from one place to the next forever"
@@ -289,11 +314,14 @@ class _Download:
             raise _Restart
         if answer.status_code not in {_OK, _PARTIAL}:
             raise ImageError(f"fetching {self._url} failed: the server answered {answer.status_code} {answer.reason}")
-        if begins != start and answer.status_code == _PARTIAL:
+        version = _version(answer)
+        if answer.status_code == _PARTIAL and (
+            begins != start or (version and version != (self._version or version))
+        ):
             raise _Restart
         if start and answer.status_code == _OK:  # it knows no ranges, or has another version now
             self._start_over()
-        self._version = _version(answer)
+        self._version = version or self._version
         with contextlib.suppress(requests.exceptions.ChunkedEncodingError):  # how requests says that it was cut
             for data in answer.iter_content(_CHUNK_BYTES):
                 self._file.write(data)
@@ -332,9 +360,9 @@ def _reason(error: BaseException) -> BaseException | None:
     return reason if isinstance(reason, BaseException) else None
 
 
-def _forget_old_parts(folder: Path) -> None:
-    """Remove what broken downloads have left, and nobody has gone on with for two weeks."""
-    for part in (*folder.glob(f"*{_PART}"), *folder.glob(f"*{_UNPACKED}")):
+def _forget_old(folder: Path) -> None:
+    """Remove what broken downloads and killed processes have left, and nobody has gone on with for two weeks."""
+    for path in folder.iterdir():
         with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > _PART_DAYS * 86400:
-                part.unlink()
+            if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86400:
+                path.unlink()

@@ -157,31 +157,25 @@ def _check_disk(path: Path, name: str) -> None:
 def _ensure_fetched(entry: Published, shop: Workshop, progress: Progress) -> Guest:
     manifest = shop.manifest(entry.place)
     if manifest is None:
-        with locked(f"fetch-{entry.key}"):
-            manifest = shop.manifest(entry.place)  # another process may have fetched it meanwhile
-            if manifest is None:
-                manifest = _fetch(entry, shop, progress)
+        with (
+            progress.step(f"fetching {entry.name}") as step,
+            locked(f"fetch-{entry.key}", lambda: step.update("another process does")),
+        ):
+            manifest = shop.manifest(entry.place) or _fetch(entry, shop, step)
     return Guest(entry.key, entry.user, manifest["disk"]["sha256"])
 
 
-def _fetch(entry: Published, shop: Workshop, progress: Progress) -> dict[str, Any]:
+def _fetch(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:
     folder = cache_folder() / "downloads"
     folder.mkdir(mode=0o700, exist_ok=True)
-    disk = folder / entry.key
+    disk, digest = folder / entry.key, entry.digest
     try:
-        with progress.step(f"fetching {entry.name}") as step:
-            digest = entry.digest
-            if entry.checksums is not None:
-                digest = checksums.published(entry.checksums, entry.url.rpartition("/")[2])
-            fetch.fetch(entry.url, digest, disk, step.update)
+        if entry.checksums is not None:
+            name = entry.url.rpartition("/")[2]
+            digest = checksums.published(entry.checksums, name, folder / f"{entry.key}.sums", step.update)
+        sha256 = fetch.fetch(entry.url, digest, disk, step.update)
         _check_disk(disk, entry.url)
-        with progress.step(f"reading {entry.name}") as step:
-            sha256 = _sha256(disk, step)
-        with (
-            locked("store"),
-            progress.step(f"copying {entry.name} into the store") as step,
-            shop.new(entry.place) as out,
-        ):
+        with locked("store"), shop.new(entry.place) as out:
             return _copy(_File(disk, entry.url, sha256), shop, out, step)
     finally:
         disk.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from pytest_virtainers.errors import (
     BootError,
     EngineError,
     GuestStalled,
+    ImageError,
     SSHError,
     VirtainerError,
     VMGone,
@@ -94,6 +95,7 @@ class Manager:
         self._scratch: set[str] = set()  # folders of the store that go with those
         self.echo: Callable[[str], object] | None = None
         self._guests: dict[str, Guest] = {}
+        self._refused: dict[str, str] = {}  # images that could not be had, and why
         self._runtime_image: str | None = None
         self._templates: Templates | None = None
         self._holds = Holds()
@@ -135,11 +137,20 @@ class Manager:
                 make_room(self.engine, shop, self._settings.store_limit, self._progress)
 
     def guest(self, image: str) -> Guest:
-        """Give the guest image, brought into the store if need be; raises `ImageError` or `StoreError`."""
+        """Give the guest image, brought into the store if need be; raises `ImageError` or `StoreError`.
+
+        One that could not be had is not tried again in this run: each of its tests would wait for it.
+        """
         if image not in self._guests:
+            if image in self._refused:
+                raise ImageError(self._refused[image])
             images.find(image)  # a wrong name should not have to wait for a container
             with self.store() as shop:
-                guest = images.ensure(image, shop, self._progress)
+                try:
+                    guest = images.ensure(image, shop, self._progress)
+                except ImageError as error:
+                    self._refused[image] = str(error)
+                    raise
                 self._holds.add(guest.place)
             self._guests[image] = guest
         return self._guests[image]

@@ -14,7 +14,7 @@ from pytest_virtainers.handle.network import Network
 from pytest_virtainers.network_spec import DEFAULT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.network_spec import NetworkSpec
@@ -90,8 +90,10 @@ class Networks:
 
     def _closed(self, network: Network) -> dict[str, str]:
         if network not in self._others:
-            others = engine_network.taken_subnets(self._engine, besides=network.engine_name)
-            closed = _EVERYTHING if network.spec.mode == "isolated" else {engine_network.POOL, *others}
+            closed: Iterable[object] = _EVERYTHING
+            if network.spec.mode != "isolated":
+                others = engine_network.taken_subnets(self._engine, besides=network.engine_name)
+                closed = {engine_network.POOL, *others}
             self._others[network] = ",".join(sorted(map(str, closed)))
         return {"CLOSED_NETWORKS": self._others[network], "CLOSED_HOSTS": ",".join(host.addresses())}
 

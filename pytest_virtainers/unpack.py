@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import lzma
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS  # with the header and trailer of gzip
 _LONGEST_MAGIC = 6
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = 1024  # which empty room of a disk may become some 30 MiB of
 
 
 class Damaged(Exception):
@@ -30,9 +30,10 @@ class Unpacker:
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write
         self._head = b""
-        self._format: _Format | None = None
         self._begun = False
+        self._format: _Format | None = None
         self._machine: Any = None
+        self._error: type[Exception] = Damaged
 
     def write(self, data: bytes) -> None:
         """Take a piece; raises Damaged."""
@@ -40,86 +41,60 @@ class Unpacker:
             self._head += data
             if len(self._head) < _LONGEST_MAGIC:
                 return
-            data, self._head = self._head, b""
-            self._begin(data)
-        self._unpack(data)
+            data = self._begin()
+        self._take(data)
 
     def end(self) -> None:
         """Write what is left; raises Damaged when something is missing."""
         if not self._begun:
-            self._begin(self._head)
-            self._unpack(self._head)
+            self._take(self._begin())
         if self._format is not None and self._machine is not None:
             raise Damaged(f"its {self._format.name} data is cut short")
 
-    def _begin(self, head: bytes) -> None:
+    def _begin(self) -> bytes:
         self._begun = True
-        self._format = next((each for each in _FORMATS if head.startswith(each.magic)), None)
+        self._format = next((each for each in _FORMATS if self._head.startswith(each.magic)), None)
+        return self._head
 
-    def _unpack(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
         if self._format is None:
             self._write(data)
             return
+        for at in range(0, len(data), _PIECE_BYTES):
+            self._unpack(self._format, data[at : at + _PIECE_BYTES])
+
+    def _unpack(self, packed: _Format, data: bytes) -> None:
         while data:
             if self._machine is None:
                 data = data.lstrip(b"\0")  # padding between files, and at the end
                 if not data:
                     return
-                self._machine = self._format.machine()
+                self._machine, self._error = packed.start()
             try:
                 self._write(self._machine.decompress(data))
-            except self._format.errors() as error:
-                raise Damaged(f"its {self._format.name} data is wrong ({error})") from None
+            except self._error as error:
+                raise Damaged(f"its {packed.name} data is wrong ({error})") from None
             if not self._machine.eof:
                 return
             data, self._machine = self._machine.unused_data, None
 
 
-class _Format:
-    """A way to pack files: how they begin, and who unpacks them (`decompress`, `eof`, `unused_data`)."""
+class _Format(NamedTuple):
+    """A way to pack files: how they begin; `start` gives who unpacks one (as zlib does), and what that raises."""
 
     name: str
     magic: bytes
-
-    def machine(self) -> Any:
-        raise NotImplementedError
-
-    def errors(self) -> tuple[type[Exception], ...]:
-        raise NotImplementedError
+    start: Callable[[], tuple[Any, type[Exception]]]
 
 
-class _Gzip(_Format):
-    name, magic = "gzip", b"\x1f\x8b"
+def _zstd() -> tuple[Any, type[Exception]]:
+    import zstandard  # not for those who need none
 
-    def machine(self) -> Any:
-        return zlib.decompressobj(_GZIP_WINDOW)
-
-    def errors(self) -> tuple[type[Exception], ...]:
-        return (zlib.error,)
+    return zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
 
 
-class _Xz(_Format):
-    name, magic = "xz", b"\xfd7zXZ\x00"
-
-    def machine(self) -> Any:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ)
-
-    def errors(self) -> tuple[type[Exception], ...]:
-        return (lzma.LZMAError,)
-
-
-class _Zstandard(_Format):
-    name, magic = "zstd", b"\x28\xb5\x2f\xfd"
-
-    def machine(self) -> Any:
-        import zstandard  # not for those who need none
-
-        return zstandard.ZstdDecompressor().decompressobj()
-
-    def errors(self) -> tuple[type[Exception], ...]:
-        import zstandard
-
-        return (zstandard.ZstdError,)
-
-
-_FORMATS: tuple[_Format, ...] = (_Gzip(), _Xz(), _Zstandard())
+_FORMATS = (
+    _Format("gzip", b"\x1f\x8b", lambda: (zlib.decompressobj(_GZIP_WINDOW), zlib.error)),
+    _Format("xz", b"\xfd7zXZ\x00", lambda: (lzma.LZMADecompressor(lzma.FORMAT_XZ), lzma.LZMAError)),
+    _Format("zstd", b"\x28\xb5\x2f\xfd", _zstd),
+)

@@ -13,7 +13,8 @@ import pathlib, pytest_virtainers
 from pytest_virtainers import contexts, catalogue
 here = pathlib.Path(pytest_virtainers.__file__).parent
 print(here / "images" == contexts.build_contexts() and (here / "py.typed").exists())
-print("runtime", contexts.digest("runtime"), *sorted({entry.key for entry in catalogue.catalogue().values()}))
+recipes = {each for each in catalogue.catalogue().values() if isinstance(each, catalogue.Recipe)}
+print("runtime", contexts.digest("runtime"), *sorted(each.key for each in recipes))
 """
 MARKER = "@pytest.mark.virtainer(name=None, *, image, ram"
 RIGHT = "def test_the_plugin_is_there(request): assert request.config.pluginmanager.has_plugin('virtainers')\n"

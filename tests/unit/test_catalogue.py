@@ -71,6 +71,14 @@ def test_a_project_without_images_has_those_above_it(project: Path) -> None:
     assert "a" in catalogue.catalogue()
 
 
+def test_a_project_that_says_something_else(project: Path) -> None:
+    (project / "project" / "pyproject.toml").write_text("[tool]\nvirtainers.images = 1\n")
+    with pytest.raises(ImageError, match=r"pyproject.toml: tool.virtainers.images should be tables, .* not 1"):
+        catalogue.catalogue()
+    (project / "project" / "pyproject.toml").write_text("tool = 1\n")
+    assert "debian" in catalogue.catalogue()
+
+
 def test_another_digest_is_another_disk() -> None:
     one, two = (Published("a", "u", "https://s/a", Digest("sha256", each * 64)) for each in "ab")
     assert one.key != two.key

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from pytest_virtainers import checksums
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.fetch import Digest
+from tests.unit.hostile_server import HostileServer, cut, status
 
 SHORT, OTHER, LONG = "0123456789abcdef" * 4, "f" * 64, "0123456789abcdef" * 8
 NAME = "disk-1.2.x86_64.qcow2"
@@ -45,3 +48,17 @@ def test_what_has_none_is_told(text: str) -> None:
 def test_what_has_several_is_told() -> None:
     with pytest.raises(ImageError, match=f"here has several different digests of {NAME}"):
         checksums.find(f"{SHORT}  {NAME}\n{OTHER}  {NAME}\n", NAME, "here")
+
+
+def test_a_server_is_asked_for_them(secure: HostileServer, server: HostileServer, tmp_path: Path) -> None:
+    secure.content = f"{SHORT}  {NAME}\n".encode()
+    secure.days = [cut(10)]
+    told: list[str] = []
+    assert checksums.published(secure.url, NAME, tmp_path / "sums", told.append) == Digest("sha256", SHORT)
+    assert list(tmp_path.iterdir()) == []
+    secure.days = [status(404)]
+    with pytest.raises(ImageError, match=f"fetching {secure.url} failed: the server answered 404 Not Found"):
+        checksums.published(secure.url, NAME, tmp_path / "sums", told.append)
+    secure.days = [status(302, Location=server.url)]
+    with pytest.raises(ImageError, match=f"it leads to {server.url} by way of http"):
+        checksums.published(secure.url, NAME, tmp_path / "sums", told.append)

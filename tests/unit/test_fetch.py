@@ -1,24 +1,21 @@
 """Downloads from a server that cuts connections, lies, changes its mind, leads elsewhere and is slow."""
 
-import datetime
 import gzip
 import hashlib
 import lzma
 import os
 import re
+import resource
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from pytest_virtainers import fetch
 from pytest_virtainers.errors import ImageError, StoreError
 from pytest_virtainers.fetch import Digest
+from pytest_virtainers.unpack import Unpacker
 from tests.unit import hostile_server
 from tests.unit.hostile_server import (
     CONTENT,
@@ -35,38 +32,11 @@ from tests.unit.hostile_server import (
 RIGHT = Digest("sha256", hashlib.sha256(CONTENT).hexdigest())
 
 
-@pytest.fixture
-def server() -> Iterator[HostileServer]:
-    with hostile_server.running() as found:
-        yield found
-
-
-@pytest.fixture
-def secure(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileServer]:
-    """With TLS, and a certificate that is believed."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    pem, raw, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    file.write_bytes(certificate.public_bytes(pem) + key.private_bytes(pem, raw, plain))
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
-    with hostile_server.running(file) as found:
-        yield found
-
-
 def get(server: HostileServer, folder: Path, digest: Digest | None = RIGHT) -> list[str]:
     """Fetch; give what was told meanwhile."""
     told: list[str] = []
-    fetch.fetch(server.url, digest, folder / "disk", told.append, wait=0.001)
+    content = fetch.fetch(server.url, digest, folder / "disk", told.append, wait=0.001)
+    assert content == hashlib.sha256((folder / "disk").read_bytes()).hexdigest()
     return told
 
 
@@ -92,8 +62,8 @@ def test_cut_connections_are_gone_on_with(server: HostileServer, tmp_path: Path)
 def test_a_server_that_gives_no_more_is_left_for_the_next_run(server: HostileServer, tmp_path: Path) -> None:
     server.days = [cut(4 * PIECE + 10), *[cut(0)] * 5]
     words = (
-        f"fetching {server.url} failed after 262144 bytes, and 5 more tries brought nothing: the connection was cut "
-        "after 262144 of 1048576 bytes. What came is kept, and the next run goes on from there"
+        f"fetching {server.url} failed after 262144 bytes, as 5 tries in a row brought nothing: the connection was "
+        "cut after 262144 of 1048576 bytes. What came is kept, and the next run goes on from there"
     )
     with pytest.raises(ImageError, match=f"^{re.escape(words)}$"):
         get(server, tmp_path)
@@ -107,7 +77,7 @@ def test_a_server_that_gives_no_more_is_left_for_the_next_run(server: HostileSer
 def test_a_server_that_cannot_be_reached(server: HostileServer, tmp_path: Path) -> None:
     server.server_close()
     with pytest.raises(
-        ImageError, match=r"failed after 0 bytes, and 5 more tries brought nothing: Connection refused"
+        ImageError, match=r"failed after 0 bytes, as 5 tries in a row brought nothing: Connection refused"
     ):
         get(server, tmp_path)
 
@@ -163,7 +133,7 @@ def test_a_length_that_is_too_great_is_no_end(server: HostileServer, tmp_path: P
     assert (tmp_path / "disk").read_bytes() == CONTENT, "the next answer was that there is no more"
     server.days = [longer_without_ranges] * 10
     with pytest.raises(
-        ImageError, match="5 more tries brought nothing: the connection was cut after 1048576 of 1049576 bytes"
+        ImageError, match="5 tries in a row brought nothing: the connection was cut after 1048576 of 1049576 bytes"
     ):
         get(server, tmp_path)
 
@@ -180,6 +150,7 @@ def test_what_is_not_there_is_told_at_once(server: HostileServer, tmp_path: Path
     with pytest.raises(ImageError, match=rf"^fetching {server.url} failed: the server answered {code} {reason}$"):
         get(server, tmp_path)
     assert len(server.ranges) == 1
+    assert left(tmp_path) == []
 
 
 def test_it_goes_where_the_server_leads(server: HostileServer, tmp_path: Path) -> None:
@@ -213,6 +184,43 @@ def test_without_a_digest_tls_is_needed_all_the_way(
     get(secure, tmp_path)
 
 
+def test_without_a_digest_nothing_is_kept_of_a_broken_download(secure: HostileServer, tmp_path: Path) -> None:
+    secure.days = [cut(4 * PIECE), *[cut(0)] * 5]
+    with pytest.raises(
+        ImageError, match=r"of 1048576 bytes\. If it cannot be reached from here, fetch the image elsewhere and"
+    ):
+        get(secure, tmp_path, None)
+    assert left(tmp_path) == []
+
+
+def test_a_part_of_another_version_is_not_taken(secure: HostileServer, tmp_path: Path) -> None:
+    new = CONTENT[::-1]
+
+    def change(request: hostile_server.Request) -> None:
+        secure.content = new
+        request.send()
+        secure.version = '"one"'
+
+    def other(request: hostile_server.Request) -> None:
+        del request.headers["If-Range"]
+        secure.version = '"two"'
+        change(request)
+
+    secure.days = [cut(4 * PIECE), other]
+    get(secure, tmp_path, None)
+    assert (tmp_path / "disk").read_bytes() == new
+
+
+def test_a_certificate_that_nobody_knows(
+    secure: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with pytest.raises(
+        ImageError, match=r"certificate verify failed.*name the file with that one's in REQUESTS_CA_BUNDLE"
+    ):
+        get(secure, tmp_path, None)
+
+
 def test_without_a_digest_only_a_named_version_is_gone_on_with(secure: HostileServer, tmp_path: Path) -> None:
     secure.days = [cut(4 * PIECE + 10)]
     get(secure, tmp_path, None)
@@ -222,6 +230,15 @@ def test_without_a_digest_only_a_named_version_is_gone_on_with(secure: HostileSe
     get(secure, tmp_path, None)
     assert secure.ranges == [None, None]
     assert (tmp_path / "disk").read_bytes() == CONTENT
+
+
+def test_empty_room_does_not_fill_the_memory() -> None:
+    sizes: list[int] = []
+    unpacker = Unpacker(lambda data: sizes.append(len(data)))
+    unpacker.write(zstandard.compress(bytes(64 * 2**20)))
+    unpacker.end()
+    assert sum(sizes) == 64 * 2**20
+    assert max(sizes) < 40 * 2**20
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, zstandard.compress])
@@ -245,12 +262,30 @@ def test_it_is_unpacked_on_the_way(server: HostileServer, tmp_path: Path, pack: 
 
 
 def test_a_folder_that_cannot_be_written(server: HostileServer, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"disk cannot be written|cannot be written: No such file or directory"):
+    with pytest.raises(
+        StoreError,
+        match=rf"^fetching {server.url} failed: \S+/missing cannot be written: No such file or directory\. Make room",
+    ):
         get(server, tmp_path / "missing")
 
 
+def test_a_full_disk(server: HostileServer, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        with pytest.raises(
+            StoreError, match=rf"{tmp_path} cannot be written: File too large\. Make room there, or set XDG"
+        ):
+            get(server, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert left(tmp_path) == ["disk.part"]
+    get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+
+
 def test_old_parts_are_removed(server: HostileServer, tmp_path: Path) -> None:
-    for name, days in (("old.part", 15), ("old.unpacked", 15), ("new.part", 1)):
+    for name, days in (("old.part", 15), ("old", 15), ("new.part", 1)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - days * 86400,) * 2)
     get(server, tmp_path)
@@ -274,6 +309,7 @@ def test_urls_that_will_not_do(url: str, words: str) -> None:
 
 def test_a_digest_is_behind_the_url() -> None:
     assert fetch.split("https://a/b?c#sha256=" + "0" * 64) == ("https://a/b?c", Digest("sha256", "0" * 64))
+    assert fetch.split("https://a/b#sha256=" + "A" * 64)[1] == Digest("sha256", "a" * 64)
     assert fetch.split("https://a/b") == ("https://a/b", None)
     with pytest.raises(ValueError, match="is no SHA-256"):
         Digest.of("abc")

@@ -7,10 +7,18 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
+from pytest_virtainers import images, scratch
 from pytest_virtainers import manager as module
-from pytest_virtainers import scratch
 from pytest_virtainers.engine.container import Joint, Plan, Port
-from pytest_virtainers.errors import BadTemplate, BootTimeout, EngineError, SSHError, StoreError, VirtainerError
+from pytest_virtainers.errors import (
+    BadTemplate,
+    BootTimeout,
+    EngineError,
+    ImageError,
+    SSHError,
+    StoreError,
+    VirtainerError,
+)
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import KeyPair, Keys
@@ -75,6 +83,21 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(module, "sweep", lambda _engine: [])
     monkeypatch.setattr(scratch, "sweep", lambda: None)
     return Run()
+
+
+def test_an_image_that_cannot_be_had_is_not_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def ensure(image: str, *_: object) -> Guest:
+        tried.append(image)
+        raise ImageError(f"no {image}")
+
+    monkeypatch.setattr(run.manager, "store", nullcontext)
+    monkeypatch.setattr(images, "ensure", ensure)
+    for image in ("fedora", "fedora", "arch"):
+        with pytest.raises(ImageError, match=f"^no {image}$"):
+            run.manager.guest(image)
+    assert tried == ["fedora", "arch"]
 
 
 def test_a_template_that_says_it_is_bad_is_made_anew_at_once(run: Run) -> None:

@@ -12,16 +12,9 @@ from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.store import Workshop, workshop
-from tests.unit import hostile_server
 from tests.unit.hostile_server import HostileServer, cut
 
 DISK = (bytes(range(256)) * 2)[:-2] + b"\x55\xaa" + bytes(2**20 - 512)
-
-
-@pytest.fixture
-def server() -> Iterator[HostileServer]:
-    with hostile_server.running() as found:
-        yield found
 
 
 @pytest.fixture
