@@ -15,6 +15,7 @@ def serve(vm: VM) -> None:
 
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.virtainer("left"),
     pytest.mark.virtainer("right"),
     pytest.mark.virtainer(

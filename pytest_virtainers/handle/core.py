@@ -48,7 +48,9 @@ _WITH_KVM = b" CPU, kvm, "
 
 _SLOWER_WITHOUT_KVM = 10
 _RECONNECT_SECONDS = 20.0
-_BREAK_SECONDS = 1.5
+# When a connection broke, a new one is tried until the console has said nothing for so long; but no longer than
+# systemd waits for a unit that does not stop (DefaultTimeoutStopSec, 90 s).
+_BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
 # A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
 SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
 
@@ -282,10 +284,13 @@ class Core:
     def _look_after_break(self, broken: ssh.Connection) -> str:
         """Learn why a connection broke: raise when the machine goes; else have a new one, or say why not."""
         __tracebackhide__ = True
-        met = ""
+        met, told = "", len(self.console.text)
         end = time.monotonic() + self.scaled(_BREAK_SECONDS)
+        latest = time.monotonic() + _SHUTDOWN_SECONDS
         while time.monotonic() < end:
             self._check_alive(grace_seconds=0.25)
+            if len(self.console.text) > told:  # it is on its way down, and waits for something
+                told, end = len(self.console.text), min(time.monotonic() + self.scaled(_BREAK_SECONDS), latest)
             self._take_turn()
             try:
                 if self._connection is broken:  # else somebody has made a new one meanwhile

@@ -121,7 +121,11 @@ def arrived(vm: VM, terminal: str, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("terminal", "login", "lines"), [("tty1", "getty@tty1", 2), ("ttyS0", "serial-getty@ttyS0", 20)]
+    ("terminal", "login", "lines"),
+    [
+        pytest.param("tty1", "getty@tty1", 2, marks=pytest.mark.thorough),
+        ("ttyS0", "serial-getty@ttyS0", 20),
+    ],
 )
 def test_nothing_of_a_long_text_is_lost(session_vm: VM, terminal: str, login: str, lines: int) -> None:
     printable = string.ascii_letters + string.digits + string.punctuation + " "

@@ -7,8 +7,6 @@ import pytest
 from pytest_virtainers import VM
 from pytest_virtainers.engine.client import Engine
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.virtainer(
     "node-1",
@@ -45,7 +43,7 @@ def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine
 
         @pytest.fixture(scope="session")
         def virtainer_defaults():
-            return {"name": "shared", "ram": "512M", "disk": "3G"}
+            return {"name": "of-class", "ram": "512M", "disk": "3G"}
         """
     )
     pytester.makepyfile(
@@ -61,15 +59,15 @@ def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine
             @pytest.mark.virtainer(scope="class")
             def test_b(self, vm):
                 vm.run("test -e /run/lock/a")
-                assert vm.run("hostname").stdout == "shared\\n"
+                assert vm.run("hostname").stdout == "of-class\\n"
 
         def test_gone_after_its_class(vm_factory):
             import docker
-            other = vm_factory("other")
+            other = vm_factory("beside")
             labels = [c["Labels"]["virtainers.vm"] for c in
                       other._container._api.containers(filters={"label": "virtainers=vm"})
                       if c["Labels"]["virtainers.owner-pid"] == str(__import__("os").getpid())]
-            assert labels == ["other"]
+            assert labels == ["beside"]
             assert "unknown argument" in str(pytest.raises(Exception, vm_factory, "x", memory="1G").value)
         """
     )
@@ -79,8 +77,8 @@ def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine
         each["Labels"]["virtainers.vm"]
         for each in engine.api.containers(all=True, filters={"label": "virtainers=vm"})
     ]
-    assert "shared" not in left
-    assert "other" not in left
+    assert "of-class" not in left
+    assert "beside" not in left
 
 
 @pytest.mark.virtainer(image="debian-12", disk="3G")

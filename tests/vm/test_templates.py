@@ -355,6 +355,7 @@ def test_the_store_is_listed_and_pruned(manager: Manager, engine: Engine) -> Non
         engine.api.remove_volume(store)
 
 
+@pytest.mark.thorough
 def test_a_guest_that_cannot_be_cloned_is_booted(manager: Manager, capfd: pytest.CaptureFixture[str]) -> None:
     vm = manager.launch(spec("bare", run_commands=["mv /usr/bin/python3 /usr/bin/python4"]))
     assert "Linux version" in vm.console.text

@@ -135,6 +135,7 @@ def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: E
     assert containers(engine, "victim") == []
 
 
+@pytest.mark.thorough
 def test_a_kernel_that_hangs_is_booted_once_more(
     manager: Manager, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
