@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.handle.devices import Nic
     from pytest_virtainers.handle.network import Network
     from pytest_virtainers.handle.vm import VM, Snapshot
+    from pytest_virtainers.standalone import launch
 
 __all__ = [
     "VM",
@@ -56,6 +57,7 @@ __all__ = [
     "VMGone",
     "VirtainerError",
     "WaitTimeout",
+    "launch",
 ]
 
 
@@ -70,4 +72,8 @@ def __getattr__(name: str) -> Any:
         from pytest_virtainers.fixtures import VMFactory
 
         return VMFactory
+    if name == "launch":
+        from pytest_virtainers.standalone import launch
+
+        return launch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

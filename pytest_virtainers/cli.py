@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from pytest_virtainers.settings import Settings
 
 _FAILED = 1
+_OPTIONS = {
+    "ram": "memory, such as 2G",
+    "cpus": "number of processors",
+    "disk": "size of the disk, such as 20G",
+    "user": "login user",
+    "internet": "off: nothing leaves the VM's network",
+    "accel": "kvm, tcg or auto",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     build = commands.add_parser("build", help="build the runtime image and a guest image, if they are not there")
     build.add_argument("image", nargs="?", default=None, help="catalogue name (default: the image setting)")
     build.set_defaults(run=_build)
+    launch = commands.add_parser(
+        "run",
+        help="launch a VM, and open a shell in it or run a command; it ends with that",
+        description="Launch a VM, and open a shell in it, or run COMMAND; it ends with that. For example: "
+        "virtainers run debian-13 --ram 2G --package nginx; virtainers run -- uname -a",
+        epilog="The exit code is that of the shell or command; 1 also when there was no VM, 255 when ssh failed.",
+    )
+    launch.add_argument("image", nargs="?", help="catalogue name, path or URL (default: the image setting)")
+    launch.add_argument("--name", default="vm", help="of the VM and its guest (default: %(default)s)")
+    for option, what in _OPTIONS.items():
+        launch.add_argument(f"--{option}", help=what)
+    launch.add_argument("--user-data", type=Path, metavar="FILE", help="cloud-config for cloud-init")
+    launch.add_argument(
+        "--package", dest="packages", metavar="NAME", action="append", help="install this; can be given again"
+    )
+    launch.add_argument("--cold", action="store_true", help="boot it, rather than clone one that has booted")
+    launch.set_defaults(run=_run, command=[])
     store = commands.add_parser("store", help="look at the images and templates that are kept, and remove some")
     actions = store.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("ls", help="list them, the least recently used first")
@@ -54,7 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again.set_defaults(run=_resume)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to mend")
     doctor.set_defaults(run=_doctor)
-    parsed = parser.parse_args(arguments)
+    given, command = _split(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args(given)
+    if command is not None:
+        if not hasattr(parsed, "command"):
+            parser.error("-- begins a command for the VM; this one runs none")
+        parsed.command = command
     try:
         run: int = parsed.run(parsed, resolve([environment(os.environ)]))
     except VirtainerError as error:
@@ -63,6 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return run
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Divide at the first `--`: what follows is for a VM, whatever it looks like."""
+    words = list(words)
+    if "--" not in words:
+        return words, None
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
 
 
 def _size(text: str) -> int:
@@ -80,6 +119,23 @@ def _build(parsed: argparse.Namespace, settings: Settings) -> int:
         guest = manager.guest(image)
         print(f"{image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}")
     return 0
+
+
+def _run(parsed: argparse.Namespace, settings: Settings) -> int:
+    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.standalone import spec
+
+    given = {name: getattr(parsed, name) for name in ("image", "name", "user_data", "packages", *_OPTIONS)}
+    wanted = spec(settings, {**given, "template": False if parsed.cold else None}, "virtainers run")
+    with Manager(settings, _progress()) as manager:
+        vm = manager.launch(wanted)
+        print(
+            f"virtainers: {vm.name} ({wanted.image}) is at {vm.ip}; its console: {vm.console_command}",
+            file=sys.stderr,
+        )
+        # ssh hands one line to the guest's shell: quoted, so that the words arrive as they were given.
+        line = [shlex.join(parsed.command)] if parsed.command else []
+        return subprocess.run([*shlex.split(vm.ssh_command), *line], check=False).returncode
 
 
 def _store_ls(_parsed: argparse.Namespace, settings: Settings) -> int:

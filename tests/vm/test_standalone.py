@@ -1,0 +1,36 @@
+"""VMs outside of tests: a Python program, and the command line."""
+
+import subprocess
+import sys
+
+from pytest_virtainers.engine.client import Engine
+
+PROGRAM = """
+import sys
+import pytest_virtainers as virtainers
+
+with virtainers.launch("debian-13", name="alone", ram="512M", disk="3G", cpus=2) as vm:
+    print(vm.run("hostname; nproc").stdout.split(), "pytest" in sys.modules)
+    raise LookupError("in the block")
+"""
+
+
+def gone(engine: Engine, name: str) -> bool:
+    return not engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"})
+
+
+def test_a_program_has_a_vm_for_a_block(engine: Engine) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout == "['alone', '2'] False\n", done.stderr
+    assert done.stderr.splitlines()[-1] == "LookupError: in the block"
+    assert gone(engine, "alone")
+
+
+def test_run_gives_the_commands_output_and_exit_code(engine: Engine) -> None:
+    script = 'echo "$1" "$(hostname)"; exit 7'
+    options = ["--name", "once", "--ram", "512M", "--disk", "3G", "--cpus", "2"]
+    command = [sys.executable, "-m", "pytest_virtainers.cli", "run", *options, "--", "sh", "-c", script, "-", "a  b"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, stdin=subprocess.DEVNULL)
+    assert (done.stdout, done.returncode) == ("a  b once\n", 7), done.stderr
+    assert "virtainers: once (debian-13) is at " in done.stderr
+    assert gone(engine, "once")
