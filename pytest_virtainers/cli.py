@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers import values
-from pytest_virtainers.errors import BadTemplate, StoreError, VirtainerError
+from pytest_virtainers.errors import BadTemplate, QEMUCrashed, StoreError, VirtainerError
 from pytest_virtainers.paths import locked
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import environment, resolve
@@ -20,6 +20,8 @@ from pytest_virtainers.settings import environment, resolve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_virtainers.handle.vm import VM
+    from pytest_virtainers.manager import Manager
     from pytest_virtainers.settings import Settings
 
 _FAILED = 1
@@ -191,10 +193,15 @@ def _resume(parsed: argparse.Namespace, settings: Settings) -> int:
             resume.export(manager, parsed.folder, parsed.export)
             print(f"{parsed.export}: a disk that needs no other")
             return 0
-        vm = resume.launch(manager, parsed.folder, disk_only=parsed.disk_only)
-        print(f"virtainers: its console: {vm.console_command}", file=sys.stderr)
+        vm = _kept(manager, parsed)
         try:
-            vm.wait_until_resumed()
+            try:
+                vm.wait_until_resumed()
+            except QEMUCrashed as error:  # as when a machine boots: once more
+                print(f"virtainers: {error}\nvirtainers: QEMU has crashed: starting it anew, once", file=sys.stderr)
+                vm.close()
+                vm = _kept(manager, parsed)
+                vm.wait_until_resumed()
         except BadTemplate as error:
             said = str(error).replace(resume.MEMORY, str(parsed.folder / STATE))
             print(f"virtainers: {said}", file=sys.stderr)
@@ -209,6 +216,14 @@ def _resume(parsed: argparse.Namespace, settings: Settings) -> int:
             return _FAILED
         words = [*shlex.split(vm.ssh_command), *parsed.command]
         return subprocess.run(words, check=False).returncode
+
+
+def _kept(manager: Manager, parsed: argparse.Namespace) -> VM:
+    from pytest_virtainers import resume
+
+    vm = resume.launch(manager, parsed.folder, disk_only=parsed.disk_only)
+    print(f"virtainers: its console: {vm.console_command}", file=sys.stderr)
+    return vm
 
 
 def _doctor(_parsed: argparse.Namespace, settings: Settings) -> int:

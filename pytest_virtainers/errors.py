@@ -64,6 +64,10 @@ class VMGone(VirtainerError):
     """The virtainer ended under our hands."""
 
 
+class QEMUCrashed(VMGone):
+    """QEMU itself has failed, whatever the guest did: one of its assertions, or a wild pointer."""
+
+
 class BadTemplate(VMGone):
     """A saved machine does not restore here; it is made anew. Never seen by a test, unless the new one fails, too."""
 

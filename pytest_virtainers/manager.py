@@ -21,6 +21,7 @@ from pytest_virtainers.errors import (
     EngineError,
     GuestStalled,
     ImageError,
+    QEMUCrashed,
     SSHError,
     VirtainerError,
     VMGone,
@@ -255,8 +256,10 @@ class Manager:
         guest = self.guest(spec.image)
         try:
             return self._clone_or_boot(spec, guest, node_id)
-        except GuestStalled:  # seen under emulation, once in some hundred boots
-            self._progress.note(f"the kernel of {spec.name} ({spec.image}) hung while it booted: booting anew, once")
+        except (GuestStalled, QEMUCrashed) as error:  # seen under emulation, once in some hundred boots
+            what = "QEMU" if isinstance(error, QEMUCrashed) else "the kernel"
+            did = "crashed" if isinstance(error, QEMUCrashed) else "hung"
+            self._progress.note(f"{what} of {spec.name} ({spec.image}) {did} while it booted: booting anew, once")
             self._bury_lost(spec)
             return self._clone_or_boot(spec, guest, node_id)
 

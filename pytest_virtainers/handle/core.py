@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import threading
 import time
@@ -15,6 +16,7 @@ from pytest_virtainers.errors import (
     EngineError,
     GuestPanic,
     GuestStalled,
+    QEMUCrashed,
     SSHError,
     StoreError,
     TransferError,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 # What the supervisor says (images/runtime/virtainer: run.py, ending.py, supervise.py).
 _BAD_TEMPLATE = "end: bad-template: "
+_CRASH = re.compile("QEMU ended by itself \\(SIG(ABRT|SEGV|BUS|ILL|FPE|TRAP)\\)")
 _DISK_FAILED = b"guest paused, its disk failed: "
 _SWITCHED_OFF, _RUNS_AGAIN = b"virtainer: guest switched itself off", b"virtainer: guest runs again"
 _OVER = "virtainer: over: "
@@ -403,8 +406,7 @@ class Core:
         if not why and self._off:
             why = "the guest switched itself off"
         if why:
-            kind = BadTemplate if _BAD_TEMPLATE in why else VMGone
-            raise kind(f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}")
+            raise _kind(why)(f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}")
         said = self._container.stderr
         if _DISK_FAILED in said:
             cause = said.partition(_DISK_FAILED)[2].partition(b"Mend it")[0].decode(errors="replace").strip()
@@ -417,3 +419,9 @@ class Core:
                 f"{self.name}: the guest's kernel hangs (it reports one RCU stall again and again). "
                 f"The last lines of its console:\n{self.console.tail(30)}"
             )
+
+
+def _kind(why: str) -> type[VMGone]:
+    if _BAD_TEMPLATE in why:
+        return BadTemplate
+    return QEMUCrashed if _CRASH.search(why) else VMGone

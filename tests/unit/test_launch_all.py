@@ -11,7 +11,7 @@ import pytest
 
 from pytest_virtainers import manager as module
 from pytest_virtainers.engine.container import Plan
-from pytest_virtainers.errors import BootTimeout, VMGone
+from pytest_virtainers.errors import BootTimeout, GuestStalled, QEMUCrashed, VMGone
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.networks import Setting
@@ -148,3 +148,30 @@ def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(
     monkeypatch.setattr(module, "wait", wait)
     world.fate = lambda _vm: None
     assert len(manager.launch_all(SPECS)) == 3, "the next ones start as ever"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (GuestStalled("it hangs"), "the kernel of one (debian-13) hung while it booted: booting anew, once"),
+        (QEMUCrashed("an assertion"), "QEMU of one (debian-13) crashed while it booted: booting anew, once"),
+    ],
+)
+def test_what_goes_wrong_under_emulation_only_is_tried_once_more(
+    error: Exception, told: str, manager: Manager, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_so: list[str] = []
+    monkeypatch.setattr(manager._progress, "note", told_so.append)
+    failures = [error]
+
+    def ensure(*_: object) -> Template:
+        if failures:
+            raise failures.pop()
+        return Template("key", "debian", Keys.generate())
+
+    monkeypatch.setattr(manager._templates, "ensure", ensure)
+    assert manager.launch(SPECS[0]).name == "one"
+    assert told_so == [told]
+    failures += [error, error]
+    with pytest.raises(type(error)):
+        manager.launch(SPECS[1])

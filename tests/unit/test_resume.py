@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import cli, evidence, resume
-from pytest_virtainers.errors import BadTemplate, ImageError, SpecError
+from pytest_virtainers.errors import BadTemplate, ImageError, QEMUCrashed, SpecError
 from tests.unit.fake_machine import OVERLAY, machine
 
 if TYPE_CHECKING:
@@ -169,3 +169,25 @@ def test_memory_that_does_not_fit_does_not_cost_the_disk(
         f"virtainers: web has ended: the memory in {folder}/memory.state does not fit: QEMU",
         f"virtainers: to boot its disk without its memory: virtainers resume --disk-only '{folder}'",
     ]
+
+
+def test_where_qemu_itself_crashes_it_is_started_anew_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, closed = [], []
+
+    def wait() -> None:
+        raise QEMUCrashed("web has ended: QEMU ended by itself (SIGABRT)")
+
+    def launch(*_: object, disk_only: bool) -> SimpleNamespace:
+        tries.append(disk_only)
+        return SimpleNamespace(console_command="", wait_until_resumed=wait, close=lambda: closed.append(len(tries)))
+
+    monkeypatch.setattr("pytest_virtainers.manager.Manager", lambda *_: nullcontext())
+    monkeypatch.setattr(resume, "launch", launch)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert cli.main(["resume", "--disk-only", str(tmp_path)]) == 1
+    assert (tries, closed) == ([True, True], [1])
+    said = capsys.readouterr().err
+    assert said.count("QEMU ended by itself (SIGABRT)") == 2
+    assert said.count("virtainers: QEMU has crashed: starting it anew, once\n") == 1

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from virtainer.ending import End, Reason
 
-from pytest_virtainers.errors import BadTemplate, GuestPanic, SSHError, StoreError, VirtainerError, VMGone
+from pytest_virtainers.errors import (
+    BadTemplate,
+    GuestPanic,
+    QEMUCrashed,
+    SSHError,
+    StoreError,
+    VirtainerError,
+    VMGone,
+)
 from pytest_virtainers.handle import core, line, ssh
 from pytest_virtainers.handle.saving import Snapshot
 from pytest_virtainers.handle.vm import VM
@@ -45,6 +53,7 @@ def machine(container: Any) -> VM:
 
 RUNS = "clone restored: prepared in 0.031 s, QEMU up in 0.042 s, state in 0.013 s"
 DISK_FAILED = "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: docker exec CONTAINER qmp …"
+CRASHED = "end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed"
 BAD_TEMPLATE = End(Reason.TEMPLATE, "the template /store/templates/abc does not restore: Invalid argument").line
 OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
 
@@ -65,6 +74,12 @@ OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
             "Invalid argument. The last lines of its console:\n  | login: ",
         ),
         (
+            Container(CRASHED, ended=True),
+            QEMUCrashed,
+            "vm has ended: virtainer: end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed. "
+            "The last lines of its console:\n  | login: ",
+        ),
+        (
             Container(RUNS, DISK_FAILED, OUT_OF_MEMORY, ended=True),
             VMGone,
             "vm has ended: virtainer: end: qemu-failed: QEMU was killed (SIGKILL). "
@@ -81,7 +96,7 @@ OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
             "vm: Kernel panic - not syncing: so. The last lines of its console:\n  | Kernel panic - not syncing: so",
         ),
     ],
-    ids=["disk full", "bad template", "ended", "silent", "panic"],
+    ids=["disk full", "bad template", "crashed", "ended", "silent", "panic"],
 )
 def test_a_machine_that_cannot_go_on_says_why(container: Container, kind: type[VirtainerError], words: str) -> None:
     with pytest.raises(VirtainerError) as caught:
