@@ -15,6 +15,8 @@ import pytest
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.manager import Manager
 
+pytestmark = pytest.mark.alone
+
 FAILING = """
 import threading
 import pytest
@@ -322,6 +324,7 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
             assert ("in memory\n" in said) is memory
 
 
+@pytest.mark.thorough
 def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_memory(
     pytester: pytest.Pytester,
 ) -> None:
@@ -409,6 +412,7 @@ def test_each_try_has_a_folder_and_the_oldest_go(pytester: pytest.Pytester) -> N
     assert (root / ".gitignore").read_text() == "*\n"
 
 
+@pytest.mark.thorough
 def test_a_test_that_is_run_again_has_evidence_of_each_try(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_it="""

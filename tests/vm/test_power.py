@@ -40,6 +40,7 @@ def test_a_power_cut_loses_what_was_not_written(vm: VM) -> None:
     assert "corrupted or uncleanly shut down" in log or "recovery complete" in log or "recovering journal" in log
 
 
+@pytest.mark.thorough
 def test_reset_is_another_boot(vm: VM) -> None:
     before = boot_id(vm)
     vm.reset()
@@ -56,6 +57,7 @@ def test_paused_no_time_passes(vm: VM) -> None:
     assert float(vm.run("cut -d' ' -f1 /proc/uptime").stdout) - uptime < 4
 
 
+@pytest.mark.thorough
 def test_what_switched_itself_off_can_be_switched_on(vm: VM) -> None:
     with pytest.raises(VMGone, match="vm has ended: the guest switched itself off"):
         vm.run("systemctl poweroff; sleep 600", sudo=True)

@@ -156,6 +156,7 @@ def test_a_clone_costs_less_memory_than_its_ram(pair: tuple[VM, VM]) -> None:
     assert int(top.split()[1]) < 300 * 1024, top
 
 
+@pytest.mark.thorough
 def test_a_clone_reboots_under_its_name(manager: Manager) -> None:
     vm = manager.launch(spec("rebooted"))
     vm.write_text("/root/mark", "kept")
@@ -223,6 +224,7 @@ def place_of(manager: Manager, wanted: Spec) -> Template:
     return manager.templates().ensure(wanted, manager.guest(wanted.image), boot)
 
 
+@pytest.mark.thorough
 def test_a_damaged_template_is_made_anew(
     manager: Manager, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +250,7 @@ def make_anew(manager: Manager, wanted: Spec, former: Template, capfd: pytest.Ca
     manager.discard(vm)
 
 
+@pytest.mark.thorough
 def test_without_templates_a_vm_boots(vm_factory: VMFactory) -> None:
     vm = vm_factory("cold", **SHAPE, template=False)
     assert "Linux version" in vm.console.text
