@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     build.set_defaults(run=_build)
     launch = commands.add_parser(
         "run",
+        usage="virtainers run [OPTION]... [IMAGE] [-- COMMAND...]",
         help="launch a VM, and open a shell in it or run a command; it ends with that",
         description="Launch a VM, and open a shell in it, or run COMMAND; it ends with that. For example: "
         "virtainers run debian-13 --ram 2G --package nginx; virtainers run -- uname -a",
@@ -82,9 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to mend")
     doctor.set_defaults(run=_doctor)
     given, command = _split(sys.argv[1:] if arguments is None else arguments)
-    parsed = parser.parse_args(given)
+    parsed, unknown = parser.parse_known_args(given)
+    runs_command = hasattr(parsed, "command")
+    if unknown:
+        hint = "; a command for the VM stands after --" if runs_command and command is None else ""
+        parser.error(f"unrecognized arguments: {shlex.join(unknown)}{hint}")
     if command is not None:
-        if not hasattr(parsed, "command"):
+        if not runs_command:
             parser.error("-- begins a command for the VM; this one runs none")
         parsed.command = command
     try:
@@ -123,16 +128,15 @@ def _build(parsed: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _run(parsed: argparse.Namespace, settings: Settings) -> int:
-    from pytest_virtainers.manager import Manager
-    from pytest_virtainers.standalone import spec
+def _run(parsed: argparse.Namespace, _settings: Settings) -> int:
+    from pytest_virtainers.standalone import launch
 
     given = {name: getattr(parsed, name) for name in ("image", "name", "user_data", "packages", *_OPTIONS)}
-    wanted = spec(settings, {**given, "template": False if parsed.cold else None}, "virtainers run")
-    with Manager(settings, _progress()) as manager:
-        vm = manager.launch(wanted)
+    if parsed.cold:
+        given["template"] = False
+    with launch(progress=_progress(), **given) as vm:
         print(
-            f"virtainers: {vm.name} ({wanted.image}) is at {vm.ip}; its console: {vm.console_command}",
+            f"virtainers: {vm.name} ({vm.spec.image}) is at {vm.ip}; its console: {vm.console_command}",
             file=sys.stderr,
         )
         # ssh hands one line to the guest's shell: quoted, so that the words arrive as they were given.

@@ -257,9 +257,9 @@ class Manager:
         try:
             return self._clone_or_boot(spec, guest, node_id)
         except (GuestStalled, QEMUCrashed) as error:  # seen under emulation, once in some hundred boots
-            what = "QEMU" if isinstance(error, QEMUCrashed) else "the kernel"
-            did = "crashed" if isinstance(error, QEMUCrashed) else "hung"
-            self._progress.note(f"{what} of {spec.name} ({spec.image}) {did} while it booted: booting anew, once")
+            whose = f"of {spec.name} ({spec.image})"
+            what = f"QEMU {whose} crashed" if isinstance(error, QEMUCrashed) else f"the kernel {whose} hung"
+            self._progress.note(f"{what} while it booted: booting anew, once")
             self._bury_lost(spec)
             return self._clone_or_boot(spec, guest, node_id)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT, Progress
-from pytest_virtainers.settings import Settings, environment, resolve
-from pytest_virtainers.spec import Spec, check, merge
+from pytest_virtainers.settings import environment, resolve
+from pytest_virtainers.spec import check, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from pytest_virtainers.handle.vm import VM
 
@@ -39,23 +39,9 @@ def launch(
         EngineNotFound: no engine answers.
         VirtainerError: another of its children says why the VM did not get ready.
     """
+    if senseless := sorted(_OF_TESTS & arguments.keys()):
+        raise SpecError(f"launch: {senseless[0]} says how tests share a VM; here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
-    wanted = spec(settings, {"image": image, "name": name, **arguments}, "launch")
+    wanted = merge(settings.shape, check({"image": image, "name": name, **arguments}, "launch"))
     with Manager(settings, progress) as manager:
         yield manager.launch(wanted)
-
-
-def spec(settings: Settings, arguments: Mapping[str, object], where: str) -> Spec:
-    """Check what somebody asks for outside of tests.
-
-    Args:
-        settings: which have the defaults.
-        arguments: as the marker takes them; None: not given.
-        where: who asks, for messages.
-
-    Raises:
-        SpecError: an argument is unknown, makes sense in tests only, or its value is not allowed.
-    """
-    if senseless := sorted(_OF_TESTS & arguments.keys()):
-        raise SpecError(f"{where}: {senseless[0]} says how tests share a VM; here it ends with the block that has it")
-    return merge(settings.shape, check(arguments, where))

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # What the supervisor says (images/runtime/virtainer: run.py, ending.py, supervise.py).
 _BAD_TEMPLATE = "end: bad-template: "
-_CRASH = re.compile("QEMU ended by itself \\(SIG(ABRT|SEGV|BUS|ILL|FPE|TRAP)\\)")
+_CRASH = re.compile(r"QEMU ended by itself \(SIG(ABRT|SEGV|ILL|FPE|TRAP)\)")
 _DISK_FAILED = b"guest paused, its disk failed: "
 _SWITCHED_OFF, _RUNS_AGAIN = b"virtainer: guest switched itself off", b"virtainer: guest runs again"
 _OVER = "virtainer: over: "

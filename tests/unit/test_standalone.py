@@ -1,21 +1,44 @@
 """What programs that are no tests may ask for, and `virtainers run`."""
 
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from pytest_virtainers import SpecError, cli, launch
+from pytest_virtainers import standalone as module
 from pytest_virtainers.settings import resolve
-from pytest_virtainers.standalone import spec
+from pytest_virtainers.spec import Spec
 
 
-def test_a_spec_has_the_settings_under_what_was_asked_for() -> None:
-    made = spec(resolve([]), {"image": None, "name": "db", "ram": "2G", "packages": ["nginx"]}, "launch")
-    assert (made.name, made.ram, made.image, made.packages) == ("db", 2048, resolve([]).shape["image"], ("nginx",))
+@pytest.fixture
+def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
+    """What is launched, by a manager that launches nothing."""
+    specs: list[Spec] = []
+
+    def take(spec: Spec) -> Any:
+        specs.append(spec)
+        return SimpleNamespace(name=spec.name, spec=spec, ip="", console_command="", ssh_command="echo ssh")
+
+    monkeypatch.setattr(module, "Manager", lambda *_: contextlib.nullcontext(SimpleNamespace(launch=take)))
+    return specs
+
+
+def test_what_is_asked_for_lies_over_the_settings(wanted: list[Spec], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRTAINER_CPUS", "3")
+    with launch(name="db", ram="2G", packages=["nginx"]) as vm:
+        assert vm.name == "db"
+    (spec,) = wanted
+    assert (spec.ram, spec.cpus, spec.image, spec.packages) == (2048, 3, resolve([]).shape["image"], ("nginx",))
 
 
 @pytest.mark.parametrize("name", ["scope", "reset"])
 def test_what_says_how_tests_share_a_vm_is_refused(name: str) -> None:
+    arguments: dict[str, Any] = {name: "none"}
     with pytest.raises(SpecError, match=f"^launch: {name} says how tests share a VM; here it ends with the block"):
-        spec(resolve([]), {name: "module"}, "launch")
+        launch(**arguments).__enter__()
 
 
 def test_an_unknown_argument_is_told_before_an_engine_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,13 +47,36 @@ def test_an_unknown_argument_is_told_before_an_engine_is_looked_for(monkeypatch:
         launch(memory="1G").__enter__()
 
 
+def test_run_asks_for_what_its_options_say(
+    wanted: list[Spec], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config").write_text("#cloud-config\ntimezone: UTC\n")
+    options = ["--cold", "--ram=2G", "--internet=off", "--package=a", "--package=b", f"--user-data={tmp_path}/config"]
+    assert cli.main(["run", "debian-12", *options, "--", "sh", "-c", "echo $1", "-", "a  b"]) == 0
+    (spec,) = wanted
+    assert (spec.image, spec.ram, spec.internet, spec.template) == ("debian-12", 2048, False, False)
+    assert spec.packages == ("a", "b")
+    assert "timezone" in str(spec.user_data)
+    assert capfd.readouterr().out == "ssh sh -c 'echo $1' - 'a  b'\n"
+
+
 def test_run_refuses_a_wrong_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "debian-13", "--ram", "much"]) == 1
-    assert "virtainers: virtainers run: ram='much': " in capsys.readouterr().err
+    assert "virtainers: launch: ram='much': " in capsys.readouterr().err
 
 
-def test_a_command_for_the_vm_where_none_runs_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("doctor -- uname", "-- begins a command for the VM; this one runs none"),
+        ("run debian-13 uname -a", "unrecognized arguments: uname -a; a command for the VM stands after --"),
+        ("doctor uname", "unrecognized arguments: uname\n"),
+    ],
+)
+def test_a_command_in_the_wrong_place_is_wrong_usage(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["doctor", "--", "uname"])
+        cli.main(words.split())
     assert ended.value.code == 2
-    assert "-- begins a command for the VM; this one runs none" in capsys.readouterr().err
+    assert said in capsys.readouterr().err

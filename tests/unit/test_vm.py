@@ -202,6 +202,27 @@ def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pyte
     assert made == []
 
 
+def test_a_guest_that_is_slow_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its console goes on while no connection is let in; then it ends, and that is what is told."""
+    vm = connected(Connection(BROKE))
+    container: Any = vm._container
+    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.05)
+    tries = 0
+
+    def refuse(_seconds: float) -> None:
+        nonlocal tries
+        tries += 1
+        time.sleep(0.03)
+        container.stdout += b"a unit is stopping\r\n"
+        container.ended = tries == 10
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr(vm, "_connect", refuse)
+    with pytest.raises(VMGone, match=r"^vm has ended: "):
+        vm.run("poweroff")
+    assert tries == 10
+
+
 def test_a_new_connection_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "_BREAK_SECONDS", 0.01)
     connection = Connection(BROKE)

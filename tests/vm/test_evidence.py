@@ -100,7 +100,7 @@ CAUSES = {
     "teardown": r"CommandFailed: 'echo at the end; exit 5' on web ended with exit code 5",
 }
 # From the test's start to its failure. Where the guest has to act, as long as that takes without KVM.
-SECONDS = dict.fromkeys(CAUSES, 150.0) | {"panic": 20.0, "killed": 20.0}
+SECONDS = dict.fromkeys(CAUSES, 100.0) | {"panic": 10.0, "killed": 10.0, "powered_off": 150.0}
 WITHOUT_SSH = {"panic", "dead_sshd", "hung_kernel", "powered_off", "killed", "setup_that_takes_too_long"}
 
 
@@ -131,7 +131,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
     }
     assert folders.keys() == CAUSES.keys()
     for seconds, name in re.findall(r"([\d.]+)s call +test_it\.py::test_(\w+)", output):
-        assert float(seconds) < SECONDS.get(name, 150), f"{name} took {seconds} s"
+        assert float(seconds) < SECONDS.get(name, 100), f"{name} took {seconds} s"
     for name, cause in CAUSES.items():
         shown = section(output, name)
         assert re.search(cause, shown), f"{name}:\n{shown}"

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import time
 
 from pytest_virtainers.engine.client import Engine
 
 PROGRAM = """
 import sys
+import time
 import pytest_virtainers as virtainers
 
 with virtainers.launch("debian-13", name="alone", ram="512M", disk="3G", cpus=2) as vm:
@@ -34,3 +36,18 @@ def test_run_gives_the_commands_output_and_exit_code(engine: Engine) -> None:
     assert (done.stdout, done.returncode) == ("a  b once\n", 7), done.stderr
     assert "virtainers: once (debian-13) is at " in done.stderr
     assert gone(engine, "once")
+
+
+def test_a_program_that_is_killed_leaves_no_container(engine: Engine) -> None:
+    waits = PROGRAM.replace('raise LookupError("in the block")', "sys.stdout.flush(); input()").replace(
+        "alone", "slain"
+    )
+    with subprocess.Popen([sys.executable, "-c", waits], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdout
+        assert b"slain" in program.stdout.readline()
+        assert not gone(engine, "slain")
+        program.kill()
+    deadline = time.monotonic() + 20
+    while not gone(engine, "slain"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
