@@ -44,7 +44,6 @@ def install(vm: VM, balancer: str = BALANCER, server: str = SERVER) -> None:
 
 
 pytestmark = [
-    pytest.mark.thorough,
     pytest.mark.virtainer("red"),
     pytest.mark.virtainer("blue"),
     pytest.mark.virtainer("balancer"),
