@@ -34,6 +34,7 @@ class Power(Waits):
 
         Raises:
             VirtainerError: QEMU refuses; the message has its words.
+            VMGone: QEMU is over, or was before its answer was out, as after `quit`.
         """
         __tracebackhide__ = True
         return self._ask_qemu((command, arguments))[0]

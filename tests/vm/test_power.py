@@ -1,5 +1,6 @@
 """Switching a machine off and on; each with a machine of its own, as it is not the same afterwards."""
 
+import contextlib
 import threading
 
 import pytest
@@ -82,7 +83,8 @@ def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engin
 
 def test_what_has_no_qemu_any_more_says_so(vm_factory: VMFactory) -> None:
     empty = vm_factory("empty", scope="function")
-    empty.qmp("quit")
+    with contextlib.suppress(VMGone):  # the answer may be lost: the container ends with QEMU
+        empty.qmp("quit")
     for use in (lambda: empty.qmp("query-status"), empty.start, empty.shutdown):
         with pytest.raises(VMGone, match=r"empty has ended: .*The last lines of its console:"):
             use()
