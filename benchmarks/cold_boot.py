@@ -15,6 +15,7 @@ import sys
 import time
 
 from pytest_virtainers import seed
+from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.container import Container, Plan, Port
 from pytest_virtainers.engine.network import Network, Shape
 from pytest_virtainers.handle import readiness, ssh
@@ -97,7 +98,7 @@ def main() -> None:
     with Manager(settings, SILENT) as manager:
         print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
         manager.guest(spec.image)
-        network = Network(manager.engine, f"virtainers-{RUN}", RUN, Shape())
+        network = Network(manager.engine, f"virtainers-{RUN}", owner.labels("network", RUN), Shape())
         try:
             ours, plain = [], []
             for number in range(1, pairs + 1):

@@ -44,7 +44,7 @@ _CORES = r"""
 } | head -n 20
 """
 # What only says who a machine is and what it waits for is not needed to start it again.
-_SPEC = ("image", "ram", "cpus", "disk", "accel", "boot_timeout", "internet", "name", "hostname")
+REMEMBERED = ("image", "ram", "cpus", "disk", "accel", "boot_timeout", "internet", "name", "hostname")
 
 
 @dataclass
@@ -108,7 +108,7 @@ def collect(
         "user": vm.user,
         "host_key": vm.keys.host.public,
         "spec": {
-            **{name: getattr(vm.spec, name) for name in _SPEC},
+            **{name: getattr(vm.spec, name) for name in REMEMBERED},
             "internet": vm.spec.internet and vm.network.spec.mode != "isolated",
         },
         "machine": facts,

@@ -13,7 +13,7 @@ from pytest_virtainers import budget, images, runtime, scratch, seed
 from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
-from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.engine.owner import LABEL, MACHINE, MACHINE_NAME
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import (
     BadTemplate,
@@ -35,6 +35,7 @@ from pytest_virtainers.networks import Networks
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.store import MOUNT, workshop
 from pytest_virtainers.templates import Template, Templates
+from pytest_virtainers.tenure import DISPOSABLE, Tenure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ class Manager:
         progress: where long steps are shown.
         worker: which of several processes of a test run this is, for labels.
         keeps_lost: somebody takes the evidence of machines whose launch has failed.
+        tenure: how long its VMs stay.
 
     Attributes:
         durations: where the seconds of each launch went.
@@ -78,9 +80,16 @@ class Manager:
     """
 
     def __init__(
-        self, settings: Settings, progress: Progress, worker: str = "main", *, keeps_lost: bool = False
+        self,
+        settings: Settings,
+        progress: Progress,
+        worker: str = "main",
+        *,
+        keeps_lost: bool = False,
+        tenure: Tenure = DISPOSABLE,
     ) -> None:
         self._settings = settings
+        self._tenure = tenure
         self._progress = progress
         self._worker = worker
         self._run_id = secrets.token_hex(4)
@@ -109,7 +118,9 @@ class Manager:
         except BaseException:
             self.engine.close()
             raise
-        self.networks = Networks(self.engine, self._run_id, recorded=settings.capture != "never")
+        self.networks = Networks(
+            self.engine, self._run_id, recorded=settings.capture != "never", lasting=tenure.detached
+        )
         self._budget = budget.Budget(self.engine, settings.max_ram, self._run_id, progress)
         if swept:
             progress.note(f"removed what an earlier run left behind: {', '.join(swept)}")
@@ -592,9 +603,11 @@ class Manager:
         """
         setting = self.networks.setting(spec.first_network)
         wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and self._with_kvm)
+        to_template = "TEMPLATE_SAVE" in environment
+        tenure = DISPOSABLE if to_template else self._tenure
         return Plan(
             name=name,
-            kind="vm",
+            kind=MACHINE if tenure.detached else "vm",
             image=self.runtime_image(),
             environment={
                 "RAM": str(spec.ram),
@@ -602,16 +615,18 @@ class Manager:
                 "DISK_SIZE": f"{spec.disk}M",
                 "VM_NAME": spec.guest_hostname,
                 "ACCEL": spec.accel,
-                "LEASE": "stdin",
-                "LINGER": "on",  # what ends by itself stays for its evidence, and may be switched on again
-                "DISK_CACHE": "unsafe",  # the disk goes with the VM: nothing is gained by waiting for the platter
+                # What ends by itself stays for its evidence, and may be switched on again.
+                **({} if tenure.detached else {"LEASE": "stdin", "LINGER": "on"}),
+                # A disk that goes with the VM: nothing is gained by waiting for the platter.
+                **({"DISK_CACHE": "unsafe"} if tenure == DISPOSABLE else {}),
                 **setting.environment,
                 **environment,
             },
             store=self._settings.store,
-            store_writable="TEMPLATE_SAVE" in environment,
+            store_writable=to_template,
             # For a killed container, which the engine removes with all that is in it.
-            volume=None if self._settings.keep == "never" or "TEMPLATE_SAVE" in environment else f"{name}-disk",
+            volume=f"{name}-disk" if self._keeps_disks and not to_template else None,
+            folder=tenure.folder,
             port=self._network(spec).port(spec.guest_hostname, spec.ip, first=True),
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
             capabilities=_CAPABILITIES,
@@ -621,13 +636,19 @@ class Manager:
             labels={
                 f"{LABEL}.worker": self._worker,
                 f"{LABEL}.test": node_id,
-                f"{LABEL}.vm": spec.name,
+                MACHINE_NAME: spec.name,
                 f"{LABEL}.image": spec.image,
                 USES: place,
                 budget.MEMORY: str(budget.cloned_mib(spec) if "TEMPLATE" in environment else budget.booted_mib(spec)),
                 budget.LIMIT: str(budget.booted_mib(spec)),
             },
+            lease=not tenure.detached,
+            auto_remove=not tenure.detached or tenure.auto_remove,
         )
+
+    @property
+    def _keeps_disks(self) -> bool:
+        return self._settings.keep != "never" and self._tenure == DISPOSABLE
 
     def _network(self, spec: Spec) -> Network:
         return self.networks.get(spec.first_network)

@@ -7,11 +7,12 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine import host
+from pytest_virtainers.engine import host, owner
 from pytest_virtainers.engine import network as engine_network
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.handle.network import Network
 from pytest_virtainers.network_spec import DEFAULT
+from pytest_virtainers.paths import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,12 +43,14 @@ class Networks:
         engine: where they are.
         run_id: of the run.
         recorded: whether all that is on them is captured, for the evidence of failing tests.
+        lasting: they are those of all VMs that are kept: one that is there is used again, and none is removed here.
     """
 
-    def __init__(self, engine: Engine, run_id: str, *, recorded: bool) -> None:
+    def __init__(self, engine: Engine, run_id: str, *, recorded: bool, lasting: bool = False) -> None:
         self._engine = engine
         self._run_id = run_id
         self._recorded = recorded
+        self._lasting = lasting
         self._made: dict[tuple[str, str | None], Network] = {}
         self._others: dict[Network, str] = {}  # what of the engine's is closed to those on it
         self._lock = threading.Lock()
@@ -100,7 +103,7 @@ class Networks:
     def close(self) -> None:
         """Remove them all; raises `EngineError`."""
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
-            for network in self._made.values():
+            for network in () if self._lasting else self._made.values():
                 stack.callback(network.close)
             self._made = {}
 
@@ -120,6 +123,12 @@ class Networks:
             parent=spec.parent,
         )
         suffix = "-isolated" if spec.mode == "isolated" else ""
-        return engine_network.Network(
-            self._engine, f"virtainers-{self._run_id}-{spec.name}{suffix}", self._run_id, shape
-        )
+        if not self._lasting:
+            name = f"virtainers-{self._run_id}-{spec.name}{suffix}"
+            return engine_network.Network(self._engine, name, owner.labels("network", self._run_id), shape)
+        name = f"virtainers-{spec.name}{suffix}"
+        with locked("machines-network"):
+            if engine_network.there_is(self._engine, name):
+                return engine_network.ExistingNetwork(self._engine, name)
+            labels = owner.labels(owner.MACHINES_NETWORK, self._run_id)
+            return engine_network.Network(self._engine, name, labels, shape)

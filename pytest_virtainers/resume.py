@@ -156,13 +156,5 @@ def export(manager: Manager, folder: Path, target: Path) -> None:
     disk = guest(manager, evidence)
     with manager.store() as shop, shop.scratch() as scratch:
         shop.container.put_archive(scratch, _archive(evidence))
-        shop.shell(
-            f"cd {scratch} && qemu-img rebase -u -f qcow2 -F qcow2 -b {disk.disk} local_image.qcow2 && "
-            "qemu-img convert -q -f qcow2 -O qcow2 local_image.qcow2 flat.qcow2"
-        )
-        part = target.with_name(target.name + ".part")
-        try:
-            shop.container.fetch(f"{scratch}/flat.qcow2", part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        shop.shell(f"cd {scratch} && qemu-img rebase -u -f qcow2 -F qcow2 -b {disk.disk} local_image.qcow2")
+        shop.fetch_flat(scratch, "local_image.qcow2", target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.errors import SpecError
@@ -11,26 +12,36 @@ from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT, Progress
 from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import check, merge
+from pytest_virtainers.tenure import Tenure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pytest_virtainers.handle.vm import VM
+    from pytest_virtainers.settings import Settings
+    from pytest_virtainers.spec import Spec
 
 _OF_TESTS = {"scope", "reset"}
 
 
 @contextlib.contextmanager
 def launch(
-    image: str | os.PathLike[str] | None = None, name: str = "vm", *, progress: Progress = SILENT, **arguments: Any
+    image: str | os.PathLike[str] | None = None,
+    name: str = "vm",
+    *,
+    persist: str | os.PathLike[str] | None = None,
+    progress: Progress = SILENT,
+    **arguments: Any,
 ) -> Iterator[VM]:
-    """Give a VM that is ready, for a block; nothing of it remains after that.
+    """Give a VM that is ready, for a block; nothing of it remains after that but what `persist` says.
 
     Settings come from `VIRTAINER_X` in the environment. VMs of several blocks do not reach each other.
 
     Args:
         image: a name of the catalogue, a path or a URL; the default is the setting's.
         name: of the VM, and of its guest.
+        persist: a folder of the engine's host in which its disk stays: the next VM with it finds what this one has
+            written. The VM boots, and is shut down at the end of the block.
         progress: where long steps are shown; by default nowhere.
         arguments: as the marker `virtainer` takes them, but for `scope` and `reset`.
 
@@ -42,6 +53,31 @@ def launch(
     if senseless := sorted(_OF_TESTS & arguments.keys()):
         raise SpecError(f"launch: {senseless[0]} says how tests share a VM; here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
-    wanted = merge(settings.shape, check({"image": image, "name": name, **arguments}, "launch"))
-    with Manager(settings, progress) as manager:
-        yield manager.launch(wanted)
+    wanted = wish({"image": image, "name": name, **arguments}, settings, persist)
+    with Manager(settings, progress, tenure=Tenure(folder=persistent(persist))) as manager:
+        vm = manager.launch(wanted)
+        try:
+            yield vm
+        finally:
+            if persist is not None and vm.runs:
+                vm.shutdown()
+
+
+def wish(arguments: Mapping[str, Any], settings: Settings, persist: str | os.PathLike[str] | None) -> Spec:
+    """Say what a VM is to be; raises `SpecError`."""
+    if persist is not None and arguments.get("template"):
+        raise SpecError("launch: persist says where the disk is, and a clone has its template's: leave out template")
+    booted = {"template": False} if persist is not None else {}
+    return merge(settings.shape, check({**arguments, **booted}, "launch"))
+
+
+def persistent(folder: str | os.PathLike[str] | None) -> str | None:
+    """Make the folder in which a disk is to stay, if this is the engine's host; raises `SpecError`."""
+    if folder is None:
+        return None
+    path = Path(folder).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"persist={path}: {error.strerror}") from None
+    return str(path)

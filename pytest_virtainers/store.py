@@ -16,6 +16,7 @@ from pytest_virtainers.errors import EngineError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+    from pathlib import Path
 
     from pytest_virtainers.engine.client import Engine
 
@@ -104,6 +105,21 @@ class Workshop:
             if scratch not in self.spared and not self.container.ended:
                 # What fills the folder may still run: end all but PID 1 and this shell.
                 self.container.run(["sh", "-c", f"[ ! -e {scratch} ] || {{ kill -9 -1; rm -rf {scratch}; }}"])
+
+    def fetch_flat(self, scratch: str, overlay: str, target: Path) -> None:
+        """Write an overlay in a scratch folder, with all that it is made on, as one qcow2 file of this machine.
+
+        Raises:
+            StoreError: it cannot be made.
+            EngineError: it cannot be copied.
+        """
+        self.shell(f"cd {scratch} && qemu-img convert -q -f qcow2 -O qcow2 {overlay} flat.qcow2")
+        part = target.with_name(target.name + ".part")
+        try:
+            self.container.fetch(f"{scratch}/flat.qcow2", part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def shell(self, script: str, on_output: Callable[[bytes], object] = lambda _data: None) -> str:
         """Run a shell script in the helper and give its output; raises `StoreError` with its last lines."""

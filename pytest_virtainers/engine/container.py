@@ -1,7 +1,8 @@
-"""A container that lives no longer than this process.
+"""A container that lives no longer than this process, or one that is kept.
 
-Its stdin is attached to us before it starts and its first process ends when that stream does (the lease), so
-even SIGKILL leaves nothing behind; the engine removes what ended. The same attached stream brings its output.
+Of the first kind, stdin is attached to us before it starts and its first process ends when that stream does (the
+lease), so even SIGKILL leaves nothing behind; the engine removes what ended. The same attached stream brings its
+output. One that is kept has no lease: any process may follow its output, and it goes when it is removed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _END_SECONDS = 20.0
 _CHUNK_BYTES = 64 * 1024
+# What the supervisor says first of all (images/runtime/virtainer/run.py).
+_STARTS = b"virtainer: starting "
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,11 @@ class Plan:
         store: volume name or absolute directory that becomes `/store`, and whether it is writable.
         volume: name of a volume that becomes `/mounted`: made with the container if need be, and ours then, so that
             what is in it can be read when the container is gone.
+        folder: absolute directory of the engine's host that becomes `/mounted` instead.
         port: its place on a network; None: the engine's default network.
         labels: more labels, beside those of ownership.
+        lease: whether it ends with this process.
+        auto_remove: whether the engine removes it when it has ended.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Plan:
     store: str | None = None
     store_writable: bool = False
     volume: str | None = None
+    folder: str | None = None
     port: Port | None = None
     devices: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
@@ -84,26 +91,48 @@ class Plan:
     dns_options: tuple[str, ...] = ()
     memory_mib: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    lease: bool = True
+    auto_remove: bool = True
 
 
 class Container:
-    """One leased container: created by the constructor, started by `start`, gone after `close`."""
+    """One container: created by the constructor, started by `start`, gone after `close` unless it was kept."""
+
+    _id: str | None
+    _port: Port | None
+    volume: str | None
 
     def __init__(self, engine: Engine, plan: Plan, run_id: str) -> None:
         """Create the container; raises `EngineError`."""
-        self.name = plan.name
+        self._begin(engine, plan.name, plan.environment)
+        self.volume = plan.volume
+        self._leased = plan.lease
+        self._port = plan.port
+        with engine.failures(f"creating container {plan.name}"):
+            self._id = self._create(plan, run_id)
+
+    @classmethod
+    def adopt(cls, engine: Engine, found: Mapping[str, Any]) -> Container:
+        """Take over a container that was kept, as the engine describes it; `follow` has its output."""
+        self = cls.__new__(cls)
+        variables = dict(each.partition("=")[::2] for each in found["Config"]["Env"])
+        self._begin(engine, found["Name"].lstrip("/"), variables)
+        self._id, self._kept = str(found["Id"]), True
+        self._port = Port(next(iter(found["NetworkSettings"]["Networks"])))
+        return self
+
+    def _begin(self, engine: Engine, name: str, environment: Mapping[str, str]) -> None:
+        self.name = name
         self._engine = engine
         self._api = engine.api
         self._output = {False: bytearray(), True: bytearray()}
         self._arrived = threading.Condition()
         self._ended = threading.Event()
-        self._lease: HijackedSocket | None = None
-        self._id: str | None = None
-        self.environment = plan.environment
-        self.volume = plan.volume
-        with engine.failures(f"creating container {plan.name}"):
-            self._id = self._create(plan, run_id)
-        self._port = plan.port
+        self._stream: HijackedSocket | None = None
+        self._id = None
+        self._leased = self._kept = False
+        self.environment = environment
+        self.volume = self._port = None
         self._joints: dict[str, Joint] = {}
 
     def _create(self, plan: Plan, run_id: str) -> str:
@@ -117,8 +146,10 @@ class Container:
             # Before the container: of the labels that a mount may have, Podman takes none.
             self._api.create_volume(plan.volume, labels=owner.labels("disk", run_id))
             mounts.append(Mount("/mounted", plan.volume, type="volume"))
+        if plan.folder is not None:
+            mounts.append(Mount("/mounted", plan.folder, type="bind"))
         host_config = self._api.create_host_config(
-            auto_remove=True,
+            auto_remove=plan.auto_remove,
             cap_drop=["ALL"],
             cap_add=list(plan.capabilities),
             security_opt=["no-new-privileges"],
@@ -142,7 +173,7 @@ class Container:
             name=plan.name,
             environment=dict(plan.environment),
             labels={**owner.labels(plan.kind, run_id), **plan.labels},
-            stdin_open=True,  # with detach left off, the SDK sets StdinOnce too: the lease
+            stdin_open=plan.lease,  # with detach left off, the SDK sets StdinOnce too: the lease
             host_config=host_config,
             networking_config=networking,
         )
@@ -156,7 +187,7 @@ class Container:
         return self._id
 
     def put(self, folder: str, members: Mapping[str, bytes | Link]) -> None:
-        """Put small files (mode 0644) and links into `folder`, which must exist, before or after the start."""
+        """Put small files, private to root, and links into `folder`, which must exist, before or after the start."""
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for name, content in members.items():
@@ -166,7 +197,7 @@ class Container:
                     entry.type, entry.linkname = tarfile.SYMTYPE, content.target
                     tar.addfile(entry)
                 else:
-                    entry.size = len(content)
+                    entry.size, entry.mode = len(content), 0o600
                     tar.addfile(entry, io.BytesIO(content))
         self.put_archive(folder, archive.getvalue())
 
@@ -177,21 +208,32 @@ class Container:
 
     def start(self) -> None:
         """Take the lease, then start; a container that does not start is removed."""
-        streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         try:
             with self._engine.failures(f"starting container {self.name}"):
-                self._lease = HijackedSocket(self._api.attach_socket(self.id, params=streams))
-                threading.Thread(target=self._collect, args=(self._lease,), name=self.name, daemon=True).start()
+                self._attach({"stdin": 1} if self._leased else {})
                 self._api.start(self.id)
         except BaseException:
             self.close()
             raise
 
-    def _collect(self, lease: HijackedSocket) -> None:
+    def follow(self) -> None:
+        """Have the output of one that runs and was adopted, from its last start on; raises `EngineError`."""
+        with self._engine.failures(f"following container {self.name}"):
+            self._attach({"logs": 1})
+
+    def _attach(self, more: Mapping[str, int]) -> None:
+        streams = {"stdout": 1, "stderr": 1, "stream": 1, **more}
+        self._stream = HijackedSocket(self._api.attach_socket(self.id, params=streams))
+        threading.Thread(target=self._collect, args=(self._stream,), name=self.name, daemon=True).start()
+
+    def _collect(self, attached: HijackedSocket) -> None:
         frames = Demultiplexer()
         with contextlib.suppress(OSError, ValueError):
-            while data := lease.recv():
+            while data := attached.recv():
                 for stream, payload in frames.feed(data):
+                    if stream == STDERR and payload.startswith(_STARTS) and _STARTS in self._output[True]:
+                        for each in self._output.values():  # what came before is of an earlier life
+                            each.clear()
                     self._output[stream == STDERR] += payload
                 with self._arrived:
                     self._arrived.notify_all()
@@ -307,8 +349,29 @@ class Container:
             except tarfile.TarError as error:
                 raise OSError(f"it broke off: {error}") from error
 
+    def read(self, path: str) -> bytes:
+        """Give the content of a small file in it, whether it runs or not; raises `EngineError`."""
+        with self._engine.failures(f"reading {path} in container {self.name}"):
+            pieces, _ = self._api.get_archive(self.id, path)
+            with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as tar:
+                content = tar.extractfile(tar.getmembers()[0])
+                return b"" if content is None else content.read()
+
+    def keep(self, name: str) -> None:
+        """Give it its lasting name; from now on `close` leaves it; raises `EngineError`."""
+        with self._engine.failures(f"calling container {self.name} {name}"):
+            self._api.rename(self.id, name)
+        self.name, self._kept = name, True
+
     def close(self) -> None:
-        """End the lease, remove the container and its volume; what is gone already is well; raises `EngineError`."""
+        """End the lease, remove the container and its volume; what is gone already is well; raises `EngineError`.
+
+        One that was kept is let go of.
+        """
+        if self._stream is not None:
+            self._stream.close()
+        if self._kept:
+            return
         self._remove_container()
         if self.volume is not None:
             self._remove_volume(self.volume)
@@ -330,8 +393,6 @@ class Container:
                 time.sleep(0.1)
 
     def _remove_container(self) -> None:
-        if self._lease is not None:
-            self._lease.close()
         identifier, self._id = self._id, None
         if identifier is None:
             return

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import docker.errors
 from docker.types import IPAMConfig, IPAMPool
 
-from pytest_virtainers.engine import host, owner
+from pytest_virtainers.engine import host
 from pytest_virtainers.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pytest_virtainers.engine.client import Engine
 
@@ -61,7 +61,7 @@ class Network:
         driver: the engine's driver; on networks of another than `bridge`, the engine's host is not itself.
     """
 
-    def __init__(self, engine: Engine, name: str, run_id: str, shape: Shape) -> None:
+    def __init__(self, engine: Engine, name: str, labels: Mapping[str, str], shape: Shape) -> None:
         """Create it, if need be on a subnet that neither this host nor the engine uses; raises `EngineError`."""
         self.name = name
         self._engine = engine
@@ -76,7 +76,7 @@ class Network:
         for subnet in candidates:
             with engine.failures(f"creating network {name}"):
                 try:
-                    self._create(run_id, shape, subnet)
+                    self._create(labels, shape, subnet)
                 except docker.errors.APIError as error:
                     if shape.subnet or not any(sign in str(error.explanation).lower() for sign in _TAKEN):
                         raise
@@ -88,7 +88,7 @@ class Network:
             "See which networks are there (docker network ls), and remove some."
         )
 
-    def _create(self, run_id: str, shape: Shape, subnet: IPv4Network) -> None:
+    def _create(self, labels: Mapping[str, str], shape: Shape, subnet: IPv4Network) -> None:
         # The engine's own choice is from the upper half: the lower one is for addresses that somebody asks for.
         upper = list(subnet.subnets(1))[-1] if subnet.prefixlen < 31 else subnet  # noqa: PLR2004
         pools = [IPAMPool(subnet=str(subnet), iprange=str(upper), gateway=str(subnet[1]))]
@@ -105,7 +105,7 @@ class Network:
             internal=shape.internal,
             enable_ipv6=shape.ipv6,
             check_duplicate=True,
-            labels=owner.labels("network", run_id),
+            labels=dict(labels),
         )
 
     def close(self) -> None:
@@ -145,6 +145,12 @@ class ExistingNetwork:
 
     def close(self) -> None:
         """Leave it as it is."""
+
+
+def there_is(engine: Engine, name: str) -> bool:
+    """Tell whether the engine has a network of this name; raises `EngineError`."""
+    with engine.failures(f"looking for network {name}"):
+        return any(each["Name"] == name for each in engine.api.networks(names=[name]))
 
 
 def subnets_of(network: Any) -> Iterator[IPv4Network | IPv6Network]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LABEL = "virtainers"
 """Every object of ours carries this label; its value is the kind of object."""
+MACHINE, MACHINES_NETWORK = "machine", "machines-network"
+"""Kinds that may outlive who made them: a VM that is kept, and the network of all such VMs."""
+MACHINE_NAME = f"{LABEL}.vm"
+"""The label of a VM's container with the VM's name."""
 
 _RUN, _PID, _STARTED, _BOOT, _HOST = (
     f"{LABEL}.{part}" for part in ("run", "owner-pid", "owner-started", "owner-boot", "owner-host")
@@ -35,6 +39,17 @@ def labels(kind: str, run_id: str) -> dict[str, str]:
 def run(found: Mapping[str, str]) -> str:
     """Give the run named in an object's labels."""
     return found.get(_RUN, "")
+
+
+def lasting_name(machine: str) -> str:
+    """Give the name of a kept VM's container; it gets that when the VM is ready."""
+    return f"virtainers-{machine}"
+
+
+def is_kept(container: Mapping[str, Any]) -> bool:
+    """Tell whether a container, as the engine lists it, is a VM that was ready and is kept, whoever made it."""
+    found = container.get("Labels") or {}
+    return found.get(LABEL) == MACHINE and f"/{lasting_name(found.get(MACHINE_NAME, ''))}" in container["Names"]
 
 
 def is_dead(found: Mapping[str, str]) -> bool:

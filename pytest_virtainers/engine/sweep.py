@@ -17,18 +17,24 @@ if TYPE_CHECKING:
 def sweep(engine: Engine) -> list[str]:
     """Remove containers, then networks and volumes, whose owner is dead; give their names.
 
-    Containers end by their lease; they are swept for the case that their engine itself was killed with them.
+    VMs that are kept stay, and with the last of them their network goes. Other containers end by their lease; they
+    are swept for the case that their engine itself was killed with them.
     What cannot be removed now is left for the next sweep.
     """
     api, ours, removed = engine.api, {"label": [owner.LABEL]}, []
     with locked("sweep"), engine.failures("looking for what earlier runs left behind"):
+        has_machines = False
         for container in api.containers(all=True, filters=ours):
-            if owner.is_dead(container.get("Labels") or {}):
+            labels = container.get("Labels") or {}
+            if not owner.is_dead(labels) or owner.is_kept(container):
+                has_machines |= labels.get(owner.LABEL) == owner.MACHINE
+            else:
                 with contextlib.suppress(docker.errors.APIError):
                     api.remove_container(container["Id"], force=True, v=True)
                     removed.append(container["Names"][0].lstrip("/"))
         for network in api.networks(filters=ours):
-            if owner.is_dead(network.get("Labels") or {}):
+            labels = network.get("Labels") or {}
+            if owner.is_dead(labels) and not (has_machines and labels[owner.LABEL] == owner.MACHINES_NETWORK):
                 with contextlib.suppress(docker.errors.APIError):
                     api.remove_network(network["Id"])
                     removed.append(network["Name"])

@@ -17,6 +17,7 @@ from pytest_virtainers.keys import KeyPair
 
 _RESTORED = b"virtainer: clone restored"  # what the supervisor says (images/runtime/virtainer/run.py)
 _PARTS = re.compile(rb"(prepared|QEMU up|state) in ([\d.]+) s")
+_SNAPSHOT_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 _CLONE_SECONDS = 60.0
 _LOGIN_SECONDS = 60.0
 _SESSION_SECONDS = 10.0
@@ -34,7 +35,7 @@ class Snapshot:
 class Saving(Power):
     """The part of the handle that brings a machine up, saves it, and goes back to what was saved."""
 
-    _snapshots = 0
+    _taken: frozenset[str] = frozenset()  # the names of the snapshots that were made through this handle
 
     def wait_until_ready(self) -> None:
         """Wait for SSH and cloud-init after a start; raises `BootError` and its children, `VMGone` or `SSHError`."""
@@ -147,13 +148,19 @@ class Saving(Power):
             raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
         return session
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, name: str | None = None) -> Snapshot:
         """Keep memory and disk as they are now, to go back to with `restore`; the guest stands still meanwhile.
 
+        Args:
+            name: of letters, digits, `-` and `_`; by default it gets one.
+
         Raises:
+            ValueError: the name has something else in it.
             StoreError: it could not be kept; the message has QEMU's words, or what the guest lacks for it.
         """
         __tracebackhide__ = True
+        if name is not None and not _SNAPSHOT_NAME.fullmatch(name):
+            raise ValueError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
         ready, done = self._times(individual.READY), self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
         try:
@@ -161,11 +168,18 @@ class Saving(Power):
         except Unclonable as lack:
             raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
         self._wait_for_word(individual.READY, deadline, ready + 1)
-        self._snapshots += 1
-        snapshot = Snapshot(self, f"s{self._snapshots}")
+        snapshot = Snapshot(self, name or f"s{len(self._taken) + 1}")
         self._in_place("save", snapshot)
+        self._taken |= {snapshot.name}
         self._wait_for_word(individual.DONE, deadline, done + 1)
         return snapshot
+
+    def snapshots(self) -> list[str]:
+        """List the names of the snapshots that the machine's disk has, also of an earlier handle's."""
+        __tracebackhide__ = True
+        nodes = self.qmp("query-named-block-nodes", flat=True)
+        disk = next(each for each in nodes if each["node-name"] == "disk")
+        return [each["name"] for each in disk["image"].get("snapshots", ())]
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this machine: memory and disk as they were, SSH connected anew, the clock right.
@@ -178,6 +192,10 @@ class Saving(Power):
         __tracebackhide__ = True
         if snapshot.vm is not self:
             raise ValueError(f"{snapshot!r} is not a snapshot of {self!r}")
+        if snapshot.name not in self._taken and snapshot.name not in (there := self.snapshots()):
+            # QEMU would halt the machine before it looks.
+            have = f"it has {', '.join(there)}" if there else "it has none"
+            raise StoreError(f"{self.name} has no snapshot {snapshot.name}; {have}")
         done = self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
         stood_still = self._off or bool(self._halted)

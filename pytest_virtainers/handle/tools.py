@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 from typing import Any
 
 from pytest_virtainers import scratch
 from pytest_virtainers.engine.detect import command_line
+from pytest_virtainers.errors import EngineError
 from pytest_virtainers.handle.core import Core
+
+_TRIES, _WAY_SECONDS = 5, 5.0  # the endpoint tries the relay each fourth time
 
 
 class Tools(Core):
@@ -21,6 +25,17 @@ class Tools(Core):
         for name, value in self._ssh_options().items():
             words += ["-o", f"{name}={value}"]
         return shlex.join([*words, f"{self.user}@{self.ip or self.name}"])
+
+    def find_way(self) -> None:
+        """Learn by which way its SSH is reached, for `ssh_command`, where nothing has been connected as yet."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(EngineError, OSError):
+                sock = self._endpoint.dial(_WAY_SECONDS)
+                try:
+                    if sock.recv(1):
+                        return
+                finally:
+                    sock.close()
 
     @property
     def console_command(self) -> str:

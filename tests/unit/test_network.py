@@ -43,7 +43,7 @@ def test_what_keeps_a_network_from_being_made_is_told_in_words(answer: Answer, w
     with serving({"POST /networks/create": answer}) as server:
         engine = detect.find(server.url)
         with pytest.raises(EngineError, match=rf"^creating network lab failed: podman 4\.9 at tcp\S+ said: {words}"):
-            network.Network(engine, "lab", "run", network.Shape())
+            network.Network(engine, "lab", {}, network.Shape())
         engine.close()
 
 
@@ -51,7 +51,7 @@ def test_the_next_subnet_is_tried_when_one_is_taken() -> None:
     with serving({"POST /networks/create": (400, {"message": "Pool overlaps with other one"})}) as server:
         engine = detect.find(server.url)
         with pytest.raises(EngineError, match=r"creating network lab failed: 20 subnets .* were tried, and all are"):
-            network.Network(engine, "lab", "run", network.Shape())
+            network.Network(engine, "lab", {}, network.Shape())
         assert server.asked.count("POST /networks/create") == 20
         engine.close()
 
@@ -59,7 +59,7 @@ def test_the_next_subnet_is_tried_when_one_is_taken() -> None:
 def test_an_engine_that_died_before_the_end_is_told_in_words() -> None:
     with serving({"POST /networks/create": (201, {"Id": "0123"})}) as server:
         engine = detect.find(server.url)
-        made = network.Network(engine, "lab", "run", network.Shape())
+        made = network.Network(engine, "lab", {}, network.Shape())
     with pytest.raises(EngineError, match=r"removing network lab failed: podman 4\.9 at tcp.*Connection refused"):
         made.close()
     engine.close()
@@ -69,7 +69,7 @@ def created(shape: network.Shape, about: dict[str, Any]) -> dict[str, Any]:
     """Give what an engine is asked for, for a network of this shape."""
     with serving({"POST /networks/create": (201, {"Id": "0123"})}, about=about) as server:
         engine = detect.find(server.url)
-        made = network.Network(engine, "lab", "run", shape)
+        made = network.Network(engine, "lab", {}, shape)
         engine.close()
         asked: dict[str, Any] = json.loads(server.sent[-1])
     assert made.ipv6 is shape.ipv6
@@ -113,7 +113,7 @@ def test_podman_is_not_asked_for_a_routed_network() -> None:
         engine = detect.find(server.url)
         told = r"^creating network lab failed: Podman's networks hide .* Use Docker for a routed network, or make one"
         with pytest.raises(EngineError, match=told):
-            network.Network(engine, "lab", "run", network.Shape(masquerade=False, subnet=LAB))
+            network.Network(engine, "lab", {}, network.Shape(masquerade=False, subnet=LAB))
         assert "POST /networks/create" not in server.asked
         engine.close()
 
@@ -122,7 +122,7 @@ def test_a_subnet_that_somebody_wants_is_not_replaced_by_another() -> None:
     with serving({"POST /networks/create": (403, {"message": "Pool overlaps with other one"})}) as server:
         engine = detect.find(server.url)
         with pytest.raises(EngineError, match=r"creating network lab failed: .* said: Pool overlaps with other one"):
-            network.Network(engine, "lab", "run", network.Shape(subnet=LAB))
+            network.Network(engine, "lab", {}, network.Shape(subnet=LAB))
         assert server.asked.count("POST /networks/create") == 1
         engine.close()
 

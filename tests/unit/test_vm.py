@@ -113,6 +113,7 @@ def test_what_a_panicking_kernel_says_until_it_goes_back_in_time_is_over(monkeyp
 
     monkeypatch.setattr(vm, "_in_place", load)
     monkeypatch.setattr(vm, "_wait", lambda *_, **__: vm._check_alive())
+    monkeypatch.setattr(vm, "snapshots", lambda: ["s1"])
     vm.restore(Snapshot(vm, "s1"))
     assert vm.runs
 

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator
 
+from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan, Port
 from pytest_virtainers.engine.network import Network, Shape
@@ -18,7 +19,7 @@ def web_server(engine: Engine, runtime_image: str) -> Iterator[Container]:
     """Run a web server; its network is called as it is, and others on that find it as `db`, too."""
     run = secrets.token_hex(4)
     with contextlib.ExitStack() as stack:
-        network = Network(engine, f"stranger-{run}", run, Shape())
+        network = Network(engine, f"stranger-{run}", owner.labels("network", run), Shape())
         stack.callback(network.close)
         serve = ("sh", "-c", f"python3 -m http.server {PORT} & exec cat")
         port = Port(network.name, aliases=("db",))

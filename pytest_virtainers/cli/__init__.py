@@ -1,0 +1,59 @@
+"""The command `virtainers`: VMs without pytest, guest images, the store, evidence, and what this machine has.
+
+Exit codes: 0 when it did what was asked, 1 when it failed, 2 for wrong usage, 130 when it was interrupted. `run`,
+`ssh`, `exec` and `resume` give that of the shell or command in the VM, 255 when ssh itself failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_virtainers.cli import evidence, host, images, machines, store
+from pytest_virtainers.errors import VirtainerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FAILED, _INTERRUPTED = 1, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="pytest-virtainers", message="%(package)s %(version)s")
+def virtainers() -> None:
+    """Disposable virtual machines in containers: only Docker or Podman is needed.
+
+    \b
+    A shell in a fresh VM, which ends with it:
+      virtainers run debian-13
+    One command in a VM:
+      virtainers run --ram 2G -- sh -c 'free -m; uname -r'
+    A VM that stays:
+      virtainers run --detach --name web --package nginx
+      virtainers ssh web
+      virtainers rm --force web
+
+    Settings come from VIRTAINER_X in the environment, for example VIRTAINER_ENGINE=podman.
+    """  # noqa: D301  (click's mark for lines that stay as they are)
+
+
+for _module in (machines, images, store, evidence, host):
+    for _command in _module.COMMANDS:
+        virtainers.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give the exit code."""
+    try:
+        code = virtainers.main(arguments, prog_name="virtainers", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    except VirtainerError as error:
+        print(f"virtainers: {error}", file=sys.stderr)
+        return _FAILED
+    return int(code or 0)

@@ -1,0 +1,125 @@
+"""What several commands share: their settings, how they show progress and tables, and words for a VM behind `--`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pytest_virtainers import values
+from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.progress import Progress
+from pytest_virtainers.settings import environment, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from click.shell_completion import CompletionItem
+
+    from pytest_virtainers.handle.vm import VM
+    from pytest_virtainers.settings import Settings
+
+WORDS = "words"
+"""The parameter with the words for a VM."""
+
+as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON.")
+
+
+def settings() -> Settings:
+    """Read the settings; raises `SpecError`."""
+    return resolve([environment(os.environ)])
+
+
+def progress() -> Progress:
+    """Show long steps on stderr; on a terminal, with their last words as they come."""
+
+    def write(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    return Progress(write, live=sys.stderr.isatty())
+
+
+def tell(text: str) -> None:
+    """Say something that is no result."""
+    print(f"virtainers: {text}", file=sys.stderr)
+
+
+def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str] = ()) -> None:
+    """Print rows: as JSON with all that they have, or as a table with some of it."""
+    if as_json:
+        print(json.dumps([dict(row) for row in rows], indent=2))
+        return
+    cells = [[column.upper() for column in columns], *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def ssh(vm: VM, line: str = "", *, terminal: bool = False) -> int:
+    """Open a shell in a VM with OpenSSH, or run a shell line there; give its exit code."""
+    command, *words = shlex.split(vm.ssh_command)
+    return subprocess.run(
+        [command, *(["-t"] if terminal else []), *words, *([line] if line else [])], check=False
+    ).returncode
+
+
+def size(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """Take a size as people write it, in MiB."""
+    try:
+        return None if value is None else int(values.size_mib(least=0)(value))
+    except ValueError as error:
+        raise click.BadParameter(f"{value}: {error}") from error
+
+
+class GuestCommand(click.Command):
+    """A command that takes words for a VM: all that stands behind the first `--`, whatever it looks like."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Divide at the first `--`."""
+        at = args.index("--") if "--" in args else len(args)
+        try:
+            rest = super().parse_args(ctx, args[:at])
+        except click.UsageError as error:
+            misplaced = isinstance(error, click.NoSuchOption) or "unexpected extra argument" in error.message
+            if at == len(args) and misplaced:
+                hint = "a command for the VM stands after --"
+                raise click.UsageError(f"{error.format_message().rstrip('.')}; {hint}", ctx) from None
+            raise
+        ctx.params[WORDS] = tuple(args[at + 1 :])
+        return rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Name the words, too."""
+        return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
+
+
+def machine_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a machine that is there."""
+    from click.shell_completion import CompletionItem
+
+    from pytest_virtainers import machines
+
+    try:
+        with machines.connected(settings()) as engine:
+            found = machines.list_all(engine)
+    except VirtainerError:
+        return []
+    return [CompletionItem(each.name, help=each.image) for each in found if each.name.startswith(incomplete)]
+
+
+def image_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a name of the catalogue."""
+    from click.shell_completion import CompletionItem
+
+    from pytest_virtainers.catalogue import catalogue
+
+    try:
+        return [CompletionItem(each) for each in catalogue() if each.startswith(incomplete)]
+    except VirtainerError:
+        return []

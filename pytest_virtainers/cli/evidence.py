@@ -1,0 +1,77 @@
+"""Evidence of failing tests: machines that are started again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_virtainers.cli.common import GuestCommand, progress, settings, ssh, tell
+from pytest_virtainers.errors import BadTemplate, QEMUCrashed, VirtainerError
+
+if TYPE_CHECKING:
+    from pytest_virtainers.handle.vm import VM
+    from pytest_virtainers.manager import Manager
+
+_FAILED = 1
+
+
+@click.command(cls=GuestCommand)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--export",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write its disk as one flat qcow2 file instead.",
+)
+@click.option("--disk-only", is_flag=True, help="Boot its disk, also where its memory was kept.")
+def resume(folder: Path, export: Path | None, disk_only: bool, words: tuple[str, ...]) -> int:
+    """Start a machine again from its evidence, and open a shell in it, or run COMMAND.
+
+    FOLDER is as the test's report names it: virtainer-artifacts/TEST/MACHINE.
+    """
+    from pytest_virtainers import resume
+    from pytest_virtainers.evidence import STATE
+    from pytest_virtainers.manager import Manager
+
+    with Manager(settings(), progress()) as manager:
+        if export:
+            resume.export(manager, folder, export)
+            print(f"{export}: a disk that needs no other")
+            return 0
+        vm = _kept(manager, folder, disk_only=disk_only)
+        try:
+            try:
+                vm.wait_until_resumed()
+            except QEMUCrashed as error:  # as when a machine boots: once more
+                tell(str(error))
+                tell("QEMU has crashed: starting it anew, once")
+                vm.close()
+                vm = _kept(manager, folder, disk_only=disk_only)
+                vm.wait_until_resumed()
+        except BadTemplate as error:
+            tell(str(error).replace(resume.MEMORY, str(folder / STATE)))
+            booted = shlex.join(["virtainers", "resume", "--disk-only", str(folder)])
+            tell(f"to boot its disk without its memory: {booted}")
+            return _FAILED
+        except VirtainerError as error:
+            tell(str(error))
+            if not sys.stdin.isatty():
+                return _FAILED
+            input("virtainers: it runs, but does not let us in. Press Enter to end it: ")
+            return _FAILED
+        return ssh(vm, shlex.join(words))
+
+
+def _kept(manager: Manager, folder: Path, *, disk_only: bool) -> VM:
+    from pytest_virtainers import resume
+
+    vm = resume.launch(manager, folder, disk_only=disk_only)
+    tell(f"its console: {vm.console_command}")
+    return vm
+
+
+COMMANDS = (resume,)

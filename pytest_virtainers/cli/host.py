@@ -1,0 +1,57 @@
+"""This machine: what it has, what was left on it, and its shells."""
+
+from __future__ import annotations
+
+import click
+
+from pytest_virtainers.cli.common import settings
+
+_FAILED = 1
+
+
+@click.command
+def doctor() -> int:
+    """Say what this machine has, and what to mend."""
+    from pytest_virtainers import doctor
+
+    findings = doctor.examine(settings())
+    for finding in findings:
+        print(finding)
+    return _FAILED if any(finding.fatal for finding in findings) else 0
+
+
+@click.command
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+def prune(force: bool) -> None:
+    """Remove VMs that stay and are switched off, and whatever dead processes have left."""
+    from pytest_virtainers import machines
+    from pytest_virtainers.engine.sweep import sweep
+
+    with machines.connected(settings()) as engine:
+        off = [each.name for each in machines.list_all(engine) if not each.runs]
+        if off and not force:
+            click.confirm(f"Remove {', '.join(off)}, with their disks?", abort=True, err=True)
+        for name in off:
+            machines.remove(engine, name)
+        for each in [*off, *sweep(engine)]:
+            print(f"removed {each}")
+
+
+@click.command
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print what completes this command in a shell.
+
+    \b
+    For example:
+      virtainers completion bash >> ~/.bashrc
+    """  # noqa: D301
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # noqa: S101  (for the type checker: click has these three)
+    print(found(ctx.find_root().command, {}, "virtainers", "_VIRTAINERS_COMPLETE").source())
+
+
+COMMANDS = (doctor, prune, completion)

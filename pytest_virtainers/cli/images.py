@@ -1,0 +1,121 @@
+"""Guest images: those of the catalogue, and those in the store."""
+
+from __future__ import annotations
+
+import click
+
+from pytest_virtainers.cli.common import as_json, image_names, progress, settings, show
+from pytest_virtainers.errors import ImageError
+
+
+@click.command
+@click.argument("image", required=False, shell_complete=image_names)
+def build(image: str | None) -> None:
+    """Build the runtime image and a guest image, if they are not there, ahead of the first VM."""
+    _pull(image or settings().shape["image"])
+
+
+@click.group
+def images() -> None:
+    """Look at guest images, and bring some into the store."""
+
+
+@images.command("ls")
+@as_json
+def ls(as_json: bool) -> None:
+    """List the catalogue, and what of it the store has."""
+    from pytest_virtainers import housekeeping
+    from pytest_virtainers.catalogue import Published, catalogue
+    from pytest_virtainers.manager import Manager
+
+    entries: dict[int, tuple[list[str], object]] = {}
+    known = catalogue()
+    for name, entry in known.items():
+        entries.setdefault(id(entry), ([], entry))[0].append(name)
+    with Manager(settings(), progress()) as manager, manager.store() as shop:
+        sizes = {each.place: each.size_mib for each in housekeeping.contents(manager.engine, shop)}
+    rows = []
+    for names, _ in entries.values():
+        entry = known[names[0]]
+        source = entry.url if isinstance(entry, Published) else f"built from packages ({entry.suite})"
+        size = sizes.get(entry.place)
+        rows.append(
+            {
+                "name": entry.name,
+                "aliases": [name for name in names if name != entry.name],
+                "user": entry.user,
+                "source": source,
+                "size_mib": size,
+                "in store": "" if size is None else f"{size} MiB",
+            }
+        )
+    show(rows, as_json=as_json, columns=("name", "user", "in store", "source"))
+
+
+@images.command("pull")
+@click.argument("names", nargs=-1, required=True, shell_complete=image_names)
+def pull(names: tuple[str, ...]) -> None:
+    """Bring guest images into the store: fetched, copied or built. NAMES may be paths and URLs, too."""
+    for name in names:
+        _pull(name)
+
+
+@images.command("rm")
+@click.argument("names", nargs=-1, required=True, shell_complete=image_names)
+def rm(names: tuple[str, ...]) -> None:
+    """Remove guest images of the catalogue from the store, with the templates that are made on them."""
+    from pytest_virtainers import housekeeping
+    from pytest_virtainers.catalogue import catalogue
+    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.paths import locked
+
+    known = catalogue()
+    if unknown := [name for name in names if name not in known]:
+        raise ImageError(f"the catalogue has no {unknown[0]}; what is of paths, virtainers store rm removes")
+    with Manager(settings(), progress()) as manager, manager.store() as shop, locked("store"):
+        kept = housekeeping.contents(manager.engine, shop)
+        places = {known[name].place for name in names}
+        gone = [each for each in kept if each.place in places or each.base in places]
+        if used := [each.place for each in gone if each.in_use]:
+            raise ImageError(f"{used[0]} is in use by a VM or by a test run")
+        housekeeping.remove(shop, [each.place for each in gone])
+    for each in gone:
+        print(f"removed {each.place} ({each.size_mib} MiB)")
+
+
+@images.command("verify")
+@click.argument("names", nargs=-1, shell_complete=image_names)
+def verify(names: tuple[str, ...]) -> int:
+    """Compare guest images in the store with the digests that they had when they came there (default: all)."""
+    from pytest_virtainers import housekeeping
+    from pytest_virtainers.catalogue import catalogue
+    from pytest_virtainers.manager import Manager
+
+    known, bad = catalogue(), 0
+    if unknown := [name for name in names if name not in known]:
+        raise ImageError(f"the catalogue has no {unknown[0]}: see virtainers images ls")
+    with Manager(settings(), progress()) as manager, manager.store() as shop:
+        wanted = {known[name].place for name in names}
+        for each in housekeeping.contents(manager.engine, shop):
+            if not each.place.startswith("guests/") or (names and each.place not in wanted):
+                continue
+            wanted.discard(each.place)
+            with progress().step(f"reading {each.place}"):
+                digest = shop.shell(f"sha256sum /store/{each.place}/disk.qcow2").split()[0]
+            expected = each.manifest.get("disk", {}).get("sha256")
+            bad += digest != expected
+            print(f"{each.place}: {'as it came' if digest == expected else f'{digest}, and was {expected}'}")
+    for place in sorted(wanted):
+        print(f"{place}: not in the store")
+    return 1 if bad or wanted else 0
+
+
+def _pull(image: str) -> None:
+    from pytest_virtainers.manager import Manager
+
+    with Manager(settings(), progress()) as manager:
+        guest = manager.guest(image)
+        print(f"{image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}")
+
+
+COMMANDS = (build, images)

@@ -1,0 +1,372 @@
+"""VMs: one for a shell or command, and those that stay."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pytest_virtainers.cli.common import (
+    GuestCommand,
+    as_json,
+    image_names,
+    machine_names,
+    progress,
+    settings,
+    show,
+    ssh,
+    tell,
+)
+from pytest_virtainers.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_virtainers.handle.vm import VM
+
+_NAME = click.argument("name", shell_complete=machine_names)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(cls=GuestCommand)
+@click.argument("image", required=False, shell_complete=image_names)
+@click.option("--name", default="vm", show_default=True, help="Of the VM and its guest.")
+@click.option("--ram", metavar="SIZE", help="Memory, such as 2G.")
+@click.option("--cpus", metavar="N", help="Number of processors.")
+@click.option("--disk", metavar="SIZE", help="Size of the disk, such as 20G.")
+@click.option("--user", help="Login user.")
+@click.option("--key", "keys", type=_FILE, multiple=True, help="A public key that may log in, too.")
+@click.option("--user-data", type=_FILE, help="Cloud-config for cloud-init.")
+@click.option("--package", "packages", multiple=True, metavar="NAME", help="Install this; can be given again.")
+@click.option("--network", metavar="NAME", help="A network of the engine's, rather than ours.")
+@click.option("--ip", metavar="ADDRESS", help="Its address there.")
+@click.option("--internet", metavar="on|off", help="Off: nothing leaves the VM's network.")
+@click.option("--accel", metavar="kvm|tcg|auto", help="How it is run.")
+@click.option("--cold", is_flag=True, help="Boot it, rather than clone one that has booted.")
+@click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which its disk stays.")
+@click.option("-d", "--detach", is_flag=True, help="Leave it running, and come back at once.")
+@click.option("--rm", "auto_remove", is_flag=True, help="With --detach: remove it when it is switched off.")
+def run(words: tuple[str, ...], **given: Any) -> int:
+    """Launch a VM, and open a shell in it, or run COMMAND; it ends with that.
+
+    IMAGE is a name of the catalogue (virtainers images ls), a path or a URL. With --detach the VM stays until
+    virtainers rm removes it; all such VMs find each other by name.
+
+    \b
+    For example:
+      virtainers run debian-13 --ram 2G --package nginx
+      virtainers run -- uname -a
+      virtainers run --persist ./data          # its disk is there again next time
+      virtainers run --detach --name web; virtainers ssh web
+    """  # noqa: D301
+    from pytest_virtainers.standalone import launch
+
+    detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
+    wanted = _wanted(**given)
+    if detach:
+        return _detach(wanted, persist, words, auto_remove=auto_remove)
+    if auto_remove:
+        raise click.UsageError("--rm is for --detach: without that, the VM ends with the shell or command anyway")
+    with launch(progress=progress(), persist=persist, **wanted) as vm:
+        tell(f"{vm.name} ({vm.spec.image}) is at {vm.ip}; its console: {vm.console_command}")
+        # ssh hands one line to the guest's shell: quoted, so that the words arrive as they were given.
+        return ssh(vm, shlex.join(words))
+
+
+def _wanted(
+    *, keys: tuple[Path, ...], packages: tuple[str, ...], network: str | None, cold: bool, **given: Any
+) -> dict[str, Any]:
+    """Turn options into arguments of the marker."""
+    import yaml
+
+    if keys:
+        data = yaml.safe_load(given["user_data"].read_text()) if given["user_data"] else {}
+        lines = [line for key in keys for line in key.read_text().splitlines() if line.strip()]
+        given["user_data"] = {**data, "ssh_authorized_keys": [*data.get("ssh_authorized_keys", ()), *lines]}
+    if network is not None:
+        given["network"] = {"name": "default", "mode": "existing", "source": network}
+    return {**given, "packages": list(packages), **({"template": False} if cold else {})}
+
+
+def _detach(wanted: dict[str, Any], persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
+    from pytest_virtainers import machines
+    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.standalone import persistent, wish
+    from pytest_virtainers.tenure import Tenure
+
+    ours = settings()
+    spec = wish(wanted, ours, persist)
+    tenure = Tenure(detached=True, auto_remove=auto_remove, folder=persistent(persist))
+    with Manager(ours, progress(), tenure=tenure) as manager:
+        vm = machines.keep(manager, spec)
+        tell(f"{vm.name} ({spec.image}) is at {vm.ip}: virtainers ssh {vm.name}")
+        return ssh(vm, shlex.join(words)) if words else 0
+
+
+@click.command
+@as_json
+def ls(as_json: bool) -> None:
+    """List the VMs that stay (run --detach)."""
+    from pytest_virtainers import machines
+
+    with machines.connected(settings()) as engine:
+        found = machines.list_all(engine)
+    rows = [{**asdict(each), "age": _age(each.created)} for each in found]
+    show(rows, as_json=as_json, columns=("name", "image", "state", "address", "age"))
+
+
+def _age(created: int) -> str:
+    """Say how long ago something was, in the largest unit that fits."""
+    seconds = max(0, int(time.time()) - created)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+@contextlib.contextmanager
+def _reached(name: str) -> Iterator[VM]:
+    """Give the handle of a VM that runs, for OpenSSH, which connects itself."""
+    from pytest_virtainers import machines
+
+    with machines.attached(settings(), name, progress()) as vm:
+        vm.find_way()
+        yield vm
+
+
+@contextlib.contextmanager
+def _attached(name: str) -> Iterator[VM]:
+    """Give the handle of a VM that runs, connected."""
+    from pytest_virtainers import machines
+
+    with machines.attached(settings(), name, progress()) as vm:
+        vm.wait_until_resumed()
+        yield vm
+
+
+@click.command("ssh", cls=GuestCommand)
+@_NAME
+def ssh_into(name: str, words: tuple[str, ...]) -> int:
+    """Open a shell in a VM that stays, or hand COMMAND to its shell, as ssh does."""
+    with _reached(name) as vm:
+        return ssh(vm, " ".join(words))
+
+
+@click.command("exec", cls=GuestCommand)
+@_NAME
+@click.option("--sudo", is_flag=True, help="As root.")
+@click.option("--user", help="As this user.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set a variable; can be given again.")
+@click.option("--cwd", metavar="FOLDER", help="Run it there.")
+@click.option("-t", "--tty", is_flag=True, help="With a terminal.")
+def execute(
+    name: str,
+    *,
+    sudo: bool,
+    user: str | None,
+    env: tuple[str, ...],
+    cwd: str | None,
+    tty: bool,
+    words: tuple[str, ...],
+) -> int:
+    """Run COMMAND in a VM that stays, each of its words as it is given.
+
+    \b
+    For example:
+      virtainers exec web --sudo -- systemctl restart nginx
+      virtainers exec web --env LANG=C --cwd /tmp -- sh -c 'ls | wc -l' < file
+    """  # noqa: D301
+    from pytest_virtainers.handle import shell
+
+    if not words:
+        raise click.UsageError("a command is needed: virtainers exec NAME -- COMMAND...")
+    pairs = [each.partition("=") for each in env]
+    if senseless := [each for each, (_, sign, _) in zip(env, pairs, strict=True) if not sign]:
+        raise click.UsageError(f"--env {senseless[0]}: NAME=VALUE is needed")
+    try:
+        variables = {key: value for key, _, value in pairs}
+        line = shell.line(words, sudo=sudo, user=user, env=variables, cwd=cwd)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with _reached(name) as vm:
+        return ssh(vm, line, terminal=tty)
+
+
+@click.command
+@click.argument("source")
+@click.argument("dest")
+def cp(source: str, dest: str) -> None:
+    """Copy a file or tree to or from a VM that stays; modes, links and holes are kept.
+
+    \b
+    For example:
+      virtainers cp ./dist web:/opt/app
+      virtainers cp web:/var/log ./logs
+    """  # noqa: D301
+    there, here = _split(source), _split(dest)
+    if (there is None) == (here is None):
+        raise click.UsageError("one of SOURCE and DEST is in a VM: NAME:PATH")
+    if here is not None:
+        with _attached(here[0]) as vm:
+            print(f"{here[0]}:{vm.put(source, here[1])}")
+    elif there is not None:
+        with _attached(there[0]) as vm:
+            print(vm.get(there[1], dest))
+
+
+def _split(path: str) -> tuple[str, str] | None:
+    """Take NAME:PATH apart; a path of this machine has a slash before its first colon, or no colon."""
+    name, colon, rest = path.partition(":")
+    return (name, rest or ".") if colon and name and "/" not in name else None
+
+
+@click.command
+@_NAME
+def console(name: str) -> int:
+    """Open the serial console of a VM that stays; Ctrl-] leaves it."""
+    from pytest_virtainers import machines
+    from pytest_virtainers.engine.detect import command_line
+
+    with machines.connected(settings()) as engine:
+        machine = machines.find(engine, name)
+        terminal = ["-it"] if sys.stdin.isatty() else ["-i"]
+        words = [*command_line(engine), "exec", *terminal, machine.container, "console"]
+        return subprocess.run(words, check=False).returncode
+
+
+@click.command
+@_NAME
+@click.option("-f", "--follow", is_flag=True, help="Go on until it ends.")
+def logs(name: str, follow: bool) -> None:
+    """Show what the console of a VM that stays has shown, and what its supervisor has said."""
+    from pytest_virtainers import machines
+
+    with machines.connected(settings()) as engine:
+        for piece in machines.output(engine, name, follow=follow):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+
+
+@click.command
+@_NAME
+@as_json
+def inspect(name: str, as_json: bool) -> None:
+    """Show what is known of a VM that stays."""
+    import json
+
+    from pytest_virtainers import machines
+
+    with machines.connected(settings()) as engine:
+        facts = machines.inspect(engine, name)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    spec = facts.pop("spec")
+    for key, value in {**facts, **facts.pop("guest", {}), **spec}.items():
+        print(f"{key}: {value}")
+
+
+@click.command
+@click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
+def stop(names: tuple[str, ...]) -> None:
+    """Switch VMs off: each guest shuts down, and loses its power after a minute."""
+    from pytest_virtainers import machines
+
+    with machines.connected(settings()) as engine:
+        for name in names:
+            with progress().step(f"switching {name} off"):
+                machines.stop(engine, name)
+
+
+@click.command
+@click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
+def start(names: tuple[str, ...]) -> None:
+    """Switch VMs on that were switched off, with the same disk, and wait until they are ready."""
+    from pytest_virtainers import machines
+
+    for name in names:
+        machines.start(settings(), name, progress())
+
+
+@click.command
+@click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
+@click.option("-f", "--force", is_flag=True, help="Those that run, too.")
+def rm(names: tuple[str, ...], force: bool) -> None:
+    """Remove VMs that stay, and their disks."""
+    from pytest_virtainers import machines
+
+    with machines.connected(settings()) as engine:
+        for name in names:
+            machines.remove(engine, name, force=force)
+
+
+@click.command
+@_NAME
+@click.argument("tag", default="s1")
+def snapshot(name: str, tag: str) -> None:
+    """Keep memory and disk of a VM as they are now, under TAG (s1)."""
+    with _attached(name) as vm, _usage():
+        vm.snapshot(tag)
+
+
+@click.command
+@_NAME
+@click.argument("tag", default="s1")
+def restore(name: str, tag: str) -> None:
+    """Have memory and disk of a VM as they were at the snapshot TAG (s1)."""
+    from pytest_virtainers import machines
+    from pytest_virtainers.handle.vm import Snapshot
+
+    with machines.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
+        vm.restore(Snapshot(vm, tag))
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@click.command
+@_NAME
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def commit(name: str, file: Path) -> None:
+    """Write the disk of a VM that is switched off into FILE, a guest image for others.
+
+    \b
+    For example:
+      virtainers stop web; virtainers commit web web.qcow2; virtainers run ./web.qcow2
+    """  # noqa: D301
+    from pytest_virtainers import machines
+    from pytest_virtainers.manager import Manager
+
+    if not file.absolute().parent.is_dir():
+        raise SpecError(f"{file}: there is no such folder")
+    with Manager(settings(), progress()) as manager, progress().step(f"writing the disk of {name} to {file}"):
+        machines.commit(manager, name, file)
+    print(file)
+
+
+@click.command
+@_NAME
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def screenshot(name: str, file: Path) -> None:
+    """Write what the screen of a VM shows into FILE, a PNG."""
+    from pytest_virtainers import machines
+
+    with machines.attached(settings(), name, progress()) as vm:
+        print(vm.screenshot(file))
+
+
+COMMANDS = (
+    run, ls, ssh_into, execute, cp, console, logs, inspect, stop, start, rm, snapshot, restore, commit, screenshot,
+)  # fmt: skip

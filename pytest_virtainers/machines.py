@@ -1,0 +1,260 @@
+"""VMs that are kept: started by one process, they are found by name by any other, until they are removed.
+
+All that is known of one is with its container, on the engine: its labels, and its papers, a file with what lets one
+in. It is kept from the moment at which its container gets its lasting name; what has not come so far is removed like
+all that processes leave which die.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import docker.errors
+
+from pytest_virtainers.engine import detect, owner
+from pytest_virtainers.engine.container import Container
+from pytest_virtainers.engine.network import ExistingNetwork
+from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.errors import EngineError, SpecError, VMGone
+from pytest_virtainers.evidence import REMEMBERED
+from pytest_virtainers.handle.endpoint import Endpoint
+from pytest_virtainers.handle.network import Network
+from pytest_virtainers.handle.vm import VM
+from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import merge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.progress import Progress
+    from pytest_virtainers.settings import Settings
+    from pytest_virtainers.spec import Spec
+
+PAPERS = "machine.json"
+_FORMAT = 1
+_OVERLAY = "local_image.qcow2"
+_STOP_SECONDS = 75  # the supervisor gives the guest 60 (docs/runtime-image.md, SHUTDOWN_TIMEOUT)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A VM that is kept, as the engine tells of it.
+
+    Attributes:
+        name: of the VM.
+        image: as it was asked for.
+        state: the engine's word: `running`, `exited`, …
+        address: at which its network and the engine's host reach it; empty when it does not run.
+        created: when, in seconds since 1970.
+        container: the engine's name of its container.
+    """
+
+    name: str
+    image: str
+    state: str
+    address: str
+    created: int
+    container: str
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is switched on."""
+        return self.state == "running"
+
+
+def list_all(engine: Engine) -> list[Machine]:
+    """List the VMs that are kept, by name; raises `EngineError`."""
+    with engine.failures("asking which machines there are"):
+        found = engine.api.containers(all=True, filters={"label": [f"{owner.LABEL}={owner.MACHINE}"]})
+    return sorted((_machine(each) for each in found if owner.is_kept(each)), key=lambda each: each.name)
+
+
+def find(engine: Engine, name: str) -> Machine:
+    """Give the VM of this name; raises `SpecError` when there is none, or `EngineError`."""
+    there = list_all(engine)
+    for each in there:
+        if each.name == name:
+            return each
+    names = f"there are {', '.join(each.name for each in there)}" if there else "there is none at all"
+    raise SpecError(f"no machine is called {name}; {names}. virtainers run --detach --name {name} makes one")
+
+
+def keep(manager: Manager, spec: Spec) -> VM:
+    """Start a VM that stays; `manager` is one of detached VMs.
+
+    Raises:
+        SpecError: there is one of this name.
+        VirtainerError: as `Manager.launch` does; nothing of it remains then.
+    """
+    if any(each.name == spec.name for each in list_all(manager.engine)):
+        raise SpecError(
+            f"there is a machine called {spec.name} already: virtainers rm {spec.name} removes it, --name gives this "
+            "one another name"
+        )
+    vm = manager.launch(spec)
+    papers = {
+        "format": _FORMAT,
+        "spec": {name: getattr(spec, name) for name in REMEMBERED},
+        "user": vm.user,
+        "keys": asdict(vm.keys),
+        **manager.facts(vm),
+    }
+    vm._container.put("/", {PAPERS: json.dumps(papers).encode()})
+    vm._container.keep(owner.lasting_name(spec.name))
+    return vm
+
+
+@contextlib.contextmanager
+def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
+    """Give the handle of a kept VM that runs, for a block; it goes on after that.
+
+    Nothing is connected yet: `wait_until_resumed` does that, or `wait_until_ready` when it was just switched on.
+
+    Raises:
+        SpecError: there is none of this name.
+        VMGone: it is switched off.
+        EngineError: the engine failed.
+    """
+    with connected(settings) as engine:
+        machine = find(engine, name)
+        if not machine.runs:
+            raise VMGone(f"{name} is switched off: virtainers start {name} switches it on")
+        with engine.failures(f"looking at {name}"):
+            found = engine.api.inspect_container(machine.container)
+        container = Container.adopt(engine, found)
+        with contextlib.ExitStack() as undo:
+            undo.callback(container.close)
+            container.follow()
+            papers = _papers(container)
+            spec = merge(resolve([]).shape, papers["spec"])
+            keys = Keys(**{of: KeyPair(**pair) for of, pair in papers["keys"].items()})
+            network = ExistingNetwork(engine, next(iter(found["NetworkSettings"]["Networks"])))
+            vm = VM(
+                spec,
+                user=papers["user"],
+                keys=keys,
+                container=container,
+                endpoint=Endpoint(engine, container),
+                network=Network(spec.first_network, network),
+                progress=progress,
+            )
+            undo.callback(vm.close)
+            yield vm
+
+
+def inspect(engine: Engine, name: str) -> dict[str, Any]:
+    """Give all that is known of a VM, but no key; raises as `find` does."""
+    machine = find(engine, name)
+    papers = _papers_of(engine, machine)
+    host_key = papers.pop("keys")["host"]["public"]
+    return {**asdict(machine), **papers, "host_key": host_key}
+
+
+def stop(engine: Engine, name: str) -> None:
+    """Have the guest switch itself off, and cut its power after a minute; raises as `find` does."""
+    machine = find(engine, name)
+    with engine.failures(f"switching {name} off"):
+        engine.api.stop(machine.container, timeout=_STOP_SECONDS)
+
+
+def start(settings: Settings, name: str, progress: Progress) -> None:
+    """Switch a VM on and wait until it is ready; raises as `find` does, and as a boot."""
+    with connected(settings) as engine:
+        machine = find(engine, name)
+        if machine.runs:
+            raise SpecError(f"{name} is switched on already")
+        with engine.failures(f"switching {name} on"):
+            engine.api.start(machine.container)
+    with attached(settings, name, progress) as vm:
+        vm.wait_until_ready()
+
+
+def remove(engine: Engine, name: str, *, force: bool = False) -> None:
+    """Remove a VM and its disk.
+
+    Args:
+        engine: that has it.
+        name: of the VM.
+        force: one that runs, too.
+
+    Raises:
+        SpecError: there is none of this name, or it runs.
+        EngineError: the engine failed.
+    """
+    machine = find(engine, name)
+    if machine.runs and not force:
+        raise SpecError(f"{name} runs: virtainers stop {name} switches it off, rm --force removes it as it is")
+    with engine.failures(f"removing {name}"), contextlib.suppress(docker.errors.NotFound):
+        engine.api.remove_container(machine.container, force=True, v=True)
+    sweep(engine)  # with the last one goes their network
+
+
+def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
+    """Give what a VM's console has shown, and what its supervisor has said; with `follow`, until it ends."""
+    machine = find(engine, name)
+    with engine.failures(f"reading the console of {name}"):
+        yield from engine.api.logs(machine.container, stream=True, follow=follow)
+
+
+def commit(manager: Manager, name: str, target: Path) -> None:
+    """Write the disk of a VM that is switched off as one flat qcow2 file, a guest image for others.
+
+    Raises:
+        SpecError: there is none of this name, or it runs.
+        StoreError: the disk could not be made.
+        EngineError: the engine failed.
+    """
+    machine = find(manager.engine, name)
+    if machine.runs:
+        raise SpecError(f"{name} runs, and its disk changes: virtainers stop {name} first")
+    with manager.store() as shop, shop.scratch() as scratch:
+        with manager.engine.failures(f"copying the disk of {name}"):
+            pieces, _ = manager.engine.api.get_archive(machine.container, f"/mounted/{_OVERLAY}")
+            manager.engine.api.put_archive(shop.container.id, scratch, pieces)
+        shop.fetch_flat(scratch, _OVERLAY, target)
+
+
+@contextlib.contextmanager
+def connected(settings: Settings) -> Iterator[Engine]:
+    """Give the engine for a block; raises `EngineNotFound`."""
+    engine = detect.find(settings.engine)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _machine(found: Mapping[str, Any]) -> Machine:
+    labels = found["Labels"]
+    networks = (found.get("NetworkSettings") or {}).get("Networks") or {}
+    return Machine(
+        name=labels[owner.MACHINE_NAME],
+        image=labels[f"{owner.LABEL}.image"],
+        state=found["State"],
+        address=next((each["IPAddress"] for each in networks.values()), ""),
+        created=int(found["Created"]),
+        container=found["Names"][0].lstrip("/"),
+    )
+
+
+def _papers_of(engine: Engine, machine: Machine) -> dict[str, Any]:
+    with engine.failures(f"looking at {machine.name}"):
+        found = engine.api.inspect_container(machine.container)
+    return _papers(Container.adopt(engine, found))
+
+
+def _papers(container: Container) -> dict[str, Any]:
+    papers: dict[str, Any] = json.loads(container.read(f"/{PAPERS}"))
+    if papers.get("format") != _FORMAT:
+        raise EngineError(
+            f"{container.name} was made by another version of virtainers ({papers.get('format')}, not {_FORMAT}): "
+            "use that one, or remove it with the engine's own command"
+        )
+    return papers

@@ -1,0 +1,223 @@
+"""VMs that stay: how they are found again, what of them is swept, and what of their output counts."""
+
+import io
+import json
+import struct
+import tarfile
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import cli, machines
+from pytest_virtainers.cli import machines as commands
+from pytest_virtainers.engine import detect, owner
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.container import Container
+from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.errors import EngineError, SpecError, VMGone
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.standalone import persistent, wish
+from tests.unit.fake_engine import FakeEngine, serving
+
+LIVES = owner.labels(owner.MACHINE, "run")
+DEAD = {**LIVES, "virtainers.owner-started": "1"}
+PAPERS = {
+    "format": 1,
+    "spec": {"image": "debian-13", "ram": 512},
+    "user": "debian",
+    "keys": {of: {"private": "secret", "public": "ssh-ed25519 AAAA"} for of in ("login", "host")},
+}
+
+
+def listed(identifier: str, name: str, vm: str, state: str = "running", **labels: str) -> dict[str, Any]:
+    """Describe a container as engines list it."""
+    return {
+        "Id": identifier,
+        "Names": [f"/{name}"],
+        "Labels": {**DEAD, "virtainers.vm": vm, "virtainers.image": "debian-13", **labels},
+        "State": state,
+        "Created": 1700000000,
+        "NetworkSettings": {"Networks": {"virtainers-default": {"IPAddress": "10.213.1.2"}}},
+    }
+
+
+WEB = listed("1", "virtainers-web", "web")
+OFF = listed("2", "virtainers-off", "off", "exited")
+HALF = listed("3", "virtainers-0a1b2c3d-1-half", "half")
+
+
+@pytest.fixture
+def server() -> Iterator[FakeEngine]:
+    with serving({"GET /containers/json": (200, [WEB, OFF, HALF])}) as server:
+        yield server
+
+
+@pytest.fixture
+def engine(server: FakeEngine) -> Iterator[Engine]:
+    engine = detect.find(server.url)
+    yield engine
+    engine.close()
+
+
+def test_those_that_were_ready_are_listed(engine: Engine) -> None:
+    assert [(each.name, each.runs, each.address) for each in machines.list_all(engine)] == [
+        ("off", False, "10.213.1.2"),
+        ("web", True, "10.213.1.2"),
+    ]
+
+
+def test_a_wrong_name_is_told_with_those_that_there_are(engine: Engine, server: FakeEngine) -> None:
+    with pytest.raises(SpecError, match=r"^no machine is called wbe; there are off, web\. virtainers run --detach"):
+        machines.find(engine, "wbe")
+    server.answers["GET /containers/json"] = (200, [])
+    with pytest.raises(SpecError, match=r"^no machine is called web; there is none at all\. "):
+        machines.find(engine, "web")
+
+
+def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
+    settings = resolve([])
+    object.__setattr__(settings, "engine", server.url)
+    with (
+        pytest.raises(VMGone, match=r"^off is switched off: virtainers start off switches it on"),
+        machines.attached(settings, "off", SILENT),
+    ):
+        pytest.fail("it has one")
+
+
+def test_one_that_runs_is_not_removed_by_mistake(engine: Engine, server: FakeEngine) -> None:
+    with pytest.raises(SpecError, match=r"^web runs: virtainers stop web switches it off, rm --force removes it"):
+        machines.remove(engine, "web")
+    assert not any(each.startswith("DELETE") for each in server.asked)
+
+
+def archive(content: bytes) -> Any:
+    """Answer with the archive of one file."""
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as tar:
+        entry = tarfile.TarInfo("machine.json")
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(body.getvalue())))
+        request.end_headers()
+        request.wfile.write(body.getvalue())
+
+    return answer
+
+
+INSPECTED = {
+    "Id": "1",
+    "Name": "/virtainers-web",
+    "Config": {"Env": ["RAM=512", "IMAGE_DIR=/mounted", "EMPTY="]},
+    "NetworkSettings": {"Networks": {"virtainers-default": {"IPAddress": "10.213.1.2", "MacAddress": "02:00"}}},
+}
+
+
+def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: FakeEngine) -> None:
+    server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
+    server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS).encode())
+    facts = machines.inspect(engine, "web")
+    assert (facts["user"], facts["host_key"], facts["spec"]["ram"]) == ("debian", "ssh-ed25519 AAAA", 512)
+    assert "secret" not in str(facts)
+    server.answers["GET /containers/1/archive"] = archive(json.dumps({**PAPERS, "format": 7}).encode())
+    with pytest.raises(EngineError, match=r"^virtainers-web was made by another version of virtainers \(7, not 1\)"):
+        machines.inspect(engine, "web")
+
+
+def test_only_the_output_of_the_last_life_counts(engine: Engine, server: FakeEngine) -> None:
+    frames = [
+        (2, b"virtainer: starting web: 512 MiB, 1 CPU, kvm, /image\n"),
+        (1, b"the first life\n"),
+        (2, b"virtainer: end: stopped\n"),
+        (2, b"virtainer: starting web: 512 MiB, 1 CPU, tcg, /image\n"),
+        (1, b"the second life\n"),
+    ]
+
+    def attach(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+        for stream, text in frames:
+            request.wfile.write(struct.pack(">BxxxL", stream, len(text)) + text)
+
+    server.answers["POST /containers/1/attach"] = attach
+    container = Container.adopt(engine, INSPECTED)
+    assert container.environment == {"RAM": "512", "IMAGE_DIR": "/mounted", "EMPTY": ""}
+    container.follow()
+    assert container.wait(10)
+    assert (container.stdout, container.stderr) == (b"the second life\n", frames[3][1])
+    container.close()
+    assert not any(each.startswith("DELETE") for each in server.asked), "it stays"
+
+
+def test_a_sweep_takes_what_was_never_ready_and_the_network_with_the_last(engine: Engine, server: FakeEngine) -> None:
+    network = {"Id": "n", "Name": "virtainers-default", "Labels": {**DEAD, "virtainers": owner.MACHINES_NETWORK}}
+    server.answers |= {
+        "GET /networks": (200, [network]),
+        "GET /volumes": (200, {"Volumes": None}),
+        "DELETE /containers/3": (204, None),
+        "DELETE /networks/n": (204, None),
+    }
+    assert sweep(engine) == ["virtainers-0a1b2c3d-1-half"]
+    server.answers["GET /containers/json"] = (200, [listed("4", "virtainers-0-1-new", "new", **LIVES)])
+    assert sweep(engine) == [], "that one is on its way, and will need it"
+    server.answers["GET /containers/json"] = (200, [])
+    assert sweep(engine) == ["virtainers-default"]
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("web:/srv/x", ("web", "/srv/x")),
+        ("web:", ("web", ".")),
+        ("./web:x", None),
+        ("/srv/web", None),
+        ("web", None),
+        (":x", None),
+    ],
+)
+def test_paths_in_a_vm_are_told_from_paths_here(path: str, parts: tuple[str, str] | None) -> None:
+    assert commands._split(path) == parts
+
+
+@pytest.mark.parametrize(("ago", "age"), [(0, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (200000, "2 d")])
+def test_ages(ago: int, age: str) -> None:
+    assert commands._age(int(time.time()) - ago) == age
+
+
+def test_a_list_for_people_and_one_for_programs(
+    server: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTAINER_ENGINE", server.url)
+    assert cli.main(["ls"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["NAME", "IMAGE", "STATE", "ADDRESS", "AGE"]
+    assert [line[:4] for line in lines[1:]] == [
+        ["off", "debian-13", "exited", "10.213.1.2"],
+        ["web", "debian-13", "running", "10.213.1.2"],
+    ]
+    assert cli.main(["ls", "--json"]) == 0
+    assert [each["container"] for each in json.loads(capsys.readouterr().out)] == ["virtainers-off", "virtainers-web"]
+
+
+def test_a_persistent_disk_is_booted_and_its_folder_made(tmp_path: Any) -> None:
+    settings = resolve([])
+    assert wish({"name": "db"}, settings, tmp_path).template is False
+    assert wish({"name": "db"}, settings, None).template is True
+    with pytest.raises(SpecError, match=r"^launch: persist says where the disk is, and a clone has its template's"):
+        wish({"template": True}, settings, tmp_path)
+    assert persistent(tmp_path / "new") == str(tmp_path / "new")
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpecError, match=r"^persist=.*/file: File exists$"):
+        persistent(tmp_path / "file")
+
+
+def test_completion_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("zsh", "fish"):  # click asks bash for its version first
+        assert cli.main(["completion", shell]) == 0
+        assert "_VIRTAINERS_COMPLETE" in capsys.readouterr().out
