@@ -13,9 +13,11 @@ import tarfile
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import docker.errors
+import requests
 from docker.types import Mount, Ulimit
 
 from pytest_virtainers.engine import owner
@@ -23,15 +25,18 @@ from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, 
 from pytest_virtainers.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from pytest_virtainers.engine.client import Engine
 
 _END_SECONDS = 20.0
 _CHUNK_BYTES = 64 * 1024
-# What the supervisor says first of all (images/runtime/virtainer/run.py).
-_STARTS = b"virtainer: starting "
+_BEFORE_START_SECONDS = 0.2  # the engine notes a start when it has heard of it, and the container may be quicker
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,8 @@ class Container:
         self._output = {False: bytearray(), True: bytearray()}
         self._arrived = threading.Condition()
         self._ended = threading.Event()
-        self._stream: HijackedSocket | None = None
+        self._streams: list[_Closable] = []
+        self._reading = 0  # how many of them have not ended
         self._id = None
         self._leased = self._kept = False
         self.environment = environment
@@ -208,9 +214,11 @@ class Container:
 
     def start(self) -> None:
         """Take the lease, then start; a container that does not start is removed."""
+        streams = {"stdout": 1, "stderr": 1, "stream": 1, **({"stdin": 1} if self._leased else {})}
         try:
             with self._engine.failures(f"starting container {self.name}"):
-                self._attach({"stdin": 1} if self._leased else {})
+                attached = HijackedSocket(self._api.attach_socket(self.id, params=streams))
+                self._read(attached, _frames(attached))
                 self._api.start(self.id)
         except BaseException:
             self.close()
@@ -218,27 +226,33 @@ class Container:
 
     def follow(self) -> None:
         """Have the output of one that runs and was adopted, from its last start on; raises `EngineError`."""
+        # Each stream by itself: the SDK does not say which of both a piece of a log is of. Attaching with what was
+        # said before would, but Podman 4.3 gets the frames of that wrong.
         with self._engine.failures(f"following container {self.name}"):
-            self._attach({"logs": 1})
+            started = datetime.fromisoformat(self._api.inspect_container(self.id)["State"]["StartedAt"])
+            since = started.timestamp() - _BEFORE_START_SECONDS
+            for of_stderr in (False, True):
+                log = self._api.logs(
+                    self.id, stdout=not of_stderr, stderr=of_stderr, stream=True, follow=True, since=since
+                )
+                self._read(log, ((of_stderr, piece) for piece in log))
 
-    def _attach(self, more: Mapping[str, int]) -> None:
-        streams = {"stdout": 1, "stderr": 1, "stream": 1, **more}
-        self._stream = HijackedSocket(self._api.attach_socket(self.id, params=streams))
-        threading.Thread(target=self._collect, args=(self._stream,), name=self.name, daemon=True).start()
+    def _read(self, stream: _Closable, pieces: Iterable[tuple[bool, bytes]]) -> None:
+        """Collect what comes in a thread; the end of all such streams is that of the container."""
+        self._streams.append(stream)
+        self._reading += 1
+        threading.Thread(target=self._collect, args=(pieces,), name=self.name, daemon=True).start()
 
-    def _collect(self, attached: HijackedSocket) -> None:
-        frames = Demultiplexer()
-        with contextlib.suppress(OSError, ValueError):
-            while data := attached.recv():
-                for stream, payload in frames.feed(data):
-                    if stream == STDERR and payload.startswith(_STARTS) and _STARTS in self._output[True]:
-                        for each in self._output.values():  # what came before is of an earlier life
-                            each.clear()
-                    self._output[stream == STDERR] += payload
+    def _collect(self, pieces: Iterable[tuple[bool, bytes]]) -> None:
+        with contextlib.suppress(OSError, ValueError, requests.exceptions.RequestException):
+            for of_stderr, piece in pieces:
+                self._output[of_stderr] += piece
                 with self._arrived:
                     self._arrived.notify_all()
-        self._ended.set()
         with self._arrived:
+            self._reading -= 1
+            if not self._reading:
+                self._ended.set()
             self._arrived.notify_all()
 
     @property
@@ -368,8 +382,9 @@ class Container:
 
         One that was kept is let go of.
         """
-        if self._stream is not None:
-            self._stream.close()
+        while self._streams:
+            with contextlib.suppress(OSError):  # the SDK shuts down what has ended, too
+                self._streams.pop().close()
         if self._kept:
             return
         self._remove_container()
@@ -411,6 +426,14 @@ class Container:
                     return
             time.sleep(0.1)
         raise EngineError(f"container {self.name} ({identifier[:12]}) was not removed within {_END_SECONDS:.0f} s")
+
+
+def _frames(attached: HijackedSocket) -> Iterator[tuple[bool, bytes]]:
+    """Give what comes through an attached stream: whether it is of stderr, and the bytes."""
+    frames = Demultiplexer()
+    while data := attached.recv():
+        for stream, payload in frames.feed(data):
+            yield stream == STDERR, payload
 
 
 def _write_sparse(content: IO[bytes], target: Path) -> None:

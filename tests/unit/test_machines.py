@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -114,6 +115,7 @@ def archive(content: bytes) -> Any:
 INSPECTED = {
     "Id": "1",
     "Name": "/virtainers-web",
+    "State": {"StartedAt": "2023-11-14T22:13:20.250000123Z"},
     "Config": {"Env": ["RAM=512", "IMAGE_DIR=/mounted", "EMPTY="]},
     "NetworkSettings": {"Networks": {"virtainers-default": {"IPAddress": "10.213.1.2", "MacAddress": "02:00"}}},
 }
@@ -130,26 +132,26 @@ def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: F
         machines.inspect(engine, "web")
 
 
-def test_only_the_output_of_the_last_life_counts(engine: Engine, server: FakeEngine) -> None:
-    frames = [
-        (2, b"virtainer: starting web: 512 MiB, 1 CPU, kvm, /image\n"),
-        (1, b"the first life\n"),
-        (2, b"virtainer: end: stopped\n"),
-        (2, b"virtainer: starting web: 512 MiB, 1 CPU, tcg, /image\n"),
-        (1, b"the second life\n"),
-    ]
+def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: Engine, server: FakeEngine) -> None:
+    said = {1: b"what the console shows\n", 2: b"virtainer: starting web: 512 MiB, 1 CPU, tcg, /image\n"}
+    asked: list[dict[str, list[str]]] = []
 
-    def attach(request: BaseHTTPRequestHandler) -> None:
-        request.wfile.write(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
-        for stream, text in frames:
-            request.wfile.write(struct.pack(">BxxxL", stream, len(text)) + text)
+    def logs(request: BaseHTTPRequestHandler) -> None:
+        query = parse_qs(urlsplit(request.path).query)
+        asked.append(query)
+        stream = 1 if query["stdout"] == ["1"] else 2
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        request.wfile.write(struct.pack(">BxxxL", stream, len(said[stream])) + said[stream])
 
-    server.answers["POST /containers/1/attach"] = attach
+    server.answers["GET /containers/1/json"] = (200, INSPECTED)
+    server.answers["GET /containers/1/logs"] = logs
     container = Container.adopt(engine, INSPECTED)
     assert container.environment == {"RAM": "512", "IMAGE_DIR": "/mounted", "EMPTY": ""}
     container.follow()
     assert container.wait(10)
-    assert (container.stdout, container.stderr) == (b"the second life\n", frames[3][1])
+    assert (container.stdout, container.stderr) == (said[1], said[2])
+    assert {each["since"][0] for each in asked} == {"1700000000.05"}
+    container.close()
     container.close()
     assert not any(each.startswith("DELETE") for each in server.asked), "it stays"
 
