@@ -29,7 +29,7 @@ _FAILED = 1
 )
 @click.option("--disk-only", is_flag=True, help="Boot its disk, also where its memory was kept.")
 def resume(folder: Path, export: Path | None, disk_only: bool, words: tuple[str, ...]) -> int:
-    """Start a machine again from its evidence, and open a shell in it, or run COMMAND.
+    """Start a machine again from its evidence, and open a shell in it, or hand COMMAND to its shell, as ssh does.
 
     FOLDER is as the test's report names it: virtainer-artifacts/TEST/MACHINE.
     """
@@ -63,7 +63,7 @@ def resume(folder: Path, export: Path | None, disk_only: bool, words: tuple[str,
                 return _FAILED
             input("virtainers: it runs, but does not let us in. Press Enter to end it: ")
             return _FAILED
-        return ssh(vm, shlex.join(words))
+        return ssh(vm, " ".join(words))
 
 
 def _kept(manager: Manager, folder: Path, *, disk_only: bool) -> VM:

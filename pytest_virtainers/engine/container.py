@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import docker.errors
 import requests
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 _END_SECONDS = 20.0
 _CHUNK_BYTES = 64 * 1024
 _BEFORE_START_SECONDS = 0.2  # the engine notes a start when it has heard of it, and the container may be quicker
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ class Container:
         self._output = {False: bytearray(), True: bytearray()}
         self._arrived = threading.Condition()
         self._ended = threading.Event()
-        self._streams: list[_Closable] = []
+        self._streams: list[Any] = []  # each has a `close`
         self._reading = 0  # how many of them have not ended
         self._id = None
         self._leased = self._kept = False
@@ -218,7 +214,8 @@ class Container:
         try:
             with self._engine.failures(f"starting container {self.name}"):
                 attached = HijackedSocket(self._api.attach_socket(self.id, params=streams))
-                self._read(attached, _frames(attached))
+                self._streams.append(attached)
+                self._collect_all(_frames(attached))
                 self._api.start(self.id)
         except BaseException:
             self.close()
@@ -235,13 +232,15 @@ class Container:
                 log = self._api.logs(
                     self.id, stdout=not of_stderr, stderr=of_stderr, stream=True, follow=True, since=since
                 )
-                self._read(log, ((of_stderr, piece) for piece in log))
+                self._streams.append(log)
+        stdout, stderr = self._streams
+        self._collect_all(((False, piece) for piece in stdout), ((True, piece) for piece in stderr))
 
-    def _read(self, stream: _Closable, pieces: Iterable[tuple[bool, bytes]]) -> None:
-        """Collect what comes in a thread; the end of all such streams is that of the container."""
-        self._streams.append(stream)
-        self._reading += 1
-        threading.Thread(target=self._collect, args=(pieces,), name=self.name, daemon=True).start()
+    def _collect_all(self, *streams: Iterable[tuple[bool, bytes]]) -> None:
+        """Collect what comes through each in a thread; the end of all is that of the container."""
+        self._reading = len(streams)
+        for pieces in streams:
+            threading.Thread(target=self._collect, args=(pieces,), name=self.name, daemon=True).start()
 
     def _collect(self, pieces: Iterable[tuple[bool, bytes]]) -> None:
         with contextlib.suppress(OSError, ValueError, requests.exceptions.RequestException):

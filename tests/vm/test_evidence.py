@@ -166,7 +166,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
     ]
 
     # The disk of the killed one, in a machine that has it.
-    said = virtainers("resume", str(folders["killed"] / "web"), "cat", "mark")
+    said = virtainers("resume", str(folders["killed"] / "web"), "--", "cat", "mark")
     assert "on disk\n" in said
     flat = tmp_path / "flat.qcow2"
     virtainers("resume", str(folders["killed"] / "web"), "--export", str(flat))
@@ -247,7 +247,7 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
     manifest = json.loads(path.read_text())
     manifest["machine"]["machine"]["qemu"] = "another"
     path.write_text(json.dumps(manifest))
-    refused = virtainers("resume", str(folder), "true")
+    refused = virtainers("resume", str(folder), "--", "true")
     assert f"the memory in {folder}/memory.state does not fit: " in refused
     assert f"virtainers resume --disk-only {folder}\n" in refused
     assert "booted\n" in virtainers("resume", "--disk-only", str(folder), "--", "ls /dev/shm/file || echo booted")
@@ -317,7 +317,7 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
         assert (folder / "seed.iso").stat().st_size > 0
         assert manifest["machine"]["memory"] is memory
         if name == "slow":
-            assert "in time" in virtainers("resume", str(folder), "cat", "/slow")
+            assert "in time" in virtainers("resume", str(folder), "--", "cat", "/slow")
         elif name != "cloud_init":
             said = virtainers("resume", str(folder), "--", "cat mark /dev/shm/file")
             assert "on disk\n" in said
@@ -348,7 +348,7 @@ def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_
         "could not go on from its memory"
     }
     assert manifest["machine"]["memory"] is False
-    assert "on disk\n" in virtainers("resume", str(folder), "cat", "mark")
+    assert "on disk\n" in virtainers("resume", str(folder), "--", "cat", "mark")
 
 
 def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(pytester: pytest.Pytester) -> None:
@@ -434,7 +434,7 @@ def test_a_test_that_is_run_again_has_evidence_of_each_try(pytester: pytest.Pyte
     assert [each.parent.name for each in folders] == ["test_it-py-test_it", "test_it-py-test_it.2"]
     for number, folder in enumerate(folders, 1):
         assert f"echo on the disk of try {number}" in (folder / "commands.log").read_text()
-        assert f"on the disk of try {number}\n" in virtainers("resume", str(folder), "cat", "try")
+        assert f"on the disk of try {number}\n" in virtainers("resume", str(folder), "--", "cat", "try")
 
 
 @pytest.mark.parametrize(("options", "answers"), [(["--virtainer-hold"], ["\n"]), (["--pdb"], ["vm.name\n", "q\n"])])
