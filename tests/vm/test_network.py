@@ -74,7 +74,8 @@ def test_nothing_leaves_a_wire(vms: Mapping[str, VM]) -> None:
     a.run(["ip", "neigh", "replace", host, "lladdr", mac, "dev", device], sudo=True)
     for to, leaves in ((b.nics["wire"].ip, True), (host, False), ("198.51.100.1", False)):
         word = secrets.token_bytes(16)
-        with heard(word) as on:
+        # Podman's bridges change their MAC when another machine joins: the host may get, and drop, what is hidden.
+        with heard(word, hidden=leaves) as on:
             a.run(["ping", "-c2", "-W1", "-p", word.hex(), to], sudo=True, check=False)
         assert bool(on) == leaves, to
     a.run("ip route del 198.51.100.1", sudo=True)
