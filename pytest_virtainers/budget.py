@@ -124,7 +124,8 @@ class Budget:
     def _taken(self, most_of_next: int) -> tuple[int, int]:
         """Give the MiB that VMs of this process take, and those of others."""
         with self._engine.failures("asking which VMs there are"):
-            found = self._engine.api.containers(all=True, filters={"label": [MEMORY]})
+            listed = self._engine.api.containers(all=True, filters={"label": [MEMORY]})
+        found = [each for each in listed if each.get("State") != "exited"]  # a VM that stays, and is switched off
         labels = {each["Id"]: each["Labels"] for each in found}
         taken = {container: int(each[LIMIT]) for container, each in labels.items()}
         if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter how much they really take

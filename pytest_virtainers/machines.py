@@ -12,18 +12,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import docker.errors
-
 from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.network import ExistingNetwork
-from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.engine.streams import Log
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
 from pytest_virtainers.evidence import REMEMBERED
 from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.network import Network
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.paths import locked
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
 
@@ -41,6 +40,10 @@ PAPERS = "machine.json"
 _FORMAT = 1
 _OVERLAY = "local_image.qcow2"
 _STOP_SECONDS = 75  # the supervisor gives the guest 60 (docs/runtime-image.md, SHUTDOWN_TIMEOUT)
+
+
+class MachineOff(VMGone):
+    """A VM that is kept is switched off."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class Machine:
         """Whether it is switched on."""
         return self.state == "running"
 
+    @property
+    def is_off(self) -> bool:
+        """Whether it is switched off; one that is paused is neither that nor runs."""
+        return self.state in {"created", "exited", "dead"}
+
 
 def list_all(engine: Engine) -> list[Machine]:
     """List the VMs that are kept, by name; raises `EngineError`."""
@@ -93,21 +101,23 @@ def keep(manager: Manager, spec: Spec) -> VM:
         SpecError: there is one of this name.
         VirtainerError: as `Manager.launch` does; nothing of it remains then.
     """
-    if any(each.name == spec.name for each in list_all(manager.engine)):
-        raise SpecError(
-            f"there is a machine called {spec.name} already: virtainers rm {spec.name} removes it, --name gives this "
-            "one another name"
-        )
-    vm = manager.launch(spec)
-    papers = {
-        "format": _FORMAT,
-        "spec": {name: getattr(spec, name) for name in REMEMBERED},
-        "user": vm.user,
-        "keys": asdict(vm.keys),
-        **manager.facts(vm),
-    }
-    vm._container.put("/", {PAPERS: json.dumps(papers).encode()})
-    vm._container.keep(owner.lasting_name(spec.name))
+    with locked(f"machine-{spec.name}"):
+        if any(each.name == spec.name for each in list_all(manager.engine)):
+            raise SpecError(
+                f"there is a machine called {spec.name} already: virtainers rm {spec.name} removes it, --name gives "
+                "this one another name"
+            )
+        vm = manager.launch(spec)
+        papers = {
+            "format": _FORMAT,
+            "spec": {name: getattr(spec, name) for name in REMEMBERED},
+            "user": vm.user,
+            "keys": asdict(vm.keys),
+            "store": manager.store_location,
+            **manager.facts(vm),
+        }
+        vm._container.put("/", {PAPERS: json.dumps(papers).encode()})
+        vm._container.keep(owner.lasting_name(spec.name))
     return vm
 
 
@@ -119,23 +129,21 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
 
     Raises:
         SpecError: there is none of this name.
-        VMGone: it is switched off.
+        MachineOff: it is switched off.
         EngineError: the engine failed.
     """
     with connected(settings) as engine:
         machine = find(engine, name)
         if not machine.runs:
-            raise VMGone(f"{name} is switched off: virtainers start {name} switches it on")
-        with engine.failures(f"looking at {name}"):
-            found = engine.api.inspect_container(machine.container)
-        container = Container.adopt(engine, found)
+            raise MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
+        container = _container(engine, machine)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             container.follow()
             papers = _papers(container)
             spec = merge(resolve([]).shape, papers["spec"])
             keys = Keys(**{of: KeyPair(**pair) for of, pair in papers["keys"].items()})
-            network = ExistingNetwork(engine, next(iter(found["NetworkSettings"]["Networks"])))
+            network = ExistingNetwork(engine, container.network)
             vm = VM(
                 spec,
                 user=papers["user"],
@@ -172,8 +180,13 @@ def start(settings: Settings, name: str, progress: Progress) -> None:
             raise SpecError(f"{name} is switched on already")
         with engine.failures(f"switching {name} on"):
             engine.api.start(machine.container)
-    with attached(settings, name, progress) as vm:
-        vm.wait_until_ready()
+    try:
+        with attached(settings, name, progress) as vm:
+            vm.wait_until_ready()
+    except MachineOff:
+        with connected(settings) as engine:
+            said = b"".join(output(engine, name, follow=False)).decode(errors="replace").strip()
+        raise VMGone(f"{name} has ended at once: {said.rpartition(chr(10))[2]}") from None
 
 
 def remove(engine: Engine, name: str, *, force: bool = False) -> None:
@@ -189,18 +202,23 @@ def remove(engine: Engine, name: str, *, force: bool = False) -> None:
         EngineError: the engine failed.
     """
     machine = find(engine, name)
-    if machine.runs and not force:
-        raise SpecError(f"{name} runs: virtainers stop {name} switches it off, rm --force removes it as it is")
-    with engine.failures(f"removing {name}"), contextlib.suppress(docker.errors.NotFound):
-        engine.api.remove_container(machine.container, force=True, v=True)
-    sweep(engine)  # with the last one goes their network
+    if not machine.is_off and not force:
+        raise SpecError(
+            f"{name} is {machine.state}: virtainers stop {name} switches it off, rm --force removes it as it is"
+        )
+    _container(engine, machine).remove()
 
 
 def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
     """Give what a VM's console has shown, and what its supervisor has said; with `follow`, until it ends."""
     machine = find(engine, name)
     with engine.failures(f"reading the console of {name}"):
-        yield from engine.api.logs(machine.container, stream=True, follow=follow)
+        log = Log(engine.api.open_log(machine.container, follow=follow))
+    try:
+        for _, piece in log:
+            yield piece
+    finally:
+        log.close()
 
 
 def commit(manager: Manager, name: str, target: Path) -> None:
@@ -214,6 +232,9 @@ def commit(manager: Manager, name: str, target: Path) -> None:
     machine = find(manager.engine, name)
     if machine.runs:
         raise SpecError(f"{name} runs, and its disk changes: virtainers stop {name} first")
+    store = _papers_of(manager.engine, machine)["store"]
+    if store != manager.store_location:
+        raise SpecError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
     with manager.store() as shop, shop.scratch() as scratch:
         with manager.engine.failures(f"copying the disk of {name}"):
             pieces, _ = manager.engine.api.get_archive(machine.container, f"/mounted/{_OVERLAY}")
@@ -245,9 +266,12 @@ def _machine(found: Mapping[str, Any]) -> Machine:
 
 
 def _papers_of(engine: Engine, machine: Machine) -> dict[str, Any]:
+    return _papers(_container(engine, machine))
+
+
+def _container(engine: Engine, machine: Machine) -> Container:
     with engine.failures(f"looking at {machine.name}"):
-        found = engine.api.inspect_container(machine.container)
-    return _papers(Container.adopt(engine, found))
+        return Container.adopt(engine, engine.api.inspect_container(machine.container))
 
 
 def _papers(container: Container) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pytest_virtainers import budget, images, runtime, scratch, seed
 from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
-from pytest_virtainers.engine.owner import LABEL, MACHINE, MACHINE_NAME
+from pytest_virtainers.engine.owner import LABEL, MACHINE, MACHINE_NAME, is_kept
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import (
     BadTemplate,
@@ -132,6 +132,11 @@ class Manager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def store_location(self) -> str:
+        """Where its store is: a volume's name, or a directory."""
+        return self._settings.store
 
     def runtime_image(self) -> str:
         """Give the runtime image's reference, built if need be; raises `ImageError`."""
@@ -438,12 +443,27 @@ class Manager:
                 reason = str(error).splitlines()[0]
                 # A machine that is too busy, or another process that has just made the template anew, is no reason
                 # to throw it away; the same trouble twice is.
-                if templates.forget(template, condemned=isinstance(error, BadTemplate) or tries > 1):
+                condemned = isinstance(error, BadTemplate) or tries > 1
+                if condemned and self._is_kept_on(template):
+                    self._progress.note(
+                        f"a template of {spec.image} does not restore, and a VM that stays has its disk on it: "
+                        f"{spec.name} is booted instead: {reason}"
+                    )
+                    self._bury_lost(spec)
+                    return self._boot(spec, guest, Keys.generate(), node_id)
+                if templates.forget(template, condemned=condemned):
                     self._progress.note(f"a template of {spec.image} does not restore and is made anew: {reason}")
                 else:
                     self._progress.note(f"a clone of {spec.image} did not get ready, once more: {reason}")
                 self._bury_lost(spec)  # the next one may need its room
         raise AssertionError  # the loop has no other end
+
+    def _is_kept_on(self, template: Template) -> bool:
+        """Tell whether a VM that is kept has its disk on a template's, so that this must not go."""
+        with self.engine.failures("asking which machines there are"):
+            wanted = [f"{LABEL}={MACHINE}", f"{USES}={template.place}"]
+            found = self.engine.api.containers(all=True, filters={"label": wanted})
+        return any(is_kept(each) for each in found)
 
     def _template(self, spec: Spec, guest: Guest, node_id: str) -> Template:
         __tracebackhide__ = True
@@ -629,7 +649,8 @@ class Manager:
             folder=tenure.folder,
             port=self._network(spec).port(spec.guest_hostname, spec.ip, first=True),
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
-            capabilities=_CAPABILITIES,
+            # A folder of the host may be anybody's; QEMU, which is no root, gains nothing by that.
+            capabilities=(*_CAPABILITIES, *(["DAC_OVERRIDE"] if tenure.folder else [])),
             sysctls={"net.ipv4.ip_forward": "1", **setting.sysctls},
             dns_options=setting.dns_options,
             memory_mib=spec.ram + _OVERHEAD_MIB,

@@ -45,7 +45,7 @@ def user_data(spec: Spec, keys: Keys, user: str) -> dict[str, Any]:
         "sudo": "ALL=(ALL) NOPASSWD:ALL",
         "shell": "/bin/bash",
         "lock_passwd": True,
-        "ssh_authorized_keys": [keys.login.public],
+        "ssh_authorized_keys": [keys.login.public, *spec.authorized_keys],
     }
     _extend(config, "users", [account])
     _extend(config, "packages", spec.packages)

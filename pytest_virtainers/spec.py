@@ -86,6 +86,22 @@ def _files(value: object) -> dict[str, bytes]:
     return taken
 
 
+def _authorized_keys(value: object) -> tuple[str, ...]:
+    """Take public keys: lines as in `authorized_keys`, or the paths of files with such lines."""
+    if not isinstance(value, list | tuple):
+        raise ValueError("a list of public keys is needed")  # noqa: TRY004  (one error type for all parsers)
+    lines = []
+    for each in value:
+        try:
+            text = each.read_text() if isinstance(each, Path) else values.text(each)
+        except OSError as error:
+            raise ValueError(f"{each} cannot be read ({error.strerror})") from error
+        if "PRIVATE KEY" in text:
+            raise ValueError("this is a private key; the public one is in the file whose name ends with .pub")
+        lines += [line for line in text.splitlines() if line.strip()]
+    return tuple(lines)
+
+
 def _prepare(value: object) -> Callable[[VM], object]:
     if not callable(value):
         raise ValueError("a function that takes the VM is needed")  # noqa: TRY004
@@ -113,6 +129,7 @@ class Spec:
     packages: tuple[str, ...] = ()
     run_commands: tuple[str | list[str], ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
+    authorized_keys: tuple[str, ...] = ()
     prepare: Callable[[VM], object] | None = None
     reset: str = "none"
     identity: str = "template"
@@ -165,6 +182,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "packages": _packages,
     "run_commands": _run_commands,
     "files": _files,
+    "authorized_keys": _authorized_keys,
     "prepare": _prepare,
     "reset": values.choice("none", "snapshot"),
     "identity": values.choice("template", "fresh"),
@@ -175,8 +193,9 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a slip of ours, seen at import)
 
 SIGNATURE = (
-    "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, prepare, "
-    "hostname, network, ip, nics, internet, scope, reset, template, identity, accel, boot_timeout)"
+    "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, "
+    "authorized_keys, prepare, hostname, network, ip, nics, internet, scope, reset, template, identity, accel, "
+    "boot_timeout)"
 )
 
 

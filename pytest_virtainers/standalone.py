@@ -77,7 +77,7 @@ def persistent(folder: str | os.PathLike[str] | None) -> str | None:
         return None
     path = Path(folder).absolute()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"persist={path}: {error.strerror}") from None
     return str(path)

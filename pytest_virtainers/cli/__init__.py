@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
-    except VirtainerError as error:
+    except (VirtainerError, OSError) as error:  # a file that is not there, a program that is not installed
         print(f"virtainers: {error}", file=sys.stderr)
         return _FAILED
     return int(code or 0)

@@ -28,9 +28,9 @@ def prune(force: bool) -> None:
     from pytest_virtainers.engine.sweep import sweep
 
     with machines.connected(settings()) as engine:
-        off = [each.name for each in machines.list_all(engine) if not each.runs]
+        off = [each.name for each in machines.list_all(engine) if each.is_off]
         if off and not force:
-            click.confirm(f"Remove {', '.join(off)}, with their disks?", abort=True, err=True)
+            click.confirm(f"Remove {', '.join(off)}?", abort=True, err=True)
         for name in off:
             machines.remove(engine, name)
         for each in [*off, *sweep(engine)]:

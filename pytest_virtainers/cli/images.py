@@ -49,6 +49,9 @@ def ls(as_json: bool) -> None:
                 "in store": "" if size is None else f"{size} MiB",
             }
         )
+    if as_json:
+        for row in rows:
+            del row["in store"]  # for people: size_mib says it
     show(rows, as_json=as_json, columns=("name", "user", "in store", "source"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
 import subprocess
 import sys
@@ -51,7 +52,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--accel", metavar="kvm|tcg|auto", help="How it is run.")
 @click.option("--cold", is_flag=True, help="Boot it, rather than clone one that has booted.")
 @click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which its disk stays.")
-@click.option("-d", "--detach", is_flag=True, help="Leave it running, and come back at once.")
+@click.option("-d", "--detach", is_flag=True, help="Leave it running when it is ready.")
 @click.option("--rm", "auto_remove", is_flag=True, help="With --detach: remove it when it is switched off.")
 def run(words: tuple[str, ...], **given: Any) -> int:
     """Launch a VM, and open a shell in it, or run COMMAND; it ends with that.
@@ -84,15 +85,12 @@ def _wanted(
     *, keys: tuple[Path, ...], packages: tuple[str, ...], network: str | None, cold: bool, **given: Any
 ) -> dict[str, Any]:
     """Turn options into arguments of the marker."""
-    import yaml
-
-    if keys:
-        data = yaml.safe_load(given["user_data"].read_text()) if given["user_data"] else {}
-        lines = [line for key in keys for line in key.read_text().splitlines() if line.strip()]
-        given["user_data"] = {**data, "ssh_authorized_keys": [*data.get("ssh_authorized_keys", ()), *lines]}
     if network is not None:
+        if given["internet"] is not None:
+            raise click.UsageError("--internet is for our own networks: what --network leads to, its owner decides")
         given["network"] = {"name": "default", "mode": "existing", "source": network}
-    return {**given, "packages": list(packages), **({"template": False} if cold else {})}
+    lists = {"packages": list(packages), "authorized_keys": list(keys)}
+    return {**given, **lists, **({"template": False} if cold else {})}
 
 
 def _detach(wanted: dict[str, Any], persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
@@ -236,6 +234,8 @@ def console(name: str) -> int:
 
     with machines.connected(settings()) as engine:
         machine = machines.find(engine, name)
+        if not machine.runs:
+            raise machines.MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
         terminal = ["-it"] if sys.stdin.isatty() else ["-i"]
         words = [*command_line(engine), "exec", *terminal, machine.container, "console"]
         return subprocess.run(words, check=False).returncode
@@ -268,8 +268,8 @@ def inspect(name: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    spec = facts.pop("spec")
-    for key, value in {**facts, **facts.pop("guest", {}), **spec}.items():
+    spec, guest = facts.pop("spec"), facts.pop("guest")
+    for key, value in {**facts, **guest, **spec}.items():
         print(f"{key}: {value}")
 
 
@@ -299,21 +299,25 @@ def start(names: tuple[str, ...]) -> None:
 @click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
 @click.option("-f", "--force", is_flag=True, help="Those that run, too.")
 def rm(names: tuple[str, ...], force: bool) -> None:
-    """Remove VMs that stay, and their disks."""
+    """Remove VMs that stay, and their disks, but for those of --persist."""
     from pytest_virtainers import machines
+    from pytest_virtainers.engine.sweep import sweep
 
     with machines.connected(settings()) as engine:
         for name in names:
             machines.remove(engine, name, force=force)
+        sweep(engine)  # with the last one goes their network
 
 
 @click.command
 @_NAME
-@click.argument("tag", default="s1")
-def snapshot(name: str, tag: str) -> None:
-    """Keep memory and disk of a VM as they are now, under TAG (s1)."""
+@click.argument("tag", required=False)
+def snapshot(name: str, tag: str | None) -> None:
+    """Keep memory and disk of a VM as they are now, under TAG (s1, s2, …), and print that."""
     with _attached(name) as vm, _usage():
-        vm.snapshot(tag)
+        there = vm.snapshots()
+        free = (f"s{number}" for number in itertools.count(1))
+        print(vm.snapshot(tag or next(each for each in free if each not in there)).name)
 
 
 @click.command

@@ -72,7 +72,7 @@ class Engine:
         self.url = url
         self._service = service
         _knock(url)
-        self.api = _Client(base_url=url, timeout=_PROBE_SECONDS, version="auto", tls=tls or False)
+        self.api = Client(base_url=url, timeout=_PROBE_SECONDS, version="auto", tls=tls or False)
         about = self.api.version()
         self.api.timeout = _CALL_SECONDS
         components = {part.get("Name", ""): part for part in about.get("Components") or []}
@@ -123,11 +123,28 @@ class Engine:
             self._service.stop()
 
 
-class _Client(docker.APIClient):
-    """The SDK's client, with two habits changed."""
+class Client(docker.APIClient):
+    """The SDK's client, with two habits changed, and logs of our own."""
 
     def _disable_socket_timeout(self, _socket: Any) -> None:
         """Leave the time limit on each read of a long answer: the SDK would wait on for an engine that hangs."""
+
+    def open_log(self, container: str, *, follow: bool, since: float = 0.0) -> Any:
+        """Open the log of a container, as the engine frames it; a container may say nothing for as long as it likes.
+
+        The SDK's own `logs` gives up after a silence, and does not say of which stream a piece is.
+
+        Args:
+            container: name or id.
+            follow: until the container ends.
+            since: seconds since 1970.
+        """
+        asked = {"stdout": 1, "stderr": 1, "follow": int(follow), "since": since}
+        api: Any = self  # what the SDK's own calls are made of has no types
+        url = api._url("/containers/{0}/logs", container)
+        response = api._get(url, params=asked, stream=True, timeout=(self.timeout, None))
+        api._raise_for_status(response)
+        return response
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """Ask `requests` with our own certificate authority, even where `REQUESTS_CA_BUNDLE` is set for other things.

@@ -17,11 +17,10 @@ from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
 import docker.errors
-import requests
 from docker.types import Mount, Ulimit
 
 from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Pieces
+from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Log, Pieces
 from pytest_virtainers.errors import EngineError
 
 if TYPE_CHECKING:
@@ -129,8 +128,7 @@ class Container:
         self._output = {False: bytearray(), True: bytearray()}
         self._arrived = threading.Condition()
         self._ended = threading.Event()
-        self._streams: list[Any] = []  # each has a `close`
-        self._reading = 0  # how many of them have not ended
+        self._stream: HijackedSocket | Log | None = None
         self._id = None
         self._leased = self._kept = False
         self.environment = environment
@@ -182,6 +180,11 @@ class Container:
         return str(created["Id"])
 
     @property
+    def network(self) -> str:
+        """The engine's name of the network that it was made on."""
+        return self._port.network if self._port else ""
+
+    @property
     def id(self) -> str:
         """The engine's id of this container."""
         if self._id is None:
@@ -214,8 +217,7 @@ class Container:
         try:
             with self._engine.failures(f"starting container {self.name}"):
                 attached = HijackedSocket(self._api.attach_socket(self.id, params=streams))
-                self._streams.append(attached)
-                self._collect_all(_frames(attached))
+                self._collect_from(attached, _frames(attached))
                 self._api.start(self.id)
         except BaseException:
             self.close()
@@ -223,35 +225,25 @@ class Container:
 
     def follow(self) -> None:
         """Have the output of one that runs and was adopted, from its last start on; raises `EngineError`."""
-        # Each stream by itself: the SDK does not say which of both a piece of a log is of. Attaching with what was
-        # said before would, but Podman 4.3 gets the frames of that wrong.
+        # Attaching with what was said before would do, but Podman 4.3 gets the frames of that wrong.
         with self._engine.failures(f"following container {self.name}"):
             started = datetime.fromisoformat(self._api.inspect_container(self.id)["State"]["StartedAt"])
-            since = started.timestamp() - _BEFORE_START_SECONDS
-            for of_stderr in (False, True):
-                log = self._api.logs(
-                    self.id, stdout=not of_stderr, stderr=of_stderr, stream=True, follow=True, since=since
-                )
-                self._streams.append(log)
-        stdout, stderr = self._streams
-        self._collect_all(((False, piece) for piece in stdout), ((True, piece) for piece in stderr))
+            log = Log(self._api.open_log(self.id, follow=True, since=started.timestamp() - _BEFORE_START_SECONDS))
+        self._collect_from(log, log)
 
-    def _collect_all(self, *streams: Iterable[tuple[bool, bytes]]) -> None:
-        """Collect what comes through each in a thread; the end of all is that of the container."""
-        self._reading = len(streams)
-        for pieces in streams:
-            threading.Thread(target=self._collect, args=(pieces,), name=self.name, daemon=True).start()
+    def _collect_from(self, stream: HijackedSocket | Log, pieces: Iterable[tuple[bool, bytes]]) -> None:
+        """Collect what comes in a thread, until `close`."""
+        self._stream = stream
+        threading.Thread(target=self._collect, args=(pieces,), name=self.name, daemon=True).start()
 
     def _collect(self, pieces: Iterable[tuple[bool, bytes]]) -> None:
-        with contextlib.suppress(OSError, ValueError, requests.exceptions.RequestException):
+        with contextlib.suppress(OSError, ValueError):
             for of_stderr, piece in pieces:
                 self._output[of_stderr] += piece
                 with self._arrived:
                     self._arrived.notify_all()
+        self._ended.set()
         with self._arrived:
-            self._reading -= 1
-            if not self._reading:
-                self._ended.set()
             self._arrived.notify_all()
 
     @property
@@ -381,12 +373,11 @@ class Container:
 
         One that was kept is let go of.
         """
-        while self._streams:
-            with contextlib.suppress(OSError):  # the SDK shuts down what has ended, too
-                self._streams.pop().close()
+        if self._stream is not None:
+            self._stream.close()
         if self._kept:
             return
-        self._remove_container()
+        self.remove()
         if self.volume is not None:
             self._remove_volume(self.volume)
             self.volume = None
@@ -406,7 +397,8 @@ class Container:
                     return
                 time.sleep(0.1)
 
-    def _remove_container(self) -> None:
+    def remove(self) -> None:
+        """Remove it, also one that was kept, but no volume with a name; raises `EngineError`."""
         identifier, self._id = self._id, None
         if identifier is None:
             return

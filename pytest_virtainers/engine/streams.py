@@ -15,6 +15,9 @@ import struct
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import requests
+import urllib3
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -153,6 +156,30 @@ class ExecStream:
         """End the session."""
         self._closed = True
         self._hijacked.close()
+
+
+class Log:
+    """A container's log: pairs of whether a piece is of stderr, and the piece."""
+
+    def __init__(self, response: Any) -> None:
+        """Take the engine's answer over."""
+        self._response = response
+
+    def __iter__(self) -> Iterator[tuple[bool, bytes]]:
+        """Give what there is, and what comes, until the container ends, the engine goes or `close`."""
+        frames = Demultiplexer()
+        with contextlib.suppress(OSError, urllib3.exceptions.HTTPError, requests.exceptions.RequestException):
+            for data in self._response.iter_content(None):
+                for stream, payload in frames.feed(data):
+                    yield stream == STDERR, payload
+
+    def close(self) -> None:
+        """Close, and wake a thread that reads."""
+        sock: Any = getattr(getattr(self._response.raw, "connection", None), "sock", None)
+        with contextlib.suppress(OSError):
+            if sock is not None:
+                sock.shutdown(socket.SHUT_RDWR)
+        self._response.close()
 
 
 class Pieces:

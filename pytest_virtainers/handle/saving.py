@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import time
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import paramiko
 
@@ -14,6 +16,9 @@ from pytest_virtainers.errors import EngineError, SSHError, StoreError, Unclonab
 from pytest_virtainers.handle import individual, line, ssh
 from pytest_virtainers.handle.power import Power
 from pytest_virtainers.keys import KeyPair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _RESTORED = b"virtainer: clone restored"  # what the supervisor says (images/runtime/virtainer/run.py)
 _PARTS = re.compile(rb"(prepared|QEMU up|state) in ([\d.]+) s")
@@ -30,6 +35,10 @@ class Snapshot:
 
     vm: Saving
     name: str
+
+
+def _names() -> Iterator[str]:
+    return (f"s{number}" for number in itertools.count(1))
 
 
 class Saving(Power):
@@ -156,11 +165,14 @@ class Saving(Power):
 
         Raises:
             ValueError: the name has something else in it.
-            StoreError: it could not be kept; the message has QEMU's words, or what the guest lacks for it.
+            StoreError: there is one of this name; or it could not be kept: the message has QEMU's words, or what the
+                guest lacks for it.
         """
         __tracebackhide__ = True
         if name is not None and not _SNAPSHOT_NAME.fullmatch(name):
             raise ValueError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
+        if name is not None and name in self.snapshots():
+            raise StoreError(f"{self.name} has a snapshot {name} already: choose another name")
         ready, done = self._times(individual.READY), self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
         try:
@@ -168,7 +180,7 @@ class Saving(Power):
         except Unclonable as lack:
             raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
         self._wait_for_word(individual.READY, deadline, ready + 1)
-        snapshot = Snapshot(self, name or f"s{len(self._taken) + 1}")
+        snapshot = Snapshot(self, name or next(each for each in _names() if each not in self._taken))
         self._in_place("save", snapshot)
         self._taken |= {snapshot.name}
         self._wait_for_word(individual.DONE, deadline, done + 1)

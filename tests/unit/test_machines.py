@@ -7,7 +7,8 @@ import tarfile
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -19,8 +20,11 @@ from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
+from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.progress import SILENT
+from pytest_virtainers.seed import user_data
 from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import check, merge
 from pytest_virtainers.standalone import persistent, wish
 from tests.unit.fake_engine import FakeEngine, serving
 
@@ -83,14 +87,16 @@ def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
     settings = resolve([])
     object.__setattr__(settings, "engine", server.url)
     with (
-        pytest.raises(VMGone, match=r"^off is switched off: virtainers start off switches it on"),
+        pytest.raises(VMGone, match=r"^off is exited: virtainers start off switches it on"),
         machines.attached(settings, "off", SILENT),
     ):
         pytest.fail("it has one")
 
 
 def test_one_that_runs_is_not_removed_by_mistake(engine: Engine, server: FakeEngine) -> None:
-    with pytest.raises(SpecError, match=r"^web runs: virtainers stop web switches it off, rm --force removes it"):
+    with pytest.raises(
+        SpecError, match=r"^web is running: virtainers stop web switches it off, rm --force removes it"
+    ):
         machines.remove(engine, "web")
     assert not any(each.startswith("DELETE") for each in server.asked)
 
@@ -137,11 +143,10 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
     asked: list[dict[str, list[str]]] = []
 
     def logs(request: BaseHTTPRequestHandler) -> None:
-        query = parse_qs(urlsplit(request.path).query)
-        asked.append(query)
-        stream = 1 if query["stdout"] == ["1"] else 2
+        asked.append(parse_qs(urlsplit(request.path).query))
         request.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-        request.wfile.write(struct.pack(">BxxxL", stream, len(said[stream])) + said[stream])
+        for stream, text in said.items():
+            request.wfile.write(struct.pack(">BxxxL", stream, len(text)) + text)
 
     server.answers["GET /containers/1/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/logs"] = logs
@@ -150,7 +155,7 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
     container.follow()
     assert container.wait(10)
     assert (container.stdout, container.stderr) == (said[1], said[2])
-    assert {each["since"][0] for each in asked} == {"1700000000.05"}
+    assert [(each["since"][0], each["follow"][0]) for each in asked] == [("1700000000.05", "1")]
     container.close()
     container.close()
     assert not any(each.startswith("DELETE") for each in server.asked), "it stays"
@@ -223,3 +228,43 @@ def test_completion_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     for shell in ("zsh", "fish"):  # click asks bash for its version first
         assert cli.main(["completion", shell]) == 0
         assert "_VIRTAINERS_COMPLETE" in capsys.readouterr().out
+
+
+def test_a_silent_log_does_not_end_and_close_wakes_its_reader(engine: Engine, server: FakeEngine) -> None:
+    def logs(request: BaseHTTPRequestHandler) -> None:
+        frame = struct.pack(">BxxxL", 1, 5) + b"hello"
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        request.wfile.write(head + f"{len(frame):x}\r\n".encode() + frame + b"\r\n")
+        request.rfile.read(1)  # until the client hangs up
+
+    server.answers |= {"GET /containers/1/json": (200, INSPECTED), "GET /containers/1/logs": logs}
+    engine.api.timeout = cast("Any", 0.3)
+    container = Container.adopt(engine, INSPECTED)
+    container.follow()
+    assert not container.wait(1.0), "three times as long as an answer may take"
+    assert container.stdout == b"hello"
+    container.close()
+    assert container.wait(5)
+
+
+@pytest.mark.parametrize(("text", "words"), [("-----BEGIN OPENSSH PRIVATE KEY-----", "this is a private key")])
+def test_keys_that_let_others_in(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "key.pub").write_text("ssh-ed25519 AAAA me\n\nssh-rsa BBBB me\n")
+    checked = check({"authorized_keys": [tmp_path / "key.pub", "ssh-ed25519 CCCC you"]}, "here")
+    assert checked["authorized_keys"] == ("ssh-ed25519 AAAA me", "ssh-rsa BBBB me", "ssh-ed25519 CCCC you")
+    with pytest.raises(SpecError, match=words):
+        check({"authorized_keys": [text]}, "here")
+    spec = merge(resolve([]).shape, checked)
+    (account,) = user_data(spec, Keys(KeyPair("", "ours"), KeyPair("", "")), "me")["users"]
+    assert account["ssh_authorized_keys"] == ["ours", *checked["authorized_keys"]]
+
+
+def test_a_file_that_is_not_there_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "missing")
+
+    monkeypatch.setattr(machines, "attached", fail)
+    assert cli.main(["cp", "missing", "web:/srv"]) == 1
+    assert capsys.readouterr().err == "virtainers: [Errno 2] No such file or directory: 'missing'\n"

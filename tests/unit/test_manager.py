@@ -80,6 +80,7 @@ class Run:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(module, "find", lambda _engine: SimpleNamespace())
+    monkeypatch.setattr(Manager, "_is_kept_on", lambda *_: False)
     monkeypatch.setattr(module, "sweep", lambda _engine: [])
     monkeypatch.setattr(scratch, "sweep", lambda: None)
     return Run()
@@ -114,6 +115,15 @@ def test_a_clone_that_fails_once_is_tried_again_with_the_template_that_is_in_the
     assert run.templates.condemned == [False]
     assert len(run.templates.given) == 2
     assert run.notes == [ONCE_MORE.format(failure)]
+
+
+def test_a_template_on_which_a_kept_vm_has_its_disk_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Manager, "_is_kept_on", lambda *_: True)
+    booted: Any = object()
+    monkeypatch.setattr(Manager, "_boot", lambda *_: booted)
+    assert run.clone(BadTemplate("another QEMU")) is booted
+    assert run.templates.condemned == []
+    assert "a VM that stays has its disk on it: vm is booted instead: another QEMU" in run.notes[0]
 
 
 def test_two_that_fail_condemn_their_template(run: Run) -> None:

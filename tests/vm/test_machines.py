@@ -1,6 +1,7 @@
 """VMs that stay, with the command line alone; each command is a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -62,8 +63,9 @@ def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Eng
     assert "PRIVATE" not in json.dumps(facts)
 
     refused = virtainers("run", "--detach", "--name", "web", fails=True).stderr
+    assert virtainers("cp", tmp_path / "missing", "web:/srv/", fails=True).stderr.startswith("virtainers: ")
     assert "there is a machine called web already: virtainers rm web removes it" in refused
-    assert "web runs: virtainers stop web switches it off" in virtainers("rm", "web", fails=True).stderr
+    assert "web is running: virtainers stop web switches it off" in virtainers("rm", "web", fails=True).stderr
     virtainers("rm", "--force", "web")
     assert left(engine) == []
     assert "no machine is called web; there is none at all" in virtainers("ssh", "web", fails=True).stderr
@@ -78,6 +80,8 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
     assert virtainers("exec", "past", "--", "cat", "state").stdout == "after\n", "it goes on"
     virtainers("restore", "past", "t1")
     assert virtainers("exec", "past", "--", "cat", "state").stdout == "before\n"
+    assert "past has a snapshot t1 already" in virtainers("snapshot", "past", "t1", fails=True).stderr
+    assert virtainers("snapshot", "past").stdout == "s1\n"
     assert "t%1" in virtainers("snapshot", "past", "t%1", fails=True).stderr
     virtainers("rm", "--force", "past")
 
@@ -90,8 +94,8 @@ def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtai
     while [each["name"] for each in json.loads(virtainers("ls", "--json").stdout)] != ["one"]:
         assert time.monotonic() < deadline
     virtainers("stop", "one")
-    assert "one is switched off: virtainers start one" in virtainers("exec", "one", "--", "true", fails=True).stderr
-    assert "Remove one, with their disks?" in virtainers("prune", stdin="n\n", fails=True).stderr
+    assert "one is exited: virtainers start one" in virtainers("exec", "one", "--", "true", fails=True).stderr
+    assert "Remove one?" in virtainers("prune", stdin="n\n", fails=True).stderr
     assert virtainers("prune", "--force").stdout.splitlines()[0] == "removed one"
     assert left(engine) == []
 
@@ -112,6 +116,9 @@ def test_one_that_is_killed_before_it_is_ready_is_removed_by_the_next(virtainers
 
 
 def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "disk", 1000, 1000)  # as of a user who may use the engine
     disk = ("--persist", tmp_path / "disk", *SHAPE)
     virtainers("run", *disk, "--", "sh", "-c", "echo kept >state")
     virtainers("run", "--detach", "--name", "again", *disk)
