@@ -63,8 +63,8 @@ class Commands(Core):
         killed_before = self.console.killed_for_memory()
         began = time.monotonic()
 
-        def result(exit_code: int) -> Result:
-            return Result(shown, exit_code, bytes(stdout), bytes(stderr), time.monotonic() - began)
+        def result(exit_code: int, seconds: float) -> Result:
+            return Result(shown, exit_code, bytes(stdout), bytes(stderr), seconds)
 
         try:
             exit_code = self._perform(
@@ -78,8 +78,9 @@ class Commands(Core):
                 timeout=timeout,
             )
         except TimedOut:
-            raise CommandTimeout(result(-1), self.name) from None
-        finished = result(exit_code)
+            # Not the time until its processes were killed: that may take seconds more.
+            raise CommandTimeout(result(-1, timeout or 0), self.name) from None
+        finished = result(exit_code, time.monotonic() - began)
         if check and not finished.ok:
             raise CommandFailed(finished, self.name, self.console.killed_for_memory()[len(killed_before) :])
         return finished
