@@ -23,8 +23,11 @@ def digest(name: str) -> str:
     return sha.hexdigest()[:12]
 
 
-def archive(name: str, into: str = "") -> bytes:
-    """Pack the context `name` as tar, each member under the folder `into`, owned by root, without times."""
+def archive(name: str, into: str = "", *, goes_on: bool = False) -> bytes:
+    """Pack the context `name` as tar, each member under the folder `into`, owned by root, without times.
+
+    With `goes_on` it has no end mark: another tar stream follows.
+    """
     folder, packed = build_contexts() / name, io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for path in _members(folder):
@@ -32,7 +35,8 @@ def archive(name: str, into: str = "") -> bytes:
             entry.size, entry.mode = path.stat().st_size, _mode(path)
             with path.open("rb") as content:
                 tar.addfile(entry, content)
-    return packed.getvalue()
+        end = tar.offset if goes_on else None
+    return packed.getvalue()[:end]
 
 
 def _members(folder: Path) -> list[Path]:

@@ -1,39 +1,33 @@
 """Guest images: what an `image` setting means, and how its disk gets into the store.
 
 A catalogue name stands for a recipe, built inside an unprivileged container at first use, or for a disk that somebody
-publishes, as a URL does: it is fetched at first use. A path is copied into the store. The key of a copied disk is the
-hash of its content; that of a built one is the hash of its recipe, that of a fetched one the hash of where it was:
-what comes from there on different days may differ under one key. The digests in their manifests tell them apart.
+publishes, as a URL does: it is fetched at first use. A path is copied into the store, and so is the disk that is in a
+container image. The key of a copied disk is the hash of its file or container image; that of a built one is the hash
+of its recipe, that of a fetched one the hash of where it was: what comes from there on different days may differ
+under one key. The digests in their manifests tell them apart.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import checksums, contexts, fetch
+from pytest_virtainers import checksums, contained, contexts, disks, fetch
 from pytest_virtainers.catalogue import DEFAULT_USER, Entry, Published, Recipe, catalogue
 from pytest_virtainers.errors import ImageError, StoreError
-from pytest_virtainers.paths import cache_folder, locked
+from pytest_virtainers.paths import locked
 from pytest_virtainers.store import MOUNT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from pytest_virtainers.progress import Progress, Step
     from pytest_virtainers.store import Workshop
 
-_QCOW2_MAGIC = b"QFI\xfb"
-_SECTOR_BYTES = 512
-_CHUNK_BYTES = 1024 * 1024
 _NO_NAME = re.compile("[^A-Za-z0-9._-]")
-_LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,10 @@ class Guest:
         return f"{MOUNT}/{self.place}/disk.qcow2"
 
 
-def find(image: str) -> Entry | Path:
+def find(image: str) -> Entry | Path | str:
     """Tell what an `image` setting means: an entry of the catalogue, a URL, or a disk image on this machine.
+
+    Text is the name of a container image with a disk in it.
 
     Raises:
         ImageError: none of them; or the path is not that of a disk image.
@@ -70,6 +66,8 @@ def find(image: str) -> Entry | Path:
     known = catalogue()
     if image in known:
         return known[image]
+    if image.startswith(contained.SCHEME):
+        return image.removeprefix(contained.SCHEME)
     if "://" in image:
         url, digest = fetch.split(image)
         return Published(_NO_NAME.sub("-", url.rpartition("/")[2])[:60] or "image", DEFAULT_USER, url, digest)
@@ -81,7 +79,7 @@ def find(image: str) -> Entry | Path:
         raise ImageError(
             f"no guest image is called {image!r}; {hint}the catalogue has {names}; a path or URL works too"
         )
-    _check_disk(path, str(path))
+    disks.check_head(path, str(path), packed=True)
     return path
 
 
@@ -97,6 +95,8 @@ def ensure(image: str, shop: Workshop, progress: Progress) -> Guest:
         return ensure_built(found, shop, progress)
     if isinstance(found, Published):
         return _ensure_fetched(found, shop, progress)
+    if isinstance(found, str):
+        return _ensure_taken_out(found, shop, progress)
     return _ensure_copied(found, shop, progress)
 
 
@@ -134,26 +134,6 @@ def build(entry: Recipe, shop: Workshop, progress: Progress) -> None:
             )
 
 
-def _check_disk(path: Path, name: str) -> None:
-    """Look at the file's head; what only its whole content shows is checked in the store."""
-    if not path.exists():
-        raise ImageError(f"image {name}: there is no such file")
-    if not path.is_file():
-        raise ImageError(f"image {name}: this is a directory, not a disk image")
-    size = path.stat().st_size
-    if size == 0:
-        raise ImageError(f"image {name}: the file is empty")
-    try:
-        with path.open("rb") as file:
-            head = file.read(_SECTOR_BYTES)
-    except OSError as error:
-        raise ImageError(f"image {name}: it cannot be read ({error.strerror})") from error
-    # A raw disk that boots has a boot sector, which ends with this mark, protective ones of GPT included.
-    is_raw = size % _SECTOR_BYTES == 0 and head[-2:] == b"\x55\xaa"
-    if not head.startswith(_QCOW2_MAGIC) and not is_raw:
-        raise ImageError(f"image {name}: this is neither a qcow2 image nor a raw disk with a boot sector")
-
-
 def _ensure_fetched(entry: Published, shop: Workshop, progress: Progress) -> Guest:
     manifest = shop.manifest(entry.place)
     if manifest is None:
@@ -166,89 +146,58 @@ def _ensure_fetched(entry: Published, shop: Workshop, progress: Progress) -> Gue
 
 
 def _fetch(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:
-    folder = cache_folder() / "downloads"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = disks.downloads()
     disk, digest = folder / entry.key, entry.digest
     try:
         if entry.checksums is not None:
             name = entry.url.rpartition("/")[2]
             digest = checksums.published(entry.checksums, name, folder / f"{entry.key}.sums", step.update)
         sha256 = fetch.fetch(entry.url, digest, disk, step.update)
-        _check_disk(disk, entry.url)
+        disks.check_head(disk, entry.url)
         with locked("store"), shop.new(entry.place) as out:
-            return _copy(_File(disk, entry.url, sha256), shop, out, step)
+            disks.send(disk, entry.url, shop, out, step)
+            return disks.settle(entry.url, sha256, shop, out)
     finally:
         disk.unlink(missing_ok=True)
 
 
 def _ensure_copied(path: Path, shop: Workshop, progress: Progress) -> Guest:
     with progress.step(f"reading {path.name}") as step:
-        digest = _sha256(path, step)
-    guest = Guest(f"file-{digest[:16]}", DEFAULT_USER, digest)
-    if shop.manifest(guest.place) is None:
+        key = f"file-{disks.digest(path, step)[:16]}"
+
+    def copy(out: str) -> dict[str, Any]:
+        with (
+            progress.step(f"copying {path.name} into the store") as step,
+            disks.unpacked(path, path.name, step) as disk,
+        ):
+            disks.send(disk, str(path), shop, out, step)
+            return disks.settle(str(path), disks.digest(disk, step), shop, out)
+
+    return Guest(key, DEFAULT_USER, _once(f"guests/{key}", shop, copy)["disk"]["sha256"])
+
+
+def _ensure_taken_out(reference: str, shop: Workshop, progress: Progress) -> Guest:
+    with progress.step(f"looking for image {reference}") as step:
+        prepared = contained.look(shop.engine, reference, step.update)
+    key, name = f"image-{prepared.digest[:16]}", f"{contained.SCHEME}{reference}"
+
+    def take_out(out: str) -> dict[str, Any]:
+        with progress.step(f"copying the disk in {reference} into the store"):
+            return disks.settle(name, contained.take_out(prepared, shop, out), shop, out)
+
+    return Guest(key, prepared.user or DEFAULT_USER, _once(f"guests/{key}", shop, take_out)["disk"]["sha256"])
+
+
+def _once(place: str, shop: Workshop, make: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Give the manifest of what is at `place`; `make` fills a folder and gives it if nothing is there."""
+    manifest = shop.manifest(place)
+    if manifest is None:
         with locked("store"):
-            if shop.manifest(guest.place) is None:
-                with progress.step(f"copying {path.name} into the store") as step, shop.new(guest.place) as out:
-                    _copy(_File(path, str(path), digest), shop, out, step)
-    return guest
-
-
-@dataclass(frozen=True)
-class _File:
-    """A disk image on this machine: where it is, what it is called in messages, and its digest."""
-
-    path: Path
-    name: str
-    sha256: str
-
-
-def _copy(file: _File, shop: Workshop, out: str, step: Step) -> dict[str, Any]:
-    """Copy a disk into the folder `out` of the store, and look at it there; return its manifest."""
-    try:
-        shop.container.put_archive(out, _as_tar(file.path, step))
-    except Exception as error:
-        raise StoreError(shop.explain(f"copying {file.name} into the store failed", str(error))) from error
-    code, output = shop.container.run(["qemu-img", "info", "--output=json", f"{out}/disk.qcow2"])
-    facts = json.loads(output) if code == 0 else {}
-    backing, data = facts.get("backing-filename"), facts.get("format-specific", {}).get("data", {}).get("data-file")
-    if backing or data:
-        what = f"it is an overlay of {backing}" if backing else f"its data is in another file, {data}"
-        raise ImageError(
-            f"image {file.name}: {what}; make it whole first: qemu-img convert -O qcow2 {file.path.name} whole.qcow2"
-        )
-    if facts.get("format") == "qcow2":
-        code, output = shop.container.run(["qemu-img", "check", "-q", f"{out}/disk.qcow2"])
-    if code not in (0, _LEAKS):
-        raise ImageError(
-            shop.explain(f"image {file.name}: the disk is damaged or cut short; qemu-img says", output.decode())
-        )
-    disk = {"format": facts["format"], "sha256": file.sha256, "virtual_size": facts["virtual-size"]}
-    manifest = {"name": file.name, "disk": disk}
-    shop.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
+            manifest = shop.manifest(place)  # another process may have made it meanwhile
+            if manifest is None:
+                with shop.new(place) as out:
+                    manifest = make(out)
     return manifest
-
-
-def _as_tar(path: Path, step: Step) -> Iterator[bytes]:
-    """Stream one large file as tar, without a copy of it."""
-    size, sent = path.stat().st_size, 0
-    entry = tarfile.TarInfo("disk.qcow2")
-    entry.size = size
-    yield entry.tobuf(tarfile.GNU_FORMAT)
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK_BYTES):
-            sent += len(data)
-            step.update(f"{sent // _CHUNK_BYTES} of {size // _CHUNK_BYTES} MiB")
-            yield data
-    yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
-
-
-def _sha256(path: Path, step: Step) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK_BYTES):
-            sha.update(data)
-            step.update(f"{file.tell() // _CHUNK_BYTES} MiB")
-    return sha.hexdigest()
 
 
 def _last_line(piece: bytes) -> str:

@@ -90,26 +90,14 @@ def _ensure_base(engine: Engine, progress: Progress) -> str:
         if present(engine, base):
             progress.note(f"the runtime image's base is {base}, which the engine has")
             return base
-    refusal = _pull(engine, progress)
+    with progress.step(f"pulling {_OFFICIAL_BASE}") as step:
+        refusal = engine.pull(_OFFICIAL_BASE, step.update)
     if present(engine, _OFFICIAL_BASE):
         progress.note(f"the runtime image's base is {_OFFICIAL_BASE}, pulled from its registry")
         return _OFFICIAL_BASE
     progress.note(f"no container registry answers ({refusal[-160:]}); making the base from Debian's packages")
     _make_base(engine, progress)
     return _OWN_BASE
-
-
-def _pull(engine: Engine, progress: Progress) -> str:
-    """Try to pull the official base; give what the engine said last; Podman tells failures only in its events."""
-    said = ""
-    with progress.step(f"pulling {_OFFICIAL_BASE}") as step:
-        try:
-            for event in engine.api.pull(_OFFICIAL_BASE, stream=True, decode=True):
-                said = str(event.get("error") or event.get("status") or said)
-                step.update(said)
-        except (docker.errors.DockerException, OSError) as error:
-            said = str(getattr(error, "explanation", None) or error)
-    return " ".join(said.split())
 
 
 def _make_base(engine: Engine, progress: Progress) -> None:

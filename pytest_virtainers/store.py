@@ -50,11 +50,29 @@ class Workshop:
         spared: scratch folders that somebody else removes, as something in them is still used.
     """
 
-    def __init__(self, container: Container, location: str) -> None:
+    def __init__(self, container: Container, location: str, run_id: str = "") -> None:
         self.container = container
+        self._run_id = run_id
         self.made: list[str] = []
         self.spared: Collection[str] = ()
         self._location = location
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that has the store."""
+        return self.container.engine
+
+    @contextmanager
+    def beside(self, image: str) -> Iterator[Container]:
+        """Give a container of another image, which never starts, to copy out of it; raises `EngineError`."""
+        name = f"virtainers-{self._run_id}-beside-{secrets.token_hex(2)}"
+        container = Container(
+            self.engine, Plan(name=name, kind="helper", image=image, entrypoint=("none",)), self._run_id
+        )
+        try:
+            yield container
+        finally:
+            container.close()
 
     def manifest(self, place: str) -> dict[str, Any] | None:
         """Give the manifest in the folder `place` (`guests/KEY`); None when the store has none, or a damaged one.
@@ -165,6 +183,6 @@ def workshop(engine: Engine, location: str, runtime_image: str, run_id: str) -> 
     except EngineError as error:
         raise StoreError(f"the store {location} cannot be opened: {error}") from error
     try:
-        yield Workshop(container, location)
+        yield Workshop(container, location, run_id)
     finally:
         container.close()

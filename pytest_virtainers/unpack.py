@@ -35,6 +35,11 @@ class Unpacker:
         self._machine: Any = None
         self._error: type[Exception] = Damaged
 
+    @staticmethod
+    def takes(head: bytes) -> bool:
+        """Tell by its first bytes whether a file is packed."""
+        return any(head.startswith(each.magic) for each in _FORMATS)
+
     def write(self, data: bytes) -> None:
         """Take a piece; raises Damaged."""
         if not self._begun:

@@ -13,7 +13,7 @@ import requests.exceptions
 from pytest_virtainers.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from docker.tls import TLSConfig
 
@@ -107,6 +107,17 @@ class Engine:
         """Give the id of an image that the engine has."""
         with self.failures(f"looking at image {reference}"):
             return str(self.api.inspect_image(reference)["Id"])  # type: ignore[no-untyped-call]
+
+    def pull(self, reference: str, tell: Callable[[str], object]) -> str:
+        """Have the engine pull an image, and give what it said last: Podman tells failures only in that way."""
+        said = ""
+        try:
+            for event in self.api.pull(reference, stream=True, decode=True):
+                said = str(event.get("error") or event.get("status") or said)
+                tell(said)
+        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+            said = str(getattr(error, "explanation", None) or error)
+        return " ".join(said.split())
 
     @contextmanager
     def failures(self, action: str) -> Iterator[None]:

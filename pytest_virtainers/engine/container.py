@@ -123,7 +123,7 @@ class Container:
 
     def _begin(self, engine: Engine, name: str, environment: Mapping[str, str]) -> None:
         self.name = name
-        self._engine = engine
+        self.engine = engine
         self._api = engine.api
         self._output = {False: bytearray(), True: bytearray()}
         self._arrived = threading.Condition()
@@ -208,14 +208,14 @@ class Container:
 
     def put_archive(self, folder: str, archive: bytes | Iterator[bytes]) -> None:
         """Unpack a tar stream into `folder`."""
-        with self._engine.failures(f"copying into container {self.name}"):
+        with self.engine.failures(f"copying into container {self.name}"):
             self._api.put_archive(self.id, folder, archive)
 
     def start(self) -> None:
         """Take the lease, then start; a container that does not start is removed."""
         streams = {"stdout": 1, "stderr": 1, "stream": 1, **({"stdin": 1} if self._leased else {})}
         try:
-            with self._engine.failures(f"starting container {self.name}"):
+            with self.engine.failures(f"starting container {self.name}"):
                 attached = HijackedSocket(self._api.attach_socket(self.id, params=streams))
                 self._collect_from(attached, _frames(attached))
                 self._api.start(self.id)
@@ -226,7 +226,7 @@ class Container:
     def follow(self) -> None:
         """Have the output of one that runs and was adopted, from its last start on; raises `EngineError`."""
         # Attaching with what was said before would do, but Podman 4.3 gets the frames of that wrong.
-        with self._engine.failures(f"following container {self.name}"):
+        with self.engine.failures(f"following container {self.name}"):
             started = datetime.fromisoformat(self._api.inspect_container(self.id)["State"]["StartedAt"])
             log = Log(self._api.open_log(self.id, follow=True, since=started.timestamp() - _BEFORE_START_SECONDS))
         self._collect_from(log, log)
@@ -275,7 +275,7 @@ class Container:
         """Give what it has on a network, by default on that of its plan; raises `EngineError`."""
         name = network or (self._port.network if self._port else "")
         if name not in self._joints:
-            with self._engine.failures(f"asking for the addresses of {self.name}"):
+            with self.engine.failures(f"asking for the addresses of {self.name}"):
                 found: dict[str, Any] = self._api.inspect_container(self.id)["NetworkSettings"]["Networks"]
             self._joints = {
                 each: Joint(facts["MacAddress"].lower(), facts["IPAddress"], facts.get("GlobalIPv6Address") or "")
@@ -285,7 +285,7 @@ class Container:
 
     def connect(self, port: Port) -> Joint:
         """Connect it, while it runs, to one more network; raises `EngineError`."""
-        with self._engine.failures(f"connecting {self.name} to network {port.network}"):
+        with self.engine.failures(f"connecting {self.name} to network {port.network}"):
             self._api.connect_container_to_network(
                 self.id, port.network, aliases=list(port.aliases), ipv4_address=port.address
             )
@@ -294,7 +294,7 @@ class Container:
     def disconnect(self, network: str) -> None:
         """Take it off a network again; raises `EngineError`."""
         self._joints.pop(network, None)
-        with self._engine.failures(f"disconnecting {self.name} from network {network}"):
+        with self.engine.failures(f"disconnecting {self.name} from network {network}"):
             self._api.disconnect_container_from_network(self.id, network, force=True)
 
     def run(
@@ -315,7 +315,7 @@ class Container:
             EngineError: the engine failed, or the patience was over.
         """
         output, frames = bytearray(), Demultiplexer()
-        with self._engine.failures(f"running {command[0]} in {self.name}"):
+        with self.engine.failures(f"running {command[0]} in {self.name}"):
             session = self._api.exec_create(self.id, command)["Id"]
             hijacked = HijackedSocket(self._api.exec_start(session, socket=True))
             hijacked.settimeout(patience)
@@ -333,7 +333,7 @@ class Container:
 
     def stream(self, command: list[str]) -> ExecStream:
         """Run a command inside and give its stdin and stdout as a socket."""
-        return exec_stream(self._engine, self.id, command)
+        return exec_stream(self.engine, self.id, command)
 
     def fetch(self, path: str, target: Path) -> None:
         """Copy a file out of it into a private file; long runs of zeros become holes.
@@ -341,7 +341,7 @@ class Container:
         Raises:
             EngineError: the engine failed, or sent nothing for the time that any of its answers may take.
         """
-        with self._engine.failures(f"copying {path} out of container {self.name}"):
+        with self.engine.failures(f"copying {path} out of container {self.name}"):
             pieces, _ = self._api.get_archive(self.id, path)
             stream: Any = Pieces(iter(pieces))
             try:
@@ -354,9 +354,18 @@ class Container:
             except tarfile.TarError as error:
                 raise OSError(f"it broke off: {error}") from error
 
+    def archive(self, path: str) -> Iterator[bytes] | None:
+        """Give a file or folder in it as a tar stream; None when there is nothing there; raises `EngineError`."""
+        with self.engine.failures(f"copying {path} out of container {self.name}"):
+            try:
+                pieces: Iterator[bytes] = self._api.get_archive(self.id, path)[0]
+            except docker.errors.NotFound:
+                return None
+        return pieces
+
     def read(self, path: str) -> bytes:
         """Give the content of a small file in it, whether it runs or not; raises `EngineError`."""
-        with self._engine.failures(f"reading {path} in container {self.name}"):
+        with self.engine.failures(f"reading {path} in container {self.name}"):
             pieces, _ = self._api.get_archive(self.id, path)
             with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as tar:
                 content = tar.extractfile(tar.getmembers()[0])
@@ -364,7 +373,7 @@ class Container:
 
     def keep(self, name: str) -> None:
         """Give it its lasting name; from now on `close` leaves it; raises `EngineError`."""
-        with self._engine.failures(f"calling container {self.name} {name}"):
+        with self.engine.failures(f"calling container {self.name} {name}"):
             self._api.rename(self.id, name)
         self.name, self._kept = name, True
 
@@ -384,7 +393,7 @@ class Container:
 
     def _remove_volume(self, name: str) -> None:
         deadline = time.monotonic() + _END_SECONDS
-        with self._engine.failures(f"removing volume {name}"):
+        with self.engine.failures(f"removing volume {name}"):
             while True:
                 try:
                     self._api.remove_volume(name)
@@ -404,7 +413,7 @@ class Container:
             return
         deadline = time.monotonic() + _END_SECONDS
         while time.monotonic() < deadline:
-            with self._engine.failures(f"removing container {self.name}"):
+            with self.engine.failures(f"removing container {self.name}"):
                 try:
                     self._api.remove_container(identifier, force=True, v=True)
                 except docker.errors.NotFound:

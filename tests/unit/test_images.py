@@ -1,9 +1,10 @@
+import gzip
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from pytest_virtainers import catalogue, contexts, images
+from pytest_virtainers import catalogue, contained, contexts, disks, images
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.store import Workshop
@@ -47,14 +48,59 @@ def test_what_is_not_a_disk_is_refused(tmp_path: Path) -> None:
     assert refused(str(tmp_path / "none.qcow2")).endswith("none.qcow2: there is no such file")
     assert refused(str(tmp_path)).endswith("this is a directory, not a disk image")
     assert refused(made("empty", b"")).endswith("empty: the file is empty")
-    assert "neither a qcow2 image nor a raw disk" in refused(made("text", b"hello\n" * 1000))
-    assert "neither a qcow2 image nor a raw disk" in refused(made("odd", b"\0" * 510 + b"\x55\xaa" + b"x"))
+    assert "neither a qcow2, VMDK or VHDX image nor a raw disk" in refused(made("text", b"hello\n" * 1000))
+    assert "neither a qcow2, VMDK or VHDX image nor a raw disk" in refused(
+        made("odd", b"\0" * 510 + b"\x55\xaa" + b"x")
+    )
 
 
 def test_disks_are_taken(tmp_path: Path) -> None:
-    for name, content in (("a.qcow2", b"QFI\xfb" + b"\0" * 100), ("b.raw", b"\0" * 510 + b"\x55\xaa" + b"\0" * 512)):
+    for name, content in (
+        ("a.qcow2", b"QFI\xfb" + b"\0" * 100),
+        ("b.raw", b"\0" * 510 + b"\x55\xaa" + b"\0" * 512),
+        ("c.vmdk", b"KDMV" + b"\0" * 100),
+        ("d.vhdx", b"vhdxfile" + b"\0" * 100),
+        ("e.qcow2.gz", gzip.compress(b"QFI\xfb")),
+    ):
         (tmp_path / name).write_bytes(content)
         assert images.find(str(tmp_path / name)) == tmp_path / name
+
+
+def test_a_packed_disk_is_unpacked_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    packed = tmp_path / "a.qcow2.gz"
+    packed.write_bytes(gzip.compress(b"QFI\xfb" + bytes(100)))
+    with Progress(lambda _text: None, live=False).step("copying") as step:
+        with disks.unpacked(packed, "a", step) as disk:
+            assert disk.read_bytes() == b"QFI\xfb" + bytes(100)
+        assert list(disks.downloads().iterdir()) == []
+        packed.write_bytes(packed.read_bytes()[:-10])
+        with (
+            pytest.raises(ImageError, match="image a: its gzip data is cut short"),
+            disks.unpacked(packed, "a", step),
+        ):
+            pass
+        packed.write_bytes(gzip.compress(b"no disk at all" * 100))
+        with pytest.raises(ImageError, match="image a: this is neither"), disks.unpacked(packed, "a", step):
+            pass
+    assert list(disks.downloads().iterdir()) == []
+
+
+def test_a_container_image_is_named_with_its_scheme() -> None:
+    assert images.find("docker-image://localhost/virtainers/debian:13") == "localhost/virtainers/debian:13"
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("debian-13", "localhost/virtainers/debian:13"),
+        ("ubuntu-18.04", "localhost/virtainers/ubuntu:18.04"),
+        ("centos-stream-9", "localhost/virtainers/centos:stream-9"),
+        ("alpine", "localhost/virtainers/alpine:latest"),
+    ],
+)
+def test_a_prepared_virtainer_is_called_after_its_guest(name: str, tag: str) -> None:
+    assert contained.default_tag(name) == tag
 
 
 class Helper:
@@ -81,7 +127,8 @@ def copied(tmp_path: Path, check: int, more: str = "") -> list[str]:
     helper = Helper(check, more)
     shop = Workshop(cast("Any", helper), "a-store")
     with Progress(lambda _text: None, live=False).step("copying") as step:
-        images._copy(images._File(tmp_path / "a.qcow2", "a.qcow2", "0123"), shop, "/store/.scratch", step)
+        disks.send(tmp_path / "a.qcow2", "a.qcow2", shop, "/store/.scratch", step)
+    disks.settle("a.qcow2", "0123", shop, "/store/.scratch")
     return helper.put_names
 
 
@@ -100,6 +147,7 @@ def test_a_damaged_disk_is_refused(tmp_path: Path) -> None:
     [
         ('"backing-filename": "/etc/shadow"', "it is an overlay of /etc/shadow"),
         ('"format-specific": {"data": {"data-file": "/etc/shadow"}}', "its data is in another file, /etc/shadow"),
+        ('"children": [{"name": "extents.0"}]', "its data is in another file, parts of it"),
     ],
 )
 def test_a_disk_that_is_in_two_files_is_refused(tmp_path: Path, more: str, words: str) -> None:

@@ -40,7 +40,12 @@ def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, 
     session_vm.run("mkdir -p /var/tmp/broken/tree && echo old >/var/tmp/broken/tree/old")
     connection = session_vm._connection
     assert connection is not None
-    breaking = threading.Timer(0.5, connection.close)
+
+    def break_it() -> None:  # when the upload is surely under way
+        session_vm.run("until ls -d /var/tmp/broken/.virtainer.*/tree/1; do sleep 0.1; done", timeout=60)
+        connection.close()
+
+    breaking = threading.Thread(target=break_it)
     breaking.start()
     with pytest.raises(SSHError):
         session_vm.put(tree, "/var/tmp/broken")

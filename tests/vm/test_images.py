@@ -1,16 +1,25 @@
 """Guest images from a server, into the store of a real engine."""
 
 import hashlib
+import io
 import lzma
+import os
+import subprocess
+import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import images
+from pytest_virtainers import contained, images
 from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.detect import command_line
+from pytest_virtainers.engine.streams import Log
 from pytest_virtainers.errors import ImageError
+from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.store import Workshop, workshop
 from tests.unit.hostile_server import HostileServer, cut
 
@@ -34,16 +43,59 @@ def test_a_packed_disk_comes_into_the_store_and_is_fetched_once(server: HostileS
     server.days = [cut(100)]
     guest = images.ensure(image(server), shop, SILENT)
     assert guest.digest == hashlib.sha256(DISK).hexdigest()
-    assert shop.shell(f"sha256sum {guest.disk}").split()[0] == guest.digest
+    shop.shell(f"qemu-img convert -f qcow2 -O raw {guest.disk} /store/raw")
+    assert shop.shell("sha256sum /store/raw").split()[0] == guest.digest
     assert len(server.ranges) == 2
     assert images.ensure(image(server), shop, SILENT) == guest
     assert len(server.ranges) == 2
 
 
+@pytest.mark.parametrize("kind", ["raw", "vmdk", "vhdx"])
+def test_disks_of_all_kinds_become_one(shop: Workshop, tmp_path: Path, kind: str) -> None:
+    raw, came = tmp_path / "store" / "raw", tmp_path / "store" / f"came.{kind}"
+    raw.write_bytes(DISK + bytes(32 * 2**20))
+    shop.shell(f"cd /store && qemu-img convert -f raw -O {kind} raw {came.name}")
+    packed = tmp_path / f"disk.{kind}.xz"
+    packed.write_bytes(lzma.compress(came.read_bytes()))
+    guest = images.ensure(str(packed), shop, SILENT)
+    assert guest.digest == hashlib.sha256(came.read_bytes()).hexdigest()
+    assert "file format: qcow2" in shop.shell(f"qemu-img info {guest.disk}")
+    shop.shell(f"qemu-img compare /store/raw {guest.disk}")
+    assert int(shop.shell(f"stat -c %s {guest.disk}")) < 8 * 2**20  # empty room is none
+    assert images.ensure(str(packed), shop, SILENT) == guest
+
+
+@pytest.mark.parametrize("path", ["disk/any name.img", "image"])
+def test_a_disk_in_a_container_image(engine: Engine, shop: Workshop, path: str) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in ((path, DISK), ("etc/passwd", b"")):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.uid = len(content), 107
+            tar.addfile(entry, io.BytesIO(content))
+    reference = f"localhost/virtainers-test:{path[:4]}"
+    engine.api.import_image_from_data(packed.getvalue(), repository=reference)
+    try:
+        guest = images.ensure(f"docker-image://{reference}", shop, SILENT)
+        assert (guest.digest, guest.user) == (hashlib.sha256(DISK).hexdigest(), "tester")
+        assert "file format: qcow2" in shop.shell(f"qemu-img info {guest.disk}")
+    finally:
+        engine.api.remove_image(reference)
+
+
+def test_a_container_image_without_a_disk(shop: Workshop, runtime_image: str) -> None:
+    with pytest.raises(ImageError, match=r"it has no disk at /image or /disk; a prepared virtainer has its disk as"):
+        images.ensure(f"docker-image://{runtime_image}", shop, SILENT)
+    assert shop.shell("find /store -type f").split() == []
+    with pytest.raises(ImageError, match=r"has no such image, and pulling it failed: .+"):
+        images.ensure("docker-image://localhost/virtainers-test:none", shop, SILENT)
+
+
 def test_what_is_no_disk_leaves_nothing(server: HostileServer, shop: Workshop, tmp_path: Path) -> None:
     server.content = b"<html>Please log in</html>" * 1000
     with pytest.raises(
-        ImageError, match=f"image {server.url}: this is neither a qcow2 image nor a raw disk with a boot sector"
+        ImageError,
+        match=f"image {server.url}: this is neither a qcow2, VMDK or VHDX image nor a raw disk",
     ):
         images.ensure(image(server), shop, SILENT)
     server.content = b"QFI\xfb\0\0\0\x03" + bytes(1000)
@@ -51,3 +103,39 @@ def test_what_is_no_disk_leaves_nothing(server: HostileServer, shop: Workshop, t
         images.ensure(image(server), shop, SILENT)
     assert list((tmp_path / "cache" / "pytest-virtainers" / "downloads").iterdir()) == []
     assert shop.shell("find /store -type f").split() == []
+
+
+def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: Engine, tmp_path: Path) -> None:
+    """It has the guest's very disk, runs it without anything of ours, and is taken back as a guest image."""
+    tag = "localhost/virtainers-test/debian:13"
+    baked = subprocess.run(
+        [sys.executable, "-m", "pytest_virtainers.cli", "images", "bake", "debian-13", "--tag", tag],
+        env={**os.environ, "VIRTAINER_ENGINE": engine.kind},
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert baked.stdout == f"{tag}\n"
+    rights = [f"--cap-add={each}" for each in ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")]
+    begin = [*command_line(engine), "run", "-d", "--rm", "--cap-drop=ALL", *rights, "--device=/dev/net/tun"]
+    begin += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]  # Podman's own are too many for some hosts
+    name = f"virtainers-test-baked-{os.getpid()}"
+    try:
+        subprocess.run([*begin, "--sysctl=net.ipv4.ip_forward=1", f"--name={name}", tag], check=True)
+        try:
+            log = Log(engine.api.open_log(name, follow=True))
+            seen = b""
+            for _, piece in log:
+                seen += piece
+                if b"Linux version" in seen:
+                    break
+            assert b"Linux version" in seen, seen[-2000:]
+            log.close()
+        finally:
+            subprocess.run([*command_line(engine), "rm", "-f", name], check=True)
+        with Manager(resolve([environment(os.environ)]), SILENT) as manager:
+            original = manager.guest("debian-13")
+            assert contained.look(engine, tag, print).user == original.user
+            assert manager.guest(f"docker-image://{tag}").digest == original.digest
+    finally:
+        engine.api.remove_image(tag)

@@ -1,0 +1,139 @@
+"""Prepared virtainers: container images with a guest disk in them, to start VMs from, and to make.
+
+Ours are the runtime image with the disk at `/image`, so that the engine's own `run` starts the VM. Taken are those,
+and containerDisks as KubeVirt has them, with one disk of any name in `/disk`
+(https://kubevirt.io/user-guide/storage/disks_and_volumes/#containerdisk).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import docker.errors
+
+from pytest_virtainers import contexts
+from pytest_virtainers.disks import DISK
+from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.images import Guest
+    from pytest_virtainers.store import Workshop
+
+SCHEME = "docker-image://"
+PLACES = ("/image", "/disk")
+"""Where a disk may be in a container image."""
+_USER = f"{LABEL}.user"
+"""The label of a container image with the login user of its guest."""
+_REPOSITORY = "localhost/virtainers"
+_TAG = re.compile(r"(?P<repository>[a-z0-9][a-z0-9._:/-]*?)(?::(?P<tag>\w[\w.-]*))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A container image that the engine has.
+
+    Attributes:
+        reference: by which it was asked for.
+        digest: the engine's id of it, in hex.
+        user: the login user of its guest, if it says so.
+    """
+
+    reference: str
+    digest: str
+    user: str | None
+
+
+def look(engine: Engine, reference: str, tell: Callable[[str], object]) -> Prepared:
+    """Find a container image on the engine, or have it pulled; raises `ImageError`."""
+    with engine.failures(f"looking for image {reference}"):
+        try:
+            found = engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
+        except docker.errors.ImageNotFound:
+            said = engine.pull(reference, tell)
+            try:
+                found = engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
+            except docker.errors.ImageNotFound:
+                raise ImageError(
+                    f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}"
+                ) from None
+    labels = (found.get("Config") or {}).get("Labels") or {}
+    return Prepared(reference, str(found["Id"]).removeprefix("sha256:"), labels.get(_USER))
+
+
+def take_out(image: Prepared, shop: Workshop, out: str) -> str:
+    """Copy the disk of a container image into the folder `out` of the store; give its SHA-256.
+
+    Raises:
+        ImageError: it has no disk, or several.
+        StoreError: the store cannot be written.
+        EngineError: the engine failed.
+    """
+    with shop.beside(image.reference) as container:
+        for place in PLACES:
+            if (pieces := container.archive(place)) is not None:
+                shop.container.put_archive(out, pieces)
+                break
+    # As a file, whatever it is called and whose it was; a link would lead out of the image.
+    count = int(shop.shell(f"find {out} -type f -printf x | wc -c"))
+    if count != 1:
+        what = "no disk" if count == 0 else f"{count} files"
+        raise ImageError(
+            f"image {SCHEME}{image.reference}: it has {what} at {' or '.join(PLACES)}; a prepared virtainer has its "
+            "disk as the file /image, a containerDisk one file in the folder /disk"
+        )
+    said = shop.shell(
+        f"cd {out} && find . -type f -exec mv -T {{}} .found ';' && find . -mindepth 1 ! -name .found -delete && "
+        f"chown 0:0 .found && chmod 644 .found && mv .found {DISK} && sha256sum {DISK}"
+    )
+    return said.split()[0]
+
+
+def default_tag(name: str) -> str:
+    """Say what the prepared virtainer of a guest image is called: `debian-13` is `localhost/virtainers/debian:13`."""
+    distribution, _, version = name.partition("-")
+    return f"{_REPOSITORY}/{distribution}:{version or 'latest'}"
+
+
+def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Callable[[str], object]) -> str:
+    """Make a container image of the runtime image and a guest disk of the store; give its name and tag.
+
+    Raises:
+        ImageError: this cannot be a container image's name, or the engine does not build it.
+        EngineError: the engine failed.
+    """
+    parts = _TAG.fullmatch(tag)
+    if parts is None:
+        raise ImageError(f"{tag!r} is no name of a container image: it is like localhost/virtainers/debian:13")
+    reference = f"{parts['repository']}:{parts['tag'] or 'latest'}"
+    engine, said = shop.engine, ""
+    with engine.failures(f"making image {reference}"):
+        events = engine.api.build(
+            fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types know files only
+            custom_context=True,
+            tag=reference,
+            buildargs={"RUNTIME": runtime_image},
+            labels={_USER: guest.user},
+            rm=True,
+            forcerm=True,
+            decode=True,
+        )
+        for event in events:
+            said = str(event.get("error") or event.get("stream") or "").strip() or said
+            tell(said)
+        try:
+            engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
+        except docker.errors.ImageNotFound:
+            raise ImageError(f"making image {reference} failed: {engine} said: {said}") from None
+    return reference
+
+
+def _context(guest: Guest, shop: Workshop) -> Iterator[bytes]:
+    """Give what the image is built of, as a tar stream: the recipe, and the disk as the engine packs it."""
+    yield contexts.archive("prepared", goes_on=True)
+    yield from shop.container.archive(guest.disk) or ()

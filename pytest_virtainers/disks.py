@@ -1,0 +1,188 @@
+"""Disk images: known by their first bytes, and made in the store what a VM can stand on: one whole qcow2 file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers.errors import ImageError, StoreError
+from pytest_virtainers.paths import cache_folder
+from pytest_virtainers.unpack import Damaged, Unpacker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pytest_virtainers.progress import Step
+    from pytest_virtainers.store import Workshop
+
+DISK = "disk.qcow2"
+"""What a disk is called in its folder."""
+
+_MAGIC = (b"QFI\xfb", b"KDMV", b"vhdxfile")  # qcow2, VMDK in one file, VHDX
+_SECTOR_BYTES = 512
+_BOOT_MARK = b"\x55\xaa"
+"""A raw disk that boots has a boot sector, which ends so, protective ones of GPT included."""
+_KINDS = "this is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector"
+_FORMATS = frozenset({"qcow2", "raw", "vmdk", "vhdx"})  # as QEMU calls them
+_CHUNK_BYTES = 1024 * 1024
+_LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
+
+
+def downloads() -> Path:
+    """Give the folder for what is on its way into the store."""
+    folder = cache_folder() / "downloads"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def check_head(path: Path, name: str, *, packed: bool = False) -> None:
+    """Look at the first bytes; what only the whole content shows is checked in the store.
+
+    Args:
+        path: of the file.
+        name: by which messages call it.
+        packed: one that `unpacked` takes is good, too.
+
+    Raises:
+        ImageError: it is not there, or no disk image.
+    """
+    if not path.exists():
+        raise ImageError(f"image {name}: there is no such file")
+    if not path.is_file():
+        raise ImageError(f"image {name}: this is a directory, not a disk image")
+    size = path.stat().st_size
+    if size == 0:
+        raise ImageError(f"image {name}: the file is empty")
+    try:
+        with path.open("rb") as file:
+            head = file.read(_SECTOR_BYTES)
+    except OSError as error:
+        raise ImageError(f"image {name}: it cannot be read ({error.strerror})") from error
+    is_raw = size % _SECTOR_BYTES == 0 and head[-2:] == _BOOT_MARK
+    if not (head.startswith(_MAGIC) or is_raw or (packed and Unpacker.takes(head))):
+        raise ImageError(f"image {name}: {_KINDS}")
+
+
+@contextlib.contextmanager
+def unpacked(path: Path, name: str, step: Step) -> Iterator[Path]:
+    """Give a disk image, unpacked if it is packed, during the block; raises `ImageError` or `StoreError`."""
+    with path.open("rb") as file:
+        packed = Unpacker.takes(file.read(_SECTOR_BYTES))
+    if not packed:
+        yield path
+        return
+    target = downloads() / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}.disk"
+    try:
+        try:
+            with path.open("rb") as file, target.open("wb") as out:
+                unpacker = Unpacker(out.write)
+                while data := file.read(_CHUNK_BYTES):
+                    unpacker.write(data)
+                    step.update(f"unpacked {file.tell() // _CHUNK_BYTES} MiB of it")
+                unpacker.end()
+        except Damaged as error:
+            raise ImageError(f"image {name}: {error}") from None
+        except OSError as error:
+            raise StoreError(
+                f"unpacking {name} failed: {target.parent} cannot be written: {error.strerror}. Make room there, or "
+                "set XDG_CACHE_HOME to a place that has it"
+            ) from error
+        check_head(target, name)
+        yield target
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def digest(path: Path, step: Step) -> str:
+    """Give the SHA-256 of a file."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK_BYTES):
+            sha.update(data)
+            step.update(f"{file.tell() // _CHUNK_BYTES} MiB")
+    return sha.hexdigest()
+
+
+def send(path: Path, name: str, shop: Workshop, out: str, step: Step) -> None:
+    """Copy a disk into the folder `out` of the store; raises `StoreError`."""
+    try:
+        shop.container.put_archive(out, _as_tar(path, step))
+    except Exception as error:
+        raise StoreError(shop.explain(f"copying {name} into the store failed", str(error))) from error
+
+
+def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
+    """Look at the disk in the folder `out` of the store, make it a qcow2 file, and write its manifest.
+
+    Args:
+        name: by which messages and the manifest call it.
+        sha256: of the disk as it came.
+        shop: in which it is.
+        out: the folder with `disk.qcow2`, which may be of any format until now.
+
+    Returns:
+        The manifest. In it, `sha256` is that of the disk as it came, `stored_sha256` that of the file in the store.
+
+    Raises:
+        ImageError: it is damaged, or not one whole disk.
+        StoreError: the store cannot be written.
+    """
+    disk = f"{out}/{DISK}"
+    code, output = shop.container.run(["qemu-img", "info", "--output=json", disk])
+    facts = json.loads(output) if code == 0 else {}
+    specific = facts.get("format-specific", {}).get("data", {})
+    elsewhere = [each["name"] for each in facts.get("children", []) if each["name"] != "file"]
+    if backing := facts.get("backing-filename"):
+        what = f"it is an overlay of {backing}"
+    elif data := specific.get("data-file") or (elsewhere and "parts of it"):
+        what = f"its data is in another file, {data}"
+    else:
+        what = ""
+    if what:
+        raise ImageError(f"image {name}: {what}; make it whole first: qemu-img convert -O qcow2 {name} whole.qcow2")
+    if facts.get("format") == "qcow2":
+        code, output = shop.container.run(["qemu-img", "check", "-q", disk])
+    if code not in (0, _LEAKS):
+        raise ImageError(
+            shop.explain(f"image {name}: the disk is damaged or cut short; qemu-img says", output.decode())
+        )
+    if facts["format"] not in _FORMATS or (facts["format"] == "raw" and not _boots(shop, disk)):
+        raise ImageError(f"image {name}: {_KINDS}")
+    stored = sha256
+    if facts["format"] != "qcow2":
+        shop.shell(
+            f"cd {out} && qemu-img convert -q -f {facts['format']} -O qcow2 {DISK} made && mv made {DISK}"
+        )  # of a raw disk, what is empty takes no room any more
+        stored = shop.shell(f"sha256sum {disk}").split()[0]
+    about = {
+        "format": "qcow2",
+        "came_as": facts["format"],
+        "sha256": sha256,
+        "stored_sha256": stored,
+        "virtual_size": facts["virtual-size"],
+    }
+    manifest = {"name": name, "disk": about}
+    shop.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
+    return manifest
+
+
+def _boots(shop: Workshop, disk: str) -> bool:
+    return shop.shell(f"od -A n -t x1 -j 510 -N 2 {disk}").split() == ["55", "aa"]
+
+
+def _as_tar(path: Path, step: Step) -> Iterator[bytes]:
+    """Stream one large file as tar, without a copy of it."""
+    size, sent = path.stat().st_size, 0
+    entry = tarfile.TarInfo(DISK)
+    entry.size = size
+    yield entry.tobuf(tarfile.GNU_FORMAT)
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK_BYTES):
+            sent += len(data)
+            step.update(f"{sent // _CHUNK_BYTES} of {size // _CHUNK_BYTES} MiB")
+            yield data
+    yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
