@@ -52,6 +52,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--accel", metavar="kvm|tcg|auto", help="How it is run.")
 @click.option("--cold", is_flag=True, help="Boot it, rather than clone one that has booted.")
 @click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which its disk stays.")
+@click.option("--vnc", is_flag=True, help="Show its screen to VNC viewers meanwhile.")
 @click.option("-d", "--detach", is_flag=True, help="Leave it running when it is ready.")
 @click.option("--rm", "auto_remove", is_flag=True, help="With --detach: remove it when it is switched off.")
 def run(words: tuple[str, ...], **given: Any) -> int:
@@ -70,15 +71,21 @@ def run(words: tuple[str, ...], **given: Any) -> int:
     from pytest_virtainers.standalone import launch
 
     detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
+    vnc = given.pop("vnc")
     wanted = _wanted(**given)
     if detach:
+        if vnc:
+            raise click.UsageError(f"--vnc ends with this command: virtainers vnc {wanted['name']} is for later")
         return _detach(wanted, persist, words, auto_remove=auto_remove)
     if auto_remove:
         raise click.UsageError("--rm is for --detach: without that, the VM ends with the shell or command anyway")
     with launch(progress=progress(), persist=persist, **wanted) as vm:
         tell(f"{vm.name} ({vm.spec.image}) is at {vm.ip}; its console: {vm.console_command}")
-        # ssh hands one line to the guest's shell: quoted, so that the words arrive as they were given.
-        return ssh(vm, shlex.join(words))
+        with vm.vnc() if vnc else contextlib.nullcontext() as display:
+            if display is not None:
+                tell(f"its screen: {display}, password {display.password}")
+            # ssh hands one line to the guest's shell: quoted, so that the words arrive as they were given.
+            return ssh(vm, shlex.join(words))
 
 
 def _wanted(
@@ -371,6 +378,29 @@ def screenshot(name: str, file: Path) -> None:
         print(vm.screenshot(file))
 
 
+@click.command
+@_NAME
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="On this machine's 127.0.0.1; 0: a free one.")
+@click.option("--open", "open_it", is_flag=True, help="Open it with this desktop's viewer for vnc://.")
+def vnc(name: str, port: int, open_it: bool) -> None:
+    """Let VNC viewers of this machine see the screen of a VM, and type and point, until Ctrl-C.
+
+    \b
+    For example:
+      virtainers vnc web --port 5901           # prints vnc://127.0.0.1:5901 and the password
+      vncviewer 127.0.0.1:5901
+    """  # noqa: D301
+    from pytest_virtainers import machines
+
+    with machines.attached(settings(), name, progress()) as vm, vm.vnc(port=port) as display:
+        print(f"{display}, password {display.password}", flush=True)
+        if open_it:
+            click.launch(str(display))
+        while vm.runs:
+            time.sleep(1)
+
+
 COMMANDS = (
     run, ls, ssh_into, execute, cp, console, logs, inspect, stop, start, rm, snapshot, restore, commit, screenshot,
+    vnc,
 )  # fmt: skip

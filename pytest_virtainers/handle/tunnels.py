@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import selectors
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import paramiko
 
@@ -17,7 +18,7 @@ from pytest_virtainers.handle.core import SILENCE_SECONDS, Core
 from pytest_virtainers.handle.patience import TimedOut, patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _CHUNK_BYTES = 256 * 1024
 _POLL_SECONDS = 0.5
@@ -61,29 +62,10 @@ class Tunnels(Core):
         """
         __tracebackhide__ = True
         self._connected()
-        with socket.create_server(("127.0.0.1", 0), backlog=64) as server, contextlib.ExitStack() as callers:
-            server.settimeout(_POLL_SECONDS)
-            over = threading.Event()
-            accepting = threading.Thread(
-                target=self._accept, args=(server, host, port, over, callers), name=f"{self.name}:{port}", daemon=True
-            )
-            accepting.start()
-            try:
-                yield Address("127.0.0.1", server.getsockname()[1])
-            finally:
-                over.set()
-                accepting.join()
+        with listening(f"{self.name}:{port}", functools.partial(self._serve, host, port)) as given:
+            yield Address("127.0.0.1", given)
 
-    def _accept(
-        self, server: socket.socket, host: str, port: int, over: threading.Event, callers: contextlib.ExitStack
-    ) -> None:
-        while not over.is_set():
-            with contextlib.suppress(TimeoutError, OSError):
-                caller, _ = server.accept()
-                callers.callback(_hang_up, caller)
-                threading.Thread(target=self._serve, args=(caller, host, port, over), daemon=True).start()
-
-    def _serve(self, caller: socket.socket, host: str, port: int, over: threading.Event) -> None:
+    def _serve(self, host: str, port: int, caller: socket.socket, over: threading.Event) -> None:
         with caller, contextlib.suppress(SSHError, *ssh.FAILURES):  # the caller sees its connection end
             origin = caller.getpeername()
             channel = self._connected().transport.open_channel("direct-tcpip", (host, port), origin)
@@ -139,6 +121,35 @@ class Tunnels(Core):
         threading.Thread(target=_lead_on, args=(channel, port, over), daemon=True).start()
 
 
+@contextlib.contextmanager
+def listening(name: str, serve: Callable[[socket.socket, threading.Event], object], port: int = 0) -> Iterator[int]:
+    """Listen on 127.0.0.1 during the block; gives the port, which is any free one for 0.
+
+    Args:
+        name: of the thread that waits for callers.
+        serve: has a thread of its own for each caller; the event is set when the block is over.
+        port: to listen on.
+    """
+    with socket.create_server(("127.0.0.1", port), backlog=64) as server, contextlib.ExitStack() as callers:
+        server.settimeout(_POLL_SECONDS)
+        over = threading.Event()
+
+        def accept() -> None:
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError, OSError):
+                    caller, _ = server.accept()
+                    callers.callback(_hang_up, caller)
+                    threading.Thread(target=serve, args=(caller, over), daemon=True).start()
+
+        accepting = threading.Thread(target=accept, name=name, daemon=True)
+        accepting.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            over.set()
+            accepting.join()
+
+
 def _hang_up(caller: socket.socket) -> None:
     with contextlib.suppress(OSError):
         caller.shutdown(socket.SHUT_RDWR)
@@ -150,7 +161,27 @@ def _lead_on(channel: paramiko.Channel, port: int, over: threading.Event) -> Non
     channel.close()
 
 
-def join(sock: socket.socket, channel: paramiko.Channel, over: threading.Event) -> None:
+class Channel(Protocol):
+    """What `join` needs of one end, as paramiko's channels have it."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+
+    def recv(self, size: int) -> bytes:
+        """Read at most `size` bytes; empty at its end."""
+
+    def sendall(self, data: bytes) -> None:
+        """Write all of `data`."""
+
+    def shutdown_write(self) -> None:
+        """Write no more."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+def join(sock: socket.socket, channel: Channel, over: threading.Event) -> None:
     """Copy both ways until both ends have said all, or it is over."""
 
     def from_channel() -> None:

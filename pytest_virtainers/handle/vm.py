@@ -7,9 +7,10 @@ from pytest_virtainers.handle.files import Files
 from pytest_virtainers.handle.saving import Saving, Snapshot
 from pytest_virtainers.handle.tools import Tools
 from pytest_virtainers.handle.tunnels import Tunnels
+from pytest_virtainers.handle.viewer import Viewer
 
 __all__ = ["VM", "Snapshot"]
 
 
-class VM(Faults, Files, Tunnels, Tools, Saving):
+class VM(Faults, Files, Tunnels, Tools, Viewer, Saving):
     """A virtual machine that is up, with SSH connected."""

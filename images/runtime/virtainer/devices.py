@@ -91,7 +91,7 @@ def join(connection: socket.socket, name: str, mac: str, how: str = "") -> joine
     with contextlib.ExitStack() as undo:
         tap = make_tap(joined.tap_name(mac))
         try:
-            _pass(connection, tap)
+            pass_descriptor(connection, tap)
             monitor.ask("getfd", fdname=f"{name}-tap")
         finally:
             os.close(tap)
@@ -148,11 +148,11 @@ def added(monitor: qmp.Monitor) -> list[str]:
 
 def pass_file(monitor: qmp.Monitor, connection: socket.socket, file: int) -> int:
     """Give QEMU an open file; return its number in the names `/dev/fdset/NUMBER`."""
-    _pass(connection, file)
+    pass_descriptor(connection, file)
     return int(monitor.ask("add-fd")["fdset-id"])
 
 
-def _pass(connection: socket.socket, file: int) -> None:
+def pass_descriptor(connection: socket.socket, file: int) -> None:
     """Send an open file for the next command."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]).tobytes())]
     connection.sendmsg([b" "], rights)  # white space between two commands

@@ -1,0 +1,86 @@
+"""The guest's screen, keyboard and pointer for a VNC viewer (RFC 6143) on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_virtainers.errors import EngineError
+from pytest_virtainers.handle.power import Power
+from pytest_virtainers.handle.tunnels import join, listening
+
+if TYPE_CHECKING:
+    import socket
+    import threading
+    from collections.abc import Iterator
+
+    from pytest_virtainers.engine.streams import ExecStream
+
+_PASSWORD_BYTES = 6  # eight characters, of which VNC takes no more
+
+
+@dataclass(frozen=True)
+class Display:
+    """Where a viewer finds the screen; as text it is a URL, `vnc://127.0.0.1:40123`.
+
+    Attributes:
+        host: of this machine.
+        port: there.
+        password: that the viewer is asked for.
+    """
+
+    host: str
+    port: int
+    password: str
+
+    def __str__(self) -> str:
+        return f"vnc://{self.host}:{self.port}"
+
+
+class Viewer(Power):
+    """The part of the handle that lets somebody look on, and lend a hand."""
+
+    @contextlib.contextmanager
+    def vnc(self, *, port: int = 0) -> Iterator[Display]:
+        """Give a local address for VNC viewers, any number of them, during the block; needs no SSH.
+
+        Args:
+            port: on this machine's 127.0.0.1; 0: any that is free.
+
+        Raises:
+            VMGone: the machine is over.
+            OSError: the port is taken.
+        """
+        __tracebackhide__ = True
+        password = secrets.token_urlsafe(_PASSWORD_BYTES)
+        self.qmp("set_password", protocol="vnc", password=password)
+        with listening(f"{self.name}-vnc", self._show, port) as given:
+            yield Display("127.0.0.1", given, password)
+
+    def _show(self, viewer: socket.socket, over: threading.Event) -> None:
+        with viewer, contextlib.suppress(EngineError):  # the viewer sees its connection end
+            stream = self._container.stream(["vnc"])
+            stream.settimeout(None)
+            join(viewer, _Channel(stream), over)
+
+
+class _Channel:
+    """An exec session in the shape that `join` asks for."""
+
+    def __init__(self, stream: ExecStream) -> None:
+        self._stream = stream
+        self.recv = stream.recv
+        self.shutdown_write = stream.close_input
+        self.closed = False
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of it."""
+        while data:
+            data = data[self._stream.send(data) :]
+
+    def close(self) -> None:
+        """End the session."""
+        self.closed = True
+        self._stream.close()

@@ -1,0 +1,97 @@
+"""The guest's screen over VNC, with a viewer written down from RFC 6143."""
+
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+from cryptography.hazmat.primitives.ciphers import Cipher, modes
+
+from pytest_virtainers import VM
+
+_KEYSYMS = {"\b": 0xFF08}
+
+
+class Viewer:
+    """A connection that is through the handshake; `refusal` says why it is not."""
+
+    def __init__(self, port: int, password: str) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+        assert self._read(12) == b"RFB 003.008\n"
+        self._sock.sendall(b"RFB 003.008\n")
+        kinds = self._read(self._read(1)[0])
+        assert kinds == b"\x02", "nobody is let in without a password"
+        self._sock.sendall(b"\x02")
+        self._sock.sendall(_answer(password, self._read(16)))
+        self.refusal = b""
+        if struct.unpack(">I", self._read(4)) != (0,):
+            self.refusal = self._read(*struct.unpack(">I", self._read(4)))
+            return
+        self._sock.sendall(b"\x01")  # share it with others
+        self.width, self.height = struct.unpack(">HH", self._read(4))
+        bits, *_ = self._read(16)
+        self.pixel_bytes = bits // 8
+        self.name = self._read(*struct.unpack(">I", self._read(4))).decode()
+
+    def __enter__(self) -> "Viewer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self._sock.recv(size - len(data))
+            assert piece, "the connection has ended"
+            data += piece
+        return data
+
+    def type(self, text: str) -> None:
+        for character in text:
+            for down in (1, 0):
+                self._sock.sendall(struct.pack(">BBHI", 4, down, 0, _KEYSYMS.get(character, ord(character))))
+
+    def picture(self) -> bytes:
+        """All of the screen, as it is sent without any packing."""
+        self._sock.sendall(struct.pack(">BBHi", 2, 0, 1, 0))
+        self._sock.sendall(struct.pack(">BBHHHH", 3, 0, 0, 0, self.width, self.height))
+        kind, _, rectangles = struct.unpack(">BBH", self._read(4))
+        assert kind == 0
+        pixels = b""
+        for _ in range(rectangles):
+            _, _, width, height, encoding = struct.unpack(">HHHHi", self._read(12))
+            assert encoding == 0
+            pixels += self._read(width * height * self.pixel_bytes)
+        return pixels
+
+
+def _answer(password: str, challenge: bytes) -> bytes:
+    """VNC's use of DES: each byte of the key the wrong way round. Three times the same key is DES."""
+    key = bytes(int(f"{byte:08b}"[::-1], 2) for byte in password.encode().ljust(8, b"\0")[:8])
+    encryptor = Cipher(TripleDES(key * 3), modes.ECB()).encryptor()  # noqa: S305  (the protocol's)
+    return encryptor.update(challenge) + encryptor.finalize()
+
+
+def test_a_viewer_sees_the_screen_and_types(session_vm: VM, tmp_path: Path) -> None:
+    size = struct.unpack(">II", session_vm.screenshot(tmp_path / "screen.png").read_bytes()[16:24])
+    with session_vm.vnc() as display:
+        assert str(display) == f"vnc://127.0.0.1:{display.port}"
+        with Viewer(display.port, display.password) as viewer, Viewer(display.port, display.password) as other:
+            assert (viewer.width, viewer.height) == (other.width, other.height) == size
+            assert "vm" in viewer.name
+            assert len(set(viewer.picture())) > 1, "an empty screen"
+            viewer.type("seen-by-vnc")
+            session_vm.wait_until_succeeds("grep -a seen-by-vnc /dev/vcs1", sudo=True)
+            viewer.type("\b" * len("seen-by-vnc"))
+            session_vm.wait_until_fails("grep -a seen-by-vnc /dev/vcs1", sudo=True)
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", display.port), timeout=5)
+
+
+def test_nobody_else_is_let_in(session_vm: VM) -> None:
+    with session_vm.vnc() as display, Viewer(display.port, "guessed!") as viewer:
+        assert viewer.refusal
+    with session_vm.vnc() as later, Viewer(later.port, display.password) as viewer:
+        assert viewer.refusal, "each block has a password of its own"
