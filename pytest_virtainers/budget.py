@@ -125,7 +125,8 @@ class Budget:
         """Give the MiB that VMs of this process take, and those of others."""
         with self._engine.failures("asking which VMs there are"):
             listed = self._engine.api.containers(all=True, filters={"label": [MEMORY]})
-        found = [each for each in listed if each.get("State") != "exited"]  # a VM that stays, and is switched off
+        # Neither a VM that stays and is switched off, nor what only has labels of the image of somebody else.
+        found = [each for each in listed if each.get("State") != "exited" and LIMIT in each["Labels"]]
         labels = {each["Id"]: each["Labels"] for each in found}
         taken = {container: int(each[LIMIT]) for container, each in labels.items()}
         if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter how much they really take

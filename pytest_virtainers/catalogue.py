@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import contexts, fetch
+from pytest_virtainers import contexts, fetch, values
 from pytest_virtainers.errors import ImageError
 
 if TYPE_CHECKING:
@@ -159,10 +159,14 @@ def _published(source: str, name: str, facts: Any) -> tuple[Published, tuple[str
         raise ImageError(f"{wrong}of {' and '.join(said)}, one is enough")
     suffix = f"#{said[0]}={facts[said[0]]}" if said and said[0] != "checksums" else ""
     checksums = facts.get("checksums")
+    try:
+        user = values.user_name(facts.get("user", DEFAULT_USER))
+    except ValueError as error:
+        raise ImageError(f"{wrong}user={facts['user']!r}: {error}") from None
     if checksums is not None and not checksums.startswith("https://"):
         raise ImageError(f"{wrong}checksums={checksums}: only https:// can be believed")
     try:
         url, digest = fetch.split(facts["url"] + suffix)
     except ImageError as error:
         raise ImageError(f"{wrong}{error}") from None
-    return Published(name, facts.get("user", DEFAULT_USER), url, digest, checksums), tuple(aliases)
+    return Published(name, user, url, digest, checksums), tuple(aliases)

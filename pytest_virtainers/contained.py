@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import docker.errors
 
-from pytest_virtainers import contexts
+from pytest_virtainers import contexts, values
+from pytest_virtainers.catalogue import catalogue
 from pytest_virtainers.disks import DISK
 from pytest_virtainers.engine.owner import LABEL
-from pytest_virtainers.errors import ImageError
+from pytest_virtainers.errors import ImageError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +32,9 @@ PLACES = ("/image", "/disk")
 _USER = f"{LABEL}.user"
 """The label of a container image with the login user of its guest."""
 _REPOSITORY = "localhost/virtainers"
-_TAG = re.compile(r"(?P<repository>[a-z0-9][a-z0-9._:/-]*?)(?::(?P<tag>\w[\w.-]*))?", re.ASCII)
+_PART = "[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+_TAG = re.compile(rf"(?:{_PART}(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]*)?", re.ASCII)
+_TAGGED = re.compile(r":[^/]+$")
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,24 @@ class Prepared:
 
     Attributes:
         reference: by which it was asked for.
-        digest: the engine's id of it, in hex.
+        id: the engine's; what the reference means may change.
         user: the login user of its guest, if it says so.
     """
 
     reference: str
-    digest: str
+    id: str
     user: str | None
+
+    @property
+    def digest(self) -> str:
+        """Its id in hex."""
+        return self.id.removeprefix("sha256:")
 
 
 def look(engine: Engine, reference: str, tell: Callable[[str], object]) -> Prepared:
     """Find a container image on the engine, or have it pulled; raises `ImageError`."""
+    if not reference:
+        raise ImageError(f"image {SCHEME}: the name of a container image is missing")
     with engine.failures(f"looking for image {reference}"):
         try:
             found = engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
@@ -63,7 +73,11 @@ def look(engine: Engine, reference: str, tell: Callable[[str], object]) -> Prepa
                     f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}"
                 ) from None
     labels = (found.get("Config") or {}).get("Labels") or {}
-    return Prepared(reference, str(found["Id"]).removeprefix("sha256:"), labels.get(_USER))
+    user = labels.get(_USER)
+    try:  # it goes into configurations and command lines
+        return Prepared(reference, str(found["Id"]), None if user is None else values.user_name(user))
+    except ValueError as error:
+        raise ImageError(f"image {SCHEME}{reference}: its label {_USER}={user!r} is wrong: {error}") from None
 
 
 def take_out(image: Prepared, shop: Workshop, out: str) -> str:
@@ -74,7 +88,7 @@ def take_out(image: Prepared, shop: Workshop, out: str) -> str:
         StoreError: the store cannot be written.
         EngineError: the engine failed.
     """
-    with shop.beside(image.reference) as container:
+    with shop.beside(image.id) as container:
         for place in PLACES:
             if (pieces := container.archive(place)) is not None:
                 shop.container.put_archive(out, pieces)
@@ -94,8 +108,20 @@ def take_out(image: Prepared, shop: Workshop, out: str) -> str:
     return said.split()[0]
 
 
-def default_tag(name: str) -> str:
-    """Say what the prepared virtainer of a guest image is called: `debian-13` is `localhost/virtainers/debian:13`."""
+def tag_for(image: str, tag: str | None) -> str:
+    """Say what a prepared virtainer is called: `debian-13` by default `localhost/virtainers/debian:13`.
+
+    Raises:
+        SpecError: this can be no container image's name, or the guest image has none of which one could be made.
+    """
+    if tag is not None:
+        if not _TAG.fullmatch(tag):
+            raise SpecError(f"{tag!r} is no name of a container image: it is like localhost/virtainers/debian:13")
+        return tag if _TAGGED.search(tag) else f"{tag}:latest"
+    known = catalogue()
+    if image not in known:
+        raise SpecError(f"{image} is not in the catalogue: say with --tag what its container image is called")
+    name = known[image].name
     distribution, _, version = name.partition("-")
     return f"{_REPOSITORY}/{distribution}:{version or 'latest'}"
 
@@ -103,20 +129,23 @@ def default_tag(name: str) -> str:
 def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Callable[[str], object]) -> str:
     """Make a container image of the runtime image and a guest disk of the store; give its name and tag.
 
+    Args:
+        guest: in the store.
+        tag: as `tag_for` gives it.
+        runtime_image: that it is made of.
+        shop: the store.
+        tell: called with what the engine says.
+
     Raises:
-        ImageError: this cannot be a container image's name, or the engine does not build it.
+        ImageError: the engine does not build it.
         EngineError: the engine failed.
     """
-    parts = _TAG.fullmatch(tag)
-    if parts is None:
-        raise ImageError(f"{tag!r} is no name of a container image: it is like localhost/virtainers/debian:13")
-    reference = f"{parts['repository']}:{parts['tag'] or 'latest'}"
     engine, said = shop.engine, ""
-    with engine.failures(f"making image {reference}"):
+    with engine.failures(f"making image {tag}"):
         events = engine.api.build(
             fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types know files only
             custom_context=True,
-            tag=reference,
+            tag=tag,
             buildargs={"RUNTIME": runtime_image},
             labels={_USER: guest.user},
             rm=True,
@@ -126,11 +155,9 @@ def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Calla
         for event in events:
             said = str(event.get("error") or event.get("stream") or "").strip() or said
             tell(said)
-        try:
-            engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
-        except docker.errors.ImageNotFound:
-            raise ImageError(f"making image {reference} failed: {engine} said: {said}") from None
-    return reference
+            if event.get("error"):  # an older image of that name may be there
+                raise ImageError(f"making image {tag} failed: {engine} said: {said}")
+    return tag
 
 
 def _context(guest: Guest, shop: Workshop) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ import json
 import tarfile
 from typing import TYPE_CHECKING, Any
 
+from pytest_virtainers import fetch
 from pytest_virtainers.errors import ImageError, StoreError
 from pytest_virtainers.paths import cache_folder
 from pytest_virtainers.unpack import Damaged, Unpacker
@@ -36,6 +37,7 @@ def downloads() -> Path:
     """Give the folder for what is on its way into the store."""
     folder = cache_folder() / "downloads"
     folder.mkdir(mode=0o700, exist_ok=True)
+    fetch.forget_old(folder)
     return folder
 
 
@@ -62,20 +64,34 @@ def check_head(path: Path, name: str, *, packed: bool = False) -> None:
             head = file.read(_SECTOR_BYTES)
     except OSError as error:
         raise ImageError(f"image {name}: it cannot be read ({error.strerror})") from error
-    is_raw = size % _SECTOR_BYTES == 0 and head[-2:] == _BOOT_MARK
-    if not (head.startswith(_MAGIC) or is_raw or (packed and Unpacker.takes(head))):
+    if not (_is_disk(head, size) or (packed and Unpacker.takes(head))):
         raise ImageError(f"image {name}: {_KINDS}")
 
 
+def _is_disk(head: bytes, size: int) -> bool:
+    """Tell it by the first sector."""
+    return head.startswith(_MAGIC) or (size % _SECTOR_BYTES == 0 and head[510:512] == _BOOT_MARK)
+
+
 @contextlib.contextmanager
-def unpacked(path: Path, name: str, step: Step) -> Iterator[Path]:
-    """Give a disk image, unpacked if it is packed, during the block; raises `ImageError` or `StoreError`."""
+def unpacked(path: Path, key: str, step: Step) -> Iterator[Path]:
+    """Give a disk image, unpacked if it is packed, during the block.
+
+    Args:
+        path: of the file.
+        key: of its content, for a name of what is in it; the caller sees to it that nobody else unpacks it.
+        step: is told how far it is.
+
+    Raises:
+        ImageError: what is packed is damaged, or no disk image.
+        StoreError: there is no room for it.
+    """
     with path.open("rb") as file:
         packed = Unpacker.takes(file.read(_SECTOR_BYTES))
     if not packed:
         yield path
         return
-    target = downloads() / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}.disk"
+    target = downloads() / f"{key}.disk"
     try:
         try:
             with path.open("rb") as file, target.open("wb") as out:
@@ -85,13 +101,13 @@ def unpacked(path: Path, name: str, step: Step) -> Iterator[Path]:
                     step.update(f"unpacked {file.tell() // _CHUNK_BYTES} MiB of it")
                 unpacker.end()
         except Damaged as error:
-            raise ImageError(f"image {name}: {error}") from None
+            raise ImageError(f"image {path}: {error}") from None
         except OSError as error:
             raise StoreError(
-                f"unpacking {name} failed: {target.parent} cannot be written: {error.strerror}. Make room there, or "
-                "set XDG_CACHE_HOME to a place that has it"
+                f"unpacking {path} into {target.parent} failed: {error.strerror}. If room is what is missing, make "
+                "some there, or set XDG_CACHE_HOME to a place that has it"
             ) from error
-        check_head(target, name)
+        check_head(target, str(path))
         yield target
     finally:
         target.unlink(missing_ok=True)
@@ -132,6 +148,9 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
         StoreError: the store cannot be written.
     """
     disk = f"{out}/{DISK}"
+    size, *head = shop.shell(f"stat -c %s {disk} && head -c {_SECTOR_BYTES} {disk} | od -A n -v -t x1").split()
+    if not _is_disk(bytes.fromhex("".join(head)), int(size)):  # before QEMU looks for what a text may name
+        raise ImageError(f"image {name}: {_KINDS}")
     code, output = shop.container.run(["qemu-img", "info", "--output=json", disk])
     facts = json.loads(output) if code == 0 else {}
     specific = facts.get("format-specific", {}).get("data", {})
@@ -143,21 +162,24 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
     else:
         what = ""
     if what:
-        raise ImageError(f"image {name}: {what}; make it whole first: qemu-img convert -O qcow2 {name} whole.qcow2")
-    if facts.get("format") == "qcow2":
-        code, output = shop.container.run(["qemu-img", "check", "-q", disk])
+        raise ImageError(f"image {name}: {what}; make it whole first, with qemu-img convert -O qcow2")
+    if facts and facts["format"] not in _FORMATS:
+        raise ImageError(f"image {name}: {_KINDS}")
+    if facts and facts["format"] != "raw":
+        code, output = shop.container.run(["qemu-img", "check", "-q", "-f", facts["format"], disk])
     if code not in (0, _LEAKS):
         raise ImageError(
             shop.explain(f"image {name}: the disk is damaged or cut short; qemu-img says", output.decode())
         )
-    if facts["format"] not in _FORMATS or (facts["format"] == "raw" and not _boots(shop, disk)):
-        raise ImageError(f"image {name}: {_KINDS}")
     stored = sha256
-    if facts["format"] != "qcow2":
-        shop.shell(
-            f"cd {out} && qemu-img convert -q -f {facts['format']} -O qcow2 {DISK} made && mv made {DISK}"
-        )  # of a raw disk, what is empty takes no room any more
-        stored = shop.shell(f"sha256sum {disk}").split()[0]
+    if facts["format"] != "qcow2":  # of a raw disk, what is empty takes no room any more
+        code, output = shop.container.run(
+            ["qemu-img", "convert", "-q", *("-f", facts["format"]), disk, "-O", "qcow2", f"{out}/made"]
+        )
+        if code != 0:
+            said = shop.explain(f"image {name}: it cannot be made a qcow2 image; qemu-img says", output.decode())
+            raise (StoreError if shop.is_to_blame(output.decode()) else ImageError)(said)
+        stored = shop.shell(f"mv {out}/made {disk} && sha256sum {disk}").split()[0]
     about = {
         "format": "qcow2",
         "came_as": facts["format"],
@@ -168,10 +190,6 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
     manifest = {"name": name, "disk": about}
     shop.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
     return manifest
-
-
-def _boots(shop: Workshop, disk: str) -> bool:
-    return shop.shell(f"od -A n -t x1 -j 510 -N 2 {disk}").split() == ["55", "aa"]
 
 
 def _as_tar(path: Path, step: Step) -> Iterator[bytes]:

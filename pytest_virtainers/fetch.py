@@ -112,7 +112,7 @@ def fetch(
     """
     part, unpacked = (target.with_name(f"{target.name}{suffix}") for suffix in (_PART, _UNPACKED))
     try:
-        _forget_old(target.parent)
+        forget_old(target.parent)
         if digest is None:  # what an earlier try has left may be of another version, and nothing would tell
             part.unlink(missing_ok=True)
         content = _fetch_right(_Wanted(url, digest, tell, wait), part, unpacked)
@@ -360,7 +360,7 @@ def _reason(error: BaseException) -> BaseException | None:
     return reason if isinstance(reason, BaseException) else None
 
 
-def _forget_old(folder: Path) -> None:
+def forget_old(folder: Path) -> None:
     """Remove what broken downloads and killed processes have left, and nobody has gone on with for two weeks."""
     for path in folder.iterdir():
         with contextlib.suppress(OSError):

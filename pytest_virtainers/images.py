@@ -77,7 +77,8 @@ def find(image: str) -> Entry | Path | str:
         hint = f"did you mean {near[0]!r}? " if near else ""
         names = ", ".join(sorted({each.name for each in known.values()}))
         raise ImageError(
-            f"no guest image is called {image!r}; {hint}the catalogue has {names}; a path or URL works too"
+            f"no guest image is called {image!r}; {hint}the catalogue has {names}; a path, a URL "
+            "or docker-image://NAME works, too"
         )
     disks.check_head(path, str(path), packed=True)
     return path
@@ -135,13 +136,9 @@ def build(entry: Recipe, shop: Workshop, progress: Progress) -> None:
 
 
 def _ensure_fetched(entry: Published, shop: Workshop, progress: Progress) -> Guest:
-    manifest = shop.manifest(entry.place)
-    if manifest is None:
-        with (
-            progress.step(f"fetching {entry.name}") as step,
-            locked(f"fetch-{entry.key}", lambda: step.update("another process does")),
-        ):
-            manifest = shop.manifest(entry.place) or _fetch(entry, shop, step)
+    manifest = _once(
+        entry.key, f"fetching {entry.name}", shop, progress, lambda _place, step: _fetch(entry, shop, step)
+    )
     return Guest(entry.key, entry.user, manifest["disk"]["sha256"])
 
 
@@ -163,17 +160,18 @@ def _fetch(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:
 
 def _ensure_copied(path: Path, shop: Workshop, progress: Progress) -> Guest:
     with progress.step(f"reading {path.name}") as step:
-        key = f"file-{disks.digest(path, step)[:16]}"
+        digest = disks.digest(path, step)
+    key = f"file-{digest[:16]}"
 
-    def copy(out: str) -> dict[str, Any]:
-        with (
-            progress.step(f"copying {path.name} into the store") as step,
-            disks.unpacked(path, path.name, step) as disk,
-        ):
-            disks.send(disk, str(path), shop, out, step)
-            return disks.settle(str(path), disks.digest(disk, step), shop, out)
+    def copy(place: str, step: Step) -> dict[str, Any]:
+        with disks.unpacked(path, key, step) as disk:
+            sha256 = digest if disk == path else disks.digest(disk, step)
+            with locked("store"), shop.new(place) as out:
+                disks.send(disk, str(path), shop, out, step)
+                return disks.settle(str(path), sha256, shop, out)
 
-    return Guest(key, DEFAULT_USER, _once(f"guests/{key}", shop, copy)["disk"]["sha256"])
+    manifest = _once(key, f"copying {path.name} into the store", shop, progress, copy)
+    return Guest(key, DEFAULT_USER, manifest["disk"]["sha256"])
 
 
 def _ensure_taken_out(reference: str, shop: Workshop, progress: Progress) -> Guest:
@@ -181,22 +179,26 @@ def _ensure_taken_out(reference: str, shop: Workshop, progress: Progress) -> Gue
         prepared = contained.look(shop.engine, reference, step.update)
     key, name = f"image-{prepared.digest[:16]}", f"{contained.SCHEME}{reference}"
 
-    def take_out(out: str) -> dict[str, Any]:
-        with progress.step(f"copying the disk in {reference} into the store"):
+    def take_out(place: str, _step: Step) -> dict[str, Any]:
+        with locked("store"), shop.new(place) as out:
             return disks.settle(name, contained.take_out(prepared, shop, out), shop, out)
 
-    return Guest(key, prepared.user or DEFAULT_USER, _once(f"guests/{key}", shop, take_out)["disk"]["sha256"])
+    manifest = _once(key, f"copying the disk in {reference} into the store", shop, progress, take_out)
+    return Guest(key, prepared.user or DEFAULT_USER, manifest["disk"]["sha256"])
 
 
-def _once(place: str, shop: Workshop, make: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Give the manifest of what is at `place`; `make` fills a folder and gives it if nothing is there."""
+def _once(
+    key: str, title: str, shop: Workshop, progress: Progress, make: Callable[[str, Step], dict[str, Any]]
+) -> dict[str, Any]:
+    """Give the manifest of the guest image with this key; if the store has none, `make` makes it, and gives that."""
+    place = f"guests/{key}"
     manifest = shop.manifest(place)
     if manifest is None:
-        with locked("store"):
-            manifest = shop.manifest(place)  # another process may have made it meanwhile
-            if manifest is None:
-                with shop.new(place) as out:
-                    manifest = make(out)
+        with (
+            progress.step(title) as step,
+            locked(f"image-{key}", lambda: step.update("another process does")),
+        ):
+            manifest = shop.manifest(place) or make(place, step)
     return manifest
 
 

@@ -38,7 +38,7 @@ def launch(
     Settings come from `VIRTAINER_X` in the environment. VMs of several blocks do not reach each other.
 
     Args:
-        image: a name of the catalogue, a path or a URL; the default is the setting's.
+        image: a name of the catalogue, a path, a URL, or `docker-image://NAME`; the default is the setting's.
         name: of the VM, and of its guest.
         persist: a folder of the engine's host in which its disk stays: the next VM with it finds what this one has
             written. The VM boots, and is shut down at the end of the block.

@@ -147,6 +147,11 @@ class Workshop:
             raise StoreError(self.explain(f"work in the store failed (exit code {code})", text))
         return text
 
+    @staticmethod
+    def is_to_blame(output: str) -> bool:
+        """Tell by a failed command's output whether the store has no room, or cannot be written."""
+        return _NO_SPACE in output.lower() or _READ_ONLY in output.lower()
+
     def explain(self, what: str, output: str) -> str:
         """Say what failed, with the last lines of its output, and what mends the two usual causes."""
         lines = [line for line in output.splitlines() if line.strip()][-12:]

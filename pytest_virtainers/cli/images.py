@@ -81,7 +81,7 @@ def bake(image: str, tag: str | None) -> None:
     from pytest_virtainers import contained
     from pytest_virtainers.manager import Manager
 
-    name = tag or contained.default_tag(image)
+    name = contained.tag_for(image, tag)
     with Manager(settings(), progress()) as manager:
         guest, runtime_image = manager.guest(image), manager.runtime_image()
         with manager.store() as shop, progress().step(f"making container image {name}") as step:

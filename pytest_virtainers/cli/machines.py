@@ -58,8 +58,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def run(words: tuple[str, ...], **given: Any) -> int:
     """Launch a VM, and open a shell in it, or run COMMAND; it ends with that.
 
-    IMAGE is a name of the catalogue (virtainers images ls), a path or a URL. With --detach the VM stays until
-    virtainers rm removes it; all such VMs find each other by name.
+    IMAGE is a name of the catalogue (virtainers images ls), a path, a URL, or docker-image://NAME. With --detach the
+    VM stays until virtainers rm removes it; all such VMs find each other by name.
 
     \b
     For example:
@@ -396,8 +396,9 @@ def vnc(name: str, port: int, open_it: bool) -> None:
         print(f"{display}, password {display.password}", flush=True)
         if open_it:
             click.launch(str(display))
-        while vm.runs:
+        while (why := vm.end()) is None:  # one whose kernel has panicked can be looked at, too
             time.sleep(1)
+        tell(f"{name} has ended: {why}")
 
 
 COMMANDS = (

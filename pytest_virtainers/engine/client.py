@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 import docker.errors
 import requests.exceptions
+import urllib3.exceptions
 
 from pytest_virtainers.errors import EngineError
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 _PROBE_SECONDS = 5
 _CALL_SECONDS = 120
 _MIB = 1024 * 1024
+
+# What the SDK raises; the last two when an engine goes away while it tells of a pull or build.
+_FAILURES = (
+    docker.errors.DockerException,
+    requests.exceptions.RequestException,
+    OSError,
+    urllib3.exceptions.HTTPError,
+    docker.errors.StreamParseError,
+)
 
 _SUBNET_TAKEN = "Another network has these addresses: choose another subnet."
 _ADDRESS_TAKEN = "A VM or container has this address already: ask for another one (ip)."
@@ -115,7 +125,7 @@ class Engine:
             for event in self.api.pull(reference, stream=True, decode=True):
                 said = str(event.get("error") or event.get("status") or said)
                 tell(said)
-        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+        except _FAILURES as error:
             said = str(getattr(error, "explanation", None) or error)
         return " ".join(said.split())
 
@@ -124,7 +134,7 @@ class Engine:
         """Turn what the SDK raises inside the block into one `EngineError` that starts with `action`."""
         try:
             yield
-        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+        except _FAILURES as error:
             raise EngineError(f"{action} failed: {self} said: {explain(error)}") from error
 
     def close(self) -> None:

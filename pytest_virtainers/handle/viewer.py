@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,16 +55,18 @@ class Viewer(Power):
             OSError: the port is taken.
         """
         __tracebackhide__ = True
+        self._check_there()
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
-        self.qmp("set_password", protocol="vnc", password=password)
-        with listening(f"{self.name}-vnc", self._show, port) as given:
+        with listening(f"{self.name}-vnc", functools.partial(self._show, password), port) as given:
             yield Display("127.0.0.1", given, password)
 
-    def _show(self, viewer: socket.socket, over: threading.Event) -> None:
-        with viewer, contextlib.suppress(EngineError):  # the viewer sees its connection end
-            stream = self._container.stream(["vnc"])
+    def _show(self, password: str, viewer: socket.socket, over: threading.Event) -> None:
+        with viewer, contextlib.suppress(EngineError, OSError):  # the viewer sees its connection end
+            stream = self._container.stream(["vnc", "--password"])
             stream.settimeout(None)
-            join(viewer, _Channel(stream), over)
+            channel = _Channel(stream)
+            channel.sendall(f"{password}\n".encode())  # each time: QEMU has one, and there may be other blocks
+            join(viewer, channel, over)
 
 
 class _Channel:

@@ -1,11 +1,13 @@
+import contextlib
 import gzip
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from pytest_virtainers import catalogue, contained, contexts, disks, images
-from pytest_virtainers.errors import ImageError
+from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.store import Workshop
 
@@ -28,7 +30,7 @@ def test_a_near_miss_is_suggested() -> None:
         "no guest image is called 'debian13'; did you mean 'debian-13'? "
         "the catalogue has almalinux-10, almalinux-8, " + refused("debian13").partition("almalinux-8, ")[2]
     )
-    assert refused("debian13").endswith("ubuntu-26.04; a path or URL works too")
+    assert refused("debian13").endswith("ubuntu-26.04; a path, a URL or docker-image://NAME works, too")
     assert "did you mean" not in refused("zzz")
 
 
@@ -76,14 +78,29 @@ def test_a_packed_disk_is_unpacked_for_a_while(tmp_path: Path, monkeypatch: pyte
         assert list(disks.downloads().iterdir()) == []
         packed.write_bytes(packed.read_bytes()[:-10])
         with (
-            pytest.raises(ImageError, match="image a: its gzip data is cut short"),
+            pytest.raises(ImageError, match="its gzip data is cut short"),
             disks.unpacked(packed, "a", step),
         ):
             pass
         packed.write_bytes(gzip.compress(b"no disk at all" * 100))
-        with pytest.raises(ImageError, match="image a: this is neither"), disks.unpacked(packed, "a", step):
+        with pytest.raises(ImageError, match="this is neither"), disks.unpacked(packed, "a", step):
             pass
     assert list(disks.downloads().iterdir()) == []
+
+
+@pytest.mark.parametrize("user", ["x\n  ProxyCommand touch /tmp/x", "-oProxyCommand=touch", ""])
+def test_a_container_image_that_names_a_strange_user_is_refused(user: str) -> None:
+    found = {"Id": "sha256:0123", "Config": {"Labels": {"virtainers.user": user}}}
+    api = SimpleNamespace(inspect_image=lambda _reference: found)
+    engine = cast("Any", SimpleNamespace(api=api, failures=lambda _action: contextlib.nullcontext()))
+    with pytest.raises(
+        ImageError, match=r"image docker-image://evil: its label virtainers\.user=.* is wrong: a login name"
+    ):
+        contained.look(engine, "evil", print)
+    with pytest.raises(ImageError, match="image docker-image://: the name of a container image is missing"):
+        contained.look(engine, "", print)
+    found["Config"] = {"Labels": {"virtainers.user": "debian"}}
+    assert contained.look(engine, "good", print) == contained.Prepared("good", "sha256:0123", "debian")
 
 
 def test_a_container_image_is_named_with_its_scheme() -> None:
@@ -96,11 +113,31 @@ def test_a_container_image_is_named_with_its_scheme() -> None:
         ("debian-13", "localhost/virtainers/debian:13"),
         ("ubuntu-18.04", "localhost/virtainers/ubuntu:18.04"),
         ("centos-stream-9", "localhost/virtainers/centos:stream-9"),
-        ("alpine", "localhost/virtainers/alpine:latest"),
+        ("debian", "localhost/virtainers/debian:13"),
     ],
 )
 def test_a_prepared_virtainer_is_called_after_its_guest(name: str, tag: str) -> None:
-    assert contained.default_tag(name) == tag
+    assert contained.tag_for(name, None) == tag
+
+
+@pytest.mark.parametrize(
+    ("given", "tag"),
+    [
+        ("ours", "ours:latest"),
+        ("host:5000/a/b", "host:5000/a/b:latest"),
+        ("host:5000/a__b:V1.0", "host:5000/a__b:V1.0"),
+    ],
+)
+def test_it_may_be_called_otherwise(given: str, tag: str) -> None:
+    assert contained.tag_for("./my-disk.qcow2", given) == tag
+
+
+def test_what_it_cannot_be_called() -> None:
+    for wrong in ("", "Ours", "a/./b", "a:b/c", "a@sha256:00", "-a", "a:-b"):
+        with pytest.raises(SpecError, match="is no name of a container image"):
+            contained.tag_for("debian-13", wrong)
+    with pytest.raises(SpecError, match=r"my-disk.qcow2 is not in the catalogue: say with --tag"):
+        contained.tag_for("./my-disk.qcow2", None)
 
 
 class Helper:
@@ -113,7 +150,9 @@ class Helper:
     def put_archive(self, _folder: str, archive: Any) -> None:
         b"".join(archive)
 
-    def run(self, command: list[str]) -> tuple[int, bytes]:
+    def run(self, command: list[str], _on_output: object = None) -> tuple[int, bytes]:
+        if command[0] == "sh":
+            return 0, b"512\n 51 46 49 fb\n"
         if command[1] == "info":
             return 0, f'{{"format": "qcow2", "virtual-size": 1024{self.more}}}'.encode()
         return self.check, b"what it found"
@@ -151,7 +190,7 @@ def test_a_damaged_disk_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_disk_that_is_in_two_files_is_refused(tmp_path: Path, more: str, words: str) -> None:
-    with pytest.raises(ImageError, match=rf"a\.qcow2: {words}; make it whole first: qemu-img convert"):
+    with pytest.raises(ImageError, match=rf"a\.qcow2: {words}; make it whole first, with qemu-img convert -O qcow2"):
         copied(tmp_path, 0, f", {more}")
 
 

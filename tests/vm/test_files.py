@@ -42,7 +42,7 @@ def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, 
     assert connection is not None
 
     def break_it() -> None:  # when the upload is surely under way
-        session_vm.run("until ls -d /var/tmp/broken/.virtainer.*/tree/1; do sleep 0.1; done", sudo=True)
+        session_vm.run("until ls -d /var/tmp/broken/.virtainer.*/tree/*; do sleep 0.1; done", sudo=True)
         connection.close()
 
     breaking = threading.Thread(target=break_it)

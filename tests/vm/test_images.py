@@ -65,6 +65,19 @@ def test_disks_of_all_kinds_become_one(shop: Workshop, tmp_path: Path, kind: str
     assert images.ensure(str(packed), shop, SILENT) == guest
 
 
+@pytest.mark.parametrize("subformat", ["monolithicSparse", "streamOptimized"])
+def test_a_vmdk_that_is_cut_short_is_refused(shop: Workshop, tmp_path: Path, subformat: str) -> None:
+    (tmp_path / "store" / "raw").write_bytes(DISK + os.urandom(4 * 2**20))
+    shop.shell(f"cd /store && qemu-img convert -f raw -O vmdk -o subformat={subformat} raw whole.vmdk")
+    cut_short = tmp_path / "a.vmdk"
+    cut_short.write_bytes((tmp_path / "store" / "whole.vmdk").read_bytes()[: -2 * 2**20])
+    with pytest.raises(
+        ImageError, match=r"a\.vmdk: (the disk is damaged or cut short|it cannot be made a qcow2 image)"
+    ):
+        images.ensure(str(cut_short), shop, SILENT)
+    assert shop.shell("find /store -mindepth 1 -type d").split() in ([], ["/store/guests"])
+
+
 @pytest.mark.parametrize("path", ["disk/any name.img", "image"])
 def test_a_disk_in_a_container_image(engine: Engine, shop: Workshop, path: str) -> None:
     packed = io.BytesIO()

@@ -28,7 +28,7 @@ class Viewer:
         if struct.unpack(">I", self._read(4)) != (0,):
             self.refusal = self._read(*struct.unpack(">I", self._read(4)))
             return
-        self._sock.sendall(b"\x01")  # share it with others
+        self._sock.sendall(b"\x00")  # alone, please: what viewers say unless they are told otherwise
         self.width, self.height = struct.unpack(">HH", self._read(4))
         bits, *_ = self._read(16)
         self.pixel_bytes = bits // 8
@@ -82,6 +82,7 @@ def test_a_viewer_sees_the_screen_and_types(session_vm: VM, tmp_path: Path) -> N
             assert (viewer.width, viewer.height) == (other.width, other.height) == size
             assert "vm" in viewer.name
             assert len(set(viewer.picture())) > 1, "an empty screen"
+            assert other.picture()
             viewer.type("seen-by-vnc")
             session_vm.wait_until_succeeds("grep -a seen-by-vnc /dev/vcs1", sudo=True)
             viewer.type("\b" * len("seen-by-vnc"))
@@ -93,5 +94,8 @@ def test_a_viewer_sees_the_screen_and_types(session_vm: VM, tmp_path: Path) -> N
 def test_nobody_else_is_let_in(session_vm: VM) -> None:
     with session_vm.vnc() as display, Viewer(display.port, "guessed!") as viewer:
         assert viewer.refusal
-    with session_vm.vnc() as later, Viewer(later.port, display.password) as viewer:
-        assert viewer.refusal, "each block has a password of its own"
+    with session_vm.vnc() as one, session_vm.vnc() as two:
+        for display, other in ((one, two), (two, one)):
+            with Viewer(display.port, display.password) as viewer, Viewer(display.port, other.password) as stranger:
+                assert stranger.refusal, "each block has a password of its own"
+                assert viewer.picture()

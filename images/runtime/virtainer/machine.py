@@ -60,8 +60,9 @@ def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
         "qemu-system-x86_64",
         *("-name", f"{settings.name},process={settings.name}"),
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        # A VNC server that does not listen: viewers are handed to it (see viewer.py), and need a password.
-        *("-vnc", "none,password=on"),
+        # A VNC server that does not listen: viewers are handed to it (see viewer.py). They need a password, and do
+        # not throw each other out, as those would that forget to ask for a shared session.
+        *("-vnc", "none,password=on,share=ignore"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         # Without graphics the firmware talks on the serial line, too: "No bootable device" is seen.
         *("-machine", f"{board},graphics=off,memory-backend=ram"),

@@ -1,0 +1,139 @@
+"""What the README of the original virtainers says to type, in its order, for an engine's command line and our Debian.
+
+Seeds, variables, rights and ways to give a disk that need no operating system are in test_runtime_contract.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.vm.test_runtime_contract import BOOT, LEAST, LIMITS, OWNED, Container, new_network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pytest_virtainers.engine.client import Engine
+
+pytestmark = [pytest.mark.alone, pytest.mark.thorough]
+
+SSH = [
+    "ssh",
+    "-n",
+    "-oBatchMode=yes",
+    "-oStrictHostKeyChecking=no",
+    "-oUserKnownHostsFile=/dev/null",
+    "-oLogLevel=ERROR",
+]
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine) -> Iterator[str]:
+    """In place of `docker.io/virtainers/fedora:29`."""
+    command = [sys.executable, "-m", "pytest_virtainers.cli", "images", "bake", "debian-13"]
+    environment = {**os.environ, "VIRTAINER_ENGINE": engine.kind}
+    baked = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, check=True)
+    assert baked.stdout == "localhost/virtainers/debian:13\n"
+    yield baked.stdout.strip()
+    engine.api.remove_image(baked.stdout.strip(), force=True)
+
+
+@pytest.fixture(scope="module")
+def rights(engine_cli: list[str], runtime_image: str) -> list[str]:
+    """`--privileged`, unless this engine has not the rights to give it."""
+    tried = subprocess.run(
+        [*engine_cli, "run", "--rm", *LIMITS, "--privileged", "--entrypoint", "true", runtime_image],
+        capture_output=True,
+        check=False,
+    )
+    return ["--privileged"] if tried.returncode == 0 else LEAST
+
+
+class Original:
+    """What somebody types who has the image and a key."""
+
+    def __init__(self, cli: list[str], rights: list[str], network: str, key: Path) -> None:
+        self._run = [*("run", *rights, *OWNED, *LIMITS, "-d", "-t", f"--network={network}")]
+        self.cli, self.key = cli, key
+        self.names: list[str] = []
+        subnet = Container(cli, network).engine("network", "inspect", network)
+        self.first_three = subnet.partition('.0/24"')[0].rpartition('"')[2]
+
+    def run(self, name: str, *words: str) -> Container:
+        """`docker run … --name NAME -d -t --network=virtual …`."""
+        container = Container(self.cli, f"original-{name}-{os.getpid()}")
+        self.names.append(container.name)
+        container.engine(*self._run, "--name", container.name, *words)
+        return container
+
+    def ssh(self, container: Container, command: str, *, wait: bool = False) -> str:
+        """`ssh USER@$IP COMMAND`; with `wait`, until the machine is up."""
+        deadline = time.monotonic() + BOOT
+        while True:
+            done = subprocess.run(
+                [*SSH, "-i", self.key, f"debian@{container.address()}", command],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=BOOT,
+            )
+            if done.returncode == 0:
+                return done.stdout
+            assert wait, done.stderr
+            assert container.running(), container.console[-2000:]
+            assert time.monotonic() < deadline, container.console[-2000:]
+            time.sleep(2)
+
+
+@pytest.fixture
+def original(engine_cli: list[str], rights: list[str], tmp_path: Path) -> Iterator[Original]:
+    key = tmp_path / "id_rsa"
+    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", key], check=True)
+    with new_network(engine_cli, "10.216", "-d", "bridge") as network:  # `docker network create -d bridge --subnet=…`
+        original = Original(engine_cli, rights, network, key)
+        yield original
+        subprocess.run([*engine_cli, "rm", "-f", "-v", *original.names], capture_output=True, check=False)
+
+
+def test_the_readme(original: Original, image: str, runtime_image: str, guest_disk: Path, tmp_path: Path) -> None:
+    run, ssh = original.run, original.ssh
+    data = tmp_path / "data_folder"
+    data.mkdir()
+
+    # TL;DR; "Tweaking and customizing"; "Persistent data"; a well-known address ("running docker inside")
+    mounts = ["-v", f"{original.key}.pub:/tmp/id_rsa.pub:ro", "-v", f"{data}:/mounted"]
+    settings = ["-e", "RAM=1536", "-e", "CPU=2", "-e", "VM_NAME=one", "--ip", f"{original.first_three}.10"]
+    one = run("one", *mounts, *settings, image)
+    assert one.address() == f"{original.first_three}.10"
+    assert ssh(one, "whoami", wait=True) == "debian\n"
+    assert "Linux version" in one.console, "docker logs"
+    assert ssh(one, "nproc") == "2\n"
+    assert 1400 < int(ssh(one, "grep MemTotal /proc/meminfo").split()[1]) // 1024 < 1536
+    assert ssh(one, "hostname") == "cloudimage\n"
+    assert "login:" in one.exec("console", stdin="\r\n")
+    ssh(one, "sudo apt-get -q update && sudo apt-get -q install -y hello")
+    one.engine("rm", "-f", one.name)
+    assert (data / "local_image.qcow2").stat().st_size > 2**20, "the diff image"
+
+    # a new container with the same data, and beside it a generic one with its own user-data and meta-data
+    two = run("two", *mounts, image)
+    public = original.key.with_suffix(".pub").read_text().strip()
+    (tmp_path / "user-data").write_text(f"#cloud-config\nssh_authorized_keys: [{public}]\n")
+    (tmp_path / "meta-data").write_text("instance-id: three\nlocal-hostname: three\n")
+    seed = [word for each in ("user-data", "meta-data") for word in ("-v", f"{tmp_path / each}:/tmp/{each}:ro")]
+    three = run("three", *seed, "-v", f"{guest_disk}:/image:ro", runtime_image)
+    assert ssh(two, "hello", wait=True) == "Hello, world!\n"
+    assert ssh(three, "hostname", wait=True) == "three\n"
+
+    # "Connections between virtainers"
+    for each, other in ((two, three), (three, two)):
+        assert " 0% packet loss" in ssh(each, f"sudo ping -c 3 {other.address()}")
+    connect = f"timeout 30 bash -c {shlex.quote(f'head -c 7 </dev/tcp/{three.address()}/22')}"
+    assert ssh(two, connect) == "SSH-2.0"
