@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import json
 import tarfile
+import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import fetch
 from pytest_virtainers.errors import ImageError, StoreError
 from pytest_virtainers.paths import cache_folder
 from pytest_virtainers.unpack import Damaged, Unpacker
@@ -29,15 +29,22 @@ _BOOT_MARK = b"\x55\xaa"
 """A raw disk that boots has a boot sector, which ends so, protective ones of GPT included."""
 _KINDS = "this is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector"
 _FORMATS = frozenset({"qcow2", "raw", "vmdk", "vhdx"})  # as QEMU calls them
+_KEPT_DAYS = 14
 _CHUNK_BYTES = 1024 * 1024
 _LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
 
 
 def downloads() -> Path:
-    """Give the folder for what is on its way into the store."""
+    """Give the folder for what is on its way into the store.
+
+    What broken downloads and killed processes have left, and nobody has gone on with for two weeks, is removed.
+    """
     folder = cache_folder() / "downloads"
     folder.mkdir(mode=0o700, exist_ok=True)
-    fetch.forget_old(folder)
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86400:
+                path.unlink()
     return folder
 
 
@@ -174,7 +181,7 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
     stored = sha256
     if facts["format"] != "qcow2":  # of a raw disk, what is empty takes no room any more
         code, output = shop.container.run(
-            ["qemu-img", "convert", "-q", *("-f", facts["format"]), disk, "-O", "qcow2", f"{out}/made"]
+            ["qemu-img", "convert", "-q", "-f", facts["format"], "-O", "qcow2", disk, f"{out}/made"]
         )
         if code != 0:
             said = shop.explain(f"image {name}: it cannot be made a qcow2 image; qemu-img says", output.decode())

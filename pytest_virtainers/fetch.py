@@ -29,7 +29,6 @@ _CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 60.0
 _FRUITLESS_TRIES = 5  # in a row, without a byte more
 _WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 30.0
 _PART, _UNPACKED = ".part", ".unpacked"
-_KEPT_DAYS = 14
 _LENGTHS = {64: "sha256", 128: "sha512"}
 _FRAGMENT = re.compile(r"(sha256|sha512)=([0-9a-f]+)")
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a server may answer now and not a moment later
@@ -101,8 +100,8 @@ def fetch(
     Args:
         url: without a digest.
         digest: of the file as it is downloaded; None: whatever comes by TLS is taken.
-        target: in a folder for downloads alone, from which what is old is removed. Beside it, `NAME.part` is what was
-            downloaded so far, and `NAME.unpacked` for the moment. The caller sees to it that nobody else fetches it.
+        target: beside it, `NAME.part` is what was downloaded so far, and `NAME.unpacked` for the moment. The caller
+            sees to it that nobody else fetches it.
         tell: called with how far it is.
         wait: seconds before the second try; then longer ones.
 
@@ -112,7 +111,6 @@ def fetch(
     """
     part, unpacked = (target.with_name(f"{target.name}{suffix}") for suffix in (_PART, _UNPACKED))
     try:
-        forget_old(target.parent)
         if digest is None:  # what an earlier try has left may be of another version, and nothing would tell
             part.unlink(missing_ok=True)
         content = _fetch_right(_Wanted(url, digest, tell, wait), part, unpacked)
@@ -358,11 +356,3 @@ def _cause(error: BaseException) -> str:
 def _reason(error: BaseException) -> BaseException | None:
     reason = getattr(error, "reason", None)
     return reason if isinstance(reason, BaseException) else None
-
-
-def forget_old(folder: Path) -> None:
-    """Remove what broken downloads and killed processes have left, and nobody has gone on with for two weeks."""
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86400:
-                path.unlink()

@@ -75,7 +75,7 @@ def bake(image: str, tag: str | None) -> None:
     \b
     For example:
       virtainers images bake debian-13
-      docker run -d --cap-add NET_ADMIN --device /dev/net/tun localhost/virtainers/debian:13
+      docker run -d --privileged -v ~/.ssh/id_ed25519.pub:/tmp/id_rsa.pub:ro localhost/virtainers/debian:13
       virtainers run docker-image://localhost/virtainers/debian:13
     """  # noqa: D301
     from pytest_virtainers import contained

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shlex
 import subprocess
 import sys
@@ -321,10 +320,10 @@ def rm(names: tuple[str, ...], force: bool) -> None:
 @click.argument("tag", required=False)
 def snapshot(name: str, tag: str | None) -> None:
     """Keep memory and disk of a VM as they are now, under TAG (s1, s2, …), and print that."""
+    from pytest_virtainers.handle.saving import free_name
+
     with _attached(name) as vm, _usage():
-        there = vm.snapshots()
-        free = (f"s{number}" for number in itertools.count(1))
-        print(vm.snapshot(tag or next(each for each in free if each not in there)).name)
+        print(vm.snapshot(tag or free_name(vm.snapshots())).name)
 
 
 @click.command
@@ -396,9 +395,9 @@ def vnc(name: str, port: int, open_it: bool) -> None:
         print(f"{display}, password {display.password}", flush=True)
         if open_it:
             click.launch(str(display))
-        while (why := vm.end()) is None:  # one whose kernel has panicked can be looked at, too
+        while not vm.why_over:  # one whose kernel has panicked can be looked at, too
             time.sleep(1)
-        tell(f"{name} has ended: {why}")
+        tell(f"{name} has ended: {vm.why_over}")
 
 
 COMMANDS = (

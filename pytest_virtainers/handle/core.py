@@ -146,9 +146,10 @@ class Core:
         """Whether the machine runs and its SSH connection stands, as far as this side knows."""
         return self.runs and not self._silent and self._connection is not None and self._connection.alive
 
-    def end(self) -> str | None:
-        """Say why its container or its QEMU is over; None as long as it can be looked at, whatever the guest does."""
-        return self._end() or None
+    @property
+    def why_over(self) -> str:
+        """Why its container or its QEMU is over; empty as long as it can be looked at, whatever the guest does."""
+        return self._end()
 
     def scaled(self, seconds: float) -> float:
         """Give the seconds that something takes here which takes `seconds` with KVM: ten times as long without."""

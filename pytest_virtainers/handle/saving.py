@@ -18,7 +18,7 @@ from pytest_virtainers.handle.power import Power
 from pytest_virtainers.keys import KeyPair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection
 
 _RESTORED = b"virtainer: clone restored"  # what the supervisor says (images/runtime/virtainer/run.py)
 _PARTS = re.compile(rb"(prepared|QEMU up|state) in ([\d.]+) s")
@@ -37,8 +37,9 @@ class Snapshot:
     name: str
 
 
-def _names() -> Iterator[str]:
-    return (f"s{number}" for number in itertools.count(1))
+def free_name(taken: Collection[str]) -> str:
+    """Give the first of s1, s2, … that no snapshot has."""
+    return next(name for number in itertools.count(1) if (name := f"s{number}") not in taken)
 
 
 class Saving(Power):
@@ -180,7 +181,7 @@ class Saving(Power):
         except Unclonable as lack:
             raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
         self._wait_for_word(individual.READY, deadline, ready + 1)
-        snapshot = Snapshot(self, name or next(each for each in _names() if each not in self._taken))
+        snapshot = Snapshot(self, name or free_name(self._taken))
         self._in_place("save", snapshot)
         self._taken |= {snapshot.name}
         self._wait_for_word(individual.DONE, deadline, done + 1)

@@ -95,6 +95,10 @@ def test_another_digest_is_another_disk() -> None:
             '["a/b"]\nurl = "https://s/a"',
             "the image a/b: a name has letters, digits, dots, dashes and underscores only",
         ),
+        (
+            '[a]\nurl = "https://s/a"\nuser = "-oProxyCommand=x"',
+            "the image a: user='-oProxyCommand=x': a login name of",
+        ),
         ('[a]\nurl = "https://s/a"\nsize = 1', "the image a: unknown: size; known are aliases, checksums, sha256, "),
         ("[a]\nurl = 1", "the image a: url should be text, not 1"),
         ('[a]\nurl = "https://s/a"\naliases = "b"', "the image a: aliases should be a list of names"),

@@ -6,7 +6,6 @@ import lzma
 import os
 import re
 import resource
-import time
 from pathlib import Path
 
 import pytest
@@ -282,14 +281,6 @@ def test_a_full_disk(server: HostileServer, tmp_path: Path) -> None:
     assert left(tmp_path) == ["disk.part"]
     get(server, tmp_path)
     assert (tmp_path / "disk").read_bytes() == CONTENT
-
-
-def test_old_parts_are_removed(server: HostileServer, tmp_path: Path) -> None:
-    for name, days in (("old.part", 15), ("old", 15), ("new.part", 1)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (time.time() - days * 86400,) * 2)
-    get(server, tmp_path)
-    assert left(tmp_path) == ["disk", "new.part"]
 
 
 @pytest.mark.parametrize(

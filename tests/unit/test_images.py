@@ -1,5 +1,7 @@
 import contextlib
 import gzip
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -66,6 +68,15 @@ def test_disks_are_taken(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(content)
         assert images.find(str(tmp_path / name)) == tmp_path / name
+
+
+def test_what_is_old_is_removed_from_the_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, days in (("old.part", 15), ("old.disk", 15), ("new.part", 1)):
+        path = disks.downloads() / name
+        path.touch()
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    assert [each.name for each in disks.downloads().iterdir()] == ["new.part"]
 
 
 def test_a_packed_disk_is_unpacked_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

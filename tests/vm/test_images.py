@@ -16,7 +16,7 @@ from pytest_virtainers import contained, images
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.engine.streams import Log
-from pytest_virtainers.errors import ImageError
+from pytest_virtainers.errors import EngineError, ImageError
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import environment, resolve
@@ -149,6 +149,11 @@ def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: Engine, tm
         with Manager(resolve([environment(os.environ)]), SILENT) as manager:
             original = manager.guest("debian-13")
             assert contained.look(engine, tag, print).user == original.user
+            with (
+                manager.store() as shop,
+                pytest.raises((ImageError, EngineError), match=rf"^making image {tag} failed: "),
+            ):  # though there is one of that name
+                contained.bake(original, tag, "localhost/virtainers-test/none", shop, print)
             assert manager.guest(f"docker-image://{tag}").digest == original.digest
     finally:
         engine.api.remove_image(tag)

@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from pytest_virtainers.engine.client import Engine
+from tests.vm.test_viewer import Viewer
 
 SHAPE = ("--ram", "512M", "--disk", "3G")
 Virtainers = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -54,6 +57,17 @@ def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Eng
     assert virtainers("cp", tmp_path / "there", "web:/srv/").stdout == "web:/srv/there\n"
     virtainers("cp", "web:/srv/there", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"\0\xff there"
+
+    look = [sys.executable, "-m", "pytest_virtainers.cli", "vnc", "web"]
+    with subprocess.Popen(look, stdout=subprocess.PIPE, text=True) as looking:
+        assert looking.stdout
+        address, _, password = looking.stdout.readline().partition(", password ")
+        with Viewer(urlsplit(address).port or 0, password.strip()) as viewer:
+            assert viewer.picture()
+        looking.send_signal(signal.SIGINT)
+        assert looking.wait(30) == 130
+    told = virtainers("run", "--vnc", "--detach", fails=True).stderr
+    assert "--vnc ends with this command: virtainers vnc vm is for later" in told
 
     assert "virtainer: starting web: 512 MiB" in virtainers("logs", "web").stdout
     virtainers("screenshot", "web", tmp_path / "screen.png")

@@ -56,6 +56,14 @@ def rights(engine_cli: list[str], runtime_image: str) -> list[str]:
     return ["--privileged"] if tried.returncode == 0 else LEAST
 
 
+def test_a_prepared_virtainer_through_the_plugins_core(engine: Engine, image: str) -> None:
+    command = [sys.executable, "-m", "pytest_virtainers.cli", "run", "--cold", "--vnc", f"docker-image://{image}"]
+    environment = {**os.environ, "VIRTAINER_ENGINE": engine.kind}
+    done = subprocess.run([*command, "--", "whoami"], env=environment, text=True, capture_output=True, check=False)
+    assert (done.stdout, done.returncode) == ("debian\n", 0), done.stderr
+    assert "its screen: vnc://127.0.0.1:" in done.stderr
+
+
 class Original:
     """What somebody types who has the image and a key."""
 
