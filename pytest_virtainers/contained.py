@@ -70,7 +70,8 @@ def look(engine: Engine, reference: str, tell: Callable[[str], object]) -> Prepa
                 found = engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
             except docker.errors.ImageNotFound:
                 raise ImageError(
-                    f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}"
+                    f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. If that "
+                    f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
                 ) from None
     labels = (found.get("Config") or {}).get("Labels") or {}
     user = labels.get(_USER)
