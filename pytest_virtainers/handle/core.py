@@ -30,7 +30,7 @@ from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut
 from pytest_virtainers.handle.pulse import Pulse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from tempfile import TemporaryDirectory
 
     from pytest_virtainers.engine.container import Container
@@ -180,6 +180,18 @@ class Core:
         __tracebackhide__ = True
         while not self._connecting.acquire(timeout=POLL_SECONDS):
             self._check_alive()
+
+    @contextlib.contextmanager
+    def _connection_replaced(self) -> Iterator[None]:
+        """Close the connection, and let nobody else make a new one during the block."""
+        __tracebackhide__ = True
+        self._take_turn()
+        try:
+            if self._connection is not None:
+                self._connection.close()
+            yield
+        finally:
+            self._connecting.release()
 
     def _wait(
         self,

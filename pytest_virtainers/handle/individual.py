@@ -37,7 +37,7 @@ _LACKS = 90
 # Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
 # the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
 LEAVE = f"""
-command -v python3 >/dev/null && {{ modprobe virtio_console || [ -d /sys/class/virtio-ports ]; }} || exit {_LACKS}
+command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} || exit {_LACKS}
 umask 077
 cat >{_PATH} || exit
 set -- python3 -I -S {_PATH} {_PORT} "$FORMER"

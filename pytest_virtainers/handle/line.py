@@ -1,4 +1,4 @@
-"""The line: an SSH session that is open while a machine is saved, so that each of its clones goes on in it.
+"""The line: an SSH session that is open while a machine is saved, so that whoever goes on from there goes on in it.
 
 A login is the longest part of a clone's way into a test: the guest has to run, and where it is emulated to translate,
 hundreds of thousands of instructions of sshd, PAM and logind for the first time. So this is done before the machine
@@ -6,7 +6,8 @@ is saved, over a virtio-serial port instead of a network (whose connections end 
 sshd of the guest. Both ends then agree on new keys. With that, in strict mode, they start counting anew (OpenSSH's
 PROTOCOL, 1.10), so that those keys are all that the client's end of a clone has to know.
 
-The session belongs to the template as its login key does: who has the one needs no other.
+The session belongs to the template as its login key does: who has the one needs no other. A snapshot in place is
+taken of the session in the same way; until it is restored, both ends just go on.
 """
 
 from __future__ import annotations
@@ -71,15 +72,21 @@ class Session:
 class Recording(paramiko.Transport):
     """A client's end that remembers the keys in use, and its channels (paramiko forgets what nobody uses)."""
 
-    def __init__(self, sock: Any) -> None:
-        super().__init__(sock)
+    def __init__(self, sock: Any, **options: Any) -> None:
+        super().__init__(sock, **options)
         self.derived: dict[str, bytes] = {}
-        self._opened: list[paramiko.Channel] = []
+        self._kept: list[paramiko.Channel] = []
+
+    @property
+    def _open(self) -> list[paramiko.Channel]:
+        """The channels that the server has not closed."""
+        ours: Any = self
+        return list(ours._channels.values())
 
     def open_channel(self, *args: Any, **options: Any) -> paramiko.Channel:
-        """Open a channel, and keep it."""
+        """Open a channel, and keep it as long as the server does."""
         channel = super().open_channel(*args, **options)
-        self._opened.append(channel)
+        self._kept = [*self._open, channel]
         return channel
 
     def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
@@ -87,28 +94,33 @@ class Recording(paramiko.Transport):
         self.derived[id] = key
         return key
 
-    def change_keys(self) -> None:
+    def change_keys(self, deadline: float) -> None:
         """Change keys when the server, too, has closed all channels: it would say so to who knows of none."""
-        ours: Any = self
-        while ours._channels.values():
+        while self._open:
+            if not all(each.closed for each in self._open):
+                raise Unsuitable("a command still runs in it")
+            if time.monotonic() > deadline or not self.is_active():
+                raise TimedOut
             time.sleep(_POLL_SECONDS)
         self.renegotiate_keys()
 
 
 def freeze(transport: paramiko.Transport, seconds: float) -> Session:
-    """Change keys and give what another process needs to go on; nothing may be sent after that.
+    """Change keys and give what it takes to go on from here; until the guest is saved, nothing may be sent.
 
     Raises:
-        Unsuitable: the guest's sshd does not count anew with new keys (it is older than 9.6, or not OpenSSH), or not
-            within so many seconds.
+        Unsuitable: the session is not on the line, or a command runs in it; or the guest's sshd does not count anew
+            with new keys (it is older than 9.6, or not OpenSSH), or not within so many seconds.
         paramiko.SSHException, OSError, EOFError: the connection broke.
     """
-    assert isinstance(transport, Recording)  # noqa: S101  (or else there is nothing to give)
+    if not isinstance(transport, Recording):
+        raise Unsuitable("it is not on the line")
     ours: Any = transport
     if not ours.agreed_on_strict_kex:
         raise Unsuitable("the guest's sshd does not know the strict key exchange")
+    deadline = time.monotonic() + seconds
     try:
-        patiently(transport.change_keys, check=lambda: None, deadline=time.monotonic() + seconds)
+        patiently(lambda: transport.change_keys(deadline), check=lambda: None, deadline=deadline)
     except TimedOut:
         raise Unsuitable(f"the guest's sshd did not change keys within {seconds:g} s") from None
     facts = {name: str(getattr(ours, name)) for name in (*_AGREED, *_VERSIONS)}
@@ -130,13 +142,13 @@ class _Quiet(Packetizer):
         """There is none."""
 
 
-class _Continued(paramiko.Transport):
+class _Continued(Recording):
     """A client's end that starts in the middle of a session."""
 
     def __init__(self, sock: Any, session: Session) -> None:
         super().__init__(sock, packetizer_class=_Quiet)
         self._handshaking = True
-        self._derived = {letter: bytes.fromhex(key) for letter, key in session.keys.items()}
+        self._given = {letter: bytes.fromhex(key) for letter, key in session.keys.items()}
         ours: Any = self
         for name in (*_AGREED, *_VERSIONS):
             setattr(ours, name, session.facts[name])
@@ -144,7 +156,7 @@ class _Continued(paramiko.Transport):
         ours.agreed_on_strict_kex = True
         ours._activate_inbound()
         ours._activate_outbound()
-        self._derived = {}  # the next keys are new ones
+        self._given = {}  # the next keys are new ones
         ours.initial_kex_done = ours.packetizer._initial_kex_done = True
         ours.auth_handler = AuthHandler(self)
         ours.auth_handler.authenticated = ours.authenticated = True
@@ -155,7 +167,7 @@ class _Continued(paramiko.Transport):
         self.start()
 
     def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
-        return self._derived[id][:nbytes] if self._derived else super()._compute_key(id, nbytes)  # type: ignore[misc]
+        return self._given[id][:nbytes] if self._given else super()._compute_key(id, nbytes)
 
     # What `run` does at the start of a session is done already; the last of it is to expect the server's KEXINIT.
 

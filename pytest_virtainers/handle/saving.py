@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import paramiko
@@ -26,6 +26,7 @@ _SNAPSHOT_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 _CLONE_SECONDS = 60.0
 _LOGIN_SECONDS = 60.0
 _SESSION_SECONDS = 10.0
+_FREEZE_SECONDS = 10.0
 _SETTLE_SECONDS = 2.0
 
 
@@ -35,6 +36,8 @@ class Snapshot:
 
     vm: Saving
     name: str
+    session: line.Session | None = field(default=None, repr=False, compare=False)
+    """The SSH session that was open then, if it can be gone on in."""
 
 
 def free_name(taken: Collection[str]) -> str:
@@ -77,15 +80,7 @@ class Saving(Power):
         self._wait_for_word(_RESTORED, deadline)
         for took in _PARTS.finditer(self._container.stderr.rpartition(_RESTORED)[2].partition(b"\n")[0]):
             durations.part(took[1].decode(), float(took[2]))
-        if session is not None:
-            trouble = (line.Unsuitable, EngineError, *ssh.FAILURES)
-            with durations.phase("resume session"), contextlib.suppress(*trouble):
-                connection = line.resume(self._endpoint.dial_line(), session)
-                if connection.open_ahead(_SESSION_SECONDS):
-                    self._connection = connection
-                else:
-                    connection.close()
-        if self._connection is not None:
+        if session is not None and self._go_on_in(session):
             self._wait_for_word(individual.DONE, deadline)
             return
         self._wait(
@@ -94,6 +89,25 @@ class Saving(Power):
             deadline - time.monotonic(),
             settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline),
         )
+
+    def _go_on_in(self, session: line.Session) -> bool:
+        """Make a session that was saved with the guest the connection; tell whether it answers."""
+        trouble = (line.Unsuitable, EngineError, *ssh.FAILURES)
+        with durations.phase("resume session"), contextlib.suppress(*trouble):
+            connection = line.resume(self._endpoint.dial_line(), session)
+            if connection.open_ahead(_SESSION_SECONDS):
+                self._connection = connection
+                return True
+            connection.close()
+        return False
+
+    def _frozen_session(self) -> line.Session | None:
+        """Give what it takes to go on in the session that is open now; None when that is impossible."""
+        if self._connection is None or self._reversed:  # sshd would listen on, and we would not know for whom
+            return None
+        with contextlib.suppress(line.Unsuitable, *ssh.FAILURES):
+            return line.freeze(self._connection.transport, _FREEZE_SECONDS)
+        return None
 
     def renew_identity(self) -> None:
         """Give a clone its own machine-id and SSH host key, and connect anew; raises as `wait_until_cloned`."""
@@ -180,8 +194,8 @@ class Saving(Power):
             individual.leave_helper(self, hostname="")
         except Unclonable as lack:
             raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
+        snapshot = Snapshot(self, name or free_name(self._taken), self._frozen_session())
         self._wait_for_word(individual.READY, deadline, ready + 1)
-        snapshot = Snapshot(self, name or free_name(self._taken))
         self._in_place("save", snapshot)
         self._taken |= {snapshot.name}
         self._wait_for_word(individual.DONE, deadline, done + 1)
@@ -214,12 +228,17 @@ class Saving(Power):
         stood_still = self._off or bool(self._halted)
         if self._off:  # QEMU lets nothing run after a shutdown but what was reset
             self.qmp("system_reset")
-        self._in_place("load", snapshot)
-        self.console.start_anew()  # not before: a kernel that has panicked goes on to tell of it
-        if stood_still:  # QEMU leaves it so
-            self.qmp("cont")
-            self._wait_until_on(deadline)
-            self._halted = ""
+        with self._connection_replaced():
+            self._in_place("load", snapshot)
+            self.console.start_anew()  # not before: a kernel that has panicked goes on to tell of it
+            if stood_still:  # QEMU leaves it so
+                self.qmp("cont")
+                self._wait_until_on(deadline)
+                self._halted = ""
+            if snapshot.session is not None:
+                self._wait_for_word(individual.DONE, deadline, done + 1)
+                if self._go_on_in(snapshot.session):
+                    return
         self._wait(
             f"restoring {self.name}",
             self._connect,

@@ -138,6 +138,36 @@ def test_either_side_may_change_keys_after_that(
     assert execute(second, "second") == (b"SECOND", 7)
 
 
+def test_what_goes_on_may_be_frozen_in_its_turn_and_goes_on_itself(wire: Wire, stack: ExitStack) -> None:
+    second = line.resume(wire.end.dup(), frozen(wire))
+    stack.callback(second.close)
+    assert execute(second, "second") == (b"SECOND", 7)
+    again = line.freeze(second.transport, SECONDS)
+    assert execute(second, "on") == (b"ON", 7)
+    assert line.freeze(second.transport, SECONDS).keys != again.keys
+    latest = line.freeze(second.transport, SECONDS)
+    second.close()
+    second.transport.join(SECONDS)
+    third = line.resume(wire.end, latest)
+    stack.callback(third.close)
+    assert execute(third, "third") == (b"THIRD", 7)
+
+
+def test_a_session_in_use_is_not_frozen(wire: Wire, stack: ExitStack) -> None:
+    first = wire.log_in()
+    stack.callback(first.close)
+    assert first.open_ahead(SECONDS)
+    with pytest.raises(line.Unsuitable, match="a command still runs in it"):
+        line.freeze(first.transport, SECONDS)
+
+
+def test_nor_is_one_that_is_not_on_the_line(wire: Wire, stack: ExitStack) -> None:
+    first = ssh.log_in(wire.end.dup(), "debian", KEYS, SECONDS)
+    stack.callback(first.close)
+    with pytest.raises(line.Unsuitable, match="it is not on the line"):
+        line.freeze(first.transport, SECONDS)
+
+
 def test_a_channel_that_was_opened_ahead_is_the_next_commands(wire: Wire, stack: ExitStack) -> None:
     second = line.resume(wire.end, frozen(wire))
     stack.callback(second.close)

@@ -30,7 +30,7 @@ class Line:
     """
 
     def __init__(self, guest: socket.socket, server: socket.socket, *, kept: bool) -> None:
-        self._guest, self._kept = guest, kept
+        self._guest, self._kept, self._stale = guest, kept, False
         self._one_at_a_time = threading.Lock()
         self._caller: socket.socket | None = None
         self._heard = threading.Condition()
@@ -41,6 +41,16 @@ class Line:
         """Answer to callers there, too; with `hosts`, only to those addresses."""
         allowed = None if hosts is None else frozenset(hosts)
         threading.Thread(target=self._accept, args=(server, allowed), daemon=True).start()
+
+    def after_snapshot(self, action: str, _name: str) -> None:
+        """The guest goes on after `save` or `load` of a snapshot, to whose session callers may come back.
+
+        What it has said before a `load`, and nobody has heard, is not what the next caller expects.
+        """
+        with self._heard:
+            self._kept = True
+            self._stale = self._stale or action == "load"
+            self._heard.notify()
 
     def hang_up(self) -> None:
         """The guest's end was closed, of which its port says nothing: end the caller's, too."""
@@ -63,7 +73,7 @@ class Line:
     def _serve(self, caller: socket.socket) -> None:
         with self._one_at_a_time, caller, contextlib.suppress(OSError):
             with self._heard:
-                self._caller = caller
+                self._caller, self._stale = caller, False
                 self._heard.notify()
             with contextlib.suppress(OSError):
                 while data := caller.recv(_CHUNK_BYTES):
@@ -78,9 +88,9 @@ class Line:
         with contextlib.suppress(OSError):
             while data := self._guest.recv(_CHUNK_BYTES):
                 with self._heard:
-                    self._heard.wait_for(lambda: self._caller is not None)
+                    self._heard.wait_for(lambda: self._caller is not None or self._stale)
                     caller = self._caller
-                with contextlib.suppress(OSError):
-                    assert caller is not None  # noqa: S101  (waited for)
-                    caller.sendall(data)
+                if caller is not None:
+                    with contextlib.suppress(OSError):
+                        caller.sendall(data)
         self.hang_up()

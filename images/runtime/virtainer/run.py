@@ -128,7 +128,7 @@ def run() -> End:
         queue=queue,
         grace=settings.shutdown_timeout,
         linger=settings.linger,
-        on_snapshot=helper.after_snapshot,
+        on_snapshot=(joined.after_snapshot, helper.after_snapshot),
         on_line_closed=joined.hang_up,
     ).run()
     if storage.restore and not restored and end.reason is Reason.QEMU:

@@ -14,7 +14,7 @@ from virtainer import line, requests, snapshot
 from virtainer.ending import End, Reason, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from virtainer.qmp import Monitor
 
@@ -41,14 +41,14 @@ class Supervisor:
         queue: int,
         grace: float,
         linger: bool,
-        on_snapshot: Callable[[str, str], None],
+        on_snapshot: Sequence[Callable[[str, str], None]],
         on_line_closed: Callable[[], None],
     ) -> None:
         """Take QEMU's process id and pipes, the names of other children by process id, and seconds of grace.
 
         With `linger`, a guest that switches itself off is not the end: QEMU pauses, and may reset and go on.
-        `on_snapshot` is called with action (`save`, `load`) and name of a snapshot when the guest goes on after it,
-        `on_line_closed` when the guest has closed its end of the line.
+        Each of `on_snapshot` is called with action (`save`, `load`) and name of a snapshot when the guest goes on
+        after it, `on_line_closed` when the guest has closed its end of the line.
         """
         self._qemu, self._helpers, self._monitor, self._grace = qemu, helpers, monitor, grace
         self._stderr, self._queue, self._on_snapshot = stderr, queue, on_snapshot
@@ -158,7 +158,8 @@ class Supervisor:
                 self._off = False
                 say("guest runs again")
             elif event == "JOB_STATUS_CHANGE" and (done := snapshot.finished(data)):
-                self._on_snapshot(*done)
+                for tell in self._on_snapshot:
+                    tell(*done)
             elif event == "VSERPORT_CHANGE" and data["id"] == line.DEVICE and not data["open"]:
                 self._on_line_closed()
             elif event == "GUEST_PANICKED":

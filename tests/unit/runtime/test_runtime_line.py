@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,26 @@ def test_else_a_hang_up_ends_the_guests_end(tmp_path: Path) -> None:
         with guest.call() as caller:
             exchange(caller, guest)
         assert guest.end.recv(100) == b""
+
+
+def test_when_it_was_saved_a_hang_up_is_not_noticed(tmp_path: Path) -> None:
+    with Guest(tmp_path, kept=False) as guest:
+        guest.line.after_snapshot("save", "s1")
+        for _ in range(2):
+            with guest.call() as caller:
+                exchange(caller, guest)
+
+
+def test_what_nobody_heard_before_it_went_back_is_forgotten(guest: Guest) -> None:
+    with guest.call() as caller:
+        exchange(caller, guest)
+        caller.shutdown(socket.SHUT_WR)
+        assert caller.recv(100) == b"", "the hang-up was noticed"
+    guest.has_said(b"before")
+    guest.line.after_snapshot("load", "s1")
+    guest.has_said(b"just before")
+    time.sleep(0.1)
+    exchange(guest.call(), guest)
 
 
 def test_what_the_guest_says_after_a_hang_up_waits_for_the_next_caller(guest: Guest) -> None:

@@ -103,7 +103,7 @@ class Qemu:
             queue=self.queue,
             linger=linger,
             grace=grace,
-            on_snapshot=lambda *done: self.snapshots.append(done),
+            on_snapshot=(lambda *done: self.snapshots.append(done),),
             on_line_closed=lambda: self.snapshots.append(("line", "closed")),
         )
         try:
