@@ -28,7 +28,8 @@ DEFAULT_USER = "tester"
 """The account made in guests of which nothing else is known."""
 
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
-_KEYS = frozenset({"url", "user", "aliases", "sha256", "sha512", "checksums"})
+_KEYS = frozenset({"url", "user", "aliases", "sha256", "sha512", "checksums", "firmware"})
+_FIRMWARE = values.choice("bios", "uefi")
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,13 @@ class Published(_Entry):
         url: where it is.
         digest: of the file there; None: `checksums` says it, or nobody does.
         checksums: URL of a file with digests.
+        firmware: from which it boots.
     """
 
     url: str
     digest: Digest | None = None
     checksums: str | None = None
+    firmware: str = "bios"
 
     @property
     def key(self) -> str:
@@ -163,10 +166,14 @@ def _published(source: str, name: str, facts: Any) -> tuple[Published, tuple[str
         user = values.user_name(facts.get("user", DEFAULT_USER))
     except ValueError as error:
         raise ImageError(f"{wrong}user={facts['user']!r}: {error}") from None
+    try:
+        firmware = _FIRMWARE(facts.get("firmware", "bios"))
+    except ValueError as error:
+        raise ImageError(f"{wrong}firmware={facts['firmware']!r}: {error}") from None
     if checksums is not None and not checksums.startswith("https://"):
         raise ImageError(f"{wrong}checksums={checksums}: only https:// can be believed")
     try:
         url, digest = fetch.split(facts["url"] + suffix)
     except ImageError as error:
         raise ImageError(f"{wrong}{error}") from None
-    return Published(name, user, url, digest, checksums), tuple(aliases)
+    return Published(name, user, url, digest, checksums, firmware), tuple(aliases)

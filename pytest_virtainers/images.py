@@ -38,16 +38,22 @@ class Guest:
         key: its name in the store.
         user: the login user.
         digest: SHA-256 of the disk.
+        firmware: from which it boots, as far as is known.
     """
 
     key: str
     user: str
     digest: str
+    firmware: str = "bios"
 
     @property
     def place(self) -> str:
         """Its folder in the store."""
         return f"guests/{self.key}"
+
+    def boots_with(self, wanted: str) -> str:
+        """Give the firmware of a VM for which this one is wanted, or `auto`."""
+        return self.firmware if wanted == "auto" else wanted
 
     @property
     def disk(self) -> str:
@@ -139,7 +145,7 @@ def _ensure_fetched(entry: Published, shop: Workshop, progress: Progress) -> Gue
     manifest = _once(
         entry.key, f"fetching {entry.name}", shop, progress, lambda _place, step: _fetch(entry, shop, step)
     )
-    return Guest(entry.key, entry.user, manifest["disk"]["sha256"])
+    return Guest(entry.key, entry.user, manifest["disk"]["sha256"], entry.firmware)
 
 
 def _fetch(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:

@@ -359,6 +359,7 @@ class Manager:
         files: dict[str, dict[str, bytes | Link]] = {"/": {"image": Link(guest.disk)}}
         if seed_iso:
             files["/tmp"] = {"cloud_init.iso": seed_iso}  # noqa: S108  (the image's contract)
+        environment = {"FIRMWARE": guest.boots_with(spec.firmware), **environment}
         container = self._start(spec, guest.place, files, environment, "", mounted=disk)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
@@ -411,11 +412,11 @@ class Manager:
         guest = self._guests.get(spec.image)
         try:
             template = self.templates().find(spec, guest) if spec.template and guest else None
-            if template is None or template.refusal:
+            if guest is None or template is None or template.refusal:
                 return None
             self.durations.append(record := Record("prefetch"))
             with recording(record):
-                return self._start_clone(spec, template, node_id, ahead=True)
+                return self._start_clone(spec, guest, template, node_id, ahead=True)
         except VirtainerError:
             return None
 
@@ -436,7 +437,7 @@ class Manager:
                 self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
                 return self._boot(spec, guest, Keys.generate(), node_id)
             try:
-                return self._start_clone(spec, template, node_id)
+                return self._start_clone(spec, guest, template, node_id)
             except (BootError, VMGone, SSHError) as error:
                 if tries == _TRIES:
                     raise
@@ -476,10 +477,10 @@ class Manager:
         with phase("template"):
             return self.templates().ensure(spec, guest, boot)
 
-    def _start_clone(self, spec: Spec, template: Template, node_id: str, *, ahead: bool = False) -> VM:
+    def _start_clone(self, spec: Spec, guest: Guest, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
-        container = self._start(spec, template.place, {}, {"TEMPLATE": template.folder}, node_id, ahead=ahead)
-
+        environment = {"TEMPLATE": template.folder, "FIRMWARE": guest.boots_with(spec.firmware)}
+        container = self._start(spec, template.place, {}, environment, node_id, ahead=ahead)
         vm = self._ready(
             spec,
             template.user,
@@ -508,7 +509,9 @@ class Manager:
             "/": {"image": Link(guest.disk)},
             "/tmp": {"cloud_init.iso": iso},  # noqa: S108  (the image's contract)
         }
-        environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into} if save_into else {}
+        environment = {"FIRMWARE": guest.boots_with(spec.firmware)}
+        if save_into:
+            environment |= {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into}
         container = self._start(spec, guest.place, files, environment, node_id)
 
         def get_ready(vm: VM) -> None:

@@ -52,6 +52,7 @@ _SHAPE = (
     ("cpus", "1", "number of virtual CPUs"),
     ("disk", "10G", "size of the VM's disk; it takes room only as it fills"),
     ("accel", "auto", "auto, kvm or tcg (emulation)"),
+    ("firmware", "auto", "bios, uefi, or auto for what the catalogue says of the image, else bios"),
     ("boot_timeout", "300", "seconds until a VM must be ready"),
     ("internet", "on", "on, or off for a network without a way out"),
     ("scope", "function", "how long a VM lives: function, class, module or session"),

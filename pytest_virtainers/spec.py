@@ -118,6 +118,7 @@ class Spec:
     cpus: int
     disk: int
     accel: str
+    firmware: str
     boot_timeout: float
     internet: bool
     scope: str
@@ -172,6 +173,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "cpus": values.whole_number,
     "disk": values.size_mib(least=1024),
     "accel": values.choice("auto", "kvm", "tcg"),
+    "firmware": values.choice("auto", "bios", "uefi"),
     "boot_timeout": values.seconds,
     "internet": values.switch,
     "scope": values.choice(*SCOPES),
@@ -195,7 +197,7 @@ assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a 
 SIGNATURE = (
     "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, "
     "authorized_keys, prepare, hostname, network, ip, nics, internet, scope, reset, template, identity, accel, "
-    "boot_timeout)"
+    "firmware, boot_timeout)"
 )
 
 

@@ -176,6 +176,7 @@ class Templates:
             "runtime": self._runtime_id,
             "disk": guest.digest,
             "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, shape.internet],
+            "firmware": guest.boots_with(shape.firmware),
             "user-data": yaml.safe_dump(seed.user_data(shape, _NO_KEYS, spec.user or guest.user), sort_keys=False),
             "network-config": seed.NETWORK_CONFIG,
             "helper": [individual.helper(), individual.LEAVE, SERVE],

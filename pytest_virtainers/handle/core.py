@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 from pytest_virtainers import durations
 from pytest_virtainers.errors import (
     BadTemplate,
+    BootError,
     BootTimeout,
     EngineError,
     GuestPanic,
@@ -23,7 +24,7 @@ from pytest_virtainers.errors import (
     VirtainerError,
     VMGone,
 )
-from pytest_virtainers.handle import readiness, shell, ssh
+from pytest_virtainers.handle import firmware, readiness, shell, ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
 from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut
@@ -56,6 +57,7 @@ _RECONNECT_SECONDS = 20.0
 _BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
 # A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
 SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
+_FIRMWARE_LINES = 5  # of the console; what firmware says last is near its end
 
 
 class Core:
@@ -224,6 +226,10 @@ class Core:
             def check() -> None:
                 __tracebackhide__ = True
                 self._check_alive()
+                if settle is None and (complaint := firmware.complaint(self.console.tail(_FIRMWARE_LINES))):
+                    raise BootError(
+                        f"{self.name}: {complaint}. The last lines of its console:\n{self.console.tail()}"
+                    )
                 step.update(self.console.tail(1).removeprefix("  | "))
 
             machine = readiness.Machine(self.name, self.console, check)

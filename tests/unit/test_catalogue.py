@@ -99,7 +99,10 @@ def test_another_digest_is_another_disk() -> None:
             '[a]\nurl = "https://s/a"\nuser = "-oProxyCommand=x"',
             "the image a: user='-oProxyCommand=x': a login name of",
         ),
-        ('[a]\nurl = "https://s/a"\nsize = 1', "the image a: unknown: size; known are aliases, checksums, sha256, "),
+        (
+            '[a]\nurl = "https://s/a"\nsize = 1',
+            "the image a: unknown: size; known are aliases, checksums, fi",
+        ),
         ("[a]\nurl = 1", "the image a: url should be text, not 1"),
         ('[a]\nurl = "https://s/a"\naliases = "b"', "the image a: aliases should be a list of names"),
         ('[a]\nurl = "http://s/a"', "the image a: image http://s/a: over http anybody may have changed it"),

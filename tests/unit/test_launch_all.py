@@ -12,6 +12,7 @@ import pytest
 from pytest_virtainers import manager as module
 from pytest_virtainers.engine.container import Plan
 from pytest_virtainers.errors import BootTimeout, GuestStalled, QEMUCrashed, VMGone
+from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.networks import Setting
@@ -89,7 +90,7 @@ def manager(world: World) -> Iterator[Manager]:
             get=lambda _: network, setting=lambda _: Setting({}, {}, ()), close=lambda: None
         )
         manager._budget = SimpleNamespace(check=lambda _: None, room=lambda *_, **_named: nullcontext())
-        manager._guests["debian-13"] = SimpleNamespace(user="debian", place="guests/x", disk="/store/x")
+        manager._guests["debian-13"] = Guest("x", "debian", "")
         template = Template("key", "debian", Keys.generate())
         manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
         manager._runtime_image = "runtime"

@@ -11,6 +11,7 @@ import pytest
 from pytest_virtainers import manager as module
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
+from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.networks import Networks
@@ -105,7 +106,7 @@ def make(server: FakeEngine, *, keeps_lost: bool) -> Manager:
     object.__setattr__(settings, "engine", server.url)
     manager: Any = Manager(settings, SILENT, keeps_lost=keeps_lost)
     manager._budget = SimpleNamespace(check=lambda _: None)
-    manager._guests["debian-13"] = SimpleNamespace(user="debian", place="guests/x", disk="/store/x")
+    manager._guests["debian-13"] = Guest("x", "debian", "")
     template = Template("key", "debian", Keys.generate())
     manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
     manager._runtime_image = "runtime"

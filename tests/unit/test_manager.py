@@ -66,7 +66,7 @@ class Run:
         """Clone; the first tries fail so."""
         coming = list(failures)
 
-        def start_clone(_spec: Spec, template: Template, _node_id: str) -> VM:
+        def start_clone(_spec: Spec, _guest: Guest, template: Template, _node_id: str) -> VM:
             assert template is self.templates.given[-1]
             if coming:
                 raise coming.pop(0)

@@ -39,6 +39,11 @@ def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> s
     return templates._key(spec, guest)
 
 
+def test_it_does_not_matter_who_says_from_what_a_machine_boots() -> None:
+    guest = replace(GUEST, firmware="uefi")
+    assert key(guest) == key(guest, firmware="uefi") != key(guest, firmware="bios")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -46,6 +51,7 @@ def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> s
         {"cpus": 2},
         {"disk": "11G"},
         {"accel": "tcg"},
+        {"firmware": "uefi"},
         {"internet": False},
         {"user": "alice"},
         {"packages": ["hello"]},

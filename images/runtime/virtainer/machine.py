@@ -21,7 +21,7 @@ LEGACY_MACHINE = "pc-i440fx-10.0"
 
 # QEMU opens these as the files that the supervisor opened for it (`-add-fd`).
 _BASE, _OVERLAY, _SEED, _KVM = "/dev/fdset/1", "/dev/fdset/2", "/dev/fdset/3", "/dev/fdset/4"
-STATE, _LAYER = "/dev/fdset/5", "/dev/fdset/6"
+STATE, _LAYER, _CODE, _VARIABLES = "/dev/fdset/5", "/dev/fdset/6", "/dev/fdset/7", "/dev/fdset/8"
 
 PLUGS = 8
 """How many devices may be added while the machine runs (`virtainer.devices`)."""
@@ -46,6 +46,9 @@ class Handles(NamedTuple):
     layer: int | None = None  # the template's disk
     port: int | None = None  # a connected socket: the helper's
     line: int | None = None  # a connected socket
+    # Of UEFI:
+    code: int | None = None
+    variables: int | None = None
 
     def all(self) -> tuple[int, ...]:
         """All that are there."""
@@ -65,7 +68,7 @@ def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
         *("-vnc", "none,password=on,share=ignore"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         # Without graphics the firmware talks on the serial line, too: "No bootable device" is seen.
-        *("-machine", f"{board},graphics=off,memory-backend=ram"),
+        *_board(board, handles),
         *_processor(settings, handles),
         *("-m", str(settings.ram)),
         *_memory(settings, handles),
@@ -75,6 +78,22 @@ def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
         *(("-incoming", "defer") if incoming else ()),
         # A guest that panics stays as it is: its console, screen and memory are the evidence.
         *("-action", f"panic=none{',shutdown=pause' if settings.linger else ''}"),
+    ]
+
+
+def _board(board: str, handles: Handles) -> list[str]:
+    properties = f"{board},graphics=off,memory-backend=ram"
+    if handles.code is None or handles.variables is None:
+        return ["-machine", properties]
+    flash = (
+        {"driver": "raw", "node-name": "code", "read-only": True, "file": _file(_CODE, read_only=True)},
+        {"driver": "raw", "node-name": "variables", "file": _file(_VARIABLES)},
+    )
+    return [
+        *_add_fd(handles.code, _CODE),
+        *_add_fd(handles.variables, _VARIABLES),
+        *(word for node in flash for word in ("-blockdev", json.dumps(node))),
+        *("-machine", f"{properties},pflash0=code,pflash1=variables"),
     ]
 
 

@@ -225,7 +225,16 @@ def _storage(settings: Settings, kvm: int | None) -> _Storage:
             **more,
         }
 
-    return _Storage(base, files, restore)
+    if settings.firmware == "bios":
+        return _Storage(base, files, restore)
+    from virtainer import firmware  # 2 ms that only UEFI pays
+
+    own = firmware.variables(settings.image_dir, settings.template)
+
+    def and_flash() -> dict[str, int]:
+        return {**files(), "code": os.open(firmware.CODE, os.O_RDONLY), "variables": os.open(own, os.O_RDWR)}
+
+    return _Storage(base, and_flash, restore)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -50,6 +50,7 @@ class Settings(NamedTuple):
     cidr: str  # the first three octets of the inner /24
     image_url: str
     accel: str
+    firmware: str
     lease: bool
     linger: bool  # stay when the VM is over, for evidence
     cache: str
@@ -102,6 +103,7 @@ class Settings(NamedTuple):
                 "an http:// or https:// address of a disk image",
             ),
             accel=read("ACCEL", "auto", _one_of("auto", "kvm", "tcg"), "auto, kvm or tcg"),
+            firmware=read("FIRMWARE", "bios", _one_of("bios", "uefi"), "bios or uefi"),
             lease=read("LEASE", "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
             linger=read("LINGER", "off", _one_of("off", "on"), "off or on") == "on",
             cache=read("DISK_CACHE", "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),

@@ -77,6 +77,7 @@ def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
         "CPU": settings.cpus,
         "virtio": settings.virtio,
         "CIDR": settings.cidr,
+        "firmware": settings.firmware,
         "qemu": f"{qemu.st_size}-{qemu.st_mtime_ns}",
         # An emulated processor is the same everywhere; KVM's is the host's.
         "processor": "emulated" if kvm is None else processor(Path("/proc/cpuinfo").read_text()),

@@ -39,6 +39,17 @@ def test_the_machine_type_has_a_version() -> None:
     assert values("-machine", argv()) == ["pc-q35-10.0,sata=off,smbus=off,graphics=off,memory-backend=ram"]
 
 
+def test_uefi_is_two_chips_of_flash_memory_one_of_them_the_vms_own() -> None:
+    words = argv(handles=HANDLES._replace(code=20, variables=21))
+    assert values("-machine", words) == [
+        "pc-q35-10.0,sata=off,smbus=off,graphics=off,memory-backend=ram,pflash0=code,pflash1=variables"
+    ]
+    code, variables = nodes(words)["code"], nodes(words)["variables"]
+    assert (code["read-only"], code["file"]["read-only"], code["file"]["filename"]) == (True, True, "/dev/fdset/7")
+    assert (variables["file"]["read-only"], variables["file"]["filename"]) == (False, "/dev/fdset/8")
+    assert {"fd=20,set=7", "fd=21,set=8"} <= set(values("-add-fd", words))
+
+
 def test_no_path_is_opened_by_qemu_itself() -> None:
     words = argv(handles=WITH_KVM)
     assert {node["file"]["filename"] for node in nodes(words).values()} == {f"/dev/fdset/{n}" for n in (1, 2, 3)}

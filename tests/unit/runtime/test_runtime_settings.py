@@ -21,6 +21,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         cidr="192.168.100",
         image_url="",
         accel="auto",
+        firmware="bios",
         lease=False,
         linger=False,
         cache="writeback",
@@ -45,6 +46,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("RAM", "-1", "a whole number of MiB, from 32"),
         ("RAM", "16", "a whole number of MiB, from 32"),
         ("RAM", "٣٢٣٢", "a whole number of MiB, from 32"),  # digits, but no ASCII
+        ("FIRMWARE", "UEFI", "bios or uefi"),
         ("CPU", "0", "a whole number from 1 to 255"),
         ("CPU", "two", "a whole number from 1 to 255"),
         ("VM_NAME", "my_vm", "a host name without dots"),

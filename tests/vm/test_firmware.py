@@ -1,0 +1,35 @@
+"""What a VM boots from, and what it says when it cannot."""
+
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers import VM
+from pytest_virtainers.errors import BootError
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.settings import Settings
+from pytest_virtainers.spec import check, merge
+
+
+@pytest.mark.virtainer(ram="768M", firmware="uefi")
+def test_uefi_is_there_in_a_clone_and_after_a_reboot(vm: VM) -> None:
+    assert vm.run("ls /sys/firmware/efi").stdout
+    vm.run("modprobe efivarfs; mount -t efivarfs none /sys/firmware/efi/efivars", sudo=True)
+    name = "/sys/firmware/efi/efivars/Mark-12345678-1234-1234-1234-123456789abc"
+    vm.run(["tee", name], input=b"\7\0\0\0mark", sudo=True)
+    vm.reboot()
+    vm.run("mount -t efivarfs none /sys/firmware/efi/efivars", sudo=True)
+    assert vm.run(["cat", name], sudo=True).stdout_bytes == b"\7\0\0\0mark", "its variables are its own"
+
+
+@pytest.mark.parametrize(("firmware", "other"), [("bios", "uefi"), ("uefi", "bios")])
+def test_a_disk_that_does_not_boot_from_it_is_told_at_once(
+    manager: Manager, settings: Settings, tmp_path: Path, firmware: str, other: str
+) -> None:
+    disk = tmp_path / "empty.raw"
+    disk.write_bytes(bytes(510) + b"\x55\xaa" + bytes(2**20 - 512))
+    wanted = {"image": str(disk), "ram": "256M", "firmware": firmware, "template": False}
+    spec = merge(settings.shape, check(wanted, "here"))
+    with pytest.raises(BootError, match=f"found nothing to boot from.* needs firmware='{other}'; else"):
+        manager.launch(spec)
+    assert not manager.lost
