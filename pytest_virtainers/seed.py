@@ -23,7 +23,9 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     """Make the seed for `spec`: `user` may log in with `keys.login`, the guest shows `keys.host`."""
     files = {
         "user-data": "#cloud-config\n" + yaml.safe_dump(user_data(spec, keys, user), sort_keys=False),
-        "meta-data": yaml.safe_dump({"instance-id": instance_id, "local-hostname": spec.guest_hostname}),
+        "meta-data": yaml.safe_dump(
+            {"instance-id": instance_id, "local-hostname": spec.guest_hostname, **spec.meta_data}
+        ),
         "network-config": yaml.safe_dump(NETWORK_CONFIG),
     }
     image = pycdlib.PyCdlib()

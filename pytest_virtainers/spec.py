@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SCOPES = ("function", "class", "module", "session")
 
 
-def _user_data(value: object) -> dict[str, Any]:
-    """Take a cloud-config: a mapping, its YAML as text, or the path of a file with it."""
+def _mapping(value: object) -> dict[str, Any]:
+    """Take what cloud-init reads: a mapping, its YAML as text, or the path of a file with it."""
     import yaml  # only tests that carry user-data pay for it
 
     if isinstance(value, Path):
@@ -41,8 +41,7 @@ def _user_data(value: object) -> dict[str, Any]:
             raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, Mapping):
         raise ValueError(  # noqa: TRY004  (one error type for all parsers)
-            f"a cloud-config mapping is needed (as a dict, as YAML text, or as a pathlib.Path), "
-            f"not {type(value).__name__}"
+            f"a mapping is needed (as a dict, as YAML text, or as a pathlib.Path), not {type(value).__name__}"
         )
     return dict(value)
 
@@ -127,6 +126,7 @@ class Spec:
     hostname: str | None = None
     user: str | None = None
     user_data: dict[str, Any] = field(default_factory=dict)
+    meta_data: dict[str, Any] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     run_commands: tuple[str | list[str], ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
@@ -180,7 +180,8 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "template": values.switch,
     "hostname": values.host_name,
     "user": values.user_name,
-    "user_data": _user_data,
+    "user_data": _mapping,
+    "meta_data": _mapping,
     "packages": _packages,
     "run_commands": _run_commands,
     "files": _files,
@@ -195,7 +196,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a slip of ours, seen at import)
 
 SIGNATURE = (
-    "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, packages, run_commands, files, "
+    "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, meta_data, packages, run_commands, files, "
     "authorized_keys, prepare, hostname, network, ip, nics, internet, scope, reset, template, identity, accel, "
     "firmware, boot_timeout)"
 )

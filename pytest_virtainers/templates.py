@@ -178,6 +178,7 @@ class Templates:
             "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, shape.internet],
             "firmware": guest.boots_with(shape.firmware),
             "user-data": yaml.safe_dump(seed.user_data(shape, _NO_KEYS, spec.user or guest.user), sort_keys=False),
+            "meta-data": shape.meta_data,
             "network-config": seed.NETWORK_CONFIG,
             "helper": [individual.helper(), individual.LEAVE, SERVE],
             "prepare": digest(shape.prepare) if shape.prepare else "",

@@ -39,6 +39,11 @@ def test_the_iso_has_what_nocloud_reads() -> None:
     assert yaml.safe_load(files["network-config"])["version"] == 2
 
 
+def test_meta_data_of_ones_own_goes_over_ours() -> None:
+    files = read(seed.iso(spec(name="db", meta_data="{local-hostname: other, tier: web}"), KEYS, "debian", "id-1"))
+    assert yaml.safe_load(files["meta-data"]) == {"instance-id": "id-1", "local-hostname": "other", "tier": "web"}
+
+
 def test_login_is_by_key_alone_and_the_host_key_is_ours() -> None:
     config = seed.user_data(spec(), KEYS, "debian")
     (account,) = config["users"]

@@ -37,11 +37,11 @@ def test_unknown_arguments_are_named_with_a_near_miss() -> None:
         ({"run_commands": "ls"}, "here: run_commands='ls': a list of commands is needed, each a text for the shell"),
         ({"files": {"etc/motd": "hi"}}, "'etc/motd' is not an absolute path in the guest"),
         ({"files": {"/etc/motd": 7}}, "the content of /etc/motd is text, bytes or a pathlib.Path"),
-        ({"user_data": "- a\n- b"}, "a cloud-config mapping is needed"),
+        ({"user_data": "- a\n- b"}, "a mapping is needed"),
         ({"user_data": "a: [1"}, "not YAML: while parsing a flow sequence"),
         (
             {"user_data": 7},
-            "a cloud-config mapping is needed (as a dict, as YAML text, or as a pathlib.Path), not int",
+            "a mapping is needed (as a dict, as YAML text, or as a pathlib.Path), not int",
         ),
         ({"user_data": Path("none.yaml")}, "the file cannot be read (No such file or directory)"),
     ],

@@ -58,6 +58,7 @@ def test_it_does_not_matter_who_says_from_what_a_machine_boots() -> None:
         {"run_commands": ["true"]},
         {"files": {"/a": "b"}},
         {"user_data": {"timezone": "UTC"}},
+        {"meta_data": {"tier": "web"}},
         {"prepare": len},
     ],
 )

@@ -119,13 +119,15 @@ def test_what_a_panicking_kernel_says_until_it_goes_back_in_time_is_over(monkeyp
 
 
 class Connection:
-    """Each command ends with the next of these exit codes, or breaks the connection."""
+    """Each command ends with the next of these exit codes, or breaks the connection, when so many are under way."""
 
-    def __init__(self, *codes: int | Exception) -> None:
+    def __init__(self, *codes: int | Exception, together: int = 1) -> None:
         self._codes = list(codes)
+        self._all_there = threading.Barrier(together)
         self.closed, self.alive = False, True
 
     def execute(self, _command: str, **_: object) -> int:
+        self._all_there.wait(10)
         code = self._codes.pop(0)
         if isinstance(code, Exception):
             raise code
@@ -182,7 +184,7 @@ def test_a_broken_connection_is_made_anew_once_by_all_who_find_it_so(monkeypatch
 
 
 def test_a_connection_that_breaks_under_several_commands_is_made_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    vm, made = reconnecting(monkeypatch, Connection(*[BROKE] * 4))
+    vm, made = reconnecting(monkeypatch, Connection(*[BROKE] * 4, together=4))
     with ThreadPoolExecutor(4) as pool:
         for each in [pool.submit(vm.run, "x") for _ in range(4)]:
             with pytest.raises(SSHError, match="the SSH connection broke while 'x' ran"):

@@ -102,7 +102,10 @@ def objection(info: dict[str, Any], base: Base, made_on: str | None) -> str | No
     if name := info.get("format-specific", {}).get("data", {}).get("data-file"):
         return f"keeps its data in another file ({name}): remove it"
     if made_on and made_on != base.fingerprint:
-        return f"was made on another guest disk than {base.path}: mount the former one, remove the overlay"
+        return (
+            f"was made on another guest disk ({made_on}) than {base.path} ({base.fingerprint}): "
+            "mount the former one, remove the overlay"
+        )
     if info["virtual-size"] < base.size:
         return f"is smaller than {base.path}, so it was made on another guest disk: remove it"
     return None

@@ -24,7 +24,7 @@ def test_an_overlay_of_this_guest_disk_is_used_again(made_on: str | None) -> Non
 @pytest.mark.parametrize(
     ("said", "made_on", "complaint"),
     [
-        ({}, "beef", "was made on another guest disk than /image"),
+        ({}, "beef", "was made on another guest disk (beef) than /image (cafe)"),
         ({"virtual-size": 2**30}, None, "is smaller than /image"),
         ({"format": "raw"}, "cafe", "is raw, not qcow2"),
         ({"format-specific": {"data": {"data-file": "/etc/shadow"}}}, "cafe", "keeps its data in another file"),
