@@ -57,7 +57,8 @@ _RECONNECT_SECONDS = 20.0
 _BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
 # A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
 SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
-_FIRMWARE_LINES = 5  # of the console; what firmware says last is near its end
+# How long a boot loader may take to say something, with KVM; of what firmware says last, so many lines are looked at.
+_FIRMWARE_SECONDS, _FIRMWARE_LINES = 6.0, 5
 
 
 class Core:
@@ -221,12 +222,13 @@ class Core:
         deadline = time.monotonic() + timeout
         if self._connection is not None:
             self._connection.close()
+        watch = firmware.Watch(self.scaled(_FIRMWARE_SECONDS))
         with self._progress.step(title) as step:
 
             def check() -> None:
                 __tracebackhide__ = True
                 self._check_alive()
-                if settle is None and (complaint := firmware.complaint(self.console.tail(_FIRMWARE_LINES))):
+                if settle is None and (complaint := watch.complaint(self.console.tail(_FIRMWARE_LINES))):
                     raise BootError(
                         f"{self.name}: {complaint}. The last lines of its console:\n{self.console.tail()}"
                     )
