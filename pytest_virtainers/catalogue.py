@@ -56,6 +56,7 @@ class Recipe(_Entry):
 
     recipe: str
     suite: str
+    flavour: str = ""
 
     @property
     def key(self) -> str:
@@ -105,7 +106,7 @@ def _own() -> Mapping[str, Entry]:
     path = Path(__file__).with_suffix(".toml")
     for name, facts in tomllib.loads(path.read_text()).items():
         if "recipe" in facts:
-            entry: Entry = Recipe(name, facts["user"], facts["recipe"], facts["suite"])
+            entry: Entry = Recipe(name, facts["user"], facts["recipe"], facts["suite"], facts.get("flavour", ""))
             aliases = facts["aliases"]
         else:
             entry, aliases = _published(str(path), name, facts)

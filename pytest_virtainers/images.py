@@ -129,7 +129,8 @@ def build(entry: Recipe, shop: Workshop, progress: Progress) -> None:
     ):
         shop.container.put_archive("/", contexts.archive(entry.recipe, into="recipe/"))
         code, output = shop.container.run(
-            ["/recipe/build", entry.suite, out], lambda piece: step.update(_last_line(piece))
+            ["/recipe/build", entry.suite, out, *([entry.flavour] if entry.flavour else [])],
+            lambda piece: step.update(_last_line(piece)),
         )
         if code != 0:
             raise ImageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.handle.network import Network
 
+_TABLET_MAX = 0x7FFF  # INPUT_EVENT_ABS_MAX (include/ui/input.h)
 _PICTURE_SECONDS = 20.0  # with KVM; QEMU itself is given 10 to answer
 _MAC_PREFIX = "52:54:00:76:70"
 # QEMU's names of the keys of a US keyboard (qapi/ui.json, QKeyCode); those of capitals and the like take Shift.
@@ -248,10 +250,39 @@ class Devices(Power):
             VirtainerError: QEMU gives no picture.
         """
         __tracebackhide__ = True
-        picture = self._control("screenshot", patience=self.scaled(_PICTURE_SECONDS))
         target = Path(path)
-        target.write_bytes(picture)
+        target.write_bytes(self._picture())
         return target
+
+    def _picture(self) -> bytes:
+        __tracebackhide__ = True
+        return self._control("screenshot", patience=self.scaled(_PICTURE_SECONDS))
+
+    def click(self, x: int, y: int, *, button: str = "left") -> None:
+        """Click at a point of the screen; the guest needs a driver for virtio tablets, as Linux has.
+
+        Args:
+            x: pixels from the left, as in a screenshot.
+            y: pixels from the top.
+            button: `left`, `middle` or `right`.
+
+        Raises:
+            ValueError: the screen has no such point.
+            VMGone: the machine does not run; it would feel nothing.
+            VirtainerError: QEMU knows no such button, or gives no picture.
+        """
+        __tracebackhide__ = True
+        if self._halted:
+            self._check_alive()
+        width, height = struct.unpack(">II", self._picture()[16:24])  # PNG's IHDR
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(f"{x},{y} is not on the screen of {self.name}, which has {width}x{height} pixels")
+        position = [
+            {"type": "abs", "data": {"axis": axis, "value": round(part * _TABLET_MAX)}}
+            for axis, part in (("x", (x + 0.5) / width), ("y", (y + 0.5) / height))
+        ]
+        presses = [[{"type": "btn", "data": {"button": button, "down": down}}] for down in (True, False)]
+        self._ask_qemu(*(("input-send-event", {"events": events}) for events in (position, *presses)))
 
     def send_keys(self, *chords: str) -> None:
         """Press keys together, one chord after another: `vm.send_keys("ctrl-alt-f2", "enter")`; takes 50 ms a key.

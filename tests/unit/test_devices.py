@@ -51,6 +51,44 @@ def test_every_printable_character_has_a_chord_of_its_own() -> None:
         assert chord.rpartition("-")[0] in {"", "shift"}
 
 
+class Tablet(Devices):
+    """The part of a machine that has to do with its pointer; its screen has 1280x800 pixels."""
+
+    name = "desk"
+
+    def __init__(self) -> None:
+        self.felt: list[list[dict[str, Any]]] = []
+        self._halted = ""
+
+    def _picture(self) -> bytes:
+        return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x05\0\0\0\x03\x20"
+
+    def _ask_qemu(self, *commands: tuple[str, dict[str, Any]]) -> list[Any]:
+        assert {command for command, _ in commands} == {"input-send-event"}
+        self.felt += [arguments["events"] for _, arguments in commands]
+        return []
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "at"), [(0, 0, (13, 20)), (640, 400, (16396, 16404)), (1279, 799, (32754, 32747))]
+)
+def test_a_click_is_a_move_and_a_press_and_its_end(x: int, y: int, at: tuple[int, int]) -> None:
+    tablet = Tablet()
+    tablet.click(x, y, button="right")
+    move, press, end = tablet.felt
+    assert [(each["data"]["axis"], each["data"]["value"]) for each in move] == [("x", at[0]), ("y", at[1])]
+    assert [each["data"] for each in (*press, *end)] == [
+        {"button": "right", "down": True},
+        {"button": "right", "down": False},
+    ]
+
+
+@pytest.mark.parametrize(("x", "y"), [(1280, 0), (0, 800), (-1, 0)])
+def test_beside_the_screen_is_nothing_to_click_on(x: int, y: int) -> None:
+    with pytest.raises(ValueError, match=f"{x},{y} is not on the screen of desk, which has 1280x800 pixels"):
+        Tablet().click(x, y)
+
+
 def test_nothing_to_type_is_nothing_to_press() -> None:
     keyboard = Keyboard()
     keyboard.type("")

@@ -171,7 +171,8 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
     if settings.virtio:
         # PCI Express takes new devices on root ports only (docs/pcie.txt of QEMU); all of them share one slot.
         ports = [f"pcie-root-port,id=plug{each},chassis={each + 1},addr=10.{each}" for each in range(PLUGS)]
-        devices += ["virtio-rng-pci", f"{ports[0]},multifunction=on", *ports[1:]]
+        # A viewer's pointer is where the guest's is: a mouse would drift, and kernels made for clouds have no USB.
+        devices += ["virtio-tablet-pci", "virtio-rng-pci", f"{ports[0]},multifunction=on", *ports[1:]]
     port: tuple[str, ...] = ()
     if handles.port is not None:
         port = ("-chardev", f"socket,id=port,fd={handles.port}")

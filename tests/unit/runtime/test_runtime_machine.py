@@ -85,7 +85,7 @@ def test_cache_modes(mode: str, write_cache: str, direct: bool, no_flush: bool) 
 
 def test_a_modern_guest_gets_virtio() -> None:
     devices = {device.partition(",")[0] for device in values("-device", argv())}
-    virtio = {"virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci"}
+    virtio = {"virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "virtio-tablet-pci"}
     assert devices == {*virtio, "VGA", "vmgenid", "pvpanic", "pcie-root-port"}
 
 
