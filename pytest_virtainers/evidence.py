@@ -44,7 +44,19 @@ _CORES = r"""
 } | head -n 20
 """
 # What only says who a machine is and what it waits for is not needed to start it again.
-REMEMBERED = ("image", "ram", "cpus", "disk", "accel", "firmware", "boot_timeout", "internet", "name", "hostname")
+REMEMBERED = (
+    "image",
+    "ram",
+    "cpus",
+    "disk",
+    "accel",
+    "firmware",
+    "env",
+    "boot_timeout",
+    "internet",
+    "name",
+    "hostname",
+)
 
 
 @dataclass

@@ -642,6 +642,7 @@ class Manager:
                 **({} if tenure.detached else {"LEASE": "stdin", "LINGER": "on"}),
                 # A disk that goes with the VM: nothing is gained by waiting for the platter.
                 **({"DISK_CACHE": "unsafe"} if tenure == DISPOSABLE else {}),
+                **spec.env,
                 **setting.environment,
                 **environment,
             },

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.handle.vm import VM
 
 SCOPES = ("function", "class", "module", "session")
+_VARIABLES = ("CIDR", "DISK_CACHE", "OS_VARIANT", "SHUTDOWN_TIMEOUT")  # docs/runtime-image.md
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -101,6 +102,15 @@ def _authorized_keys(value: object) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _env(value: object) -> dict[str, str]:
+    """Take variables of the runtime image that shape a machine; what they may be, the supervisor says."""
+    if not isinstance(value, Mapping) or not all(isinstance(each, str) for pair in value.items() for each in pair):
+        raise ValueError("a mapping from names of variables to texts is needed")
+    if wrong := value.keys() - _VARIABLES:
+        raise ValueError(f"{min(wrong)} is none of {', '.join(_VARIABLES)}; for others there are arguments")
+    return dict(value)
+
+
 def _prepare(value: object) -> Callable[[VM], object]:
     if not callable(value):
         raise ValueError("a function that takes the VM is needed")  # noqa: TRY004
@@ -122,6 +132,7 @@ class Spec:
     internet: bool
     scope: str
     template: bool
+    env: dict[str, str] = field(default_factory=dict)
     name: str = "vm"
     hostname: str | None = None
     user: str | None = None
@@ -174,6 +185,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "disk": values.size_mib(least=1024),
     "accel": values.choice("auto", "kvm", "tcg"),
     "firmware": values.choice("auto", "bios", "uefi"),
+    "env": _env,
     "boot_timeout": values.seconds,
     "internet": values.switch,
     "scope": values.choice(*SCOPES),
@@ -198,7 +210,7 @@ assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a 
 SIGNATURE = (
     "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, meta_data, packages, run_commands, files, "
     "authorized_keys, prepare, hostname, network, ip, nics, internet, scope, reset, template, identity, accel, "
-    "firmware, boot_timeout)"
+    "firmware, env, boot_timeout)"
 )
 
 

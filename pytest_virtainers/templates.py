@@ -177,6 +177,7 @@ class Templates:
             "disk": guest.digest,
             "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, shape.internet],
             "firmware": guest.boots_with(shape.firmware),
+            "env": shape.env,
             "user-data": yaml.safe_dump(seed.user_data(shape, _NO_KEYS, spec.user or guest.user), sort_keys=False),
             "meta-data": shape.meta_data,
             "network-config": seed.NETWORK_CONFIG,

@@ -51,6 +51,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--internet", metavar="on|off", help="Off: nothing leaves the VM's network.")
 @click.option("--accel", metavar="kvm|tcg|auto", help="How it is run.")
 @click.option("--firmware", metavar="bios|uefi|auto", help="From which it boots.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="OS_VARIANT=win10, say; can be given again.")
 @click.option("--cold", is_flag=True, help="Boot it, rather than clone one that has booted.")
 @click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which its disk stays.")
 @click.option("--vnc", is_flag=True, help="Show its screen to VNC viewers meanwhile.")
@@ -90,7 +91,13 @@ def run(words: tuple[str, ...], **given: Any) -> int:
 
 
 def _wanted(
-    *, keys: tuple[Path, ...], packages: tuple[str, ...], network: str | None, cold: bool, **given: Any
+    *,
+    keys: tuple[Path, ...],
+    packages: tuple[str, ...],
+    env: tuple[str, ...],
+    network: str | None,
+    cold: bool,
+    **given: Any,
 ) -> dict[str, Any]:
     """Turn options into arguments of the marker."""
     if network is not None:
@@ -98,7 +105,15 @@ def _wanted(
             raise click.UsageError("--internet is for our own networks: what --network leads to, its owner decides")
         given["network"] = {"name": "default", "mode": "existing", "source": network}
     lists = {"packages": list(packages), "authorized_keys": list(keys)}
-    return {**given, **lists, **({"template": False} if cold else {})}
+    return {**given, **lists, "env": _variables(env), **({"template": False} if cold else {})}
+
+
+def _variables(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Read what `--env` was given."""
+    parts = [each.partition("=") for each in pairs]
+    if senseless := [each for each, (_, sign, _) in zip(pairs, parts, strict=True) if not sign]:
+        raise click.UsageError(f"--env {senseless[0]}: NAME=VALUE is needed")
+    return {name: value for name, _, value in parts}
 
 
 def _detach(wanted: dict[str, Any], persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
@@ -193,11 +208,8 @@ def execute(
 
     if not words:
         raise click.UsageError("a command is needed: virtainers exec NAME -- COMMAND...")
-    pairs = [each.partition("=") for each in env]
-    if senseless := [each for each, (_, sign, _) in zip(env, pairs, strict=True) if not sign]:
-        raise click.UsageError(f"--env {senseless[0]}: NAME=VALUE is needed")
+    variables = _variables(env)
     try:
-        variables = {key: value for key, _, value in pairs}
         line = shell.line(words, sudo=sudo, user=user, env=variables, cwd=cwd)
     except ValueError as error:
         raise click.UsageError(str(error)) from error

@@ -38,6 +38,12 @@ def test_unknown_arguments_are_named_with_a_near_miss() -> None:
         ({"files": {"etc/motd": "hi"}}, "'etc/motd' is not an absolute path in the guest"),
         ({"files": {"/etc/motd": 7}}, "the content of /etc/motd is text, bytes or a pathlib.Path"),
         ({"user_data": "- a\n- b"}, "a mapping is needed"),
+        ({"env": ["A=1"]}, "here: env=['A=1']: a mapping from names of variables to texts is needed"),
+        ({"env": {"CIDR": 7}}, "a mapping from names of variables to texts is needed"),
+        (
+            {"env": {"RAM": "7"}},
+            "RAM is none of CIDR, DISK_CACHE, OS_VARIANT, SHUTDOWN_TIMEOUT; for others there are",
+        ),
         ({"user_data": "a: [1"}, "not YAML: while parsing a flow sequence"),
         (
             {"user_data": 7},

@@ -59,6 +59,7 @@ def test_it_does_not_matter_who_says_from_what_a_machine_boots() -> None:
         {"files": {"/a": "b"}},
         {"user_data": {"timezone": "UTC"}},
         {"meta_data": {"tier": "web"}},
+        {"env": {"CIDR": "192.168.7"}},
         {"prepare": len},
     ],
 )
