@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 SCHEME = "docker-image://"
 PLACES = ("/image", "/disk")
 """Where a disk may be in a container image."""
-_USER = f"{LABEL}.user"
-"""The label of a container image with the login user of its guest."""
+_USER, _FIRMWARE = f"{LABEL}.user", f"{LABEL}.firmware"
+"""The labels of a container image with the login user of its guest, and with what that boots from."""
+_KINDS = values.choice("bios", "uefi")
 _REPOSITORY = "localhost/virtainers"
 _PART = "[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
 _TAG = re.compile(rf"(?:{_PART}(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]*)?", re.ASCII)
@@ -45,11 +46,13 @@ class Prepared:
         reference: by which it was asked for.
         id: the engine's; what the reference means may change.
         user: the login user of its guest, if it says so.
+        firmware: from which that boots.
     """
 
     reference: str
     id: str
     user: str | None
+    firmware: str = "bios"
 
     @property
     def digest(self) -> str:
@@ -74,11 +77,16 @@ def look(engine: Engine, reference: str, tell: Callable[[str], object]) -> Prepa
                     f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
                 ) from None
     labels = (found.get("Config") or {}).get("Labels") or {}
-    user = labels.get(_USER)
-    try:  # it goes into configurations and command lines
-        return Prepared(reference, str(found["Id"]), None if user is None else values.user_name(user))
-    except ValueError as error:
-        raise ImageError(f"image {SCHEME}{reference}: its label {_USER}={user!r} is wrong: {error}") from None
+    read: dict[str, str] = {}
+    for label, parse in ((_USER, values.user_name), (_FIRMWARE, _KINDS)):
+        try:  # it goes into configurations and command lines
+            if label in labels:
+                read[label] = parse(labels[label])
+        except ValueError as error:
+            raise ImageError(
+                f"image {SCHEME}{reference}: its label {label}={labels[label]!r} is wrong: {error}"
+            ) from None
+    return Prepared(reference, str(found["Id"]), read.get(_USER), read.get(_FIRMWARE, "bios"))
 
 
 def take_out(image: Prepared, shop: Workshop, out: str) -> str:
@@ -147,8 +155,8 @@ def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Calla
             fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types know files only
             custom_context=True,
             tag=tag,
-            buildargs={"RUNTIME": runtime_image},
-            labels={_USER: guest.user},
+            buildargs={"RUNTIME": runtime_image, "FIRMWARE": guest.firmware},
+            labels={_USER: guest.user, _FIRMWARE: guest.firmware},
             rm=True,
             forcerm=True,
             decode=True,

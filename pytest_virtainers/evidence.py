@@ -121,6 +121,7 @@ def collect(
         "host_key": vm.keys.host.public,
         "spec": {
             **{name: getattr(vm.spec, name) for name in REMEMBERED},
+            "firmware": vm.firmware,
             "internet": vm.spec.internet and vm.network.spec.mode != "isolated",
         },
         "machine": facts,

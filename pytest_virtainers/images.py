@@ -191,7 +191,7 @@ def _ensure_taken_out(reference: str, shop: Workshop, progress: Progress) -> Gue
             return disks.settle(name, contained.take_out(prepared, shop, out), shop, out)
 
     manifest = _once(key, f"copying the disk in {reference} into the store", shop, progress, take_out)
-    return Guest(key, prepared.user or DEFAULT_USER, manifest["disk"]["sha256"])
+    return Guest(key, prepared.user or DEFAULT_USER, manifest["disk"]["sha256"], prepared.firmware)
 
 
 def _once(

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
-    """Make the seed for `spec`: `user` may log in with `keys.login`, the guest shows `keys.host`."""
+    """Make the seed for `spec`: `user` may log in with `keys.login`, the guest shows `keys.host`.
+
+    By another instance id than before, cloud-init knows that these keys are new.
+    """
     files = {
         "user-data": "#cloud-config\n" + yaml.safe_dump(user_data(spec, keys, user), sort_keys=False),
         "meta-data": yaml.safe_dump(

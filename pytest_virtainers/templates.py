@@ -179,7 +179,7 @@ class Templates:
             "firmware": guest.boots_with(shape.firmware),
             "env": shape.env,
             "user-data": yaml.safe_dump(seed.user_data(shape, _NO_KEYS, spec.user or guest.user), sort_keys=False),
-            "meta-data": shape.meta_data,
+            "meta-data": yaml.safe_dump(shape.meta_data, sort_keys=False),
             "network-config": seed.NETWORK_CONFIG,
             "helper": [individual.helper(), individual.LEAVE, SERVE],
             "prepare": digest(shape.prepare) if shape.prepare else "",

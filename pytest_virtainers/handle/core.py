@@ -57,8 +57,6 @@ _RECONNECT_SECONDS = 20.0
 _BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
 # A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
 SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
-# How long a boot loader may take to say something, with KVM; of what firmware says last, so many lines are looked at.
-_FIRMWARE_SECONDS, _FIRMWARE_LINES = 6.0, 5
 
 
 class Core:
@@ -126,6 +124,11 @@ class Core:
         return self._container.joint().address6
 
     @property
+    def firmware(self) -> str:
+        """What it boots from: `bios` or `uefi`."""
+        return self._container.environment.get("FIRMWARE", "bios")
+
+    @property
     def volume(self) -> str | None:
         """The engine's volume with the machine's disk, if it has one."""
         return self._container.volume
@@ -186,9 +189,10 @@ class Core:
 
     @contextlib.contextmanager
     def _connection_replaced(self) -> Iterator[None]:
-        """Close the connection, and let nobody else make a new one during the block."""
+        """Close the connection, and let nobody else make a new one during the block; the machine may be off."""
         __tracebackhide__ = True
-        self._take_turn()
+        while not self._connecting.acquire(timeout=POLL_SECONDS):
+            self._check_there()
         try:
             if self._connection is not None:
                 self._connection.close()
@@ -222,13 +226,14 @@ class Core:
         deadline = time.monotonic() + timeout
         if self._connection is not None:
             self._connection.close()
-        watch = firmware.Watch(self.scaled(_FIRMWARE_SECONDS))
+        watch, boots = firmware.Watch(), settle is None
+        told = 0 if self._connection is None else len(self.console.text)  # by former lives
         with self._progress.step(title) as step:
 
             def check() -> None:
                 __tracebackhide__ = True
                 self._check_alive()
-                if settle is None and (complaint := watch.complaint(self.console.tail(_FIRMWARE_LINES))):
+                if boots and (complaint := watch.look(self.console.text[told:])):
                     raise BootError(
                         f"{self.name}: {complaint}. The last lines of its console:\n{self.console.tail()}"
                     )
@@ -237,7 +242,13 @@ class Core:
             machine = readiness.Machine(self.name, self.console, check)
             if settle is None:
                 with durations.phase("boot"):
-                    self._connection = readiness.wait_for_login(machine, connect, timeout)
+                    try:
+                        self._connection = readiness.wait_for_login(machine, connect, timeout)
+                    except BootTimeout as error:
+                        if suspicion := watch.suspicion():
+                            raise BootTimeout(f"{error}\n{suspicion}") from error
+                        raise
+                boots = False  # from here on, the lines are the guest's own
                 with durations.phase("cloud-init"):
                     readiness.wait_for_cloud_init(machine, self._connection, deadline - time.monotonic())
             else:

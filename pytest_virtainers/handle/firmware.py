@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import time
 
-_NOTHING_FOUND = {
-    "No bootable device": "BIOS",
-    "BdsDxe: No bootable option or device was found": "UEFI",
-    "| Shell> \n": "UEFI",  # what it starts when nothing else is left
-}
+_BIOS, _UEFI = "No bootable device", "BdsDxe: Press any key to enter the Boot Manager Menu"
+_SHELL = "Shell>"  # what UEFI starts when nothing else is left
 # The first sector of a disk for UEFI may say that it can be started, with nothing in it: the BIOS does so.
 _STARTED = "Booting from Hard Disk..."
+_QUIET_SECONDS = 30.0
 
 
 class Watch:
-    """Looks at the last lines of a console, again and again, until the guest has booted.
+    """Looks at what a console has shown since the guest was started, again and again, until it has booted."""
 
-    Args:
-        seconds: how long a BIOS may wait for what it has started to say something.
-    """
+    def __init__(self) -> None:
+        self._last, self._since = "", time.monotonic()
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._lines, self._since = "", time.monotonic()
-
-    def complaint(self, lines: str) -> str:
-        """Say what is wrong with the disk; empty: as yet nothing."""
-        now = time.monotonic()
-        if lines != self._lines:
-            self._lines, self._since = lines, now
-        for saying, firmware in _NOTHING_FOUND.items():
-            if saying in f"{lines}\n":
-                other = "uefi" if firmware == "BIOS" else "bios"
-                return f"its {firmware} found nothing to boot from: {_hint(other)}"
-        if lines.rstrip().endswith(_STARTED) and now - self._since > self._seconds:
-            return (
-                f"its BIOS has started what is in the first sector of the disk, and nothing came of that in "
-                f"{self._seconds:g} s: {_hint('uefi')}"
-            )
+    def look(self, text: str) -> str:
+        """Say what is wrong with the disk, when firmware has said so last; empty: as yet nothing."""
+        last = text.rstrip().rpartition("\n")[2].strip()
+        if last != self._last:
+            self._last, self._since = last, time.monotonic()
+        if last.startswith(_BIOS):
+            return f"its BIOS found nothing to boot from: {_hint('uefi')}"
+        if last.startswith(_UEFI) or last == _SHELL:
+            return f"its UEFI found nothing to boot from: {_hint('bios')}, or only with variables that are not there"
         return ""
+
+    def suspicion(self) -> str:
+        """Say what may be wrong when nothing has come of it: what BIOS has started may be silent for good reasons."""
+        quiet = time.monotonic() - self._since
+        if self._last != _STARTED or quiet < _QUIET_SECONDS:
+            return ""
+        return f"Its BIOS has started the disk {quiet:.0f} s ago, and nothing was seen of that: {_hint('uefi')}."
 
 
 def _hint(other: str) -> str:

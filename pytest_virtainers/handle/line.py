@@ -76,6 +76,7 @@ class Recording(paramiko.Transport):
         super().__init__(sock, **options)
         self.derived: dict[str, bytes] = {}
         self._kept: list[paramiko.Channel] = []
+        self._keeping = threading.Lock()
 
     @property
     def _open(self) -> list[paramiko.Channel]:
@@ -86,8 +87,15 @@ class Recording(paramiko.Transport):
     def open_channel(self, *args: Any, **options: Any) -> paramiko.Channel:
         """Open a channel, and keep it as long as the server does."""
         channel = super().open_channel(*args, **options)
-        self._kept = [*self._open, channel]
+        with self._keeping:
+            self._kept = [*self._open, channel]
         return channel
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing was sent or received since keys were changed last: in strict mode, that is counted."""
+        ours: Any = self.packetizer
+        return bool(ours._Packetizer__sequence_number_out == ours._Packetizer__sequence_number_in == 0)
 
     def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
         key: bytes = super()._compute_key(id, nbytes)  # type: ignore[misc]

@@ -109,6 +109,10 @@ class Saving(Power):
             return line.freeze(self._connection.transport, _FREEZE_SECONDS)
         return None
 
+    def _rests(self) -> bool:
+        transport = None if self._connection is None else self._connection.transport
+        return isinstance(transport, line.Recording) and transport.at_rest
+
     def renew_identity(self) -> None:
         """Give a clone its own machine-id and SSH host key, and connect anew; raises as `wait_until_cloned`."""
         __tracebackhide__ = True
@@ -194,9 +198,11 @@ class Saving(Power):
             individual.leave_helper(self, hostname="")
         except Unclonable as lack:
             raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
-        snapshot = Snapshot(self, name or free_name(self._taken), self._frozen_session())
         self._wait_for_word(individual.READY, deadline, ready + 1)
+        snapshot = Snapshot(self, name or free_name(self._taken), self._frozen_session())
         self._in_place("save", snapshot)
+        if not self._rests():  # somebody else has used it meanwhile
+            snapshot = replace(snapshot, session=None)
         self._taken |= {snapshot.name}
         self._wait_for_word(individual.DONE, deadline, done + 1)
         return snapshot
@@ -209,7 +215,10 @@ class Saving(Power):
         return [each["name"] for each in disk["image"].get("snapshots", ())]
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this machine: memory and disk as they were, SSH connected anew, the clock right.
+        """Go back to a snapshot of this machine: memory and disk as they were, the clock right.
+
+        What runs over SSH ends, with what is forwarded. SSH goes on in the session that was open at that instant, if
+        that was possible; else a new login is made.
 
         Raises:
             ValueError: it is one of another machine.

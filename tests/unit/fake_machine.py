@@ -60,6 +60,8 @@ class FakeContainer:
 class FakeMachine:
     """Whatever is asked as root is answered from `answers`; an exception there is raised, of `breaks` afterwards."""
 
+    firmware = "bios"
+
     def __init__(self, name: str = "web") -> None:
         self.name, self.user, self.alive = name, "debian", True
         self.spec = merge(resolve([]).shape, {"name": name})

@@ -143,7 +143,10 @@ def test_what_goes_on_may_be_frozen_in_its_turn_and_goes_on_itself(wire: Wire, s
     stack.callback(second.close)
     assert execute(second, "second") == (b"SECOND", 7)
     again = line.freeze(second.transport, SECONDS)
+    transport: Any = second.transport
+    assert transport.at_rest
     assert execute(second, "on") == (b"ON", 7)
+    assert not transport.at_rest
     assert line.freeze(second.transport, SECONDS).keys != again.keys
     latest = line.freeze(second.transport, SECONDS)
     second.close()

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_virtainers import VM, GuestPanic, VMFactory
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.handle import ssh
+from pytest_virtainers.handle import line, ssh
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import Settings, resolve
@@ -266,6 +266,8 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     drawn = []
     for _ in range(2):
         vm.restore(snapshot)
+        assert vm._connection is not None
+        assert isinstance(vm._connection.transport, line.Recording), "no login was needed"
         before = time.time()
         guest = float(vm.run("date +%s.%N").stdout)
         assert before - 0.05 <= guest <= time.time() + 0.05
