@@ -5,13 +5,15 @@ https://www.qemu.org/docs/master/system/i386/pc.html and docs/interop/firmware.j
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+from virtainer.ending import End, Reason
 from virtainer.image import no_room
 
 CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
-_NO_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+NO_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 
 def path(directory: Path) -> Path:
@@ -22,15 +24,26 @@ def path(directory: Path) -> Path:
 def variables(directory: Path, template: Path | None) -> Path:
     """Give the VM's variables: those that it has, else a copy of its template's, else none but the defaults.
 
-    Raises End when there is no room for them.
+    Raises End when there is no room for them, or the template lacks its own.
     """
     own = path(directory)
+    if own.exists():
+        return own
+    if template is not None and not path(template).exists():
+        raise End(Reason.TEMPLATE, f"the template {template} is not whole: it has no {own.name}")
     try:
-        if not own.exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            part = own.with_name(own.name + ".part")
-            shutil.copyfile(path(template) if template else _NO_VARIABLES, part)
-            part.replace(own)
+        directory.mkdir(parents=True, exist_ok=True)
+        part = own.with_name(own.name + ".part")
+        shutil.copyfile(NO_VARIABLES if template is None else path(template), part)
+        part.replace(own)
     except OSError as error:
         raise no_room(directory, error) from None
     return own
+
+
+def open_flash(own: Path) -> dict[str, int]:
+    """Open code and variables, by their names in `machine.Handles`; raises End."""
+    try:
+        return {"code": os.open(CODE, os.O_RDONLY), "variables": os.open(own, os.O_RDWR)}
+    except OSError as error:
+        raise End(Reason.STORAGE, f"UEFI needs {error.filename}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""The line: a virtio-serial port on which an SSH session may be open while a VM is saved, and goes on in its clones.
+"""The line: a virtio-serial port on which an SSH session may be open while a VM is saved, and goes on from there.
 
 `docker exec -i CONTAINER line` joins stdin and stdout to it. A clone's container also answers on a TCP port, for its
 engine's host only: that saves the start of a program. Whatever else arrives at that port goes to the guest, as ever.

@@ -232,7 +232,7 @@ def _storage(settings: Settings, kvm: int | None) -> _Storage:
     own = firmware.variables(settings.image_dir, settings.template)
 
     def and_flash() -> dict[str, int]:
-        return {**files(), "code": os.open(firmware.CODE, os.O_RDONLY), "variables": os.open(own, os.O_RDWR)}
+        return {**files(), **firmware.open_flash(own)}
 
     return _Storage(base, and_flash, restore)
 
