@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers import contexts, fetch, values
+from pytest_virtainers.arch import FIRMWARE, USUAL, check_firmware
+from pytest_virtainers.checksums import Source
 from pytest_virtainers.errors import ImageError
 
 if TYPE_CHECKING:
@@ -28,8 +30,14 @@ DEFAULT_USER = "tester"
 """The account made in guests of which nothing else is known."""
 
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
-_KEYS = frozenset({"url", "user", "aliases", "sha256", "sha512", "checksums", "firmware"})
-_FIRMWARE = values.choice("bios", "uefi")
+_KEYS = frozenset(
+    {"url", "user", "aliases", "sha256", "sha512", "checksums", "keyring", "signature", "firmware", "arch", "note"}
+)
+_PARSERS = {
+    "user": values.user_name,
+    "firmware": values.choice("bios", "uefi"),
+    "arch": values.choice(*FIRMWARE),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Recipe(_Entry):
     recipe: str
     suite: str
     flavour: str = ""
+    arch: str = USUAL
 
     @property
     def key(self) -> str:
@@ -71,14 +80,18 @@ class Published(_Entry):
     Attributes:
         url: where it is.
         digest: of the file there; None: `checksums` says it, or nobody does.
-        checksums: URL of a file with digests.
-        firmware: from which it boots.
+        checksums: a file with digests on a server.
+        firmware: from which it boots; empty: what is usual for its architecture.
+        arch: the architecture of the machines that it is for.
+        note: what its users should know.
     """
 
     url: str
     digest: Digest | None = None
-    checksums: str | None = None
-    firmware: str = "bios"
+    checksums: Source | None = None
+    firmware: str = ""
+    arch: str = USUAL
+    note: str = ""
 
     @property
     def key(self) -> str:
@@ -106,7 +119,8 @@ def _own() -> Mapping[str, Entry]:
     path = Path(__file__).with_suffix(".toml")
     for name, facts in tomllib.loads(path.read_text()).items():
         if "recipe" in facts:
-            entry: Entry = Recipe(name, facts["user"], facts["recipe"], facts["suite"], facts.get("flavour", ""))
+            options = {key: facts[key] for key in ("flavour", "arch") if key in facts}
+            entry: Entry = Recipe(name, facts["user"], facts["recipe"], facts["suite"], **options)
             aliases = facts["aliases"]
         else:
             entry, aliases = _published(str(path), name, facts)
@@ -162,19 +176,44 @@ def _published(source: str, name: str, facts: Any) -> tuple[Published, tuple[str
     if len(said) > 1:
         raise ImageError(f"{wrong}of {' and '.join(said)}, one is enough")
     suffix = f"#{said[0]}={facts[said[0]]}" if said and said[0] != "checksums" else ""
-    checksums = facts.get("checksums")
-    try:
-        user = values.user_name(facts.get("user", DEFAULT_USER))
-    except ValueError as error:
-        raise ImageError(f"{wrong}user={facts['user']!r}: {error}") from None
-    try:
-        firmware = _FIRMWARE(facts.get("firmware", "bios"))
-    except ValueError as error:
-        raise ImageError(f"{wrong}firmware={facts['firmware']!r}: {error}") from None
-    if checksums is not None and not checksums.startswith("https://"):
-        raise ImageError(f"{wrong}checksums={checksums}: only https:// can be believed")
+    checksums, told = _checksums(facts, wrong), _told(facts, wrong)
     try:
         url, digest = fetch.split(facts["url"] + suffix)
     except ImageError as error:
         raise ImageError(f"{wrong}{error}") from None
-    return Published(name, user, url, digest, checksums, firmware), tuple(aliases)
+    note = facts.get("note", "")
+    return Published(name, told.pop("user"), url, digest, checksums, **told, note=note), tuple(aliases)
+
+
+def _checksums(facts: Mapping[str, str], wrong: str) -> Source | None:
+    """Read where an entry's digests are, and whose they are; raises `ImageError`."""
+    for key, needed in (("signature", "keyring"), ("keyring", "checksums")):
+        if key in facts and needed not in facts:
+            raise ImageError(f"{wrong}{key} is of no use without {needed}")
+    for key in ("checksums", "signature"):
+        if key in facts and not facts[key].startswith("https://"):
+            raise ImageError(f"{wrong}{key}={facts[key]}: only https:// can be believed")
+    if "checksums" not in facts:
+        return None
+    try:
+        keyring = Path(facts["keyring"]).expanduser() if "keyring" in facts else None
+    except RuntimeError as error:  # this user has no home
+        raise ImageError(f"{wrong}keyring={facts['keyring']}: {error}") from None
+    if keyring is not None and not keyring.is_absolute():
+        raise ImageError(f"{wrong}keyring={facts['keyring']}: a path from / or ~ is needed")
+    return Source(facts["checksums"], keyring, facts.get("signature", ""))
+
+
+def _told(facts: Mapping[str, str], wrong: str) -> dict[str, str]:
+    """Read what an entry says of its guest; raises `ImageError`."""
+    told = {"user": DEFAULT_USER, "firmware": "", "arch": USUAL}
+    for key in told.keys() & facts.keys():
+        try:
+            told[key] = _PARSERS[key](facts[key])
+        except ValueError as error:
+            raise ImageError(f"{wrong}{key}={facts[key]!r}: {error}") from None
+    try:
+        check_firmware(told["arch"], told["firmware"])
+    except ValueError as error:
+        raise ImageError(f"{wrong}{error}") from None
+    return told

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_virtainers import fetch
+from pytest_virtainers import fetch, signatures
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.fetch import Digest
 
@@ -19,26 +20,47 @@ _BSD = re.compile(rf"SHA(?:256|512) ?\((?:\./)?([^)]+)\) ?= ?{_HEX}")
 _BARE = re.compile(rf"\s*{_HEX}\s*")
 
 
-def published(url: str, name: str, file: Path, tell: Callable[[str], object]) -> Digest:
+@dataclass(frozen=True)
+class Source:
+    """A file with digests on a server.
+
+    Attributes:
+        url: where it is.
+        keyring: a file with the public keys, one of which has to have signed it; None: TLS is believed.
+        signature: URL of the signature; empty: it is in the file of digests.
+    """
+
+    url: str
+    keyring: Path | None = None
+    signature: str = ""
+
+
+def published(source: Source, name: str, file: Path, tell: Callable[[str], object]) -> Digest:
     """Fetch the digests that a server has, and give that of the file called `name`.
 
     `file` is where they are for the moment; otherwise it is as with `fetch.fetch`.
 
     Raises:
-        ImageError: it does not answer, or has no such digest.
+        ImageError: it does not answer, or has no such digest; or the digests are not signed as they should be.
         StoreError: it cannot be written.
     """
+    beside = file.with_name(f"{file.name}.signature") if source.signature else None
     try:
-        fetch.fetch(url, None, file, tell)
-        return find(file.read_text(errors="replace"), name, url)
+        fetch.fetch(source.url, None, file, tell)
+        if beside is not None:
+            fetch.fetch(source.signature, None, beside, tell)
+        text = signatures.signed(file, source.url, source.keyring, beside) if source.keyring else file.read_bytes()
+        return find(text.decode(errors="replace"), name, source.url)
     finally:
         file.unlink(missing_ok=True)
+        if beside is not None:
+            beside.unlink(missing_ok=True)
 
 
 def find(text: str, name: str, where: str) -> Digest:
     """Find the digest of a file in what `sha256sum`, `sha512sum`, BSD's `sha256` or a bare digest look like.
 
-    Signatures around it are not looked at. Raises ImageError.
+    Signatures around it are passed over. Raises ImageError.
     """
     bare = _BARE.fullmatch(text)
     found = {bare[1].lower()} if bare else {digest.lower() for file, digest in _lines(text) if file == name}

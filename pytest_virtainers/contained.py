@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 import docker.errors
 
 from pytest_virtainers import contexts, values
+from pytest_virtainers.arch import FIRMWARE, check_firmware
 from pytest_virtainers.catalogue import catalogue
 from pytest_virtainers.disks import DISK
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.errors import ImageError, SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.images import Guest
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
 SCHEME = "docker-image://"
 PLACES = ("/image", "/disk")
 """Where a disk may be in a container image."""
-_USER, _FIRMWARE = f"{LABEL}.user", f"{LABEL}.firmware"
-"""The labels of a container image with the login user of its guest, and with what that boots from."""
-_KINDS = values.choice("bios", "uefi")
+_USER, _FIRMWARE, _ARCH = f"{LABEL}.user", f"{LABEL}.firmware", f"{LABEL}.arch"
+"""Labels of a container image with the login user of its guest, with what that boots from, and for what machine."""
+_PARSERS = {
+    _USER: values.user_name,
+    _FIRMWARE: values.choice("bios", "uefi"),
+    _ARCH: values.choice(*FIRMWARE),
+}
 _REPOSITORY = "localhost/virtainers"
 _PART = "[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
 _TAG = re.compile(rf"(?:{_PART}(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]*)?", re.ASCII)
@@ -46,13 +51,15 @@ class Prepared:
         reference: by which it was asked for.
         id: the engine's; what the reference means may change.
         user: the login user of its guest, if it says so.
-        firmware: from which that boots.
+        firmware: from which that boots, if it says so; else empty.
+        arch: the architecture of the machines that it is for: by its label, else its own.
     """
 
     reference: str
     id: str
     user: str | None
-    firmware: str = "bios"
+    firmware: str
+    arch: str
 
     @property
     def digest(self) -> str:
@@ -60,25 +67,55 @@ class Prepared:
         return self.id.removeprefix("sha256:")
 
 
-def look(engine: Engine, reference: str, tell: Callable[[str], object]) -> Prepared:
-    """Find a container image on the engine, or have it pulled; raises `ImageError`."""
+def look(engine: Engine, reference: str, arch: str, tell: Callable[[str], object]) -> Prepared:
+    """Find a container image on the engine, or have it pulled.
+
+    Args:
+        engine: that is to have it.
+        reference: its name.
+        arch: for which its guest is to be, or `auto`.
+        tell: called with what the engine says.
+
+    Raises:
+        ImageError: there is none, or it is for another architecture.
+        EngineError: the engine failed.
+    """
     if not reference:
         raise ImageError(f"image {SCHEME}: the name of a container image is missing")
     with engine.failures(f"looking for image {reference}"):
-        try:
-            found = engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
-        except docker.errors.ImageNotFound:
+        found = _inspect(engine, reference)
+        if found is None:
             said = engine.pull(reference, tell)
-            try:
-                found = engine.api.inspect_image(reference)  # type: ignore[no-untyped-call]
-            except docker.errors.ImageNotFound:
+            found = _inspect(engine, reference)
+            if found is not None and arch not in {"auto", _read(found, reference).arch}:
+                engine.pull(reference, tell, arch)  # a containerDisk for several
+                found = _inspect(engine, reference)
+            if found is None:
                 raise ImageError(
                     f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. If that "
                     f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
-                ) from None
+                )
+    prepared = _read(found, reference)
+    if arch not in {"auto", prepared.arch}:
+        raise ImageError(
+            f"image {SCHEME}{reference}: its guest is for {prepared.arch}, not for {arch}. If there is one for that, "
+            f"have it: {engine.kind} pull --platform linux/{arch} {reference}"
+        )
+    return prepared
+
+
+def _inspect(engine: Engine, reference: str) -> dict[str, Any] | None:
+    try:
+        return cast("dict[str, Any]", engine.api.inspect_image(reference))  # type: ignore[no-untyped-call]
+    except docker.errors.ImageNotFound:
+        return None
+
+
+def _read(found: Mapping[str, Any], reference: str) -> Prepared:
+    """Take what the engine tells of an image; raises `ImageError`."""
     labels = (found.get("Config") or {}).get("Labels") or {}
     read: dict[str, str] = {}
-    for label, parse in ((_USER, values.user_name), (_FIRMWARE, _KINDS)):
+    for label, parse in _PARSERS.items():
         try:  # it goes into configurations and command lines
             if label in labels:
                 read[label] = parse(labels[label])
@@ -86,7 +123,12 @@ def look(engine: Engine, reference: str, tell: Callable[[str], object]) -> Prepa
             raise ImageError(
                 f"image {SCHEME}{reference}: its label {label}={labels[label]!r} is wrong: {error}"
             ) from None
-    return Prepared(reference, str(found["Id"]), read.get(_USER), read.get(_FIRMWARE, "bios"))
+    firmware, arch = read.get(_FIRMWARE, ""), read.get(_ARCH, found["Architecture"])
+    try:
+        check_firmware(values.choice(*FIRMWARE)(arch), firmware)
+    except ValueError as error:
+        raise ImageError(f"image {SCHEME}{reference} is for {arch}: {error}") from None
+    return Prepared(reference, str(found["Id"]), read.get(_USER), firmware, arch)
 
 
 def take_out(image: Prepared, shop: Workshop, out: str) -> str:
@@ -150,13 +192,14 @@ def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Calla
         EngineError: the engine failed.
     """
     engine, said = shop.engine, ""
+    machine = guest.machine("auto")
     with engine.failures(f"making image {tag}"):
         events = engine.api.build(
             fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types know files only
             custom_context=True,
             tag=tag,
-            buildargs={"RUNTIME": runtime_image, "FIRMWARE": guest.firmware},
-            labels={_USER: guest.user, _FIRMWARE: guest.firmware},
+            buildargs={"RUNTIME": runtime_image, **machine},
+            labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
             rm=True,
             forcerm=True,
             decode=True,

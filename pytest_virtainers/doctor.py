@@ -64,7 +64,7 @@ def _kvm() -> Finding:
     if not Path("/dev/kvm").exists():
         return Finding("kvm", "no /dev/kvm: VMs are emulated, a boot takes about a minute")
     flags = Path("/proc/cpuinfo").read_text().split()
-    if not {"vmx", "svm"} & set(flags):
+    if platform.machine() == "x86_64" and not {"vmx", "svm"} & set(flags):
         return Finding("kvm", "/dev/kvm is there, but the CPU shows neither vmx nor svm: VMs are emulated")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Finding("kvm", "there, but not ours to use", "add this user to the group kvm")

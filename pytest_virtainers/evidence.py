@@ -50,6 +50,7 @@ REMEMBERED = (
     "cpus",
     "disk",
     "accel",
+    "arch",
     "firmware",
     "env",
     "boot_timeout",
@@ -121,6 +122,7 @@ def collect(
         "host_key": vm.keys.host.public,
         "spec": {
             **{name: getattr(vm.spec, name) for name in REMEMBERED},
+            "arch": vm.arch,
             "firmware": vm.firmware,
             "internet": vm.spec.internet and vm.network.spec.mode != "isolated",
         },

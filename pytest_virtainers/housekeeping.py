@@ -63,8 +63,9 @@ class Kept:
         """Say what it is, for people."""
         facts = self.manifest
         if self.place.startswith("templates/"):
-            return f"{facts.get('image')}, {facts.get('ram')} MiB, {facts.get('cpus')} CPU, user {facts.get('user')}"
-        return str(facts.get("suite") or facts.get("name") or "")
+            size = f"{facts.get('ram')} MiB, {facts.get('cpus')} CPU, user {facts.get('user')}"
+            return ", ".join(str(each) for each in (facts.get("image"), facts.get("architecture"), size) if each)
+        return ", ".join(str(facts[name]) for name in ("suite", "name", "architecture") if facts.get(name))
 
 
 def contents(engine: Engine, shop: Workshop) -> list[Kept]:

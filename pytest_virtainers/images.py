@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers import checksums, contained, contexts, disks, fetch
+from pytest_virtainers.arch import FIRMWARE, USUAL
 from pytest_virtainers.catalogue import DEFAULT_USER, Entry, Published, Recipe, catalogue
 from pytest_virtainers.errors import ImageError, StoreError
 from pytest_virtainers.paths import locked
 from pytest_virtainers.store import MOUNT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pytest_virtainers.progress import Progress, Step
     from pytest_virtainers.store import Workshop
@@ -38,13 +39,15 @@ class Guest:
         key: its name in the store.
         user: the login user.
         digest: SHA-256 of the disk.
-        firmware: from which it boots, as far as is known.
+        firmware: from which it boots; empty: what is usual for its architecture.
+        arch: the architecture of the machines that it is for.
     """
 
     key: str
     user: str
     digest: str
-    firmware: str = "bios"
+    firmware: str = ""
+    arch: str = USUAL
 
     @property
     def place(self) -> str:
@@ -53,7 +56,11 @@ class Guest:
 
     def boots_with(self, wanted: str) -> str:
         """Give the firmware of a VM for which this one is wanted, or `auto`."""
-        return self.firmware if wanted == "auto" else wanted
+        return wanted if wanted != "auto" else self.firmware or FIRMWARE[self.arch][0]
+
+    def machine(self, firmware: str) -> dict[str, str]:
+        """Give the runtime image's variables for a machine that it boots on; `firmware` as for `boots_with`."""
+        return {"ARCH": self.arch, "FIRMWARE": self.boots_with(firmware)}
 
     @property
     def disk(self) -> str:
@@ -61,27 +68,29 @@ class Guest:
         return f"{MOUNT}/{self.place}/disk.qcow2"
 
 
-def find(image: str) -> Entry | Path | str:
+def find(image: str, arch: str = "auto") -> Entry | Path | str:
     """Tell what an `image` setting means: an entry of the catalogue, a URL, or a disk image on this machine.
 
-    Text is the name of a container image with a disk in it.
+    With `arch`, the entry is for that architecture: `NAME-ARCH`, unless NAME is. Text is the name of a container
+    image with a disk in it.
 
     Raises:
         ImageError: none of them; or the path is not that of a disk image.
     """
     known = catalogue()
     if image in known:
-        return known[image]
+        return _for_arch(known[image], arch, known)
     if image.startswith(contained.SCHEME):
         return image.removeprefix(contained.SCHEME)
     if "://" in image:
         url, digest = fetch.split(image)
-        return Published(_NO_NAME.sub("-", url.rpartition("/")[2])[:60] or "image", DEFAULT_USER, url, digest)
+        name = _NO_NAME.sub("-", url.rpartition("/")[2])[:60] or "image"
+        return Published(name, DEFAULT_USER, url, digest, arch=_or_usual(arch))
     path = Path(image)
     if "/" not in image and not path.exists():
         near = difflib.get_close_matches(image, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        names = ", ".join(sorted({each.name for each in known.values()}))
+        names = ", ".join(sorted({each.name for each in known.values() if each.arch == USUAL}))
         raise ImageError(
             f"no guest image is called {image!r}; {hint}the catalogue has {names}; a path, a URL "
             "or docker-image://NAME works, too"
@@ -90,46 +99,58 @@ def find(image: str) -> Entry | Path | str:
     return path
 
 
-def ensure(image: str, shop: Workshop, progress: Progress) -> Guest:
-    """Bring the disk that `image` means into the store, unless it is there.
+def _for_arch(entry: Entry, arch: str, known: Mapping[str, Entry]) -> Entry:
+    if arch in {"auto", entry.arch}:
+        return entry
+    other = known.get(f"{entry.name}-{arch}")
+    if other is not None and other.arch == arch:
+        return other
+    raise ImageError(
+        f"guest image {entry.name} is for {entry.arch}; what there is for arch={arch!r}, virtainers images ls tells; "
+        "a path or a URL works, too"
+    )
+
+
+def _or_usual(arch: str) -> str:
+    return USUAL if arch == "auto" else arch
+
+
+def architecture(image: str, arch: str) -> str:
+    """Say for which architecture the disk is that `image` means, or `auto`, when nobody does as yet; as `find`."""
+    found = find(image, arch)
+    if isinstance(found, Entry):
+        return found.arch
+    return arch if isinstance(found, str) else _or_usual(arch)
+
+
+def ensure(image: str, arch: str, shop: Workshop, progress: Progress) -> Guest:
+    """Bring the disk that `image` means into the store, unless it is there; `arch` as for `find`.
 
     Raises:
         ImageError: it cannot be found, read, fetched or built.
         StoreError: the store cannot be written.
     """
-    found = find(image)
+    found = find(image, arch)
     if isinstance(found, Recipe):
-        return ensure_built(found, shop, progress)
+        return _ensure_built(found, shop, progress)
     if isinstance(found, Published):
         return _ensure_fetched(found, shop, progress)
     if isinstance(found, str):
-        return _ensure_taken_out(found, shop, progress)
-    return _ensure_copied(found, shop, progress)
+        return _ensure_taken_out(found, arch, shop, progress)
+    return replace(_ensure_copied(found, shop, progress), arch=_or_usual(arch))
 
 
-def ensure_built(entry: Recipe, shop: Workshop, progress: Progress) -> Guest:
-    """Build the disk of a catalogue entry unless the store has it; raises as `ensure` does."""
-    manifest = shop.manifest(entry.place)
-    if manifest is None:
-        with locked("store"):
-            manifest = shop.manifest(entry.place)  # another process may have built it meanwhile
-            if manifest is None:
-                build(entry, shop, progress)
-                manifest = shop.manifest(entry.place)
-    if manifest is None:
-        raise StoreError(f"{entry.key} was built, but the store does not show it")
-    return Guest(entry.key, entry.user, manifest["disk"]["sha256"])
+def _ensure_built(entry: Recipe, shop: Workshop, progress: Progress) -> Guest:
+    title = f"building guest image {entry.name} from Debian's packages"
+    manifest = _once(entry.key, title, shop, progress, lambda place, step: _build(entry, place, shop, step))
+    return Guest(entry.key, entry.user, manifest["disk"]["sha256"], arch=entry.arch)
 
 
-def build(entry: Recipe, shop: Workshop, progress: Progress) -> None:
-    """Build the disk of a catalogue entry into the store; hold the lock `store`; raises as `ensure` does."""
-    with (
-        progress.step(f"building guest image {entry.name} from Debian's packages") as step,
-        shop.new(entry.place) as out,
-    ):
+def _build(entry: Recipe, place: str, shop: Workshop, step: Step) -> dict[str, Any]:
+    with shop.new(place) as out:
         shop.container.put_archive("/", contexts.archive(entry.recipe, into="recipe/"))
         code, output = shop.container.run(
-            ["/recipe/build", entry.suite, out, *([entry.flavour] if entry.flavour else [])],
+            ["/recipe/build", entry.suite, entry.arch, out, *([entry.flavour] if entry.flavour else [])],
             lambda piece: step.update(_last_line(piece)),
         )
         if code != 0:
@@ -140,13 +161,17 @@ def build(entry: Recipe, shop: Workshop, progress: Progress) -> None:
                     output.decode(errors="replace"),
                 )
             )
+    manifest = shop.manifest(place)
+    if manifest is None:
+        raise StoreError(f"{entry.key} was built, but the store does not show it")
+    return manifest
 
 
 def _ensure_fetched(entry: Published, shop: Workshop, progress: Progress) -> Guest:
     manifest = _once(
         entry.key, f"fetching {entry.name}", shop, progress, lambda _place, step: _fetch(entry, shop, step)
     )
-    return Guest(entry.key, entry.user, manifest["disk"]["sha256"], entry.firmware)
+    return Guest(entry.key, entry.user, manifest["disk"]["sha256"], entry.firmware, entry.arch)
 
 
 def _fetch(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:
@@ -181,9 +206,9 @@ def _ensure_copied(path: Path, shop: Workshop, progress: Progress) -> Guest:
     return Guest(key, DEFAULT_USER, manifest["disk"]["sha256"])
 
 
-def _ensure_taken_out(reference: str, shop: Workshop, progress: Progress) -> Guest:
+def _ensure_taken_out(reference: str, arch: str, shop: Workshop, progress: Progress) -> Guest:
     with progress.step(f"looking for image {reference}") as step:
-        prepared = contained.look(shop.engine, reference, step.update)
+        prepared = contained.look(shop.engine, reference, arch, step.update)
     key, name = f"image-{prepared.digest[:16]}", f"{contained.SCHEME}{reference}"
 
     def take_out(place: str, _step: Step) -> dict[str, Any]:
@@ -191,7 +216,8 @@ def _ensure_taken_out(reference: str, shop: Workshop, progress: Progress) -> Gue
             return disks.settle(name, contained.take_out(prepared, shop, out), shop, out)
 
     manifest = _once(key, f"copying the disk in {reference} into the store", shop, progress, take_out)
-    return Guest(key, prepared.user or DEFAULT_USER, manifest["disk"]["sha256"], prepared.firmware)
+    user = prepared.user or DEFAULT_USER
+    return Guest(key, user, manifest["disk"]["sha256"], prepared.firmware, prepared.arch)
 
 
 def _once(

@@ -12,6 +12,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import docker.errors
+
 from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.network import ExistingNetwork
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
 PAPERS = "machine.json"
 _FORMAT = 1
 _OVERLAY = "local_image.qcow2"
-_STOP_SECONDS = 75  # the supervisor gives the guest 60 (docs/runtime-image.md, SHUTDOWN_TIMEOUT)
+# What the supervisor gives a guest to switch itself off, unless SHUTDOWN_TIMEOUT says it, and how its container ends
+# when that was too little (docs/runtime-image.md); the engine's own SIGKILL comes later.
+_STOP_SECONDS, _SPARE_SECONDS = 60, 15
+_POWER_WAS_CUT = {2, 137}
 
 
 class MachineOff(VMGone):
@@ -110,7 +115,7 @@ def keep(manager: Manager, spec: Spec) -> VM:
         vm = manager.launch(spec)
         papers = {
             "format": _FORMAT,
-            "spec": {name: getattr(spec, name) for name in REMEMBERED},
+            "spec": {**{name: getattr(spec, name) for name in REMEMBERED}, "arch": vm.arch, "firmware": vm.firmware},
             "user": vm.user,
             "keys": asdict(vm.keys),
             "store": manager.store_location,
@@ -165,11 +170,21 @@ def inspect(engine: Engine, name: str) -> dict[str, Any]:
     return {**asdict(machine), **papers, "host_key": host_key}
 
 
-def stop(engine: Engine, name: str) -> None:
-    """Have the guest switch itself off, and cut its power after a minute; raises as `find` does."""
+def stop(engine: Engine, name: str) -> bool:
+    """Have the guest switch itself off; when it does not within its time, cut its power. Raises as `find` does.
+
+    Returns:
+        Whether its power did not have to be cut.
+    """
     machine = find(engine, name)
+    if machine.is_off:
+        return True
+    given = _container(engine, machine).environment.get("SHUTDOWN_TIMEOUT")
     with engine.failures(f"switching {name} off"):
-        engine.api.stop(machine.container, timeout=_STOP_SECONDS)
+        engine.api.stop(machine.container, timeout=int(given or _STOP_SECONDS) + _SPARE_SECONDS)
+        with contextlib.suppress(docker.errors.NotFound):  # it goes with its end (--rm)
+            return engine.api.inspect_container(machine.container)["State"]["ExitCode"] not in _POWER_WAS_CUT
+    return True
 
 
 def start(settings: Settings, name: str, progress: Progress) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers import budget, images, runtime, scratch, seed
+from pytest_virtainers.arch import check_firmware
 from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
@@ -22,6 +23,7 @@ from pytest_virtainers.errors import (
     GuestStalled,
     ImageError,
     QEMUCrashed,
+    SpecError,
     SSHError,
     VirtainerError,
     VMGone,
@@ -104,8 +106,8 @@ class Manager:
         self.lost: list[VM] = []
         self._scratch: set[str] = set()  # folders of the store that go with those
         self.echo: Callable[[str], object] | None = None
-        self._guests: dict[str, Guest] = {}
-        self._refused: dict[str, str] = {}  # images that could not be had, and why
+        self._guests: dict[tuple[str, str], Guest] = {}  # by image and architecture, as asked for
+        self._refused: dict[tuple[str, str], str] = {}  # those that could not be had, and why
         self._runtime_image: str | None = None
         self._templates: Templates | None = None
         self._holds = Holds()
@@ -144,6 +146,10 @@ class Manager:
             self._runtime_image = runtime.ensure(self.engine, self._progress)
         return self._runtime_image
 
+    def has_runtime_image(self) -> bool:
+        """Tell whether the runtime image is there already; raises `EngineError`."""
+        return runtime.present(self.engine, runtime.reference())
+
     @contextlib.contextmanager
     def store(self) -> Iterator[Workshop]:
         """Open the store for a block, and keep it within its limit; raises `ImageError` or `StoreError`."""
@@ -153,24 +159,41 @@ class Manager:
             if shop.made:
                 make_room(self.engine, shop, self._settings.store_limit, self._progress)
 
-    def guest(self, image: str) -> Guest:
-        """Give the guest image, brought into the store if need be; raises `ImageError` or `StoreError`.
+    def guest(self, image: str, arch: str = "auto") -> Guest:
+        """Give the guest image for machines of `arch`, brought into the store if need be.
+
+        Raises `ImageError` or `StoreError`.
 
         One that could not be had is not tried again in this run: each of its tests would wait for it.
         """
-        if image not in self._guests:
-            if image in self._refused:
-                raise ImageError(self._refused[image])
-            images.find(image)  # a wrong name should not have to wait for a container
+        wanted = image, arch
+        if wanted not in self._guests:
+            if wanted in self._refused:
+                raise ImageError(self._refused[wanted])
+            images.find(image, arch)  # a wrong name should not have to wait for a container
             with self.store() as shop:
                 try:
-                    guest = images.ensure(image, shop, self._progress)
+                    guest = images.ensure(image, arch, shop, self._progress)
                 except ImageError as error:
-                    self._refused[image] = str(error)
+                    self._refused[wanted] = str(error)
                     raise
                 self._holds.add(guest.place)
-            self._guests[image] = guest
-        return self._guests[image]
+            self._guests[wanted] = guest
+        return self._guests[wanted]
+
+    def guest_of(self, spec: Spec) -> Guest:
+        """Give the guest image of a VM; raises as `guest`, and `SpecError` before anything is built in vain."""
+        kind = images.architecture(spec.image, spec.arch)
+        try:
+            check_firmware(kind, spec.firmware)
+        except ValueError as error:
+            raise SpecError(f"{spec.name} ({spec.image}): {error}") from None
+        if spec.accel == "kvm" and kind not in {"auto", self.engine.arch}:
+            raise SpecError(
+                f"{spec.name}: accel='kvm' runs guests of the host's own architecture, {self.engine.arch}; "
+                f"{spec.image} is for {kind}, and emulated with accel='auto'"
+            )
+        return self.guest(spec.image, spec.arch)
 
     def templates(self) -> Templates:
         """Give the templates of this run; raises `ImageError` when the runtime image cannot be had."""
@@ -213,7 +236,7 @@ class Manager:
             return [self.launch(spec, node_id) for spec in specs]
         for spec in specs:  # what takes long is shown, and clones of one template should not wait for each other
             self._budget.check(spec)
-            guest = self.guest(spec.image)
+            guest = self.guest_of(spec)
             if spec.template:
                 self._template(spec, guest, node_id)
         self._together = specs
@@ -269,7 +292,7 @@ class Manager:
             record.kind = "prefetched"
             return vm
         self._budget.check(spec)
-        guest = self.guest(spec.image)
+        guest = self.guest_of(spec)
         try:
             return self._clone_or_boot(spec, guest, node_id)
         except (GuestStalled, QEMUCrashed) as error:  # seen under emulation, once in some hundred boots
@@ -327,7 +350,7 @@ class Manager:
 
     def facts(self, vm: VM) -> dict[str, Any]:
         """Give what the evidence of a VM says of where it ran."""
-        guest = self._guests.get(vm.spec.image)
+        guest = self._guests.get((vm.spec.image, vm.spec.arch))
         return {
             "guest": {"key": guest.key, "digest": guest.digest} if guest else {},
             "runtime_image": self.runtime_image(),
@@ -359,7 +382,7 @@ class Manager:
         files: dict[str, dict[str, bytes | Link]] = {"/": {"image": Link(guest.disk)}}
         if seed_iso:
             files["/tmp"] = {"cloud_init.iso": seed_iso}  # noqa: S108  (the image's contract)
-        environment = {"FIRMWARE": guest.boots_with(spec.firmware), **environment}
+        environment = {**guest.machine(spec.firmware), **environment}
         container = self._start(spec, guest.place, files, environment, "", mounted=disk)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
@@ -409,7 +432,7 @@ class Manager:
 
     def _clone_ahead(self, spec: Spec, node_id: str) -> VM | None:
         """Clone in the prefetcher's thread. Trouble is left for the test to meet, which can tell of it."""
-        guest = self._guests.get(spec.image)
+        guest = self._guests.get((spec.image, spec.arch))
         try:
             template = self.templates().find(spec, guest) if spec.template and guest else None
             if guest is None or template is None or template.refusal:
@@ -479,7 +502,7 @@ class Manager:
 
     def _start_clone(self, spec: Spec, guest: Guest, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
-        environment = {"TEMPLATE": template.folder, "FIRMWARE": guest.boots_with(spec.firmware)}
+        environment = {"TEMPLATE": template.folder, **guest.machine(spec.firmware)}
         container = self._start(spec, template.place, {}, environment, node_id, ahead=ahead)
         vm = self._ready(
             spec,
@@ -509,7 +532,7 @@ class Manager:
             "/": {"image": Link(guest.disk)},
             "/tmp": {"cloud_init.iso": iso},  # noqa: S108  (the image's contract)
         }
-        environment = {"FIRMWARE": guest.boots_with(spec.firmware)}
+        environment = guest.machine(spec.firmware)
         if save_into:
             environment |= {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into}
         container = self._start(spec, guest.place, files, environment, node_id)
@@ -598,8 +621,13 @@ class Manager:
                 patience=0 if ahead else _PATIENCE_SECONDS,
                 give_back=(lambda: False) if ahead else self._prefetcher.give_back,
             )
-            with phase("room, create container"), room:
-                container = Container(self.engine, plan, self._run_id)
+            try:
+                with phase("room, create container"), room:
+                    container = Container(self.engine, plan, self._run_id)
+            except EngineError as error:
+                if self._goes_without_kvm(plan, spec, error):  # Podman looks for devices here
+                    continue
+                raise
             try:
                 with phase("start container"):
                     for folder, members in files.items():
@@ -609,15 +637,23 @@ class Manager:
                     container.start()
             except EngineError as error:
                 container.close()
-                # Only the engine knows whether its host has the device; without it, emulation is the answer.
-                if self._with_kvm and spec.accel == "auto" and _KVM in str(error):
-                    self._with_kvm = False
+                if self._goes_without_kvm(plan, spec, error):  # Docker does here
                     continue
                 raise
             except BaseException:
                 container.close()
                 raise
             return container
+
+    def _goes_without_kvm(self, plan: Plan, spec: Spec, error: EngineError) -> bool:
+        """Tell whether the next try is to be without KVM: only the engine knows whether its host has the device.
+
+        It is `plan` that is asked: a VM that starts at the same time may have found out meanwhile.
+        """
+        if not (_KVM in plan.devices and spec.accel == "auto" and _KVM in str(error)):
+            return False
+        self._with_kvm = False
+        return True
 
     def plan(self, spec: Spec, name: str, place: str, environment: Mapping[str, str], node_id: str) -> Plan:
         """Say what the container of a VM is to be, that runs from `place` in the store.

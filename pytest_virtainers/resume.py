@@ -7,6 +7,7 @@ import tarfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_virtainers import arch
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.evidence import FORMAT, KEY, MANIFEST, OVERLAY, SEED, STATE
 from pytest_virtainers.images import Guest
@@ -75,8 +76,9 @@ def guest(manager: Manager, evidence: Evidence) -> Guest:
     with manager.store() as shop:
         manifest = shop.manifest(f"guests/{wanted['key']}")
     if manifest is not None and manifest["disk"]["sha256"] == wanted["digest"]:
-        return Guest(wanted["key"], evidence.manifest["user"], wanted["digest"])
-    present = manager.guest(evidence.spec.image)
+        kind = evidence.manifest["spec"].get("arch", arch.USUAL)  # evidence of earlier versions has none
+        return Guest(wanted["key"], evidence.manifest["user"], wanted["digest"], arch=kind)
+    present = manager.guest(evidence.spec.image, evidence.spec.arch)
     if present.digest != wanted["digest"]:
         raise ImageError(
             f"{evidence.folder} was made on {evidence.spec.image} with sha256 {wanted['digest']}, and what is called "

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pycdlib
 import yaml
+from pycdlib.pycdlibexception import PyCdlibException
+
+from pytest_virtainers.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Set
+    from pathlib import Path
 
     from pytest_virtainers.keys import Keys
     from pytest_virtainers.spec import Spec
+
+
+_CLOUD_CONFIG = "#cloud-config"
 
 
 def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
@@ -25,7 +33,7 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     By another instance id than before, cloud-init knows that these keys are new.
     """
     files = {
-        "user-data": "#cloud-config\n" + yaml.safe_dump(user_data(spec, keys, user), sort_keys=False),
+        "user-data": f"{_CLOUD_CONFIG}\n" + yaml.safe_dump(user_data(spec, keys, user), sort_keys=False),
         "meta-data": yaml.safe_dump(
             {"instance-id": instance_id, "local-hostname": spec.guest_hostname, **spec.meta_data}
         ),
@@ -40,6 +48,57 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     image.write_fp(written)
     image.close()
     return written.getvalue()
+
+
+def unpack(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Give what a ready seed says as arguments of the marker, and the names of its files that are passed over.
+
+    Its instance-id is left out, too: by one of ours cloud-init knows that the keys are new.
+
+    Raises:
+        SpecError: it cannot be read, is no seed, or one to which no key can be added.
+    """
+    texts, others = _texts(path, {"user-data", "meta-data"})
+    if "user-data" not in texts:
+        raise SpecError(f"{path} is no seed: it has no user-data, but {', '.join(others) or 'no files'}")
+    first = texts["user-data"].partition("\n")[0].rstrip()
+    if first != _CLOUD_CONFIG:
+        raise SpecError(f"{path}: its user-data begins with {first!r}; our key can be added to {_CLOUD_CONFIG} only")
+    read = {name: _mapping(texts.get(name, ""), f"{path}: its {name}") for name in ("user-data", "meta-data")}
+    read["meta-data"].pop("instance-id", None)
+    return {name.replace("-", "_"): value for name, value in read.items()}, others
+
+
+def _mapping(text: str, whose: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise SpecError(f"{whose} is not what cloud-init reads: {error}") from None
+    if not isinstance(found, dict):
+        raise SpecError(f"{whose} is not what cloud-init reads: it is a {type(found).__name__}, not a mapping")
+    return found
+
+
+def _texts(path: Path, names: Set[str]) -> tuple[dict[str, str], list[str]]:
+    """Read these files in the top folder of an ISO image, as far as there are such, and name the others."""
+    image = pycdlib.PyCdlib()
+    try:
+        with path.open("rb") as file:
+            image.open_fp(file)
+            tree = "rr_path" if image.has_rock_ridge() else "joliet_path" if image.has_joliet() else "iso_path"
+            there = next(image.walk(**{tree: "/"}))[2]
+            found = {}
+            for name in names & set(there):
+                content = io.BytesIO()
+                image.get_file_from_iso_fp(content, **{tree: f"/{name}"})
+                found[name] = content.getvalue().decode()
+            image.close()
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
+    # What is damaged, pycdlib sees in many ways.
+    except (PyCdlibException, struct.error, ValueError, LookupError) as error:
+        raise SpecError(f"{path} is no ISO image of texts: {error}") from None
+    return found, sorted(set(there) - names)
 
 
 def user_data(spec: Spec, keys: Keys, user: str) -> dict[str, Any]:

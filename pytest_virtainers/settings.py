@@ -52,7 +52,12 @@ _SHAPE = (
     ("cpus", "1", "number of virtual CPUs"),
     ("disk", "10G", "size of the VM's disk; it takes room only as it fills"),
     ("accel", "auto", "auto, kvm or tcg (emulation)"),
-    ("firmware", "auto", "bios, uefi, or auto for what the catalogue says of the image, else bios"),
+    (
+        "arch",
+        "auto",
+        "the guest's processor: amd64, arm64, or auto for what the catalogue says of the image, else amd64",
+    ),
+    ("firmware", "auto", "bios, uefi, or auto for what the catalogue says of the image, else bios (arm64: uefi)"),
     ("boot_timeout", "300", "seconds until a VM must be ready"),
     ("internet", "on", "on, or off for a network without a way out"),
     ("scope", "function", "how long a VM lives: function, class, module or session"),

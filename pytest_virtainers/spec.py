@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import network_spec, values
+from pytest_virtainers import arch, network_spec, values
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.network_spec import DEFAULT, NetworkSpec, NicSpec
 from pytest_virtainers.prepare import digest
@@ -42,7 +42,8 @@ def _mapping(value: object) -> dict[str, Any]:
             raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, Mapping):
         raise ValueError(  # noqa: TRY004  (one error type for all parsers)
-            f"a mapping is needed (as a dict, as YAML text, or as a pathlib.Path), not {type(value).__name__}"
+            "a mapping is needed, to which ours can be added (as a dict, as YAML text, or as a pathlib.Path), not "
+            f"{'nothing' if value is None else type(value).__name__}"
         )
     return dict(value)
 
@@ -134,6 +135,7 @@ class Spec:
     cpus: int
     disk: int
     accel: str
+    arch: str
     firmware: str
     boot_timeout: float
     internet: bool
@@ -158,6 +160,10 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Check what only all arguments together show; raises `SpecError`."""
+        try:
+            arch.check_firmware(self.arch, self.firmware)
+        except ValueError as error:
+            raise SpecError(f"{self.name}: {error}") from None
         if self.network.mode == "wire":
             raise SpecError(
                 f"{self.name}: its first card cannot be on {self.network.name}, which is a wire: that is for nics. "
@@ -191,6 +197,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "cpus": values.whole_number,
     "disk": values.size_mib(least=1024),
     "accel": values.choice("auto", "kvm", "tcg"),
+    "arch": values.choice("auto", *arch.FIRMWARE),
     "firmware": values.choice("auto", "bios", "uefi"),
     "env": _env,
     "boot_timeout": values.seconds,
@@ -217,7 +224,7 @@ assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a 
 SIGNATURE = (
     "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, meta_data, packages, run_commands, files, "
     "authorized_keys, prepare, hostname, network, ip, nics, internet, scope, reset, template, identity, accel, "
-    "firmware, env, boot_timeout)"
+    "arch, firmware, env, boot_timeout)"
 )
 
 

@@ -54,6 +54,15 @@ def launch(
         raise SpecError(f"launch: {senseless[0]} says how tests share a VM; here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
     wanted = wish({"image": image, "name": name, **arguments}, settings, persist)
+    with launched(wanted, settings, persist, progress) as vm:
+        yield vm
+
+
+@contextlib.contextmanager
+def launched(
+    wanted: Spec, settings: Settings, persist: str | os.PathLike[str] | None, progress: Progress
+) -> Iterator[VM]:
+    """Give the VM of `wish` for a block; otherwise as `launch`."""
     with Manager(settings, progress, tenure=Tenure(folder=persistent(persist))) as manager:
         vm = manager.launch(wanted)
         try:
@@ -63,12 +72,14 @@ def launch(
                 vm.shutdown()
 
 
-def wish(arguments: Mapping[str, Any], settings: Settings, persist: str | os.PathLike[str] | None) -> Spec:
-    """Say what a VM is to be; raises `SpecError`."""
+def wish(
+    arguments: Mapping[str, Any], settings: Settings, persist: str | os.PathLike[str] | None, where: str = "launch"
+) -> Spec:
+    """Say what a VM is to be; `where` is who asks for it, for the message of the `SpecError` that this raises."""
     if persist is not None and arguments.get("template"):
         raise SpecError("launch: persist says where the disk is, and a clone has its template's: leave out template")
     booted = {"template": False} if persist is not None else {}
-    return merge(settings.shape, check({**arguments, **booted}, "launch"))
+    return merge(settings.shape, check({**arguments, **booted}, where))
 
 
 def persistent(folder: str | os.PathLike[str] | None) -> str | None:

@@ -95,9 +95,6 @@ class Workshop:
     def new(self, place: str) -> Iterator[str]:
         """Give an empty folder to fill in the block; it becomes `place` at the end, or goes away on failure.
 
-        Scratch folders of dead builders are removed here, once they are old: the lock `store` holds off this
-        user's processes, not other users of the same engine.
-
         Raises:
             StoreError: the store cannot be written.
         """
@@ -111,11 +108,16 @@ class Workshop:
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
-        """Give an empty folder; unless it is `spared`, it goes when the block ends; raises `StoreError`."""
+        """Give an empty folder; unless it is `spared`, it goes when the block ends; raises `StoreError`.
+
+        Those of dead builders are removed here, once nothing in them has changed for a while: others may be at work,
+        also other users of the same engine.
+        """
         scratch = f"{MOUNT}/.scratch-{secrets.token_hex(4)}"
         self.shell(
-            f"find {MOUNT} -maxdepth 1 -name '.scratch-*' -mmin +{_ABANDONED_MINUTES} -exec rm -rf {{}} + && "
-            f"mkdir -m 700 {scratch}"
+            f"for each in {MOUNT}/.scratch-*; do "
+            f'[ ! -e "$each" ] || find "$each" -mmin -{_ABANDONED_MINUTES} -print -quit | grep -q . || '
+            f'rm -rf "$each"; done; mkdir -m 700 {scratch}'
         )
         try:
             yield scratch

@@ -175,7 +175,7 @@ class Templates:
             "format": _FORMAT,
             "runtime": self._runtime_id,
             "disk": guest.digest,
-            "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, shape.internet],
+            "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, guest.arch, shape.internet],
             "firmware": guest.boots_with(shape.firmware),
             "env": shape.env,
             "user-data": yaml.safe_dump(seed.user_data(shape, _NO_KEYS, spec.user or guest.user), sort_keys=False),
@@ -209,7 +209,8 @@ def _load(key: str, shop: Workshop) -> Template | None:
 
 
 def _manifest(template: Template, spec: Spec, guest: Guest) -> bytes:
-    facts = {"image": spec.image, "guest": guest.place, "ram": spec.ram, "cpus": spec.cpus, "disk": spec.disk}
+    facts = {"image": spec.image, "guest": guest.place, "architecture": guest.arch}
+    facts |= {name: getattr(spec, name) for name in ("ram", "cpus", "disk")}
     about = {"user": template.user, "refusal": template.refusal, "keys": asdict(template.keys)}
     session = template.session and asdict(template.session)
     return json.dumps({**facts, **about, "session": session}, indent=2).encode()

@@ -36,6 +36,9 @@ def virtainers() -> None:
       virtainers rm --force web
 
     Settings come from VIRTAINER_X in the environment, for example VIRTAINER_ENGINE=podman.
+
+    Exit codes: 0, it did what was asked; 1, it failed; 2, wrong usage; 130, interrupted. run, ssh, exec and resume
+    give that of the shell or command in the VM, and 255 when ssh itself failed.
     """  # noqa: D301  (click's mark for lines that stay as they are)
 
 

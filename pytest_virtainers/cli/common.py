@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -12,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_virtainers import values
-from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import environment, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from click.shell_completion import CompletionItem
 
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.settings import Settings
+
+OPTIONS = "the options"
+"""Who asks for a VM, in messages."""
 
 WORDS = "words"
 """The parameter with the words for a VM."""
@@ -67,6 +71,15 @@ def ssh(vm: VM, line: str = "", *, terminal: bool = False) -> int:
     return subprocess.run(
         [command, *(["-t"] if terminal else []), *words, *([line] if line else [])], check=False
     ).returncode
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """What the block refuses is wrong usage."""
+    try:
+        yield
+    except (SpecError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
 
 
 def size(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:

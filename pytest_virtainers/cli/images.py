@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import click
 
-from pytest_virtainers.cli.common import as_json, image_names, progress, settings, show
-from pytest_virtainers.errors import ImageError
+from pytest_virtainers.cli.common import OPTIONS, as_json, image_names, progress, settings, show, tell, usage
+from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
+
+if TYPE_CHECKING:
+    from pytest_virtainers.spec import Spec
+
+_ARCH = click.option("--arch", metavar="amd64|arm64|auto", help="Of the machines that it is for.")
 
 
 @click.command
 @click.argument("image", required=False, shell_complete=image_names)
-def build(image: str | None) -> None:
+@_ARCH
+def build(image: str | None, arch: str | None) -> None:
     """Build the runtime image and a guest image, if they are not there, ahead of the first VM."""
-    _pull(image or settings().shape["image"])
+    _pull(image, arch)
 
 
 @click.group
@@ -24,17 +33,13 @@ def images() -> None:
 @as_json
 def ls(as_json: bool) -> None:
     """List the catalogue, and what of it the store has."""
-    from pytest_virtainers import housekeeping
     from pytest_virtainers.catalogue import Published, catalogue
-    from pytest_virtainers.manager import Manager
 
     entries: dict[int, tuple[list[str], object]] = {}
     known = catalogue()
     for name, entry in known.items():
         entries.setdefault(id(entry), ([], entry))[0].append(name)
-    with Manager(settings(), progress()) as manager, manager.store() as shop:
-        sizes = {each.place: each.size_mib for each in housekeeping.contents(manager.engine, shop)}
-    rows = []
+    sizes, rows = _sizes_mib(), []
     for names, _ in entries.values():
         entry = known[names[0]]
         source = entry.url if isinstance(entry, Published) else f"built from packages ({entry.suite})"
@@ -44,32 +49,58 @@ def ls(as_json: bool) -> None:
                 "name": entry.name,
                 "aliases": [name for name in names if name != entry.name],
                 "user": entry.user,
+                "arch": entry.arch,
                 "source": source,
                 "size_mib": size,
                 "in store": "" if size is None else f"{size} MiB",
+                "note": entry.note if isinstance(entry, Published) else "",
             }
         )
     if as_json:
         for row in rows:
             del row["in store"]  # for people: size_mib says it
-    show(rows, as_json=as_json, columns=("name", "user", "in store", "source"))
+    show(rows, as_json=as_json, columns=("name", "arch", "user", "in store", "source"))
+    if not as_json:
+        print(*("", *(f"{row['name']}: {row['note']}" for row in rows if row["note"])), sep="\n")
+
+
+def _sizes_mib() -> dict[str, int]:
+    """Give the size of what is in the store, by its place; the catalogue is to be read without an engine, too."""
+    from pytest_virtainers import housekeeping
+    from pytest_virtainers.manager import Manager
+
+    try:
+        with Manager(settings(), progress()) as manager:
+            if not manager.has_runtime_image():  # without which nothing has come into the store from here
+                return {}
+            with manager.store() as shop:
+                return {each.place: each.size_mib for each in housekeeping.contents(manager.engine, shop)}
+    except (EngineNotFound, EngineError) as error:
+        tell(f"what is in the store cannot be told: {error}")
+        return {}
+
+
+images.add_command(build)
 
 
 @images.command("pull")
 @click.argument("names", nargs=-1, required=True, shell_complete=image_names)
-def pull(names: tuple[str, ...]) -> None:
+@_ARCH
+def pull(names: tuple[str, ...], arch: str | None) -> None:
     """Bring guest images into the store: fetched, copied or built.
 
     NAMES may be paths, URLs and container images (docker-image://NAME), too.
     """
     for name in names:
-        _pull(name)
+        _pull(name, arch)
 
 
 @images.command("bake")
 @click.argument("image", shell_complete=image_names)
 @click.option("--tag", help="What it is called; for debian-13 by default localhost/virtainers/debian:13.")
-def bake(image: str, tag: str | None) -> None:
+@_ARCH
+@click.option("--firmware", metavar="bios|uefi|auto", help="From which it boots.")
+def bake(image: str, tag: str | None, arch: str | None, firmware: str | None) -> None:
     """Make a container image with IMAGE's disk in it: a prepared virtainer, which starts by the engine's run.
 
     \b
@@ -78,12 +109,16 @@ def bake(image: str, tag: str | None) -> None:
       docker run -d --privileged -v ~/.ssh/id_ed25519.pub:/tmp/id_rsa.pub:ro localhost/virtainers/debian:13
       virtainers run docker-image://localhost/virtainers/debian:13
     """  # noqa: D301
-    from pytest_virtainers import contained
+    from pytest_virtainers import contained, images
+    from pytest_virtainers.catalogue import Entry, catalogue
     from pytest_virtainers.manager import Manager
 
-    name = contained.tag_for(image, tag)
+    spec = _spec(image=image, arch=arch, firmware=firmware)
+    found = images.find(image, spec.arch)
+    name = contained.tag_for(found.name if isinstance(found, Entry) and image in catalogue() else image, tag)
     with Manager(settings(), progress()) as manager:
-        guest, runtime_image = manager.guest(image), manager.runtime_image()
+        guest, runtime_image = manager.guest_of(spec), manager.runtime_image()
+        guest = replace(guest, firmware=guest.boots_with(spec.firmware))
         with manager.store() as shop, progress().step(f"making container image {name}") as step:
             print(contained.bake(guest, name, runtime_image, shop, step.update))
 
@@ -139,12 +174,22 @@ def verify(names: tuple[str, ...]) -> int:
     return 1 if bad or wanted else 0
 
 
-def _pull(image: str) -> None:
+def _spec(**given: str | None) -> Spec:
+    """Say for which VM a guest image is wanted; what an option does not say, the settings do."""
+    from pytest_virtainers.spec import check, merge
+
+    ours = settings()
+    with usage():
+        return merge(ours.shape, check(given, OPTIONS))
+
+
+def _pull(image: str | None, arch: str | None) -> None:
     from pytest_virtainers.manager import Manager
 
+    spec = _spec(image=image, arch=arch)
     with Manager(settings(), progress()) as manager:
-        guest = manager.guest(image)
-        print(f"{image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}")
+        guest = manager.guest_of(spec)
+        print(f"{spec.image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}")
 
 
 COMMANDS = (build, images)

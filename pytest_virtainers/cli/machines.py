@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_virtainers.cli.common import (
+    OPTIONS,
     GuestCommand,
     as_json,
     image_names,
@@ -23,33 +24,40 @@ from pytest_virtainers.cli.common import (
     show,
     ssh,
     tell,
+    usage,
 )
 from pytest_virtainers.errors import SpecError
+from pytest_virtainers.settings import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pytest_virtainers.handle.vm import VM
+    from pytest_virtainers.settings import Settings
+    from pytest_virtainers.spec import Spec
 
 _NAME = click.argument("name", shell_complete=machine_names)
+_USUAL = resolve([]).shape  # unless VIRTAINER_X says otherwise
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(cls=GuestCommand)
 @click.argument("image", required=False, shell_complete=image_names)
 @click.option("--name", default="vm", show_default=True, help="Of the VM and its guest.")
-@click.option("--ram", metavar="SIZE", help="Memory, such as 2G.")
-@click.option("--cpus", metavar="N", help="Number of processors.")
-@click.option("--disk", metavar="SIZE", help="Size of the disk, such as 20G.")
+@click.option("--ram", metavar="SIZE", help=f"Memory, such as 2G.  [default: {_USUAL['ram']}M]")
+@click.option("--cpus", metavar="N", help=f"Number of processors.  [default: {_USUAL['cpus']}]")
+@click.option("--disk", metavar="SIZE", help=f"Size of the disk, such as 20G.  [default: {_USUAL['disk']}M]")
 @click.option("--user", help="Login user.")
 @click.option("--key", "keys", type=_FILE, multiple=True, help="A public key that may log in, too.")
 @click.option("--user-data", type=_FILE, help="Cloud-config for cloud-init.")
 @click.option("--meta-data", type=_FILE, help="Meta-data for cloud-init, over ours.")
+@click.option("--seed-iso", type=_FILE, help="A cloud-init seed of your own, to which our key is added.")
 @click.option("--package", "packages", multiple=True, metavar="NAME", help="Install this; can be given again.")
 @click.option("--network", metavar="NAME", help="A network of the engine's, rather than ours.")
 @click.option("--ip", metavar="ADDRESS", help="Its address there.")
 @click.option("--internet", metavar="on|off", help="Off: nothing leaves the VM's network.")
 @click.option("--accel", metavar="kvm|tcg|auto", help="How it is run.")
+@click.option("--arch", metavar="amd64|arm64|auto", help="Its processor's architecture.")
 @click.option("--firmware", metavar="bios|uefi|auto", help="From which it boots.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="OS_VARIANT=win10, say; can be given again.")
 @click.option("--cold", is_flag=True, help="Boot it, rather than clone one that has booted.")
@@ -60,8 +68,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def run(words: tuple[str, ...], **given: Any) -> int:
     """Launch a VM, and open a shell in it, or run COMMAND; it ends with that.
 
-    IMAGE is a name of the catalogue (virtainers images ls), a path, a URL, or docker-image://NAME. With --detach the
-    VM stays until virtainers rm removes it; all such VMs find each other by name.
+    IMAGE is a name of the catalogue (virtainers images ls), a path, a URL, or docker-image://NAME; by default
+    debian-13. With --detach the VM stays until virtainers rm removes it; all such VMs find each other by name.
+    VIRTAINER_IMAGE, VIRTAINER_RAM and so on give other defaults.
 
     \b
     For example:
@@ -70,18 +79,21 @@ def run(words: tuple[str, ...], **given: Any) -> int:
       virtainers run --persist ./data          # its disk is there again next time
       virtainers run --detach --name web; virtainers ssh web
     """  # noqa: D301
-    from pytest_virtainers.standalone import launch
+    from pytest_virtainers.standalone import launched, wish
 
     detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
     vnc = given.pop("vnc")
     wanted = _wanted(**given)
-    if detach:
-        if vnc:
-            raise click.UsageError(f"--vnc ends with this command: virtainers vnc {wanted['name']} is for later")
-        return _detach(wanted, persist, words, auto_remove=auto_remove)
-    if auto_remove:
+    if detach and vnc:
+        raise click.UsageError(f"--vnc ends with this command: virtainers vnc {wanted['name']} is for later")
+    if auto_remove and not detach:
         raise click.UsageError("--rm is for --detach: without that, the VM ends with the shell or command anyway")
-    with launch(progress=progress(), persist=persist, **wanted) as vm:
+    ours = settings()
+    with usage():
+        spec = wish(wanted, ours, persist, OPTIONS)
+    if detach:
+        return _detach(spec, ours, persist, words, auto_remove=auto_remove)
+    with launched(spec, ours, persist, progress()) as vm:
         tell(f"{vm.name} ({vm.spec.image}) is at {vm.ip}; its console: {vm.console_command}")
         with vm.vnc() if vnc else contextlib.nullcontext() as display:
             if display is not None:
@@ -95,6 +107,7 @@ def _wanted(
     keys: tuple[Path, ...],
     packages: tuple[str, ...],
     env: tuple[str, ...],
+    seed_iso: Path | None,
     network: str | None,
     cold: bool,
     **given: Any,
@@ -104,8 +117,23 @@ def _wanted(
         if given["internet"] is not None:
             raise click.UsageError("--internet is for our own networks: what --network leads to, its owner decides")
         given["network"] = {"name": "default", "mode": "existing", "source": network}
+    if seed_iso is not None:
+        given |= _seed(seed_iso, given)
     lists = {"packages": list(packages), "authorized_keys": list(keys)}
     return {**given, **lists, "env": _variables(env), **({"template": False} if cold else {})}
+
+
+def _seed(path: Path, given: Mapping[str, object]) -> dict[str, Any]:
+    """Read what `--seed-iso` was given."""
+    from pytest_virtainers import seed
+
+    for option in ("user_data", "meta_data"):
+        if given[option] is not None:
+            raise click.UsageError(f"--seed-iso brings its own: leave out --{option.replace('_', '-')}")
+    read, passed_over = seed.unpack(path)
+    if passed_over:
+        tell(f"{path}: {', '.join(passed_over)}: passed over, only user-data and meta-data are taken")
+    return read
 
 
 def _variables(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -116,14 +144,12 @@ def _variables(pairs: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, _, value in parts}
 
 
-def _detach(wanted: dict[str, Any], persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
+def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
     from pytest_virtainers import machines
     from pytest_virtainers.manager import Manager
-    from pytest_virtainers.standalone import persistent, wish
+    from pytest_virtainers.standalone import persistent
     from pytest_virtainers.tenure import Tenure
 
-    ours = settings()
-    spec = wish(wanted, ours, persist)
     tenure = Tenure(detached=True, auto_remove=auto_remove, folder=persistent(persist))
     with Manager(ours, progress(), tenure=tenure) as manager:
         vm = machines.keep(manager, spec)
@@ -296,13 +322,15 @@ def inspect(name: str, as_json: bool) -> None:
 @click.command
 @click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
 def stop(names: tuple[str, ...]) -> None:
-    """Switch VMs off: each guest shuts down, and loses its power after a minute."""
+    """Switch VMs off: each guest shuts down, and loses its power after a minute (run --env SHUTDOWN_TIMEOUT=…)."""
     from pytest_virtainers import machines
 
     with machines.connected(settings()) as engine:
         for name in names:
             with progress().step(f"switching {name} off"):
-                machines.stop(engine, name)
+                by_itself = machines.stop(engine, name)
+            if not by_itself:
+                tell(f"{name} did not shut down within its SHUTDOWN_TIMEOUT: its power was cut")
 
 
 @click.command
@@ -336,28 +364,23 @@ def snapshot(name: str, tag: str | None) -> None:
     """Keep memory and disk of a VM as they are now, under TAG (s1, s2, …), and print that."""
     from pytest_virtainers.handle.saving import free_name
 
-    with _attached(name) as vm, _usage():
+    with _attached(name) as vm, usage():
         print(vm.snapshot(tag or free_name(vm.snapshots())).name)
 
 
 @click.command
 @_NAME
-@click.argument("tag", default="s1")
-def restore(name: str, tag: str) -> None:
-    """Have memory and disk of a VM as they were at the snapshot TAG (s1)."""
+@click.argument("tag", required=False)
+def restore(name: str, tag: str | None) -> None:
+    """Have memory and disk of a VM as they were at the snapshot TAG (by default, the newest)."""
     from pytest_virtainers import machines
     from pytest_virtainers.handle.vm import Snapshot
 
     with machines.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
-        vm.restore(Snapshot(vm, tag))
-
-
-@contextlib.contextmanager
-def _usage() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        there = [] if tag else vm.snapshots()
+        if not tag and not there:
+            raise SpecError(f"{name} has no snapshot; virtainers snapshot {name} makes one")
+        vm.restore(Snapshot(vm, tag or there[-1]))
 
 
 @click.command
@@ -394,21 +417,31 @@ def screenshot(name: str, file: Path) -> None:
 @click.command
 @_NAME
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="On this machine's 127.0.0.1; 0: a free one.")
-@click.option("--open", "open_it", is_flag=True, help="Open it with this desktop's viewer for vnc://.")
-def vnc(name: str, port: int, open_it: bool) -> None:
+@click.option("--web", is_flag=True, help="For web browsers: a page with noVNC.")
+@click.option(
+    "--open", "open_it", is_flag=True, help="Open it with this desktop's viewer for vnc://, or its browser."
+)
+def vnc(name: str, port: int, web: bool, open_it: bool) -> None:
     """Let VNC viewers of this machine see the screen of a VM, and type and point, until Ctrl-C.
 
     \b
     For example:
       virtainers vnc web --port 5901           # prints vnc://127.0.0.1:5901 and the password
       vncviewer 127.0.0.1:5901
+      virtainers vnc web --web --open          # in a browser (pip install 'pytest-virtainers[novnc]')
     """  # noqa: D301
     from pytest_virtainers import machines
 
-    with machines.attached(settings(), name, progress()) as vm, vm.vnc(port=port) as display:
-        print(f"{display}, password {display.password}", flush=True)
+    with machines.attached(settings(), name, progress()) as vm, contextlib.ExitStack() as stack:
+        if web:
+            url = stack.enter_context(vm.novnc(port=port))
+            print(url, flush=True)
+        else:
+            display = stack.enter_context(vm.vnc(port=port))
+            url = str(display)
+            print(f"{url}, password {display.password}", flush=True)
         if open_it:
-            click.launch(str(display))
+            click.launch(url.partition("&password=")[0])  # on a command line, others could read it; noVNC asks for it
         while not vm.why_over:  # one whose kernel has panicked can be looked at, too
             time.sleep(1)
         tell(f"{name} has ended: {vm.why_over}")

@@ -75,6 +75,7 @@ class Engine:
         kind: `docker` or `podman`.
         url: where it listens.
         version: its version.
+        arch: the architecture of its host: `amd64`, `arm64`, …
     """
 
     def __init__(self, url: str, service: PodmanService | None = None, tls: TLSConfig | None = None) -> None:
@@ -88,6 +89,7 @@ class Engine:
         components = {part.get("Name", ""): part for part in about.get("Components") or []}
         self.kind = "podman" if "Podman Engine" in components else "docker"
         self.version = str(about.get("Version", "unknown"))
+        self.arch = str(about.get("Arch", "unknown"))
         self._memory_mib: int | None = None
 
     def __str__(self) -> str:
@@ -118,11 +120,14 @@ class Engine:
         with self.failures(f"looking at image {reference}"):
             return str(self.api.inspect_image(reference)["Id"])  # type: ignore[no-untyped-call]
 
-    def pull(self, reference: str, tell: Callable[[str], object]) -> str:
-        """Have the engine pull an image, and give what it said last: Podman tells failures only in that way."""
-        said = ""
+    def pull(self, reference: str, tell: Callable[[str], object], arch: str | None = None) -> str:
+        """Have the engine pull an image, and give what it said last: Podman tells failures only in that way.
+
+        With `arch`, that for another architecture than the engine's host.
+        """
+        said, platform = "", f"linux/{arch}" if arch else None
         try:
-            for event in self.api.pull(reference, stream=True, decode=True):
+            for event in self.api.pull(reference, stream=True, decode=True, platform=platform):
                 said = str(event.get("error") or event.get("status") or said)
                 tell(said)
         except _FAILURES as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -30,7 +31,7 @@ class PodmanService:
     """`podman system service` on a private socket."""
 
     def __init__(self, podman: str) -> None:
-        """Start the service and wait until its socket is there.
+        """Start the service and wait until it takes calls.
 
         Raises:
             EngineError: the service did not start; the message has its own words.
@@ -48,7 +49,7 @@ class PodmanService:
                 start_new_session=True,  # Ctrl-C at the terminal is for us; we still need the service to clean up
             )
             deadline = time.monotonic() + _START_SECONDS
-            while not socket_path.exists():
+            while not _answers(socket_path):
                 if time.monotonic() > deadline or self._keeper.poll() is not None:
                     log.seek(0)
                     said = log.read().decode(errors="replace").strip()
@@ -62,6 +63,16 @@ class PodmanService:
             with contextlib.suppress(BrokenPipeError):
                 self._keeper.stdin.close()
         self._keeper.wait(_START_SECONDS)
+
+
+def _answers(path: Path) -> bool:
+    """Tell whether somebody listens: a socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        try:
+            caller.connect(str(path))
+        except OSError:  # also: its name is too long, of which Podman will tell
+            return False
+        return True
 
 
 def runtime_options() -> list[str]:

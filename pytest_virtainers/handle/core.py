@@ -124,6 +124,11 @@ class Core:
         return self._container.joint().address6
 
     @property
+    def arch(self) -> str:
+        """Its processor's architecture: `amd64` or `arm64`."""
+        return self._container.environment.get("ARCH", "amd64")
+
+    @property
     def firmware(self) -> str:
         """What it boots from: `bios` or `uefi`."""
         return self._container.environment.get("FIRMWARE", "bios")
@@ -226,7 +231,7 @@ class Core:
         deadline = time.monotonic() + timeout
         if self._connection is not None:
             self._connection.close()
-        watch, boots = firmware.Watch(), settle is None
+        watch, boots = firmware.Watch(self.arch), settle is None
         told = 0 if self._connection is None else len(self.console.text)  # by former lives
         with self._progress.step(title) as step:
 

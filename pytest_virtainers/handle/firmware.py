@@ -14,7 +14,8 @@ _QUIET_SECONDS = 30.0
 class Watch:
     """Looks at what a console has shown since the guest was started, again and again, until it has booted."""
 
-    def __init__(self) -> None:
+    def __init__(self, arch: str = "amd64") -> None:
+        self._arch = arch
         self._last, self._since = "", time.monotonic()
 
     def look(self, text: str) -> str:
@@ -25,7 +26,8 @@ class Watch:
         if last.startswith(_BIOS):
             return f"its BIOS found nothing to boot from: {_hint('uefi')}"
         if last.startswith(_UEFI) or last == _SHELL:
-            return f"its UEFI found nothing to boot from: {_hint('bios')}, or only with variables that are not there"
+            hint = f"{self._other_than_uefi()}, or only with variables that are not there"
+            return f"its UEFI found nothing to boot from: {hint}"
         return ""
 
     def suspicion(self) -> str:
@@ -34,6 +36,11 @@ class Watch:
         if self._last != _STARTED or quiet < _QUIET_SECONDS:
             return ""
         return f"Its BIOS has started the disk {quiet:.0f} s ago, and nothing was seen of that: {_hint('uefi')}."
+
+    def _other_than_uefi(self) -> str:
+        if self._arch == "amd64":
+            return _hint("bios")
+        return "a disk for another processor needs arch='amd64', else this is not one that boots by itself"
 
 
 def _hint(other: str) -> str:

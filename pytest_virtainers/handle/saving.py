@@ -208,11 +208,12 @@ class Saving(Power):
         return snapshot
 
     def snapshots(self) -> list[str]:
-        """List the names of the snapshots that the machine's disk has, also of an earlier handle's."""
+        """List the names of the snapshots that the machine's disk has, the newest last; an earlier handle's, too."""
         __tracebackhide__ = True
         nodes = self.qmp("query-named-block-nodes", flat=True)
         disk = next(each for each in nodes if each["node-name"] == "disk")
-        return [each["name"] for each in disk["image"].get("snapshots", ())]
+        there = disk["image"].get("snapshots", ())
+        return [each["name"] for each in sorted(there, key=lambda each: (each["date-sec"], each["date-nsec"]))]
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this machine: memory and disk as they were, the clock right.

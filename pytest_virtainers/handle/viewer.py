@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import secrets
+import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.errors import EngineError
+from pytest_virtainers.errors import EngineError, SpecError
 from pytest_virtainers.handle.power import Power
 from pytest_virtainers.handle.tunnels import join, listening
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.engine.streams import ExecStream
 
+_NOVNC = "/usr/share/novnc"
 _PASSWORD_BYTES = 6  # eight characters, of which VNC takes no more
 
 
@@ -59,6 +62,40 @@ class Viewer(Power):
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
         with listening(f"{self.name}-vnc", functools.partial(self._show, password), port) as given:
             yield Display("127.0.0.1", given, password)
+
+    @contextlib.contextmanager
+    def novnc(self, *, port: int = 0) -> Iterator[str]:
+        """Give the URL of a local web page that shows the screen, during the block (needs the extra `novnc`).
+
+        The password is in it, in the part that no browser sends on.
+
+        Args:
+            port: on this machine's 127.0.0.1; 0: any that is free.
+
+        Raises:
+            SpecError: the package that serves it is not installed.
+            VMGone: the machine is over.
+            EngineError: the page could not be copied out of its container.
+            OSError: the port is taken.
+        """
+        __tracebackhide__ = True
+        try:
+            from pytest_virtainers.handle import page
+        except ModuleNotFoundError as error:
+            raise SpecError(
+                f"a page with noVNC needs the package {error.name}: pip install 'pytest-virtainers[novnc]'"
+            ) from None
+        with self.vnc() as display, page.serving(self._page(), display, port) as url:
+            yield url
+
+    def _page(self) -> dict[str, bytes]:
+        """Give noVNC's files by their paths on a server."""
+        pieces = self._container.archive(_NOVNC)
+        if pieces is None:
+            raise EngineError(f"{self.name}: its container has no {_NOVNC}: another version has made it")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as tar:
+            members = [(member.name, tar.extractfile(member)) for member in tar if member.isfile()]
+            return {f"/{name.partition('/')[2]}": file.read() for name, file in members if file is not None}
 
     def _show(self, password: str, viewer: socket.socket, over: threading.Event) -> None:
         with viewer, contextlib.suppress(EngineError, OSError):  # the viewer sees its connection end

@@ -60,6 +60,7 @@ class FakeContainer:
 class FakeMachine:
     """Whatever is asked as root is answered from `answers`; an exception there is raised, of `breaks` afterwards."""
 
+    arch = "amd64"
     firmware = "bios"
 
     def __init__(self, name: str = "web") -> None:

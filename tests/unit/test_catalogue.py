@@ -5,6 +5,7 @@ import pytest
 
 from pytest_virtainers import catalogue
 from pytest_virtainers.catalogue import Published, Recipe
+from pytest_virtainers.checksums import Source
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.fetch import Digest
 
@@ -32,6 +33,8 @@ def test_the_distributions_that_are_promised() -> None:
         *("debian", "ubuntu", "fedora", "centos-stream", "almalinux", "rocky", "opensuse", "alpine", "arch"),
     ):
         assert name in known
+        if name not in {"alpine", "arch"}:
+            assert known[f"{known[name].name}-arm64"].arch == "arm64"
     assert isinstance(known["debian"], Recipe)
 
 
@@ -41,6 +44,8 @@ def test_each_published_one_can_be_checked() -> None:
             assert urlsplit(entry.url).scheme == "https"
             assert (entry.digest is None) != (entry.checksums is None), entry.name
             assert entry.user != catalogue.DEFAULT_USER
+            other = {"amd64": ("aarch64", "arm64"), "arm64": ("x86_64", "amd64")}[entry.arch]
+            assert not [word for word in other if word in entry.url], entry.name
 
 
 def test_names_and_aliases_are_unique() -> None:
@@ -57,11 +62,13 @@ def test_users_add_their_own(project: Path) -> None:
     assert found == Published("ours", "me", "http://server/a.qcow2", Digest("sha256", ZEROS))
     (project / "project" / "pyproject.toml").write_text(
         '[tool.virtainers.images.ours]\nurl = "https://server/b.raw.xz"\nchecksums = "https://server/SUMS"\n'
-        '[tool.virtainers.images."debian-13"]\nurl = "https://server/debian"\n'
+        'keyring = "/keys.gpg"\nsignature = "https://server/SUMS.gpg"\n'
+        '[tool.virtainers.images."debian-13"]\nurl = "https://server/debian"\narch = "arm64"\n'
     )
     known = catalogue.catalogue()
-    assert known["ours"] == Published("ours", "tester", "https://server/b.raw.xz", None, "https://server/SUMS")
-    assert known["debian-13"] == Published("debian-13", "tester", "https://server/debian")
+    source = Source("https://server/SUMS", Path("/keys.gpg"), "https://server/SUMS.gpg")
+    assert known["ours"] == Published("ours", "tester", "https://server/b.raw.xz", None, source)
+    assert known["debian-13"] == Published("debian-13", "tester", "https://server/debian", arch="arm64")
     assert known["mine"] is not known["ours"]
 
 
@@ -101,7 +108,7 @@ def test_another_digest_is_another_disk() -> None:
         ),
         (
             '[a]\nurl = "https://s/a"\nsize = 1',
-            "the image a: unknown: size; known are aliases, checksums, fi",
+            "the image a: unknown: size; known are aliases, arch, checksums, fi",
         ),
         ("[a]\nurl = 1", "the image a: url should be text, not 1"),
         ('[a]\nurl = "https://s/a"\naliases = "b"', "the image a: aliases should be a list of names"),
@@ -111,7 +118,23 @@ def test_another_digest_is_another_disk() -> None:
             f'[a]\nurl = "https://s/a"\nsha256 = "{ZEROS}"\nchecksums = "https://s/b"',
             "of sha256 and checksums, one is enough",
         ),
+        (
+            '[a]\nurl = "https://s/a"\narch = "arm64"\nfirmware = "bios"',
+            "the image a: arm64 machines boot from uefi, not from bios",
+        ),
         ('[a]\nurl = "https://s/a"\nchecksums = "http://s/b"', "checksums=http://s/b: only https:// can be believed"),
+        (
+            '[a]\nurl = "https://s/a"\nkeyring = "/k"',
+            "the image a: keyring is of no use without checksums",
+        ),
+        (
+            '[a]\nurl = "https://s/a"\nchecksums = "https://s/b"\nsignature = "https://s/c"',
+            "the image a: signature is of no use without keyring",
+        ),
+        (
+            '[a]\nurl = "https://s/a"\nchecksums = "https://s/b"\nkeyring = "k.gpg"',
+            "the image a: keyring=k.gpg: a path from / or ~ is needed",
+        ),
     ],
 )
 def test_what_is_wrong_is_told(project: Path, text: str, words: str) -> None:

@@ -54,11 +54,12 @@ def test_a_server_is_asked_for_them(secure: HostileServer, server: HostileServer
     secure.content = f"{SHORT}  {NAME}\n".encode()
     secure.days = [cut(10)]
     told: list[str] = []
-    assert checksums.published(secure.url, NAME, tmp_path / "sums", told.append) == Digest("sha256", SHORT)
+    source = checksums.Source(secure.url)
+    assert checksums.published(source, NAME, tmp_path / "sums", told.append) == Digest("sha256", SHORT)
     assert list(tmp_path.iterdir()) == []
     secure.days = [status(404)]
     with pytest.raises(ImageError, match=f"fetching {secure.url} failed: the server answered 404 Not Found"):
-        checksums.published(secure.url, NAME, tmp_path / "sums", told.append)
+        checksums.published(source, NAME, tmp_path / "sums", told.append)
     secure.days = [status(302, Location=server.url)]
     with pytest.raises(ImageError, match=f"it leads to {server.url} by way of http"):
-        checksums.published(secure.url, NAME, tmp_path / "sums", told.append)
+        checksums.published(source, NAME, tmp_path / "sums", told.append)

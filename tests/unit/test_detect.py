@@ -205,12 +205,20 @@ def test_a_podman_that_does_not_serve_speaks_for_itself(monkeypatch: pytest.Monk
 
 @pytest.fixture
 def deaf_podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A podman that makes a file where its socket should be, writes down its process id, and stays."""
+    """A podman that listens a moment after its socket is there, hangs up on callers, and writes its process id."""
     # Not in `tmp_path`: under pytest-xdist that is longer than the name of a socket may be.
     with tempfile.TemporaryDirectory() as folder:
         podman = Path(folder, "podman")
         podman.write_text(
-            f'#!/bin/sh\nfor url; do :; done\necho $$ >{folder}/pid\n: >"${{url#unix://}}"\nexec /bin/sleep 60\n'
+            f"#!{sys.executable}\n"
+            "import os, pathlib, socket, sys, time\n"
+            f"pathlib.Path({folder!r}, 'pid').write_text(str(os.getpid()))\n"
+            "server = socket.socket(socket.AF_UNIX)\n"
+            "server.bind(sys.argv[-1].removeprefix('unix://'))\n"
+            "time.sleep(0.3)\n"
+            "server.listen()\n"
+            "while True:\n"
+            "    server.accept()[0].close()\n"
         )
         podman.chmod(0o755)
         monkeypatch.setattr("tempfile.tempdir", folder)
@@ -229,7 +237,7 @@ def test_a_podman_that_serves_but_does_not_answer_is_told_and_stopped(
     monkeypatch: pytest.MonkeyPatch, deaf_podman: Path
 ) -> None:
     monkeypatch.setattr(detect, "candidates", lambda *_: [])
-    with pytest.raises(EngineNotFound, match="  a Podman of our own: Connection refused\n"):
+    with pytest.raises(EngineNotFound, match=r"  a Podman of our own: .*(reset|closed)"):
         detect.find("podman", {**NOBODY, "PATH": str(deaf_podman.parent)})
     assert not runs(int((deaf_podman.parent / "pid").read_text()))
     assert {path.name for path in deaf_podman.parent.iterdir()} == {"podman", "pid"}

@@ -27,6 +27,13 @@ def test_firmware_that_finds_nothing(last: str, complaint: str) -> None:
     assert watch.look(f"{last}\n[    0.000000] Linux version 6.12") == "", "it goes on"
 
 
+def test_another_processor_has_no_bios() -> None:
+    told = firmware.Watch("arm64").look("Shell>")
+    assert told.startswith(
+        "its UEFI found nothing to boot from: a disk for another processor needs arch='amd64', else"
+    )
+
+
 def test_what_was_started_and_is_silent_is_suspected_only(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

@@ -60,7 +60,10 @@ def test_a_guest_image_stays_as_long_as_a_template_on_it() -> None:
 def test_what_things_are_is_said_in_words() -> None:
     template = {"image": "debian-13", "ram": 1024, "cpus": 1, "user": "debian"}
     assert Kept("templates/x", 1, 1, template, False).what == "debian-13, 1024 MiB, 1 CPU, user debian"
+    told = Kept("templates/x", 1, 1, {**template, "architecture": "arm64"}, False).what
+    assert told == "debian-13, arm64, 1024 MiB, 1 CPU, user debian"
     assert Kept("guests/debian-13-x", 1, 1, {"suite": "trixie"}, False).what == "trixie"
+    assert Kept("guests/x", 1, 1, {"suite": "trixie", "architecture": "arm64"}, False).what == "trixie, arm64"
     assert Kept("guests/file-x", 1, 1, {"name": "my.qcow2"}, False).what == "my.qcow2"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import docker.errors
 import pytest
 
 from pytest_virtainers import catalogue, contained, contexts, disks, images
@@ -25,6 +26,38 @@ def test_names_and_aliases_stand_for_entries() -> None:
     assert isinstance(entry, catalogue.Recipe)
     assert images.find("debian") is entry
     assert entry.key == f"debian-13-{contexts.digest('debian')}"
+
+
+def test_with_an_architecture_a_name_stands_for_the_entry_of_that() -> None:
+    entry = images.find("debian", "arm64")
+    assert entry is images.find("debian-13-arm64")
+    assert isinstance(entry, catalogue.Recipe)
+    assert (entry.arch, images.find("debian", "amd64")) == ("arm64", images.find("debian"))
+    for image, arch, told in (
+        (
+            "arch",
+            "arm64",
+            "guest image arch is for amd64; what there is for arch='arm64', virtainers images ls tells; a path",
+        ),
+        (
+            "debian-13-arm64",
+            "amd64",
+            "guest image debian-13-arm64 is for arm64; what there is for arch='amd64', v",
+        ),
+    ):
+        with pytest.raises(ImageError) as caught:
+            images.find(image, arch)
+        assert str(caught.value).startswith(told)
+    url = images.find("https://example.org/x.qcow2", "arm64")
+    assert isinstance(url, catalogue.Published)
+    assert url.arch == "arm64"
+
+
+def test_what_nobody_says_of_a_machine_is_usual_for_its_architecture() -> None:
+    amd64, arm64 = (images.Guest("x", "u", "d", arch=arch) for arch in ("amd64", "arm64"))
+    assert amd64.machine("auto") == {"ARCH": "amd64", "FIRMWARE": "bios"}
+    assert amd64.machine("uefi") == {"ARCH": "amd64", "FIRMWARE": "uefi"}
+    assert arm64.machine("auto") == {"ARCH": "arm64", "FIRMWARE": "uefi"}
 
 
 def test_a_near_miss_is_suggested() -> None:
@@ -99,19 +132,128 @@ def test_a_packed_disk_is_unpacked_for_a_while(tmp_path: Path, monkeypatch: pyte
     assert list(disks.downloads().iterdir()) == []
 
 
+class ImageEngine:
+    """Has container images by name; those of its registry, it can pull: first that for its own architecture."""
+
+    kind = "docker"
+
+    def __init__(self, **images: dict[str, Any]) -> None:
+        self.images, self.registry = images, dict[str, dict[str, Any]]()
+        self.api = self
+
+    def __str__(self) -> str:
+        return "an engine"
+
+    def failures(self, _action: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def inspect_image(self, reference: str) -> dict[str, Any]:
+        if reference not in self.images:
+            raise docker.errors.ImageNotFound(reference)
+        return self.images[reference]
+
+    def pull(self, reference: str, _tell: object, arch: str = "amd64") -> str:
+        if arch not in self.registry:
+            return "no such manifest"
+        self.images[reference] = self.registry[arch]
+        return "pulled"
+
+    def look(self, reference: str, arch: str = "auto") -> contained.Prepared:
+        return contained.look(cast("Any", self), reference, arch, print)
+
+    def refusal(self, reference: str, arch: str = "auto") -> str:
+        with pytest.raises(ImageError) as caught:
+            self.look(reference, arch)
+        return str(caught.value)
+
+
+def container_image(of: str = "amd64", **labels: str) -> dict[str, Any]:
+    labels = {f"virtainers.{name}": value for name, value in labels.items()}
+    return {"Id": f"sha256:{of}", "Architecture": of, "Config": {"Labels": labels or None}}
+
+
+def test_a_container_image_says_what_its_guest_is() -> None:
+    engine = ImageEngine(
+        plain=container_image(),
+        disk=container_image("arm64"),
+        ours=container_image(user="debian", arch="arm64", firmware="uefi"),
+    )
+    assert engine.look("plain") == contained.Prepared("plain", "sha256:amd64", None, "", "amd64")
+    assert engine.look("disk", "arm64") == contained.Prepared("disk", "sha256:arm64", None, "", "arm64")
+    assert engine.look("ours") == contained.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
+
+
 @pytest.mark.parametrize("user", ["x\n  ProxyCommand touch /tmp/x", "-oProxyCommand=touch", ""])
 def test_a_container_image_that_names_a_strange_user_is_refused(user: str) -> None:
-    found = {"Id": "sha256:0123", "Config": {"Labels": {"virtainers.user": user}}}
-    api = SimpleNamespace(inspect_image=lambda _reference: found)
-    engine = cast("Any", SimpleNamespace(api=api, failures=lambda _action: contextlib.nullcontext()))
-    with pytest.raises(
-        ImageError, match=r"image docker-image://evil: its label virtainers\.user=.* is wrong: a login name"
+    told = ImageEngine(evil=container_image(user=user)).refusal("evil")
+    assert told.startswith(f"image docker-image://evil: its label virtainers.user={user!r} is wrong: a login name")
+
+
+def test_a_container_image_that_no_machine_starts_is_refused() -> None:
+    engine = ImageEngine(odd=container_image(arch="arm64", firmware="bios"), other=container_image("s390x"))
+    assert engine.refusal("odd") == (
+        "image docker-image://odd is for arm64: arm64 machines boot from uefi, not from bios"
+    )
+    assert engine.refusal("other").startswith("image docker-image://other is for s390x: ")
+    assert engine.refusal("") == "image docker-image://: the name of a container image is missing"
+
+
+def test_a_container_image_for_another_architecture_is_pulled_but_does_not_replace_one_that_is_there() -> None:
+    engine = ImageEngine(here=container_image())
+    assert engine.refusal("here", "arm64") == (
+        "image docker-image://here: its guest is for amd64, not for arm64. If there is one for that, have it: "
+        "docker pull --platform linux/arm64 here"
+    )
+    engine.registry = {"amd64": container_image()}
+    assert "its guest is for amd64, not for arm64" in engine.refusal("there", "arm64")
+    del engine.images["there"]
+    engine.registry["arm64"] = container_image("arm64")
+    assert engine.look("there", "arm64").arch == "arm64"
+    del engine.images["there"]
+    assert engine.look("there").arch == "amd64"
+    engine.registry = {}
+    assert engine.refusal("nowhere").startswith(
+        "image docker-image://nowhere: an engine has no such image, and pulling it failed: no such manifest. If that"
+    )
+
+
+def test_for_which_architecture_a_disk_is_is_known_before_it_is_built(tmp_path: Path) -> None:
+    disk = tmp_path / "a.qcow2"
+    disk.write_bytes(b"QFI\xfb" + bytes(100))
+    for image, arch, known in (
+        ("debian-13-arm64", "auto", "arm64"),
+        ("debian", "arm64", "arm64"),
+        ("debian", "auto", "amd64"),
+        (str(disk), "auto", "amd64"),
+        (str(disk), "arm64", "arm64"),
+        ("docker-image://x", "auto", "auto"),
+        ("docker-image://x", "arm64", "arm64"),
     ):
-        contained.look(engine, "evil", print)
-    with pytest.raises(ImageError, match="image docker-image://: the name of a container image is missing"):
-        contained.look(engine, "", print)
-    found["Config"] = {"Labels": {"virtainers.user": "debian"}}
-    assert contained.look(engine, "good", print) == contained.Prepared("good", "sha256:0123", "debian")
+        assert images.architecture(image, arch) == known
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("debian-13", ["trixie", "amd64", "/store/out"]),
+        ("debian-13-arm64", ["trixie", "arm64", "/store/out"]),
+        ("debian-13-desktop", ["trixie", "amd64", "/store/out", "desktop"]),
+    ],
+)
+def test_a_recipe_is_told_what_to_build(name: str, arguments: list[str]) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], _on_output: object) -> tuple[int, bytes]:
+        ran.append(command)
+        return 1, b"step: install\nerror: no Debian mirror reached"
+
+    container = SimpleNamespace(put_archive=lambda _folder, _archive: None, run=run)
+    shop: Any = Workshop(cast("Any", container), "a-store")
+    shop.manifest = lambda _place: None
+    shop.new = lambda _place: contextlib.nullcontext("/store/out")
+    with pytest.raises(ImageError, match=f"building guest image {name} failed"):
+        images.ensure(name, "auto", shop, Progress(lambda _text: None, live=False))
+    assert ran == [["/recipe/build", *arguments]]
 
 
 def test_a_container_image_is_named_with_its_scheme() -> None:

@@ -90,7 +90,7 @@ def manager(world: World) -> Iterator[Manager]:
             get=lambda _: network, setting=lambda _: Setting({}, {}, ()), close=lambda: None
         )
         manager._budget = SimpleNamespace(check=lambda _: None, room=lambda *_, **_named: nullcontext())
-        manager._guests["debian-13"] = Guest("x", "debian", "")
+        manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
         template = Template("key", "debian", Keys.generate())
         manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
         manager._runtime_image = "runtime"

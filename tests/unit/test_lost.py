@@ -106,7 +106,7 @@ def make(server: FakeEngine, *, keeps_lost: bool) -> Manager:
     object.__setattr__(settings, "engine", server.url)
     manager: Any = Manager(settings, SILENT, keeps_lost=keeps_lost)
     manager._budget = SimpleNamespace(check=lambda _: None)
-    manager._guests["debian-13"] = Guest("x", "debian", "")
+    manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
     template = Template("key", "debian", Keys.generate())
     manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
     manager._runtime_image = "runtime"

@@ -101,6 +101,30 @@ def test_one_that_runs_is_not_removed_by_mistake(engine: Engine, server: FakeEng
     assert not any(each.startswith("DELETE") for each in server.asked)
 
 
+@pytest.mark.parametrize(
+    ("variable", "code", "seconds"), [("RAM=512", 0, 75), ("SHUTDOWN_TIMEOUT=300", 0, 315), ("RAM=512", 2, 75)]
+)
+def test_a_guest_has_its_own_time_to_switch_itself_off(
+    server: FakeEngine, capsys: pytest.CaptureFixture[str], variable: str, code: int, seconds: int
+) -> None:
+    asked = []
+
+    def end(request: BaseHTTPRequestHandler) -> None:
+        asked.append(urlsplit(request.path).query)
+        request.send_response(204)
+        request.end_headers()
+
+    facts = {**INSPECTED, "Config": {"Env": [variable]}, "State": {"ExitCode": code}}
+    server.answers["GET /containers/virtainers-web/json"] = (200, facts)
+    server.answers["POST /containers/virtainers-web/stop"] = end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIRTAINER_ENGINE", server.url)
+        assert cli.main(["stop", "web"]) == 0
+    assert asked == [f"t={seconds}"]
+    cut = "virtainers: web did not shut down within its SHUTDOWN_TIMEOUT: its power was cut\n"
+    assert capsys.readouterr().err.endswith(cut) == (code == 2)
+
+
 def archive(content: bytes) -> Any:
     """Answer with the archive of one file."""
     body = io.BytesIO()

@@ -1,7 +1,10 @@
 """What becomes of a template whose clones do not get ready; here they only succeed or fail."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -15,6 +18,7 @@ from pytest_virtainers.errors import (
     BootTimeout,
     EngineError,
     ImageError,
+    SpecError,
     SSHError,
     StoreError,
     VirtainerError,
@@ -177,7 +181,36 @@ class Container:
         pass
 
 
-def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_machine_could_run_is_told_before_its_image_is_built(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.manager, "guest", lambda image, arch: (image, arch))
+    run.manager.engine.arch = "amd64"
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        (
+            {"image": "debian-13-arm64", "firmware": "bios"},
+            r"vm \(debian-13-arm64\): arm64 machines boot from uefi, not from bios",
+        ),
+        (
+            {"arch": "arm64", "accel": "kvm"},
+            "vm: accel='kvm' runs guests of the host's own architecture, amd64; debian-13 is for arm64, and emulated",
+        ),
+    )
+    for wanted, told in refused:
+        with pytest.raises(SpecError, match=told):
+            run.manager.guest_of(replace(SPEC, **wanted))
+    for spec in (
+        SPEC,
+        replace(SPEC, accel="kvm"),
+        replace(SPEC, arch="arm64"),
+        replace(SPEC, image="docker-image://x"),
+    ):
+        given: object = run.manager.guest_of(spec)
+        assert given == (spec.image, spec.arch)
+
+
+@pytest.fixture
+def without_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(module, "Container", Container)
     monkeypatch.setattr(Container, "made", [])
     monkeypatch.setattr(run.manager, "_budget", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
@@ -185,6 +218,29 @@ def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(run: Run, monkeypatch: 
     network = SimpleNamespace(port=lambda *_, **_named: Port("n"), join=lambda *_: None)
     monkeypatch.setattr(run.manager, "networks", SimpleNamespace(get=lambda _: network, setting=lambda _: setting))
     run.manager._runtime_image = "an-image"
+    return run
+
+
+def test_machines_that_start_together_each_go_without_kvm(without_kvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have been refused before the first of them has drawn its conclusion."""
+    refused, start = threading.Barrier(3), Container.start
+
+    def start_together(container: Container) -> None:
+        try:
+            start(container)
+        except EngineError:
+            refused.wait(10)
+            raise
+
+    monkeypatch.setattr(Container, "start", start_together)
+    with ThreadPoolExecutor(3) as pool:
+        started = [pool.submit(without_kvm.manager._start, SPEC, "a-place", {}, {}, "a-test") for _ in range(3)]
+        assert all("/dev/kvm" not in each.result().plan.devices for each in started)  # type: ignore[attr-defined]
+    assert ["/dev/kvm" in each.plan.devices for each in Container.made] == [True] * 3 + [False] * 3
+
+
+def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(without_kvm: Run) -> None:
+    run = without_kvm
     pair = KeyPair("", "")
     run.manager.start_kept(
         SPEC,

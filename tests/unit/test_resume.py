@@ -83,8 +83,8 @@ class Manager:
 
         yield SimpleNamespace(manifest=manifest)
 
-    def guest(self, image: str) -> Any:
-        assert image == "debian-13"
+    def guest(self, image: str, arch: str) -> Any:
+        assert (image, arch) == ("debian-13", "amd64")
         return SimpleNamespace(digest=self.called_so)
 
     def start_kept(self, spec: object, **arguments: Any) -> str:

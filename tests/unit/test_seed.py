@@ -1,11 +1,14 @@
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import pycdlib
+import pytest
 import yaml
 
 from pytest_virtainers import seed
+from pytest_virtainers.errors import SpecError
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import Spec, check, merge
@@ -42,6 +45,63 @@ def test_the_iso_has_what_nocloud_reads() -> None:
 def test_meta_data_of_ones_own_goes_over_ours() -> None:
     files = read(seed.iso(spec(name="db", meta_data="{local-hostname: other, tier: web}"), KEYS, "debian", "id-1"))
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": "id-1", "local-hostname": "other", "tier": "web"}
+
+
+def ready(path: Path, **files: str) -> Path:
+    """Write somebody's seed."""
+    image = pycdlib.PyCdlib()
+    image.new(joliet=3, vol_ident="cidata")
+    for number, (name, content) in enumerate(files.items()):
+        data = content.encode(errors="surrogateescape")
+        image.add_fp(io.BytesIO(data), len(data), f"/F{number}.;1", joliet_path=f"/{name.replace('_', '-')}")
+    image.write(str(path))
+    image.close()
+    return path
+
+
+def test_a_ready_seed_is_read_but_for_what_would_lock_us_out(tmp_path: Path) -> None:
+    own = tmp_path / "ours.iso"
+    own.write_bytes(seed.iso(spec(name="db", user_data={"timezone": "UTC"}), KEYS, "debian", "id-1"))
+    read, passed_over = seed.unpack(own)
+    assert read["user_data"]["timezone"] == "UTC"
+    assert (read["meta_data"], passed_over) == ({"local-hostname": "db"}, ["network-config"])
+    theirs = ready(tmp_path / "theirs.iso", user_data="#cloud-config\n", vendor_data="x", meta_data="{tier: web}")
+    assert seed.unpack(theirs) == ({"user_data": {}, "meta_data": {"tier": "web"}}, ["vendor-data"])
+    windows = ready(tmp_path / "windows.iso", user_data="#cloud-config\r\ntimezone: UTC\r\n", key="\udcff")
+    assert seed.unpack(windows) == ({"user_data": {"timezone": "UTC"}, "meta_data": {}}, ["key"])
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"notes": "x"}, "is no seed: it has no user-data, but notes"),
+        ({}, "is no seed: it has no user-data, but no files"),
+        ({"user_data": "#!/bin/sh\ntrue"}, "its user-data begins with '#!/bin/sh'; our key can be added to #cloud-c"),
+        ({"user_data": "#cloud-config-archive\n- a"}, "its user-data begins with '#cloud-config-archive'; our key"),
+        ({"user_data": "#cloud-config\n- a"}, "its user-data is not what cloud-init reads: it is a list, not a map"),
+        ({"user_data": "#cloud-config\n- [a, b]"}, "its user-data is not what cloud-init reads: it is a list, not"),
+        ({"user_data": "#cloud-config\n{"}, "its user-data is not what cloud-init reads: "),
+        ({"user_data": "#cloud-config", "meta_data": "text"}, "its meta-data is not what cloud-init reads: "),
+        ({"user_data": "\udcff"}, "is no ISO image of texts: "),
+    ],
+)
+def test_what_is_no_seed_for_us(tmp_path: Path, files: dict[str, str], told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        seed.unpack(ready(tmp_path / "x.iso", **files))
+    assert f"{tmp_path / 'x.iso'}" in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_a_seed_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"x\.iso cannot be read: No such file or directory"):
+        seed.unpack(tmp_path / "x.iso")
+    whole = ready(tmp_path / "x.iso", user_data="#cloud-config\n").read_bytes()
+    damaged = bytearray(whole)
+    damaged[16 * 2048 + 156 : 16 * 2048 + 190] = b"\xff" * 34  # the record of its root folder
+    for content in (b"no ISO", whole[: len(whole) // 2], bytes(damaged)):
+        (tmp_path / "x.iso").write_bytes(content)
+        with pytest.raises(SpecError, match=r"x\.iso is no ISO image of texts: "):
+            seed.unpack(tmp_path / "x.iso")
 
 
 def test_login_is_by_key_alone_and_the_host_key_is_ours() -> None:

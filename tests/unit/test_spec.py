@@ -48,13 +48,19 @@ def test_unknown_arguments_are_named_with_a_near_miss() -> None:
         ({"user_data": "a: [1"}, "not YAML: while parsing a flow sequence"),
         (
             {"user_data": 7},
-            "a mapping is needed (as a dict, as YAML text, or as a pathlib.Path), not int",
+            "to which ours can be added (as a dict, as YAML text, or as a pathlib.Path), not int",
         ),
         ({"user_data": Path("none.yaml")}, "the file cannot be read (No such file or directory)"),
     ],
 )
 def test_wrong_values_say_what_is_allowed(arguments: dict[str, object], message: str) -> None:
     assert message in refused(**arguments)
+
+
+def test_firmware_that_an_architecture_does_not_have_is_refused() -> None:
+    with pytest.raises(SpecError, match="db: arm64 machines boot from uefi, not from bios"):
+        merge(resolve([]).shape, {"name": "db", "arch": "arm64", "firmware": "bios"})
+    assert merge(resolve([]).shape, {"arch": "arm64", "firmware": "uefi"}).firmware == "uefi"
 
 
 def test_user_data_and_files_are_read_relative_to_the_test(tmp_path: Path) -> None:

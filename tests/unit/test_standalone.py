@@ -1,13 +1,17 @@
 """What programs that are no tests may ask for, and `virtainers run`."""
 
 import contextlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 
-from pytest_virtainers import SpecError, cli, launch
+from pytest_virtainers import SpecError, cli, launch, machines
 from pytest_virtainers import standalone as module
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import Spec
@@ -61,8 +65,10 @@ def test_run_asks_for_what_its_options_say(
 
 
 def test_run_refuses_a_wrong_size(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "debian-13", "--ram", "much"]) == 1
-    assert "virtainers: launch: ram='much': " in capsys.readouterr().err
+    assert cli.main(["run", "debian-13", "--ram", "much"]) == 2
+    assert "Error: the options: ram='much': a size is" in capsys.readouterr().err
+    assert cli.main(["images", "build", "debian-13", "--arch", "vax"]) == 2
+    assert "Error: the options: arch='vax': " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -85,3 +91,53 @@ def test_a_command_in_the_wrong_place_is_wrong_usage(
 ) -> None:
     assert cli.main(words.split()) == 2
     assert said in capsys.readouterr().err.replace("'-a'", "-a")  # click 8.4 puts it into quotes
+
+
+def test_what_an_option_names_is_read_once(wanted: list[Spec], tmp_path: Path) -> None:
+    """A shell's `<(…)` gives its words to the first reader only."""
+    fifo = tmp_path / "user-data"
+    os.mkfifo(fifo)
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit(fifo.write_text, "timezone: UTC\n")
+        assert cli.main(["run", "--user-data", str(fifo), "--", "true"]) == 0
+        written.result()
+    assert wanted[0].user_data == {"timezone": "UTC"}
+
+
+def test_the_browser_is_not_given_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may read command lines."""
+    page = "http://127.0.0.1:1/vnc.html#autoconnect=true&resize=scale&password=secret"
+    vm = SimpleNamespace(novnc=lambda *, port: contextlib.nullcontext(page), why_over="it is a fake")
+    opened: list[str] = []
+    monkeypatch.setattr(machines, "attached", lambda *_: contextlib.nullcontext(vm))
+    monkeypatch.setattr(click, "launch", opened.append)
+    assert cli.main(["vnc", "web", "--web", "--open"]) == 0
+    assert opened == ["http://127.0.0.1:1/vnc.html#autoconnect=true&resize=scale"]
+
+
+def test_the_catalogue_is_listed_without_an_engine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VIRTAINER_ENGINE", "docker")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["images", "ls"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("virtainers: what is in the store cannot be told: no container engine answered")
+    assert [line.split()[:3] for line in said.out.splitlines()[:2]] == [
+        ["NAME", "ARCH", "USER"],
+        ["debian-13", "amd64", "debian"],
+    ]
+    assert "\ncentos-7: its package mirrors are gone: packages need vault.centos.org\n" in said.out
+    assert cli.main(["images", "ls", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["centos-7"]["note"].startswith("its package mirrors are gone")
+
+
+def test_a_machine_without_snapshots_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = SimpleNamespace(snapshots=list)
+    monkeypatch.setattr(machines, "attached", lambda *_: contextlib.nullcontext(vm))
+    assert cli.main(["restore", "web"]) == 1
+    assert "web has no snapshot; virtainers snapshot web makes one" in capsys.readouterr().err

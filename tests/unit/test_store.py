@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,20 @@ def fail_half_way(shop: Workshop, failure: BaseException, at: Callable[[str], ob
         shop.shell(f"touch {scratch}/disk")
         at(scratch)
         raise failure
+
+
+def test_what_a_dead_builder_left_goes_and_what_is_worked_on_stays(shop: Workshop, tmp_path: Path) -> None:
+    for name in ("dead", "busy", "empty"):
+        (tmp_path / f".scratch-{name}" / "deep").mkdir(parents=True)
+        (tmp_path / f".scratch-{name}" / "deep" / "disk").touch()
+    for each in [*tmp_path.rglob("*")]:
+        os.utime(each, (time.time() - 3 * 3600,) * 2)
+    (tmp_path / ".scratch-busy" / "deep" / "disk").touch()
+    (tmp_path / "guests").mkdir()
+    with shop.scratch() as ours:
+        assert sorted(f"{tmp_path}/{each.name}" for each in tmp_path.iterdir()) == sorted(
+            [f"{tmp_path}/.scratch-busy", f"{tmp_path}/guests", ours]
+        )
 
 
 @pytest.mark.parametrize("failure", [StoreError("no room"), KeyboardInterrupt()])

@@ -44,6 +44,10 @@ def test_it_does_not_matter_who_says_from_what_a_machine_boots() -> None:
     assert key(guest) == key(guest, firmware="uefi") != key(guest, firmware="bios")
 
 
+def test_a_guest_for_another_processor_is_another_machine() -> None:
+    assert key(replace(GUEST, arch="arm64")) != key(GUEST)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

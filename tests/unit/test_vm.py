@@ -33,6 +33,7 @@ class Container:
 
     def __init__(self, *said: str, console: bytes = b"login: ", ended: bool = False) -> None:
         self.stdout, self.ended = console, ended
+        self.environment: dict[str, str] = {}
         self.stderr = "".join(f"virtainer: {line}\n" for line in said).encode()
 
     def wait(self, _seconds: float) -> bool:

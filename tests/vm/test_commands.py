@@ -57,7 +57,7 @@ def test_the_end_of_a_block_is_the_end_of_its_process(session_vm: VM) -> None:
     assert not session_vm.run("pgrep -x -f 'sleep 2222'", check=False)
 
 
-@pytest.mark.parametrize("sudo", [False, True])
+@pytest.mark.parametrize("sudo", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_not_even_one_that_ignores_its_end_outlives_the_block(session_vm: VM, sudo: bool) -> None:
     stubborn = "trap '' TERM; echo ready; while :; do sleep 3333; done"
     with session_vm.popen(stubborn, sudo=sudo) as process:
@@ -120,7 +120,17 @@ def test_a_failure_reads_well_and_points_at_the_test(pytester: pytest.Pytester) 
     assert "handle/commands.py" not in result.stdout.str()
 
 
-# With a second processor it still answers while its memory runs out, and half the memory is half the wait.
+def test_a_process_that_is_killed_for_its_memory_is_named(session_vm: VM) -> None:
+    limited = "systemd-run --quiet --wait -p MemoryMax=32M -p MemorySwapMax=0 tail /dev/zero"
+    with pytest.raises(
+        CommandFailed, match=r"--- the guest's kernel\nMemory cgroup out of memory: Killed process \d+ \(tail\)"
+    ):
+        session_vm.run(limited, sudo=True, timeout=120)
+
+
+# With a second processor it still answers while its memory runs out, and half the memory is half the wait. It may
+# thrash for minutes before that.
+@pytest.mark.thorough
 @pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
 def test_a_process_that_memory_is_missing_for_is_named(vm: VM) -> None:
     with pytest.raises(CommandFailed, match=r"--- the guest's kernel\nOut of memory: Killed process \d+ \(tail\)"):

@@ -37,11 +37,7 @@ def test_sleep(vm):
     time.sleep(600)
 """
 # Where these tests run in the background, SIGINT is ignored, and children inherit that; at a terminal it is not.
-PYTEST = """
-import signal, sys, pytest
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(pytest.main())
-"""
+AT_TERMINAL = ("env", "--default-signal=INT")
 
 
 class Run:
@@ -56,7 +52,7 @@ class Run:
         self._api = engine.api
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", PYTEST, "-p", "no:cacheprovider", *options],
+                [*AT_TERMINAL, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
                 cwd=pytester.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

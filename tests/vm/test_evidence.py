@@ -158,7 +158,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
     }
     assert ("test_panic", str(folders["panic"] / "web")) in properties
     assert "web: evidence" in (pytester.path / "report.html").read_text()
-    assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=web"]})
+    assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=web", "virtainers=vm"]})
     assert not [
         each
         for each in engine.api.volumes(filters={"label": "virtainers"})["Volumes"] or ()

@@ -1,5 +1,6 @@
 """What a VM boots from, and what it says when it cannot."""
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,32 @@ def test_uefi_is_there_in_a_clone_and_after_a_reboot(vm: VM) -> None:
     assert vm.run(["cat", name], sudo=True).stdout_bytes == b"\7\0\0\0mark", "its variables are its own"
 
 
-@pytest.mark.parametrize(("firmware", "other"), [("bios", "uefi"), ("uefi", "bios")])
+@pytest.mark.parametrize(
+    ("machine", "other"),
+    [
+        ({"firmware": "bios"}, "firmware='uefi'"),
+        ({"firmware": "uefi"}, "firmware='bios'"),
+        ({"arch": "arm64"}, "arch='amd64'"),
+    ],
+    ids=["bios", "uefi", "arm64"],
+)
 def test_a_disk_that_does_not_boot_from_it_is_told_at_once(
-    manager: Manager, settings: Settings, tmp_path: Path, firmware: str, other: str
+    manager: Manager, settings: Settings, tmp_path: Path, machine: dict[str, str], other: str
 ) -> None:
     disk = tmp_path / "empty.raw"
     gives_up = b"\xcd\x18"  # int 0x18, back to the BIOS; without a program, that would be waited for
     disk.write_bytes(gives_up + bytes(508) + b"\x55\xaa" + bytes(2**20 - 512))
-    wanted = {"image": str(disk), "ram": "256M", "firmware": firmware, "template": False}
+    wanted = {"image": str(disk), "ram": "256M", "template": False, **machine}
     spec = merge(settings.shape, check(wanted, "here"))
-    with pytest.raises(BootError, match=f"found nothing to boot from: .* needs firmware='{other}', else"):
+    with pytest.raises(BootError, match=f"found nothing to boot from: .* needs {other}, else"):
         manager.launch(spec)
     assert not manager.lost
+
+
+@pytest.mark.thorough
+@pytest.mark.virtainer("desk", image="debian-13-desktop", firmware="uefi")
+def test_a_desktop_is_drawn_with_uefi(vm: VM, tmp_path: Path) -> None:
+    vm.wait_until_succeeds("DISPLAY=:0 xdotool search --onlyvisible --name Welcome")
+    assert vm.run("DISPLAY=:0 xdotool getdisplaygeometry").stdout == "1280 800\n"
+    picture = vm.screenshot(tmp_path / "screen.png").read_bytes()
+    assert struct.unpack(">II", picture[16:24]) == (1280, 800)

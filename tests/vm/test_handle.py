@@ -61,6 +61,7 @@ def test_the_login_is_an_ordinary_user_and_passwords_are_refused(session_vm: VM)
     assert "passwordauthentication no" in effective
 
 
+@pytest.mark.thorough
 def test_fifty_megabytes_on_both_streams(session_vm: VM) -> None:
     script = "head -c 50M /dev/zero & head -c 50M /dev/zero >&2; wait"
     result = session_vm.run(script, timeout=600)

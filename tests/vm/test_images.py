@@ -41,12 +41,12 @@ def image(server: HostileServer) -> str:
 def test_a_packed_disk_comes_into_the_store_and_is_fetched_once(server: HostileServer, shop: Workshop) -> None:
     server.content = lzma.compress(DISK)
     server.days = [cut(100)]
-    guest = images.ensure(image(server), shop, SILENT)
+    guest = images.ensure(image(server), "auto", shop, SILENT)
     assert guest.digest == hashlib.sha256(DISK).hexdigest()
     shop.shell(f"qemu-img convert -f qcow2 -O raw {guest.disk} /store/raw")
     assert shop.shell("sha256sum /store/raw").split()[0] == guest.digest
     assert len(server.ranges) == 2
-    assert images.ensure(image(server), shop, SILENT) == guest
+    assert images.ensure(image(server), "auto", shop, SILENT) == guest
     assert len(server.ranges) == 2
 
 
@@ -57,12 +57,12 @@ def test_disks_of_all_kinds_become_one(shop: Workshop, tmp_path: Path, kind: str
     shop.shell(f"cd /store && qemu-img convert -f raw -O {kind} raw {came.name}")
     packed = tmp_path / f"disk.{kind}.xz"
     packed.write_bytes(lzma.compress(came.read_bytes()))
-    guest = images.ensure(str(packed), shop, SILENT)
+    guest = images.ensure(str(packed), "auto", shop, SILENT)
     assert guest.digest == hashlib.sha256(came.read_bytes()).hexdigest()
     assert "file format: qcow2" in shop.shell(f"qemu-img info {guest.disk}")
     shop.shell(f"qemu-img compare /store/raw {guest.disk}")
     assert int(shop.shell(f"stat -c %s {guest.disk}")) < 8 * 2**20  # empty room is none
-    assert images.ensure(str(packed), shop, SILENT) == guest
+    assert images.ensure(str(packed), "auto", shop, SILENT) == guest
 
 
 @pytest.mark.parametrize("subformat", ["monolithicSparse", "streamOptimized"])
@@ -74,7 +74,7 @@ def test_a_vmdk_that_is_cut_short_is_refused(shop: Workshop, tmp_path: Path, sub
     with pytest.raises(
         ImageError, match=r"a\.vmdk: (the disk is damaged or cut short|it cannot be made a qcow2 image)"
     ):
-        images.ensure(str(cut_short), shop, SILENT)
+        images.ensure(str(cut_short), "auto", shop, SILENT)
     assert shop.shell("find /store -mindepth 1 -type d").split() in ([], ["/store/guests"])
 
 
@@ -89,7 +89,7 @@ def test_a_disk_in_a_container_image(engine: Engine, shop: Workshop, path: str) 
     reference = f"localhost/virtainers-test:{path[:4]}"
     engine.api.import_image_from_data(packed.getvalue(), repository=reference)
     try:
-        guest = images.ensure(f"docker-image://{reference}", shop, SILENT)
+        guest = images.ensure(f"docker-image://{reference}", "auto", shop, SILENT)
         assert (guest.digest, guest.user) == (hashlib.sha256(DISK).hexdigest(), "tester")
         assert "file format: qcow2" in shop.shell(f"qemu-img info {guest.disk}")
     finally:
@@ -98,10 +98,10 @@ def test_a_disk_in_a_container_image(engine: Engine, shop: Workshop, path: str) 
 
 def test_a_container_image_without_a_disk(shop: Workshop, runtime_image: str) -> None:
     with pytest.raises(ImageError, match=r"it has no disk at /image or /disk; a prepared virtainer has its disk as"):
-        images.ensure(f"docker-image://{runtime_image}", shop, SILENT)
+        images.ensure(f"docker-image://{runtime_image}", "auto", shop, SILENT)
     assert shop.shell("find /store -type f").split() == []
     with pytest.raises(ImageError, match=r"has no such image, and pulling it failed: .+"):
-        images.ensure("docker-image://localhost/virtainers-test:none", shop, SILENT)
+        images.ensure("docker-image://localhost/virtainers-test:none", "auto", shop, SILENT)
 
 
 def test_what_is_no_disk_leaves_nothing(server: HostileServer, shop: Workshop, tmp_path: Path) -> None:
@@ -110,10 +110,10 @@ def test_what_is_no_disk_leaves_nothing(server: HostileServer, shop: Workshop, t
         ImageError,
         match=f"image {server.url}: this is neither a qcow2, VMDK or VHDX image nor a raw disk",
     ):
-        images.ensure(image(server), shop, SILENT)
+        images.ensure(image(server), "auto", shop, SILENT)
     server.content = b"QFI\xfb\0\0\0\x03" + bytes(1000)
     with pytest.raises(ImageError, match=f"image {server.url}: the disk is damaged or cut short; qemu-img says"):
-        images.ensure(image(server), shop, SILENT)
+        images.ensure(image(server), "auto", shop, SILENT)
     assert list((tmp_path / "cache" / "pytest-virtainers" / "downloads").iterdir()) == []
     assert shop.shell("find /store -type f").split() == []
 
@@ -148,7 +148,7 @@ def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: Engine, tm
             subprocess.run([*command_line(engine), "rm", "-f", name], check=True)
         with Manager(resolve([environment(os.environ)]), SILENT) as manager:
             original = manager.guest("debian-13")
-            assert contained.look(engine, tag, print).user == original.user
+            assert contained.look(engine, tag, "auto", print).user == original.user
             with (
                 manager.store() as shop,
                 pytest.raises((ImageError, EngineError), match=rf"^making image {tag} failed: "),

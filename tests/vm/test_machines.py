@@ -1,5 +1,6 @@
 """VMs that stay, with the command line alone; each command is a process of its own."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,8 +12,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from pytest_virtainers.engine.client import Engine
+from tests.unit.test_seed import ready
+from tests.vm.test_ending import AT_TERMINAL
 from tests.vm.test_viewer import Viewer
 
 SHAPE = ("--ram", "512M", "--disk", "3G")
@@ -21,7 +25,7 @@ Virtainers = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def virtainers(runtime_image: str) -> Iterator[Virtainers]:
-    """Run the command; machines that the tests have left go at the end."""
+    """Run the command; machines of these tests go at the end, and those of a run that was killed before it."""
     assert runtime_image
 
     def run(*words: object, stdin: str = "", fails: bool = False) -> "subprocess.CompletedProcess[str]":
@@ -30,9 +34,33 @@ def virtainers(runtime_image: str) -> Iterator[Virtainers]:
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done
 
+    def remove_ours() -> None:
+        for name in names():
+            if name.startswith("tests-") or "CI" in os.environ:  # where none is anybody's
+                run("rm", "--force", name)
+
+    def names() -> list[str]:
+        return [each["name"] for each in json.loads(run("ls", "--json").stdout)]
+
+    remove_ours()
+    assert not (there := names()), f"`virtainers prune` is tested here: it would take {there}, too"
+    run("prune", "--force")
     yield run
-    for each in json.loads(run("ls", "--json").stdout):
-        run("rm", "--force", each["name"])
+    remove_ours()
+
+
+@contextlib.contextmanager
+def until_ctrl_c(*words: str) -> Iterator[str]:
+    """Run the command and give its first line; at the end, it gets Ctrl-C as at a terminal."""
+    command = [*AT_TERMINAL, sys.executable, "-m", "pytest_virtainers.cli", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
 
 
 def left(engine: Engine) -> list[str]:
@@ -42,80 +70,87 @@ def left(engine: Engine) -> list[str]:
 
 
 def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Engine, tmp_path: Path) -> None:
-    virtainers("run", "--detach", "--name", "web", *SHAPE)
+    virtainers("run", "--detach", "--name", "tests-web", *SHAPE)
     (web,) = json.loads(virtainers("ls", "--json").stdout)
-    assert (web["name"], web["image"], web["state"]) == ("web", "debian-13", "running")
-    assert virtainers("ls").stdout.splitlines()[1].split()[:3] == ["web", "debian-13", "running"]
+    assert (web["name"], web["image"], web["state"]) == ("tests-web", "debian-13", "running")
+    assert virtainers("ls").stdout.splitlines()[1].split()[:3] == ["tests-web", "debian-13", "running"]
 
-    assert virtainers("ssh", "web", "--", "hostname;", "id", "-un").stdout == "web\ndebian\n"
+    assert virtainers("ssh", "tests-web", "--", "hostname;", "id", "-un").stdout == "tests-web\ndebian\n"
     script = 'echo "$A" "$1"; id -u; pwd; cat; exit 7'
     words = ("--sudo", "--env", "A=x  y", "--cwd", "/tmp", "--", "sh", "-c", script, "-", "a  b")
-    done = virtainers("exec", "web", *words, stdin="in", fails=True)
+    done = virtainers("exec", "tests-web", *words, stdin="in", fails=True)
     assert (done.stdout, done.returncode) == ("x  y a  b\n0\n/tmp\nin", 7)
 
     (tmp_path / "there").write_bytes(b"\0\xff there")
-    assert virtainers("cp", tmp_path / "there", "web:/srv/").stdout == "web:/srv/there\n"
-    virtainers("cp", "web:/srv/there", tmp_path / "back")
+    assert virtainers("cp", tmp_path / "there", "tests-web:/srv/").stdout == "tests-web:/srv/there\n"
+    virtainers("cp", "tests-web:/srv/there", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"\0\xff there"
 
-    look = [sys.executable, "-m", "pytest_virtainers.cli", "vnc", "web"]
-    with subprocess.Popen(look, stdout=subprocess.PIPE, text=True) as looking:
-        assert looking.stdout
-        address, _, password = looking.stdout.readline().partition(", password ")
+    with until_ctrl_c("vnc", "tests-web") as said:
+        address, _, password = said.partition(", password ")
         with Viewer(urlsplit(address).port or 0, password.strip()) as viewer:
             assert viewer.picture()
-        looking.send_signal(signal.SIGINT)
-        assert looking.wait(30) == 130
+    with until_ctrl_c("vnc", "tests-web", "--web") as said:
+        assert "noVNC" in requests.get(said, timeout=30).text
     told = virtainers("run", "--vnc", "--detach", fails=True).stderr
     assert "--vnc ends with this command: virtainers vnc vm is for later" in told
 
-    assert "virtainer: starting web: 512 MiB" in virtainers("logs", "web").stdout
-    virtainers("screenshot", "web", tmp_path / "screen.png")
+    assert "virtainer: starting tests-web: 512 MiB" in virtainers("logs", "tests-web").stdout
+    virtainers("screenshot", "tests-web", tmp_path / "screen.png")
     assert (tmp_path / "screen.png").read_bytes().startswith(b"\x89PNG")
-    facts = json.loads(virtainers("inspect", "web", "--json").stdout)
+    facts = json.loads(virtainers("inspect", "tests-web", "--json").stdout)
     assert (facts["user"], facts["spec"]["ram"]) == ("debian", 512)
     assert "PRIVATE" not in json.dumps(facts)
 
-    refused = virtainers("run", "--detach", "--name", "web", fails=True).stderr
-    assert virtainers("cp", tmp_path / "missing", "web:/srv/", fails=True).stderr.startswith("virtainers: ")
-    assert "there is a machine called web already: virtainers rm web removes it" in refused
-    assert "web is running: virtainers stop web switches it off" in virtainers("rm", "web", fails=True).stderr
-    virtainers("rm", "--force", "web")
+    refused = virtainers("run", "--detach", "--name", "tests-web", fails=True).stderr
+    assert virtainers("cp", tmp_path / "missing", "tests-web:/srv/", fails=True).stderr.startswith("virtainers: ")
+    assert "there is a machine called tests-web already: virtainers rm tests-web removes it" in refused
+    refused = virtainers("rm", "tests-web", fails=True).stderr
+    assert "tests-web is running: virtainers stop tests-web switches it off" in refused
+    virtainers("rm", "--force", "tests-web")
     assert left(engine) == []
-    assert "no machine is called web; there is none at all" in virtainers("ssh", "web", fails=True).stderr
+    assert "no machine is called tests-web; there is none at all" in virtainers("ssh", "tests-web", fails=True).stderr
 
 
 def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
-    virtainers("run", "--detach", "--name", "past", *SHAPE, "--", "sh", "-c", "echo before >state")
-    virtainers("snapshot", "past", "t1")
-    virtainers("exec", "past", "--", "sh", "-c", "echo after >state")
-    said = virtainers("restore", "past", "t2", fails=True).stderr
-    assert "past has no snapshot t2; it has t1" in said
-    assert virtainers("exec", "past", "--", "cat", "state").stdout == "after\n", "it goes on"
-    virtainers("restore", "past", "t1")
-    assert virtainers("exec", "past", "--", "cat", "state").stdout == "before\n"
-    assert "past has a snapshot t1 already" in virtainers("snapshot", "past", "t1", fails=True).stderr
-    assert virtainers("snapshot", "past").stdout == "s1\n"
-    assert "t%1" in virtainers("snapshot", "past", "t%1", fails=True).stderr
-    virtainers("rm", "--force", "past")
+    virtainers("run", "--detach", "--name", "tests-past", *SHAPE, "--", "sh", "-c", "echo before >state")
+    virtainers("snapshot", "tests-past", "t1")
+    virtainers("exec", "tests-past", "--", "sh", "-c", "echo after >state")
+    said = virtainers("restore", "tests-past", "t2", fails=True).stderr
+    assert "tests-past has no snapshot t2; it has t1" in said
+    assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "after\n", "it goes on"
+    virtainers("restore", "tests-past", "t1")
+    assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "before\n"
+    assert "tests-past has a snapshot t1 already" in virtainers("snapshot", "tests-past", "t1", fails=True).stderr
+    virtainers("exec", "tests-past", "--", "sh", "-c", "echo newest >state")
+    assert virtainers("snapshot", "tests-past").stdout == "s1\n"
+    virtainers("exec", "tests-past", "--", "sh", "-c", "echo later >state")
+    virtainers("restore", "tests-past")
+    assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "newest\n", "not t1"
+    assert "t%1" in virtainers("snapshot", "tests-past", "t%1", fails=True).stderr
+    virtainers("rm", "--force", "tests-past")
 
 
 def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtainers, engine: Engine) -> None:
-    virtainers("run", "--detach", "--name", "one", *SHAPE)
-    virtainers("run", "--detach", "--rm", "--name", "two", *SHAPE, "--", "ping", "-c1", "-W5", "one")
-    virtainers("stop", "two")
+    virtainers("run", "--detach", "--name", "tests-one", *SHAPE)
+    virtainers("run", "--detach", "--rm", "--name", "tests-two", *SHAPE, "--", "ping", "-c1", "-W5", "tests-one")
+    virtainers("stop", "tests-two")
     deadline = time.monotonic() + 20  # the engine removes it by itself
-    while [each["name"] for each in json.loads(virtainers("ls", "--json").stdout)] != ["one"]:
+    while [each["name"] for each in json.loads(virtainers("ls", "--json").stdout)] != ["tests-one"]:
         assert time.monotonic() < deadline
-    virtainers("stop", "one")
-    assert "one is exited: virtainers start one" in virtainers("exec", "one", "--", "true", fails=True).stderr
-    assert "Remove one?" in virtainers("prune", stdin="n\n", fails=True).stderr
-    assert virtainers("prune", "--force").stdout.splitlines()[0] == "removed one"
+    virtainers("stop", "tests-one")
+    assert (
+        "tests-one is exited: virtainers start tests-one"
+        in virtainers("exec", "tests-one", "--", "true", fails=True).stderr
+    )
+    assert "Remove tests-one?" in virtainers("prune", stdin="n\n", fails=True).stderr
+    assert virtainers("prune", "--force").stdout.splitlines()[0] == "removed tests-one"
     assert left(engine) == []
 
 
 def test_one_that_is_killed_before_it_is_ready_is_removed_by_the_next(virtainers: Virtainers, engine: Engine) -> None:
-    command = [sys.executable, "-m", "pytest_virtainers.cli", "run", "--detach", "--name", "half", *SHAPE, "--cold"]
+    words = ("run", "--detach", "--name", "tests-half", *SHAPE, "--cold")
+    command = [sys.executable, "-m", "pytest_virtainers.cli", *words]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as half:
         deadline = time.monotonic() + 60
         while not (there := left(engine)) or len(there) < 2:
@@ -134,28 +169,35 @@ def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
     if os.geteuid() == 0:
         os.chown(tmp_path / "disk", 1000, 1000)  # as of a user who may use the engine
     disk = ("--persist", tmp_path / "disk", *SHAPE)
-    virtainers("run", *disk, "--", "sh", "-c", "echo kept >state")
-    virtainers("run", "--detach", "--name", "again", *disk)
-    assert virtainers("exec", "again", "--", "cat", "state").stdout == "kept\n"
-    said = virtainers("commit", "again", tmp_path / "whole.qcow2", fails=True).stderr
-    assert "again runs, and its disk changes: virtainers stop again first" in said
-    virtainers("stop", "again")
-    virtainers("commit", "again", tmp_path / "whole.qcow2")
+    seed = ready(
+        tmp_path / "seed.iso",
+        user_data="#cloud-config\nwrite_files: [{path: /srv/seeded, content: by user-data}]\n",
+        meta_data="instance-id: theirs\nlocal-hostname: by-meta-data\n",
+    )
+    command = ("--", "sh", "-c", "cat /srv/seeded; hostname; echo kept >state")
+    assert virtainers("run", "--seed-iso", seed, *disk, *command).stdout == "by user-databy-meta-data\n"
+    virtainers("run", "--detach", "--name", "tests-again", "--env", "SHUTDOWN_TIMEOUT=1", *disk)
+    assert virtainers("exec", "tests-again", "--", "cat", "state").stdout == "kept\n"
+    said = virtainers("commit", "tests-again", tmp_path / "whole.qcow2", fails=True).stderr
+    assert "tests-again runs, and its disk changes: virtainers stop tests-again first" in said
+    cut = "tests-again did not shut down within its SHUTDOWN_TIMEOUT: its power was cut"
+    assert cut in virtainers("stop", "tests-again").stderr
+    virtainers("commit", "tests-again", tmp_path / "whole.qcow2")
     head = (tmp_path / "whole.qcow2").read_bytes()[:16]
     assert head[:4] == b"QFI\xfb"
     assert head[8:16] == bytes(8), "it needs no other disk"
-    virtainers("rm", "again")
+    virtainers("rm", "tests-again")
 
 
 @pytest.mark.thorough
 def test_switched_on_again_and_what_was_committed_boots(virtainers: Virtainers, tmp_path: Path) -> None:
-    virtainers("run", "--detach", "--name", "first", *SHAPE, "--", "sh", "-c", "echo kept >state; sync")
-    virtainers("stop", "first")
-    virtainers("start", "first")
-    assert virtainers("exec", "first", "--", "cat", "state").stdout == "kept\n"
-    virtainers("stop", "first")
-    virtainers("commit", "first", tmp_path / "whole.qcow2")
-    virtainers("rm", "first")
+    virtainers("run", "--detach", "--name", "tests-first", *SHAPE, "--", "sh", "-c", "echo kept >state; sync")
+    virtainers("stop", "tests-first")
+    virtainers("start", "tests-first")
+    assert virtainers("exec", "tests-first", "--", "cat", "state").stdout == "kept\n"
+    virtainers("stop", "tests-first")
+    virtainers("commit", "tests-first", tmp_path / "whole.qcow2")
+    virtainers("rm", "tests-first")
     command = ("--", "cat", "/home/debian/state")
     assert (
         virtainers("run", tmp_path / "whole.qcow2", "--user", "debian", *SHAPE, "--cold", *command).stdout == "kept\n"

@@ -5,6 +5,7 @@ Seeds, variables, rights and ways to give a disk that need no operating system a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -12,8 +13,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import paramiko
 import pytest
 
+from tests.unit.test_seed import ready
 from tests.vm.test_runtime_contract import BOOT, LEAST, LIMITS, OWNED, Container, new_network
 
 if TYPE_CHECKING:
@@ -100,6 +103,28 @@ class Original:
             time.sleep(2)
 
 
+def with_password(container: Container, command: str) -> str:
+    """`ssh debian@$IP COMMAND`, and the password `password`, until the machine is up."""
+    deadline = time.monotonic() + BOOT
+    while True:
+        with contextlib.suppress(OSError, paramiko.SSHException), paramiko.SSHClient() as client:
+            client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+            client.connect(
+                container.address(),
+                username="debian",
+                password="password",  # noqa: S106  (the original's)
+                look_for_keys=False,
+                allow_agent=False,
+                timeout=30,
+                banner_timeout=60,
+                auth_timeout=60,
+            )
+            return client.exec_command(command, timeout=60)[1].read().decode()
+        assert container.running(), container.console[-2000:]
+        assert time.monotonic() < deadline, container.console[-2000:]
+        time.sleep(2)
+
+
 @pytest.fixture
 def original(engine_cli: list[str], rights: list[str], tmp_path: Path) -> Iterator[Original]:
     key = tmp_path / "id_rsa"
@@ -130,18 +155,29 @@ def test_the_readme(original: Original, image: str, runtime_image: str, guest_di
     one.engine("rm", "-f", one.name)
     assert (data / "local_image.qcow2").stat().st_size > 2**20, "the diff image"
 
-    # a new container with the same data, and beside it a generic one with its own user-data and meta-data
-    two = run("two", *mounts, image)
-    public = original.key.with_suffix(".pub").read_text().strip()
-    (tmp_path / "user-data").write_text(f"#cloud-config\nssh_authorized_keys: [{public}]\n")
+    # a new container with the same data and a ready ISO; a generic one with its own user-data and meta-data; and one
+    # whose disk is at a URL, without any seed
+    user_data = f"#cloud-config\nssh_authorized_keys: [{original.key.with_suffix('.pub').read_text().strip()}]\n"
+    iso = ready(tmp_path / "seed.iso", user_data=user_data, meta_data="instance-id: two\nlocal-hostname: two\n")
+    two = run("two", "-v", f"{data}:/mounted", "-v", f"{iso}:/tmp/cloud_init.iso:ro", image)
+    (tmp_path / "user-data").write_text(user_data)
     (tmp_path / "meta-data").write_text("instance-id: three\nlocal-hostname: three\n")
     seed = [word for each in ("user-data", "meta-data") for word in ("-v", f"{tmp_path / each}:/tmp/{each}:ro")]
     three = run("three", *seed, "-v", f"{guest_disk}:/image:ro", runtime_image)
-    assert ssh(two, "hello", wait=True) == "Hello, world!\n"
+    served = ["-v", f"{guest_disk.parent}:/served:ro", "--network-alias", "files", "--entrypoint", "python3"]
+    run("files", *served, runtime_image, "-m", "http.server", "-d", "/served", "8000")
+    four = run("four", "-e", f"IMAGE_URL=http://files:8000/{guest_disk.name}", runtime_image)
+    assert ssh(two, "hello; hostname", wait=True) == "Hello, world!\ntwo\n"
     assert ssh(three, "hostname", wait=True) == "three\n"
+    assert with_password(four, "whoami") == "debian\n"
 
     # "Connections between virtainers"
     for each, other in ((two, three), (three, two)):
         assert " 0% packet loss" in ssh(each, f"sudo ping -c 3 {other.address()}")
     connect = f"timeout 30 bash -c {shlex.quote(f'head -c 7 </dev/tcp/{three.address()}/22')}"
     assert ssh(two, connect) == "SSH-2.0"
+
+    for each in (two, three, four):
+        each.engine("stop", "-t", "150", each.name, timeout=200)
+        assert each.engine("wait", each.name) == "0\n"
+        assert "virtainer: end: stopped: the guest shut down as it was asked to" in each.console, "-t: one stream"

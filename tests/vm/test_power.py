@@ -29,6 +29,7 @@ def test_down_and_up_again_with_the_same_disk(vm: VM) -> None:
     )
 
 
+@pytest.mark.thorough  # examples/troubled_service has one
 def test_a_power_cut_loses_what_was_not_written(vm: VM) -> None:
     vm.run("echo synced >/home/debian/synced; sync; echo lost >/home/debian/lost")
     vm.crash()

@@ -81,6 +81,7 @@ def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine
     assert "beside" not in left
 
 
+@pytest.mark.thorough
 @pytest.mark.virtainer(image="debian-12", disk="3G")
 def test_debian_12(vm: VM, tmp_path: Path) -> None:
     assert vm.run(". /etc/os-release; echo $VERSION_CODENAME").stdout == "bookworm\n"

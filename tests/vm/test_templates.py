@@ -331,7 +331,7 @@ def virtainers(*words: str, **environment: str) -> str:
 def test_what_is_in_use_is_not_removed(manager: Manager, pair: tuple[VM, VM]) -> None:
     place, guest = place_of(manager, pair[0].spec).place, manager.guest("debian-13").place
     row = next(line for line in virtainers("store", "ls").splitlines() if line.startswith(place))
-    assert "in use  debian-13, 512 MiB, 2 CPU, user debian" in row
+    assert "in use  debian-13, amd64, 512 MiB, 2 CPU, user debian" in row
     for each in (place, guest):
         assert f"{each} is in use by a VM or by a test run" in virtainers("store", "rm", each)
 

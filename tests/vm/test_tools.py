@@ -71,6 +71,7 @@ def test_ansible(vm_by: VM, tmp_path: Path) -> None:
     assert vm_by.read_text("/etc/by-ansible") == "by ansible\n"
 
 
+@pytest.mark.thorough
 def test_ansible_tells_machines_of_one_name_apart(
     session_vm: VM, vm_factory: Callable[[str], VM], tmp_path: Path
 ) -> None:

@@ -3,10 +3,15 @@
 import socket
 import struct
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives.ciphers import Cipher, modes
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from pytest_virtainers import VM
 
@@ -89,6 +94,29 @@ def test_a_viewer_sees_the_screen_and_types(session_vm: VM, tmp_path: Path) -> N
             session_vm.wait_until_fails("grep -a seen-by-vnc /dev/vcs1", sudo=True)
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", display.port), timeout=5)
+
+
+def test_a_browser_has_a_page_and_only_that_has_the_screen(session_vm: VM) -> None:
+    with session_vm.novnc() as url:
+        place = urlsplit(url)
+        assert (place.hostname, place.path) == ("127.0.0.1", "/vnc.html")
+        assert "password=" in place.fragment, "which browsers keep for themselves"
+        page = requests.get(url, timeout=30)
+        assert "noVNC" in page.text
+        assert page.headers["Content-Type"] == "text/html"
+        assert (
+            requests.get(f"http://{place.netloc}/app/ui.js", timeout=30).headers["Content-Type"] == "text/javascript"
+        )
+        screen = f"ws://{place.netloc}/websockify"
+        with connect(screen, origin=Origin(f"http://{place.netloc}")) as browser:
+            assert browser.recv(timeout=60) == b"RFB 003.008\n"
+            browser.send(b"RFB 003.008\n")
+            assert browser.recv(timeout=60) == b"\x01\x02", "nobody is let in without a password"
+        for origin in (Origin("http://elsewhere"), None):
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(screen, origin=origin)
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url, timeout=5)
 
 
 def test_nobody_else_is_let_in(session_vm: VM) -> None:

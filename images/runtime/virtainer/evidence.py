@@ -57,7 +57,8 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
         try:
             if memory:
                 _save_state(monitor, connection, folder / "state")
-                facts |= {"memory": True, "machine": template.machine_facts(settings, open_kvm(settings.accel))}
+                kvm = open_kvm(settings.accel, settings.arch)
+                facts |= {"memory": True, "machine": template.machine_facts(settings, kvm)}
             return {**facts, **_disk(settings, folder)}
         finally:
             if ran:

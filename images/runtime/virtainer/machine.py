@@ -13,11 +13,34 @@ from virtainer.settings import CACHE_MODES
 if TYPE_CHECKING:
     from virtainer.settings import Settings
 
+
+class Board(NamedTuple):
+    """What differs between architectures."""
+
+    qemu: str
+    machine: str
+    emulated: str  # the processor, unless KVM's is the host's
+    devices: tuple[str, ...] = ()
+
+
 # Versioned, so that a saved VM and a resumed disk meet the machine that they know. Without the controllers on which
-# nothing is connected: each is a driver that the guest loads and a probe that it waits for.
-MACHINE = "pc-q35-10.0,sata=off,smbus=off"
-# Systems without virtio drivers are older than AHCI and PCI Express, too.
-LEGACY_MACHINE = "pc-i440fx-10.0"
+# nothing is connected: each is a driver that the guest loads and a probe that it waits for. Without graphics the
+# firmware talks on the serial line, too: "No bootable device" is seen. Nobody looks at the screen but screenshots.
+_OLD = Board("qemu-system-x86_64", "pc-i440fx-10.0,graphics=off", "max", ("VGA", "vmgenid,guid=auto", "pvpanic"))
+BOARDS = {
+    "amd64": _OLD._replace(machine="pc-q35-10.0,sata=off,smbus=off,graphics=off"),
+    # Kernels made for clouds draw through the firmware's screen only. Pointer authentication by Arm's own algorithm
+    # takes half of an emulated processor's time (docs/system/arm/cpu-features.rst of QEMU).
+    "arm64": Board(
+        "qemu-system-aarch64",
+        "virt-10.0,gic-version=max",
+        "max,pauth-impdef=on",
+        ("ramfb", "virtio-keyboard-pci", "pvpanic-pci"),
+    ),
+}
+
+# Its variables are kept in the machine's memory: in templates and snapshots, not beside the disk.
+_ARM64_FIRMWARE = "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
 
 # QEMU opens these as the files that the supervisor opened for it (`-add-fd`).
 _BASE, _OVERLAY, _SEED, _KVM = "/dev/fdset/1", "/dev/fdset/2", "/dev/fdset/3", "/dev/fdset/4"
@@ -55,20 +78,23 @@ class Handles(NamedTuple):
         return tuple(fd for fd in self if fd is not None)
 
 
+def board(settings: Settings) -> Board:
+    """Choose the board: systems without virtio drivers are older than AHCI and PCI Express, too."""
+    return BOARDS[settings.arch] if settings.virtio else _OLD
+
+
 def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
     """Return QEMU's command line."""
-    board = MACHINE if settings.virtio else LEGACY_MACHINE
     incoming = handles.state is not None and not settings.template_save
     return [
-        "qemu-system-x86_64",
+        board(settings).qemu,
         *("-name", f"{settings.name},process={settings.name}"),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         # A VNC server that does not listen: viewers are handed to it (see viewer.py). They need a password, and do
         # not throw each other out, as those would that forget to ask for a shared session.
         *("-vnc", "none,password=on,share=ignore"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        # Without graphics the firmware talks on the serial line, too: "No bootable device" is seen.
-        *_board(board, handles),
+        *_board(settings, handles),
         *_processor(settings, handles),
         *("-m", str(settings.ram)),
         *_memory(settings, handles),
@@ -81,10 +107,10 @@ def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
     ]
 
 
-def _board(board: str, handles: Handles) -> list[str]:
-    properties = f"{board},graphics=off,memory-backend=ram"
+def _board(settings: Settings, handles: Handles) -> list[str]:
+    properties = f"{board(settings).machine},memory-backend=ram"
     if handles.code is None or handles.variables is None:
-        return ["-machine", properties]
+        return [*(("-bios", _ARM64_FIRMWARE) if settings.arch == "arm64" else ()), "-machine", properties]
     flash = (
         {"driver": "raw", "node-name": "code", "read-only": True, "file": _file(_CODE, read_only=True)},
         {"driver": "raw", "node-name": "variables", "file": _file(_VARIABLES)},
@@ -100,7 +126,7 @@ def _board(board: str, handles: Handles) -> list[str]:
 def _processor(settings: Settings, handles: Handles) -> list[str]:
     if handles.kvm is None:
         # What QEMU translates would else grow to 1 GiB, beside the RAM: a boot of Debian makes some 230 MiB.
-        accel = ["-accel", "tcg,thread=multi,tb-size=320", "-cpu", "max"]
+        accel = ["-accel", "tcg,thread=multi,tb-size=320", "-cpu", board(settings).emulated]
     else:
         accel = [*_add_fd(handles.kvm, _KVM), "-accel", f"kvm,device={_KVM}", "-cpu", "host"]
     return [*accel, "-smp", str(settings.cpus)]
@@ -164,9 +190,7 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
     announce = ",guest_announce=off" if settings.virtio else ""
     devices = [
         f"{card},id=nic0,netdev=net0,mac={GUEST_MAC},romfile={announce}",
-        "VGA",  # nobody looks at it but screenshots
-        "vmgenid,guid=auto",
-        "pvpanic",
+        *board(settings).devices,
     ]
     if settings.virtio:
         # PCI Express takes new devices on root ports only (docs/pcie.txt of QEMU); all of them share one slot.

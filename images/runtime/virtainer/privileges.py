@@ -14,6 +14,7 @@ CAPABILITIES = {"NET_ADMIN": 12, "NET_BIND_SERVICE": 10, "NET_RAW": 13, "SETUID"
 
 _TUN = Path("/dev/net/tun")
 _KVM = Path("/dev/kvm")
+_HOSTS = {"amd64": "x86_64", "arm64": "aarch64"}  # as uname names them
 _KVM_CREATE_VM = 0xAE01  # linux/kvm.h
 
 
@@ -34,21 +35,23 @@ def missing_capabilities(status: str) -> list[str]:
     return [f"--cap-add {name}" for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
 
 
-def open_kvm(accel: str) -> int | None:
-    """Return a descriptor of /dev/kvm, or None for emulation.
+def open_kvm(accel: str, arch: str) -> int | None:
+    """Return a descriptor of /dev/kvm for a guest of this architecture, or None for emulation.
 
     `auto` takes KVM only where it can be trusted to run a kernel. Raises End when `kvm` was asked for in vain.
     """
     if accel == "tcg":
         return None
-    complaint, kvm = _probe_kvm()
+    complaint, kvm = _probe_kvm(os.uname().machine, arch)
     if complaint and accel == "kvm":
         raise End(Reason.PRIVILEGE, f"ACCEL=kvm is impossible here: {complaint}; ACCEL=auto would emulate instead")
     return kvm
 
 
-def _probe_kvm() -> tuple[str | None, int | None]:
-    if not has_virtualization(Path("/proc/cpuinfo").read_text()):
+def _probe_kvm(host: str, arch: str) -> tuple[str | None, int | None]:
+    if host != _HOSTS[arch]:
+        return f"the guest is for {arch}, and this host is {host}", None
+    if arch == "amd64" and not has_virtualization(Path("/proc/cpuinfo").read_text()):
         # Seen: a /dev/kvm that creates VMs on such a CPU, in which an ordinary kernel hangs.
         return "the CPU flags show neither vmx nor svm (on a cloud host: enable nested virtualization)", None
     if not _KVM.exists():

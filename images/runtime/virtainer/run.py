@@ -67,7 +67,7 @@ def run() -> End:
     RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     net = network.plan(settings.cidr, settings.name)
-    kvm = privileges.open_kvm(settings.accel)
+    kvm = privileges.open_kvm(settings.accel, settings.arch)
     storage = _storage(settings, kvm)
 
     queue = requests.queue()
@@ -225,9 +225,9 @@ def _storage(settings: Settings, kvm: int | None) -> _Storage:
             **more,
         }
 
-    if settings.firmware == "bios":
+    if not settings.keeps_variables:
         return _Storage(base, files, restore)
-    from virtainer import firmware  # 2 ms that only UEFI pays
+    from virtainer import firmware  # 2 ms that only they pay
 
     own = firmware.variables(settings.image_dir, settings.template)
 

@@ -50,6 +50,7 @@ class Settings(NamedTuple):
     cidr: str  # the first three octets of the inner /24
     image_url: str
     accel: str
+    arch: str
     firmware: str
     lease: bool
     linger: bool  # stay when the VM is over, for evidence
@@ -61,6 +62,11 @@ class Settings(NamedTuple):
     closed_networks: tuple[str, ...]  # that the guest may not reach, nor they it
     closed_hosts: tuple[str, ...]  # that the guest may not reach
     names_only: bool  # the guest's DNS knows other containers, and nobody else
+
+    @property
+    def keeps_variables(self) -> bool:
+        """Tell whether the firmware's variables are a file beside the overlay."""
+        return self.arch == "amd64" and self.firmware == "uefi"
 
     @property
     def isolated(self) -> bool:
@@ -78,7 +84,11 @@ class Settings(NamedTuple):
             except ValueError:
                 raise End(Reason.SETTING, f"{name}={value!r}: allowed is {allowed}") from None
 
+        arch = read("ARCH", "amd64", _one_of("amd64", "arm64"), "amd64 or arm64")
+        firmwares = ("bios", "uefi") if arch == "amd64" else ("uefi",)
+        systems = _matching(r"[a-z0-9][a-z0-9._-]*" if arch == "amd64" else rf"(?!{NO_VIRTIO.pattern})[a-z0-9._-]+")
         return cls(
+            arch=arch,
             ram=read("RAM", "1024", _whole(32, 2**24), "a whole number of MiB, from 32"),
             cpus=read("CPU", "1", _whole(1, 255), "a whole number from 1 to 255"),
             name=read(
@@ -88,8 +98,10 @@ class Settings(NamedTuple):
                 read(
                     "OS_VARIANT",
                     "linux",
-                    _matching(r"[a-z0-9][a-z0-9._-]*"),
-                    "a name as libosinfo writes it: debian12, win10",
+                    systems,
+                    "a name as libosinfo writes it: debian12, win10"
+                    if arch == "amd64"
+                    else f"a system that boots from virtio disks with ARCH={arch}",
                 )
             ),
             disk_size=read("DISK_SIZE", "40G", _size, "a size such as 512M, 40G or 1T, from 1M"),
@@ -103,7 +115,9 @@ class Settings(NamedTuple):
                 "an http:// or https:// address of a disk image",
             ),
             accel=read("ACCEL", "auto", _one_of("auto", "kvm", "tcg"), "auto, kvm or tcg"),
-            firmware=read("FIRMWARE", "bios", _one_of("bios", "uefi"), "bios or uefi"),
+            firmware=read(
+                "FIRMWARE", firmwares[0], _one_of(*firmwares), f"{' or '.join(firmwares)} with ARCH={arch}"
+            ),
             lease=read("LEASE", "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
             linger=read("LINGER", "off", _one_of("off", "on"), "off or on") == "on",
             cache=read("DISK_CACHE", "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),

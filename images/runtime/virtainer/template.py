@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtainer import disk, image, qmp
 from virtainer.ending import End, Reason
-from virtainer.machine import STATE
+from virtainer.machine import STATE, board
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FACTS = Path("/run/virtainer/template.json")
 _FORMAT = 1
-_QEMU = Path("/usr/bin/qemu-system-x86_64")
+_PROGRAMS = Path("/usr/bin")
 _POLL_SECONDS = 0.002
 _RAM_STAYS_IN_ITS_FILE = "x-ignore-shared"
 
@@ -70,12 +70,13 @@ def load(settings: Settings, folder: Path, kvm: int | None) -> Template:
 
 def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
     """Return what has to be the same where a template is saved and where it is restored."""
-    qemu = _QEMU.stat()
+    qemu = (_PROGRAMS / board(settings).qemu).stat()
     return {
         "format": _FORMAT,
         "RAM": settings.ram,
         "CPU": settings.cpus,
         "virtio": settings.virtio,
+        "ARCH": settings.arch,
         "CIDR": settings.cidr,
         "firmware": settings.firmware,
         "qemu": f"{qemu.st_size}-{qemu.st_mtime_ns}",
@@ -85,12 +86,14 @@ def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
 
 
 def processor(cpuinfo: str) -> str:
-    """Name the host's processor by its model and flags."""
-    return "; ".join(re.findall(r"^(?:model name|flags)\s*: (.*)$", cpuinfo, re.MULTILINE)[:2])
+    """Name the host's processor by its model and flags, or as ARM's kernel tells them."""
+    told = r"^(model name|flags|CPU implementer|CPU variant|CPU part|CPU revision|Features)\s*: (.*)$"
+    return "; ".join(dict(re.findall(told, cpuinfo, re.MULTILINE)).values())
 
 
 def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
     """Name the first fact in which two machines differ."""
+    saved = {"ARCH": "amd64", **saved}  # evidence of the time before there was another
     for name, value in here.items():
         if saved.get(name) != value:
             return f"{name} is {value!r} here, and was {saved.get(name)!r}"

@@ -46,9 +46,9 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "qemu").write_text("program")
+    (tmp_path / "qemu-system-x86_64").write_text("program")
     (tmp_path / "seed.iso").write_bytes(b"seed")
-    monkeypatch.setattr(template, "_QEMU", tmp_path / "qemu")
+    monkeypatch.setattr(template, "_PROGRAMS", tmp_path)
     monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
     for name, value in (("RAM", "64"), ("IMAGE_DIR", str(tmp_path)), ("TEMPLATE", str(tmp_path)), ("ACCEL", "tcg")):
         monkeypatch.setenv(name, value)

@@ -50,6 +50,16 @@ def test_uefi_is_two_chips_of_flash_memory_one_of_them_the_vms_own() -> None:
     assert {"fd=20,set=7", "fd=21,set=8"} <= set(values("-add-fd", words))
 
 
+def test_arm64_is_another_board_with_uefi_without_files() -> None:
+    words = argv(ARCH="arm64")
+    assert words[0] == "qemu-system-aarch64"
+    assert values("-machine", words) == ["virt-10.0,gic-version=max,memory-backend=ram"]
+    assert values("-bios", words) == ["/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"]
+    assert values("-cpu", words) == ["max,pauth-impdef=on"]
+    assert not {"VGA", "vmgenid,guid=auto", "pvpanic"} & set(values("-device", words))
+    assert not Settings.from_env({"ARCH": "arm64"}).keeps_variables
+
+
 def test_no_path_is_opened_by_qemu_itself() -> None:
     words = argv(handles=WITH_KVM)
     assert {node["file"]["filename"] for node in nodes(words).values()} == {f"/dev/fdset/{n}" for n in (1, 2, 3)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import pytest
 from virtainer import privileges
 from virtainer.ending import End, Reason
@@ -34,12 +37,20 @@ def test_kvm_needs_the_flags_of_the_processor(flags: str, usable: bool) -> None:
 
 
 def test_tcg_is_never_kvm() -> None:
-    assert privileges.open_kvm("tcg") is None
+    assert privileges.open_kvm("tcg", "amd64") is None
 
 
 def test_kvm_in_vain_is_an_error_and_auto_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privileges, "has_virtualization", lambda _: False)
-    assert privileges.open_kvm("auto") is None
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="x86_64"))
+    assert privileges.open_kvm("auto", "amd64") is None
     with pytest.raises(End, match="ACCEL=kvm is impossible here: the CPU flags show neither vmx nor svm") as caught:
-        privileges.open_kvm("kvm")
+        privileges.open_kvm("kvm", "amd64")
     assert caught.value.reason is Reason.PRIVILEGE
+
+
+def test_kvm_runs_guests_of_its_own_architecture_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="x86_64"))
+    assert privileges.open_kvm("auto", "arm64") is None
+    with pytest.raises(End, match="ACCEL=kvm is impossible here: the guest is for arm64, and this host is x86_64;"):
+        privileges.open_kvm("kvm", "arm64")

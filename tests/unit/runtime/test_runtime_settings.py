@@ -15,6 +15,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         cpus=1,
         name="vm",
         virtio=True,
+        arch="amd64",
         disk_size=40 * 2**30,
         image_dir=Path("/mounted"),
         seed_iso=Path("/cloud_init.iso"),
@@ -35,6 +36,17 @@ def test_defaults_are_those_of_the_contract() -> None:
     )
 
 
+def test_arm64_boots_from_uefi_and_virtio_only() -> None:
+    assert Settings.from_env({"ARCH": "arm64"}).firmware == "uefi"
+    for name, value, allowed in (
+        ("FIRMWARE", "bios", "uefi with ARCH=arm64"),
+        ("OS_VARIANT", "win10", "a system that boots from virtio disks with ARCH=arm64"),
+    ):
+        with pytest.raises(End) as caught:
+            Settings.from_env({"ARCH": "arm64", name: value})
+        assert str(caught.value) == f"{name}={value!r}: allowed is {allowed}"
+
+
 def test_an_empty_variable_counts_as_unset() -> None:
     assert Settings.from_env({"RAM": "", "CIDR": ""}) == Settings.from_env({})
 
@@ -46,7 +58,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("RAM", "-1", "a whole number of MiB, from 32"),
         ("RAM", "16", "a whole number of MiB, from 32"),
         ("RAM", "٣٢٣٢", "a whole number of MiB, from 32"),  # digits, but no ASCII
-        ("FIRMWARE", "UEFI", "bios or uefi"),
+        ("FIRMWARE", "UEFI", "bios or uefi with ARCH=amd64"),
+        ("ARCH", "aarch64", "amd64 or arm64"),
         ("CPU", "0", "a whole number from 1 to 255"),
         ("CPU", "two", "a whole number from 1 to 255"),
         ("VM_NAME", "my_vm", "a host name without dots"),

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def qemu_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "qemu").write_text("program")
-    monkeypatch.setattr(template, "_QEMU", tmp_path / "qemu")
+    (tmp_path / "qemu-system-x86_64").write_text("program")
+    monkeypatch.setattr(template, "_PROGRAMS", tmp_path)
     monkeypatch.setattr(template, "FACTS", tmp_path / "facts.json")
-    return tmp_path / "qemu"
+    return tmp_path / "qemu-system-x86_64"
 
 
 @pytest.fixture
@@ -100,6 +100,15 @@ def test_a_damaged_file_is_told(saved: Path, name: str) -> None:
 def test_a_processor_is_its_model_and_flags() -> None:
     cpu = "processor\t: {}\nmodel name\t: Fast\nflags\t\t: fpu svm\nbogomips\t: {}\n\n"
     assert template.processor(cpu.format(0, 1) + cpu.format(1, 2)) == "Fast; fpu svm"
+    arm = "processor\t: {}\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\n"
+    assert template.processor(arm.format(0) + arm.format(1)) == "fp asimd; 0x41; 0xd0c"
+
+
+def test_machines_of_two_architectures_differ_and_what_says_nothing_is_amd64() -> None:
+    here = {"RAM": 1024, "ARCH": "arm64"}
+    assert template.difference({"RAM": 1024}, here) == "ARCH is 'arm64' here, and was 'amd64'"
+    assert template.difference({"RAM": 1024}, {**here, "ARCH": "amd64"}) is None
+    assert template.difference(here, here) is None
 
 
 def test_a_clone_maps_the_ram_privately_and_a_template_does_not() -> None:
