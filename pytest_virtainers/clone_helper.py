@@ -3,12 +3,13 @@
 Standard library only, without anything of this package, and of that only what Python has loaded anyway or is written
 in C: where the guest is emulated, `socket`, `pathlib` and `contextlib` make the start half a second longer. The other
 end of its virtio-serial port is the supervisor (`images/runtime/virtainer/individual.py`, where the words are
-explained). Started with the port's name and a hostname: a guest that is called otherwise keeps its name. When its
-work is done, nothing of it remains.
+explained). Started with the port's name and a hostname: a guest that is called otherwise keeps its name. It stays, so
+that a snapshot of what has gone on need not wait for another one; of its file nothing remains.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -19,6 +20,7 @@ PORTS = "/sys/class/virtio-ports"
 READY = b"ready\n"
 ASKS_FOR_TIME = b"time?\n"
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207  # linux/random.h
+SIGKILL = 9  # signal(7)
 
 
 def find_port(name: str) -> str:
@@ -30,12 +32,38 @@ def find_port(name: str) -> str:
     raise SystemExit(f"no virtio-serial port is called {name}")
 
 
+def open_port(device: str) -> int:
+    """Open it; the kernel lets only one do so: an earlier helper, left for another purpose, makes room."""
+    while True:
+        try:
+            return os.open(device, os.O_RDWR)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        for each in os.listdir("/proc"):
+            if each.isdigit() and int(each) != os.getpid():
+                try:
+                    with open(f"/proc/{each}/cmdline", "rb") as file:
+                        if __file__.encode() in file.read().split(b"\0"):
+                            os.kill(int(each), SIGKILL)
+                except OSError:  # it has just ended
+                    pass
+        time.sleep(0.01)
+
+
 def read_line(port: int) -> bytes:
     """Wait for one line."""
     line = b""
     while not line.endswith(b"\n"):
         line += os.read(port, 4096)
     return line
+
+
+def read_order(port: int) -> list[str]:
+    """Wait until we are told something, and answer to who asks whether we do."""
+    while not (words := read_line(port).decode().split()):
+        os.write(port, READY)
+    return words
 
 
 def rename(hostname: str) -> None:
@@ -54,7 +82,7 @@ def become(port: int, random: int, former: str) -> None:
     What runs here runs for the first time in a clone, and has to be translated where it is emulated: 0.3 s with the
     comforts of Python's library, a third of it without.
     """
-    hostname, entropy = read_line(port).decode().split()
+    hostname, entropy = read_order(port)
     # random(4): add to the kernel's pool, and let its generator start anew from that at once.
     seed = bytes.fromhex(entropy)
     fcntl.ioctl(random, RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
@@ -71,7 +99,7 @@ def become(port: int, random: int, former: str) -> None:
 
 
 def main() -> None:
-    """Wait on the port, do it once, end."""
+    """Wait on the port, and do it whenever we are told."""
     _, name, former = sys.argv
     # Between asking for the time and setting the clock, nobody else should run.
     try:
@@ -79,10 +107,11 @@ def main() -> None:
     except OSError:
         pass
     os.unlink(__file__)
-    random, port = os.open("/dev/random", os.O_WRONLY), os.open(find_port(name), os.O_RDWR)
+    os.chdir("/")  # the folder of whoever has started us may have to go
+    random, port = os.open("/dev/random", os.O_WRONLY), open_port(find_port(name))
     os.write(port, READY)
-    become(port, random, former)
-    os._exit(0)  # without the interpreter's own tidying, which is long to translate
+    while True:
+        become(port, random, former)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make a machine that went back in time catch up: its clock, its random numbers and, in a clone, its name.
 
 A guest that is saved, as a template or in a snapshot, is left with a helper (`clone_helper.py`) that does so as soon
-as it goes on, with the supervisor at the other end.
+as it goes on, with the supervisor at the other end, and waits for the next time.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ _LOGIN_SECONDS = 60.0
 _SESSION_SECONDS = 10.0
 _FREEZE_SECONDS = 10.0
 _SETTLE_SECONDS = 2.0
+_NO_HELPER = 3  # an exit code of the supervisor's (images/runtime/virtainer/snapshot.py)
 
 
 @dataclass(frozen=True)
@@ -192,20 +193,28 @@ class Saving(Power):
             raise ValueError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
         if name is not None and name in self.snapshots():
             raise StoreError(f"{self.name} has a snapshot {name} already: choose another name")
-        ready, done = self._times(individual.READY), self._times(individual.DONE)
+        name = name or free_name(self._taken)
+        done = self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
+        session = self._frozen_session()
+        if not self._in_place("save", name, "--helper"):
+            self._have_a_helper(deadline)
+            session = self._frozen_session()
+            self._in_place("save", name)
+        if not self._rests():  # somebody else has used it meanwhile
+            session = None
+        self._taken |= {name}
+        self._wait_for_word(individual.DONE, deadline, done + 1)
+        return Snapshot(self, name, session)
+
+    def _have_a_helper(self, deadline: float) -> None:
+        __tracebackhide__ = True
+        ready = self._times(individual.READY)
         try:
             individual.leave_helper(self, hostname="")
         except Unclonable as lack:
             raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
         self._wait_for_word(individual.READY, deadline, ready + 1)
-        snapshot = Snapshot(self, name or free_name(self._taken), self._frozen_session())
-        self._in_place("save", snapshot)
-        if not self._rests():  # somebody else has used it meanwhile
-            snapshot = replace(snapshot, session=None)
-        self._taken |= {snapshot.name}
-        self._wait_for_word(individual.DONE, deadline, done + 1)
-        return snapshot
 
     def snapshots(self) -> list[str]:
         """List the names of the snapshots that the machine's disk has, the newest last; an earlier handle's, too."""
@@ -239,7 +248,7 @@ class Saving(Power):
         if self._off:  # QEMU lets nothing run after a shutdown but what was reset
             self.qmp("system_reset")
         with self._connection_replaced():
-            self._in_place("load", snapshot)
+            self._in_place("load", snapshot.name)
             self.console.start_anew()  # not before: a kernel that has panicked goes on to tell of it
             if stood_still:  # QEMU leaves it so
                 self.qmp("cont")
@@ -256,9 +265,11 @@ class Saving(Power):
             settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline, done + 1),
         )
 
-    def _in_place(self, action: str, snapshot: Snapshot) -> None:
+    def _in_place(self, action: str, *arguments: str) -> bool:
+        """Have the supervisor do it; tell whether it was done, which without a helper in the guest it may not be."""
         __tracebackhide__ = True
         self._check_there()
-        code, output = self._container.run(["snapshot", action, snapshot.name])
-        if code != 0:
+        code, output = self._container.run(["snapshot", action, *arguments])
+        if code not in {0, _NO_HELPER}:
             raise StoreError(f"snapshot {action} on {self.name} failed: {output.decode(errors='replace').strip()}")
+        return code == 0

@@ -143,9 +143,9 @@ def test_the_network_works_and_names_are_found(pair: tuple[VM, VM]) -> None:
     assert first.run("getent hosts second").stdout.split()[0] == second.ip
 
 
-def test_the_helper_leaves_nothing(pair: tuple[VM, VM]) -> None:
+def test_of_the_helper_nothing_remains_but_a_process(pair: tuple[VM, VM]) -> None:
     for vm in pair:
-        assert not vm.run("pgrep -f [v]irtainer-clone", check=False).ok
+        assert vm.run(f"readlink /proc/{_helper(vm)}/cwd", sudo=True).stdout == "/\n"
         assert not vm.run("ls /run/virtainer-clone*", check=False).ok
         assert vm.run("systemctl --failed --quiet --no-legend").stdout == ""
 
@@ -257,10 +257,17 @@ def test_without_templates_a_vm_boots(vm_factory: VMFactory) -> None:
     assert "\x1b" not in vm.console.text
 
 
+def _helper(vm: VM) -> str:
+    """Give the process id of the only one."""
+    return vm.run("pgrep -f [v]irtainer-clone").stdout.strip()
+
+
 def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     vm = pair[0]
     vm.run("echo before >/tmp/file; nohup sleep 1000 >/dev/null 2>&1 &")
+    helper = _helper(vm)
     snapshot = vm.snapshot()
+    assert _helper(vm) == helper, "it was not left anew"
     draw = "head -c 16 /dev/urandom | base64"
     vm.run("echo after >/tmp/file; pkill sleep; rm -rf /home/debian/*; sync")
     drawn = []
@@ -275,6 +282,13 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
         drawn.append(vm.run(draw).stdout)
         vm.run("echo after >/tmp/file")
     assert drawn[0] != drawn[1]
+    assert _helper(vm) == helper
+    vm.run(["kill", helper], sudo=True)
+    another = vm.snapshot()
+    assert another.session is not None
+    assert _helper(vm) != helper
+    vm.restore(another)
+    vm.run("echo after >/tmp/file")
     with pytest.raises(GuestPanic):
         vm.run("echo c >/proc/sysrq-trigger; sleep 60", sudo=True)
     vm.restore(snapshot)

@@ -1,10 +1,10 @@
 """Tell the helper that waits in the guest of a clone who this clone is, and what time it is.
 
 The helper was started in the guest before it was saved, as a template or in a snapshot. It listens on a virtio-serial
-port, on which both sides speak in lines: `ready` says the helper when it waits; when the guest goes on, it is told
-`HOSTNAME ENTROPY` (hexadecimal); once it has done what takes long, it asks `time?` and is told the seconds since
-1970; at last it says `done HOSTNAME TIME`, with the guest's clock. What comes from the guest is answered or shown,
-and otherwise not acted upon.
+port, on which both sides speak in lines: `ready` says the helper when it starts to wait, and to an empty line; when
+the guest goes on, it is told `HOSTNAME ENTROPY` (hexadecimal); once it has done what takes long, it asks `time?` and
+is told the seconds since 1970; at last it says `done HOSTNAME TIME`, with the guest's clock, and waits again. What
+comes from the guest is answered or shown; beside that, all that it decides is whether a helper waits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtainer.ending import say
@@ -22,31 +23,45 @@ if TYPE_CHECKING:
     import socket
 
 PORT = "org.virtainers.clone"
+DEVICE = "clone"  # by which QEMU's events call it
+WAITS = Path("/run/virtainer/helper-waits")
+"""It is there as long as a helper waits in the guest: what `snapshot save --helper` asks."""
 READY, ASKS_FOR_TIME = b"ready\n", b"time?\n"
 _ENTROPY_BYTES = 64
 _LONGEST_LINE = 4096
+_UNEXPECTED = "something unexpected"
 
 
 class Individual:
-    """Our end of the port."""
+    """Our end of the port; `waits` is the file that is there as long as a helper waits."""
 
-    def __init__(self, connection: socket.socket, hostname: str) -> None:
-        self._connection, self._hostname = connection, hostname
-        self._waits = False  # has a helper said that it is ready, and not been told yet?
+    def __init__(self, connection: socket.socket, hostname: str, waits: Path = WAITS) -> None:
+        self._connection, self._hostname, self._waits = connection, hostname, waits
         self._snapshots: set[str] = set()  # those in which one waits
+        self.gone()  # nothing is left over when a container is started again
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def tell(self) -> None:
-        """Say to the helper what a clone has to know."""
-        self._waits = False
-        self._send(f"{self._hostname} {os.urandom(_ENTROPY_BYTES).hex()}")
+    def after_restore(self, *, clone: bool) -> None:
+        """The guest is about to go on: as a clone, or as the machine that it was, which keeps its clock."""
+        if clone:
+            self._tell()
+        else:
+            self._send("")  # a helper, if there is one, says that it waits
+
+    def gone(self) -> None:
+        """No helper waits: it has ended, or is busy."""
+        self._waits.unlink(missing_ok=True)
 
     def after_snapshot(self, action: str, name: str) -> None:
         """Tell the helper, if there is one, when the guest goes on after `save` or `load` of a snapshot."""
         if action == "save":
-            (self._snapshots.add if self._waits else self._snapshots.discard)(name)
+            (self._snapshots.add if self._waits.exists() else self._snapshots.discard)(name)
         if name in self._snapshots:
-            self.tell()
+            self._tell()
+
+    def _tell(self) -> None:
+        self.gone()
+        self._send(f"{self._hostname} {os.urandom(_ENTROPY_BYTES).hex()}")
 
     def _send(self, line: str) -> None:
         with contextlib.suppress(OSError):  # QEMU is gone
@@ -58,8 +73,10 @@ class Individual:
                 if line == ASKS_FOR_TIME:
                     self._send(f"{time.time():.6f}")
                 else:
-                    self._waits = self._waits or line == READY
-                    say(f"helper: {heard(line, time.time())}")
+                    words = heard(line, time.time())
+                    if not words.startswith(_UNEXPECTED):
+                        self._waits.touch()
+                    say(f"helper: {words}")
 
 
 def heard(line: bytes, now: float) -> str:
@@ -71,4 +88,4 @@ def heard(line: bytes, now: float) -> str:
             late_ms = (float(clock) - now) * 1000
             return f"individual, hostname {hostname.decode(errors='replace')}, clock {late_ms:+.1f} ms"
         case _:
-            return f"something unexpected: {line[:100]!r}"
+            return f"{_UNEXPECTED}: {line[:100]!r}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import line
-from virtainer.individual import PORT
+from virtainer import individual, line
 from virtainer.network import GUEST_MAC
 from virtainer.settings import CACHE_MODES
 
@@ -48,7 +47,8 @@ STATE, _LAYER, _CODE, _VARIABLES = "/dev/fdset/5", "/dev/fdset/6", "/dev/fdset/7
 
 PLUGS = 8
 """How many devices may be added while the machine runs (`virtainer.devices`)."""
-BUILT_IN = frozenset({"disk0", "nic0", line.DEVICE, *(f"plug{each}" for each in range(PLUGS))})
+_PORTS = (individual.DEVICE, line.DEVICE)
+BUILT_IN = frozenset({"disk0", "nic0", *_PORTS, *(f"plug{each}" for each in range(PLUGS))})
 """The devices with names that every machine may have from its start."""
 
 
@@ -200,7 +200,7 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
     port: tuple[str, ...] = ()
     if handles.port is not None:
         port = ("-chardev", f"socket,id=port,fd={handles.port}")
-        devices += ["virtio-serial-pci", f"virtserialport,chardev=port,name={PORT}"]
+        devices += ["virtio-serial-pci", f"virtserialport,id={individual.DEVICE},chardev=port,name={individual.PORT}"]
     if handles.line is not None:
         port += ("-chardev", f"socket,id=line,fd={handles.line}")
         devices.append(f"virtserialport,id={line.DEVICE},chardev=line,name={line.NAME}")

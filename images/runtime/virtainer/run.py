@@ -112,7 +112,7 @@ def run() -> End:
     def tell(restoring: float) -> None:
         nonlocal restored
         restored = True
-        helper.tell()
+        helper.after_restore(clone=settings.template is not None)
         starting = time.monotonic() - started - prepared - restoring
         say(f"clone restored: prepared in {prepared:.3f} s, QEMU up in {starting:.3f} s, state in {restoring:.3f} s")
 
@@ -129,7 +129,7 @@ def run() -> End:
         grace=settings.shutdown_timeout,
         linger=settings.linger,
         on_snapshot=(joined.after_snapshot, helper.after_snapshot),
-        on_line_closed=joined.hang_up,
+        on_port_closed={serial_line.DEVICE: joined.hang_up, individual.DEVICE: helper.gone},
     ).run()
     if storage.restore and not restored and end.reason is Reason.QEMU:
         end = End(Reason.TEMPLATE, f"{settings.template or settings.resume} does not restore: {end}")

@@ -1,6 +1,10 @@
 """The command `snapshot`: the VM's RAM and disk as they are now, kept in its overlay, and gone back to in place.
 
     docker exec CONTAINER snapshot save|load|delete NAME
+    docker exec CONTAINER snapshot save NAME --helper
+
+With `--helper`, only if a helper waits in the guest, which puts it right whenever it goes on from there
+(`virtainer.individual`).
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (snapshot-save and its kin are jobs)
 """
@@ -12,11 +16,12 @@ import sys
 import time
 from typing import Any
 
-from virtainer import qmp
+from virtainer import individual, qmp
 
 _NODE = "disk"  # where the RAM is kept, too
 _POLL_SECONDS = 0.005
 _USAGE = "usage: snapshot save|load|delete NAME (of letters, digits, - and _)"
+_NO_HELPER = 3
 
 
 def run(monitor: qmp.Monitor, action: str, name: str) -> None:
@@ -47,7 +52,10 @@ def _job(monitor: qmp.Monitor, name: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command: exit code 1 when QEMU refuses, 2 for wrong usage."""
+    """Run the command: exit code 1 when QEMU refuses, 2 for wrong usage, 3 when no helper waits that should."""
+    helper = arguments[:1] == ["save"] and arguments[2:] == ["--helper"]
+    if helper:
+        arguments = arguments[:2]
     if (
         len(arguments) != 2  # noqa: PLR2004
         or arguments[0] not in {"save", "load", "delete"}
@@ -55,6 +63,9 @@ def main(arguments: list[str]) -> int:
     ):
         print(_USAGE, file=sys.stderr)
         return 2
+    if helper and not individual.WAITS.exists():
+        print("snapshot: no helper waits in the guest", file=sys.stderr)
+        return _NO_HELPER
     try:
         with qmp.connect() as connection:
             run(qmp.Monitor(connection), *arguments)

@@ -217,10 +217,22 @@ def test_a_failed_snapshot_says_why_and_leaves_no_job() -> None:
     assert qemu.asked[-1] == "job-dismiss"
 
 
-@pytest.mark.parametrize("words", [[], ["save"], ["keep", "a"], ["save", "a b"], ["save", "../x"]])
+@pytest.mark.parametrize("words", [[], ["save"], ["keep", "a"], ["save", "a b"], ["load", "a", "--helper"]])
 def test_wrong_usage_of_snapshot_is_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert snapshot.main(words) == 2
     assert capsys.readouterr().err.startswith("usage: snapshot save|load|delete NAME")
+
+
+def test_a_snapshot_that_needs_a_helper_is_not_made_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(individual, "WAITS", tmp_path / "waits")
+    monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
+    words = ["save", "a", "--helper"]
+    assert snapshot.main(words) == 3
+    assert capsys.readouterr().err == "snapshot: no helper waits in the guest\n"
+    individual.WAITS.touch()
+    assert snapshot.main(words) == 1, "now it asks QEMU, of which there is none"
 
 
 @pytest.mark.parametrize(
@@ -237,10 +249,13 @@ def test_what_the_helper_says_is_put_into_words(line: bytes, words: str) -> None
     assert individual.heard(line, 100.0) == words
 
 
-def test_the_helper_is_told_after_the_snapshots_in_which_one_waits() -> None:
+def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Path) -> None:
+    waits = tmp_path / "waits"
+    waits.touch()  # left over
     ours, theirs = socket.socketpair()
     theirs.settimeout(0.2)
-    supervisor = individual.Individual(ours, "db")
+    supervisor = individual.Individual(ours, "db", waits)
+    assert not waits.exists()
 
     def told() -> bool:
         try:
@@ -250,17 +265,31 @@ def test_the_helper_is_told_after_the_snapshots_in_which_one_waits() -> None:
 
     supervisor.after_snapshot("save", "without")
     assert not told()
-    theirs.sendall(individual.READY)
-    while not supervisor._waits:
+    theirs.sendall(b"what?\n" + individual.READY)
+    while not waits.exists():
         pass
     supervisor.after_snapshot("save", "with")
     assert told()
+    assert not waits.exists()
     supervisor.after_snapshot("load", "without")
     assert not told()
     for _ in range(2):
         supervisor.after_snapshot("load", "with")
         assert told()
+    theirs.sendall(b"done db 1.000000\n")
+    while not waits.exists():
+        pass
+    supervisor.after_snapshot("save", "again")
+    assert told()
+    theirs.sendall(b"done db 1.000000\n")
+    while not waits.exists():
+        pass
+    supervisor.gone()
     supervisor.after_snapshot("save", "with")  # kept anew, when none waits
     assert not told()
+    supervisor.after_restore(clone=True)
+    assert told()
+    supervisor.after_restore(clone=False)
+    assert theirs.recv(4096) == b"\n"
     theirs.close()
     ours.close()
