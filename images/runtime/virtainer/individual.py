@@ -22,10 +22,12 @@ from virtainer.ending import say
 if TYPE_CHECKING:
     import socket
 
+    from virtainer import qmp
+
 PORT = "org.virtainers.clone"
-DEVICE = "clone"  # by which QEMU's events call it
+CHARDEV = "port"  # QEMU's name of it
 WAITS = Path("/run/virtainer/helper-waits")
-"""It is there as long as a helper waits in the guest: what `snapshot save --helper` asks."""
+"""It is there since a helper has said that it waits, until it is told."""
 READY, ASKS_FOR_TIME = b"ready\n", b"time?\n"
 _ENTROPY_BYTES = 64
 _LONGEST_LINE = 4096
@@ -33,12 +35,12 @@ _UNEXPECTED = "something unexpected"
 
 
 class Individual:
-    """Our end of the port; `waits` is the file that is there as long as a helper waits."""
+    """Our end of the port."""
 
     def __init__(self, connection: socket.socket, hostname: str, waits: Path = WAITS) -> None:
         self._connection, self._hostname, self._waits = connection, hostname, waits
         self._snapshots: set[str] = set()  # those in which one waits
-        self.gone()  # nothing is left over when a container is started again
+        waits.unlink(missing_ok=True)  # left over when a container is started again
         threading.Thread(target=self._listen, daemon=True).start()
 
     def after_restore(self, *, clone: bool) -> None:
@@ -48,10 +50,6 @@ class Individual:
         else:
             self._send("")  # a helper, if there is one, says that it waits
 
-    def gone(self) -> None:
-        """No helper waits: it has ended, or is busy."""
-        self._waits.unlink(missing_ok=True)
-
     def after_snapshot(self, action: str, name: str) -> None:
         """Tell the helper, if there is one, when the guest goes on after `save` or `load` of a snapshot."""
         if action == "save":
@@ -60,7 +58,7 @@ class Individual:
             self._tell()
 
     def _tell(self) -> None:
-        self.gone()
+        self._waits.unlink(missing_ok=True)
         self._send(f"{self._hostname} {os.urandom(_ENTROPY_BYTES).hex()}")
 
     def _send(self, line: str) -> None:
@@ -77,6 +75,12 @@ class Individual:
                     if not words.startswith(_UNEXPECTED):
                         self._waits.touch()
                     say(f"helper: {words}")
+
+
+def waits(monitor: qmp.Monitor) -> bool:
+    """Tell whether a helper waits, and has not been ended since, or by a reboot. Raises qmp.Refused, EOFError."""
+    is_open = {each["label"]: each["frontend-open"] for each in monitor.ask("query-chardev")}
+    return is_open.get(CHARDEV, False) and WAITS.exists()
 
 
 def heard(line: bytes, now: float) -> str:

@@ -47,8 +47,7 @@ STATE, _LAYER, _CODE, _VARIABLES = "/dev/fdset/5", "/dev/fdset/6", "/dev/fdset/7
 
 PLUGS = 8
 """How many devices may be added while the machine runs (`virtainer.devices`)."""
-_PORTS = (individual.DEVICE, line.DEVICE)
-BUILT_IN = frozenset({"disk0", "nic0", *_PORTS, *(f"plug{each}" for each in range(PLUGS))})
+BUILT_IN = frozenset({"disk0", "nic0", line.DEVICE, *(f"plug{each}" for each in range(PLUGS))})
 """The devices with names that every machine may have from its start."""
 
 
@@ -199,8 +198,8 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
         devices += ["virtio-tablet-pci", "virtio-rng-pci", f"{ports[0]},multifunction=on", *ports[1:]]
     port: tuple[str, ...] = ()
     if handles.port is not None:
-        port = ("-chardev", f"socket,id=port,fd={handles.port}")
-        devices += ["virtio-serial-pci", f"virtserialport,id={individual.DEVICE},chardev=port,name={individual.PORT}"]
+        port = ("-chardev", f"socket,id={individual.CHARDEV},fd={handles.port}")
+        devices += ["virtio-serial-pci", f"virtserialport,chardev={individual.CHARDEV},name={individual.PORT}"]
     if handles.line is not None:
         port += ("-chardev", f"socket,id=line,fd={handles.line}")
         devices.append(f"virtserialport,id={line.DEVICE},chardev=line,name={line.NAME}")

@@ -129,7 +129,7 @@ def run() -> End:
         grace=settings.shutdown_timeout,
         linger=settings.linger,
         on_snapshot=(joined.after_snapshot, helper.after_snapshot),
-        on_port_closed={serial_line.DEVICE: joined.hang_up, individual.DEVICE: helper.gone},
+        on_line_closed=joined.hang_up,
     ).run()
     if storage.restore and not restored and end.reason is Reason.QEMU:
         end = End(Reason.TEMPLATE, f"{settings.template or settings.resume} does not restore: {end}")

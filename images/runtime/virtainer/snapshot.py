@@ -63,12 +63,13 @@ def main(arguments: list[str]) -> int:
     ):
         print(_USAGE, file=sys.stderr)
         return 2
-    if helper and not individual.WAITS.exists():
-        print("snapshot: no helper waits in the guest", file=sys.stderr)
-        return _NO_HELPER
     try:
         with qmp.connect() as connection:
-            run(qmp.Monitor(connection), *arguments)
+            monitor = qmp.Monitor(connection)
+            if helper and not individual.waits(monitor):
+                print("snapshot: no helper waits in the guest", file=sys.stderr)
+                return _NO_HELPER
+            run(monitor, *arguments)
     except (OSError, EOFError, qmp.Refused) as error:
         print(f"snapshot: {error or 'QEMU ended'}", file=sys.stderr)
         return 1

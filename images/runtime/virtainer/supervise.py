@@ -10,11 +10,11 @@ import signal
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from virtainer import requests, snapshot
+from virtainer import line, requests, snapshot
 from virtainer.ending import End, Reason, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from virtainer.qmp import Monitor
 
@@ -42,17 +42,17 @@ class Supervisor:
         grace: float,
         linger: bool,
         on_snapshot: Sequence[Callable[[str, str], None]],
-        on_port_closed: Mapping[str, Callable[[], None]],
+        on_line_closed: Callable[[], None],
     ) -> None:
         """Take QEMU's process id and pipes, the names of other children by process id, and seconds of grace.
 
         With `linger`, a guest that switches itself off is not the end: QEMU pauses, and may reset and go on.
         Each of `on_snapshot` is called with action (`save`, `load`) and name of a snapshot when the guest goes on
-        after it; of `on_port_closed`, by QEMU's names of its serial ports, that one whose end the guest has closed.
+        after it, `on_line_closed` when the guest has closed its end of the line.
         """
         self._qemu, self._helpers, self._monitor, self._grace = qemu, helpers, monitor, grace
         self._stderr, self._queue, self._on_snapshot = stderr, queue, on_snapshot
-        self._on_port_closed = on_port_closed
+        self._on_line_closed = on_line_closed
         self._last_words, self._unfinished = "", b""
         self._linger = linger
         self._off = False
@@ -160,8 +160,8 @@ class Supervisor:
             elif event == "JOB_STATUS_CHANGE" and (done := snapshot.finished(data)):
                 for tell in self._on_snapshot:
                     tell(*done)
-            elif event == "VSERPORT_CHANGE" and not data["open"] and data["id"] in self._on_port_closed:
-                self._on_port_closed[data["id"]]()
+            elif event == "VSERPORT_CHANGE" and data["id"] == line.DEVICE and not data["open"]:
+                self._on_line_closed()
             elif event == "GUEST_PANICKED":
                 say("guest panicked")
             elif event == "RESET" and data.get("guest"):

@@ -104,7 +104,7 @@ class Qemu:
             linger=linger,
             grace=grace,
             on_snapshot=(lambda *done: self.snapshots.append(done),),
-            on_port_closed={"line": lambda: self.snapshots.append(("line", "closed"))},
+            on_line_closed=lambda: self.snapshots.append(("line", "closed")),
         )
         try:
             return supervisor.run()
@@ -272,7 +272,7 @@ def test_what_was_asked_to_end_does_not_stay() -> None:
     supervise.linger(End(Reason.KILLED, "why"), -1)
 
 
-def test_a_port_whose_end_the_guest_has_closed_is_told() -> None:
+def test_the_end_of_the_lines_session_is_told() -> None:
     qemu = Qemu()
     for port, is_open in (("other", False), ("line", True), ("line", False)):
         qemu.event("VSERPORT_CHANGE", {"id": port, "open": is_open})

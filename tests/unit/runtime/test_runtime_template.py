@@ -13,6 +13,8 @@ from virtainer import disk, image, individual, machine, qmp, snapshot, template
 from virtainer.ending import End, Reason
 from virtainer.settings import Settings
 
+from tests.unit.runtime.fake_qemu import FakeQemu
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -228,11 +230,18 @@ def test_a_snapshot_that_needs_a_helper_is_not_made_without(
 ) -> None:
     monkeypatch.setattr(individual, "WAITS", tmp_path / "waits")
     monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
+    opened, closed = ([{"label": individual.CHARDEV, "frontend-open": each}] for each in (True, False))
+    done = [{"id": "save-a", "status": "concluded"}]
+    fake = FakeQemu(query_chardev=[opened, [], closed, opened], query_jobs=[done])
     words = ["save", "a", "--helper"]
-    assert snapshot.main(words) == 3
-    assert capsys.readouterr().err == "snapshot: no helper waits in the guest\n"
-    individual.WAITS.touch()
-    assert snapshot.main(words) == 1, "now it asks QEMU, of which there is none"
+    with fake.listening(qmp.SOCKET):
+        assert snapshot.main(words) == 3, "it has never said that it waits"
+        individual.WAITS.touch()
+        assert [snapshot.main(words) for _ in range(3)] == [3, 3, 0]
+    assert capsys.readouterr().err == "snapshot: no helper waits in the guest\n" * 3
+    assert fake.arguments("snapshot-save") == [
+        {"job-id": "save-a", "tag": "a", "devices": ["disk"], "vmstate": "disk"}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +293,7 @@ def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Pat
     theirs.sendall(b"done db 1.000000\n")
     while not waits.exists():
         pass
-    supervisor.gone()
+    waits.unlink()
     supervisor.after_snapshot("save", "with")  # kept anew, when none waits
     assert not told()
     supervisor.after_restore(clone=True)
