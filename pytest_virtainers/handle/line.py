@@ -37,6 +37,11 @@ COMMAND = ["line"]
 _SERIAL_PORT = "org.virtainers.line"
 # Out of the login's cgroup, as it would otherwise end with it; its own login moves it where sessions belong.
 # Fails where there is no such port or no sshd.
+#
+# Not sshd itself has the port, but two that only copy. It would poll the port twice, to read and to write, and Linux
+# (drivers/char/virtio_console.c) takes a message that comes in between when it is asked for the second time, where
+# nobody wants to read; the interrupt then finds nothing new and wakes nobody, until the next message. When sshd has
+# ended and all it said is through, the copier that still reads is ended, too: that closes the port.
 SERVE = f"""
 for each in /sys/class/virtio-ports/*; do
     [ "$(cat "$each/name")" != {_SERIAL_PORT} ] || device=/dev/${{each##*/}}
@@ -44,7 +49,11 @@ done
 sshd=$(command -v sshd || echo /usr/sbin/sshd)
 [ -c "$device" ] && [ -x "$sshd" ] || exit
 scope=/sys/fs/cgroup/init.scope/cgroup.procs
-setsid -f sh -c 'echo $$ >"$2"; exec "$0" -i <>"$1" >&0 2>/dev/null' "$sshd" "$device" $scope
+setsid -f sh -c '
+    echo $$ >"$2"
+    exec 3<>"$1"
+    cat <&3 3<&- | {{ "$0" -i 3<&- | cat >&3; kill 0; }}
+' "$sshd" "$device" $scope <>/dev/null >&0 2>&0
 """
 
 _AGREED = ("local_cipher", "remote_cipher", "local_mac", "remote_mac", "local_compression", "remote_compression")
@@ -110,6 +119,9 @@ class Recording(paramiko.Transport):
             if time.monotonic() > deadline or not self.is_active():
                 raise TimedOut
             time.sleep(_POLL_SECONDS)
+        # A channel counts as closed before paramiko's thread has answered that. Were keys changed in between, the
+        # answer would wait for the new ones, and they for that thread, which alone can read them.
+        self.global_request("keepalive@openssh.com", wait=True)
         self.renegotiate_keys()
 
 

@@ -297,6 +297,20 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
         pair[1].restore(snapshot)
 
 
+@pytest.mark.thorough
+def test_no_message_on_the_line_waits_for_the_next_one(pair: tuple[VM, VM]) -> None:
+    """Were sshd to poll the port itself, one change of keys in some 200 would go together with a silence of 10 s."""
+    vm = pair[0]
+    vm.run("true")
+    longest = 0.0
+    for _ in range(1000):
+        began = time.monotonic()
+        assert vm._frozen_session() is not None
+        vm.run("true")
+        longest = max(longest, time.monotonic() - began)
+    assert longest < 5.0
+
+
 @pytest.mark.parametrize("scope", ["class", "module", "session"])
 def test_a_shared_vm_is_reset_for_each_test(pytester: pytest.Pytester, scope: str) -> None:
     pytester.makepyfile(
