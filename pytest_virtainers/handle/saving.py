@@ -107,6 +107,7 @@ class Saving(Power):
         if self._connection is None or self._reversed:  # sshd would listen on, and we would not know for whom
             return None
         with contextlib.suppress(line.Unsuitable, *ssh.FAILURES):
+            self._connection.close_ahead()
             return line.freeze(self._connection.transport, _FREEZE_SECONDS)
         return None
 

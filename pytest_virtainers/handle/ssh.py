@@ -168,6 +168,11 @@ class Connection:
         self._ahead.append(channel)
         return True
 
+    def close_ahead(self) -> None:
+        """Close the channel that `open_ahead` has opened, if nobody has used it."""
+        while self._ahead:
+            self._ahead.pop().close()
+
     def _hang_up(self, channel: paramiko.Channel) -> None:
         """Close a channel on which something may be stuck: then the connection goes, too."""
         closing = threading.Thread(target=channel.close, daemon=True)

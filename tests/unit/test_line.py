@@ -162,6 +162,8 @@ def test_a_session_in_use_is_not_frozen(wire: Wire, stack: ExitStack) -> None:
     assert first.open_ahead(SECONDS)
     with pytest.raises(line.Unsuitable, match="a command still runs in it"):
         line.freeze(first.transport, SECONDS)
+    first.close_ahead()
+    line.freeze(first.transport, SECONDS)
 
 
 def test_nor_is_one_that_is_not_on_the_line(wire: Wire, stack: ExitStack) -> None:

@@ -288,6 +288,7 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     assert another.session is not None
     assert _helper(vm) != helper
     vm.restore(another)
+    assert vm.snapshot().session is not None, "of a machine that nobody has used since"
     vm.run("echo after >/tmp/file")
     with pytest.raises(GuestPanic):
         vm.run("echo c >/proc/sysrq-trigger; sleep 60", sudo=True)
