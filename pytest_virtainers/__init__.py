@@ -27,6 +27,7 @@ from pytest_virtainers.errors import (
 from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
+    from pytest_virtainers.arguments import Arguments
     from pytest_virtainers.fixtures import VMFactory
     from pytest_virtainers.handle.devices import Nic
     from pytest_virtainers.handle.network import Network
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VM",
+    "Arguments",
     "BootError",
     "BootTimeout",
     "BudgetError",
@@ -63,19 +65,19 @@ __all__ = [
 ]
 
 
-_HEAVY = {"Network": "network", "Nic": "devices", "Snapshot": "vm", "VM": "vm"}
+_ELSEWHERE = {
+    "Arguments": "arguments",
+    "Network": "handle.network",
+    "Nic": "handle.devices",
+    "Snapshot": "handle.vm",
+    "VM": "handle.vm",
+    "VMFactory": "fixtures",
+    "launch": "standalone",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is heavy, or needs pytest, when it is asked for."""
-    if name in _HEAVY:
-        return getattr(importlib.import_module(f"pytest_virtainers.handle.{_HEAVY[name]}"), name)
-    if name == "VMFactory":
-        from pytest_virtainers.fixtures import VMFactory
-
-        return VMFactory
-    if name == "launch":
-        from pytest_virtainers.standalone import launch
-
-        return launch
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(f"pytest_virtainers.{_ELSEWHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import pytest
 
 from pytest_virtainers import session
-from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.markers import arguments, by_name, scope_node
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.reporting import SESSION_VM_KEY, used
-from pytest_virtainers.spec import check, merge
+from pytest_virtainers.spec import SHARING, check, merge
 from pytest_virtainers.upcoming import next_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from pytest_virtainers.arguments import Arguments
     from pytest_virtainers.handle.network import Network
     from pytest_virtainers.handle.vm import VM, Snapshot
     from pytest_virtainers.spec import Spec
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class VMFactory(Protocol):
     """The type of the fixture `vm_factory`."""
 
-    def __call__(self, name: str = "vm", **arguments: Any) -> VM:
+    def __call__(self, name: str = "vm", **arguments: Unpack[Arguments]) -> VM:
         """Launch a VM called `name`, with the marker's other arguments; raises `SpecError` for a wrong one."""
 
 
@@ -177,10 +178,13 @@ def vm_factory(
     """A function that launches VMs: `vm_factory("db", ram="2G")`; all of them end with the test."""
     launched: list[VM] = []
 
-    def launch(name: str = "vm", **given: Any) -> VM:
+    def launch(name: str = "vm", **given: Unpack[Arguments]) -> VM:
         __tracebackhide__ = True
+        where = f"{request.node.nodeid}: vm_factory"
         with session.plain_errors():
-            checked = check({"name": name, **given}, f"{request.node.nodeid}: vm_factory", request.path.parent)
+            if senseless := [each for each in SHARING if each in given]:
+                raise SpecError(f"{where}: {senseless[0]} says how tests share a VM; these end with their test")
+            checked = check({"name": name, **given}, where, request.path.parent)
             base = _base(request.config, virtainer_defaults, virtainer_prepare)
             machine = _launch(request, merge(*base, checked))
         launched.append(machine)

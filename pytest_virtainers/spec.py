@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.handle.vm import VM
 
+SHARING = ("reset", "scope")
+"""Arguments that say how tests share a machine: for one that is launched in so many words, they have no meaning."""
 SCOPES = ("function", "class", "module", "session")
 _VARIABLES = ("CIDR", "DISK_CACHE", "OS_VARIANT", "SHUTDOWN_TIMEOUT")  # docs/runtime-image.md
 

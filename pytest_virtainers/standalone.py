@@ -5,23 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT, Progress
 from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.spec import check, merge
+from pytest_virtainers.spec import SHARING, check, merge
 from pytest_virtainers.tenure import Tenure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pytest_virtainers.arguments import MachineArguments
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
-
-_OF_TESTS = {"scope", "reset"}
 
 
 @contextlib.contextmanager
@@ -31,7 +30,7 @@ def launch(
     *,
     persist: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
-    **arguments: Any,
+    **arguments: Unpack[MachineArguments],
 ) -> Iterator[VM]:
     """Give a VM that is ready, for a block; nothing of it remains after that but what `persist` says.
 
@@ -50,7 +49,7 @@ def launch(
         EngineNotFound: no engine answers.
         VirtainerError: another of its children says why the VM did not get ready.
     """
-    if senseless := sorted(_OF_TESTS & arguments.keys()):
+    if senseless := [each for each in SHARING if each in arguments]:
         raise SpecError(f"launch: {senseless[0]} says how tests share a VM; here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
     wanted = wish({"image": image, "name": name, **arguments}, settings, persist)

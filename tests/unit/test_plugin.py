@@ -144,6 +144,14 @@ def test_without_an_engine_each_test_is_one_clear_error(pytester: pytest.Pyteste
     assert "urllib3" not in text, "the error speaks for itself, without its causes' tracebacks"
 
 
+@pytest.mark.parametrize("name", ["scope", "reset"])
+def test_what_a_test_launches_it_does_not_share(pytester: pytest.Pytester, name: str) -> None:
+    result = run(pytester, f"def test_it(vm_factory): vm_factory('db', {name}='session')")
+    result.assert_outcomes(failed=1)
+    words = f"test_it: vm_factory: {name} says how tests share a VM; these end with their test"
+    result.stdout.fnmatch_lines([f"E *SpecError: *{words}"])
+
+
 def test_missing_skip_turns_that_into_skips(pytester: pytest.Pytester) -> None:
     result = run(pytester, TWO_TESTS, "--virtainer-missing=skip", "-rs")
     result.assert_outcomes(skipped=2)

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from pytest_virtainers import Arguments
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import check, merge
+from pytest_virtainers.spec import PARSERS, SHARING, check, merge
 
 
 def refused(**arguments: object) -> str:
@@ -81,3 +82,7 @@ def test_an_image_may_be_a_path_relative_to_the_test(tmp_path: Path) -> None:
 
 def test_long_values_are_cut_in_the_message() -> None:
     assert len(refused(ram="x" * 500)) < 200
+
+
+def test_each_argument_has_a_type() -> None:
+    assert Arguments.__annotations__.keys() == PARSERS.keys() - {"name", *SHARING}

@@ -48,7 +48,7 @@ def test_what_says_how_tests_share_a_vm_is_refused(name: str) -> None:
 def test_an_unknown_argument_is_told_before_an_engine_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIRTAINER_ENGINE", "/nowhere")
     with pytest.raises(SpecError, match=r"^launch: unknown argument 'memory'"):
-        launch(memory="1G").__enter__()
+        launch(memory="1G").__enter__()  # type: ignore[call-arg]
 
 
 def test_run_asks_for_what_its_options_say(

@@ -76,14 +76,14 @@ def test_a_snapshot_brings_one_back_that_is_off(vm: VM) -> None:
 
 
 def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engine: Engine) -> None:
-    victim = vm_factory("victim", scope="function")
+    victim = vm_factory("victim")
     threading.Timer(0.5, engine.api.kill, (victim._container.id,)).start()
     with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:"):
         victim.shutdown()
 
 
 def test_what_has_no_qemu_any_more_says_so(vm_factory: VMFactory) -> None:
-    empty = vm_factory("empty", scope="function")
+    empty = vm_factory("empty")
     with contextlib.suppress(VMGone):  # the answer may be lost: the container ends with QEMU
         empty.qmp("quit")
     for use in (lambda: empty.qmp("query-status"), empty.start, empty.shutdown):

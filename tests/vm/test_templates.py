@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_virtainers import VM, GuestPanic, VMFactory
+from pytest_virtainers import VM, Arguments, GuestPanic, VMFactory
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.handle import line, ssh
 from pytest_virtainers.manager import Manager
@@ -20,7 +20,7 @@ from pytest_virtainers.spec import Spec, check, merge
 from pytest_virtainers.store import workshop
 from pytest_virtainers.templates import Template
 
-SHAPE = {"ram": "512M", "disk": "3G", "cpus": 2}  # two: the template boots faster
+SHAPE: Arguments = {"ram": "512M", "disk": "3G", "cpus": 2}  # two: the template boots faster
 
 
 def spec(name: str, **arguments: object) -> Spec:
@@ -252,7 +252,8 @@ def make_anew(manager: Manager, wanted: Spec, former: Template, capfd: pytest.Ca
 
 @pytest.mark.thorough
 def test_without_templates_a_vm_boots(vm_factory: VMFactory) -> None:
-    vm = vm_factory("cold", **SHAPE, template=False)
+    shape: Arguments = {**SHAPE, "template": False}
+    vm = vm_factory("cold", **shape)
     assert "Linux version" in vm.console.text
     assert "\x1b" not in vm.console.text
 
