@@ -358,12 +358,30 @@ def rm(names: tuple[str, ...], force: bool) -> None:
 
 
 @click.command
+@click.option("-l", "--list", "listed", is_flag=True, help="Print the tags that are there instead, the newest last.")
+@click.option("-d", "--delete", is_flag=True, help="Delete TAG instead: its room is for what is written later.")
 @_NAME
 @click.argument("tag", required=False)
-def snapshot(name: str, tag: str | None) -> None:
-    """Keep memory and disk of a VM as they are now, under TAG (s1, s2, …), and print that."""
-    from pytest_virtainers.handle.saving import free_name
+def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool) -> None:
+    """Keep memory and disk of a VM as they are now, under TAG (s1, s2, …), and print that.
 
+    \b
+    For example:
+      virtainers snapshot web clean; virtainers restore web clean; virtainers snapshot -d web clean
+    """  # noqa: D301
+    from pytest_virtainers import machines
+    from pytest_virtainers.handle.saving import free_name
+    from pytest_virtainers.handle.vm import Snapshot
+
+    if (listed and (delete or tag)) or (delete and not tag):
+        raise click.UsageError("a tag is needed with --delete, and has no meaning with --list")
+    if listed or delete:
+        with machines.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
+            if tag:
+                vm.delete_snapshot(Snapshot(vm, tag))
+            else:
+                print("".join(f"{each}\n" for each in vm.snapshots()), end="")
+        return
     with _attached(name) as vm, usage():
         print(vm.snapshot(tag or free_name(vm.snapshots())).name)
 

@@ -49,7 +49,9 @@ def free_name(taken: Collection[str]) -> str:
 class Saving(Power):
     """The part of the handle that brings a machine up, saves it, and goes back to what was saved."""
 
-    _taken: frozenset[str] = frozenset()  # the names of the snapshots that were made through this handle
+    # The names of the snapshots that were made through this handle, and those of them that are still there.
+    _given: frozenset[str] = frozenset()
+    _kept: frozenset[str] = frozenset()
 
     def wait_until_ready(self) -> None:
         """Wait for SSH and cloud-init after a start; raises `BootError` and its children, `VMGone` or `SSHError`."""
@@ -194,7 +196,7 @@ class Saving(Power):
             raise ValueError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
         if name is not None and name in self.snapshots():
             raise StoreError(f"{self.name} has a snapshot {name} already: choose another name")
-        name = name or free_name(self._taken)
+        name = name or free_name(self._given)
         done = self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
         session = self._frozen_session()
@@ -204,7 +206,8 @@ class Saving(Power):
             self._in_place("save", name)
         if not self._rests():  # somebody else has used it meanwhile
             session = None
-        self._taken |= {name}
+        self._given |= {name}
+        self._kept |= {name}
         self._wait_for_word(individual.DONE, deadline, done + 1)
         return Snapshot(self, name, session)
 
@@ -237,12 +240,7 @@ class Saving(Power):
             BootError: the guest did not answer afterwards.
         """
         __tracebackhide__ = True
-        if snapshot.vm is not self:
-            raise ValueError(f"{snapshot!r} is not a snapshot of {self!r}")
-        if snapshot.name not in self._taken and snapshot.name not in (there := self.snapshots()):
-            # QEMU would halt the machine before it looks.
-            have = f"it has {', '.join(there)}" if there else "it has none"
-            raise StoreError(f"{self.name} has no snapshot {snapshot.name}; {have}")
+        self._check_kept(snapshot)  # QEMU would halt the machine before it looks
         done = self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
         stood_still = self._off or bool(self._halted)
@@ -265,6 +263,26 @@ class Saving(Power):
             _CLONE_SECONDS,
             settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline, done + 1),
         )
+
+    def delete_snapshot(self, snapshot: Snapshot) -> None:
+        """Give the room of a snapshot of this machine, in its overlay, to what is written later.
+
+        Raises:
+            ValueError: it is one of another machine.
+            StoreError: there is none of this name, or QEMU refuses; the message has its words.
+        """
+        __tracebackhide__ = True
+        self._check_kept(snapshot)
+        self._in_place("delete", snapshot.name)
+        self._kept -= {snapshot.name}
+
+    def _check_kept(self, snapshot: Snapshot) -> None:
+        __tracebackhide__ = True
+        if snapshot.vm is not self:
+            raise ValueError(f"{snapshot!r} is not a snapshot of {self!r}")
+        if snapshot.name not in self._kept and snapshot.name not in (there := self.snapshots()):
+            have = f"it has {', '.join(there)}" if there else "it has none"
+            raise StoreError(f"{self.name} has no snapshot {snapshot.name}; {have}")
 
     def _in_place(self, action: str, *arguments: str) -> bool:
         """Have the supervisor do it; tell whether it was done, which without a helper in the guest it may not be."""

@@ -141,3 +141,9 @@ def test_a_machine_without_snapshots_is_told(
     monkeypatch.setattr(machines, "attached", lambda *_: contextlib.nullcontext(vm))
     assert cli.main(["restore", "web"]) == 1
     assert "web has no snapshot; virtainers snapshot web makes one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["-l", "web", "s1"], ["-d", "web"], ["-l", "-d", "web", "s1"]])
+def test_a_tag_is_for_deleting_not_for_listing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["snapshot", *words]) == 2
+    assert "a tag is needed with --delete, and has no meaning with --list" in capsys.readouterr().err

@@ -127,6 +127,11 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
     virtainers("exec", "tests-past", "--", "sh", "-c", "echo later >state")
     virtainers("restore", "tests-past")
     assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "newest\n", "not t1"
+    assert virtainers("snapshot", "--list", "tests-past").stdout == "t1\ns1\n"
+    virtainers("snapshot", "--delete", "tests-past", "s1")
+    said = virtainers("snapshot", "-d", "tests-past", "s1", fails=True).stderr
+    assert "tests-past has no snapshot s1; it has t1" in said
+    assert virtainers("snapshot", "-l", "tests-past").stdout == "t1\n"
     assert "t%1" in virtainers("snapshot", "tests-past", "t%1", fails=True).stderr
     virtainers("rm", "--force", "tests-past")
 

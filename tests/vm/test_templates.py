@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_virtainers import VM, Arguments, GuestPanic, VMFactory
+from pytest_virtainers import VM, Arguments, GuestPanic, StoreError, VMFactory
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.handle import line, ssh
 from pytest_virtainers.manager import Manager
@@ -295,6 +295,11 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
         vm.run("echo c >/proc/sysrq-trigger; sleep 60", sudo=True)
     vm.restore(snapshot)
     assert vm.run("cat /tmp/file").stdout == "before\n", "back from before the panic"
+    vm.delete_snapshot(another)
+    assert another.name not in vm.snapshots()
+    with pytest.raises(StoreError, match=f"has no snapshot {another.name}; it has {snapshot.name}"):
+        vm.restore(another)
+    assert vm.snapshot().name != another.name
     with pytest.raises(ValueError, match="is not a snapshot of"):
         pair[1].restore(snapshot)
 
