@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
-from pytest_virtainers.cli.common import settings
+from pytest_virtainers.cli.common import as_json, settings, show
 
 _FAILED = 1
 
 
 @click.command
-def doctor() -> int:
+@as_json
+def doctor(as_json: bool) -> int:
     """Say what this machine has, and what to mend."""
     from pytest_virtainers import doctor
 
     findings = doctor.examine(settings())
-    for finding in findings:
-        print(finding)
+    if as_json:
+        show([asdict(finding) for finding in findings], as_json=True)
+    else:
+        for finding in findings:
+            print(finding)
     return _FAILED if any(finding.fatal for finding in findings) else 0
 
 

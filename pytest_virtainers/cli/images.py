@@ -148,13 +148,14 @@ def rm(names: tuple[str, ...]) -> None:
 
 @images.command("verify")
 @click.argument("names", nargs=-1, shell_complete=image_names)
-def verify(names: tuple[str, ...]) -> int:
+@as_json
+def verify(names: tuple[str, ...], as_json: bool) -> int:
     """Compare guest images in the store with the digests that they had when they came there (default: all)."""
     from pytest_virtainers import housekeeping
     from pytest_virtainers.catalogue import catalogue
     from pytest_virtainers.manager import Manager
 
-    known, bad = catalogue(), 0
+    known, rows = catalogue(), []
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"the catalogue has no {unknown[0]}: see virtainers images ls")
     with Manager(settings(), progress()) as manager, manager.store() as shop:
@@ -167,11 +168,16 @@ def verify(names: tuple[str, ...]) -> int:
                 digest = shop.shell(f"sha256sum /store/{each.place}/disk.qcow2").split()[0]
             disk = each.manifest.get("disk", {})
             expected = disk.get("stored_sha256", disk.get("sha256"))
-            bad += digest != expected
-            print(f"{each.place}: {'as it came' if digest == expected else f'{digest}, and was {expected}'}")
-    for place in sorted(wanted):
-        print(f"{place}: not in the store")
-    return 1 if bad or wanted else 0
+            rows.append({"place": each.place, "sha256": digest, "was": expected})
+            if not as_json:
+                print(f"{each.place}: {'as it came' if digest == expected else f'{digest}, and was {expected}'}")
+    missing = sorted(wanted)
+    if as_json:
+        show([*rows, *({"place": place, "sha256": None, "was": None} for place in missing)], as_json=True)
+    else:
+        for place in missing:
+            print(f"{place}: not in the store")
+    return 1 if missing or any(row["sha256"] != row["was"] for row in rows) else 0
 
 
 def _spec(**given: str | None) -> Spec:

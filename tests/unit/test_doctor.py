@@ -1,5 +1,6 @@
 """What `virtainers doctor` finds, without an engine or with one that is a fake."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -34,6 +35,10 @@ def test_without_an_engine_doctor_fails_with_all_that_was_tried(
         "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused\n"
         "To mend it: apt-get install podman   (or: docker.io; then start dockerd)\n"
     )
+    assert cli.main(["doctor", "--json"]) == 1
+    last = json.loads(capsys.readouterr().out)[-1]
+    assert (last["topic"], last["mend"], last["fatal"]) == ("engine", "", True)
+    assert last["seen"].startswith("no container engine answered")
 
 
 @pytest.fixture

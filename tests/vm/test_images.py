@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import lzma
 import os
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import contained, images
+from pytest_virtainers import cli, contained, images
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.engine.streams import Log
@@ -48,6 +49,34 @@ def test_a_packed_disk_comes_into_the_store_and_is_fetched_once(server: HostileS
     assert len(server.ranges) == 2
     assert images.ensure(image(server), "auto", shop, SILENT) == guest
     assert len(server.ranges) == 2
+
+
+def test_the_disks_in_the_store_are_compared_with_what_they_were(
+    server: HostileServer,
+    shop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VIRTAINER_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    server.content = DISK
+    (tmp_path / "virtainers").mkdir()
+    (tmp_path / "virtainers" / "images.toml").write_text(
+        f'[tiny]\nurl = "{server.url}"\nsha256 = "{hashlib.sha256(DISK).hexdigest()}"\n'
+    )
+    assert cli.main(["images", "verify", "tiny"]) == 1
+    assert capsys.readouterr().out.endswith(": not in the store\n")
+    assert cli.main(["images", "pull", "tiny"]) == 0
+    capsys.readouterr()
+    assert cli.main(["images", "verify", "--json", "tiny"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["sha256"] == row["was"]
+    assert cli.main(["images", "verify"]) == 0
+    assert capsys.readouterr().out == f"{row['place']}: as it came\n"
+    shop.shell(f"printf x >>/store/{row['place']}/disk.qcow2")
+    assert cli.main(["images", "verify"]) == 1
+    assert f", and was {row['was']}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["raw", "vmdk", "vhdx"])
