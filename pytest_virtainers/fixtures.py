@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack
 import pytest
 
 from pytest_virtainers import session
-from pytest_virtainers.errors import SpecError, VirtainerError
+from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.markers import arguments, by_name, scope_node
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.reporting import SESSION_VM_KEY, used
-from pytest_virtainers.spec import SHARING, check, merge
+from pytest_virtainers.spec import check, merge, refuse_sharing
 from pytest_virtainers.upcoming import next_spec
 
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ def vm_factory(
         __tracebackhide__ = True
         where = f"{request.node.nodeid}: vm_factory"
         with session.plain_errors():
-            if senseless := [each for each in SHARING if each in given]:
-                raise SpecError(f"{where}: {senseless[0]} says how tests share a VM; these end with their test")
+            refuse_sharing(given, where, "these end with their test")
             checked = check({"name": name, **given}, where, request.path.parent)
             base = _base(request.config, virtainer_defaults, virtainer_prepare)
             machine = _launch(request, merge(*base, checked))

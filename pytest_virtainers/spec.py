@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pytest_virtainers.handle.vm import VM
 
 SHARING = ("reset", "scope")
-"""Arguments that say how tests share a machine: for one that is launched in so many words, they have no meaning."""
 SCOPES = ("function", "class", "module", "session")
 _VARIABLES = ("CIDR", "DISK_CACHE", "OS_VARIANT", "SHUTDOWN_TIMEOUT")  # docs/runtime-image.md
 
@@ -254,6 +253,12 @@ def check(arguments: Mapping[str, object], where: str, base: Path | None = None)
         except ValueError as error:
             raise SpecError(f"{where}: {name}={_brief(value)}: {error}") from error
     return checked
+
+
+def refuse_sharing(arguments: Mapping[str, object], where: str, instead: str) -> None:
+    """Raise `SpecError` if an argument says how tests share a machine where they cannot; `instead` says what holds."""
+    if senseless := [each for each in SHARING if each in arguments]:
+        raise SpecError(f"{where}: {senseless[0]} says how tests share a VM; {instead}")
 
 
 def merge(*layers: Mapping[str, Any]) -> Spec:

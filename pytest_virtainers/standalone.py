@@ -11,7 +11,7 @@ from pytest_virtainers.errors import SpecError
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT, Progress
 from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.spec import SHARING, check, merge
+from pytest_virtainers.spec import check, merge, refuse_sharing
 from pytest_virtainers.tenure import Tenure
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def launch(
         EngineNotFound: no engine answers.
         VirtainerError: another of its children says why the VM did not get ready.
     """
-    if senseless := [each for each in SHARING if each in arguments]:
-        raise SpecError(f"launch: {senseless[0]} says how tests share a VM; here it ends with the block that has it")
+    refuse_sharing(arguments, "launch", "here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
     wanted = wish({"image": image, "name": name, **arguments}, settings, persist)
     with launched(wanted, settings, persist, progress) as vm:

@@ -106,26 +106,22 @@ class Recording(paramiko.Transport):
         ours: Any = self.packetizer
         return bool(ours._Packetizer__sequence_number_out == ours._Packetizer__sequence_number_in == 0)
 
-    def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
-        key: bytes = super()._compute_key(id, nbytes)  # type: ignore[misc]
-        self.derived[id] = key
-        return key
-
-    def change_keys(self, deadline: float) -> None:
-        """Change keys when the server, too, has closed all channels: it would say so to who knows of none."""
+    def wait_until_unused(self, deadline: float) -> None:
+        """Wait until the server, too, has closed all channels: later it would say so to who knows of none."""
         while self._open:
             if not all(each.closed for each in self._open):
                 raise Unsuitable("a command still runs in it")
             if time.monotonic() > deadline or not self.is_active():
                 raise TimedOut
             time.sleep(_POLL_SECONDS)
-        # A channel counts as closed before paramiko's thread has answered that. Were keys changed in between, the
-        # answer would wait for the new ones, and they for that thread, which alone can read them.
-        self.global_request("keepalive@openssh.com", wait=True)
-        self.renegotiate_keys()
+
+    def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
+        key: bytes = super()._compute_key(id, nbytes)  # type: ignore[misc]
+        self.derived[id] = key
+        return key
 
 
-def freeze(transport: paramiko.Transport, seconds: float) -> Session:
+def freeze(connection: ssh.Connection, seconds: float) -> Session:
     """Change keys and give what it takes to go on from here; until the guest is saved, nothing may be sent.
 
     Raises:
@@ -133,6 +129,7 @@ def freeze(transport: paramiko.Transport, seconds: float) -> Session:
             with new keys (it is older than 9.6, or not OpenSSH), or not within so many seconds.
         paramiko.SSHException, OSError, EOFError: the connection broke.
     """
+    transport = connection.transport
     if not isinstance(transport, Recording):
         raise Unsuitable("it is not on the line")
     ours: Any = transport
@@ -140,7 +137,8 @@ def freeze(transport: paramiko.Transport, seconds: float) -> Session:
         raise Unsuitable("the guest's sshd does not know the strict key exchange")
     deadline = time.monotonic() + seconds
     try:
-        patiently(lambda: transport.change_keys(deadline), check=lambda: None, deadline=deadline)
+        transport.wait_until_unused(deadline)
+        patiently(connection.change_keys, check=lambda: None, deadline=deadline)
     except TimedOut:
         raise Unsuitable(f"the guest's sshd did not change keys within {seconds:g} s") from None
     facts = {name: str(getattr(ours, name)) for name in (*_AGREED, *_VERSIONS)}

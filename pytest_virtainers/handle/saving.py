@@ -110,7 +110,7 @@ class Saving(Power):
             return None
         with contextlib.suppress(line.Unsuitable, *ssh.FAILURES):
             self._connection.close_ahead()
-            return line.freeze(self._connection.transport, _FREEZE_SECONDS)
+            return line.freeze(self._connection, _FREEZE_SECONDS)
         return None
 
     def _rests(self) -> bool:
@@ -143,7 +143,7 @@ class Saving(Power):
                 connection.execute(
                     "true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self._check_alive
                 )
-                return line.freeze(connection.transport, _LOGIN_SECONDS)
+                return line.freeze(connection, _LOGIN_SECONDS)
             finally:
                 connection.close()
         return None

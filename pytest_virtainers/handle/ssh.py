@@ -199,6 +199,14 @@ class Connection:
         with self._asking:  # paramiko takes any answer for that to the request which was made last
             self.transport.global_request(kind, data, wait=True)
 
+    def change_keys(self) -> None:
+        """Agree with the server on new keys; waits as `request` does."""
+        with self._asking:  # an answer to something else would look like the end of this, too
+            # A channel counts as closed before paramiko's thread has answered that. Were keys changed in between, the
+            # answer would wait for the new ones, and they for that thread, which alone can read them.
+            self.transport.global_request("keepalive@openssh.com", wait=True)
+            self.transport.renegotiate_keys()
+
     def listen(self, port: int, arrived: Callable[[paramiko.Channel, Any, Any], object]) -> int:
         """Have the guest's sshd listen on a port of its localhost; give the port. Waits as `request` does."""
         with self._asking:

@@ -100,7 +100,7 @@ def frozen(wire: Wire) -> line.Session:
     """Log in, do something, and give what is kept of the session in a template's manifest."""
     first = wire.log_in()
     assert execute(first) == (b"FIRST", 7)
-    session = line.freeze(first.transport, SECONDS)
+    session = line.freeze(first, SECONDS)
     first.close()
     first.transport.join(SECONDS)
     return line.Session(**json.loads(json.dumps(asdict(session))))
@@ -142,13 +142,13 @@ def test_what_goes_on_may_be_frozen_in_its_turn_and_goes_on_itself(wire: Wire, s
     second = line.resume(wire.end.dup(), frozen(wire))
     stack.callback(second.close)
     assert execute(second, "second") == (b"SECOND", 7)
-    again = line.freeze(second.transport, SECONDS)
+    again = line.freeze(second, SECONDS)
     transport: Any = second.transport
     assert transport.at_rest
     assert execute(second, "on") == (b"ON", 7)
     assert not transport.at_rest
-    assert line.freeze(second.transport, SECONDS).keys != again.keys
-    latest = line.freeze(second.transport, SECONDS)
+    assert line.freeze(second, SECONDS).keys != again.keys
+    latest = line.freeze(second, SECONDS)
     second.close()
     second.transport.join(SECONDS)
     third = line.resume(wire.end, latest)
@@ -161,16 +161,16 @@ def test_a_session_in_use_is_not_frozen(wire: Wire, stack: ExitStack) -> None:
     stack.callback(first.close)
     assert first.open_ahead(SECONDS)
     with pytest.raises(line.Unsuitable, match="a command still runs in it"):
-        line.freeze(first.transport, SECONDS)
+        line.freeze(first, SECONDS)
     first.close_ahead()
-    line.freeze(first.transport, SECONDS)
+    line.freeze(first, SECONDS)
 
 
 def test_nor_is_one_that_is_not_on_the_line(wire: Wire, stack: ExitStack) -> None:
     first = ssh.log_in(wire.end.dup(), "debian", KEYS, SECONDS)
     stack.callback(first.close)
     with pytest.raises(line.Unsuitable, match="it is not on the line"):
-        line.freeze(first.transport, SECONDS)
+        line.freeze(first, SECONDS)
 
 
 def test_a_channel_that_was_opened_ahead_is_the_next_commands(wire: Wire, stack: ExitStack) -> None:
@@ -200,7 +200,7 @@ def test_a_server_that_does_not_count_anew_is_refused(stack: ExitStack) -> None:
     first = wire.log_in()
     stack.callback(first.close)
     with pytest.raises(line.Unsuitable, match="does not know the strict key exchange"):
-        line.freeze(first.transport, SECONDS)
+        line.freeze(first, SECONDS)
 
 
 @pytest.mark.parametrize("table", ["_cipher_info", "_mac_info"])
@@ -225,7 +225,7 @@ def test_keys_are_not_changed_before_the_server_has_closed_all_channels(wire: Wi
     execute(first, "quick")
     gc.collect()
     with pytest.raises(line.Unsuitable, match=r"did not change keys within 0\.05 s"):
-        line.freeze(first.transport, 0.05)
+        line.freeze(first, 0.05)
 
 
 def test_paramikos_own_words_are_not_among_a_tests_logs(
