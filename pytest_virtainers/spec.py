@@ -256,7 +256,7 @@ def check(arguments: Mapping[str, object], where: str, base: Path | None = None)
 
 
 def refuse_sharing(arguments: Mapping[str, object], where: str, instead: str) -> None:
-    """Raise `SpecError` if an argument says how tests share a machine where they cannot; `instead` says what holds."""
+    """Raise `SpecError` if an argument says how tests share a machine where they cannot; `instead` says what is."""
     if senseless := [each for each in SHARING if each in arguments]:
         raise SpecError(f"{where}: {senseless[0]} says how tests share a VM; {instead}")
 
