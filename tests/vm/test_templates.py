@@ -267,6 +267,11 @@ def _helper(vm: VM) -> str:
     return vm.run("pgrep -f [v]irtainer-clone").stdout.strip()
 
 
+def _overlay_bytes(vm: VM) -> float:
+    nodes = vm.qmp("query-named-block-nodes", flat=True)
+    return float(next(each for each in nodes if each["node-name"] == "disk")["image"]["actual-size"])
+
+
 def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     vm = pair[0]
     vm.run("echo before >/tmp/file; nohup sleep 1000 >/dev/null 2>&1 &")
@@ -299,7 +304,9 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
         vm.run("echo c >/proc/sysrq-trigger; sleep 60", sudo=True)
     vm.restore(snapshot)
     assert vm.run("cat /tmp/file").stdout == "before\n", "back from before the panic"
+    before = _overlay_bytes(vm)
     vm.delete_snapshot(another)
+    assert _overlay_bytes(vm) < before - 50e6, "the room of its memory is free"
     assert another.name not in vm.snapshots()
     with pytest.raises(StoreError, match=f"has no snapshot {another.name}; it has {snapshot.name}"):
         vm.restore(another)
