@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.errors import ImageError, StoreError
 from pytest_virtainers.paths import cache_folder
+from pytest_virtainers.progress import bar
 from pytest_virtainers.unpack import Damaged, Unpacker
 
 if TYPE_CHECKING:
@@ -101,11 +102,12 @@ def unpacked(path: Path, key: str, step: Step) -> Iterator[Path]:
     target = downloads() / f"{key}.disk"
     try:
         try:
+            size = path.stat().st_size
             with path.open("rb") as file, target.open("wb") as out:
                 unpacker = Unpacker(out.write)
                 while data := file.read(_CHUNK_BYTES):
                     unpacker.write(data)
-                    step.update(f"unpacked {file.tell() // _CHUNK_BYTES} MiB of it")
+                    step.update(f"unpacking {bar(file.tell(), size)}")
                 unpacker.end()
         except Damaged as error:
             raise ImageError(f"image {path}: {error}") from None
@@ -122,11 +124,11 @@ def unpacked(path: Path, key: str, step: Step) -> Iterator[Path]:
 
 def digest(path: Path, step: Step) -> str:
     """Give the SHA-256 of a file."""
-    sha = hashlib.sha256()
+    sha, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while data := file.read(_CHUNK_BYTES):
             sha.update(data)
-            step.update(f"{file.tell() // _CHUNK_BYTES} MiB")
+            step.update(bar(file.tell(), size))
     return sha.hexdigest()
 
 
@@ -208,6 +210,6 @@ def _as_tar(path: Path, step: Step) -> Iterator[bytes]:
     with path.open("rb") as file:
         while data := file.read(_CHUNK_BYTES):
             sent += len(data)
-            step.update(f"{sent // _CHUNK_BYTES} of {size // _CHUNK_BYTES} MiB")
+            step.update(bar(sent, size))
             yield data
     yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import urldefrag, urlsplit
 
 from pytest_virtainers.errors import ImageError, StoreError
+from pytest_virtainers.progress import bar
 from pytest_virtainers.unpack import Damaged, Unpacker
 
 if TYPE_CHECKING:
@@ -325,7 +326,7 @@ class _Download:
                 self._file.write(data)
                 self._sink.write(data)
                 self._count()
-                self._tell(f"{self._file.tell() // 2**20} of {whole // 2**20 if whole else '?'} MiB")
+                self._tell(bar(self._file.tell(), whole))
             if whole is None or self._file.tell() >= whole:
                 return
         raise _Broken(f"the connection was cut after {self._file.tell()} of {whole or 'unknown'} bytes")

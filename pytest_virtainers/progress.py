@@ -7,6 +7,7 @@ A step that ends within two seconds stays silent. On a terminal a longer one is 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 2.0
 _REDRAW_SECONDS = 0.25
 _INTERIM_SECONDS = 60.0
-_WIDTH = 100
+_WIDTH = 100  # at most
+_BAR = 24
+_MIB = 1024 * 1024
 _ERASE = "\r\x1b[2K"
 
 
@@ -37,7 +40,7 @@ class Step:
         if now < self._due:
             return
         line = f"virtainers: {self._title} ({now - self._began:.0f} s) {_printable(detail)}".rstrip()
-        self._write(f"{_ERASE}{line[:_WIDTH]}" if self._live else f"{line}\n")
+        self._write(f"{_ERASE}{line[: _width()]}" if self._live else f"{line}\n")
         self._due = now + _REDRAW_SECONDS if self._live else math.inf
 
     def end(self, outcome: str) -> None:
@@ -72,6 +75,20 @@ class Progress:
 
 
 SILENT = Progress(lambda _text: None, live=False)
+
+
+def bar(done: int, whole: int | None) -> str:
+    """Draw how many bytes of how many are done, as a detail of a step; None: nobody knows how many there are."""
+    if not whole:
+        return f"{done // _MIB} MiB"
+    share = min(done / whole, 1.0)
+    drawn = "#" * int(share * _BAR)
+    return f"[{drawn:-<{_BAR}}] {int(share * 100)} % of {whole / _MIB:.0f} MiB"
+
+
+def _width() -> int:
+    # One less than there is: some terminals begin a new line with the last column.
+    return min(_WIDTH, shutil.get_terminal_size((_WIDTH + 1, 1)).columns - 1)
 
 
 def _printable(text: str) -> str:

@@ -9,11 +9,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pytest_virtainers.handle import transfer
 from pytest_virtainers.handle.commands import Commands
+from pytest_virtainers.progress import bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_MIB = 1024 * 1024
 _GLOB = """
 for each in $1; do
     if [ -e "$each" ] || [ -L "$each" ]; then printf '%s\\0' "$each"; fi
@@ -125,7 +125,7 @@ class Files(Commands):
                 return data
 
             def show() -> None:
-                step.update(f"{moved // _MIB} MiB")
+                step.update(bar(moved, None))
 
             def receive(stdout: Callable[[bytes], object], data: bytes) -> None:
                 stdout(count(data))

@@ -44,7 +44,7 @@ def left(folder: Path) -> list[str]:
 
 
 def test_a_good_day(server: HostileServer, tmp_path: Path) -> None:
-    assert get(server, tmp_path)[-1] == "1 of 1 MiB"
+    assert get(server, tmp_path)[-1] == f"[{'#' * 24}] 100 % of 1 MiB"
     assert (tmp_path / "disk").read_bytes() == CONTENT
     assert left(tmp_path) == ["disk"]
     assert server.ranges == [None]

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from pytest_virtainers.progress import Progress
+from pytest_virtainers.progress import Progress, bar
 
 
 @pytest.fixture
@@ -62,3 +62,28 @@ def test_a_terminal_gets_one_line_that_changes(clock: list[float]) -> None:
         "\r\x1b[2Kvirtainers: booting (3 s) [31mlogin:",
         "\r\x1b[2Kvirtainers: booting: failed in 3.0 s\n",
     ]
+
+
+def test_a_terminal_that_is_narrow_gets_a_shorter_line(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    shown: list[str] = []
+    with Progress(shown.append, live=True).step("booting") as step:
+        clock[0] += 3
+        step.update("x" * 100)
+    assert shown[0] == "\r\x1b[2Kvirtainers: booting (3 s) xxx"
+
+
+@pytest.mark.parametrize(
+    ("done_mib", "whole_mib", "drawn"),
+    [
+        (0, 300, f"[{'-' * 24}] 0 % of 300 MiB"),
+        (100, 300, f"[{'#' * 8}{'-' * 16}] 33 % of 300 MiB"),
+        (299.9, 300, f"[{'#' * 23}-] 99 % of 300 MiB"),
+        (300, 300, f"[{'#' * 24}] 100 % of 300 MiB"),
+        (400, 300, f"[{'#' * 24}] 100 % of 300 MiB"),
+        (100, None, "100 MiB"),
+    ],
+)
+def test_bar(done_mib: float, whole_mib: int | None, drawn: str) -> None:
+    mib = 1024 * 1024
+    assert bar(int(done_mib * mib), whole_mib and whole_mib * mib) == drawn
