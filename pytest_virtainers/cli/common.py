@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_virtainers import values
-from pytest_virtainers.errors import SpecError, VirtainerError
+from pytest_virtainers.errors import SpecError
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import environment, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from click.shell_completion import CompletionItem
 
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.settings import Settings
@@ -110,29 +108,3 @@ class GuestCommand(click.Command):
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Name the words, too."""
         return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
-
-
-def machine_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a machine that is there."""
-    from click.shell_completion import CompletionItem
-
-    from pytest_virtainers import machines
-
-    try:
-        with machines.connected(settings()) as engine:
-            found = machines.list_all(engine)
-    except VirtainerError:
-        return []
-    return [CompletionItem(each.name, help=each.image) for each in found if each.name.startswith(incomplete)]
-
-
-def image_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete a name of the catalogue."""
-    from click.shell_completion import CompletionItem
-
-    from pytest_virtainers.catalogue import catalogue
-
-    try:
-        return [CompletionItem(each) for each in catalogue() if each.startswith(incomplete)]
-    except VirtainerError:
-        return []

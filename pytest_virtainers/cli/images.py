@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_virtainers.cli.common import OPTIONS, as_json, image_names, progress, settings, show, tell, usage
+from pytest_virtainers.cli.common import OPTIONS, as_json, progress, settings, show, tell, usage
+from pytest_virtainers.cli.complete import image_names, option_of
 from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
 
 if TYPE_CHECKING:
     from pytest_virtainers.spec import Spec
 
-_ARCH = click.option("--arch", metavar="amd64|arm64|auto", help="Of the machines that it is for.")
+_ARCH = option_of("--arch", "amd64|arm64|auto", "Of the machines that it is for.")
 
 
 @click.command
@@ -99,7 +100,7 @@ def pull(names: tuple[str, ...], arch: str | None) -> None:
 @click.argument("image", shell_complete=image_names)
 @click.option("--tag", help="What it is called; for debian-13 by default localhost/virtainers/debian:13.")
 @_ARCH
-@click.option("--firmware", metavar="bios|uefi|auto", help="From which it boots.")
+@option_of("--firmware", "bios|uefi|auto", "From which it boots.")
 def bake(image: str, tag: str | None, arch: str | None, firmware: str | None) -> None:
     """Make a container image with IMAGE's disk in it: a prepared virtainer, which starts by the engine's run.
 

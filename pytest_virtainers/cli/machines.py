@@ -17,8 +17,6 @@ from pytest_virtainers.cli.common import (
     OPTIONS,
     GuestCommand,
     as_json,
-    image_names,
-    machine_names,
     progress,
     settings,
     show,
@@ -26,6 +24,7 @@ from pytest_virtainers.cli.common import (
     tell,
     usage,
 )
+from pytest_virtainers.cli.complete import files_or_machines, image_names, machine_names, option_of, snapshot_tags
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.settings import resolve
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 _NAME = click.argument("name", shell_complete=machine_names)
 _USUAL = resolve([]).shape  # unless VIRTAINER_X says otherwise
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
 
 
 @click.command(cls=GuestCommand)
@@ -55,10 +55,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--package", "packages", multiple=True, metavar="NAME", help="Install this; can be given again.")
 @click.option("--network", metavar="NAME", help="A network of the engine's, rather than ours.")
 @click.option("--ip", metavar="ADDRESS", help="Its address there.")
-@click.option("--internet", metavar="on|off", help="Off: nothing leaves the VM's network.")
-@click.option("--accel", metavar="kvm|tcg|auto", help="How it is run.")
-@click.option("--arch", metavar="amd64|arm64|auto", help="Its processor's architecture.")
-@click.option("--firmware", metavar="bios|uefi|auto", help="From which it boots.")
+@option_of("--internet", "on|off", "Off: nothing leaves the VM's network.")
+@option_of("--accel", "kvm|tcg|auto", "How it is run.")
+@option_of("--arch", "amd64|arm64|auto", "Its processor's architecture.")
+@option_of("--firmware", "bios|uefi|auto", "From which it boots.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="OS_VARIANT=win10, say; can be given again.")
 @click.option("--cold", is_flag=True, help="Boot it, rather than clone one that has booted.")
 @click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which its disk stays.")
@@ -244,8 +244,8 @@ def execute(
 
 
 @click.command
-@click.argument("source")
-@click.argument("dest")
+@click.argument("source", shell_complete=files_or_machines)
+@click.argument("dest", shell_complete=files_or_machines)
 def cp(source: str, dest: str) -> None:
     """Copy a file or tree to or from a VM that stays; modes, links and holes are kept.
 
@@ -361,7 +361,7 @@ def rm(names: tuple[str, ...], force: bool) -> None:
 @click.option("-l", "--list", "listed", is_flag=True, help="Print the tags that are there instead, the newest last.")
 @click.option("-d", "--delete", is_flag=True, help="Delete TAG instead: its room is for what is written later.")
 @_NAME
-@click.argument("tag", required=False)
+@_TAG
 def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool) -> None:
     """Keep memory and disk of a VM as they are now, under TAG (s1, s2, …), and print that.
 
@@ -388,7 +388,7 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool) -> None:
 
 @click.command
 @_NAME
-@click.argument("tag", required=False)
+@_TAG
 def restore(name: str, tag: str | None) -> None:
     """Have memory and disk of a VM as they were at the snapshot TAG (by default, the newest)."""
     from pytest_virtainers import machines

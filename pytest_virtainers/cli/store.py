@@ -7,6 +7,7 @@ import time
 import click
 
 from pytest_virtainers.cli.common import as_json, progress, settings, show, size
+from pytest_virtainers.cli.complete import store_places
 from pytest_virtainers.errors import StoreError
 
 
@@ -47,7 +48,7 @@ def ls(as_json: bool) -> None:
 
 
 @store.command("rm")
-@click.argument("places", nargs=-1, required=True)
+@click.argument("places", nargs=-1, required=True, shell_complete=store_places)
 def rm(places: tuple[str, ...]) -> None:
     """Remove some that are not in use; PLACES are as `store ls` shows them: guests/… or templates/…."""
     from pytest_virtainers import housekeeping

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -252,6 +255,36 @@ def test_completion_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     for shell in ("zsh", "fish"):  # click asks bash for its version first
         assert cli.main(["completion", shell]) == 0
         assert "_VIRTAINERS_COMPLETE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("snap", "snapshot"),
+        ("run --arch a", "amd64 arm64 auto"),
+        ("run --internet ", "on off"),
+        ("images pull debian-12", "debian-12 debian-12-cloud debian-12-cloud-arm64"),
+        ("images pull no-such-thing", ""),
+        ("stop ", ""),  # no engine answers
+        ("cp ./", ""),  # files, which bash itself looks for
+        ("completion b", "bash"),
+    ],
+)
+def test_completion_in_bash(line: str, offered: str, tmp_path: Path) -> None:
+    command = str(Path(sys.executable).with_name("virtainers"))
+    script = f"""
+        set -u
+        compopt() {{ :; }}  # only works while a key is handled
+        source <({command} completion bash)
+        COMP_WORDS=({command} {line if line[-1] != " " else line + "''"}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _virtainers_completion {command}
+        echo "${{COMPREPLY[*]-}}"
+    """
+    nowhere = {"VIRTAINER_ENGINE": "docker", "DOCKER_HOST": f"unix://{tmp_path}/none.sock", "HOME": str(tmp_path)}
+    run = subprocess.run(
+        ["bash", "-c", script], env=os.environ | nowhere, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (run.stdout.split("\n")[0], run.stderr) == (offered, "")
 
 
 def test_a_silent_log_does_not_end_and_close_wakes_its_reader(engine: Engine, server: FakeEngine) -> None:

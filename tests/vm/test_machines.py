@@ -28,9 +28,13 @@ def virtainers(runtime_image: str) -> Iterator[Virtainers]:
     """Run the command; machines of these tests go at the end, and those of a run that was killed before it."""
     assert runtime_image
 
-    def run(*words: object, stdin: str = "", fails: bool = False) -> "subprocess.CompletedProcess[str]":
+    def run(
+        *words: object, stdin: str = "", fails: bool = False, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "pytest_virtainers.cli", *map(str, words)]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=480)
+        done = subprocess.run(
+            command, env=os.environ | variables, input=stdin, capture_output=True, text=True, check=False, timeout=480
+        )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done
 
@@ -128,6 +132,13 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
     virtainers("restore", "tests-past")
     assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "newest\n", "not t1"
     assert virtainers("snapshot", "--list", "tests-past").stdout == "t1\ns1\n"
+    for line, offered in {
+        "restore tests-past t": "plain,t1\n",
+        "cp tests-pa": "plain,tests-past:\n",
+        "store rm templates/": "plain,templates/",
+    }.items():
+        words = {"COMP_WORDS": f"virtainers {line}", "COMP_CWORD": str(line.count(" ") + 1)}
+        assert virtainers(_VIRTAINERS_COMPLETE="bash_complete", **words).stdout.startswith(offered), line
     virtainers("snapshot", "--delete", "tests-past", "s1")
     said = virtainers("snapshot", "-d", "tests-past", "s1", fails=True).stderr
     assert "tests-past has no snapshot s1; it has t1" in said
