@@ -14,6 +14,7 @@ from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from pytest_virtainers import VM
+from tests.vm.browser import browsing
 
 _KEYSYMS = {"\b": 0xFF08}
 
@@ -117,6 +118,21 @@ def test_a_browser_has_a_page_and_only_that_has_the_screen(session_vm: VM) -> No
                 connect(screen, origin=origin)
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=5)
+
+
+@pytest.mark.thorough
+def test_a_browser_shows_the_screen_and_types(vm: VM, tmp_path: Path) -> None:
+    with vm.novnc() as url, browsing(url) as page:
+        page.wait_until("document.documentElement.classList.contains('noVNC_connected')")
+        canvas = "document.querySelector('#noVNC_container canvas')"
+        pixels = f"{canvas}.getContext('2d').getImageData(0, 0, {canvas}.width, {canvas}.height).data"
+        page.wait_until(f"new Set(new Uint32Array({pixels}.buffer)).size > 1")
+        width, height = struct.unpack(">II", vm.screenshot(tmp_path / "screen.png").read_bytes()[16:24])
+        assert page.value(f"`${{{canvas}.width}} ${{{canvas}.height}}`") == f"{width} {height}"
+        page.type("seeninabrowser")
+        vm.wait_until_succeeds("grep -a seeninabrowser /dev/vcs1", sudo=True)
+        (tmp_path / "page.png").write_bytes(page.png())
+        assert (tmp_path / "page.png").stat().st_size > 5000, "an empty page"
 
 
 def test_nobody_else_is_let_in(session_vm: VM) -> None:
