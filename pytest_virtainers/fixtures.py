@@ -12,7 +12,7 @@ from pytest_virtainers.markers import arguments, by_name, scope_node
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.reporting import SESSION_VM_KEY, used
 from pytest_virtainers.spec import check, merge, refuse_sharing
-from pytest_virtainers.upcoming import next_spec
+from pytest_virtainers.upcoming import SEVERAL, next_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,9 +97,12 @@ def _machines(item: pytest.Item, specs: Sequence[Spec]) -> list[VM]:
 
 
 def _present(item: pytest.Item, spec: Spec) -> VM | None:
-    for machine, start in _shared(scope_node(item, spec.scope)):
-        if machine.spec == spec and _is_usable(machine, start):
+    shared = _shared(scope_node(item, spec.scope))
+    for machine, start in [each for each in shared if each[0].spec == spec]:
+        if _is_usable(machine, start):
             return machine
+        shared.remove((machine, start))
+        session.manager(item.config).retire(machine)
     return None
 
 
@@ -140,7 +143,7 @@ def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
         return any(present.spec == spec for present, _ in node.stash.get(_SHARED_KEY, []))
 
     base = item.config.stash.get(_BASE_KEY, None)
-    if {"vms", "vm_factory"} & {*getattr(item, "fixturenames", ())}:  # their VMs may look each other up by name
+    if SEVERAL & {*getattr(item, "fixturenames", ())}:
         session.prefetch(item.config, None, "")
     elif base is not None:
         session.prefetch(item.config, *next_spec(item, following, base, is_there))

@@ -289,6 +289,7 @@ class Manager:
         if vm is not None:
             with _closing_on_failure(vm):
                 vm.network.join(vm, vm._container.joint().mac)
+                self._plug_cards(vm)  # not before: their networks have other VMs, which may count who is there
             record.kind = "prefetched"
             return vm
         self._budget.check(spec)
@@ -306,9 +307,12 @@ class Manager:
         """Make a clone ready in the background for the next `launch` of this spec, if there is a template and room.
 
         None, or another spec, throws away what was made ready and not used. While several VMs are up, nothing is made
-        ready: they may look each other up by name, and should not find one that nobody has asked for yet.
+        ready: they may look each other up by name, and should not find one that nobody has asked for yet. Nor is one
+        whose network or address is somebody else's, who may want it back meanwhile.
         """
-        if len(self._vms) > 1 or (spec is not None and spec.has_fixed_address):  # that may be taken as yet
+        if len(self._vms) > 1 or (
+            spec is not None and (spec.has_fixed_address or spec.first_network.source is not None)
+        ):
             spec = None
         self._prefetcher.want(spec, node_id)
 
@@ -439,7 +443,11 @@ class Manager:
                 return None
             self.durations.append(record := Record("prefetch"))
             with recording(record):
-                return self._start_clone(spec, guest, template, node_id, ahead=True)
+                vm = self._start_clone(spec, guest, template, node_id, ahead=True)
+                with _closing_on_failure(vm):
+                    if spec.identity == "fresh":
+                        vm.renew_identity()
+                return vm
         except VirtainerError:
             return None
 
@@ -460,7 +468,8 @@ class Manager:
                 self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
                 return self._boot(spec, guest, Keys.generate(), node_id)
             try:
-                return self._start_clone(spec, guest, template, node_id)
+                vm = self._start_clone(spec, guest, template, node_id)
+                break
             except (BootError, VMGone, SSHError) as error:
                 if tries == _TRIES:
                     raise
@@ -480,7 +489,11 @@ class Manager:
                 else:
                     self._progress.note(f"a clone of {spec.image} did not get ready, once more: {reason}")
                 self._bury_lost(spec)  # the next one may need its room
-        raise AssertionError  # the loop has no other end
+        with _closing_on_failure(vm):
+            if spec.identity == "fresh":
+                vm.renew_identity()
+            self._plug_cards(vm)
+        return vm
 
     def _is_kept_on(self, template: Template) -> bool:
         """Tell whether a VM that is kept has its disk on a template's, so that this must not go."""
@@ -504,7 +517,7 @@ class Manager:
         __tracebackhide__ = True
         environment = {"TEMPLATE": template.folder, **guest.machine(spec.firmware)}
         container = self._start(spec, template.place, {}, environment, node_id, ahead=ahead)
-        vm = self._ready(
+        return self._ready(
             spec,
             template.user,
             template.keys,
@@ -512,11 +525,6 @@ class Manager:
             lambda vm: vm.wait_until_cloned(template.session),
             ahead=ahead,
         )
-        with _closing_on_failure(vm):
-            if spec.identity == "fresh":
-                vm.renew_identity()
-            self._plug_cards(vm)
-        return vm
 
     def _plug_cards(self, vm: VM) -> None:
         """Give a VM its further cards."""

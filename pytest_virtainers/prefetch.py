@@ -6,11 +6,16 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.errors import VirtainerError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.spec import Spec
+
+PREFETCHING = "virtainers-prefetch"
+"""What the thread's name begins with."""
 
 
 class Prefetcher:
@@ -27,13 +32,14 @@ class Prefetcher:
         self._machine.set_result(None)
         self._thread: ThreadPoolExecutor | None = None
         self._taking = threading.Lock()
+        self._failure: VirtainerError | None = None  # of ending a VM: no test's trouble, so it is told at the end
 
     def want(self, spec: Spec | None, node_id: str = "") -> None:
         """Start making such a VM unless it is there or under way; one of another spec is thrown away."""
         if spec == self._spec:
             return
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "virtainers-prefetch")
+            self._thread = ThreadPoolExecutor(1, PREFETCHING)
         self._machine = self._thread.submit(self._replace, self._machine, spec, node_id)
         self._spec = spec
 
@@ -43,7 +49,7 @@ class Prefetcher:
             return None
         machine = self._take()
         if machine is not None and not machine.alive:
-            machine.close()
+            self._end(machine)
             return None
         return machine
 
@@ -51,16 +57,18 @@ class Prefetcher:
         """Throw the VM away, once it is ready; tell whether there was one."""
         machine = self._take()
         if machine is not None:
-            machine.close()
+            self._end(machine)
         return machine is not None
 
     def close(self) -> None:
-        """Throw the VM away and end the thread."""
+        """Throw the VM away and end the thread; raises `VirtainerError` when a VM could not be ended."""
         try:
             self.give_back()
         finally:
             if self._thread is not None:
                 self._thread.shutdown()
+        if self._failure is not None:
+            raise self._failure
 
     def _take(self) -> VM | None:
         with self._taking:
@@ -69,8 +77,14 @@ class Prefetcher:
             self._machine.set_result(None)
         return machine
 
+    def _end(self, machine: VM) -> None:
+        try:
+            machine.close()
+        except VirtainerError as error:
+            self._failure = error
+
     def _replace(self, former: Future[VM | None], spec: Spec | None, node_id: str) -> VM | None:
         unwanted = former.result()
         if unwanted is not None:
-            unwanted.close()
+            self._end(unwanted)
         return None if spec is None else self._clone(spec, node_id)

@@ -106,10 +106,17 @@ def _progress(config: pytest.Config) -> Progress:
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
 
+    from pytest_virtainers.prefetch import PREFETCHING
+
+    one_at_a_time = threading.Lock()
+
     def write(text: str) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # what is prefetched is nobody's step yet, and pytest's capturing is not made for threads
-        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        thread = threading.current_thread()
+        # What is prefetched is nobody's step yet. VMs that start together have one line that changes, the main
+        # thread's; it waits for them, so that pytest's capturing, which is not made for threads, is theirs to change.
+        if thread.name.startswith(PREFETCHING) or (thread is not threading.main_thread() and text[-1:] != "\n"):
+            return
+        with one_at_a_time, capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             if reporter is None:  # a worker of pytest-xdist, whose stdout belongs to its protocol
                 sys.stderr.write(text)
                 sys.stderr.flush()

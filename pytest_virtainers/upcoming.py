@@ -15,6 +15,9 @@ from pytest_virtainers.spec import Spec, merge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+SEVERAL = frozenset({"vms", "vm_factory"})
+"""Fixtures whose VMs may look each other up by name, and should not find one that nobody has asked for yet."""
+
 _FIXTURE = "vm"
 _AHEAD = 20  # tests with a shared VM that is there already are passed over, but not hundreds of them each time
 _POSITIONS_KEY: pytest.StashKey[tuple[dict[pytest.Item, int], list[int]]] = pytest.StashKey()
@@ -39,6 +42,8 @@ def next_spec(
     for each in _after(item, following):
         if _is_skipped(each):
             continue
+        if SEVERAL & {*_fixtures(each)}:
+            break
         try:
             spec = merge(*base, *arguments(each))
         except SpecError:  # the test itself will say so
@@ -49,16 +54,24 @@ def next_spec(
 
 
 def _after(item: pytest.Item, following: pytest.Item) -> list[pytest.Item]:
-    """List tests after `item` that use the fixture. A worker of pytest-xdist knows only of one."""
+    """List tests after `item` that use VMs of their own. A worker of pytest-xdist knows only of one."""
     if hasattr(item.config, "workerinput"):
-        return [following] if _FIXTURE in getattr(following, "fixturenames", ()) else []
+        return [following] if _is_wanting(following) else []
     items = item.session.items
     if _POSITIONS_KEY not in item.session.stash:
-        wanting = [number for number, each in enumerate(items) if _FIXTURE in getattr(each, "fixturenames", ())]
+        wanting = [number for number, each in enumerate(items) if _is_wanting(each)]
         item.session.stash[_POSITIONS_KEY] = ({each: number for number, each in enumerate(items)}, wanting)
     positions, wanting = item.session.stash[_POSITIONS_KEY]
     start = bisect_right(wanting, positions.get(item, len(items)))
     return [items[number] for number in islice(wanting, start, start + _AHEAD)]
+
+
+def _is_wanting(item: pytest.Item) -> bool:
+    return bool({_FIXTURE, *SEVERAL} & {*_fixtures(item)})
+
+
+def _fixtures(item: pytest.Item) -> tuple[str, ...]:
+    return tuple(getattr(item, "fixturenames", ()))  # doctests have none
 
 
 def _is_skipped(item: pytest.Item) -> bool:

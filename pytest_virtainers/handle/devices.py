@@ -15,7 +15,7 @@ from pytest_virtainers.errors import EngineError, VirtainerError
 from pytest_virtainers.handle.power import Power
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from ipaddress import IPv4Address
 
     from pytest_virtainers.handle.network import Network
@@ -123,6 +123,7 @@ class Devices(Power):
     """The part of the handle that has to do with the machine's devices."""
 
     _added = 0
+    _disks: tuple[Disk, ...] = ()  # that were added
 
     def add_disk(self, size: str | int, *, timeout: float = 30.0) -> Disk:
         """Plug in an empty disk and wait until the guest has it.
@@ -141,6 +142,7 @@ class Devices(Power):
         name = self._name("disk")
         self._control("device", "add-disk", name, str(mib))
         disk = Disk(name, f"/dev/disk/by-id/virtio-{name}", mib)
+        self._disks = (*self._disks, disk)
         self.wait_for_file(disk.path, timeout=timeout)
         return disk
 
@@ -148,6 +150,7 @@ class Devices(Power):
         """Pull out a disk that was added, and throw it away; raises `VirtainerError` when the guest keeps it."""
         __tracebackhide__ = True
         self._control("device", "remove", disk.name)
+        self._disks = tuple(each for each in self._disks if each.name != disk.name)
 
     def add_nic(self, network: Network | None = None, ip: str | int | IPv4Address = "auto") -> Nic:
         """Plug in a network card and set it up in the guest, as often as that boots.
@@ -210,6 +213,16 @@ class Devices(Power):
         """Set the added cards up again: what the guest was told of them went with its memory."""
         __tracebackhide__ = True
         self._nics = [replace(nic, device=self._set_up_nic(nic)) for nic in self._nics]
+
+    def _cards(self) -> frozenset[str]:
+        return frozenset(nic.name for nic in self._nics)
+
+    def _unplug_all_but(self, cards: Collection[str]) -> None:
+        __tracebackhide__ = True
+        for disk in self._disks:
+            self.remove_disk(disk)
+        for nic in [each for each in self._nics if each.name not in cards]:
+            self.remove_nic(nic)
 
     @property
     def networks(self) -> tuple[Network, ...]:

@@ -13,6 +13,8 @@ from pytest_virtainers.handle.patience import TimedOut
 from pytest_virtainers.handle.waits import Waits
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pytest_virtainers.handle import ssh
 
 _BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
@@ -160,6 +162,13 @@ class Power(Waits):
         __tracebackhide__ = True
         self.qmp("cont")
         self._halted = ""
+
+    def _cards(self) -> frozenset[str]:
+        """Name the network cards that were added."""
+        return frozenset()
+
+    def _unplug_all_but(self, cards: Collection[str]) -> None:
+        """Remove what was added, disks and other cards."""
 
     def _wait_until_on(self, deadline: float) -> None:
         """Wait until this side has heard that the machine runs again."""

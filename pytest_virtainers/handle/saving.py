@@ -39,6 +39,8 @@ class Snapshot:
     name: str
     session: line.Session | None = field(default=None, repr=False, compare=False)
     """The SSH session that was open then, if it can be gone on in."""
+    cards: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    """The names of the network cards that were added until then."""
 
 
 def free_name(taken: Collection[str]) -> str:
@@ -188,14 +190,17 @@ class Saving(Power):
 
         Raises:
             ValueError: the name has something else in it.
-            StoreError: there is one of this name; or it could not be kept: the message has QEMU's words, or what the
-                guest lacks for it.
+            StoreError: there is one of this name; or it could not be kept: the message has QEMU's words, what the
+                guest lacks for it, or which added disk is in the way.
+            VMGone: the machine does not run.
         """
         __tracebackhide__ = True
         if name is not None and not _SNAPSHOT_NAME.fullmatch(name):
             raise ValueError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
         if name is not None and name in self.snapshots():
             raise StoreError(f"{self.name} has a snapshot {name} already: choose another name")
+        if self._halted:
+            self._check_alive()
         name = name or free_name(self._given)
         done = self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
@@ -209,7 +214,7 @@ class Saving(Power):
         self._given |= {name}
         self._kept |= {name}
         self._wait_for_word(individual.DONE, deadline, done + 1)
-        return Snapshot(self, name, session)
+        return Snapshot(self, name, session, self._cards())
 
     def _have_a_helper(self, deadline: float) -> None:
         __tracebackhide__ = True
@@ -231,8 +236,8 @@ class Saving(Power):
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this machine: memory and disk as they were, the clock right.
 
-        What runs over SSH ends, with what is forwarded. SSH goes on in the session that was open at that instant, if
-        that was possible; else a new login is made.
+        Disks and network cards that were added since are removed. What runs over SSH ends, with what is forwarded.
+        SSH goes on in the session that was open at that instant, if that was possible; else a new login is made.
 
         Raises:
             ValueError: it is one of another machine.
@@ -241,6 +246,11 @@ class Saving(Power):
         """
         __tracebackhide__ = True
         self._check_kept(snapshot)  # QEMU would halt the machine before it looks
+        if gone := snapshot.cards - self._cards():
+            raise StoreError(
+                f"{self.name} has not the network cards any more that {snapshot.name} has: {sorted(gone)}"
+            )
+        self._unplug_all_but(snapshot.cards)
         done = self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
         stood_still = self._off or bool(self._halted)

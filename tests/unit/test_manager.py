@@ -30,11 +30,11 @@ from pytest_virtainers.manager import Manager
 from pytest_virtainers.networks import Setting
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.spec import Spec, check, merge
 from pytest_virtainers.templates import Template
 
 SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
-READY = cast("VM", object())
+READY = cast("VM", SimpleNamespace(spec=SPEC))
 ONCE_MORE = "virtainers: a clone of debian-13 did not get ready, once more: {}\n"
 MADE_ANEW = "virtainers: a template of debian-13 does not restore and is made anew: {}\n"
 
@@ -253,3 +253,21 @@ def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(without_kvm: Run) -> No
     )
     assert ["/dev/kvm" in each.plan.devices for each in Container.made] == [True, False]
     assert Container.made[-1].archives == {"/mounted": b"a whole disk"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_made_ready"),
+    [
+        ({}, True),
+        ({"ip": "172.30.0.9", "network": {"name": "n", "mode": "routed", "subnet": "172.30.0.0/24"}}, False),
+        ({"network": {"name": "n", "mode": "existing", "source": "theirs"}}, False),
+    ],
+)
+def test_what_is_somebody_elses_is_not_taken_ahead(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], is_made_ready: bool
+) -> None:
+    wanted: list[Spec | None] = []
+    monkeypatch.setattr(run.manager._prefetcher, "want", lambda spec, _node_id: wanted.append(spec))
+    spec = merge(resolve([]).shape, check(arguments, "a test"))
+    run.manager.prefetch(spec, "test_x")
+    assert wanted == [spec if is_made_ready else None]

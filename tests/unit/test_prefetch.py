@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_virtainers.errors import EngineError
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import Spec, merge
@@ -18,9 +19,12 @@ SMALL, BIG = merge(BASE, {"ram": 512}), merge(BASE, {"ram": 2048})
 class Machine:
     def __init__(self, spec: Spec, test: str) -> None:
         self.spec, self.test, self.alive, self.closed = spec, test, True, False
+        self.cannot_end = False
 
     def close(self) -> None:
         self.closed = True
+        if self.cannot_end:
+            raise EngineError(f"removing container {self.test} failed")
 
 
 class Made(list[Machine]):
@@ -103,6 +107,21 @@ def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Ma
     machine.close()
 
 
+def test_one_that_cannot_be_ended_is_told_at_the_end_and_fails_no_test(made: Made) -> None:
+    prefetcher = Prefetcher(made.clone)
+    for spec, ask in ((SMALL, prefetcher.want), (BIG, prefetcher.claim)):
+        prefetcher.want(spec, spec.name)
+        prefetcher._machine.result(5)
+        made[-1].cannot_end, made[-1].alive = True, False
+        ask(BIG)
+    prefetcher.want(SMALL)
+    machine = cast("Any", prefetcher.claim(SMALL))
+    assert machine is made[-1]
+    machine.close()
+    with pytest.raises(EngineError, match="removing container"):
+        prefetcher.close()
+
+
 def test_an_interrupted_claim_leaves_the_vm_to_be_ended(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_machine: object) -> None:
         raise KeyboardInterrupt
@@ -145,6 +164,8 @@ SUITE = """
     def test_next(vm): pass
     @pytest.mark.virtainer(ram=3072, scope="module")
     def test_shared(vm): pass
+    def test_several(vms): pass
+    def test_last(vm): pass
 """
 
 
@@ -166,7 +187,12 @@ def wanted(
 def test_the_next_test_that_will_run_and_wants_a_vm_counts(suite: dict[str, pytest.Item]) -> None:
     assert wanted(suite, "test_first", "test_without") == (512, "test_next")
     assert wanted(suite, "test_next", "test_shared") == (3072, "test_shared")
-    assert wanted(suite, "test_shared", None) == (None, "")
+    assert wanted(suite, "test_last", None) == (None, "")
+
+
+def test_none_is_made_ready_while_a_test_has_several(suite: dict[str, pytest.Item]) -> None:
+    assert wanted(suite, "test_shared", "test_several") == (None, "")
+    assert wanted(suite, "test_several", "test_last") == (1024, "test_last")
 
 
 def test_a_shared_vm_that_is_there_is_not_wanted(suite: dict[str, pytest.Item]) -> None:

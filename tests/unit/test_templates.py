@@ -14,6 +14,7 @@ from virtainer import network
 from pytest_virtainers import clone_helper, seed
 from pytest_virtainers.handle import individual, line
 from pytest_virtainers.holds import Holds
+from pytest_virtainers.housekeeping import _REMOVE
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT
@@ -123,7 +124,7 @@ def test_a_condemned_template_goes_unless_another_one_has_its_place(
     assert not templates.forget(ours, condemned=False)
     assert shop.scripts == []
     assert templates.forget(ours, condemned=True) is goes
-    assert shop.scripts == (["rm -rf /store/templates/abc"] if goes else [])
+    assert shop.scripts == ([_REMOVE.format("/store/templates/abc")] if goes else [])
 
 
 def test_both_sides_of_a_clone_use_the_same_words() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import VM, VirtainerError, VMGone, WaitTimeout
+from pytest_virtainers import VM, StoreError, VirtainerError, VMGone, WaitTimeout
 
 
 def test_disks_come_and_go(session_vm: VM) -> None:
@@ -42,6 +42,33 @@ def test_cards_come_and_go(session_vm: VM) -> None:
     session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 1")
     session_vm.remove_nic(nic)
     session_vm.wait_until_fails(f"{find} | grep .")
+
+
+@pytest.mark.virtainer(nics=["lan"])
+def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
+    lan, devices = vm.nics["lan"], "ls /sys/class/net; ls /sys/block"
+    disk = vm.add_disk(32)
+    with pytest.raises(StoreError, match=rf"of added disks \({disk.name}\) nothing is kept: remove them first"):
+        vm.snapshot()
+    vm.remove_disk(disk)
+    vm.pause()
+    with pytest.raises(VMGone, match="it is paused"):
+        vm.snapshot()
+    vm.resume()
+    before = vm.run(devices).stdout
+    snapshot = vm.snapshot()
+    for _ in range(2):
+        vm.add_disk(32)
+        vm.add_nic()
+        assert vm.run(devices).stdout != before
+        vm.restore(snapshot)
+        assert vm.run(devices).stdout == before
+        assert vm.nics == {"lan": lan}
+        assert lan.ip in vm.run(["ip", "addr", "show", lan.device]).stdout
+    vm.remove_nic(lan)
+    with pytest.raises(StoreError, match=f"has not the network cards any more that {snapshot.name} has"):
+        vm.restore(snapshot)
+    assert vm.run("true").ok, "it goes on"
 
 
 def test_without_its_cable_the_guest_hears_nothing(session_vm: VM) -> None:

@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.1
 
 def add_disk(connection: socket.socket, name: str, mib: int) -> None:
     """Make an empty disk (raw, sparse) and plug it in; the guest sees `name` as its serial number."""
-    path = _FILES / f"{name}.raw"
+    path = _file(name)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.truncate(file, mib * 2**20)
@@ -111,7 +111,7 @@ def join(connection: socket.socket, name: str, mac: str, how: str = "") -> joine
 
 def remove(monitor: qmp.Monitor, name: str) -> None:
     """Unplug a device that was added; waits until the guest has let go of it."""
-    disk = _FILES / f"{name}.raw"
+    disk = _file(name)
     mac = None if disk.exists() else monitor.ask("qom-get", path=f"/machine/peripheral/{name}", property="mac")
     monitor.ask("device_del", id=name)
     deadline = time.monotonic() + _UNPLUG_SECONDS
@@ -144,6 +144,15 @@ def _delete_node(monitor: qmp.Monitor, name: str, deadline: float) -> None:
 def added(monitor: qmp.Monitor) -> list[str]:
     """Name the devices that the machine did not have at its start."""
     return sorted(_present(monitor) - BUILT_IN)
+
+
+def added_disks(monitor: qmp.Monitor) -> list[str]:
+    """Name the disks among them."""
+    return [name for name in added(monitor) if _file(name).exists()]
+
+
+def _file(name: str) -> Path:
+    return _FILES / f"{name}.raw"
 
 
 def pass_file(monitor: qmp.Monitor, connection: socket.socket, file: int) -> int:

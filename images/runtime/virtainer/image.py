@@ -27,6 +27,7 @@ IMAGE_XZ = Path("/image.xz")
 _BLOCK = 2**20  # bytes copied at a time
 _SECTOR = 512
 _SAMPLES = 64
+_SMALL = 4 * 2**20  # bytes: 10 ms
 _LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
 _ARCHIVES = {
     b"\xfd7zXZ\x00": "it is compressed with xz: mount it as /image.xz",
@@ -138,10 +139,16 @@ def _check(path: Path) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """Name a file's content by its length and by samples spread over it: cheap for a file of any length."""
+    """Name a file's content by its length and by samples spread over it: cheap for a file of any length.
+
+    A small one is read as a whole.
+    """
     with path.open("rb") as file:
         length = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256(str(length).encode())
+        if length <= _SMALL:
+            digest.update(file.read())
+            return digest.hexdigest()[:32]
         for sample in range(_SAMPLES):
             digest.update(os.pread(file.fileno(), 4096, length * sample // _SAMPLES))
         digest.update(os.pread(file.fileno(), 4096, max(0, length - 4096)))
@@ -199,16 +206,16 @@ def _keep(source: IO[bytes] | _Counted, target: Path, *, xz: bool) -> None:
     import lzma
 
     part = target.with_name(target.name + ".part")
-    decoder = lzma.LZMADecompressor() if xz else None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        plain = _within(source) if xz else source
         with part.open("wb") as file:
-            while block := source.read(_BLOCK):
-                _append(file, decoder.decompress(block) if decoder else block)
+            while block := plain.read(_BLOCK):
+                _append(file, block)
             file.truncate()
-        if decoder and not decoder.eof:
-            raise End(Reason.IMAGE, "the .xz file is truncated: fetch it again")
         part.replace(target)
+    except EOFError:
+        raise End(Reason.IMAGE, "the .xz file is truncated: fetch it again") from None
     except lzma.LZMAError as error:
         raise End(Reason.IMAGE, f"this is not an .xz file, or it is damaged: {error}") from None
     except OSError as error:
@@ -217,6 +224,13 @@ def _keep(source: IO[bytes] | _Counted, target: Path, *, xz: bool) -> None:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _within(source: IO[bytes] | _Counted) -> IO[bytes]:
+    """Read what is in an .xz file, whatever streams it has."""
+    import lzma
+
+    return lzma.LZMAFile(source)  # type: ignore[arg-type]  # it only reads
 
 
 def _append(file: IO[bytes], data: bytes) -> None:

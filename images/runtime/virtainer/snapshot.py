@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any
 
-from virtainer import individual, qmp
+from virtainer import devices, individual, qmp
 
 _NODE = "disk"  # where the RAM is kept, too
 _POLL_SECONDS = 0.005
@@ -36,6 +36,12 @@ def run(monitor: qmp.Monitor, action: str, name: str) -> None:
     monitor.ask("job-dismiss", id=job)
     if "error" in state:
         raise qmp.Refused(state["error"])
+
+
+def check(monitor: qmp.Monitor) -> None:
+    """Raise qmp.Refused when the machine has disks that would not go back with the rest."""
+    if disks := devices.added_disks(monitor):
+        raise qmp.Refused(f"of added disks ({', '.join(disks)}) nothing is kept: remove them first")
 
 
 def finished(change: dict[str, Any]) -> tuple[str, str] | None:
@@ -66,6 +72,8 @@ def main(arguments: list[str]) -> int:
     try:
         with qmp.connect() as connection:
             monitor = qmp.Monitor(connection)
+            if arguments[0] == "save":
+                check(monitor)
             if helper and not individual.waits(monitor):
                 print("snapshot: no helper waits in the guest", file=sys.stderr)
                 return _NO_HELPER

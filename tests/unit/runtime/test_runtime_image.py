@@ -103,6 +103,13 @@ def test_an_xz_archive_is_unpacked_once_and_stays_sparse(tmp_path: Path, capfd: 
     assert capfd.readouterr().err.count("unpacking") == 1
 
 
+def test_an_xz_archive_may_have_several_streams(tmp_path: Path) -> None:
+    parts = BOOT_SECTOR + bytes(3 * 2**20), b"more" * 2**20, b"the end"
+    archive = tmp_path / "image.xz"
+    archive.write_bytes(b"".join(map(lzma.compress, parts)))
+    assert image.unpacked(archive, tmp_path / "mounted").read_bytes() == b"".join(parts)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"), [(lzma.compress(bytes(5000))[:-20], "truncated"), (b"no archive", "not an .xz file")]
 )

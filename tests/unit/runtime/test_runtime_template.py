@@ -94,6 +94,7 @@ def test_a_damaged_file_is_told(saved: Path, name: str) -> None:
     found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
     (saved / name).chmod(0o600)
     with (saved / name).open("r+b") as file:
+        file.seek(0 if name != "state" else 5000)
         file.write(b"nonsense")
     with pytest.raises(End, match=f"is damaged: {name} has changed"):
         template.open_files(found, restore=True)
