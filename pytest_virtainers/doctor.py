@@ -41,7 +41,7 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at the machine, the engine and the images; changes nothing."""
-    findings = [_python(), _kvm(), _base_tool()]
+    findings = [_python(), _kvm(), _base_tool(), _ssh()]
     try:
         engine = find(settings.engine)
     except EngineNotFound as error:
@@ -75,6 +75,12 @@ def _base_tool() -> Finding:
     if shutil.which("mmdebstrap"):
         return Finding("mmdebstrap", "there: images can be built without a container registry")
     return Finding("mmdebstrap", "not installed; needed only where no container registry answers")
+
+
+def _ssh() -> Finding:
+    if shutil.which("ssh"):
+        return Finding("ssh", "there: the command virtainers opens shells with it")
+    return Finding("ssh", "not installed", "for the command virtainers: install OpenSSH's client; tests do without")
 
 
 def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:

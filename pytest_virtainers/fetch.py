@@ -61,7 +61,15 @@ class _Restart(Exception):
 
 
 class _Wrong(Exception):
-    """All of it is here, and it is not what it should be; the text says so in a sentence."""
+    """All of it is here, and it is not what it should be; the text says so in a sentence.
+
+    Attributes:
+        pieced: whether its pieces are of servers that do not agree on what they have.
+    """
+
+    def __init__(self, text: str, *, pieced: bool) -> None:
+        super().__init__(text)
+        self.pieced = pieced
 
 
 def split(url: str) -> tuple[str, Digest | None]:
@@ -133,32 +141,33 @@ def fetch(
 def _fetch_right(wanted: _Wanted, part: Path, unpacked: Path) -> str:
     """Fetch it; twice if what an earlier try has left may be why it is wrong."""
     fresh = not part.exists()
-    while True:
+    for again in (True, False):
         try:
             return _fetch_once(wanted, part, unpacked)
         except _Wrong as wrong:
             part.unlink()
-            if fresh:
+            if not again or (fresh and not wrong.pieced):
                 raise ImageError(f"{wrong} It was thrown away") from None
         wanted.tell("what an earlier try has left does not fit: once more from the beginning")
-        fresh = True
+    raise AssertionError  # the loop has no other end
 
 
 def _fetch_once(wanted: _Wanted, part: Path, unpacked: Path) -> str:
     with part.open("a+b") as file, unpacked.open("wb") as out:
         sink = _Sink(wanted.digest, out)
-        _Download(wanted, file, sink).run()
+        pieced = _Download(wanted, file, sink).run()
         size = file.tell()
         found = f"fetching {wanted.url}: what came ({size} bytes)"
         if wanted.digest is not None and sink.hexdigest() != wanted.digest.value:
             raise _Wrong(
                 f"{found} has {wanted.digest.algorithm} {sink.hexdigest()}, and should have {wanted.digest.value}: "
-                "somebody has changed it, or there is a new version of it."
+                "somebody has changed it, or there is a new version of it.",
+                pieced=pieced,
             )
         try:
             sink.end()
         except Damaged as error:
-            raise _Wrong(f"{found} is damaged: {error}.") from None
+            raise _Wrong(f"{found} is damaged: {error}.", pieced=pieced) from None
         return sink.content()
 
 
@@ -216,10 +225,11 @@ class _Download:
         self._pinned = wanted.digest is not None
         self._file, self._sink = file, sink
         self._version = ""  # the server's name of what is being downloaded
+        self._pieced = False
         self._fruitless, self._furthest = 0, 0
 
-    def run(self) -> None:
-        """Return when the server has no more; raises ImageError."""
+    def run(self) -> bool:
+        """Return when the server has no more: whether it named pieces differently; raises ImageError."""
         import requests
         import tenacity
 
@@ -246,6 +256,7 @@ class _Download:
                 f"fetching {self._url} failed after {self._file.tell()} bytes, as {_FRUITLESS_TRIES} tries in a row "
                 f"brought nothing: {error}. {kept}"
             ) from None
+        return self._pieced
 
     def _sleep(self, seconds: float) -> None:
         self._tell(f"broken off at {self._file.tell() // 2**20} MiB; trying again in {seconds:.0f} s")
@@ -262,7 +273,7 @@ class _Download:
         headers = {"Accept-Encoding": "identity"}  # a range of something that is packed for the way is no use
         if start:
             headers["Range"] = f"bytes={start}-"
-            if self._version:
+            if self._version and not self._pinned:  # each mirror of one file has another name of its version
                 headers["If-Range"] = self._version
         try:
             with session.get(
@@ -292,6 +303,7 @@ class _Download:
             self._fruitless, self._furthest = 0, self._file.tell()
 
     def _start_over(self) -> None:
+        self._pieced = False
         self._file.seek(0)
         self._file.truncate()
         self._sink.restart()
@@ -315,11 +327,13 @@ class _Download:
             raise ImageError(f"fetching {self._url} failed: the server answered {answer.status_code} {answer.reason}")
         version = _version(answer)
         if answer.status_code == _PARTIAL and (
-            begins != start or (version and version != (self._version or version))
+            begins != start or (not self._pinned and version and version != (self._version or version))
         ):
             raise _Restart
         if start and answer.status_code == _OK:  # it knows no ranges, or has another version now
             self._start_over()
+        elif start and version != self._version:
+            self._pieced = True
         self._version = version or self._version
         with contextlib.suppress(requests.exceptions.ChunkedEncodingError):  # how requests says that it was cut
             for data in answer.iter_content(_CHUNK_BYTES):

@@ -27,6 +27,7 @@ from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.paths import locked
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
+from pytest_virtainers.tenure import seconds_to_stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,10 +42,7 @@ if TYPE_CHECKING:
 PAPERS = "machine.json"
 _FORMAT = 1
 _OVERLAY = "local_image.qcow2"
-# What the supervisor gives a guest to switch itself off, unless SHUTDOWN_TIMEOUT says it, and how its container ends
-# when that was too little (docs/runtime-image.md); the engine's own SIGKILL comes later.
-_STOP_SECONDS, _SPARE_SECONDS = 60, 15
-_POWER_WAS_CUT = {2, 137}
+_POWER_WAS_CUT = {2, 137}  # how its container ends then (docs/runtime-image.md)
 
 
 class MachineOff(VMGone):
@@ -179,9 +177,9 @@ def stop(engine: Engine, name: str) -> bool:
     machine = find(engine, name)
     if machine.is_off:
         return True
-    given = _container(engine, machine).environment.get("SHUTDOWN_TIMEOUT")
+    patience = seconds_to_stop(_container(engine, machine).environment)
     with engine.failures(f"switching {name} off"):
-        engine.api.stop(machine.container, timeout=int(given or _STOP_SECONDS) + _SPARE_SECONDS)
+        engine.api.stop(machine.container, timeout=patience)
         with contextlib.suppress(docker.errors.NotFound):  # it goes with its end (--rm)
             return engine.api.inspect_container(machine.container)["State"]["ExitCode"] not in _POWER_WAS_CUT
     return True
@@ -236,8 +234,11 @@ def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
         log.close()
 
 
-def commit(manager: Manager, name: str, target: Path) -> None:
+def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
     """Write the disk of a VM that is switched off as one flat qcow2 file, a guest image for others.
+
+    Returns:
+        What others have to say of it: `user`, `arch` and `firmware`.
 
     Raises:
         SpecError: there is none of this name, or it runs.
@@ -245,9 +246,10 @@ def commit(manager: Manager, name: str, target: Path) -> None:
         EngineError: the engine failed.
     """
     machine = find(manager.engine, name)
-    if machine.runs:
-        raise SpecError(f"{name} runs, and its disk changes: virtainers stop {name} first")
-    store = _papers_of(manager.engine, machine)["store"]
+    if not machine.is_off:
+        raise SpecError(f"{name} is {machine.state}, and its disk changes: virtainers stop {name} first")
+    papers = _papers_of(manager.engine, machine)
+    store = papers["store"]
     if store != manager.store_location:
         raise SpecError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
     with manager.store() as shop, shop.scratch() as scratch:
@@ -255,6 +257,7 @@ def commit(manager: Manager, name: str, target: Path) -> None:
             pieces, _ = manager.engine.api.get_archive(machine.container, f"/mounted/{_OVERLAY}")
             manager.engine.api.put_archive(shop.container.id, scratch, pieces)
         shop.fetch_flat(scratch, _OVERLAY, target)
+    return {"user": papers["user"], "arch": papers["spec"]["arch"], "firmware": papers["spec"]["firmware"]}
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from pytest_virtainers.networks import Networks
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.store import MOUNT, workshop
 from pytest_virtainers.templates import Template, Templates
-from pytest_virtainers.tenure import DISPOSABLE, Tenure
+from pytest_virtainers.tenure import DISPOSABLE, Tenure, seconds_to_stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -672,24 +672,26 @@ class Manager:
         wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and self._with_kvm)
         to_template = "TEMPLATE_SAVE" in environment
         tenure = DISPOSABLE if to_template else self._tenure
+        variables = {
+            "RAM": str(spec.ram),
+            "CPU": str(spec.cpus),
+            "DISK_SIZE": f"{spec.disk}M",
+            "VM_NAME": spec.guest_hostname,
+            "ACCEL": spec.accel,
+            # What ends by itself stays for its evidence, and may be switched on again.
+            **({} if tenure.detached else {"LEASE": "stdin", "LINGER": "on"}),
+            # A disk that goes with the VM: nothing is gained by waiting for the platter.
+            **({"DISK_CACHE": "unsafe"} if tenure == DISPOSABLE else {}),
+            **spec.env,
+            **setting.environment,
+            **environment,
+        }
         return Plan(
             name=name,
             kind=MACHINE if tenure.detached else "vm",
             image=self.runtime_image(),
-            environment={
-                "RAM": str(spec.ram),
-                "CPU": str(spec.cpus),
-                "DISK_SIZE": f"{spec.disk}M",
-                "VM_NAME": spec.guest_hostname,
-                "ACCEL": spec.accel,
-                # What ends by itself stays for its evidence, and may be switched on again.
-                **({} if tenure.detached else {"LEASE": "stdin", "LINGER": "on"}),
-                # A disk that goes with the VM: nothing is gained by waiting for the platter.
-                **({"DISK_CACHE": "unsafe"} if tenure == DISPOSABLE else {}),
-                **spec.env,
-                **setting.environment,
-                **environment,
-            },
+            environment=variables,
+            stop_seconds=seconds_to_stop(variables),
             store=self._settings.store,
             store_writable=to_template,
             # For a killed container, which the engine removes with all that is in it.

@@ -30,13 +30,14 @@ _CLOUD_CONFIG = "#cloud-config"
 def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     """Make the seed for `spec`: `user` may log in with `keys.login`, the guest shows `keys.host`.
 
-    By another instance id than before, cloud-init knows that these keys are new.
+    By another instance id than before, cloud-init knows that these keys are new: one that the meta-data bring becomes
+    the beginning of it.
     """
+    meta = {"local-hostname": spec.guest_hostname, **spec.meta_data}
+    meta["instance-id"] = "-".join([*([str(meta["instance-id"])] if "instance-id" in meta else []), instance_id])
     files = {
         "user-data": f"{_CLOUD_CONFIG}\n" + yaml.safe_dump(user_data(spec, keys, user), sort_keys=False),
-        "meta-data": yaml.safe_dump(
-            {"instance-id": instance_id, "local-hostname": spec.guest_hostname, **spec.meta_data}
-        ),
+        "meta-data": yaml.safe_dump(meta),
         "network-config": yaml.safe_dump(NETWORK_CONFIG),
     }
     image = pycdlib.PyCdlib()
@@ -53,8 +54,6 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
 def unpack(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Give what a ready seed says as arguments of the marker, and the names of its files that are passed over.
 
-    Its instance-id is left out, too: by one of ours cloud-init knows that the keys are new.
-
     Raises:
         SpecError: it cannot be read, is no seed, or one to which no key can be added.
     """
@@ -65,7 +64,6 @@ def unpack(path: Path) -> tuple[dict[str, Any], list[str]]:
     if first != _CLOUD_CONFIG:
         raise SpecError(f"{path}: its user-data begins with {first!r}; our key can be added to {_CLOUD_CONFIG} only")
     read = {name: _mapping(texts.get(name, ""), f"{path}: its {name}") for name in ("user-data", "meta-data")}
-    read["meta-data"].pop("instance-id", None)
     return {name.replace("-", "_"): value for name, value in read.items()}, others
 
 

@@ -49,13 +49,6 @@ def _mapping(value: object) -> dict[str, Any]:
     return dict(value)
 
 
-def _meta_data(value: object) -> dict[str, Any]:
-    given = _mapping(value)
-    if "instance-id" in given:
-        raise ValueError("instance-id is not yours to give: by a new one cloud-init knows that the VM has new keys")
-    return given
-
-
 def _image(value: object) -> str:
     return str(value) if isinstance(value, Path) else values.text(value)
 
@@ -208,7 +201,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "hostname": values.host_name,
     "user": values.user_name,
     "user_data": _mapping,
-    "meta_data": _meta_data,
+    "meta_data": _mapping,
     "packages": _packages,
     "run_commands": _run_commands,
     "files": _files,

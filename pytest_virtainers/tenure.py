@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# What the supervisor gives a guest to switch itself off, unless SHUTDOWN_TIMEOUT says it (docs/runtime-image.md).
+_SHUTDOWN_SECONDS, _SPARE_SECONDS = 60, 15
 
 
 @dataclass(frozen=True)
@@ -21,3 +28,8 @@ class Tenure:
 
 
 DISPOSABLE = Tenure()
+
+
+def seconds_to_stop(environment: Mapping[str, str]) -> int:
+    """Give the seconds that a container with these variables may take to end by itself after SIGTERM."""
+    return int(environment.get("SHUTDOWN_TIMEOUT") or _SHUTDOWN_SECONDS) + _SPARE_SECONDS

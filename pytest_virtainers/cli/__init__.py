@@ -1,13 +1,16 @@
 """The command `virtainers`: VMs without pytest, guest images, the store, evidence, and what this machine has.
 
 Exit codes: 0 when it did what was asked, 1 when it failed, 2 for wrong usage, 130 when it was interrupted. `run`,
-`ssh`, `exec` and `resume` give that of the shell or command in the VM, 255 when ssh itself failed.
+`ssh`, `exec` and `resume` give that of the shell or command in the VM, 255 when ssh itself failed. SIGTERM (143) and
+a closed terminal (129) end a command as Ctrl-C does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -15,7 +18,7 @@ from pytest_virtainers.cli import evidence, host, images, machines, store
 from pytest_virtainers.errors import VirtainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _FAILED, _INTERRUPTED = 1, 130
 
@@ -50,7 +53,8 @@ for _module in (machines, images, store, evidence, host):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give the exit code."""
     try:
-        code = virtainers.main(arguments, prog_name="virtainers", standalone_mode=False)
+        with _ending_in_order():
+            code = virtainers.main(arguments, prog_name="virtainers", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -60,3 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"virtainers: {error}", file=sys.stderr)
         return _FAILED
     return int(code or 0)
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM and a terminal that is closed end the block as Ctrl-C does: what has been started ends first."""
+
+    def end(number: int, _frame: object) -> NoReturn:
+        for each in ours:
+            signal.signal(each, signal.SIG_IGN)  # once is enough: the clean-up is under way
+        raise SystemExit(128 + number)
+
+    ours = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]  # nohup
+    for each in ours:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,12 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def check_ssh() -> None:
+    """Raise `SpecError` when there is no OpenSSH."""
+    if shutil.which("ssh") is None:
+        raise SpecError("there is no ssh here, by which the shell in the VM is opened: install OpenSSH's client")
 
 
 def ssh(vm: VM, line: str = "", *, terminal: bool = False) -> int:

@@ -77,6 +77,13 @@ def option_of(name: str, words: str, about: str) -> Callable[[T], T]:
     return click.option(name, metavar=words, shell_complete=offered, help=about)
 
 
+def image_names_or_files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Offer names of the catalogue, or files of this computer."""
+    from click.shell_completion import CompletionItem
+
+    return image_names(context, parameter, begun) or [CompletionItem(begun, type="file")]
+
+
 def files_or_machines(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Offer files of this computer, or `NAME:` of machines."""
     from click.shell_completion import CompletionItem

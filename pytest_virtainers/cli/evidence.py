@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_virtainers.cli.common import GuestCommand, progress, settings, ssh, tell
+from pytest_virtainers.cli.common import GuestCommand, check_ssh, progress, settings, ssh, tell
 from pytest_virtainers.errors import BadTemplate, QEMUCrashed, VirtainerError
 
 if TYPE_CHECKING:
@@ -32,11 +32,18 @@ def resume(folder: Path, export: Path | None, disk_only: bool, words: tuple[str,
     """Start a machine again from its evidence, and open a shell in it, or hand COMMAND to its shell, as ssh does.
 
     FOLDER is as the test's report names it: virtainer-artifacts/TEST/MACHINE.
-    """
+
+    \b
+    For example:
+      virtainers resume virtainer-artifacts/test_upgrade/vm
+      virtainers resume virtainer-artifacts/test_upgrade/vm --export disk.qcow2
+    """  # noqa: D301
     from pytest_virtainers import resume
     from pytest_virtainers.evidence import STATE
     from pytest_virtainers.manager import Manager
 
+    if not export:
+        check_ssh()
     with Manager(settings(), progress()) as manager:
         if export:
             resume.export(manager, folder, export)

@@ -14,7 +14,12 @@ _FAILED = 1
 @click.command
 @as_json
 def doctor(as_json: bool) -> int:
-    """Say what this machine has, and what to mend."""
+    """Say what this machine has, and what to mend.
+
+    \b
+    For example:
+      virtainers doctor || echo 'VMs will not start here'
+    """  # noqa: D301
     from pytest_virtainers import doctor
 
     findings = doctor.examine(settings())
@@ -29,7 +34,12 @@ def doctor(as_json: bool) -> int:
 @click.command
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 def prune(force: bool) -> None:
-    """Remove VMs that stay and are switched off, and whatever dead processes have left."""
+    """Remove VMs that stay and are switched off, and whatever dead processes have left.
+
+    \b
+    For example:
+      virtainers prune --force
+    """  # noqa: D301
     from pytest_virtainers import machines
     from pytest_virtainers.engine.sweep import sweep
 

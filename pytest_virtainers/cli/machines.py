@@ -17,6 +17,7 @@ from pytest_virtainers.cli.common import (
     OPTIONS,
     GuestCommand,
     as_json,
+    check_ssh,
     progress,
     settings,
     show,
@@ -24,7 +25,13 @@ from pytest_virtainers.cli.common import (
     tell,
     usage,
 )
-from pytest_virtainers.cli.complete import files_or_machines, image_names, machine_names, option_of, snapshot_tags
+from pytest_virtainers.cli.complete import (
+    files_or_machines,
+    image_names_or_files,
+    machine_names,
+    option_of,
+    snapshot_tags,
+)
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.settings import resolve
 
@@ -42,7 +49,7 @@ _TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
 
 
 @click.command(cls=GuestCommand)
-@click.argument("image", required=False, shell_complete=image_names)
+@click.argument("image", required=False, shell_complete=image_names_or_files)
 @click.option("--name", default="vm", show_default=True, help="Of the VM and its guest.")
 @click.option("--ram", metavar="SIZE", help=f"Memory, such as 2G.  [default: {_USUAL['ram']}M]")
 @click.option("--cpus", metavar="N", help=f"Number of processors.  [default: {_USUAL['cpus']}]")
@@ -64,7 +71,12 @@ _TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
 @click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which its disk stays.")
 @click.option("--vnc", is_flag=True, help="Show its screen to VNC viewers meanwhile.")
 @click.option("-d", "--detach", is_flag=True, help="Leave it running when it is ready.")
-@click.option("--rm", "auto_remove", is_flag=True, help="With --detach: remove it when it is switched off.")
+@click.option(
+    "--rm",
+    "auto_remove",
+    is_flag=True,
+    help="With --detach: remove it when it is switched off. Without, it goes anyway.",
+)
 def run(words: tuple[str, ...], **given: Any) -> int:
     """Launch a VM, and open a shell in it, or run COMMAND; it ends with that.
 
@@ -86,11 +98,11 @@ def run(words: tuple[str, ...], **given: Any) -> int:
     wanted = _wanted(**given)
     if detach and vnc:
         raise click.UsageError(f"--vnc ends with this command: virtainers vnc {wanted['name']} is for later")
-    if auto_remove and not detach:
-        raise click.UsageError("--rm is for --detach: without that, the VM ends with the shell or command anyway")
     ours = settings()
     with usage():
         spec = wish(wanted, ours, persist, OPTIONS)
+    if words or not detach:
+        check_ssh()  # not when the VM is ready
     if detach:
         return _detach(spec, ours, persist, words, auto_remove=auto_remove)
     with launched(spec, ours, persist, progress()) as vm:
@@ -160,7 +172,13 @@ def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, 
 @click.command
 @as_json
 def ls(as_json: bool) -> None:
-    """List the VMs that stay (run --detach)."""
+    """List the VMs that stay (run --detach).
+
+    \b
+    For example:
+      virtainers ls
+      virtainers ls --json | jq -r '.[] | select(.state == "running") | .name'
+    """  # noqa: D301
     from pytest_virtainers import machines
 
     with machines.connected(settings()) as engine:
@@ -201,7 +219,13 @@ def _attached(name: str) -> Iterator[VM]:
 @click.command("ssh", cls=GuestCommand)
 @_NAME
 def ssh_into(name: str, words: tuple[str, ...]) -> int:
-    """Open a shell in a VM that stays, or hand COMMAND to its shell, as ssh does."""
+    """Open a shell in a VM that stays, or hand COMMAND to its shell, as ssh does.
+
+    \b
+    For example:
+      virtainers ssh web
+      virtainers ssh web -- 'journalctl -u nginx | tail'
+    """  # noqa: D301
     with _reached(name) as vm:
         return ssh(vm, " ".join(words))
 
@@ -274,7 +298,12 @@ def _split(path: str) -> tuple[str, str] | None:
 @click.command
 @_NAME
 def console(name: str) -> int:
-    """Open the serial console of a VM that stays; Ctrl-] leaves it."""
+    """Open the serial console of a VM that stays; Ctrl-] leaves it.
+
+    \b
+    For example:
+      virtainers console web                   # also when its network is broken
+    """  # noqa: D301
     from pytest_virtainers import machines
     from pytest_virtainers.engine.detect import command_line
 
@@ -291,7 +320,13 @@ def console(name: str) -> int:
 @_NAME
 @click.option("-f", "--follow", is_flag=True, help="Go on until it ends.")
 def logs(name: str, follow: bool) -> None:
-    """Show what the console of a VM that stays has shown, and what its supervisor has said."""
+    """Show what the console of a VM that stays has shown, and what its supervisor has said.
+
+    \b
+    For example:
+      virtainers logs web | grep -i panic
+      virtainers logs -f web
+    """  # noqa: D301
     from pytest_virtainers import machines
 
     with machines.connected(settings()) as engine:
@@ -304,7 +339,12 @@ def logs(name: str, follow: bool) -> None:
 @_NAME
 @as_json
 def inspect(name: str, as_json: bool) -> None:
-    """Show what is known of a VM that stays."""
+    """Show what is known of a VM that stays.
+
+    \b
+    For example:
+      virtainers inspect web --json | jq -r .address
+    """  # noqa: D301
     import json
 
     from pytest_virtainers import machines
@@ -322,7 +362,13 @@ def inspect(name: str, as_json: bool) -> None:
 @click.command
 @click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
 def stop(names: tuple[str, ...]) -> None:
-    """Switch VMs off: each guest shuts down, and loses its power after a minute (run --env SHUTDOWN_TIMEOUT=…)."""
+    """Switch VMs off: each guest shuts down, and loses its power after a minute (run --env SHUTDOWN_TIMEOUT=…).
+
+    \b
+    For example:
+      virtainers stop web db
+      virtainers run --detach --name slow --env SHUTDOWN_TIMEOUT=300; virtainers stop slow
+    """  # noqa: D301
     from pytest_virtainers import machines
 
     with machines.connected(settings()) as engine:
@@ -336,7 +382,12 @@ def stop(names: tuple[str, ...]) -> None:
 @click.command
 @click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
 def start(names: tuple[str, ...]) -> None:
-    """Switch VMs on that were switched off, with the same disk, and wait until they are ready."""
+    """Switch VMs on that were switched off, with the same disk, and wait until they are ready.
+
+    \b
+    For example:
+      virtainers stop web; virtainers start web
+    """  # noqa: D301
     from pytest_virtainers import machines
 
     for name in names:
@@ -347,7 +398,12 @@ def start(names: tuple[str, ...]) -> None:
 @click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
 @click.option("-f", "--force", is_flag=True, help="Those that run, too.")
 def rm(names: tuple[str, ...], force: bool) -> None:
-    """Remove VMs that stay, and their disks, but for those of --persist."""
+    """Remove VMs that stay, and their disks, but for those of --persist.
+
+    \b
+    For example:
+      virtainers rm --force web db
+    """  # noqa: D301
     from pytest_virtainers import machines
     from pytest_virtainers.engine.sweep import sweep
 
@@ -362,7 +418,8 @@ def rm(names: tuple[str, ...], force: bool) -> None:
 @click.option("-d", "--delete", is_flag=True, help="Delete TAG instead: its room is for what is written later.")
 @_NAME
 @_TAG
-def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool) -> None:
+@as_json
+def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json: bool) -> None:
     """Keep memory and disk of a VM as they are now, under TAG (s1, s2, …), and print that.
 
     \b
@@ -375,10 +432,14 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool) -> None:
 
     if (listed and (delete or tag)) or (delete and not tag):
         raise click.UsageError("a tag is needed with --delete, and has no meaning with --list")
+    if as_json and not listed:
+        raise click.UsageError("--json is for --list")
     if listed or delete:
         with machines.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
             if tag:
                 vm.delete_snapshot(Snapshot(vm, tag))
+            elif as_json:
+                show([{"tag": each} for each in vm.snapshots()], as_json=True)
             else:
                 print("".join(f"{each}\n" for each in vm.snapshots()), end="")
         return
@@ -390,7 +451,13 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool) -> None:
 @_NAME
 @_TAG
 def restore(name: str, tag: str | None) -> None:
-    """Have memory and disk of a VM as they were at the snapshot TAG (by default, the newest)."""
+    """Have memory and disk of a VM as they were at the snapshot TAG (by default, the newest).
+
+    \b
+    For example:
+      virtainers snapshot web clean; virtainers exec web --sudo -- rm -rf /etc/nginx
+      virtainers restore web clean
+    """  # noqa: D301
     from pytest_virtainers import machines
     from pytest_virtainers.handle.vm import Snapshot
 
@@ -409,7 +476,7 @@ def commit(name: str, file: Path) -> None:
 
     \b
     For example:
-      virtainers stop web; virtainers commit web web.qcow2; virtainers run ./web.qcow2
+      virtainers stop web; virtainers commit web web.qcow2; virtainers run ./web.qcow2 --user debian
     """  # noqa: D301
     from pytest_virtainers import machines
     from pytest_virtainers.manager import Manager
@@ -417,15 +484,22 @@ def commit(name: str, file: Path) -> None:
     if not file.absolute().parent.is_dir():
         raise SpecError(f"{file}: there is no such folder")
     with Manager(settings(), progress()) as manager, progress().step(f"writing the disk of {name} to {file}"):
-        machines.commit(manager, name, file)
+        facts = machines.commit(manager, name, file)
     print(file)
+    options = " ".join(f"--{option} {facts[option]}" for option in ("user", "arch", "firmware"))
+    tell(f"a VM with it: virtainers run {shlex.quote(str(file.absolute()))} {options}")
 
 
 @click.command
 @_NAME
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def screenshot(name: str, file: Path) -> None:
-    """Write what the screen of a VM shows into FILE, a PNG."""
+    """Write what the screen of a VM shows into FILE, a PNG.
+
+    \b
+    For example:
+      virtainers screenshot web screen.png
+    """  # noqa: D301
     from pytest_virtainers import machines
 
     with machines.attached(settings(), name, progress()) as vm:

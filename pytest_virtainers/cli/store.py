@@ -19,7 +19,12 @@ def store() -> None:
 @store.command("ls")
 @as_json
 def ls(as_json: bool) -> None:
-    """List them, the least recently used first."""
+    """List them, the least recently used first.
+
+    \b
+    For example:
+      virtainers store ls --json | jq 'map(.size_mib) | add'
+    """  # noqa: D301
     from pytest_virtainers import housekeeping
     from pytest_virtainers.manager import Manager
 
@@ -50,7 +55,12 @@ def ls(as_json: bool) -> None:
 @store.command("rm")
 @click.argument("places", nargs=-1, required=True, shell_complete=store_places)
 def rm(places: tuple[str, ...]) -> None:
-    """Remove some that are not in use; PLACES are as `store ls` shows them: guests/… or templates/…."""
+    """Remove some that are not in use; PLACES are as `store ls` shows them: guests/… or templates/….
+
+    \b
+    For example:
+      virtainers store rm templates/ebc12a092c59044f
+    """  # noqa: D301
     from pytest_virtainers import housekeeping
     from pytest_virtainers.manager import Manager
     from pytest_virtainers.paths import locked
@@ -71,7 +81,13 @@ def rm(places: tuple[str, ...]) -> None:
 @store.command("prune")
 @click.option("--limit", metavar="SIZE", callback=size, help="Such as 5G, or 0 (default: the store-limit setting).")
 def prune(limit: int | None) -> None:
-    """Remove the least recently used ones until the rest fits."""
+    """Remove the least recently used ones until the rest fits.
+
+    \b
+    For example:
+      virtainers store prune --limit 5G
+      virtainers store prune --limit 0         # whatever is not in use
+    """  # noqa: D301
     from pytest_virtainers import housekeeping
     from pytest_virtainers.manager import Manager
 

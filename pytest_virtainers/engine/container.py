@@ -73,6 +73,7 @@ class Plan:
         labels: more labels, beside those of ownership.
         lease: whether it ends with this process.
         auto_remove: whether the engine removes it when it has ended.
+        stop_seconds: that the engine waits after SIGTERM when somebody has it stopped; None: its default.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Plan:
     labels: Mapping[str, str] = field(default_factory=dict)
     lease: bool = True
     auto_remove: bool = True
+    stop_seconds: int | None = None
 
 
 class Container:
@@ -173,6 +175,7 @@ class Container:
             name=plan.name,
             environment=dict(plan.environment),
             labels={**owner.labels(plan.kind, run_id), **plan.labels},
+            stop_timeout=plan.stop_seconds,
             stdin_open=plan.lease,  # with detach left off, the SDK sets StdinOnce too: the lease
             host_config=host_config,
             networking_config=networking,

@@ -19,6 +19,7 @@ from tests.unit import hostile_server
 from tests.unit.hostile_server import (
     CONTENT,
     PIECE,
+    Day,
     HostileServer,
     cut,
     longer,
@@ -97,6 +98,21 @@ def test_another_version_is_not_put_behind_the_old_one(server: HostileServer, tm
     server.days = [cut(4 * PIECE + 10), change]
     get(server, tmp_path, Digest.of(hashlib.sha512(new).hexdigest()))
     assert (tmp_path / "disk").read_bytes() == new
+
+
+def test_mirrors_that_name_one_file_differently_are_gone_on_with(server: HostileServer, tmp_path: Path) -> None:
+    def mirror(number: int) -> Day:
+        def answer(request: hostile_server.Request) -> None:
+            server.version = f'"mirror {number}"'
+            cut(PIECE)(request)
+
+        return answer
+
+    server.days = [mirror(number) for number in range(8)]
+    told = get(server, tmp_path)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+    assert sum("trying again" in line for line in told) == 8
+    assert not any("once more" in line for line in told)
 
 
 def test_what_an_earlier_run_has_left_of_another_version_is_thrown_away(

@@ -47,6 +47,11 @@ def test_meta_data_of_ones_own_goes_over_ours() -> None:
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": "id-1", "local-hostname": "other", "tier": "web"}
 
 
+def test_an_instance_id_of_ones_own_is_the_beginning_of_ours() -> None:
+    files = read(seed.iso(spec(meta_data={"instance-id": "iid-local01"}), KEYS, "debian", "id-1"))
+    assert yaml.safe_load(files["meta-data"])["instance-id"] == "iid-local01-id-1"
+
+
 def ready(path: Path, **files: str) -> Path:
     """Write somebody's seed."""
     image = pycdlib.PyCdlib()
@@ -59,12 +64,12 @@ def ready(path: Path, **files: str) -> Path:
     return path
 
 
-def test_a_ready_seed_is_read_but_for_what_would_lock_us_out(tmp_path: Path) -> None:
+def test_a_ready_seed_is_read(tmp_path: Path) -> None:
     own = tmp_path / "ours.iso"
     own.write_bytes(seed.iso(spec(name="db", user_data={"timezone": "UTC"}), KEYS, "debian", "id-1"))
     read, passed_over = seed.unpack(own)
     assert read["user_data"]["timezone"] == "UTC"
-    assert (read["meta_data"], passed_over) == ({"local-hostname": "db"}, ["network-config"])
+    assert (read["meta_data"], passed_over) == ({"instance-id": "id-1", "local-hostname": "db"}, ["network-config"])
     theirs = ready(tmp_path / "theirs.iso", user_data="#cloud-config\n", vendor_data="x", meta_data="{tier: web}")
     assert seed.unpack(theirs) == ({"user_data": {}, "meta_data": {"tier": "web"}}, ["vendor-data"])
     windows = ready(tmp_path / "windows.iso", user_data="#cloud-config\r\ntimezone: UTC\r\n", key="\udcff")

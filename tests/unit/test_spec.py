@@ -45,7 +45,6 @@ def test_unknown_arguments_are_named_with_a_near_miss() -> None:
             {"env": {"RAM": "7"}},
             "RAM is none of CIDR, DISK_CACHE, OS_VARIANT, SHUTDOWN_TIMEOUT; for others there are",
         ),
-        ({"meta_data": "instance-id: x"}, "instance-id is not yours to give"),
         ({"user_data": "a: [1"}, "not YAML: while parsing a flow sequence"),
         (
             {"user_data": 7},

@@ -77,7 +77,6 @@ def test_run_refuses_a_wrong_size(capsys: pytest.CaptureFixture[str]) -> None:
         ("doctor -- uname", "Got unexpected extra argument (uname)\n"),
         ("run debian-13 uname", "Got unexpected extra argument (uname); a command for the VM stands after --"),
         ("run debian-13 uname -a", "-a; a command for the VM stands after --"),
-        ("run --rm", "--rm is for --detach"),
         ("exec web", "a command is needed: virtainers exec NAME -- COMMAND"),
         ("exec web --env A -- true", "--env A: NAME=VALUE is needed"),
         ("exec web --env 1=2 -- true", "'1' cannot name an environment variable"),

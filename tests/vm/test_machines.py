@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.detect import command_line
 from tests.unit.test_seed import ready
 from tests.vm.test_ending import AT_TERMINAL
 from tests.vm.test_viewer import Viewer
@@ -154,7 +155,9 @@ def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtai
     deadline = time.monotonic() + 20  # the engine removes it by itself
     while [each["name"] for each in json.loads(virtainers("ls", "--json").stdout)] != ["tests-one"]:
         assert time.monotonic() < deadline
-    virtainers("stop", "tests-one")
+    subprocess.run([*command_line(engine), "stop", "virtainers-tests-one"], check=True)
+    state = engine.api.inspect_container("virtainers-tests-one")["State"]
+    assert state["ExitCode"] == 0, "the engine waits for the guest longer than it does by default"
     assert (
         "tests-one is exited: virtainers start tests-one"
         in virtainers("exec", "tests-one", "--", "true", fails=True).stderr
@@ -190,15 +193,23 @@ def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
         user_data="#cloud-config\nwrite_files: [{path: /srv/seeded, content: by user-data}]\n",
         meta_data="instance-id: theirs\nlocal-hostname: by-meta-data\n",
     )
-    command = ("--", "sh", "-c", "cat /srv/seeded; hostname; echo kept >state")
-    assert virtainers("run", "--seed-iso", seed, *disk, *command).stdout == "by user-databy-meta-data\n"
+    script = "cat /srv/seeded /run/cloud-init/.instance-id; echo kept >state; hostname; sleep 1000"
+    words = map(str, ("run", "--seed-iso", seed, *disk, "--", "sh", "-c", script))
+    command = [sys.executable, "-m", "pytest_virtainers.cli", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout
+        assert first.stdout.readline().startswith("by user-datatheirs-virtainers-")
+        assert first.stdout.readline() == "by-meta-data\n"
+        first.terminate()
+        assert first.wait(300) == 128 + signal.SIGTERM
     virtainers("run", "--detach", "--name", "tests-again", "--env", "SHUTDOWN_TIMEOUT=1", *disk)
     assert virtainers("exec", "tests-again", "--", "cat", "state").stdout == "kept\n"
     said = virtainers("commit", "tests-again", tmp_path / "whole.qcow2", fails=True).stderr
-    assert "tests-again runs, and its disk changes: virtainers stop tests-again first" in said
+    assert "tests-again is running, and its disk changes: virtainers stop tests-again first" in said
     cut = "tests-again did not shut down within its SHUTDOWN_TIMEOUT: its power was cut"
     assert cut in virtainers("stop", "tests-again").stderr
-    virtainers("commit", "tests-again", tmp_path / "whole.qcow2")
+    told = virtainers("commit", "tests-again", tmp_path / "whole.qcow2").stderr
+    assert f"run {tmp_path}/whole.qcow2 --user debian --arch amd64 --firmware bios\n" in told
     head = (tmp_path / "whole.qcow2").read_bytes()[:16]
     assert head[:4] == b"QFI\xfb"
     assert head[8:16] == bytes(8), "it needs no other disk"
