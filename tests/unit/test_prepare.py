@@ -1,8 +1,10 @@
 """What makes a `prepare` function another one, and so its template another template."""
 
 import functools
+import importlib
 import linecache
 import os
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,12 @@ def test_the_same_source_is_the_same() -> None:
         *(
             (f"N = 1\ndef help(): return N\n{source}", f"N = 2\ndef help(): return N\n{source}")
             for source in (
+                "import functools\n@functools.cache\ndef go(): return help()\ndef prepare(vm): vm.run(go())\n",
+            )
+        ),
+        *(
+            (f"N = 1\ndef help(): return N\n{source}", f"N = 2\ndef help(): return N\n{source}")
+            for source in (
                 "def prepare(vm):\n    def one():\n        def two(): vm.run(help())\n        two()\n    one()\n",
                 "def prepare(vm): vm.retry(lambda: help())\n",
                 "def prepare(vm): vm.run([help() for _ in 'ab'])\n",
@@ -56,12 +64,52 @@ def test_the_same_source_is_the_same() -> None:
         ),
     ],
     ids=[
-        *("body", "default", "global value", "helper's body", "closure"),
+        *("body", "default", "global value", "helper's body", "closure", "wrapped"),
         *("nested function", "lambda", "comprehension", "nested class"),
     ],
 )
 def test_what_changes_it(one: str, other: str) -> None:
     assert digest(load(one)) != digest(load(other))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import helpers\ndef prepare(vm): helpers.go(vm)\n", "from helpers import go\ndef prepare(vm): go(vm)\n"],
+)
+@pytest.mark.parametrize("place", ["tests", "site-packages"])
+def test_another_module_counts_unless_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, place: str
+) -> None:
+    (tmp_path / place).mkdir()
+    helpers = tmp_path / place / "helpers.py"
+    helpers.write_text("def go(vm): vm.run(_command())\ndef _command(): return 'a'\n")
+    monkeypatch.syspath_prepend(tmp_path / place)
+    monkeypatch.delitem(sys.modules, "helpers", raising=False)
+    before = digest(load(source))
+    assert digest(load(source)) == before
+    helpers.write_text(helpers.read_text().replace("'a'", "'bb'"))
+    assert (digest(load(source)) != before) == (place == "tests")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def prepare(vm): Setup().go(vm)\n",
+        "setup = Setup()\ndef prepare(vm): setup.go(vm)\n",
+        "setups = [Setup()]\ndef prepare(vm): setups[0].go(vm)\n",
+    ],
+    ids=["class", "object", "in a list"],
+)
+def test_a_class_counts_with_what_its_methods_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = set()
+    for number in (1, 2, 2):
+        kind = "class Setup:\n    def __repr__(self): return 'it'\n    def go(self, vm): vm.run(N)\n"
+        (tmp_path / f"setup_{number}.py").write_text(f"N = {number}\n{kind}{source}")
+        digests.add(digest(importlib.import_module(f"setup_{number}").prepare))
+    assert len(digests) == 2
 
 
 def test_what_stands_beside_it_does_not() -> None:
