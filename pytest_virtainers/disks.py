@@ -210,6 +210,6 @@ def _as_tar(path: Path, step: Step) -> Iterator[bytes]:
     with path.open("rb") as file:
         while data := file.read(_CHUNK_BYTES):
             sent += len(data)
-            step.update(bar(sent, size))
+            step.update(f"storing {bar(sent, size)}")
             yield data
     yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
