@@ -37,7 +37,8 @@ _LACKS = 90
 # Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
 # the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
 LEAVE = f"""
-command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} || exit {_LACKS}
+command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} &&
+    grep -qsx {_PORT} /sys/class/virtio-ports/*/name || exit {_LACKS}
 umask 077
 cat >{_PATH} || exit
 set -- python3 -I -S {_PATH} {_PORT} "$FORMER"
@@ -58,9 +59,9 @@ def leave_helper(vm: Commands, hostname: str) -> None:
     __tracebackhide__ = True
     left = vm.run(LEAVE, input=helper(), env={"FORMER": hostname}, sudo=True, check=False)
     if left.exit_code == _LACKS:
-        raise Unclonable("the guest has no python3, or its kernel no virtio_console")
+        raise Unclonable("the guest has no python3, its kernel no virtio_console, or its machine no virtio devices")
     if not left.ok:
-        raise BootError(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
+        raise Unclonable(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
 
 
 def renew(vm: Commands, host_key: KeyPair) -> None:
