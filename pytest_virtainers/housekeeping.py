@@ -33,7 +33,6 @@ for manifest in guests/*/manifest.json templates/*/manifest.json; do
     printf '%s\\t%s\\t%s\\t%s\\n' "$place" "$size" "$used" "$facts"
 done
 """
-_REMOVE = "rm -rf {0}.gone; [ ! -e {0} ] || mv {0} {0}.gone; rm -rf {0}.gone\n"
 
 
 @dataclass(frozen=True)
@@ -128,5 +127,7 @@ def make_room(engine: Engine, shop: Workshop, limit_mib: int, progress: Progress
 def remove(shop: Workshop, places: Collection[str]) -> None:
     """Remove these places; raises `StoreError`."""
     if places:
-        # Under another name first: what is left of one whose removal was interrupted should not be taken for whole.
-        shop.shell("".join(_REMOVE.format(f"{MOUNT}/{place}") for place in places))
+        # As scratch first: what is left of one whose removal was interrupted counts no longer, and goes some day.
+        with shop.scratch() as scratch:
+            moves = ((f"{MOUNT}/{place}", f"{scratch}/{number}") for number, place in enumerate(places))
+            shop.shell(" && ".join(f"{{ [ ! -e {place} ] || mv {place} {target}; }}" for place, target in moves))

@@ -35,6 +35,7 @@ from pytest_virtainers.housekeeping import USES, make_room
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.networks import Networks
 from pytest_virtainers.prefetch import Prefetcher
+from pytest_virtainers.progress import LAUNCHING
 from pytest_virtainers.store import MOUNT, workshop
 from pytest_virtainers.templates import Template, Templates
 from pytest_virtainers.tenure import DISPOSABLE, Tenure, seconds_to_stop
@@ -241,7 +242,7 @@ class Manager:
                 self._template(spec, guest, node_id)
         self._together = specs
         title = f"starting {', '.join(spec.name for spec in specs)}"
-        with self._progress.step(title), ThreadPoolExecutor(len(specs), "virtainers-launch") as threads:
+        with self._progress.step(title), ThreadPoolExecutor(len(specs), LAUNCHING) as threads:
             launches = [threads.submit(self.launch, spec, node_id) for spec in specs]
             try:
                 wait(launches)
@@ -443,11 +444,7 @@ class Manager:
                 return None
             self.durations.append(record := Record("prefetch"))
             with recording(record):
-                vm = self._start_clone(spec, guest, template, node_id, ahead=True)
-                with _closing_on_failure(vm):
-                    if spec.identity == "fresh":
-                        vm.renew_identity()
-                return vm
+                return self._start_clone(spec, guest, template, node_id, ahead=True)
         except VirtainerError:
             return None
 
@@ -490,8 +487,6 @@ class Manager:
                     self._progress.note(f"a clone of {spec.image} did not get ready, once more: {reason}")
                 self._bury_lost(spec)  # the next one may need its room
         with _closing_on_failure(vm):
-            if spec.identity == "fresh":
-                vm.renew_identity()
             self._plug_cards(vm)
         return vm
 
@@ -517,7 +512,7 @@ class Manager:
         __tracebackhide__ = True
         environment = {"TEMPLATE": template.folder, **guest.machine(spec.firmware)}
         container = self._start(spec, template.place, {}, environment, node_id, ahead=ahead)
-        return self._ready(
+        vm = self._ready(
             spec,
             template.user,
             template.keys,
@@ -525,6 +520,10 @@ class Manager:
             lambda vm: vm.wait_until_cloned(template.session),
             ahead=ahead,
         )
+        if spec.identity == "fresh":
+            with _closing_on_failure(vm):
+                vm.renew_identity()
+        return vm
 
     def _plug_cards(self, vm: VM) -> None:
         """Give a VM its further cards."""

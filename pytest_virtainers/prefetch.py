@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.spec import Spec
 
-PREFETCHING = "virtainers-prefetch"
-"""What the thread's name begins with."""
-
 
 class Prefetcher:
     """Holds at most one VM that nobody has asked for yet.
@@ -39,7 +36,7 @@ class Prefetcher:
         if spec == self._spec:
             return
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, PREFETCHING)
+            self._thread = ThreadPoolExecutor(1, "virtainers-prefetch")
         self._machine = self._thread.submit(self._replace, self._machine, spec, node_id)
         self._spec = spec
 

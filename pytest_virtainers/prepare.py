@@ -1,15 +1,14 @@
 """What identifies a `prepare` function: the code that it runs, and what that code is given.
 
 A template is made anew when this changes. Counted are the function's source, its default and `functools.partial`
-arguments, the variables of its closure, and the module's own functions, classes and values that it names, again with
-theirs. Another module counts with its file when something of it is named; but what is installed, or Python's own, by
-its name alone: a new version of a library is not a new preparation. A `pathlib.Path` counts with the content of the
-file or folder to which it leads.
+arguments, the variables of its closure, and the module's own functions and values that it names, again with
+theirs. A class, an object of one, and whatever is of another module, counts with that module's file; but what is
+installed, or Python's own, by its name alone: a new version of a library is not a new preparation. A `pathlib.Path`
+counts with the content of the file or folder to which it leads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import inspect
@@ -22,11 +21,8 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 _INSTALLED = {"site-packages", "dist-packages"}
+_CACHED = type(functools.cache(len))
 _OURS = (Path(sysconfig.get_path("stdlib")), Path(__file__).parent)
-
-
-class _NoSource(ValueError):
-    pass
 
 
 def digest(function: Callable[..., object]) -> str:
@@ -36,18 +32,19 @@ def digest(function: Callable[..., object]) -> str:
         ValueError: its source cannot be had, or a value that it uses looks different in each process.
     """
     sha = hashlib.sha256()
-    _add(sha.update, "function", function, frozenset())
+    _add(sha.update, "function", function, set())
     return sha.hexdigest()[:16]
 
 
-def _add(update: Callable[[bytes], object], name: str, value: Any, seen: frozenset[object]) -> None:
+def _add(update: Callable[[bytes], object], name: str, value: Any, seen: set[FunctionType]) -> None:
     update(f"\0{name}\0".encode())
     if isinstance(value, FunctionType):
         if value not in seen:
-            _add_function(update, value, seen | {value})
+            seen.add(value)
+            _add_function(update, value, seen)
     elif isinstance(value, type):
-        if value not in seen:
-            _add_class(update, value, seen | {value})
+        if not _add_home(update, value):
+            update(_source(value).encode())
     elif isinstance(value, Path):
         _add_files(update, value)
     elif parts := _parts(value):
@@ -55,32 +52,23 @@ def _add(update: Callable[[bytes], object], name: str, value: Any, seen: frozens
             _add(update, part, each, seen)
     else:
         update(_shown(name, value).encode())
-        with contextlib.suppress(_NoSource):  # what it looks like is all that can be told of it
-            _add_class(update, type(value), seen | {type(value)})
+        _add_home(update, type(value))
 
 
-def _add_class(update: Callable[[bytes], object], kind: type, seen: frozenset[object]) -> None:
-    home = _home(kind)
-    if home is not None and _is_library(home):
-        update(f"{home.__name__}.{kind.__name__}".encode())
-        return
-    update(_source(kind).encode())
-    for name, member in vars(kind).items():
-        function = getattr(member, "__func__", member)
-        # Those that a dataclass was given follow from its source.
-        if isinstance(function, FunctionType) and function.__code__.co_filename != "<string>":
-            _add(update, name, function, seen)
+def _add_home(update: Callable[[bytes], object], thing: Any) -> bool:
+    """Add code by its name and, if it is of the project that is tested, its module's file; tell whether there is one.
 
-
-def _home(thing: object) -> ModuleType | None:
-    """Give the module of a piece of code, if it is one that was imported."""
-    return thing if isinstance(thing, ModuleType) else sys.modules.get(str(getattr(thing, "__module__", None)))
-
-
-def _is_library(module: ModuleType) -> bool:
-    """Tell whether a module is Python's, installed, or ours, rather than of the project that is tested."""
-    file = getattr(module, "__file__", None)
-    return file is None or bool(_INSTALLED & {*Path(file).parts}) or any(map(Path(file).is_relative_to, _OURS))
+    A module without a file, one that is installed, Python's own and ours are no part of the project.
+    """
+    module = thing if isinstance(thing, ModuleType) else sys.modules.get(str(getattr(thing, "__module__", None)))
+    update(f"\0{module and module.__name__}.{getattr(thing, '__name__', '')}".encode())
+    if module is None:
+        return False
+    if file := getattr(module, "__file__", None):
+        path = Path(file)
+        if not _INSTALLED & {*path.parts} and not any(map(path.is_relative_to, _OURS)):
+            _add_files(update, path)
+    return True
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
@@ -103,20 +91,19 @@ def _shown(name: str, value: object) -> str:
     return shown
 
 
-def _add_function(update: Callable[[bytes], object], function: FunctionType, seen: frozenset[object]) -> None:
+def _add_function(update: Callable[[bytes], object], function: FunctionType, seen: set[FunctionType]) -> None:
     update(_source(function).encode())
     _add(update, "defaults", function.__defaults__ or (), seen)
     _add(update, "keyword defaults", function.__kwdefaults__ or {}, seen)
     named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
     for name, each in sorted({**named, **inspect.getclosurevars(function).nonlocals}.items()):
-        value = inspect.unwrap(each) if callable(each) else each
-        home = _home(value) if callable(value) or isinstance(value, ModuleType) else None
-        if home is None or home.__name__ == function.__module__:
-            _add(update, name, value, seen)
+        value = each.__wrapped__ if isinstance(each, _CACHED) else each
+        elsewhere = callable(value) and getattr(value, "__module__", None) != function.__module__
+        if elsewhere or isinstance(value, ModuleType):
+            update(f"\0{name}\0{type(value).__name__}".encode())
+            _add_home(update, value)
         else:
-            update(f"\0{name}\0{home.__name__}.{getattr(value, '__name__', '')}".encode())
-            if not _is_library(home):
-                _add_files(update, Path(str(home.__file__)))
+            _add(update, name, value, seen)
 
 
 def _names(code: CodeType) -> set[str]:
@@ -129,7 +116,7 @@ def _source(thing: Callable[..., object]) -> str:
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError) as error:
-        raise _NoSource(f"the source of {thing!r} cannot be read: write it in a file ({error})") from error
+        raise ValueError(f"the source of {thing!r} cannot be read: write it in a file ({error})") from error
 
 
 def _add_files(update: Callable[[bytes], object], path: Path) -> None:

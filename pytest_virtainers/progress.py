@@ -7,13 +7,15 @@ A step that ends within two seconds stays silent. On a terminal a longer one is 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+LAUNCHING = "virtainers-launch"
+"""What the names of threads begin with for which the main thread waits: they may show something, too."""
 
 _QUIET_SECONDS = 2.0
 _REDRAW_SECONDS = 0.25
@@ -40,7 +42,7 @@ class Step:
         if now < self._due:
             return
         line = f"virtainers: {self._title} ({now - self._began:.0f} s) {_printable(detail)}".rstrip()
-        self._write(f"{_ERASE}{line[: _width()]}" if self._live else f"{line}\n")
+        self._write(f"{_ERASE}{line[:_WIDTH]}" if self._live else f"{line}\n")
         self._due = now + _REDRAW_SECONDS if self._live else math.inf
 
     def end(self, outcome: str) -> None:
@@ -86,9 +88,13 @@ def bar(done: int, whole: int | None) -> str:
     return f"[{drawn:-<{_BAR}}] {int(share * 100)} % of {whole / _MIB:.0f} MiB"
 
 
-def _width() -> int:
-    # One less than there is: some terminals begin a new line with the last column.
-    return min(_WIDTH, shutil.get_terminal_size((_WIDTH + 1, 1)).columns - 1)
+def fitted(text: str, columns: int) -> str:
+    """Cut a line that is to be redrawn, for a terminal on which it would take several; 0 columns: that is not known.
+
+    One column stays free: some terminals begin a new line with the last one.
+    """
+    redrawn = text.startswith(_ERASE) and not text.endswith("\n")
+    return text[: len(_ERASE) + columns - 1] if redrawn and columns else text
 
 
 def _printable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
-from pytest_virtainers.progress import SILENT, Progress
+from pytest_virtainers.progress import LAUNCHING, SILENT, Progress, fitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,15 +107,14 @@ def _progress(config: pytest.Config) -> Progress:
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
 
-    from pytest_virtainers.prefetch import PREFETCHING
-
     one_at_a_time = threading.Lock()
 
     def write(text: str) -> None:
         thread = threading.current_thread()
-        # What is prefetched is nobody's step yet. VMs that start together have one line that changes, the main
-        # thread's; it waits for them, so that pytest's capturing, which is not made for threads, is theirs to change.
-        if thread.name.startswith(PREFETCHING) or (thread is not threading.main_thread() and text[-1:] != "\n"):
+        # pytest's capturing is not made for threads. But while VMs start together, the main thread only waits for
+        # them; the line that changes is its own.
+        of_launch = thread.name.startswith(LAUNCHING) and text.endswith("\n")
+        if thread is not threading.main_thread() and not of_launch:
             return
         with one_at_a_time, capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             if reporter is None:  # a worker of pytest-xdist, whose stdout belongs to its protocol
@@ -122,7 +122,7 @@ def _progress(config: pytest.Config) -> Progress:
                 sys.stderr.flush()
             else:
                 reporter.ensure_newline()
-                reporter.write(text, flush=True)
+                reporter.write(fitted(text, shutil.get_terminal_size((0, 0)).columns), flush=True)
 
     return Progress(write, live=reporter is not None and reporter.isatty)
 

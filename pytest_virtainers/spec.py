@@ -105,11 +105,13 @@ def _authorized_keys(value: object) -> tuple[str, ...]:
 
 
 def _env(value: object) -> dict[str, str]:
-    """Take variables of the runtime image that shape a machine; what they may be, the supervisor says."""
+    """Take variables of the runtime image that shape a machine; what most of them may be, the supervisor says."""
     if not isinstance(value, Mapping) or not all(isinstance(each, str) for pair in value.items() for each in pair):
         raise ValueError("a mapping from names of variables to texts is needed")
     if wrong := value.keys() - _VARIABLES:
         raise ValueError(f"{min(wrong)} is none of {', '.join(_VARIABLES)}; for others there are arguments")
+    if not (seconds := value.get("SHUTDOWN_TIMEOUT", "")).isdecimal() and seconds:
+        raise ValueError(f"SHUTDOWN_TIMEOUT is a number of seconds, not {seconds!r}")
     return dict(value)
 
 

@@ -15,7 +15,7 @@ import click
 
 from pytest_virtainers import values
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.progress import Progress
+from pytest_virtainers.progress import Progress, fitted
 from pytest_virtainers.settings import environment, resolve
 
 if TYPE_CHECKING:
@@ -42,15 +42,18 @@ def progress() -> Progress:
     """Show long steps on stderr; on a terminal, with their last words as they come."""
 
     def write(text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the terminal was closed, and what is under way is to end in order
+            sys.stderr.write(fitted(text, os.get_terminal_size(sys.stderr.fileno()).columns if live else 0))
+            sys.stderr.flush()
 
-    return Progress(write, live=sys.stderr.isatty())
+    live = sys.stderr.isatty()
+    return Progress(write, live=live)
 
 
 def tell(text: str) -> None:
     """Say something that is no result."""
-    print(f"virtainers: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"virtainers: {text}", file=sys.stderr, flush=True)
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str] = ()) -> None:
@@ -73,9 +76,12 @@ def check_ssh() -> None:
 def ssh(vm: VM, line: str = "", *, terminal: bool = False) -> int:
     """Open a shell in a VM with OpenSSH, or run a shell line there; give its exit code."""
     command, *words = shlex.split(vm.ssh_command)
-    return subprocess.run(
-        [command, *(["-t"] if terminal else []), *words, *([line] if line else [])], check=False
-    ).returncode
+    with subprocess.Popen([command, *(["-t"] if terminal else []), *words, *([line] if line else [])]) as client:
+        try:
+            return client.wait()
+        except BaseException:
+            client.terminate()  # upon which it gives the terminal back as it was
+            raise
 
 
 @contextlib.contextmanager

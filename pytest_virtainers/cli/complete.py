@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -63,12 +65,15 @@ def snapshot_tags(context: click.Context) -> Iterable[tuple[str, str]]:
 @_completer
 def store_places(_context: click.Context) -> Iterable[tuple[str, str]]:
     """What is in the store."""
-    from pytest_virtainers import housekeeping
-    from pytest_virtainers.manager import Manager
-    from pytest_virtainers.progress import SILENT
+    from pytest_virtainers import housekeeping, machines, runtime
+    from pytest_virtainers.store import workshop
 
-    with Manager(settings(), SILENT) as manager, manager.store() as shop:
-        return [(each.place, each.what) for each in housekeeping.contents(manager.engine, shop)]
+    ours, image = settings(), runtime.reference()
+    with machines.connected(ours) as engine:
+        if not runtime.present(engine, image):
+            return []
+        with workshop(engine, ours.store, image, f"complete-{os.getpid()}") as shop:
+            return [(each.place, each.what) for each in housekeeping.contents(engine, shop)]
 
 
 def option_of(name: str, words: str, about: str) -> Callable[[T], T]:
@@ -89,7 +94,9 @@ def files_or_machines(context: click.Context, parameter: click.Parameter, begun:
     from click.shell_completion import CompletionItem
 
     names = [] if "/" in begun else machine_names(context, parameter, begun)
+    if not names:
+        return [CompletionItem(begun, type="file")]
+    here = sorted(each.name for each in Path().iterdir())
     # bash and zsh put a space after a word of ours, so the path in the guest is begun by hand.
-    return [CompletionItem(f"{each.value}:", help=each.help) for each in names] or [
-        CompletionItem(begun, type="file")
-    ]
+    machines = [CompletionItem(f"{each.value}:", help=each.help) for each in names]
+    return [*machines, *(CompletionItem(each) for each in here if each.startswith(begun))]

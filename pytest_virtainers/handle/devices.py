@@ -149,7 +149,11 @@ class Devices(Power):
     def remove_disk(self, disk: Disk) -> None:
         """Pull out a disk that was added, and throw it away; raises `VirtainerError` when the guest keeps it."""
         __tracebackhide__ = True
-        self._control("device", "remove", disk.name)
+        self._pull_out(disk)
+
+    def _pull_out(self, disk: Disk, *how: str) -> None:
+        __tracebackhide__ = True
+        self._control("device", "remove", disk.name, *how)
         self._disks = tuple(each for each in self._disks if each.name != disk.name)
 
     def add_nic(self, network: Network | None = None, ip: str | int | IPv4Address = "auto") -> Nic:
@@ -217,12 +221,13 @@ class Devices(Power):
     def _cards(self) -> frozenset[str]:
         return frozenset(nic.name for nic in self._nics)
 
-    def _unplug_all_but(self, cards: Collection[str]) -> None:
+    def _unplug_all_but(self, cards: Collection[str], *, by_reset: bool) -> None:
         __tracebackhide__ = True
+        how = ("--reset",) if by_reset else ()
         for disk in self._disks:
-            self.remove_disk(disk)
+            self._pull_out(disk, *how)
         for nic in [each for each in self._nics if each.name not in cards]:
-            self.remove_nic(nic)
+            self._pull_out_nic(nic, *how)
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -237,7 +242,11 @@ class Devices(Power):
     def remove_nic(self, nic: Nic) -> None:
         """Pull out a network card that was added; raises `VirtainerError` when the guest keeps it."""
         __tracebackhide__ = True
-        self._control("device", "remove", nic.name)
+        self._pull_out_nic(nic)
+
+    def _pull_out_nic(self, nic: Nic, *how: str) -> None:
+        __tracebackhide__ = True
+        self._control("device", "remove", nic.name, *how)
         self._nics = [each for each in self._nics if each.name != nic.name]
         if nic.network is not None:
             nic.network.leave(self)

@@ -37,8 +37,13 @@ _LACKS = 90
 # Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
 # the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
 LEAVE = f"""
-command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} &&
-    grep -qsx {_PORT} /sys/class/virtio-ports/*/name || exit {_LACKS}
+command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} || exit {_LACKS}
+tries=0
+until grep -qsx {_PORT} /sys/class/virtio-ports/*/name; do
+    tries=$((tries + 1))
+    [ $tries -lt 50 ] || exit {_LACKS}
+    sleep 0.1
+done
 umask 077
 cat >{_PATH} || exit
 set -- python3 -I -S {_PATH} {_PORT} "$FORMER"
@@ -61,7 +66,7 @@ def leave_helper(vm: Commands, hostname: str) -> None:
     if left.exit_code == _LACKS:
         raise Unclonable("the guest has no python3, its kernel no virtio_console, or its machine no virtio devices")
     if not left.ok:
-        raise Unclonable(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
+        raise BootError(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
 
 
 def renew(vm: Commands, host_key: KeyPair) -> None:

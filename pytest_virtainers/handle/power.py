@@ -167,8 +167,8 @@ class Power(Waits):
         """Name the network cards that were added."""
         return frozenset()
 
-    def _unplug_all_but(self, cards: Collection[str]) -> None:
-        """Remove what was added, disks and other cards."""
+    def _unplug_all_but(self, cards: Collection[str], *, by_reset: bool) -> None:
+        """Remove what was added, disks and other cards; by a reset if the guest cannot let go of them."""
 
     def _wait_until_on(self, deadline: float) -> None:
         """Wait until this side has heard that the machine runs again."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import paramiko
 
 from pytest_virtainers import durations
-from pytest_virtainers.errors import EngineError, SSHError, StoreError, Unclonable
+from pytest_virtainers.errors import EngineError, SSHError, StoreError, Unclonable, VirtainerError
 from pytest_virtainers.handle import individual, line, ssh
 from pytest_virtainers.handle.power import Power
 from pytest_virtainers.keys import KeyPair
@@ -250,10 +250,13 @@ class Saving(Power):
             raise StoreError(
                 f"{self.name} has not the network cards any more that {snapshot.name} has: {sorted(gone)}"
             )
-        self._unplug_all_but(snapshot.cards)
+        stood_still = self._off or bool(self._halted)
+        try:
+            self._unplug_all_but(snapshot.cards, by_reset=stood_still)
+        except VirtainerError as error:
+            raise StoreError(f"{self.name} cannot go back to {snapshot.name}: {error}") from error
         done = self._times(individual.DONE)
         deadline = time.monotonic() + _CLONE_SECONDS
-        stood_still = self._off or bool(self._halted)
         if self._off:  # QEMU lets nothing run after a shutdown but what was reset
             self.qmp("system_reset")
         with self._connection_replaced():

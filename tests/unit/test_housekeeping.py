@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +85,13 @@ class Shop:
         command = ["sh", "-c", script.replace(MOUNT, str(self._folder))]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
         return done.stdout.decode(errors="replace")
+
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        folder = self._folder / ".scratch-1"
+        folder.mkdir()
+        yield f"{MOUNT}/{folder.name}"
+        shutil.rmtree(folder)
 
     def keep(self, place: str, used: int, manifest: str) -> None:
         """Put something there that takes 2 MiB, rounded up."""

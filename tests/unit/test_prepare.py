@@ -5,6 +5,7 @@ import importlib
 import linecache
 import os
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -97,19 +98,43 @@ def test_another_module_counts_unless_it_is_installed(
         "def prepare(vm): Setup().go(vm)\n",
         "setup = Setup()\ndef prepare(vm): setup.go(vm)\n",
         "setups = [Setup()]\ndef prepare(vm): setups[0].go(vm)\n",
+        "def prepare(vm): Package('x'); Row(1)\n",
+        "package, row = Package('x'), Row(1)\ndef prepare(vm): vm.run(package.name)\n",
     ],
-    ids=["class", "object", "in a list"],
+    ids=["class", "object", "in a list", "dataclass", "objects of dataclasses"],
 )
-def test_a_class_counts_with_what_its_methods_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
+def test_a_class_counts_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    file = tmp_path / "of_the_project.py"
+    kinds = (
+        "import dataclasses, threading, typing\n"
+        "class Setup:\n    lock = threading.Lock()\n    def __repr__(self): return 'it'\n"
+        "    def go(self, vm): vm.run(N)\n"
+        "@dataclasses.dataclass\nclass Package:\n    name: str\n"
+        "class Row(typing.NamedTuple):\n    x: int\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    digests = set()
-    for number in (1, 2, 2):
-        kind = "class Setup:\n    def __repr__(self): return 'it'\n    def go(self, vm): vm.run(N)\n"
-        (tmp_path / f"setup_{number}.py").write_text(f"N = {number}\n{kind}{source}")
-        digests.add(digest(importlib.import_module(f"setup_{number}").prepare))
-    assert len(digests) == 2
+    file.write_text(f"N = 1\n{kinds}{source}")
+    monkeypatch.delitem(sys.modules, "of_the_project", raising=False)
+    prepare = importlib.import_module("of_the_project").prepare
+    before = digest(prepare)
+    assert digest(prepare) == before
+    file.write_text(f"N = 22\n{kinds}{source}")
+    assert digest(prepare) != before
+
+
+@pytest.mark.parametrize(
+    "value", ["re.compile('a').match", "'{}'.format", "bytes.fromhex", "datetime.datetime.now", "random.random"]
+)
+def test_what_belongs_to_python_is_taken(value: str) -> None:
+    assert digest(load(f"import re, datetime, random\nuse = {value}\ndef prepare(vm): use\n"))
+
+
+def test_functions_that_name_each_other_take_no_time() -> None:
+    names = [f"f{number}" for number in range(30)]
+    all_of_them = "".join(f"def {name}(): {', '.join(names)}\n" for name in names)
+    began = time.monotonic()
+    digest(load(f"{all_of_them}def prepare(vm): f0()\n"))
+    assert time.monotonic() - began < 2
 
 
 def test_what_stands_beside_it_does_not() -> None:

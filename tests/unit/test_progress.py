@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from pytest_virtainers.progress import Progress, bar
+from pytest_virtainers.progress import Progress, bar, fitted
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def test_a_terminal_gets_one_line_that_changes(clock: list[float]) -> None:
     ]
 
 
-def test_a_terminal_that_is_narrow_gets_a_shorter_line(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "30")
+def test_a_narrow_terminal_gets_shorter_lines_that_change(clock: list[float]) -> None:
     shown: list[str] = []
-    with Progress(shown.append, live=True).step("booting") as step:
+    with Progress(lambda text: shown.append(fitted(text, 30)), live=True).step("booting") as step:
         clock[0] += 3
         step.update("x" * 100)
-    assert shown[0] == "\r\x1b[2Kvirtainers: booting (3 s) xxx"
+    assert shown == ["\r\x1b[2Kvirtainers: booting (3 s) xxx", "\r\x1b[2Kvirtainers: booting: done in 3.0 s\n"]
+    assert fitted(shown[0], 0) == shown[0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from virtainer import network
 from pytest_virtainers import clone_helper, seed
 from pytest_virtainers.handle import individual, line
 from pytest_virtainers.holds import Holds
-from pytest_virtainers.housekeeping import _REMOVE
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT
@@ -94,6 +93,9 @@ class Shop:
     def shell(self, script: str) -> None:
         self.scripts.append(script)
 
+    def scratch(self) -> "nullcontext[str]":
+        return nullcontext("/store/.scratch-1")
+
     def manifest(self, place: str) -> Any:
         assert place == "templates/abc"
         return json.loads(self._manifest)
@@ -124,7 +126,8 @@ def test_a_condemned_template_goes_unless_another_one_has_its_place(
     assert not templates.forget(ours, condemned=False)
     assert shop.scripts == []
     assert templates.forget(ours, condemned=True) is goes
-    assert shop.scripts == ([_REMOVE.format("/store/templates/abc")] if goes else [])
+    moved = "{ [ ! -e /store/templates/abc ] || mv /store/templates/abc /store/.scratch-1/0; }"
+    assert shop.scripts == ([moved] if goes else [])
 
 
 def test_both_sides_of_a_clone_use_the_same_words() -> None:

@@ -57,10 +57,12 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
     vm.resume()
     before = vm.run(devices).stdout
     snapshot = vm.snapshot()
-    for _ in range(2):
+    for halt in (None, vm.pause, vm.shutdown):
         vm.add_disk(32)
         vm.add_nic()
         assert vm.run(devices).stdout != before
+        if halt is not None:
+            halt()
         vm.restore(snapshot)
         assert vm.run(devices).stdout == before
         assert vm.nics == {"lan": lan}

@@ -3,7 +3,7 @@
     docker exec CONTAINER device add-disk NAME MIB
     docker exec CONTAINER device add-nic NAME MAC
     docker exec CONTAINER device join NAME MAC [open|hidden]
-    docker exec CONTAINER device remove NAME
+    docker exec CONTAINER device remove NAME [--reset]
 
 QEMU runs as a user who can open no file here: a new disk's, or a tap, is opened for it and passed on. A card that is
 added is on a network of its own, which QEMU plays: DHCP, and nobody else. One that joins takes over the interface of
@@ -34,7 +34,7 @@ from virtainer.settings import Settings
 from virtainer.tools import ToolError
 
 _NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room for 20 characters
-_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC [open|hidden] | remove NAME"
+_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC [open|hidden] | remove NAME [--reset]"
 _FILES = Path(os.environ.get("IMAGE_DIR") or "/mounted")
 _UNPLUG_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -109,11 +109,16 @@ def join(connection: socket.socket, name: str, mac: str, how: str = "") -> joine
     return taken
 
 
-def remove(monitor: qmp.Monitor, name: str) -> None:
-    """Unplug a device that was added; waits until the guest has let go of it."""
+def remove(monitor: qmp.Monitor, name: str, *, reset: bool = False) -> None:
+    """Unplug a device that was added; waits until the guest has let go of it.
+
+    A guest that stands still never does: `reset` resets the machine, which then lets go (acpi_pcihp_reset of QEMU).
+    """
     disk = _file(name)
     mac = None if disk.exists() else monitor.ask("qom-get", path=f"/machine/peripheral/{name}", property="mac")
     monitor.ask("device_del", id=name)
+    if reset:
+        monitor.ask("system_reset")
     deadline = time.monotonic() + _UNPLUG_SECONDS
     while name in _present(monitor):
         if time.monotonic() > deadline:
@@ -190,7 +195,7 @@ def main(arguments: list[str]) -> int:
     """Run the command: exit code 1 when QEMU or the disk refuses, 2 for wrong usage."""
     if not re.fullmatch(
         rf"(add-disk {_NAME} [1-9]\d{{0,8}}|add-nic {_NAME} {interfaces.MAC}"
-        rf"|join {_NAME} {interfaces.MAC}( open| hidden)?|remove {_NAME})",
+        rf"|join {_NAME} {interfaces.MAC}( open| hidden)?|remove {_NAME}( --reset)?)",
         " ".join(arguments),
     ):
         print(_USAGE, file=sys.stderr)
@@ -205,8 +210,8 @@ def main(arguments: list[str]) -> int:
                 case ["join", name, mac, *how]:
                     taken = join(connection, name, mac, *how)
                     print(json.dumps({"mac": mac, "addresses": taken.addresses, "mtu": taken.mtu}))
-                case [_, name]:
-                    remove(qmp.Monitor(connection), name)
+                case [_, name, *how]:
+                    remove(qmp.Monitor(connection), name, reset=bool(how))
     except (OSError, EOFError, End, ToolError, interfaces.Missing, qmp.Refused) as error:
         print(f"device: {error or 'QEMU ended'}", file=sys.stderr)
         return 1
