@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -196,12 +197,15 @@ def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
     script = "cat /srv/seeded /run/cloud-init/.instance-id; echo kept >state; hostname; sleep 1000"
     words = map(str, ("run", "--seed-iso", seed, *disk, "--", "sh", "-c", script))
     command = [sys.executable, "-m", "pytest_virtainers.cli", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+    window, terminal = pty.openpty()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True) as first:
+        os.close(terminal)
         assert first.stdout
         assert first.stdout.readline().startswith("by user-datatheirs-virtainers-")
         assert first.stdout.readline() == "by-meta-data\n"
-        first.terminate()
-        assert first.wait(300) == 128 + signal.SIGTERM
+        os.close(window)
+        first.send_signal(signal.SIGHUP)
+        assert first.wait(300) == 128 + signal.SIGHUP
     virtainers("run", "--detach", "--name", "tests-again", "--env", "SHUTDOWN_TIMEOUT=1", *disk)
     assert virtainers("exec", "tests-again", "--", "cat", "state").stdout == "kept\n"
     said = virtainers("commit", "tests-again", tmp_path / "whole.qcow2", fails=True).stderr
