@@ -197,13 +197,19 @@ def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
     script = "cat /srv/seeded /run/cloud-init/.instance-id; echo kept >state; hostname; sleep 1000"
     words = map(str, ("run", "--seed-iso", seed, *disk, "--", "sh", "-c", script))
     command = [sys.executable, "-m", "pytest_virtainers.cli", *words]
-    window, terminal = pty.openpty()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True) as first:
-        os.close(terminal)
+    with contextlib.ExitStack() as stack:
+        near, far = pty.openpty()
+        window = stack.enter_context(subprocess.Popen(["cat"], stdin=near, stdout=subprocess.DEVNULL))
+        stack.callback(window.kill)
+        first = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=far, text=True))
+        stack.callback(first.kill)
+        os.close(near)
+        os.close(far)
         assert first.stdout
         assert first.stdout.readline().startswith("by user-datatheirs-virtainers-")
         assert first.stdout.readline() == "by-meta-data\n"
-        os.close(window)
+        window.kill()
+        window.wait()
         first.send_signal(signal.SIGHUP)
         assert first.wait(300) == 128 + signal.SIGHUP
     virtainers("run", "--detach", "--name", "tests-again", "--env", "SHUTDOWN_TIMEOUT=1", *disk)
