@@ -44,9 +44,9 @@ def test_cards_come_and_go(session_vm: VM) -> None:
     session_vm.wait_until_fails(f"{find} | grep .")
 
 
-@pytest.mark.virtainer(nics=["lan"])
+@pytest.mark.virtainer(nics=["devices"])
 def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
-    lan, devices = vm.nics["lan"], "ls /sys/class/net; ls /sys/block"
+    card, devices = vm.nics["devices"], "ls /sys/class/net; ls /sys/block"
     disk = vm.add_disk(32)
     with pytest.raises(StoreError, match=rf"of added disks \({disk.name}\) nothing is kept: remove them first"):
         vm.snapshot()
@@ -65,9 +65,9 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
             halt()
         vm.restore(snapshot)
         assert vm.run(devices).stdout == before
-        assert vm.nics == {"lan": lan}
-        assert lan.ip in vm.run(["ip", "addr", "show", lan.device]).stdout
-    vm.remove_nic(lan)
+        assert vm.nics == {"devices": card}
+        assert card.ip in vm.run(["ip", "addr", "show", card.device]).stdout
+    vm.remove_nic(card)
     with pytest.raises(StoreError, match=f"has not the network cards any more that {snapshot.name} has"):
         vm.restore(snapshot)
     assert vm.run("true").ok, "it goes on"
