@@ -20,13 +20,13 @@ from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import merge
 
 
-def memory_mb(manager: Manager, vm: VM, kind: str = "Pss:") -> float:
-    """Sum the memory of a container's processes: proportional, or what is `Anonymous:`, so nobody else's."""
+def memory_mb(manager: Manager, vm: VM, kind: str = "Pss") -> float:
+    """Sum the memory of a container's processes: proportional, or what is `Anonymous`, so nobody else's."""
     first = manager.engine.api.inspect_container(vm._container.id)["State"]["Pid"]
     ours = _namespace(Path(f"/proc/{first}"))
     pids = [each.name for each in Path("/proc").glob("[0-9]*") if _namespace(each) == ours]
     rows = [line.split() for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-    return sum(int(row[1]) * 1024 for row in rows if row[0] == kind) / 1e6
+    return sum(int(row[1]) * 1024 for row in rows if row[0] == f"{kind}:") / 1e6
 
 
 def _namespace(process: Path) -> Path | None:
@@ -48,7 +48,7 @@ def main() -> None:
         vms[0].run("true")
         time.sleep(10)
         alone = memory_mb(manager, vms[0])
-        own = memory_mb(manager, vms[0], "Anonymous:")
+        own = memory_mb(manager, vms[0], "Anonymous")
         vms.append(manager.launch(spec))
         vms[1].run("true")
         time.sleep(10)

@@ -87,14 +87,14 @@ def look(engine: Engine, reference: str, arch: str, tell: Callable[[str], object
         if found is None:
             said = engine.pull(reference, tell)
             found = _inspect(engine, reference)
+            if found is not None and arch not in {"auto", _read(found, reference).arch}:
+                engine.pull(reference, tell, arch)  # a containerDisk for several
+                found = _inspect(engine, reference)
             if found is None:
                 raise ImageError(
                     f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. If that "
                     f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
                 )
-        if arch not in {"auto", _read(found, reference).arch}:  # a containerDisk for several, perhaps
-            engine.pull(reference, tell, arch)
-            found = _inspect(engine, reference) or found
     prepared = _read(found, reference)
     if arch not in {"auto", prepared.arch}:
         raise ImageError(

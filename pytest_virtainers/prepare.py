@@ -22,7 +22,7 @@ from typing import Any
 
 _INSTALLED = {"site-packages", "dist-packages"}
 _CACHED = type(functools.cache(len))
-_OURS = (Path(sysconfig.get_path("stdlib")), Path(__file__).parent)
+_LIBRARIES = (Path(sysconfig.get_path("stdlib")), Path(__file__).parent)
 
 
 def digest(function: Callable[..., object]) -> str:
@@ -66,7 +66,7 @@ def _add_home(update: Callable[[bytes], object], thing: Any) -> bool:
         return False
     if file := getattr(module, "__file__", None):
         path = Path(file)
-        if not _INSTALLED & {*path.parts} and not any(map(path.is_relative_to, _OURS)):
+        if not _INSTALLED & {*path.parts} and not any(map(path.is_relative_to, _LIBRARIES)):
             _add_files(update, path)
     return True
 

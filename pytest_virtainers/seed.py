@@ -33,8 +33,9 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     By another instance id than before, cloud-init knows that these keys are new: one that the meta-data bring becomes
     the beginning of it.
     """
-    meta = {"local-hostname": spec.guest_hostname, **spec.meta_data}
-    meta["instance-id"] = "-".join([*([str(meta["instance-id"])] if "instance-id" in meta else []), instance_id])
+    if "instance-id" in spec.meta_data:
+        instance_id = f"{spec.meta_data['instance-id']}-{instance_id}"
+    meta = {"local-hostname": spec.guest_hostname, **spec.meta_data, "instance-id": instance_id}
     files = {
         "user-data": f"{_CLOUD_CONFIG}\n" + yaml.safe_dump(user_data(spec, keys, user), sort_keys=False),
         "meta-data": yaml.safe_dump(meta),

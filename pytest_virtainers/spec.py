@@ -110,7 +110,7 @@ def _env(value: object) -> dict[str, str]:
         raise ValueError("a mapping from names of variables to texts is needed")
     if wrong := value.keys() - _VARIABLES:
         raise ValueError(f"{min(wrong)} is none of {', '.join(_VARIABLES)}; for others there are arguments")
-    if not (seconds := value.get("SHUTDOWN_TIMEOUT", "")).isdecimal() and seconds:
+    if (seconds := value.get("SHUTDOWN_TIMEOUT")) and not seconds.isdecimal():
         raise ValueError(f"SHUTDOWN_TIMEOUT is a number of seconds, not {seconds!r}")
     return dict(value)
 

@@ -40,13 +40,13 @@ def settings() -> Settings:
 
 def progress() -> Progress:
     """Show long steps on stderr; on a terminal, with their last words as they come."""
+    live = sys.stderr.isatty()
 
     def write(text: str) -> None:
         with contextlib.suppress(OSError):  # the terminal was closed, and what is under way is to end in order
             sys.stderr.write(fitted(text, os.get_terminal_size(sys.stderr.fileno()).columns if live else 0))
             sys.stderr.flush()
 
-    live = sys.stderr.isatty()
     return Progress(write, live=live)
 
 

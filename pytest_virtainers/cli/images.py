@@ -69,7 +69,11 @@ def ls(as_json: bool) -> None:
     show(rows, as_json=as_json, columns=("name", "arch", "user", "in store", "source"))
     if not as_json:
         print(*("", *(f"{row['name']}: {row['note']}" for row in rows if row["note"])), sep="\n")
-        print("What is published elsewhere is as its distributors tell of it; none of it was fetched to check that.")
+        print(
+            "",
+            "Published images have not been tried; what is fetched is compared with the digest known of it.",
+            sep="\n",
+        )
 
 
 def _sizes_mib() -> dict[str, int]:
@@ -192,10 +196,10 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
                 continue
             wanted.discard(each.place)
             with progress().step(f"reading {each.place}"):
-                # Of a disk that is missing there is no digest.
-                digest = shop.shell(f"sha256sum /store/{each.place}/disk.qcow2 || echo missing").split()[0]
-            disk = each.manifest.get("disk", {})
-            expected = disk.get("stored_sha256", disk.get("sha256"))
+                disk = f"/store/{each.place}/disk.qcow2"
+                digest = shop.shell(f"[ ! -e {disk} ] && echo missing || sha256sum {disk}").split()[0]
+            about = each.manifest.get("disk", {})
+            expected = about.get("stored_sha256", about.get("sha256"))
             rows.append({"place": each.place, "sha256": digest, "was": expected})
             if not as_json:
                 print(f"{each.place}: {'as it came' if digest == expected else f'{digest}, and was {expected}'}")

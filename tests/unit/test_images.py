@@ -200,10 +200,12 @@ def test_a_container_image_that_no_machine_starts_is_refused() -> None:
 
 def test_a_container_image_for_another_architecture_is_pulled_but_does_not_replace_one_that_is_there() -> None:
     engine = ImageEngine(here=container_image())
+    engine.registry = {"arm64": container_image("arm64")}
     assert engine.refusal("here", "arm64") == (
         "image docker-image://here: its guest is for amd64, not for arm64. If there is one for that, have it: "
         "docker pull --platform linux/arm64 here"
     )
+    assert engine.images["here"]["Architecture"] == "amd64", "its name is somebody's"
     engine.registry = {"amd64": container_image()}
     assert "its guest is for amd64, not for arm64" in engine.refusal("there", "arm64")
     del engine.images["there"]

@@ -87,3 +87,24 @@ def test_a_narrow_terminal_gets_shorter_lines_that_change(clock: list[float]) ->
 def test_bar(done_mib: float, whole_mib: int | None, drawn: str) -> None:
     mib = 1024 * 1024
     assert bar(int(done_mib * mib), whole_mib and whole_mib * mib) == drawn
+
+
+THREADS = """
+    from concurrent.futures import ThreadPoolExecutor
+    from pytest_virtainers import session
+    from pytest_virtainers.progress import LAUNCHING
+
+    def test_it(request):
+        progress = session._progress(request.config)
+        for name in (LAUNCHING, "of-the-test"):
+            with ThreadPoolExecutor(1, name) as threads:
+                threads.submit(progress.note, f"by {name}").result()
+"""
+
+
+def test_vms_that_start_together_tell_and_other_threads_leave_pytest_alone(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(THREADS)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["virtainers: by virtainers-launch"])
+    result.stdout.no_fnmatch_line("*of-the-test*")

@@ -40,6 +40,7 @@ def test_unknown_arguments_are_named_with_a_near_miss() -> None:
         ({"files": {"/etc/motd": 7}}, "the content of /etc/motd is text, bytes or a pathlib.Path"),
         ({"user_data": "- a\n- b"}, "a mapping is needed"),
         ({"env": ["A=1"]}, "here: env=['A=1']: a mapping from names of variables to texts is needed"),
+        ({"env": {"SHUTDOWN_TIMEOUT": "2m"}}, "SHUTDOWN_TIMEOUT is a number of seconds, not '2m'"),
         ({"env": {"CIDR": 7}}, "a mapping from names of variables to texts is needed"),
         (
             {"env": {"RAM": "7"}},

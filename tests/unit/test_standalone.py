@@ -64,6 +64,18 @@ def test_run_asks_for_what_its_options_say(
     assert capfd.readouterr().out == "ssh sh -c 'echo $1' - 'a  b'\n"
 
 
+def test_what_opens_a_shell_is_looked_for_before_a_vm_starts(
+    wanted: list[Spec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for command in (["run"], ["run", "--detach", "--", "true"], ["resume", str(tmp_path)]):
+        assert cli.main(command) == 1
+        assert capsys.readouterr().err == (
+            "virtainers: there is no ssh here, by which the shell in the VM is opened: install OpenSSH's client\n"
+        )
+    assert wanted == []
+
+
 def test_run_refuses_a_wrong_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "debian-13", "--ram", "much"]) == 2
     assert "Error: the options: ram='much': a size is" in capsys.readouterr().err

@@ -134,6 +134,10 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
     virtainers("restore", "tests-past")
     assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "newest\n", "not t1"
     assert virtainers("snapshot", "--list", "tests-past").stdout == "t1\ns1\n"
+    assert json.loads(virtainers("snapshot", "--list", "--json", "tests-past").stdout) == [
+        {"tag": "t1"},
+        {"tag": "s1"},
+    ]
     for line, offered in {
         "restore tests-past t": "plain,t1\n",
         "cp tests-pa": "plain,tests-past:\n",

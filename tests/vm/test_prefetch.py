@@ -11,7 +11,7 @@ SUITE = """
     import pytest
     from pytest_virtainers import session
 
-    pytestmark = pytest.mark.virtainer("ahead", ram=512, disk="3G", cpus=2)
+    pytestmark = pytest.mark.virtainer("ahead", ram=512, disk="3G", cpus=2, nics=["side"])
     AHEAD = {ahead}
     before = set()
 
@@ -31,6 +31,8 @@ SUITE = """
     @pytest.mark.parametrize("number", [1, 2, 3])
     def test_fresh(vm, number, pytestconfig):
         vm.run("test ! -e /tmp/seen && touch /tmp/seen")
+        side = vm.nics["side"]
+        assert side.ip in vm.run(["ip", "addr", "show", side.device]).stdout
         assert (vm._container.id in before) == (AHEAD and number > 1)
         before.update(wait_for(pytestconfig, 2 if AHEAD and number < 3 else 1))
 

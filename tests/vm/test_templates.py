@@ -354,6 +354,7 @@ def test_a_shared_vm_that_was_lost_is_replaced(pytester: pytest.Pytester) -> Non
     pytester.makepyfile(
         """
         import pytest
+        from pytest_virtainers import session
 
         pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
 
@@ -363,9 +364,15 @@ def test_a_shared_vm_that_was_lost_is_replaced(pytester: pytest.Pytester) -> Non
 
         def test_the_next_one(vm):
             vm.run("true")
+
+        def test_what_is_left(vm, pytestconfig):
+            manager = session.manager(pytestconfig)
+            ours = [f"virtainers.run={manager._run_id}", "virtainers=vm"]
+            there = manager.engine.api.containers(all=True, filters={"label": ours})
+            assert [each["Id"] for each in there] == [vm._container.id]
         """
     )
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=2)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-prefetch=off").assert_outcomes(passed=3)
 
 
 def virtainers(*words: str, **environment: str) -> str:
