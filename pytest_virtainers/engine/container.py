@@ -57,6 +57,8 @@ class Joint:
     mac: str
     address: str
     address6: str = ""
+    prefix: int = 32
+    """How many bits of the address are its network's."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,12 @@ class Container:
             with self.engine.failures(f"asking for the addresses of {self.name}"):
                 found: dict[str, Any] = self._api.inspect_container(self.id)["NetworkSettings"]["Networks"]
             self._joints = {
-                each: Joint(facts["MacAddress"].lower(), facts["IPAddress"], facts.get("GlobalIPv6Address") or "")
+                each: Joint(
+                    facts["MacAddress"].lower(),
+                    facts["IPAddress"],
+                    facts.get("GlobalIPv6Address") or "",
+                    facts["IPPrefixLen"],
+                )
                 for each, facts in found.items()
             }
         return self._joints.get(name, Joint("", ""))

@@ -1,8 +1,9 @@
-"""The network of the host on which this process runs (Linux; elsewhere nothing is known)."""
+"""The network of the host on which this process runs; its routes and addresses are known on Linux only."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Address
+import socket
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,19 @@ def addresses() -> list[str]:
     rows = [line.split() for line in _lines("if_inet6")]
     v6 = {str(IPv6Address(int(row[0], 16))) for row in rows if row[3] == _GLOBAL}
     return sorted(each for each in v4 | v6 if not each.startswith("127."))
+
+
+def is_beside(interface: IPv4Interface) -> bool:
+    """Tell whether this host is itself on that network: what it sends there then leaves from an address in it.
+
+    Nothing is sent. Who answers proves less: some networks accept or refuse connections to any address.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((str(interface.ip), 9))
+        except OSError:
+            return False
+        return IPv4Address(sock.getsockname()[0]) in interface.network
 
 
 def _lines(table: str) -> list[str]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Any
 
+from pytest_virtainers.engine import host
 from pytest_virtainers.handle import line, ssh
 
 if TYPE_CHECKING:
@@ -27,17 +29,20 @@ class Endpoint:
     def __init__(self, engine: Engine, container: Container) -> None:
         self.engine = engine
         self._container = container
-        self._direct: bool | None = None
         self._silent_tries = 0
-        self.address = container.joint().address
+        joint = container.joint()
+        self.address = joint.address
+        beside = bool(self.address) and host.is_beside(IPv4Interface((self.address, joint.prefix)))
+        self._direct: bool | None = None if beside else False
 
     def dial(self, timeout: float) -> Any:
         """Open a connection, as a socket for paramiko; `timeout` in seconds; raises `OSError` or `EngineError`.
 
-        The first answer decides: an open or refused port proves that the address can be reached. As long as there
-        is none (the guest may not be up yet), each fourth try goes through the relay.
+        On a network of this host, an open or refused port proves that the address can be reached. As long as there
+        is no answer (the guest may not be up yet, or the network keeps its host out), each fourth try goes through
+        the relay.
         """
-        if self._direct is not False and self.address:
+        if self._direct is not False:
             try:
                 sock = ssh.dial(self.address, min(timeout, _DIRECT_SECONDS))
             except ConnectionRefusedError:
@@ -56,7 +61,7 @@ class Endpoint:
 
     def dial_line(self) -> Any:
         """Open a connection to the line of a clone that runs, as a socket for paramiko; raises as `dial` does."""
-        if self._direct is not False and self.address:
+        if self._direct is not False:
             try:
                 sock = ssh.dial(self.address, _DIRECT_SECONDS, line.PORT)
             except OSError:

@@ -1,6 +1,6 @@
 """What the tables of Linux say of the host's networks and addresses."""
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -59,3 +59,10 @@ def test_where_there_are_no_such_tables_nothing_is_known(proc: Path) -> None:
     for name in TABLES:
         (proc / name).unlink()
     assert host.networks() == host.addresses() == []
+
+
+def test_a_host_is_beside_what_its_own_address_shares_a_network_with() -> None:
+    assert host.is_beside(IPv4Interface("127.1.2.3/8"))
+    # Beside itself only, whoever answers for the other address: on this host, as on most, 127.0.0.1 sends there.
+    assert not host.is_beside(IPv4Interface("127.1.2.3/24"))
+    assert not host.is_beside(IPv4Interface("203.0.113.7/24"))

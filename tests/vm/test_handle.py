@@ -176,7 +176,7 @@ def test_openssh_gets_in_with_the_printed_command(session_vm: VM) -> None:
 
 def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: Engine) -> None:
     relayed = Endpoint(engine, session_vm._container)
-    relayed.address = ""
+    relayed._direct = False
     connection = ssh.log_in(relayed.dial(60), session_vm.user, session_vm.keys, 60)
     output = bytearray()
     code = connection.execute(
