@@ -1,0 +1,92 @@
+"""Which way leads to a guest's SSH port, with real TCP ports for the container's."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers.engine.container import Joint
+from pytest_virtainers.handle import line
+from pytest_virtainers.handle.endpoint import RELAY, Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ADDRESS = "127.1.2.3"
+"""This host is beside it in 127.0.0.0/8, and not in 127.1.2.0/24, as it sends there from 127.0.0.1."""
+
+
+class FakeContainer:
+    """At an address; gives a stream for each command, the relay's with the guest's first bytes."""
+
+    id = "c0ffee"
+
+    def __init__(self, joint: Joint) -> None:
+        self._joint = joint
+        self.commands: list[list[str]] = []
+
+    def joint(self) -> Joint:
+        return self._joint
+
+    def stream(self, command: list[str]) -> Any:
+        self.commands.append(command)
+        return SimpleNamespace(settimeout=lambda _seconds: None, recv=lambda _size: b"SSH-2.0-x")
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A port that answers, and is taken for that of any guest."""
+    with socket.create_server((ADDRESS, 0)) as server:
+        there = server.getsockname()[1]
+        real = socket.create_connection
+        monkeypatch.setattr(socket, "create_connection", lambda to, timeout: real((to[0], there), timeout))
+        yield server
+
+
+def endpoint(container: FakeContainer) -> Endpoint:
+    engine: Any = SimpleNamespace(url="unix:///engine.sock")
+    made: Any = container
+    return Endpoint(engine, made)
+
+
+def test_beside_the_container_its_address_is_used(port: socket.socket) -> None:
+    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    with endpoint(container).dial(5), endpoint(container).dial_line():
+        assert container.commands == []
+    port.close()
+    known = endpoint(container)
+    for _ in range(8):  # a guest that boots
+        with pytest.raises(ConnectionRefusedError):
+            known.dial(5)
+    assert container.commands == []
+
+
+@pytest.mark.parametrize("joint", [Joint("", ADDRESS, prefix=24), Joint("", "")], ids=["elsewhere", "no address"])
+def test_from_elsewhere_all_goes_through_the_container(port: socket.socket, joint: Joint) -> None:
+    # As a proxy on the way out would, or a firewall that refuses: it answers, and is not the guest.
+    container = FakeContainer(joint)
+    far = endpoint(container)
+    far.dial(5)
+    far.dial_line()
+    assert container.commands == [RELAY, line.COMMAND]
+    assert "pytest_virtainers.engine.relay" in far.ssh_options()["ProxyCommand"]
+    port.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        port.accept()
+
+
+def test_a_network_that_keeps_its_host_out_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    tried = endpoint(container)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            tried.dial(5)
+    assert tried.dial(5).recv(100)
+    assert (container.commands, tried.dial(5).recv(100)) == ([RELAY, RELAY], b"SSH-2.0-x")
