@@ -9,12 +9,13 @@ import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import budget, images, runtime, scratch, seed
+from pytest_virtainers import images, runtime, scratch, seed
 from pytest_virtainers.arch import check_firmware
+from pytest_virtainers.budget import Budget
 from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
-from pytest_virtainers.engine.owner import LABEL, MACHINE, MACHINE_NAME, is_kept
+from pytest_virtainers.engine.owner import LABEL, MACHINE, is_kept
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import (
     BadTemplate,
@@ -36,30 +37,24 @@ from pytest_virtainers.keys import Keys
 from pytest_virtainers.networks import Networks
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.progress import LAUNCHING
+from pytest_virtainers.starting import Starter
 from pytest_virtainers.store import MOUNT, workshop
 from pytest_virtainers.templates import Template, Templates
-from pytest_virtainers.tenure import DISPOSABLE, Tenure, seconds_to_stop
+from pytest_virtainers.tenure import DISPOSABLE, Tenure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.handle.network import Network
     from pytest_virtainers.images import Guest
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
     from pytest_virtainers.store import Workshop
 
-# What the supervisor needs: the tap device and its addresses, and a DHCP and DNS server that drops its rights.
-_CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
-_KVM = "/dev/kvm"
-_OVERHEAD_MIB = 512
 # One clone that fails may have met a busy machine, two a bad template; then there is a new one.
 _TRIES = 3
-# Tests of other processes end their VMs some time; somebody at the terminal would rather be told than wait on.
-_PATIENCE_SECONDS = 900.0
 
 
 class Manager:
@@ -77,6 +72,7 @@ class Manager:
         echo: where the output of commands is shown as it comes; None: nowhere.
         lost: machines whose launch has failed, with `keeps_lost`, until `bury`.
         networks: those of the run.
+        starter: of their containers.
 
     Raises:
         EngineNotFound: no engine answers.
@@ -92,12 +88,8 @@ class Manager:
         tenure: Tenure = DISPOSABLE,
     ) -> None:
         self._settings = settings
-        self._tenure = tenure
         self._progress = progress
-        self._worker = worker
         self._run_id = secrets.token_hex(4)
-        self._numbers = itertools.count(1)
-        self._with_kvm = True
         self._vms: list[VM] = []
         self._retired: list[VM] = []
         self._starting: list[VM] = []
@@ -124,7 +116,18 @@ class Manager:
         self.networks = Networks(
             self.engine, self._run_id, recorded=settings.capture != "never", lasting=tenure.detached
         )
-        self._budget = budget.Budget(self.engine, settings.max_ram, self._run_id, progress)
+        self._budget = Budget(self.engine, settings.max_ram, self._run_id, progress)
+        self.starter = Starter(
+            self.engine,
+            settings,
+            self._run_id,
+            worker,
+            tenure,
+            runtime_image=self.runtime_image,
+            networks=self.networks,
+            memory=self._budget,
+            give_back=self._prefetcher.give_back,
+        )
         if swept:
             progress.note(f"removed what an earlier run left behind: {', '.join(swept)}")
 
@@ -388,7 +391,7 @@ class Manager:
         if seed_iso:
             files["/tmp"] = {"cloud_init.iso": seed_iso}  # noqa: S108  (the image's contract)
         environment = {**guest.machine(spec.firmware), **environment}
-        container = self._start(spec, guest.place, files, environment, "", mounted=disk)
+        container = self.starter.start(spec, guest.place, environment, "", files=files, mounted=disk)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             vm = self._handle(spec, user, keys, container)
@@ -450,6 +453,7 @@ class Manager:
 
     def _clone_or_boot(self, spec: Spec, guest: Guest, node_id: str) -> VM:
         __tracebackhide__ = True
+        self._check_wanted()
         if spec.template:
             return self._clone(spec, guest, node_id)
         return self._boot(spec, guest, Keys.generate(), node_id)
@@ -460,6 +464,7 @@ class Manager:
 
         templates = self.templates()
         for tries in itertools.count(1):
+            self._check_wanted()
             template = self._template(spec, guest, node_id)
             if template.refusal:
                 self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
@@ -511,7 +516,7 @@ class Manager:
     def _start_clone(self, spec: Spec, guest: Guest, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
         environment = {"TEMPLATE": template.folder, **guest.machine(spec.firmware)}
-        container = self._start(spec, template.place, {}, environment, node_id, ahead=ahead)
+        container = self.starter.start(spec, template.place, environment, node_id, ahead=ahead)
         vm = self._ready(
             spec,
             template.user,
@@ -542,7 +547,7 @@ class Manager:
         environment = guest.machine(spec.firmware)
         if save_into:
             environment |= {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into}
-        container = self._start(spec, guest.place, files, environment, node_id)
+        container = self.starter.start(spec, guest.place, environment, node_id, files=files)
 
         def get_ready(vm: VM) -> None:
             vm.wait_until_ready()
@@ -591,7 +596,7 @@ class Manager:
 
     def _handle(self, spec: Spec, user: str, keys: Keys, container: Container, *, ahead: bool = False) -> VM:
         """Make the handle of a started container; one made `ahead` is not counted on its network as yet."""
-        endpoint, network = Endpoint(self.engine, container), self._network(spec)
+        endpoint, network = Endpoint(self.engine, container), self.networks.get(spec.first_network)
         vm = VM(
             spec,
             user=user,
@@ -604,124 +609,6 @@ class Manager:
         if not ahead:
             network.join(vm, container.joint().mac)
         return vm
-
-    def _start(
-        self,
-        spec: Spec,
-        place: str,
-        files: Mapping[str, Mapping[str, bytes | Link]],
-        environment: Mapping[str, str],
-        node_id: str,
-        *,
-        ahead: bool = False,
-        mounted: Callable[[], Iterator[bytes]] | None = None,
-    ) -> Container:
-        """Start a container as `plan` says, when there is memory for it: `ahead` of a test, now or not at all."""
-        if not ahead:
-            self._check_wanted()
-        name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
-        while True:
-            plan = self.plan(spec, name, place, environment, node_id)
-            room = self._budget.room(
-                spec,
-                int(plan.labels[budget.MEMORY]),
-                patience=0 if ahead else _PATIENCE_SECONDS,
-                give_back=(lambda: False) if ahead else self._prefetcher.give_back,
-            )
-            try:
-                with phase("room, create container"), room:
-                    container = Container(self.engine, plan, self._run_id)
-            except EngineError as error:
-                if self._goes_without_kvm(plan, spec, error):  # Podman looks for devices here
-                    continue
-                raise
-            try:
-                with phase("start container"):
-                    for folder, members in files.items():
-                        container.put(folder, members)
-                    if mounted is not None:
-                        container.put_archive("/mounted", mounted())
-                    container.start()
-            except EngineError as error:
-                container.close()
-                if self._goes_without_kvm(plan, spec, error):  # Docker does here
-                    continue
-                raise
-            except BaseException:
-                container.close()
-                raise
-            return container
-
-    def _goes_without_kvm(self, plan: Plan, spec: Spec, error: EngineError) -> bool:
-        """Tell whether the next try is to be without KVM: only the engine knows whether its host has the device.
-
-        It is `plan` that is asked: a VM that starts at the same time may have found out meanwhile.
-        """
-        if not (_KVM in plan.devices and spec.accel == "auto" and _KVM in str(error)):
-            return False
-        self._with_kvm = False
-        return True
-
-    def plan(self, spec: Spec, name: str, place: str, environment: Mapping[str, str], node_id: str) -> Plan:
-        """Say what the container of a VM is to be, that runs from `place` in the store.
-
-        `environment` goes on top of what `spec` gives.
-        """
-        setting = self.networks.setting(spec.first_network)
-        wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and self._with_kvm)
-        to_template = "TEMPLATE_SAVE" in environment
-        tenure = DISPOSABLE if to_template else self._tenure
-        variables = {
-            "RAM": str(spec.ram),
-            "CPU": str(spec.cpus),
-            "DISK_SIZE": f"{spec.disk}M",
-            "VM_NAME": spec.guest_hostname,
-            "ACCEL": spec.accel,
-            # What ends by itself stays for its evidence, and may be switched on again.
-            **({} if tenure.detached else {"LEASE": "stdin", "LINGER": "on"}),
-            # A disk that goes with the VM: nothing is gained by waiting for the platter.
-            **({"DISK_CACHE": "unsafe"} if tenure == DISPOSABLE else {}),
-            **spec.env,
-            **setting.environment,
-            **environment,
-        }
-        return Plan(
-            name=name,
-            kind=MACHINE if tenure.detached else "vm",
-            image=self.runtime_image(),
-            environment=variables,
-            stop_seconds=seconds_to_stop(variables),
-            store=self._settings.store,
-            store_writable=to_template,
-            # For a killed container, which the engine removes with all that is in it.
-            volume=f"{name}-disk" if self._keeps_disks and not to_template else None,
-            folder=tenure.folder,
-            port=self._network(spec).port(spec.guest_hostname, spec.ip, first=True),
-            devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
-            # A folder of the host may be anybody's; QEMU, which is no root, gains nothing by that.
-            capabilities=(*_CAPABILITIES, *(["DAC_OVERRIDE"] if tenure.folder else [])),
-            sysctls={"net.ipv4.ip_forward": "1", **setting.sysctls},
-            dns_options=setting.dns_options,
-            memory_mib=spec.ram + _OVERHEAD_MIB,
-            labels={
-                f"{LABEL}.worker": self._worker,
-                f"{LABEL}.test": node_id,
-                MACHINE_NAME: spec.name,
-                f"{LABEL}.image": spec.image,
-                USES: place,
-                budget.MEMORY: str(budget.cloned_mib(spec) if "TEMPLATE" in environment else budget.booted_mib(spec)),
-                budget.LIMIT: str(budget.booted_mib(spec)),
-            },
-            lease=not tenure.detached,
-            auto_remove=not tenure.detached or tenure.auto_remove,
-        )
-
-    @property
-    def _keeps_disks(self) -> bool:
-        return self._settings.keep != "never" and self._tenure == DISPOSABLE
-
-    def _network(self, spec: Spec) -> Network:
-        return self.networks.get(spec.first_network)
 
 
 @contextlib.contextmanager

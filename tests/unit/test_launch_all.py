@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_virtainers import manager as module
+from pytest_virtainers import starting
 from pytest_virtainers.engine.container import Plan
 from pytest_virtainers.errors import BootTimeout, GuestStalled, QEMUCrashed, VMGone
 from pytest_virtainers.images import Guest
@@ -73,7 +74,7 @@ class FakeVM:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(module, "Container", world.container)
+    monkeypatch.setattr(starting, "Container", world.container)
     monkeypatch.setattr(module, "VM", world.vm)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
     return world
@@ -86,10 +87,12 @@ def manager(world: World) -> Iterator[Manager]:
         object.__setattr__(settings, "engine", server.url)
         manager: Any = Manager(settings, SILENT, keeps_lost=True)
         network = SimpleNamespace(port=lambda *_, **_named: None, join=lambda *_: None)
-        manager.networks = SimpleNamespace(
+        manager.networks = manager.starter._networks = SimpleNamespace(
             get=lambda _: network, setting=lambda _: Setting({}, {}, ()), close=lambda: None
         )
-        manager._budget = SimpleNamespace(check=lambda _: None, room=lambda *_, **_named: nullcontext())
+        manager._budget = manager.starter._memory = SimpleNamespace(
+            check=lambda _: None, room=lambda *_, **_named: nullcontext()
+        )
         manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
         template = Template("key", "debian", Keys.generate())
         manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)

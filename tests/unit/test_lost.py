@@ -18,6 +18,7 @@ from pytest_virtainers.networks import Networks
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
+from pytest_virtainers.starting import Starter
 from pytest_virtainers.templates import Template
 from tests.unit.fake_engine import Answer, FakeEngine, serving
 
@@ -41,9 +42,7 @@ class World:
         self.fates: list[BaseException | None] = []
         self.refuses_to_go = False
 
-    def start(
-        self, _spec: object, _place: str, _files: object, environment: dict[str, str], *_: object, **_named: object
-    ) -> Any:
+    def start(self, _spec: object, _place: str, environment: dict[str, str], _node_id: str, **_named: object) -> Any:
         number = sum(each.startswith("start") for each in self.events) + 1
         self.events.append(f"start {number}")
         joint = SimpleNamespace(mac="")
@@ -80,7 +79,7 @@ class Machine:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(Manager, "_start", world.start)
+    monkeypatch.setattr(Starter, "start", world.start)
     monkeypatch.setattr(Manager, "store", world.store)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
     monkeypatch.setattr(module, "VM", world.machine)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from pytest_virtainers import images, scratch
+from pytest_virtainers import images, scratch, starting
 from pytest_virtainers import manager as module
 from pytest_virtainers.engine.container import Joint, Plan, Port
 from pytest_virtainers.errors import (
@@ -211,12 +211,14 @@ def test_what_no_machine_could_run_is_told_before_its_image_is_built(
 
 @pytest.fixture
 def without_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(module, "Container", Container)
+    monkeypatch.setattr(starting, "Container", Container)
     monkeypatch.setattr(Container, "made", [])
-    monkeypatch.setattr(run.manager, "_budget", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
+    monkeypatch.setattr(run.manager.starter, "_memory", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
     setting = Setting({}, {}, ())
     network = SimpleNamespace(port=lambda *_, **_named: Port("n"), join=lambda *_: None)
-    monkeypatch.setattr(run.manager, "networks", SimpleNamespace(get=lambda _: network, setting=lambda _: setting))
+    networks = SimpleNamespace(get=lambda _: network, setting=lambda _: setting)
+    monkeypatch.setattr(run.manager, "networks", networks)
+    monkeypatch.setattr(run.manager.starter, "_networks", networks)
     run.manager._runtime_image = "an-image"
     return run
 
@@ -234,7 +236,7 @@ def test_machines_that_start_together_each_go_without_kvm(without_kvm: Run, monk
 
     monkeypatch.setattr(Container, "start", start_together)
     with ThreadPoolExecutor(3) as pool:
-        started = [pool.submit(without_kvm.manager._start, SPEC, "a-place", {}, {}, "a-test") for _ in range(3)]
+        started = [pool.submit(without_kvm.manager.starter.start, SPEC, "a-place", {}, "a-test") for _ in range(3)]
         assert all("/dev/kvm" not in each.result().plan.devices for each in started)  # type: ignore[attr-defined]
     assert ["/dev/kvm" in each.plan.devices for each in Container.made] == [True] * 3 + [False] * 3
 
