@@ -460,5 +460,5 @@ def _write_sparse(content: IO[bytes], target: Path) -> None:
 def exec_stream(engine: Engine, container: str, command: list[str]) -> ExecStream:
     """Run a command in a container and give its stdin and stdout as a socket; raises `EngineError`."""
     with engine.failures(f"running {command[0]} in container {container[:12]}"):
-        session = engine.api.exec_create(container, command, stdin=True, stderr=False)["Id"]
+        session = engine.api.exec_create(container, command, stdin=True)["Id"]
         return ExecStream(HijackedSocket(engine.api.exec_start(session, socket=True)))

@@ -124,7 +124,7 @@ class ExecStream:
     def __init__(self, hijacked: HijackedSocket) -> None:
         self._hijacked = hijacked
         self._frames = Demultiplexer()
-        self._ready = bytearray()
+        self._ready, self._said = bytearray(), bytearray()
         self._closed = False  # paramiko looks at this attribute of sockets
 
     def settimeout(self, seconds: float | None) -> None:
@@ -137,16 +137,26 @@ class ExecStream:
 
     def recv(self, size: int) -> bytes:
         """Read at most `size` bytes of the command's stdout; empty at its end."""
-        while not self._ready:
-            data = self._hijacked.recv()
-            if not data:
-                return b""
-            for stream, payload in self._frames.feed(data):
-                if stream == STDOUT:
-                    self._ready += payload
+        self._read_on()
         taken = bytes(self._ready[:size])
         del self._ready[:size]
         return taken
+
+    def wait_for_output(self) -> None:
+        """Wait for the first of the command's stdout; raises `ConnectionError` with its stderr when it ends."""
+        if not self._read_on():
+            raise ConnectionError(self._said.decode(errors="replace").strip() or "it ended without a word")
+
+    def _read_on(self) -> bool:
+        """Wait until there is something of stdout to give; tell whether it came."""
+        while not self._ready:
+            data = self._hijacked.recv()
+            if not data:
+                return False
+            for stream, payload in self._frames.feed(data):
+                kept = self._ready if stream == STDOUT else self._said
+                kept += payload
+        return True
 
     def close_input(self) -> None:
         """End the command's stdin, and go on reading."""

@@ -5,6 +5,7 @@ The stream works where no route leads to the container: remote engines, rootless
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from ipaddress import IPv4Interface
@@ -55,9 +56,17 @@ class Endpoint:
             else:
                 self._direct = True
                 return sock
-        stream = self._container.stream(RELAY)
-        stream.settimeout(timeout)
-        return _Remembering(stream, self)
+        with contextlib.ExitStack() as undo:
+            stream = self._container.stream(RELAY)
+            undo.callback(stream.close)
+            stream.settimeout(timeout)
+            try:
+                stream.wait_for_output()  # the guest's, which speaks first
+            except ConnectionError as error:
+                raise ConnectionError(f"through its container: {str(error).rpartition(': ')[2]}") from error
+            undo.pop_all()
+        self._direct = False
+        return stream
 
     def dial_line(self) -> Any:
         """Open a connection to the line of a clone that runs, as a socket for paramiko; raises as `dial` does."""
@@ -71,30 +80,9 @@ class Endpoint:
                 return sock
         return self._container.stream(line.COMMAND)
 
-    def relay_works(self) -> None:
-        """Note that bytes came through the relay."""
-        self._direct = False
-
     def ssh_options(self) -> dict[str, str]:
         """Give what OpenSSH needs to take the same way."""
         if self._direct is not False:
             return {}
         words = [sys.executable, "-m", "pytest_virtainers.engine.relay", self.engine.url, self._container.id, *RELAY]
         return {"ProxyCommand": shlex.join(words).replace("%", "%%")}
-
-
-class _Remembering:
-    """A relay's stream that tells its endpoint when the guest has answered."""
-
-    def __init__(self, stream: Any, endpoint: Endpoint) -> None:
-        self._stream = stream
-        self._endpoint = endpoint
-
-    def recv(self, size: int) -> bytes:
-        data: bytes = self._stream.recv(size)
-        if data:
-            self._endpoint.relay_works()
-        return data
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

@@ -20,20 +20,32 @@ ADDRESS = "127.1.2.3"
 
 
 class FakeContainer:
-    """At an address; gives a stream for each command, the relay's with the guest's first bytes."""
+    """At an address; gives a stream for each command, in which somebody answers unless he is `deaf`."""
 
     id = "c0ffee"
 
     def __init__(self, joint: Joint) -> None:
         self._joint = joint
         self.commands: list[list[str]] = []
+        self.deaf = False
+        self.closed = 0
 
     def joint(self) -> Joint:
         return self._joint
 
     def stream(self, command: list[str]) -> Any:
         self.commands.append(command)
-        return SimpleNamespace(settimeout=lambda _seconds: None, recv=lambda _size: b"SSH-2.0-x")
+        return self
+
+    def settimeout(self, _seconds: float) -> None:
+        pass
+
+    def wait_for_output(self) -> None:
+        if self.deaf:
+            raise ConnectionError("2026/11/28 12:00:00 socat[9] E connect(5, AF=2 192.168.100.2:22, 16): refused")
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 @pytest.fixture
@@ -88,5 +100,13 @@ def test_a_network_that_keeps_its_host_out_is_found_out(monkeypatch: pytest.Monk
     for _ in range(3):
         with pytest.raises(TimeoutError):
             tried.dial(5)
-    assert tried.dial(5).recv(100)
-    assert (container.commands, tried.dial(5).recv(100)) == ([RELAY, RELAY], b"SSH-2.0-x")
+    assert tried.dial(5) is tried.dial(5) is container, "it is known now"
+    assert container.commands == [RELAY, RELAY]
+
+
+def test_what_the_relay_met_is_told() -> None:
+    container = FakeContainer(Joint("", ""))
+    container.deaf = True
+    with pytest.raises(ConnectionError, match=r"^through its container: refused$"):
+        endpoint(container).dial(5)
+    assert container.closed == 1

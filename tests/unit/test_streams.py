@@ -5,6 +5,8 @@ import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import pytest
+
 from pytest_virtainers.engine import detect
 from pytest_virtainers.engine.streams import Demultiplexer, ExecStream, HijackedSocket, Pieces
 from tests.unit.fake_engine import credentials, echo, serving
@@ -94,3 +96,25 @@ def test_a_stream_over_tls_can_be_given_up_without_a_word(tmp_path: Path) -> Non
         lease.abandon()
         assert ended.wait(5), "the connection is still open"
         engine.close()
+
+
+def test_a_command_that_ends_without_output_has_its_errors_told() -> None:
+    complaint = frame(2, b"relay: no ") + frame(2, b"such port\n")
+    for said, told in ((complaint, "relay: no such port"), (b"", "it ended without a word")):
+        ours, theirs = socket.socketpair()
+        theirs.sendall(said)
+        theirs.close()
+        stream = ExecStream(HijackedSocket(ours))
+        with pytest.raises(ConnectionError, match=f"^{told}"):
+            stream.wait_for_output()
+        stream.close()
+
+
+def test_what_was_waited_for_is_read_after_it() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(frame(2, b"a warning") + frame(1, b"SSH-2.0"))
+    stream = ExecStream(HijackedSocket(ours))
+    stream.wait_for_output()
+    assert stream.recv(100) == b"SSH-2.0"
+    theirs.close()
+    stream.close()
