@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 PAPERS = "machine.json"
 _FORMAT = 1
 _OVERLAY = "local_image.qcow2"
+_GONE = "no such container"  # as all engines say it
 _POWER_WAS_CUT = {2, 137}  # how its container ends then (docs/runtime-image.md)
 
 
@@ -179,9 +180,12 @@ def stop(engine: Engine, name: str) -> bool:
         return True
     patience = seconds_to_stop(_container(engine, machine).environment)
     with engine.failures(f"switching {name} off"):
-        engine.api.stop(machine.container, timeout=patience)
-        with contextlib.suppress(docker.errors.NotFound):  # it goes with its end (--rm)
+        try:
+            engine.api.stop(machine.container, timeout=patience)
             return engine.api.inspect_container(machine.container)["State"]["ExitCode"] not in _POWER_WAS_CUT
+        except docker.errors.APIError as error:
+            if _GONE not in str(error.explanation).lower():  # one with --rm goes with its end; Podman's status is 500 then
+                raise
     return True
 
 

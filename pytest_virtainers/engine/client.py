@@ -35,7 +35,10 @@ _FAILURES = (
 
 _SUBNET_TAKEN = "Another network has these addresses: choose another subnet."
 _ADDRESS_TAKEN = "A VM or container has this address already: ask for another one (ip)."
-_NO_PARENT = "Is there such an interface on the engine's host (ip -brief link)? If not, correct parent."
+_NO_PARENT = (
+    "Is there such an interface on the engine's host (ip -brief link)? If not, correct parent. "
+    "(A rootless engine does not see the host's.)"
+)
 # What engines say, and what mends it.
 _REMEDIES = (
     (
@@ -61,6 +64,7 @@ _REMEDIES = (
     ("is already allocated", _ADDRESS_TAKEN),
     ("invalid subinterface", _NO_PARENT),
     ("parent interface", _NO_PARENT),
+    ("netlink error: no such device", _NO_PARENT),
     ("no space left on device", "The engine's disk is full: make room there (docker system df) and try again."),
     ("read-only file system", "The engine cannot write there: choose another place with --virtainer-store."),
     ("permission denied", "Run as a user who may use this engine (for Docker: a member of the group docker)."),

@@ -165,6 +165,16 @@ def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: F
         machines.inspect(engine, "web")
 
 
+def test_one_may_go_with_its_end(engine: Engine, server: FakeEngine) -> None:
+    server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
+    for status, said in ((404, "No such container: 1"), (500, "container 1 does not exist: no such container")):
+        server.answers["POST /containers/virtainers-web/stop"] = (status, {"message": said})
+        assert machines.stop(engine, "web")
+    server.answers["POST /containers/virtainers-web/stop"] = (500, {"message": "runc hangs"})
+    with pytest.raises(EngineError, match=r"^switching web off failed: .* said: runc hangs"):
+        machines.stop(engine, "web")
+
+
 def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: Engine, server: FakeEngine) -> None:
     said = {1: b"what the console shows\n", 2: b"virtainer: starting web: 512 MiB, 1 CPU, tcg, /image\n"}
     asked: list[dict[str, list[str]]] = []
