@@ -184,7 +184,8 @@ def stop(engine: Engine, name: str) -> bool:
             engine.api.stop(machine.container, timeout=patience)
             return engine.api.inspect_container(machine.container)["State"]["ExitCode"] not in _POWER_WAS_CUT
         except docker.errors.APIError as error:
-            if _GONE not in str(error.explanation).lower():  # one with --rm goes with its end; Podman's status is 500 then
+            # One with --rm goes with its end; Podman's status is 500 then.
+            if _GONE not in str(error.explanation).lower():
                 raise
     return True
 
