@@ -139,13 +139,16 @@ class Budget:
         """Learn what containers take. Docker needs a second for each: not new ones, not often, all at once."""
         now, today = time.monotonic(), time.time()
         least = {each["Id"]: int(each["Labels"][MEMORY]) for each in containers}
+        most = {each["Id"]: int(each["Labels"][LIMIT]) for each in containers}
         for each in containers:
             if today - each["Created"] < _TRUST_SECONDS:
                 self._seen.setdefault(each["Id"], (least[each["Id"]], now + _TRUST_SECONDS))
         old = [each for each in least if now > self._seen.get(each, (0, 0.0))[1]]
         with self._engine.failures("asking how much memory VMs take"), ThreadPoolExecutor(_AT_ONCE) as threads:
             for container, mib in zip(old, threads.map(self._engine.memory_used_mib, old), strict=True):
-                self._seen[container] = (max(mib, least[container]), now + _TRUST_SECONDS)
+                # Of all processes of its host together a rootless Podman tells, where cgroups are of version 1.
+                believed = min(max(mib, least[container]), most[container])
+                self._seen[container] = (believed, now + _TRUST_SECONDS)
 
     def _host_mib(self) -> int:
         with self._engine.failures("asking for the memory of the engine's host"):

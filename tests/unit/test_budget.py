@@ -1,0 +1,43 @@
+"""What a container is counted with, by what its engine says of it. With real ones: `tests/vm/test_budget.py`."""
+
+import pytest
+
+from pytest_virtainers import budget
+from pytest_virtainers.engine import detect
+from pytest_virtainers.errors import BudgetError
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import merge
+from tests.unit.fake_engine import serving
+
+MIB = 1024 * 1024
+SPEC = merge(resolve([]).shape, {"ram": 512})
+CLONE = {
+    "Id": "1",
+    "State": "running",
+    "Created": 1700000000,
+    "Labels": {budget.MEMORY: "256", budget.LIMIT: "1152"},
+}
+
+
+@pytest.mark.parametrize(
+    ("used", "counted"),
+    [(100, 256), (700, 700), (10_000, 1152)],
+    ids=["at least what a new one is", "what it takes", "at most what it can take"],
+)
+def test_a_clone_counts_with_what_it_takes(used: int, counted: int) -> None:
+    answers = {
+        "GET /containers/json": (200, [CLONE]),
+        "GET /containers/1/stats": (200, {"memory_stats": {"usage": used * MIB}}),
+    }
+    with serving(answers) as server:
+        engine = detect.find(server.url)
+        engine._memory_mib = 64 * 1024
+        for limit, fits in ((counted + 400, True), (counted + 399, False)):
+            memory = budget.Budget(engine, lambda _host, limit=limit: limit, "run", SILENT)  # type: ignore[misc]
+            try:
+                with memory.room(SPEC, 400, give_back=lambda: False, patience=0):
+                    assert fits
+            except BudgetError:
+                assert not fits
+        engine.close()
