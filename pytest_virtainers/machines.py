@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 PAPERS = "machine.json"
 _FORMAT = 1
 _OVERLAY = "local_image.qcow2"
-_GONE = "no such container"  # as all engines say it
+# How engines say of a container that it goes with its end (--rm); Podman's status is 500 then.
+_GONE = ("no such container", "has already been removed", "is in state removing")
 _POWER_WAS_CUT = {2, 137}  # how its container ends then (docs/runtime-image.md)
 
 
@@ -58,7 +59,7 @@ class Machine:
         name: of the VM.
         image: as it was asked for.
         state: the engine's word: `running`, `exited`, …
-        address: at which its network and the engine's host reach it; empty when it does not run.
+        address: at which its network reaches it, and this host if it is on that; empty when it does not run.
         created: when, in seconds since 1970.
         container: the engine's name of its container.
     """
@@ -173,7 +174,7 @@ def stop(engine: Engine, name: str) -> bool:
     """Have the guest switch itself off; when it does not within its time, cut its power. Raises as `find` does.
 
     Returns:
-        Whether its power did not have to be cut.
+        Whether its power did not have to be cut; of one that is gone with its end, nobody knows.
     """
     machine = find(engine, name)
     if machine.is_off:
@@ -184,8 +185,7 @@ def stop(engine: Engine, name: str) -> bool:
             engine.api.stop(machine.container, timeout=patience)
             return engine.api.inspect_container(machine.container)["State"]["ExitCode"] not in _POWER_WAS_CUT
         except docker.errors.APIError as error:
-            # One with --rm goes with its end; Podman's status is 500 then.
-            if _GONE not in str(error.explanation).lower():
+            if not any(sign in str(error.explanation).lower() for sign in _GONE):
                 raise
     return True
 

@@ -453,7 +453,6 @@ class Manager:
 
     def _clone_or_boot(self, spec: Spec, guest: Guest, node_id: str) -> VM:
         __tracebackhide__ = True
-        self._check_wanted()
         if spec.template:
             return self._clone(spec, guest, node_id)
         return self._boot(spec, guest, Keys.generate(), node_id)
@@ -464,7 +463,6 @@ class Manager:
 
         templates = self.templates()
         for tries in itertools.count(1):
-            self._check_wanted()
             template = self._template(spec, guest, node_id)
             if template.refusal:
                 self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
@@ -515,6 +513,8 @@ class Manager:
 
     def _start_clone(self, spec: Spec, guest: Guest, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
+        if not ahead:
+            self._check_wanted()
         environment = {"TEMPLATE": template.folder, **guest.machine(spec.firmware)}
         container = self.starter.start(spec, template.place, environment, node_id, ahead=ahead)
         vm = self._ready(
@@ -538,6 +538,7 @@ class Manager:
 
     def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
         __tracebackhide__ = True
+        self._check_wanted()
         user = spec.user or guest.user
         iso = seed.iso(spec, keys, user, f"virtainers-{secrets.token_hex(4)}")
         files: dict[str, dict[str, bytes | Link]] = {
@@ -577,9 +578,9 @@ class Manager:
             vm.echo, vm.seed_iso = self.echo, seed_iso
             undo.callback(vm.close)
             self._starting.append(vm)
+            undo.callback(self._starting.remove, vm)
             if not ahead:
                 self._check_wanted()
-            undo.callback(self._starting.remove, vm)
             try:
                 get_ready(vm)
             except BaseException:  # whatever a `prepare` raises, or a plugin when a test's time is up

@@ -287,7 +287,7 @@ class Container:
                     facts["MacAddress"].lower(),
                     facts["IPAddress"],
                     facts.get("GlobalIPv6Address") or "",
-                    facts["IPPrefixLen"],
+                    facts.get("IPPrefixLen") or 32,
                 )
                 for each, facts in found.items()
             }

@@ -1,6 +1,6 @@
 """`python -m pytest_virtainers.engine.relay URL CONTAINER COMMAND…`: an exec session on our stdin and stdout.
 
-It is the ProxyCommand for OpenSSH where no route leads to a container, and needs no engine command line.
+It is the ProxyCommand for OpenSSH where this host is not on a container's network, and needs no engine command line.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ def main() -> None:
     stream = exec_stream(find(url), container, command)
     stream.settimeout(None)
     threading.Thread(target=_feed, args=(stream,), daemon=True).start()
+    try:
+        stream.wait_for_output()
+    except ConnectionError as error:
+        sys.exit(f"virtainers: {error}")
     while data := stream.recv(_CHUNK_BYTES):
         os.write(sys.stdout.fileno(), data)
 

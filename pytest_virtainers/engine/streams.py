@@ -25,6 +25,7 @@ STDOUT, STDERR = 1, 2
 
 _HEADER = struct.Struct(">BxxxL")
 _CHUNK_BYTES = 64 * 1024
+_TOLD_BYTES = 1024  # of what a command says on stderr, at most
 
 
 class Demultiplexer:
@@ -156,6 +157,7 @@ class ExecStream:
             for stream, payload in self._frames.feed(data):
                 kept = self._ready if stream == STDOUT else self._said
                 kept += payload
+            del self._said[:-_TOLD_BYTES]
         return True
 
     def close_input(self) -> None:

@@ -182,9 +182,10 @@ class Core:
     # The connection
 
     def _connect(self, seconds: float) -> ssh.Connection:
+        deadline = time.monotonic() + seconds
         with durations.phase("connect"):
             sock = self._endpoint.dial(seconds)
-        return ssh.log_in(sock, self.user, self.keys, seconds)
+        return ssh.log_in(sock, self.user, self.keys, deadline - time.monotonic())
 
     def _take_turn(self) -> None:
         """Acquire the lock of who makes a connection; who waits for it looks whether the machine lives."""

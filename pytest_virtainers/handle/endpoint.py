@@ -1,11 +1,12 @@
 """Where a guest's SSH answers: the container's address, or else an exec stream into the container.
 
-The stream works where no route leads to the container: remote engines, rootless Podman, Docker Desktop.
+The stream works where this host is not on the container's network: remote engines, rootless Podman, Docker Desktop.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import sys
 from ipaddress import IPv4Interface
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _DIRECT_SECONDS = 1.0
 _RELAY_EVERY = 4
+_SOCAT = re.compile(r"(?s).* socat\[\d+\] [A-Z] ")  # what stands before its words
 RELAY = ["relay", str(ssh.PORT)]
 """The command in the runtime image that connects its stdin and stdout to a port of the guest."""
 
@@ -62,8 +64,8 @@ class Endpoint:
             stream.settimeout(timeout)
             try:
                 stream.wait_for_output()  # the guest's, which speaks first
-            except ConnectionError as error:
-                raise ConnectionError(f"through its container: {str(error).rpartition(': ')[2]}") from error
+            except (ConnectionError, TimeoutError) as error:
+                raise ConnectionError(f"through its container: {_SOCAT.sub('', str(error))}") from error
             undo.pop_all()
         self._direct = False
         return stream

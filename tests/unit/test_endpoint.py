@@ -107,6 +107,6 @@ def test_a_network_that_keeps_its_host_out_is_found_out(monkeypatch: pytest.Monk
 def test_what_the_relay_met_is_told() -> None:
     container = FakeContainer(Joint("", ""))
     container.deaf = True
-    with pytest.raises(ConnectionError, match=r"^through its container: refused$"):
+    with pytest.raises(ConnectionError, match=r"^through its container: connect\(.*\): refused$"):
         endpoint(container).dial(5)
     assert container.closed == 1

@@ -154,6 +154,30 @@ def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(
     assert len(manager.launch_all(SPECS)) == 3, "the next ones start as ever"
 
 
+def test_who_waits_for_a_template_when_it_is_interrupted_starts_nothing(
+    manager: Any, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template, waiting = manager._templates.ensure(), threading.Barrier(4, timeout=30)
+
+    def ensure(*_: object) -> Template:
+        if threading.current_thread() is not threading.main_thread():
+            waiting.wait()
+            manager._given_up.wait(30)
+        return template  # type: ignore[no-any-return]
+
+    def interrupted(launches: Any) -> object:
+        if not manager._given_up.is_set():
+            waiting.wait()
+            raise KeyboardInterrupt
+        return wait(launches)
+
+    manager._templates = SimpleNamespace(ensure=ensure)
+    monkeypatch.setattr(module, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        manager.launch_all(SPECS)
+    assert world.containers == []
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [

@@ -172,6 +172,7 @@ def test_a_bridge_that_gets_another_address_holds_nothing_up(manager: Manager, s
     """A Podman network's bridge does when containers come and go; here, on any engine, while a VM is to answer."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
     vm = manager.launch(spec)
+    assert vm._endpoint._direct, "else the route leads to somebody else"
     route = subprocess.run(["ip", "-j", "route", "get", vm.ip], capture_output=True, check=True).stdout
     for number in range(6):
         address = f"02:00:00:00:{time.time_ns() % 256:02x}:{number:02x}"
