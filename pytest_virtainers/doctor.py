@@ -85,7 +85,15 @@ def _ssh() -> Finding:
 
 def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
     yield Finding("engine", str(engine))
-    yield Finding("memory", f"{engine.memory_mib()} MiB on the engine's host")
+    with engine.failures("asking what the engine's host has"):
+        memory_mib, driver = engine.memory_mib(), engine.storage_driver()
+    yield Finding("memory", f"{memory_mib} MiB on the engine's host")
+    if driver == "vfs":  # a rootless Podman's, where it has met neither fuse-overlayfs nor a kernel that does without
+        yield Finding(
+            "storage driver",
+            "vfs: the engine copies all of the runtime image for each VM, which takes seconds",
+            "let it use overlay (Podman: install fuse-overlayfs, then podman system reset, which removes all it has)",
+        )
     image = runtime.reference()
     if not runtime.present(engine, image):
         yield Finding("runtime image", f"{image} is built at first use, or now: virtainers build")

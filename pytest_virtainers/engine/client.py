@@ -106,6 +106,10 @@ class Engine:
             self._memory_mib = int(self.api.info()["MemTotal"]) // _MIB
         return self._memory_mib
 
+    def storage_driver(self) -> str:
+        """Name what it keeps images and containers with, such as `overlay2`, `overlay` or `vfs`."""
+        return str(self.api.info().get("Driver", "unknown"))
+
     def memory_used_mib(self, container: str) -> int:
         """Give the MiB that a container takes (without page cache if the engine tells); 0 when it is gone."""
         try:

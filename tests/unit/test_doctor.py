@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +44,9 @@ def test_without_an_engine_doctor_fails_with_all_that_was_tried(
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """An engine that has the runtime image and remembers whether it was left."""
-    engine = SimpleNamespace(memory_mib=lambda: 2048, left=False)
+    engine = SimpleNamespace(
+        memory_mib=lambda: 2048, storage_driver=lambda: "overlay2", failures=nullcontext, left=False
+    )
     engine.close = lambda: setattr(engine, "left", True)
     monkeypatch.setattr(doctor, "find", lambda _choice: engine)
     monkeypatch.setattr(runtime, "present", lambda _engine, _image: True)
@@ -63,6 +65,16 @@ def test_an_engine_that_fails_is_fatal(engine: Any) -> None:
     found = examine()["engine"]
     assert found == Finding("engine", "it said: no", "make the engine answer, then run doctor again", fatal=True)
     assert engine.left
+
+
+def test_an_engine_that_copies_images_is_slow(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "present", lambda _engine, _image: False)
+    assert "storage driver" not in examine()
+    engine.storage_driver = lambda: "vfs"
+    found = examine()["storage driver"]
+    assert found.seen.startswith("vfs: the engine copies all of the runtime image for each VM")
+    assert found.mend.startswith("let it use overlay")
+    assert not found.fatal
 
 
 def test_a_runtime_image_that_is_missing_is_no_fault(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
