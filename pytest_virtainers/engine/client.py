@@ -65,6 +65,11 @@ _REMEDIES = (
     ("invalid subinterface", _NO_PARENT),
     ("parent interface", _NO_PARENT),
     ("netlink error: no such device", _NO_PARENT),
+    (
+        "/dev/net/tun",
+        "VMs need this device of the engine's host: modprobe tun makes it, and a rootless engine's user has to be "
+        "allowed to open it (chmod 666 /dev/net/tun, as most distributions have it).",
+    ),
     ("no space left on device", "The engine's disk is full: make room there (docker system df) and try again."),
     ("read-only file system", "The engine cannot write there: choose another place with --virtainer-store."),
     ("permission denied", "Run as a user who may use this engine (for Docker: a member of the group docker)."),

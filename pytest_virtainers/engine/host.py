@@ -31,7 +31,7 @@ def addresses() -> list[str]:
 def is_beside(interface: IPv4Interface) -> bool:
     """Tell whether this host is itself on that network: what it sends there then leaves from an address in it.
 
-    Nothing is sent. Who answers proves less: some networks accept or refuse connections to any address.
+    Nothing is sent. An answer would prove less: some networks accept or refuse connections to any address.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

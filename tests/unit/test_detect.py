@@ -272,6 +272,7 @@ def test_known_refusals_come_with_their_remedy() -> None:
         ("IPAM error: requested ip address 10.1.0.9 is already allocated to container ID c2dd", "another one (ip)"),
         ("invalid subinterface vlan name nope0, example formatting is eth0.10", "correct parent"),
         ("parent interface nope0 does not exist", "correct parent"),
+        ('slirp4netns failed: "open(\\"/dev/net/tun\\"): Permission denied', "chmod 666 /dev/net/tun"),
         ("netavark: Netlink error: No such device (os error 19)", "A rootless engine does not see the host's"),
     ],
 )

@@ -63,6 +63,6 @@ def test_where_there_are_no_such_tables_nothing_is_known(proc: Path) -> None:
 
 def test_a_host_is_beside_what_its_own_address_shares_a_network_with() -> None:
     assert host.is_beside(IPv4Interface("127.1.2.3/8"))
-    # Beside itself only, whoever answers for the other address: on this host, as on most, 127.0.0.1 sends there.
+    # Linux sends there from 127.0.0.1, which is in the larger network and not in the smaller one.
     assert not host.is_beside(IPv4Interface("127.1.2.3/24"))
     assert not host.is_beside(IPv4Interface("203.0.113.7/24"))
