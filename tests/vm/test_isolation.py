@@ -1,5 +1,6 @@
 """Who reaches whom: shown with packets, each time beside somebody who does reach it."""
 
+import contextlib
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ import pytest
 from pytest_virtainers import VM
 from pytest_virtainers.engine import host
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container
+from pytest_virtainers.engine.container import Container, Plan, Port
 from tests.vm.hearing import heard, needs_ears
 from tests.vm.stranger import PORT, web_server
 
@@ -65,10 +66,13 @@ def test_machines_of_one_network_reach_each_other_and_no_other_network(vms: Mapp
 
 
 def test_containers_of_the_engine_are_out_of_reach(
-    vms: Mapping[str, VM], stranger: Container, engine: Engine
+    vms: Mapping[str, VM], stranger: Container, engine: Engine, runtime_image: str
 ) -> None:
-    address = stranger.joint().address
-    socket.create_connection((address, PORT), 10).close()
+    address, run = stranger.joint().address, secrets.token_hex(4)
+    plan = Plan(f"neighbour-{run}", "helper", runtime_image, entrypoint=("cat",), port=Port(stranger.name))
+    with contextlib.closing(Container(engine, plan, run)) as neighbour:
+        neighbour.start()
+        assert container_reaches(neighbour, address, PORT), "there is somebody who does"
     for name in ("a", "other", "alone", "six"):
         assert not reaches(vms[name], address, PORT), name
         if engine.kind == "docker":  # Podman's host passes it on with its own address, as a call of the test's

@@ -664,6 +664,12 @@ def test_all_protocols_reach_the_guest_at_the_containers_address(debian: Debian,
     assert peer.exec("python3", "-c", UDP_CLIENT, "alpha") == "guest hears\n"
 
 
+def test_the_relay_waits_a_moment_for_a_port(debian: Debian) -> None:
+    began = time.monotonic()
+    debian.vm.exec("relay", "4567", check=False)  # refused, each time that it is tried
+    assert 2.5 < time.monotonic() - began < 20
+
+
 def test_the_guest_finds_others_by_name(debian: Debian, peer: Container) -> None:
     fetch = "import urllib.request; print(urllib.request.urlopen('http://{}/', timeout=20).status)"
     assert debian.ssh("getent hosts web.virtainer.internal").split()[0] == peer.address()
