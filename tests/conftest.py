@@ -5,11 +5,17 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import settings
 
 from tests.unit import hostile_server
 from tests.unit.hostile_server import HostileServer
 
 pytest_plugins = ["pytester"]
+
+# CI tries the same examples each time; `./dev thorough` looks for new ones (tox -e fuzz).
+settings.register_profile("quick", derandomize=True, database=None, deadline=None, max_examples=50)
+settings.register_profile("thorough", database=None, deadline=None, max_examples=2000)
+settings.load_profile("quick")
 
 
 @pytest.fixture

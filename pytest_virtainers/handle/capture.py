@@ -26,6 +26,7 @@ _END_SECONDS = 10.0
 _CHUNK_BYTES = 64 * 1024
 _FILE_HEADER, _FRAME_HEADER = struct.Struct("<IHHiIII"), struct.Struct("<IIII")
 _NANOSECONDS, _ETHERNET = 0xA1B23C4D, 1
+_SECOND = 10**9  # in ns
 _HIDDEN = {b"\x88\xb5": b"\x08\x00", b"\x88\xb6": b"\x86\xdd"}
 _WHOLE_FRAME = 262144  # bytes: more than any frame has
 
@@ -72,7 +73,7 @@ class Capture:
         macs = {track.mac for track in self._tracks}
         file.write(_FILE_HEADER.pack(_NANOSECONDS, 2, 4, 0, 0, _WHOLE_FRAME, _ETHERNET))
         for frame in heapq.merge(*(track.frames(macs, int(since * 1e9)) for track in self._tracks)):
-            seconds, rest = divmod(frame.time, 10**9)
+            seconds, rest = divmod(frame.time, _SECOND)
             file.write(_FRAME_HEADER.pack(seconds, rest, len(frame.data), frame.length))
             ethertype = frame.data[12:14]
             file.write(frame.data[:12] + self._ethertypes.get(ethertype, ethertype) + frame.data[14:])
@@ -129,11 +130,14 @@ class _Track:
                 if len(head) < header.size:
                     return
                 seconds, rest, size, length = header.unpack(head)
+                fraction = rest * self._nanoseconds
+                if size > _WHOLE_FRAME or fraction >= _SECOND:
+                    return  # no header of a frame: whoever wrote it, nothing behind it can be read
                 data = self._file.read(size)
             if len(data) < size:
                 return  # it is just being written
             at += header.size + size
-            sender, when = data[6:12], seconds * 10**9 + rest * self._nanoseconds
+            sender, when = data[6:12], seconds * _SECOND + fraction
             if when >= since and (sender == self.mac or sender not in macs):
                 yield Frame(when, length, data)
 

@@ -1,5 +1,6 @@
 """Faults between VMs and captures: what the containers are told, and what becomes of what they say."""
 
+import io
 import json
 import struct
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.handle.capture import Capture
@@ -257,3 +260,28 @@ def test_a_recorder_gives_what_came_since_and_forgets_those_that_leave(tmp_path:
     with (tmp_path / "x.pcap").open("wb") as file:
         capture.write(file)
     assert read(tmp_path / "x.pcap") == []
+
+
+HEADERS = st.builds(
+    lambda *words: struct.pack("<IIII", *words), *[st.integers(0, 2**32 - 1)] * 2, *[st.integers(0, 99)] * 2
+)
+
+
+@given(st.sampled_from([0xA1B2C3D4, 0xA1B23C4D]), st.lists(HEADERS | st.binary(max_size=120), max_size=9))
+@example(0xA1B2C3D4, [struct.pack("<IIII", 2**32 - 1, 10**6, 0, 0)])  # one second behind the last one there is
+@example(0xA1B2C3D4, [struct.pack("<IIII", 1, 1, 2**32 - 1, 1)])
+def test_a_recording_of_any_bytes_becomes_a_file_that_can_be_read(magic: int, pieces: list[bytes]) -> None:
+    capture, vm = Capture(), FakeVM("a")
+    vm._container.streams = [Stream(pcap(magic=magic), *[piece for piece in pieces if piece])]
+    capture.add(vm, MACS["a"])  # type: ignore[arg-type]
+    capture.stop()
+    written = io.BytesIO()
+    try:
+        capture.write(written)
+    finally:
+        capture.close()
+    written.seek(24)
+    while header := written.read(16):
+        _, nanoseconds, size, _ = struct.unpack("<IIII", header)
+        assert nanoseconds < 10**9
+        assert len(written.read(size)) == size

@@ -14,6 +14,7 @@ from typing import Any
 
 SOCKET = Path("/run/virtainer/qmp.sock")
 _ANSWER_SECONDS = 30.0
+_LONGEST_LINE = 4 * 2**20  # bytes; QEMU's longest real answers are some 100 KiB
 
 
 def connect(path: Path | None = None) -> socket.socket:
@@ -47,12 +48,18 @@ class Monitor:
         self._connection.sendall(json.dumps(command).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]]:
-        """Wait for data and return the messages that it completes. Raises EOFError when QEMU is gone."""
+        """Wait for data and return the messages that it completes.
+
+        A guest may have taken QEMU over, so what is no QMP message is skipped. Raises EOFError when QEMU is gone, or
+        sends a line without end.
+        """
         data = self._connection.recv(65536)
         if not data:
             raise EOFError
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines if line.strip()]
+        if len(self._buffer) > _LONGEST_LINE:
+            raise EOFError(f"QEMU sent a line of more than {_LONGEST_LINE} bytes")
+        return [message for message in map(_message, lines) if message is not None]
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """Send one command and return what it returns; events that come before are passed over.
@@ -66,7 +73,21 @@ class Monitor:
                 if message.get("id") == self._asked:
                     if "error" in message:
                         raise Refused(f"{command}: {message['error']['desc']}")
-                    return message["return"]
+                    return message.get("return")
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """Return the message on a line; None when it has not the form of one."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict) or not isinstance(message.get("data", {}), dict):
+        return None
+    error = message.get("error")
+    if "error" in message and not (isinstance(error, dict) and isinstance(error.get("desc"), str)):
+        return None
+    return message
 
 
 def execute(connection: socket.socket, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:

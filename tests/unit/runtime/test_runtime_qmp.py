@@ -9,6 +9,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from virtainer import qmp
 
 if TYPE_CHECKING:
@@ -101,3 +103,41 @@ def test_a_qemu_that_has_gone_before_is_told_when_it_is_read() -> None:
         monitor = qmp.Monitor(ours)
         with pytest.raises((EOFError, ConnectionError)):
             monitor.receive()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["event", "data", "error", "id", "x"]), inner),
+)
+
+
+@given(st.lists(st.binary() | JSON.map(lambda value: json.dumps(value).encode()), max_size=8), st.integers(1, 64))
+def test_whatever_qemu_sends_only_messages_come_out(lines: list[bytes], piece: int) -> None:
+    ours, theirs = socket.socketpair()
+    seen: list[dict[str, Any]] = []
+    with ours, theirs:
+        monitor = qmp.Monitor(ours)
+        sent = b"\n".join([*lines, b""])
+        for start in range(0, len(sent), piece):
+            theirs.sendall(sent[start : start + piece])
+            seen += monitor.receive()
+    for message in seen:
+        assert isinstance(message.get("data", {}), dict)
+        assert "error" not in message or isinstance(message["error"]["desc"], str)
+
+
+@pytest.mark.parametrize("nonsense", [b"[" * 100_000, b"no JSON", b"[1]", b'{"data": 1}', b'{"error": {}, "id": 1}'])
+def test_an_answer_behind_nonsense_is_found(nonsense: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(nonsense + b'\n{"return": {"status": "running"}, "id": 1}\n')
+        assert qmp.Monitor(ours).ask("query-status") == {"status": "running"}
+
+
+def test_a_line_without_end_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qmp, "_LONGEST_LINE", 1000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"x" * 2000)
+        with pytest.raises(EOFError, match="a line of more than 1000 bytes"):
+            qmp.Monitor(ours).receive()
