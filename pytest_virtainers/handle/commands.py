@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from pytest_virtainers.errors import CommandFailed, CommandTimeout, VirtainerError
 from pytest_virtainers.handle import shell
+from pytest_virtainers.handle.collected import outputs
 from pytest_virtainers.handle.core import Core
 from pytest_virtainers.handle.echo import Echo
 from pytest_virtainers.handle.patience import TimedOut
@@ -54,12 +55,13 @@ class Commands(Core):
         Raises:
             CommandFailed: the exit code is not 0 (with `check`).
             CommandTimeout: it was still running after `timeout` seconds.
+            TransferError: it printed more than 1 GiB on a stream.
             VMGone, GuestPanic, SSHError: the machine or the connection went away.
         """
         __tracebackhide__ = True
         data = input.encode() if isinstance(input, str) else input
         shown = command if isinstance(command, str) else shlex.join(command)
-        stdout, stderr = bytearray(), bytearray()
+        stdout, stderr = outputs(shown, self.name)
         killed_before = self.console.killed_for_memory()
         began = time.monotonic()
 
@@ -72,8 +74,8 @@ class Commands(Core):
                 shown,
                 user or ("root" if sudo else self.user),
                 stdin=None if data is None else io.BytesIO(data),
-                stdout=stdout.extend,
-                stderr=stderr.extend,
+                stdout=stdout.take,
+                stderr=stderr.take,
                 leader=None if timeout is None else shell.Leader(),
                 timeout=timeout,
             )

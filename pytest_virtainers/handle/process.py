@@ -10,11 +10,13 @@ import time
 from typing import IO, TYPE_CHECKING
 
 from pytest_virtainers.errors import CommandTimeout, VirtainerError
+from pytest_virtainers.handle.collected import outputs
 from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pytest_virtainers.handle.collected import Collected
     from pytest_virtainers.handle.shell import Leader
 
 _START_SECONDS = 60.0
@@ -54,7 +56,7 @@ class Process:
         self._execute = execute
         self._send_signal = send_signal
         self._grace = grace
-        self._stdout, self._stderr = bytearray(), bytearray()
+        self._stdout, self._stderr = outputs(command, vm_name)
         self._exit_code: int | None = None
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
@@ -182,10 +184,10 @@ class Process:
     def _over(self) -> bool:
         return self._exit_code is not None or self._failure is not None
 
-    def _add(self, kept: bytearray) -> Callable[[bytes], None]:
+    def _add(self, kept: Collected) -> Callable[[bytes], None]:
         def add(data: bytes) -> None:
             with self._changed:
-                kept.extend(data)
+                kept.take(data)
                 self._changed.notify_all()
 
         return add

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from pytest_virtainers import VM, CommandFailed, CommandTimeout, SSHError, VMFactory, VMGone
+from pytest_virtainers import VM, CommandFailed, CommandTimeout, SSHError, TransferError, VMFactory, VMGone
+from pytest_virtainers.handle import collected
 
 
 def test_as_another_user(session_vm: VM) -> None:
@@ -24,6 +25,19 @@ def test_a_timeout_leaves_no_process(session_vm: VM, sudo: bool) -> None:
 def test_bytes_that_are_no_text_are_kept(session_vm: VM) -> None:
     result = session_vm.run(r"printf '\377\376'; printf '\375' >&2", timeout=30)
     assert (result.stdout_bytes, result.stderr_bytes) == (b"\xff\xfe", b"\xfd")
+
+
+def test_output_without_end_is_refused(session_vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collected, "COMMAND_MIB", 2)
+    with pytest.raises(TransferError, match=r"standard output of 'yes' on vm has more than 2 MiB"):
+        session_vm.run("yes")
+    with (
+        session_vm.popen("yes >&2") as process,
+        pytest.raises(TransferError, match=r"standard error of 'yes >&2' on vm has more than 2 MiB"),
+    ):
+        process.wait(60)
+    assert session_vm.run("echo still here").stdout == "still here\n"
+    session_vm.wait_until_fails("pgrep -x yes", timeout=1)
 
 
 def test_a_process_is_followed_line_by_line(session_vm: VM) -> None:

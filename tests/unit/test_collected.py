@@ -1,0 +1,37 @@
+"""Output of a guest has a limit in memory."""
+
+import pytest
+
+from pytest_virtainers.errors import TransferError
+from pytest_virtainers.handle import collected
+from pytest_virtainers.handle.collected import Collected, LastWords, outputs
+
+
+def test_a_stream_is_kept_whole_up_to_its_limit() -> None:
+    stream = Collected("standard output of 'yes' on web", 1, "Write to a file instead.")
+    for _ in range(16):
+        stream.take(bytes(64 * 1024))
+    assert len(stream) == 1024 * 1024
+    message = "^standard output of 'yes' on web has more than 1 MiB. Write to a file instead.$"
+    with pytest.raises(TransferError, match=message):
+        stream.take(b"x")
+    assert len(stream) == 1024 * 1024
+
+
+def test_of_last_words_the_end_is_kept() -> None:
+    words = LastWords()
+    for number in range(100_000):
+        words.take(f"line {number}\n".encode())
+        assert len(words) <= 128 * 1024 + 20
+    assert words.endswith(b"line 99999\n")
+    assert words.count(b"\n") > 4000
+
+
+def test_a_command_without_end_is_named_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collected, "COMMAND_MIB", 1)
+    stdout, stderr = outputs("yes " + "y" * 1000, "web")
+    for stream, name in ((stdout, "output"), (stderr, "error")):
+        with pytest.raises(
+            TransferError, match=rf"^standard {name} of 'yes yyy.*' on web has more than 1 MiB\. Let it"
+        ):
+            stream.take(bytes(1024 * 1024 + 1))
