@@ -144,6 +144,11 @@ class Manager:
         self.close()
 
     @property
+    def is_ours(self) -> bool:
+        """Whether this process made it; a forked child has it, too, and cannot use it."""
+        return self._owner.is_here
+
+    @property
     def store_location(self) -> str:
         """Where its store is: a volume's name, or a directory."""
         return self._settings.store
@@ -321,7 +326,7 @@ class Manager:
         ready: they may look each other up by name, and should not find one that nobody has asked for yet. Nor is one
         whose network or address is somebody else's, who may want it back meanwhile. A forked child has none made.
         """
-        if not self._owner.is_here:
+        if not self.is_ours:
             return
         if len(self._vms) > 1 or (
             spec is not None and (spec.has_fixed_address or spec.first_network.source is not None)
@@ -334,7 +339,7 @@ class Manager:
 
         It leaves networks that are not ours at once: their owner may be about to remove them.
         """
-        if self._owner.is_here and vm in self._vms:
+        if self.is_ours and vm in self._vms:
             self._vms.remove(vm)
             self._retired.append(vm)
             for network in vm.networks:
@@ -350,7 +355,7 @@ class Manager:
 
     def bury(self, *, retired: bool = True) -> None:
         """End all lost VMs, with the templates that they were to become, and all `retired` ones."""
-        if not self._owner.is_here:
+        if not self.is_ours:
             return
         with contextlib.ExitStack() as stack:
             if self._scratch:
@@ -433,13 +438,13 @@ class Manager:
 
     def discard(self, vm: VM) -> None:
         """End one VM now; a forked child leaves it to its parent."""
-        if self._owner.is_here and vm in self._vms:
+        if self.is_ours and vm in self._vms:
             self._vms.remove(vm)
             vm.close()
 
     def close(self) -> None:
         """End all VMs, remove the networks and leave the engine; a forked child leaves all to its parent."""
-        if not self._owner.is_here:
+        if not self.is_ours:
             return
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
             stack.callback(self.engine.close)

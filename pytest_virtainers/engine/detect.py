@@ -114,10 +114,12 @@ def command_line(engine: Engine) -> list[str]:
 
 def _runtime_folder(environ: Mapping[str, str]) -> str:
     """Return `XDG_RUNTIME_DIR` if it is this user's: a socket in someone else's folder is not this user's engine."""
-    with contextlib.suppress(OSError, KeyError):
-        if Path(environ["XDG_RUNTIME_DIR"]).stat().st_uid == os.geteuid():
-            return environ["XDG_RUNTIME_DIR"]
-    return f"/run/user/{os.getuid()}"
+    usual = f"/run/user/{os.getuid()}"
+    chosen = environ.get("XDG_RUNTIME_DIR") or usual
+    with contextlib.suppress(OSError):
+        if Path(chosen).stat().st_uid != os.geteuid():
+            return usual
+    return chosen
 
 
 def _docker_choice(environ: Mapping[str, str]) -> Iterator[Candidate]:
