@@ -9,8 +9,8 @@ import tarfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.errors import ImageError, StoreError
-from pytest_virtainers.paths import cache_folder
+from pytest_virtainers.errors import ImageError, SpecError, StoreError
+from pytest_virtainers.paths import cache_folder, why_unsafe
 from pytest_virtainers.progress import bar
 from pytest_virtainers.unpack import Damaged, Unpacker
 
@@ -39,9 +39,12 @@ def downloads() -> Path:
     """Give the folder for what is on its way into the store.
 
     What broken downloads and killed processes have left, and nobody has gone on with for two weeks, is removed.
+    Raises `SpecError` when others could change what is in it.
     """
     folder = cache_folder() / "downloads"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if why := why_unsafe(folder):
+        raise SpecError(f"{folder}: {why}: someone else could replace the downloads in it")
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86400:

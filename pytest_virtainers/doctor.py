@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_virtainers import runtime
 from pytest_virtainers.catalogue import catalogue
 from pytest_virtainers.engine.detect import find
+from pytest_virtainers.engine.reaper import Reaper
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
 from pytest_virtainers.store import MOUNT, workshop
 
@@ -104,7 +105,8 @@ def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
     try:
-        with workshop(engine, settings.store, image, f"doctor-{os.getpid()}") as shop:
+        run_id = f"doctor-{os.getpid()}"
+        with Reaper(engine, run_id), workshop(engine, settings.store, image, run_id) as shop:
             free_gib = int(shop.shell(f"df -Pk {MOUNT} | awk 'NR==2 {{print $4}}'")) // (1024 * 1024)
             # Without `shop.manifest`, after which a place would count as used now.
             places = shop.shell(f"cd {MOUNT} && ls -1 guests/*/manifest.json 2>/dev/null || true").split()

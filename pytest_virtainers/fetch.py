@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def _fetch_right(wanted: _Wanted, part: Path, unpacked: Path) -> str:
 
 
 def _fetch_once(wanted: _Wanted, part: Path, unpacked: Path) -> str:
-    with part.open("a+b") as file, unpacked.open("wb") as out:
+    with _opened(part, "a+b", os.O_APPEND) as file, _opened(unpacked, "wb", os.O_TRUNC) as out:
         sink = _Sink(wanted.digest, out)
         pieced = _Download(wanted, file, sink).run()
         size = file.tell()
@@ -169,6 +170,11 @@ def _fetch_once(wanted: _Wanted, part: Path, unpacked: Path) -> str:
         except Damaged as error:
             raise _Wrong(f"{found} is damaged: {error}.", pieced=pieced) from None
         return sink.content()
+
+
+def _opened(path: Path, mode: str, how: int) -> IO[bytes]:
+    """Open a private file for writing; a link in its place is an `OSError`."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how, 0o600), mode)
 
 
 class _Sink:

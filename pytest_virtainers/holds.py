@@ -7,7 +7,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.paths import cache_folder
+from pytest_virtainers.forks import disown_in_child
+from pytest_virtainers.paths import LOCK_FILE, cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,7 @@ class Holds:
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
+        disown_in_child(self)
 
     def __enter__(self) -> Holds:
         return self
@@ -33,7 +35,7 @@ class Holds:
         """Need `what` from now on."""
         with self._lock:
             if what not in self._files:
-                file = os.open(_file(what), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                file = os.open(_file(what), LOCK_FILE, 0o600)
                 fcntl.flock(file, fcntl.LOCK_SH)
                 self._files[what] = file
 
@@ -43,11 +45,16 @@ class Holds:
             while self._files:
                 os.close(self._files.popitem()[1])
 
+    def disown(self) -> None:
+        """Close a forked child's copies; its parent goes on needing what it needs."""
+        self._lock = threading.Lock()
+        self.close()
+
 
 def is_held(what: str) -> bool:
     """Tell whether any process needs `what`."""
     try:
-        file = os.open(_file(what), os.O_RDWR)
+        file = os.open(_file(what), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

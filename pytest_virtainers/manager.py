@@ -16,6 +16,7 @@ from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.owner import LABEL, MACHINE, is_kept
+from pytest_virtainers.engine.reaper import Reaper
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import (
     BadTemplate,
@@ -29,6 +30,7 @@ from pytest_virtainers.errors import (
     VirtainerError,
     VMGone,
 )
+from pytest_virtainers.forks import Owner
 from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds
@@ -90,6 +92,7 @@ class Manager:
         self._settings = settings
         self._progress = progress
         self._run_id = secrets.token_hex(4)
+        self._owner = Owner("this launcher", "Use a thread, or pytest_virtainers.launch in the child.")
         self._vms: list[VM] = []
         self._retired: list[VM] = []
         self._starting: list[VM] = []
@@ -110,6 +113,7 @@ class Manager:
         try:
             scratch.sweep()
             swept = sweep(self.engine)
+            self._reaper = Reaper(self.engine, self._run_id)
         except BaseException:
             self.engine.close()
             raise
@@ -140,6 +144,11 @@ class Manager:
         self.close()
 
     @property
+    def is_ours(self) -> bool:
+        """Whether this process made it; a forked child has it, too, and cannot use it."""
+        return self._owner.is_here
+
+    @property
     def store_location(self) -> str:
         """Where its store is: a volume's name, or a directory."""
         return self._settings.store
@@ -157,6 +166,7 @@ class Manager:
     @contextlib.contextmanager
     def store(self) -> Iterator[Workshop]:
         """Open the store for a block, and keep it within its limit; raises `ImageError` or `StoreError`."""
+        self._owner.check()
         with workshop(self.engine, self._settings.store, self.runtime_image(), self._run_id) as shop:
             shop.spared = self._scratch
             yield shop
@@ -221,6 +231,7 @@ class Manager:
             VirtainerError: one of its children says what went wrong.
         """
         __tracebackhide__ = True
+        self._owner.check()
         record = Record("clone" if spec.template else "boot")
         with recording(record):
             vm = self._take_or_make(spec, node_id, record)
@@ -236,6 +247,7 @@ class Manager:
         When one fails, the others are waited for, and are lost with it, so that there is evidence of all.
         """
         __tracebackhide__ = True
+        self._owner.check()
         if len(specs) < 2:  # noqa: PLR2004  (one needs no threads)
             return [self.launch(spec, node_id) for spec in specs]
         for spec in specs:  # what takes long is shown, and clones of one template should not wait for each other
@@ -312,8 +324,10 @@ class Manager:
 
         None, or another spec, throws away what was made ready and not used. While several VMs are up, nothing is made
         ready: they may look each other up by name, and should not find one that nobody has asked for yet. Nor is one
-        whose network or address is somebody else's, who may want it back meanwhile.
+        whose network or address is somebody else's, who may want it back meanwhile. A forked child has none made.
         """
+        if not self.is_ours:
+            return
         if len(self._vms) > 1 or (
             spec is not None and (spec.has_fixed_address or spec.first_network.source is not None)
         ):
@@ -325,7 +339,7 @@ class Manager:
 
         It leaves networks that are not ours at once: their owner may be about to remove them.
         """
-        if vm in self._vms:
+        if self.is_ours and vm in self._vms:
             self._vms.remove(vm)
             self._retired.append(vm)
             for network in vm.networks:
@@ -341,6 +355,8 @@ class Manager:
 
     def bury(self, *, retired: bool = True) -> None:
         """End all lost VMs, with the templates that they were to become, and all `retired` ones."""
+        if not self.is_ours:
+            return
         with contextlib.ExitStack() as stack:
             if self._scratch:
                 stack.callback(self._clear_scratch)
@@ -421,15 +437,18 @@ class Manager:
             container.close()
 
     def discard(self, vm: VM) -> None:
-        """End one VM now."""
-        if vm in self._vms:
+        """End one VM now; a forked child leaves it to its parent."""
+        if self.is_ours and vm in self._vms:
             self._vms.remove(vm)
             vm.close()
 
     def close(self) -> None:
-        """End all VMs, remove the networks and leave the engine."""
+        """End all VMs, remove the networks and leave the engine; a forked child leaves all to its parent."""
+        if not self.is_ours:
+            return
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
             stack.callback(self.engine.close)
+            stack.callback(self._reaper.close)
             stack.callback(self.networks.close)
             stack.callback(self._holds.close)
             for vm in self._vms:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_virtainers.engine import host, owner
 from pytest_virtainers.engine import network as engine_network
 from pytest_virtainers.errors import SpecError
+from pytest_virtainers.forks import disown_in_child
 from pytest_virtainers.handle.network import Network
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.paths import locked
@@ -53,6 +54,11 @@ class Networks:
         self._lasting = lasting
         self._made: dict[tuple[str, str | None], Network] = {}
         self._others: dict[Network, str] = {}  # what of the engine's is closed to those on it
+        self._lock = threading.Lock()
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """Leave them to a forked child's parent, of which another thread may have held the lock."""
         self._lock = threading.Lock()
 
     def get(self, spec: NetworkSpec) -> Network:

@@ -110,7 +110,7 @@ def _make_base(engine: Engine, progress: Progress) -> None:
         )
     with (
         progress.step("making the runtime image's base from Debian's packages") as step,
-        scratch.folder("base") as folder,
+        scratch.Folder("base") as folder,
     ):
         tarball = f"{folder}/base.tar"
         command = [mmdebstrap, "--variant=minbase", "trixie", tarball]

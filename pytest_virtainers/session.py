@@ -63,8 +63,9 @@ def manager(config: pytest.Config) -> Manager:
 
 
 def present(config: pytest.Config) -> Manager | None:
-    """Give the process's manager if a VM was asked for."""
-    return config.stash.get(_MANAGER_KEY, None)
+    """Give the process's manager if a VM was asked for; a forked child has none, though it knows its parent's."""
+    found = config.stash.get(_MANAGER_KEY, None)
+    return found if found is not None and found.is_ours else None
 
 
 def in_debugger(config: pytest.Config) -> bool:

@@ -66,13 +66,15 @@ def snapshot_tags(context: click.Context) -> Iterable[tuple[str, str]]:
 def store_places(_context: click.Context) -> Iterable[tuple[str, str]]:
     """What is in the store."""
     from pytest_virtainers import housekeeping, machines, runtime
+    from pytest_virtainers.engine.reaper import Reaper
     from pytest_virtainers.store import workshop
 
     ours, image = settings(), runtime.reference()
     with machines.connected(ours) as engine:
         if not runtime.present(engine, image):
             return []
-        with workshop(engine, ours.store, image, f"complete-{os.getpid()}") as shop:
+        run_id = f"complete-{os.getpid()}"
+        with Reaper(engine, run_id), workshop(engine, ours.store, image, run_id) as shop:
             return [(each.place, each.what) for each in housekeeping.contents(engine, shop)]
 
 

@@ -12,6 +12,7 @@ import requests.exceptions
 import urllib3.exceptions
 
 from pytest_virtainers.errors import EngineError
+from pytest_virtainers.forks import Owner, close_copy, disown_in_child, silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ _FAILURES = (
     urllib3.exceptions.HTTPError,
     docker.errors.StreamParseError,
 )
+
+_REMEDY = "Use a thread, or connect in the child."
 
 _SUBNET_TAKEN = "Another network has these addresses: choose another subnet."
 _ADDRESS_TAKEN = "A VM or container has this address already: ask for another one (ip)."
@@ -91,6 +94,7 @@ class Engine:
         """Connect; raises `docker.errors.DockerException` or `OSError` when nothing answers at `url` within 5 s."""
         self.url = url
         self._service = service
+        self._owner = Owner(f"the connection to {url}", _REMEDY)
         _knock(url)
         self.api = Client(base_url=url, timeout=_PROBE_SECONDS, version="auto", tls=tls or False)
         about = self.api.version()
@@ -104,6 +108,11 @@ class Engine:
     def __str__(self) -> str:
         private = " (private service)" if self._service else ""
         return f"{self.kind} {self.version} at {self.url}{private}"
+
+    @property
+    def lifelines(self) -> tuple[int, ...]:
+        """The descriptors that a process has to inherit which uses this engine after us."""
+        return () if self._service is None else (self._service.pipe,)
 
     def memory_mib(self) -> int:
         """Give the memory of the engine's host in MiB."""
@@ -156,14 +165,41 @@ class Engine:
             raise EngineError(f"{action} failed: {self} said: {explain(error)}") from error
 
     def close(self) -> None:
-        """Close the connection, and the private service when there is one."""
+        """Close the connection, and the private service when there is one; a forked child has neither."""
+        if not self._owner.is_here:
+            return
         self.api.close()
         if self._service is not None:
             self._service.stop()
 
 
 class Client(docker.APIClient):
-    """The SDK's client, with two habits changed, and logs of our own."""
+    """The SDK's client, with some habits changed, and logs of our own."""
+
+    def __init__(self, base_url: str, **options: Any) -> None:
+        self._owner = Owner(f"the connection to {base_url}", _REMEDY)
+        super().__init__(base_url=base_url, **options)
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """Close a forked child's copies of all connections that are kept for later use."""
+        for adapter in self.adapters.values():
+            inner: Any = adapter
+            if (over_ssh := getattr(inner, "ssh_client", None)) and over_ssh.get_transport():
+                silence(over_ssh.get_transport())
+            pools = inner.pools if hasattr(inner, "pools") else inner.poolmanager.pools
+            for pool in list(pools._container.values()):
+                kept = pool.pool
+                for connection in () if kept is None else kept.queue:
+                    if isinstance(getattr(connection, "sock", None), socket.socket):
+                        close_copy(connection.sock)
+                if kept is not None:
+                    kept.__init__(kept.maxsize)  # empty, and with a lock that no other thread has
+
+    def send(self, request: Any, **options: Any) -> Any:
+        """Send a request; all of them come through here. Raise `VirtainerError` in a forked child."""
+        self._owner.check()
+        return super().send(request, **options)
 
     def _disable_socket_timeout(self, _socket: Any) -> None:
         """Leave the time limit on each read of a long answer: the SDK would wait on for an engine that hangs."""

@@ -22,6 +22,7 @@ from docker.types import Mount, Ulimit
 from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Log, Pieces
 from pytest_virtainers.errors import EngineError
+from pytest_virtainers.forks import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -128,6 +129,7 @@ class Container:
     def _begin(self, engine: Engine, name: str, environment: Mapping[str, str]) -> None:
         self.name = name
         self.engine = engine
+        self._owner = Owner(f"the container {name}", "Use a thread.")
         self._api = engine.api
         self._output = {False: bytearray(), True: bytearray()}
         self._arrived = threading.Condition()
@@ -191,7 +193,8 @@ class Container:
 
     @property
     def id(self) -> str:
-        """The engine's id of this container."""
+        """The engine's id of this container; raises `VirtainerError` in a forked child."""
+        self._owner.check()
         if self._id is None:
             raise EngineError(f"container {self.name} is gone")
         return self._id
@@ -390,8 +393,10 @@ class Container:
     def close(self) -> None:
         """End the lease, remove the container and its volume; what is gone already is well; raises `EngineError`.
 
-        One that was kept is let go of.
+        One that was kept is let go of. A forked child leaves it to its parent.
         """
+        if not self._owner.is_here:
+            return
         if self._stream is not None:
             self._stream.close()
         if self._kept:
@@ -418,6 +423,8 @@ class Container:
 
     def remove(self) -> None:
         """Remove it, also one that was kept, but no volume with a name; raises `EngineError`."""
+        if not self._owner.is_here:
+            return
         identifier, self._id = self._id, None
         if identifier is None:
             return

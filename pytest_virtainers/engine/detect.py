@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def candidates(choice: str, environ: Mapping[str, str]) -> Iterator[Candidate]:
     if choice not in ("auto", "docker", "podman"):
         yield Candidate(choice, "the engine setting", chosen=True)
         return
-    runtime_folder = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    runtime_folder = _runtime_folder(environ)
     if choice in ("auto", "docker"):
         yield from _docker_choice(environ)
         yield Candidate("unix:///var/run/docker.sock", "Docker's socket")
@@ -102,13 +103,23 @@ def command_line(engine: Engine) -> list[str]:
     the same, and has TLS settings that a URL has not.
     """
     if engine.kind == "podman":
-        folder = "/run" if os.getuid() == 0 else os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+        folder = "/run" if os.getuid() == 0 else _runtime_folder(os.environ)
         usual = engine.url == f"unix://{folder}/podman/podman.sock" and not os.environ.get("CONTAINER_HOST")
         return ["podman", *([] if usual else ["--url", engine.url])]
     context = _context()
     host = context.Host if context is not None and context.Host else "unix:///var/run/docker.sock"
     usual = engine.url == host and not os.environ.get("DOCKER_HOST")
     return ["docker", *([] if usual else ["-H", engine.url])]
+
+
+def _runtime_folder(environ: Mapping[str, str]) -> str:
+    """Return `XDG_RUNTIME_DIR` if it is this user's: a socket in someone else's folder is not this user's engine."""
+    usual = f"/run/user/{os.getuid()}"
+    chosen = environ.get("XDG_RUNTIME_DIR") or usual
+    with contextlib.suppress(OSError):
+        if Path(chosen).stat().st_uid != os.geteuid():
+            return usual
+    return chosen
 
 
 def _docker_choice(environ: Mapping[str, str]) -> Iterator[Candidate]:

@@ -14,6 +14,7 @@ from docker.types import IPAMConfig, IPAMPool
 
 from pytest_virtainers.engine import host
 from pytest_virtainers.errors import EngineError
+from pytest_virtainers.forks import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,6 +66,7 @@ class Network:
         """Create it, if need be on a subnet that neither this host nor the engine uses; raises `EngineError`."""
         self.name = name
         self._engine = engine
+        self._owner = Owner(f"the network {name}", "Use a thread.")
         self.subnet: IPv4Network | None = None
         self.ipv6, self.driver = shape.ipv6, shape.driver
         if not shape.masquerade and engine.kind == "podman":
@@ -109,7 +111,12 @@ class Network:
         )
 
     def close(self) -> None:
-        """Remove it; containers that are just ending get a moment to let go of it; raises `EngineError`."""
+        """Remove it; containers that are just ending get a moment to let go of it; raises `EngineError`.
+
+        A forked child leaves it to its parent.
+        """
+        if not self._owner.is_here:
+            return
         deadline = time.monotonic() + _END_SECONDS
         while True:
             with self._engine.failures(f"removing network {self.name}"):

@@ -21,6 +21,7 @@ _RUN, _PID, _STARTED, _BOOT, _HOST = (
     f"{LABEL}.{part}" for part in ("run", "owner-pid", "owner-started", "owner-boot", "owner-host")
 )
 _PROC = Path("/proc")
+_ENDED = {"Z", "X"}  # states in proc(5): zombie, dead
 
 
 def labels(kind: str, run_id: str) -> dict[str, str]:
@@ -69,10 +70,12 @@ def is_dead(found: Mapping[str, str]) -> bool:
 
 
 def _lives(pid: int, started: str | None) -> bool:
-    """Tell whether a process exists and, where its start time can be read, is the one that `started` then."""
-    seen = _start_time(pid)
-    if seen and started:
-        return seen == started
+    """Tell whether a process runs and, where its start time can be read, is the one that `started` then."""
+    facts = _facts(pid)
+    if facts and facts[0] in _ENDED:  # its parent has not asked for its exit code yet
+        return False
+    if facts and started:
+        return facts[19] == started
     try:
         os.kill(pid, 0)  # sends nothing
     except ProcessLookupError:
@@ -99,7 +102,13 @@ def _boot_id() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Give the start time of a process in clock ticks since boot (proc(5), field 22).
+    """Give the start time of a process in clock ticks since boot (proc(5), field 22); `None` as `_facts` does."""
+    facts = _facts(pid)
+    return facts[19] if facts else None
+
+
+def _facts(pid: int) -> list[str] | None:
+    """Return what proc(5) says of a process in `stat`, from field 3 on.
 
     None when it is gone, which may happen while we read, when it is hidden (hidepid), or without /proc.
     """
@@ -107,4 +116,4 @@ def _start_time(pid: int) -> str | None:
         stat = (_PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    return stat.rpartition(")")[2].split()[19]
+    return stat.rpartition(")")[2].split()

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from pytest_virtainers.errors import EngineError
+from pytest_virtainers.forks import disown_in_child
 
 _START_SECONDS = 20.0
 
@@ -48,6 +49,7 @@ class PodmanService:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C at the terminal is for us; we still need the service to clean up
             )
+            disown_in_child(self)
             deadline = time.monotonic() + _START_SECONDS
             while not _answers(socket_path):
                 if time.monotonic() > deadline or self._keeper.poll() is not None:
@@ -56,6 +58,17 @@ class PodmanService:
                     self.stop()
                     raise EngineError(f"{' '.join(command)} did not start: {said or 'it said nothing'}")
                 time.sleep(0.05)
+
+    @property
+    def pipe(self) -> int:
+        """The descriptor that keeps the service alive, also in another process that has inherited it."""
+        return self._keeper.stdin.fileno() if self._keeper.stdin is not None else -1
+
+    def disown(self) -> None:
+        """Leave the service to its owner, a forked child's parent."""
+        if self._keeper.stdin is not None:
+            self._keeper.stdin.close()
+        self._keeper.returncode = 0  # not ours to wait for
 
     def stop(self) -> None:
         """End the service and remove its folder."""

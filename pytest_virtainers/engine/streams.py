@@ -8,15 +8,15 @@ https://docs.docker.com/reference/api/engine/version/v1.43/#tag/Container/operat
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import ssl
 import struct
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3
+
+from pytest_virtainers.forks import close_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +48,6 @@ class Demultiplexer:
         return frames
 
 
-_open_sockets: weakref.WeakSet[HijackedSocket] = weakref.WeakSet()
-
-
 class HijackedSocket:
     """The connection that remains when the engine has switched from HTTP to a raw stream."""
 
@@ -64,7 +61,8 @@ class HijackedSocket:
             response.close()
         self._response = response
         self._socket.settimeout(None)
-        _open_sockets.add(self)
+        if isinstance(self._socket, socket.socket):  # a channel goes with its SSH session
+            close_in_child(self._socket)
 
     def _read_ahead(self, response: Any) -> bytes:
         """Give what the HTTP client has buffered behind the response's headers, which the SDK would lose."""
@@ -108,15 +106,6 @@ class HijackedSocket:
             self._socket.close()
             if isinstance(self._socket, ssl.SSLSocket) and self._response is not None:
                 self._response.raw.close()  # else it would keep the socket open
-
-
-def _abandon_in_child() -> None:
-    # A forked child would keep the leases of its parent alive.
-    for each in list(_open_sockets):
-        each.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_in_child)
 
 
 class ExecStream:
@@ -176,6 +165,8 @@ class Log:
     def __init__(self, response: Any) -> None:
         """Take the engine's answer over."""
         self._response = response
+        if isinstance(sock := self._socket(), socket.socket):
+            close_in_child(sock)
 
     def __iter__(self) -> Iterator[tuple[bool, bytes]]:
         """Give what there is, and what comes, until the container ends, the engine goes or `close`."""
@@ -187,11 +178,15 @@ class Log:
 
     def close(self) -> None:
         """Close, and wake a thread that reads."""
-        sock: Any = getattr(getattr(self._response.raw, "connection", None), "sock", None)
+        sock = self._socket()
         with contextlib.suppress(OSError):
             if sock is not None:
                 sock.shutdown(socket.SHUT_RDWR)
         self._response.close()
+
+    def _socket(self) -> Any:
+        """Return the connection's socket; `None` once the answer is read and the connection serves others."""
+        return getattr(getattr(self._response.raw, "connection", None), "sock", None)
 
 
 class Pieces:

@@ -1,4 +1,4 @@
-"""Remove what processes that died without a word have left on the engine."""
+"""Remove what a process that died without a word has left on the engine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pytest_virtainers.engine import owner
 from pytest_virtainers.paths import locked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from pytest_virtainers.engine.client import Engine
 
 
@@ -21,12 +23,22 @@ def sweep(engine: Engine) -> list[str]:
     are swept for the case that their engine itself was killed with them.
     What cannot be removed now is left for the next sweep.
     """
+    with locked("sweep"):
+        return _remove(engine, owner.is_dead)
+
+
+def sweep_run(engine: Engine, run_id: str) -> list[str]:
+    """Remove what one run owns, as `sweep` does, whether its process lives or not; give the names."""
+    return _remove(engine, lambda labels: owner.run(labels) == run_id)
+
+
+def _remove(engine: Engine, is_over: Callable[[Mapping[str, str]], bool]) -> list[str]:
     api, ours, removed = engine.api, {"label": [owner.LABEL]}, []
-    with locked("sweep"), engine.failures("looking for what earlier runs left behind"):
+    with engine.failures("looking for what earlier runs left behind"):
         has_machines = False
         for container in api.containers(all=True, filters=ours):
             labels = container.get("Labels") or {}
-            if not owner.is_dead(labels) or owner.is_kept(container):
+            if not is_over(labels) or owner.is_kept(container):
                 has_machines |= labels.get(owner.LABEL) == owner.MACHINE
             else:
                 with contextlib.suppress(docker.errors.APIError):
@@ -34,12 +46,12 @@ def sweep(engine: Engine) -> list[str]:
                     removed.append(container["Names"][0].lstrip("/"))
         for network in api.networks(filters=ours):
             labels = network.get("Labels") or {}
-            if owner.is_dead(labels) and not (has_machines and labels[owner.LABEL] == owner.MACHINES_NETWORK):
+            if is_over(labels) and not (has_machines and labels[owner.LABEL] == owner.MACHINES_NETWORK):
                 with contextlib.suppress(docker.errors.APIError):
                     api.remove_network(network["Id"])
                     removed.append(network["Name"])
         for volume in api.volumes(filters=ours)["Volumes"] or ():
-            if owner.is_dead(volume.get("Labels") or {}):
+            if is_over(volume.get("Labels") or {}):
                 with contextlib.suppress(docker.errors.APIError):
                     api.remove_volume(volume["Name"])
                     removed.append(volume["Name"])

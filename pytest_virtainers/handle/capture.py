@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import io
 import struct
 import tempfile
 import threading
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from pytest_virtainers.errors import EngineError, VirtainerError
+from pytest_virtainers.forks import disown_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,10 +110,16 @@ class _Track:
         stream.settimeout(None)
         self._order = "<" if head[:4] in {b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1"} else ">"
         self._nanoseconds = 1 if struct.unpack(f"{self._order}I", head[:4])[0] == _NANOSECONDS else 1000
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (`close` does)
+        # Without a buffer, which a forked child would write, too.
+        self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (`close` does)
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._read, name="virtainers-capture", daemon=True)
         self._thread.start()
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """Have nothing in a forked child, which would move the place in the file at which its parent writes."""
+        self._lock, self._file = threading.Lock(), io.BytesIO()
 
     def _read(self) -> None:
         with contextlib.suppress(OSError, EngineError):

@@ -7,7 +7,7 @@ import re
 import shlex
 import threading
 import time
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pytest_virtainers import durations
 from pytest_virtainers.errors import (
@@ -24,6 +24,7 @@ from pytest_virtainers.errors import (
     VirtainerError,
     VMGone,
 )
+from pytest_virtainers.forks import Disowned, Owner, disown_in_child
 from pytest_virtainers.handle import firmware, readiness, shell, ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
@@ -32,7 +33,6 @@ from pytest_virtainers.handle.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from tempfile import TemporaryDirectory
 
     from pytest_virtainers.engine.container import Container
     from pytest_virtainers.handle.devices import Nic
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.handle.network import Network
     from pytest_virtainers.keys import Keys
     from pytest_virtainers.progress import Progress
+    from pytest_virtainers.scratch import Folder
     from pytest_virtainers.spec import Spec
 
 # What the supervisor says (images/runtime/virtainer: run.py, ending.py, supervise.py).
@@ -102,16 +103,26 @@ class Core:
         self._progress = progress
         self._connection: ssh.Connection | None = None
         self._connecting = threading.RLock()  # held by who makes a connection: others may find theirs broken, too
-        self._files: TemporaryDirectory[str] | None = None
+        self._files: Folder | None = None
         self._silent = False  # whether it did not answer, when it was asked last
         self._halted = ""  # why it does not run, when we have halted it
         # Ports of the guest that lead to one of ours each, until the event.
         self._reversed: dict[int, tuple[int, threading.Event]] = {}
         self._nics: list[Nic] = []  # that were added
         self._closing = contextlib.ExitStack()  # what ends with the machine, before it
+        self._owner = Owner(
+            f"{spec.name}: this VM", "Use a thread, or open a session of its own with vm.ssh_command."
+        )
+        disown_in_child(self)
 
     def __repr__(self) -> str:
         return f"<VM {self.name} ({self.spec.image}) at {self.ip}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Raise `TypeError`, as for all that cannot be pickled."""
+        raise TypeError(
+            f"{self.name}: a VM's handle cannot be sent to another process. Use a thread, or send vm.ssh_command"
+        )
 
     @property
     def ip(self) -> str:
@@ -166,8 +177,14 @@ class Core:
         """Give the seconds that something takes here which takes `seconds` with KVM: ten times as long without."""
         return seconds if _WITH_KVM in self._container.stderr else seconds * _SLOWER_WITHOUT_KVM
 
+    def disown(self) -> None:
+        """Leave the machine to a forked child's parent: what acts on it, here all goes through these two."""
+        nothing: Any = Disowned(self._owner)
+        self._container = self.console = nothing
+
     def close(self) -> None:
-        """Throw the machine away; nothing of it remains."""
+        """Throw the machine away; nothing of it remains. Raise `VirtainerError` in a forked child."""
+        self._owner.check()
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from going
             stack.callback(self._container.close)
             if self._files is not None:

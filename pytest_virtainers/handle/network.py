@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pytest_virtainers import values
 from pytest_virtainers.engine.container import Port
 from pytest_virtainers.errors import SpecError, VirtainerError
+from pytest_virtainers.forks import Owner, disown_in_child
 from pytest_virtainers.handle.capture import Capture
 from pytest_virtainers.network_spec import DEFAULT
 
@@ -78,10 +79,12 @@ class Network:
         self.is_wire = spec.mode == "wire"
         self._made = made
         self._lock = threading.RLock()
+        self._owner = Owner(f"the network {spec.name}", "Use a thread.")
         self._macs: dict[Core, str] = {}
         self._faults: list[_Fault] = []
         self._captures: list[Capture] = []
         self.recorder = self.record() if recorded else None
+        disown_in_child(self)
 
     def __repr__(self) -> str:
         return f"<Network {self.name} ({self.spec.mode}, {self.subnet})>"
@@ -98,10 +101,16 @@ class Network:
             return tuple(self._macs)
 
     def close(self) -> None:
-        """Remove it from the engine, if it is ours; raises `EngineError`."""
+        """Remove it from the engine, if it is ours; raises `EngineError`. A forked child has none to remove."""
+        if not self._owner.is_here:
+            return
         if self.recorder is not None:
             self.recorder.close()
         self._made.close()
+
+    def disown(self) -> None:
+        """Leave all that is on it to a forked child's parent."""
+        self._lock = threading.RLock()
 
     # Who is on it
 
@@ -228,6 +237,7 @@ class Network:
     def heal(self) -> None:
         """End all faults of this network, those of blocks that are still open included; raises `VirtainerError`."""
         __tracebackhide__ = True
+        self._owner.check()
         with self._lock:
             ended, self._faults = self._faults, []
             self._apply(ended)
@@ -235,6 +245,7 @@ class Network:
     @contextlib.contextmanager
     def _with(self, fault: _Fault) -> Iterator[None]:
         __tracebackhide__ = True
+        self._owner.check()
         with self._lock:
             for vm in _concerned(fault):
                 if vm not in self._macs:
@@ -310,6 +321,7 @@ class Network:
 
     def record(self) -> Capture:
         """Begin to capture; raises `VirtainerError`."""
+        self._owner.check()
         capture = Capture(hidden=self.is_wire)
         with self._lock:
             try:
@@ -323,6 +335,7 @@ class Network:
 
     def stop(self, capture: Capture) -> None:
         """Capture no more; what was recorded is still there."""
+        self._owner.check()
         with self._lock:
             self._captures.remove(capture)
         capture.stop()

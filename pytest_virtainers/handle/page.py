@@ -17,6 +17,8 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Origin
 
+from pytest_virtainers.forks import Owner, close_in_child
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -40,7 +42,7 @@ def serving(files: Mapping[str, bytes], display: Display, port: int) -> Iterator
         OSError: the port is taken.
     """
     # A page that another server has sent may not use ours: browsers say from where it came.
-    listener = socket.create_server(("127.0.0.1", port))
+    listener = close_in_child(socket.create_server(("127.0.0.1", port)))
     origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def answer(_connection: ServerConnection, request: Request) -> Response | None:
@@ -51,7 +53,8 @@ def serving(files: Mapping[str, bytes], display: Display, port: int) -> Iterator
         with contextlib.suppress(OSError), socket.create_connection((display.host, display.port)) as viewer:
             _join(browser, viewer)
 
-    with serve(
+    owner = Owner("a page with noVNC", "Use a thread.")
+    server = serve(
         lead_on,
         sock=listener,
         origins=[Origin(origin)],
@@ -60,12 +63,13 @@ def serving(files: Mapping[str, bytes], display: Display, port: int) -> Iterator
         server_header=None,
         open_timeout=_PATIENCE_SECONDS,
         close_timeout=_PATIENCE_SECONDS,
-    ) as server:
-        thread = threading.Thread(target=server.serve_forever, name="novnc", daemon=True)
-        thread.start()
-        try:
-            yield f"{origin}/vnc.html#autoconnect=true&resize=scale&password={display.password}"
-        finally:
+    )
+    thread = threading.Thread(target=server.serve_forever, name="novnc", daemon=True)
+    thread.start()
+    try:
+        yield f"{origin}/vnc.html#autoconnect=true&resize=scale&password={display.password}"
+    finally:
+        if owner.is_here:  # a forked child would wake the server's thread in its parent
             server.shutdown()
             thread.join()
 

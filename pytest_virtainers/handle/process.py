@@ -10,6 +10,7 @@ import time
 from typing import IO, TYPE_CHECKING
 
 from pytest_virtainers.errors import CommandTimeout, VirtainerError
+from pytest_virtainers.forks import Owner, disown_in_child
 from pytest_virtainers.handle.collected import outputs
 from pytest_virtainers.result import Result
 
@@ -68,6 +69,8 @@ class Process:
         self.stdin: IO[bytes] = os.fdopen(writer, "wb", buffering=0)
         # Unbuffered: a buffered reader would wait until a whole chunk is there.
         source = os.fdopen(reader, "rb", buffering=0)
+        self._owner = Owner(f"{command!r} on {vm_name}", "Use a thread.")
+        disown_in_child(self)
         threading.Thread(target=self._follow, args=(source,), daemon=True).start()
 
     def __enter__(self) -> Process:
@@ -174,6 +177,13 @@ class Process:
         """Send SIGKILL."""
         __tracebackhide__ = True
         self.send_signal(signal.SIGKILL)
+
+    def disown(self) -> None:
+        """Leave the command to a forked child's parent; its open input would keep the guest waiting for more."""
+        self._changed = threading.Condition()
+        self.abandon()
+        if not self._over:
+            self._failure = self._owner.refusal()
 
     def abandon(self) -> None:
         """Give it no more input."""

@@ -15,6 +15,7 @@ import paramiko
 
 from pytest_virtainers.durations import phase
 from pytest_virtainers.errors import SSHError
+from pytest_virtainers.forks import close_in_child, disown_in_child, silence
 from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut, patiently
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Connection:
         self.transport = transport
         self._ahead: list[paramiko.Channel] = []
         self._asking = threading.Lock()
+        disown_in_child(self)
 
     @property
     def alive(self) -> bool:
@@ -213,6 +215,12 @@ class Connection:
             given: int = self.transport.request_port_forward("127.0.0.1", port, arrived)
         return given
 
+    def disown(self) -> None:
+        """Leave the session to a forked child's parent."""
+        silence(self.transport)
+        self._asking = threading.Lock()
+        self._ahead = []
+
     def close(self) -> None:
         """Close the connection."""
         with contextlib.suppress(OSError, EOFError):
@@ -259,7 +267,7 @@ def log_in(
 
 def dial(address: str, timeout: float, port: int = PORT) -> socket.socket:
     """Open a TCP connection to the SSH port of `address`, or to another one."""
-    sock = socket.create_connection((address, port), timeout)
+    sock = close_in_child(socket.create_connection((address, port), timeout))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Closed, it is gone at once. Else our kernel would go on asking for a VM that has ended, and in the meantime keep
     # the packets to the next VM at that address waiting: up to a second.

@@ -95,7 +95,7 @@ class Tools(Core):
     def _folder(self) -> Path:
         """Give the folder with the key, and the host key as it is now."""
         if self._files is None:
-            self._files = scratch.folder("ssh")
+            self._files = scratch.Folder("ssh")
             key = Path(self._files.name, "key")
             key.touch(mode=0o600)
             key.write_text(self.keys.login.private)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import paramiko
 
 from pytest_virtainers.errors import SSHError
+from pytest_virtainers.forks import close_in_child
 from pytest_virtainers.handle import ssh
 from pytest_virtainers.handle.core import SILENCE_SECONDS, Core
 from pytest_virtainers.handle.patience import TimedOut, patiently
@@ -131,13 +132,14 @@ def listening(name: str, serve: Callable[[socket.socket, threading.Event], objec
         port: to listen on.
     """
     with socket.create_server(("127.0.0.1", port), backlog=64) as server, contextlib.ExitStack() as callers:
+        close_in_child(server)
         server.settimeout(_POLL_SECONDS)
         over = threading.Event()
 
         def accept() -> None:
             while not over.is_set():
                 with contextlib.suppress(TimeoutError, OSError):
-                    caller, _ = server.accept()
+                    caller = close_in_child(server.accept()[0])
                     callers.callback(_hang_up, caller)
                     threading.Thread(target=serve, args=(caller, over), daemon=True).start()
 
@@ -157,6 +159,7 @@ def _hang_up(caller: socket.socket) -> None:
 
 def _lead_on(channel: paramiko.Channel, port: int, over: threading.Event) -> None:
     with contextlib.suppress(*ssh.FAILURES), socket.create_connection(("127.0.0.1", port)) as service:
+        close_in_child(service)
         join(service, channel, over)
     channel.close()
 

@@ -150,6 +150,7 @@ class FakeManager:
     """
 
     up: ClassVar[list[str]] = []
+    is_ours = True
 
     def __init__(self) -> None:
         self.up.clear()

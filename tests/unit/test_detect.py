@@ -107,6 +107,16 @@ def shell_words(kind: str, url: str) -> str:
     return " ".join(detect.command_line(engine))
 
 
+def test_a_socket_in_another_users_folder_is_not_this_users_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    sockets = {f"unix://{tmp_path}/docker.sock", f"unix://{tmp_path}/podman/podman.sock"}
+    assert sockets <= {each.url for each in detect.candidates("auto", environ)}
+    monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert not sockets & {each.url for each in detect.candidates("auto", environ)}
+
+
 def test_a_shell_reaches_the_usual_engines_without_a_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     monkeypatch.delenv("CONTAINER_HOST", raising=False)

@@ -47,6 +47,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     engine = SimpleNamespace(
         memory_mib=lambda: 2048, storage_driver=lambda: "overlay2", failures=nullcontext, left=False
     )
+    engine.url, engine.lifelines = "unix:///nowhere", ()
     engine.close = lambda: setattr(engine, "left", True)
     monkeypatch.setattr(doctor, "find", lambda _choice: engine)
     monkeypatch.setattr(runtime, "present", lambda _engine, _image: True)

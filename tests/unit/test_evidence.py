@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,19 @@ def test_a_piece_that_cannot_be_had_is_named_and_the_others_are_there(
     manifest = collect(vm, tmp_path)
     assert {name: why.partition(": ")[2] for name, why in manifest["missing"].items()} == missing
     assert kept(tmp_path) == WITHOUT_MEMORY - missing.keys()
+
+
+def test_on_a_full_disk_what_has_room_is_kept_and_the_rest_is_named(tmp_path: Path) -> None:
+    vm = machine()
+    vm._container.files["overlay.qcow2"] = bytes(200_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        manifest = collect(vm, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large" in manifest["missing"]["overlay.qcow2"]
+    assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2"}, "no part of it"
 
 
 LONG = TransferError("what we do as root in web was not done after 6 s; give it more (timeout=)")

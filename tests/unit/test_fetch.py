@@ -44,6 +44,17 @@ def left(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
 
 
+@pytest.mark.parametrize("suffix", ["part", "unpacked"])
+def test_a_link_in_place_of_what_is_downloaded_is_not_followed(
+    server: HostileServer, tmp_path: Path, suffix: str
+) -> None:
+    (tmp_path / "precious").write_text("as it was")
+    (tmp_path / f"disk.{suffix}").symlink_to(tmp_path / "precious")
+    with pytest.raises(StoreError, match="cannot be written: Too many levels of symbolic links"):
+        get(server, tmp_path)
+    assert (tmp_path / "precious").read_text() == "as it was"
+
+
 def test_a_good_day(server: HostileServer, tmp_path: Path) -> None:
     assert get(server, tmp_path)[-1] == f"[{'#' * 24}] 100 % of 1 MiB"
     assert (tmp_path / "disk").read_bytes() == CONTENT

@@ -103,6 +103,15 @@ def test_disks_are_taken(tmp_path: Path) -> None:
         assert images.find(str(tmp_path / name)) == tmp_path / name
 
 
+def test_a_downloads_folder_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    disks.downloads().chmod(0o777)
+    with pytest.raises(
+        SpecError, match=r"downloads: others may write to it, by its mode 0777 \(chmod 700\): someone"
+    ):
+        disks.downloads()
+
+
 def test_what_is_old_is_removed_from_the_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, days in (("old.part", 15), ("old.disk", 15), ("new.part", 1)):

@@ -87,6 +87,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(Manager, "_is_kept_on", lambda *_: False)
     monkeypatch.setattr(module, "sweep", lambda _engine: [])
     monkeypatch.setattr(scratch, "sweep", lambda: None)
+    monkeypatch.setattr(module, "Reaper", lambda *_: None)
     return Run()
 
 

@@ -25,6 +25,19 @@ def test_an_ended_process_is_dead_even_when_its_pid_is_used_again() -> None:
     assert owner.is_dead(reused), "same pid, other start time"
 
 
+def test_a_process_that_has_ended_is_dead_though_its_parent_has_not_asked() -> None:
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as child:
+        labels = {
+            **owner.labels("vm", "run"),
+            "virtainers.owner-pid": str(child.pid),
+            "virtainers.owner-started": owner._start_time(child.pid) or "",
+        }
+        assert not owner.is_dead(labels)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        assert owner.is_dead(labels)
+
+
 def test_what_another_boot_left_is_dead() -> None:
     assert owner.is_dead({**owner.labels("vm", "run"), "virtainers.owner-boot": "another"})
 

@@ -18,7 +18,7 @@ KILLED = """
 import os, signal
 from pytest_virtainers import scratch
 
-folder = scratch.folder("ssh")
+folder = scratch.Folder("ssh")
 print(folder.name, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -47,7 +47,7 @@ def give(folder: Path, **facts: str) -> None:
 
 
 def test_a_folder_is_private_and_says_whose_it_is(temp: Path) -> None:
-    with scratch.folder("ssh") as name:
+    with scratch.Folder("ssh") as name:
         folder = Path(name)
         assert folder.stat().st_mode & 0o777 == 0o700
         assert folder.name.startswith("virtainers-scratch-ssh-")
@@ -66,7 +66,7 @@ def test_what_a_killed_process_has_left_is_swept_and_nothing_else(temp: Path) ->
     (temp / "virtainers-scratch-file").touch()
     (temp / "virtainers-scratch-damaged").mkdir()
     (temp / "virtainers-scratch-damaged/.owner.json").write_text("{")
-    with scratch.folder("ssh") as ours:
+    with scratch.Folder("ssh") as ours:
         scratch.sweep()
         files = {"virtainers-scratch-file", "virtainers-scratch-damaged"}
         assert {each.name for each in temp.iterdir()} == {*others, *files, Path(ours).name}
@@ -89,8 +89,15 @@ def test_a_pid_of_another_namespace_says_nothing(temp: Path) -> None:
 def test_what_another_user_has_left_is_not_ours_to_sweep(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = left_behind()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "getuid", lambda: left.stat().st_uid + 1)
+        patch.setattr(os, "geteuid", lambda: left.stat().st_uid + 1)
         scratch.sweep()
+    assert left.exists()
+
+
+def test_a_folder_that_others_may_write_is_not_read(temp: Path) -> None:
+    left = left_behind()
+    left.chmod(0o777)
+    scratch.sweep()
     assert left.exists()
 
 

@@ -1,6 +1,7 @@
 """However a pytest run ends, nothing of it stays on the engine."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -106,20 +107,91 @@ def start(pytester: pytest.Pytester, engine: Engine, runtime_image: str) -> Iter
 
 
 @pytest.mark.parametrize(("stage", "name"), [("booting", "killed-in-boot"), ("running", "killed-in-test")])
-def test_after_sigkill_no_container_is_left_and_the_next_run_removes_the_network(
-    start: Callable[..., Run], engine: Engine, stage: str, name: str
-) -> None:
+def test_after_sigkill_nothing_is_left(start: Callable[..., Run], engine: Engine, stage: str, name: str) -> None:
     run = start(BOOTING if stage == "booting" else RUNNING, name)
     run.until_booting() if stage == "booting" else run.until_running()
     assert run.networks(), "or else this proves nothing"
     run.process.kill()
     run.process.wait()
     deadline = time.monotonic() + 5
+    while (run.containers() or run.networks()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (run.containers(), run.networks()) == ([], [])
+
+
+def test_what_is_left_without_a_reaper_the_next_run_removes(start: Callable[..., Run], engine: Engine) -> None:
+    run = start(RUNNING, "killed-with-all")
+    run.until_running()
+    os.kill(reaper_of(run.process.pid), signal.SIGKILL)
+    run.process.kill()
+    run.process.wait()
+    deadline = time.monotonic() + 5
     while run.containers() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert run.containers() == []
+    assert run.containers() == [], "by its lease"
+    assert run.networks(), "or else this proves nothing"
     assert set(run.networks()) <= set(sweep(engine)), "what the next run does first"
     assert run.networks() == []
+
+
+def reaper_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (found,) = [each for each in children if b"engine.reaper" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    return int(found)
+
+
+CLONES = """
+import pytest_virtainers as virtainers
+
+print("go", flush=True)
+while True:
+    with virtainers.launch("debian-13", name="slain", ram="512M", disk="3G", cpus=2) as vm:
+        vm.run("true")
+"""
+
+
+def owned(engine: Engine) -> dict[str, int]:
+    """All that runs own on the engine, by name, with the pids of their processes."""
+    api, ours = engine.api, {"label": ["virtainers"]}
+    found = {
+        **{each["Names"][0]: each["Labels"] for each in api.containers(all=True, filters=ours)},
+        **{
+            each["Name"]: each["Labels"]
+            for each in (*api.networks(filters=ours), *api.volumes(filters=ours)["Volumes"])
+        },
+    }
+    return {name: int(labels["virtainers.owner-pid"]) for name, labels in found.items()}
+
+
+def test_whenever_a_run_is_killed_nothing_of_it_is_left_five_seconds_later(
+    manager: Manager, engine: Engine, settings: Settings
+) -> None:
+    """`KILLS=100` for a long run."""
+    spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
+    manager.discard(manager.launch(spec))  # there is a template
+    killed: dict[int, tuple[float, str]] = {}  # when, and how far it was
+    left: list[tuple[str, str]] = []
+
+    def look() -> None:
+        found = owned(engine)
+        for pid, (when, moment) in list(killed.items()):
+            if time.monotonic() - when > 5:
+                del killed[pid]
+                left.extend((name, moment) for name, owner in found.items() if owner == pid)
+
+    for number in range(int(os.environ.get("KILLS", "12"))):
+        moment = random.uniform(0, 1.5)  # noqa: S311
+        with subprocess.Popen([sys.executable, "-c", CLONES], stdout=subprocess.PIPE) as program:
+            assert program.stdout
+            assert program.stdout.readline() == b"go\n"
+            time.sleep(moment)
+            program.kill()
+        killed[program.pid] = time.monotonic(), f"kill {number}, after {moment:.3f} s"
+        look()
+    time.sleep(5.1)
+    look()
+    assert not killed
+    assert left == []
 
 
 SEVERAL = """
@@ -191,6 +263,36 @@ def test_a_signal_during_boot_cleans_up_at_once(
     assert run.networks() == []
     with manager.store() as shop:
         shop.shell(f"! ls -d {environment['IMAGE_DIR']}")
+
+
+def test_ctrl_c_twice_leaves_nothing(start: Callable[..., Run]) -> None:
+    run = start(BOOTING, "interrupted-twice")
+    run.until_booting()
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    run.process.send_signal(signal.SIGINT)  # in the midst of cleaning up
+    run.process.wait(60)
+    deadline = time.monotonic() + 5
+    while (run.containers() or run.networks()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (run.containers(), run.networks()) == ([], []), run.log.read_text()
+
+
+@pytest.mark.thorough
+def test_a_builder_that_is_killed_is_followed_by_the_one_that_waits(
+    pytester: pytest.Pytester, start: Callable[..., Run], engine: Engine
+) -> None:
+    killed = start(BOOTING, "built-by-two")
+    killed.until_booting()
+    with (pytester.path / "second").open("wb") as log:
+        follows = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], cwd=pytester.path, stdout=log, stderr=log
+        )
+    time.sleep(5)
+    killed.process.kill()
+    killed.process.wait()
+    assert follows.wait(600) == 0, (pytester.path / "second").read_text()
+    assert killed.containers() == []
 
 
 def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import threading
+import time
 
+import docker.errors
 import pytest
 
-from pytest_virtainers import VM, VMFactory, VMGone
+from pytest_virtainers import VM, CommandTimeout, VMFactory, VMGone
 from pytest_virtainers.engine.client import Engine
 
 pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
@@ -80,6 +82,60 @@ def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engin
     threading.Timer(0.5, engine.api.kill, (victim._container.id,)).start()
     with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:"):
         victim.shutdown()
+
+
+# Signals QEMU; of its processes, a container's root may signal its own only.
+SIGNAL = """
+for each in /proc/[0-9]*; do
+    case $(cat $each/comm) in qemu*) kill -$1 ${each#/proc/} ;; esac
+done
+"""
+
+
+def signal_qemu(vm: VM, engine: Engine, name: str) -> None:
+    command = ["sh", "-c", SIGNAL, "sh", name]
+    session = engine.api.exec_create(vm._container.id, command, privileged=True)["Id"]
+    assert not engine.api.exec_start(session)
+
+
+def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine: Engine) -> None:
+    began = time.monotonic()
+    signal_qemu(vm, engine, "STOP")
+    with pytest.raises(CommandTimeout):
+        vm.run("true", timeout=3)
+    assert time.monotonic() - began < 20
+    signal_qemu(vm, engine, "CONT")
+    assert vm.run("echo on").stdout == "on\n"
+
+
+def test_a_qemu_that_stands_still_is_thrown_away(vm_factory: VMFactory, engine: Engine) -> None:
+    still = vm_factory("still")
+    container = still._container.id
+    signal_qemu(still, engine, "STOP")
+    began = time.monotonic()
+    still.close()
+    assert time.monotonic() - began < 20
+    with pytest.raises(docker.errors.NotFound):
+        engine.api.inspect_container(container)
+
+
+def test_a_qemu_that_is_killed_is_named(vm_factory: VMFactory, engine: Engine) -> None:
+    victim = vm_factory("victim")
+    threading.Timer(0.5, signal_qemu, (victim, engine, "KILL")).start()
+    with pytest.raises(
+        VMGone, match=r"victim has ended: .*QEMU was killed \(SIGKILL\): has the container too little"
+    ):
+        victim.run("sleep 60")
+
+
+def test_a_qemu_without_memory_is_named(vm_factory: VMFactory, engine: Engine) -> None:
+    victim = vm_factory("victim")
+    least = f"{engine.memory_used_mib(victim._container.id) + 60}m"
+    engine.api.update_container(victim._container.id, mem_limit=least, memswap_limit=least)
+    with pytest.raises(
+        VMGone, match=r"victim has ended: .*QEMU was killed \(SIGKILL\): has the container too little"
+    ):
+        victim.run("head -c 300M /dev/zero | tail", sudo=True)
 
 
 def test_what_has_no_qemu_any_more_says_so(vm_factory: VMFactory) -> None:

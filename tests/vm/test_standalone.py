@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from pytest_virtainers.engine.client import Engine
 
 PROGRAM = """
@@ -36,6 +38,46 @@ def test_run_gives_the_commands_output_and_exit_code(engine: Engine) -> None:
     assert (done.stdout, done.returncode) == ("a  b once\n", 7), done.stderr
     assert "virtainers: once (debian-13) is at " in done.stderr
     assert gone(engine, "once")
+
+
+BEFORE_THE_START = """
+import os
+import signal
+import sys
+import pytest_virtainers as virtainers
+from pytest_virtainers.engine.container import Container
+
+start = Container.start
+
+
+def killed(self):
+    if sys.argv[1] == "helper" or "-store-" not in self.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start(self)
+
+
+Container.start = killed
+with virtainers.launch("debian-13", name="early", ram="512M", disk="3G", cpus=2):
+    pass
+"""
+
+
+@pytest.mark.parametrize("kind", ["helper", "vm"])
+def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engine: Engine, kind: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", BEFORE_THE_START, kind]) as program:
+        of_it = {"label": [f"virtainers.owner-pid={program.pid}"]}
+        program.wait(300)
+        assert program.returncode == -9
+    (created,) = engine.api.containers(all=True, filters=of_it)
+    assert created["State"] == "created", "else this proves nothing"
+    deadline = time.monotonic() + 5
+    while left := [
+        *engine.api.containers(all=True, filters=of_it),
+        *engine.api.networks(filters=of_it),
+        *engine.api.volumes(filters=of_it)["Volumes"],
+    ]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def test_a_program_that_is_killed_leaves_no_container(engine: Engine) -> None:

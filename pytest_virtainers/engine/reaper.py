@@ -1,0 +1,124 @@
+"""`python -m pytest_virtainers.engine.reaper URL RUN`: remove what a run owns, once its process has died.
+
+A container that was created and not started has no lease yet; networks and volumes never have one. So each run has
+a process that outlives it: a shell, which waits for a word on a pipe, and becomes Python only when none comes. It has
+a session of its own: what ends the processes of a terminal or of a process group does not end it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.forks import Owner, disown_in_child
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from pytest_virtainers.engine.client import Engine
+
+_DONE = b"done\n"
+_WAIT = 'read -r word; [ "$word" = done ] || exec "$@"'
+_END_SECONDS = 5.0
+# An engine may still be creating what its dead caller has asked for.
+_QUIET_SECONDS, _POLL_SECONDS = 10.0, 0.5
+
+
+class Watcher:
+    """A process that runs a command when this one dies, unless `close` comes first.
+
+    Without a shell there is none: the next run sweeps what this one leaves.
+    """
+
+    def __init__(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> None:
+        """Start it.
+
+        Args:
+            command: the words.
+            descriptors: to be open for it.
+        """
+        self._owner = Owner("the watcher of this run", "")
+        self._process: subprocess.Popen[bytes] | None = None
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", _WAIT, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(each).absolute()) for each in sys.path)},
+                start_new_session=True,
+                pass_fds=descriptors,
+            )
+            disown_in_child(self)
+
+    def disown(self) -> None:
+        """Close a forked child's copy of the pipe, or our death would not be noticed while the child lives."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.returncode = 0  # not the child's to wait for
+
+    def close(self) -> None:
+        """End it without running the command; a forked child leaves it as it is."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None or not self._owner.is_here:
+            return
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(_DONE)
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Reaper(Watcher):
+    """Removes what a run owns on the engine as soon as this process has died without `close`.
+
+    Args:
+        engine: has the objects.
+        run_id: of the run.
+    """
+
+    def __init__(self, engine: Engine, run_id: str) -> None:
+        # -P: nothing is imported from the current folder. Nobody reads warnings.
+        python = [sys.executable, "-P", "-W", "ignore", "-m", "pytest_virtainers.engine.reaper"]
+        super().__init__([*python, engine.url, run_id], engine.lifelines)
+
+    def __enter__(self) -> Reaper:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def main() -> None:
+    """Remove all that the run owns, until nothing more has appeared for a while."""
+    from pytest_virtainers import scratch
+    from pytest_virtainers.engine.detect import find
+    from pytest_virtainers.engine.sweep import sweep_run
+
+    url, run_id = sys.argv[1:]
+    engine = find(url)
+    end = time.monotonic() + _QUIET_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(VirtainerError):
+            if sweep_run(engine, run_id):
+                end = time.monotonic() + _QUIET_SECONDS
+        time.sleep(_POLL_SECONDS)
+    scratch.sweep()
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()

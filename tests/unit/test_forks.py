@@ -1,0 +1,568 @@
+"""What a forked child finds of its parent's objects, and that nothing it does touches them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import inspect
+import json
+import multiprocessing
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers import VirtainerError, paths
+from pytest_virtainers.engine import detect, podman_service
+from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.network import Network as EngineNetwork
+from pytest_virtainers.engine.network import Shape
+from pytest_virtainers.engine.streams import HijackedSocket
+from pytest_virtainers.handle import ssh, tunnels
+from pytest_virtainers.handle.capture import Capture
+from pytest_virtainers.handle.network import Network
+from pytest_virtainers.handle.process import Process
+from pytest_virtainers.handle.shell import Leader
+from pytest_virtainers.handle.vm import VM
+from pytest_virtainers.holds import Holds, is_held
+from pytest_virtainers.network_spec import DEFAULT
+from tests.unit import test_vm as said
+from tests.unit.fake_engine import Answer, serving
+from tests.unit.test_line import SECONDS, Wire, execute
+from tests.unit.test_network_faults import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CHILD_SECONDS = 20
+
+
+class Child:
+    """A forked child that runs a function; as a context manager, it lives on until the block ends."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        from_child, to_parent = os.pipe()
+        go, self._go = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(self._go)
+                os.write(to_parent, json.dumps(_outcome(function)).encode())
+                os.close(to_parent)
+                os.read(go, 1)
+            finally:
+                os._exit(0)
+        os.close(to_parent)
+        os.close(go)
+        self._answer = from_child
+
+    def __enter__(self) -> Any:
+        with os.fdopen(self._answer, "rb") as answer:
+            timer = threading.Timer(_CHILD_SECONDS, os.kill, (self.pid, 9))
+            timer.start()
+            text = answer.read()
+            timer.cancel()
+        assert text, "the child hung"
+        return json.loads(text)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._go)
+        os.waitpid(self.pid, 0)
+
+
+def _outcome(function: Callable[[], object]) -> object:
+    try:
+        return function()
+    except BaseException as error:  # noqa: BLE001  (it is told to the parent)
+        return f"{type(error).__name__}: {error}"
+
+
+def in_child(function: Callable[[], object]) -> Any:
+    """Return what a function returns, or raises, in a forked child."""
+    with Child(function) as answer:
+        return answer
+
+
+def refusal(what: str) -> str:
+    return f"VirtainerError: {what} belongs to process {os.getpid()}; its forked child "
+
+
+# SSH
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    wire = Wire()
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+def connection(wire: Wire) -> Iterator[ssh.Connection]:
+    connection = wire.log_in()
+    yield connection
+    connection.close()
+    connection.transport.join(SECONDS)
+
+
+def test_a_child_cannot_write_into_the_session(connection: ssh.Connection) -> None:
+    assert connection.open_ahead(SECONDS)
+    channels = [connection.transport.open_session()]
+
+    def use() -> object:
+        failures = []
+        for attempt in (lambda: execute(connection), lambda: channels[0].exec_command("first")):
+            try:
+                attempt()
+            except Exception as error:  # noqa: BLE001
+                failures.append(type(error).__name__)
+        for _ in range(3):
+            channels.append(channels[0])  # and paramiko's finalizer, too, sends the server a message
+        channels.clear()
+        connection.close_ahead()
+        connection.transport.close()
+        connection.close()
+        gc.collect()
+        return [connection.alive, connection.answers(1), len(failures)]
+
+    assert in_child(use) == [False, False, 2]
+    assert execute(connection) == (b"FIRST", 7)
+    assert connection.answers(SECONDS)
+
+
+def test_a_command_goes_on_while_a_child_leaves_its_session(connection: ssh.Connection, wire: Wire) -> None:
+    outcome: list[object] = []
+    running = threading.Thread(target=lambda: outcome.append(execute(connection, "slow")))
+    running.start()
+    while not wire.sshd.channels:
+        time.sleep(0.01)
+
+    def leave() -> object:
+        with contextlib.suppress(Exception):
+            execute(connection)
+        connection.close()
+        gc.collect()
+        return "left"
+
+    assert in_child(leave) == "left"
+    wire.sshd.may_close.set()
+    running.join(SECONDS)
+    assert outcome == [(b"SLOW", 7)]
+
+
+def test_locks_that_another_thread_held_at_the_fork_hold_no_child_up(connection: ssh.Connection) -> None:
+    channel = connection.transport.open_session()
+    with connection._asking, channel.lock:
+
+        def leave() -> object:
+            connection.answers(1)
+            channel.close()
+            connection.close()
+            return "left"
+
+        assert in_child(leave) == "left"
+
+
+def test_a_connection_to_a_guest_ends_with_its_process_though_a_child_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = ssh.dial("127.0.0.1", 5, server.getsockname()[1])
+        guest, _ = server.accept()
+        with guest, Child(lambda: "lives"):
+            sock.close()
+            guest.settimeout(5)
+            with pytest.raises(ConnectionResetError):
+                guest.recv(1)
+
+
+# Locks and folders
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "pytest-virtainers"
+
+
+def is_locked(path: Path) -> bool:
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_child_neither_gives_a_lock_back_nor_keeps_it(cache: Path) -> None:
+    with contextlib.ExitStack() as block:
+        lock = block.enter_context(paths.locked("store"))
+        with Child(lambda: "lives"):
+            assert in_child(lock.close) is None
+            assert is_locked(cache / "store.lock")
+            block.close()
+            assert not is_locked(cache / "store.lock"), "the child lives on"
+
+
+def test_a_child_neither_gives_up_nor_keeps_what_its_parent_needs(cache: Path) -> None:
+    holds = Holds()
+    holds.add("templates/abc")
+    with holds._lock:
+        child = Child(holds.close)
+    with child as answer:
+        assert answer is None
+        assert is_held("templates/abc")
+        holds.close()
+        assert not is_held("templates/abc"), "the child lives on"
+
+
+LEAVES = """
+import os, sys
+from pathlib import Path
+from pytest_virtainers import scratch
+
+folder = scratch.Folder("ssh")
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+os.waitpid(child, 0)
+print(Path(folder.name).is_dir(), folder.name)
+"""
+
+
+def test_a_child_that_exits_does_not_remove_the_files_of_its_parent(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", LEAVES],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    there, name = ran.stdout.split()
+    assert there == "True", "after the child has ended"
+    assert name.startswith(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [], "after the parent has"
+
+
+# The engine
+
+ANSWERS: dict[str, Answer] = {
+    "POST /containers/create": (201, {"Id": "0123", "Warnings": []}),
+    "DELETE /containers/0123": (204, None),
+    "POST /networks/create": (201, {"Id": "n"}),
+    "DELETE /networks/net": (204, None),
+}
+
+
+def test_a_child_asks_its_parents_engine_for_nothing() -> None:
+    with serving(ANSWERS) as server:
+        engine = detect.find(server.url)
+        container = Container(engine, Plan(name="web", kind="vm", image="i"), "run")
+        network = EngineNetwork(engine, "net", {}, Shape())
+        asked = len(server.asked)
+        before = refusal(f"the connection to {server.url}")
+        assert in_child(engine.api.version).startswith(before)
+        assert in_child(engine.memory_mib).startswith(before)
+        assert in_child(lambda: container.put("/", {})).startswith(refusal("the container web"))
+        assert in_child(lambda: container.run(["true"])).endswith("cannot use it. Use a thread.")
+
+        def close() -> object:
+            container.close()
+            container.remove()
+            network.close()
+            engine.close()
+            gc.collect()
+            return "closed"
+
+        assert in_child(close) == "closed"
+        assert len(server.asked) == asked
+        network.close()
+        container.close()
+        assert server.asked[asked:] == ["DELETE /networks/net", "DELETE /containers/0123"]
+        engine.close()
+
+
+def test_a_child_has_no_connection_that_its_parent_keeps_for_later() -> None:
+    with serving() as server:
+        engine = detect.find(server.url)
+        api: Any = engine.api
+        (pool,) = api.get_adapter("http://").poolmanager.pools._container.values()
+        kept = pool.pool
+        ours, theirs = socket.socketpair()
+        kept.queue[-1] = SimpleNamespace(sock=ours, close=ours.close)
+
+        def look() -> object:
+            with contextlib.suppress(Exception):
+                while True:
+                    assert kept.get(block=False) is None
+            return ours.fileno()
+
+        with kept.mutex:  # as if another thread took one of them
+            child = Child(look)
+        with child as answer:
+            assert answer == -1
+        assert ours.fileno() > 0
+        ours.close()
+        theirs.close()
+        kept.queue[-1] = None
+        engine.close()
+
+
+def test_closing_a_stream_in_a_child_does_not_end_it() -> None:
+    ours, theirs = socket.socketpair()
+    stream = HijackedSocket(ours)
+
+    def close() -> object:
+        stream.close_input()
+        stream.close()
+        return "closed"
+
+    assert in_child(close) == "closed"
+    stream.send(b"goes on")
+    assert theirs.recv(10) == b"goes on"
+    stream.close()
+    theirs.close()
+
+
+SERVICE = """#!/bin/sh
+for url; do :; done
+exec python3 -c 'import socket, sys, time
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+time.sleep(60)' "${url#unix://}"
+"""
+
+
+def test_a_podman_service_ends_with_its_process_and_not_with_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    podman = tmp_path / "podman"
+    podman.write_text(SERVICE)
+    podman.chmod(0o755)
+    service = podman_service.PodmanService(str(podman))
+    path = Path(service.url.removeprefix("unix://"))
+    with Child(lambda: "lives"):
+        assert in_child(service.stop) is None
+        assert service._keeper.poll() is None
+        assert podman_service._answers(path)
+        service.stop()
+        assert not path.exists(), "the child lives on"
+
+
+# The handle
+
+WHAT: dict[str, tuple[object, ...]] = {
+    "wait_for": (lambda: True,),
+    "wait_for_console": ("x",),
+    "wait_for_file": ("/x",),
+    "wait_until_cloned": (None,),
+    "click": (1, 2),
+    "put": (__file__, "/tmp/"),
+    "get": ("/etc/hostname", "/nowhere/x"),
+    "set_time": (0,),
+    "write_text": ("/tmp/x", "text"),
+    "wait_for_port": (1,),
+    "wait_for_closed_port": (1,),
+    "add_disk": ("1G",),
+    "glob": ("/*",),
+    "send_keys": ("enter",),
+    "forward": (80,),
+    "reverse": (80,),
+}
+# Of these, a child has what its parent knew, or a way in of its own.
+HARMLESS = {
+    "find_way",
+    "ip",
+    "ssh_command",
+    "ssh_config",
+    "testinfra",
+    "ansible_vars",
+    "ansible_inventory",
+    "networks",
+}
+FACTS = {"nics": {}, "alive": False, "runs": False}
+
+
+@pytest.fixture
+def vm() -> VM:
+    made = said.machine(said.Container(said.RUNS))
+    made._endpoint.engine = SimpleNamespace(kind="podman", url="unix:///x")  # type: ignore[assignment]
+    return made
+
+
+def use(vm: VM, name: str) -> object:
+    """Use a public attribute of the handle, whatever it is."""
+    found = getattr(vm, name)
+    if not callable(found):
+        return found
+    wanted = [
+        each
+        for each in inspect.signature(found).parameters.values()
+        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    takes_thing = name in {"restore", "delete_snapshot", "remove_disk", "remove_nic"}
+    thing = SimpleNamespace(vm=vm, name="x", cards=frozenset()) if takes_thing else "x"
+    given = found(*WHAT.get(name, tuple(thing for _ in wanted)))
+    return given.__enter__() if hasattr(given, "__enter__") else given
+
+
+PUBLIC = sorted({name for name in dir(VM) if not name.startswith("_")} - HARMLESS - {"disown", "scaled"})
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_any_use_of_the_handle_in_a_child_is_one_clear_error(vm: VM, name: str) -> None:
+    answer = in_child(lambda: use(vm, name))
+    if name in FACTS:
+        assert answer == FACTS[name]
+    else:
+        assert answer.startswith(refusal("vm: this VM"))
+        assert answer.endswith("cannot use it. Use a thread, or open a session of its own with vm.ssh_command.")
+
+
+def test_a_child_knows_what_the_vm_is(vm: VM) -> None:
+    assert in_child(lambda: repr(vm)) == "<VM vm (debian-13) at 10.0.0.2>"
+
+
+def test_multiprocessing_that_forks_meets_the_same_error(vm: VM) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def work(machine: VM) -> None:
+        try:
+            machine.run("true")
+        except VirtainerError as error:
+            answers.put(str(error))
+
+    worker = context.Process(target=work, args=(vm,))
+    worker.start()
+    assert f"vm: this VM belongs to process {os.getpid()}; its forked child {worker.pid}" in answers.get()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def test_a_handle_that_is_to_be_sent_elsewhere_says_why_not(vm: VM) -> None:
+    with pytest.raises(TypeError, match=r"^vm: a VM's handle cannot be sent to another process\. Use a thread, or"):
+        pickle.dumps(vm)
+
+
+def test_a_process_is_not_waited_for_in_a_child_and_its_input_ends_without_it(tmp_path: Path) -> None:
+    received: list[bytes] = []
+
+    def run(stdin: Any, _out: object, _err: object) -> int:
+        received.append(stdin.read())
+        received.append(stdin.read(1))
+        return 0
+
+    process = Process("cat", "web", run, Leader(), lambda *_: None, grace=1)
+
+    def wait() -> None:
+        with process, contextlib.suppress(VirtainerError):
+            process.wait()
+        process.poll()
+
+    with process._changed:
+        child = Child(wait)
+    with child as answer:
+        assert answer.startswith(refusal("'cat' on web"))
+        process.write("all of it")
+        process.stdin.close()
+        assert process.wait(5).exit_code == 0, "the child's copy of the pipe kept it waiting"
+    assert received == [b"all of it", b""]
+
+
+def test_a_tunnel_goes_on_when_a_child_leaves_its_block() -> None:
+    def serve(caller: socket.socket, _over: threading.Event) -> None:
+        with caller:
+            while data := caller.recv(10):
+                caller.sendall(data.upper())
+
+    with contextlib.ExitStack() as block:
+        port = block.enter_context(tunnels.listening("tunnel", serve))
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            caller.settimeout(5)
+            caller.sendall(b"one")
+            assert caller.recv(10) == b"ONE"
+            with Child(block.close) as answer:
+                assert answer is None
+                caller.sendall(b"two")
+                assert caller.recv(10) == b"TWO", "the child has hung up"
+                block.close()
+                with pytest.raises(OSError, match="refused"):
+                    socket.create_connection(("127.0.0.1", port), 5)
+
+
+def test_a_page_is_served_on_when_a_child_leaves_its_block() -> None:
+    page = pytest.importorskip("pytest_virtainers.handle.page")
+    display: Any = SimpleNamespace(host="127.0.0.1", port=1, password="")
+
+    def answers(port: int) -> bool:
+        with socket.create_connection(("127.0.0.1", port), 5) as caller:
+            caller.sendall(b"GET /vnc.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return caller.recv(100).startswith(b"HTTP/1.1 200")
+
+    with contextlib.ExitStack() as block:
+        url = block.enter_context(page.serving({"/vnc.html": b"page"}, display, 0))
+        port = int(url.split(":")[2].partition("/")[0])
+        assert answers(port)
+        with Child(block.close) as answer:
+            assert answer is None
+            time.sleep(0.2)
+            assert answers(port)
+
+
+def test_a_network_that_another_thread_changes_holds_no_child_up() -> None:
+    made: Any = SimpleNamespace(name="n", subnet=None, ipv6=False, driver="bridge", close=lambda: None)
+    network = Network(DEFAULT, made)
+    groups: Any = (("one",), ("two",))
+    held, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with network._lock:
+            held.set()
+            leave.wait(_CHILD_SECONDS)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        answers = [
+            in_child(lambda: network.partition(*groups).__enter__()),
+            in_child(network.heal),
+            in_child(network.record),
+        ]
+        assert in_child(network.close) is None
+    finally:
+        leave.set()
+        holder.join()
+    assert all(each.startswith(refusal("the network default")) for each in answers), answers
+
+
+def test_what_was_recorded_stays_where_it_is_when_a_child_looks() -> None:
+    header = b"\xd4\xc3\xb2\xa1" + bytes(20)
+    capture = Capture()
+    stream: Any = Stream(header, bytes(40))
+    container: Any = SimpleNamespace(stream=lambda _command: stream)
+    vm: Any = SimpleNamespace(name="one", _container=container)
+    capture.add(vm, "02:00:00:00:00:01")
+    (track,) = capture._tracks
+    track._thread.join(5)
+    end = track._file.tell()
+
+    def look() -> object:
+        seen: list[object] = list(track.frames(set(), 0))
+        capture.close()
+        return seen
+
+    assert in_child(look) == []
+    assert track._file.tell() == end
+    capture.close()
