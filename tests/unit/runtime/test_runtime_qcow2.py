@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from virtainer import qcow2
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 GIB = 2**30
 
 
-def head(  # noqa: PLR0913
+def head(
     *,
     magic: bytes = b"QFI\xfb",
     version: int = 3,
