@@ -20,7 +20,6 @@ from pytest_virtainers.errors import EngineError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from pytest_virtainers.engine.client import Engine
 
@@ -274,21 +273,6 @@ class Workshop:
         finally:
             if scratch not in self.spared and not self.container.ended:
                 self.container.run(["sh", "-c", _DROP_SCRATCH, "sh", scratch])
-
-    def fetch_flat(self, scratch: str, overlay: str, target: Path) -> None:
-        """Write an overlay in a scratch folder, with all that it is made on, as one qcow2 file of this machine.
-
-        Raises:
-            StoreError: it cannot be made.
-            EngineError: it cannot be copied.
-        """
-        self.shell('cd "$1" && qemu-img convert -q -f qcow2 -O qcow2 "$2" flat.qcow2', scratch, overlay)
-        part = target.with_name(target.name + ".part")
-        try:
-            self.container.fetch(f"{scratch}/flat.qcow2", part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
 
     def shell(self, script: str, *words: str) -> str:
         """Run a shell script in the helper and give its output; raises `StoreError` with its last lines.

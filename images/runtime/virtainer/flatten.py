@@ -55,7 +55,9 @@ def flatten(layers: list[Path], target: Path) -> None:
         said = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         if error.returncode == -signal.SIGXFSZ or "File too large" in said:
             said = f"the disk would be larger than {limit // _MIB} MiB, more than all layers hold"
-        raise Failed(f"{layers[0]} cannot be converted: {said or f'qemu-img ended with {error.returncode}'}") from None
+        raise Failed(
+            f"{layers[0]} cannot be converted: {said or f'qemu-img ended with {error.returncode}'}"
+        ) from None
 
 
 def source(layers: list[Path]) -> str:

@@ -12,7 +12,7 @@ from virtainer.ending import End
 from virtainer.image import Base
 from virtainer.qcow2 import Header
 
-from tests.unit.runtime.test_runtime_qcow2 import extension, head
+from tests.unit.fake_qcow2 import extension, head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,10 @@ def test_an_overlay_of_another_guest_disk_is_refused(header: Header, made_on: st
     [
         (b"KDMV", "is not qcow2"),
         (head(incompatible=4, size=2**32), "keeps its data in another file"),
-        (head(extensions=extension(0x44415441, b"/store/manifest.json"), size=2**32), "names another file for its data"),
+        (
+            head(extensions=extension(0x44415441, b"/store/manifest.json"), size=2**32),
+            "names another file for its data",
+        ),
         (None, "is no regular file"),
     ],
 )
@@ -52,7 +55,9 @@ def test_an_overlay_that_leads_to_other_files_is_refused_before_a_tool_of_qemu_s
     monkeypatch.setenv("PATH", "")  # nothing can be run
     path = tmp_path / "local_image.qcow2"
     os.mkfifo(path) if content is None else path.write_bytes(content)
-    with pytest.raises(End, match=rf"^the overlay {path} {fact}: remove it, or give this VM an IMAGE_DIR of its own$"):
+    with pytest.raises(
+        End, match=rf"^the overlay {path} {fact}: remove it, or give this VM an IMAGE_DIR of its own$"
+    ):
         disk.overlay(BASE, tmp_path, size=2**31)
 
 

@@ -13,8 +13,8 @@ from virtainer import evidence, machine, qmp, template
 from virtainer.ending import End
 from virtainer.settings import Settings
 
+from tests.unit.fake_qcow2 import head
 from tests.unit.runtime.fake_qemu import FakeQemu, listed
-from tests.unit.runtime.test_runtime_qcow2 import head
 
 OVERLAY, LAYER, BASE = (
     "/mounted/local_image.qcow2",

@@ -38,7 +38,7 @@ def flatten(*paths: Path) -> tuple[int, str]:
 
 @pytest.fixture
 def chain(tmp_path: Path) -> list[Path]:
-    """An overlay on a layer on a guest disk, each with a word of its own; the headers name files that are not there."""
+    """An overlay on a layer on a guest disk, each with a word of its own; the headers name another file."""
     paths = [tmp_path / "overlay", tmp_path / "layer", tmp_path / "base"]
     below: Path | None = None
     for number, path in enumerate(reversed(paths)):
