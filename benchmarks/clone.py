@@ -47,7 +47,8 @@ def in_place(vm: VM) -> tuple[float, float]:
 
 def empty_container(manager: Manager, spec: Spec, number: int) -> float:
     """Start a container as a VM's is, whose program only waits; give the seconds until it ran."""
-    like = manager.starter.plan(spec, f"virtainers-benchmark-{number}", "", {}, "")
+    places = [manager.guest(spec.image).place]
+    like = manager.starter.plan(spec, f"virtainers-benchmark-{number}", places, {}, "")
     plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), port=like.port)
     began = time.perf_counter()
     container = Container(manager.engine, plan, "benchmark")

@@ -16,7 +16,7 @@ import time
 
 from pytest_virtainers import seed
 from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.container import Container, Plan, Port
+from pytest_virtainers.engine.container import Bind, Container, Plan, Port
 from pytest_virtainers.engine.network import Network, Shape
 from pytest_virtainers.handle import readiness, ssh
 from pytest_virtainers.handle.console import Console
@@ -25,6 +25,7 @@ from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.store import MOUNT
 
 RUN = "benchmark"
 PLAIN = """
@@ -62,7 +63,7 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
         kind="helper",
         image=manager.runtime_image(),
         entrypoint=("sh", "-c", script),
-        store=store,
+        binds=(Bind(MOUNT, store),),
         port=Port(network),
         devices=("/dev/kvm",) if accel == "kvm" else (),
     )

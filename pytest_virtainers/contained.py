@@ -37,6 +37,10 @@ _PARSERS = {
     _FIRMWARE: values.choice("bios", "uefi"),
     _ARCH: values.choice(*FIRMWARE),
 }
+_SETTLE = """
+cd "$1" && find . -type f -exec mv -T {} .found ';' && find . -mindepth 1 ! -name .found -delete &&
+    chown 0:0 .found && chmod 644 .found && mv .found "$2" && sha256sum "$2"
+"""
 _REPOSITORY = "localhost/virtainers"
 _PART = "[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
 _TAG = re.compile(rf"(?:{_PART}(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]*)?", re.ASCII)
@@ -145,17 +149,14 @@ def take_out(image: Prepared, shop: Workshop, out: str) -> str:
                 shop.container.put_archive(out, pieces)
                 break
     # As a file, whatever it is called and whose it was; a link would lead out of the image.
-    count = int(shop.shell(f"find {out} -type f -printf x | wc -c"))
+    count = int(shop.shell('find "$1" -type f -printf x | wc -c', out))
     if count != 1:
         what = "no disk" if count == 0 else f"{count} files"
         raise ImageError(
             f"image {SCHEME}{image.reference}: it has {what} at {' or '.join(PLACES)}; a prepared virtainer has its "
             "disk as the file /image, a containerDisk one file in the folder /disk"
         )
-    said = shop.shell(
-        f"cd {out} && find . -type f -exec mv -T {{}} .found ';' && find . -mindepth 1 ! -name .found -delete && "
-        f"chown 0:0 .found && chmod 644 .found && mv .found {DISK} && sha256sum {DISK}"
-    )
+    said = shop.shell(_SETTLE, out, DISK)
     return said.split()[0]
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from pytest_virtainers import seals
 from pytest_virtainers.errors import TransferError, VirtainerError
+from pytest_virtainers.evidence_manifest import FORMAT, KEY, MANIFEST, OVERLAY, REMEMBERED, SEED, STATE
 from pytest_virtainers.handle import transfer
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.container import Container
     from pytest_virtainers.handle.vm import VM
 
-FORMAT = 1
-MANIFEST, OVERLAY, STATE, SEED, KEY = "manifest.json", "overlay.qcow2", "memory.state", "seed.iso", "ssh_key"
 _SSH_SECONDS = 6.0  # for all that needs SSH, with KVM; ten times as many without
 _MOMENT_SECONDS = 0.1
 # The command that copies the disk says whenever it has copied more. Before that, it gives QEMU 30 s to answer. With
@@ -43,21 +43,6 @@ _CORES = r"""
     find /var/lib/systemd/coredump /var/crash -type f -exec ls -1t {} + 2>/dev/null
 } | head -n 20
 """
-# What only says who a machine is and what it waits for is not needed to start it again.
-REMEMBERED = (
-    "image",
-    "ram",
-    "cpus",
-    "disk",
-    "accel",
-    "arch",
-    "firmware",
-    "env",
-    "boot_timeout",
-    "internet",
-    "name",
-    "hostname",
-)
 
 
 @dataclass
@@ -131,7 +116,17 @@ def collect(
         "missing": into.missing,
         **about,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(_sealed(manifest, into), indent=2) + "\n")
+
+
+def _sealed(manifest: dict[str, Any], into: _Folder) -> dict[str, Any]:
+    """Add what shows to `virtainers resume` that this user's run wrote it, and its memory, on this machine."""
+    try:
+        files = (OVERLAY, STATE) if manifest["machine"].get("memory") else ()
+        return seals.seal({**manifest, "sha256": {name: seals.digest(into.path / name) for name in files}})
+    except (VirtainerError, OSError) as error:
+        into.missing[seals.FIELD] = f"{type(error).__name__}: {error}".splitlines()[0]
+        return manifest
 
 
 def _ask_guest(vm: VM, into: _Folder) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.engine.owner import LABEL
 from pytest_virtainers.holds import is_held
 from pytest_virtainers.paths import locked
-from pytest_virtainers.store import MOUNT
+from pytest_virtainers.store import MOUNT, is_place, path
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -31,6 +31,15 @@ for manifest in guests/*/manifest.json templates/*/manifest.json; do
             used=$(stat -c %Y "$manifest") && facts=$(tr -d '\\n' <"$manifest")
     }} 2>/dev/null || continue
     printf '%s\\t%s\\t%s\\t%s\\n' "$place" "$size" "$used" "$facts"
+done
+"""
+
+_REMOVE = """
+scratch=$1 number=0
+shift
+for place; do
+    number=$((number + 1))
+    [ ! -e "$place" ] || mv "$place" "$scratch/$number" || exit
 done
 """
 
@@ -77,6 +86,7 @@ def contents(engine: Engine, shop: Workshop) -> list[Kept]:
     found = [
         Kept(place, int(size), int(used), _facts(manifest), place in uses or is_held(place))
         for place, size, used, manifest in rows
+        if is_place(place)  # what else is in a directory is not ours
     ]
     return sorted(found, key=lambda each: each.used)
 
@@ -129,5 +139,4 @@ def remove(shop: Workshop, places: Collection[str]) -> None:
     if places:
         # As scratch first: what is left of one whose removal was interrupted counts no longer, and goes some day.
         with shop.scratch() as scratch:
-            moves = ((f"{MOUNT}/{place}", f"{scratch}/{number}") for number, place in enumerate(places))
-            shop.shell(" && ".join(f"{{ [ ! -e {place} ] || mv {place} {target}; }}" for place, target in moves))
+            shop.shell(_REMOVE, scratch, *(path(place) for place in places))

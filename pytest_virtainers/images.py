@@ -84,7 +84,7 @@ def find(image: str, arch: str = "auto") -> Entry | Path | str:
         return image.removeprefix(contained.SCHEME)
     if "://" in image:
         url, digest = fetch.split(image)
-        name = _NO_NAME.sub("-", url.rpartition("/")[2])[:60] or "image"
+        name = _NO_NAME.sub("-", url.rpartition("/")[2]).lstrip("._-")[:60] or "image"
         return Published(name, DEFAULT_USER, url, digest, arch=_or_usual(arch))
     path = Path(image)
     if "/" not in image and not path.exists():

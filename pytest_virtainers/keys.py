@@ -7,8 +7,9 @@ import io
 from dataclasses import dataclass
 
 import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from paramiko import PKey
 
 
@@ -23,11 +24,7 @@ class KeyPair:
     def generate(cls) -> KeyPair:
         """Make a new pair."""
         key = Ed25519PrivateKey.generate()
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        return cls(private.decode(), public.decode())
+        return cls(_private(key), _public(key.public_key()))
 
     def paramiko(self) -> PKey:
         """Give the pair as paramiko's object."""
@@ -49,3 +46,41 @@ class Keys:
     def generate(cls) -> Keys:
         """Make both pairs."""
         return cls(KeyPair.generate(), KeyPair.generate())
+
+
+def private_pem(value: object) -> str:
+    """Parse an ed25519 private key that has no passphrase, an OpenSSH PEM."""
+    try:
+        key = serialization.load_ssh_private_key(_text(value), None)
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(  # noqa: TRY004  (one error type for all parsers)
+            "an ed25519 private key without a passphrase is expected, as OpenSSH writes it"
+        )
+    return _private(key)
+
+
+def public_line(value: object) -> str:
+    """Parse an ed25519 public key, a line of `authorized_keys`; what stands behind the key is left out."""
+    text = _text(value)
+    try:
+        key = serialization.load_ssh_public_key(text) if len(text.splitlines()) == 1 else None
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("one line with an ed25519 public key is expected: ssh-ed25519 AAAA…")  # noqa: TRY004
+    return _public(key)
+
+
+def _text(value: object) -> bytes:
+    return value.encode(errors="replace") if isinstance(value, str) else b""
+
+
+def _private(key: Ed25519PrivateKey) -> str:
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
+    return key.private_bytes(encoding, form, serialization.NoEncryption()).decode()
+
+
+def _public(key: Ed25519PublicKey) -> str:
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()

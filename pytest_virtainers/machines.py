@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import docker.errors
 
+from pytest_virtainers import evidence_manifest, flat_disk, keys, templates, values
 from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.network import ExistingNetwork
 from pytest_virtainers.engine.streams import Log
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
-from pytest_virtainers.evidence import REMEMBERED
+from pytest_virtainers.evidence_manifest import REMEMBERED
 from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.network import Network
 from pytest_virtainers.handle.vm import VM
+from pytest_virtainers.housekeeping import USES
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.paths import locked
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.spec import brief
 from pytest_virtainers.tenure import seconds_to_stop
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 PAPERS = "machine.json"
 _FORMAT = 1
-_OVERLAY = "local_image.qcow2"
 # How engines say of a container that it goes with its end (--rm); Podman's status is 500 then.
 _GONE = ("no such container", "has already been removed", "is in state removing")
 _POWER_WAS_CUT = {2, 137}  # how its container ends then (docs/runtime-image.md)
@@ -146,13 +146,13 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
             undo.callback(container.close)
             container.follow()
             papers = _papers(container)
-            spec = merge(resolve([]).shape, papers["spec"])
-            keys = Keys(**{of: KeyPair(**pair) for of, pair in papers["keys"].items()})
+            spec = evidence_manifest.spec(papers["spec"], container.name)
+            login, host = (KeyPair(**papers["keys"][whose]) for whose in ("login", "host"))
             network = ExistingNetwork(engine, container.network)
             vm = VM(
                 spec,
                 user=papers["user"],
-                keys=keys,
+                keys=Keys(login, host),
                 container=container,
                 endpoint=Endpoint(engine, container),
                 network=Network(spec.first_network, network),
@@ -257,11 +257,12 @@ def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
     store = papers["store"]
     if store != manager.store_location:
         raise SpecError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
-    with manager.store() as shop, shop.scratch() as scratch:
-        with manager.engine.failures(f"copying the disk of {name}"):
-            pieces, _ = manager.engine.api.get_archive(machine.container, f"/mounted/{_OVERLAY}")
-            manager.engine.api.put_archive(shop.container.id, scratch, pieces)
-        shop.fetch_flat(scratch, _OVERLAY, target)
+    with manager.engine.failures(f"copying the disk of {name}"):
+        used = manager.engine.api.inspect_container(machine.container)["Config"]["Labels"][USES]
+        pieces, _ = manager.engine.api.get_archive(machine.container, f"/mounted/{flat_disk.LAYER}")
+    with manager.store() as shop:
+        places = templates.layers(used, shop)
+    manager.flatten(pieces, f"the disk of {name}", places, target)
     return {"user": papers["user"], "arch": papers["spec"]["arch"], "firmware": papers["spec"]["firmware"]}
 
 
@@ -298,10 +299,22 @@ def _container(engine: Engine, machine: Machine) -> Container:
 
 
 def _papers(container: Container) -> dict[str, Any]:
-    papers: dict[str, Any] = json.loads(container.read(f"/{PAPERS}"))
-    if papers.get("format") != _FORMAT:
+    """Read what is known of a VM; the container's processes could have changed it, so each field is checked."""
+    where = f"{PAPERS} in {container.name}"
+    try:
+        papers = json.loads(container.read(f"/{PAPERS}"))
+    except (RecursionError, ValueError) as error:
+        raise EngineError(f"{where} cannot be read: {error}") from None
+    fields = evidence_manifest.Fields(where, "", papers)
+    if fields.found.get("format") != _FORMAT:
         raise EngineError(
-            f"{container.name} was made by another version of virtainers ({papers.get('format')}, not {_FORMAT}): "
-            "use that one, or remove it with the engine's own command"
+            f"{container.name} was made by another version of virtainers ({brief(papers.get('format'))}, not "
+            f"{_FORMAT}): use that one, or remove it with the engine's own command"
         )
-    return papers
+    fields.take("user", values.user_name)
+    evidence_manifest.spec(papers.get("spec"), where)
+    for whose in ("login", "host"):
+        pair = fields.inner("keys").inner(whose)
+        pair.take("private", keys.private_pem)
+        pair.take("public", keys.public_line)
+    return fields.found

@@ -9,7 +9,7 @@ import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import images, runtime, scratch, seed
+from pytest_virtainers import flat_disk, images, runtime, scratch, seed
 from pytest_virtainers.arch import check_firmware
 from pytest_virtainers.budget import Budget
 from pytest_virtainers.durations import Record, phase, recording
@@ -40,12 +40,13 @@ from pytest_virtainers.networks import Networks
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.progress import LAUNCHING
 from pytest_virtainers.starting import Starter
-from pytest_virtainers.store import MOUNT, workshop
+from pytest_virtainers.store import MOUNT, Access, Removed, workshop
 from pytest_virtainers.templates import Template, Templates
 from pytest_virtainers.tenure import DISPOSABLE, Tenure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from pytest_virtainers.engine.client import Engine
@@ -120,6 +121,7 @@ class Manager:
         self.networks = Networks(
             self.engine, self._run_id, recorded=settings.capture != "never", lasting=tenure.detached
         )
+        self._access = Access(self.engine, settings.store, self.store)
         self._budget = Budget(self.engine, settings.max_ram, self._run_id, progress)
         self.starter = Starter(
             self.engine,
@@ -129,6 +131,7 @@ class Manager:
             tenure,
             runtime_image=self.runtime_image,
             networks=self.networks,
+            access=self._access,
             memory=self._budget,
             give_back=self._prefetcher.give_back,
         )
@@ -367,10 +370,10 @@ class Manager:
                 self._retired = []
 
     def _clear_scratch(self) -> None:
-        folders = " ".join(self._scratch)
+        folders = sorted(self._scratch)
         self._scratch.clear()  # what cannot be removed now, another builder removes
         with self.store() as shop:
-            shop.shell(f"rm -rf {folders}")
+            shop.shell('rm -rf "$@"', *folders)
 
     def facts(self, vm: VM) -> dict[str, Any]:
         """Give what the evidence of a VM says of where it ran."""
@@ -407,7 +410,7 @@ class Manager:
         if seed_iso:
             files["/tmp"] = {"cloud_init.iso": seed_iso}  # noqa: S108  (the image's contract)
         environment = {**guest.machine(spec.firmware), **environment}
-        container = self.starter.start(spec, guest.place, environment, "", files=files, mounted=disk)
+        container = self.starter.start(spec, (guest.place,), environment, "", files=files, mounted=disk)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             vm = self._handle(spec, user, keys, container)
@@ -424,9 +427,9 @@ class Manager:
             image=self.runtime_image(),
             entrypoint=("cat",),
             environment=vm._container.environment,  # it says where disk and seed are
-            store=self._settings.store,
-            store_writable=vm.volume is None,  # then the disk is there
+            binds=vm._container.binds,
             volume=vm.volume,
+            offline=True,
         )
         container = Container(self.engine, plan, self._run_id)
         container.volume = None  # it goes with the VM
@@ -435,6 +438,30 @@ class Manager:
             yield container
         finally:
             container.close()
+
+    def flatten(self, overlay: Iterator[bytes], name: str, places: Sequence[str], target: Path) -> None:
+        """Write a disk as one flat qcow2 file of this machine.
+
+        Args:
+            overlay: a tar stream with the disk's uppermost layer, `local_image.qcow2`.
+            name: by which messages call that.
+            places: in the store, of the layers below, the lowest last.
+            target: the file.
+
+        Raises:
+            StoreError: the disk cannot be made.
+            EngineError: the engine failed.
+        """
+        flat_disk.write(
+            self.engine,
+            self._access,
+            runtime_image=self.runtime_image(),
+            run_id=self._run_id,
+            overlay=overlay,
+            name=name,
+            places=places,
+            target=target,
+        )
 
     def discard(self, vm: VM) -> None:
         """End one VM now; a forked child leaves it to its parent."""
@@ -535,7 +562,11 @@ class Manager:
         if not ahead:
             self._check_wanted()
         environment = {"TEMPLATE": template.folder, **guest.machine(spec.firmware)}
-        container = self.starter.start(spec, template.place, environment, node_id, ahead=ahead)
+        try:
+            places = template.place, template.base
+            container = self.starter.start(spec, places, environment, node_id, ahead=ahead)
+        except Removed as error:
+            raise BadTemplate(f"{spec.name}: {error}") from error
         vm = self._ready(
             spec,
             template.user,
@@ -567,7 +598,7 @@ class Manager:
         environment = guest.machine(spec.firmware)
         if save_into:
             environment |= {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into}
-        container = self.starter.start(spec, guest.place, environment, node_id, files=files)
+        container = self.starter.start(spec, (guest.place,), environment, node_id, files=files)
 
         def get_ready(vm: VM) -> None:
             vm.wait_until_ready()

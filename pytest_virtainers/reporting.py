@@ -131,7 +131,7 @@ def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
 
 def _told(item: pytest.Item, machine: VM, folder: Path) -> str:
     """Say in a few lines what there is to see."""
-    from pytest_virtainers.evidence import KEY, MANIFEST, OVERLAY
+    from pytest_virtainers.evidence_manifest import KEY, MANIFEST, OVERLAY
 
     shown = _short(folder, item)
     missing = json.loads((folder / MANIFEST).read_text())["missing"]

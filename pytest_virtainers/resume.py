@@ -1,22 +1,40 @@
-"""Start a machine again from its evidence: from its disk, or, where its memory was kept, at the same instant."""
+"""Start a machine again from its evidence: from its disk, or, where its memory was kept, at the same instant.
+
+The folder may come from strangers (see `evidence_manifest`). Its disk is a guest's, which the container keeps in. Its
+memory is loaded by QEMU, which was not made to withstand what others write there: so only what this user's runs have
+written on this machine is loaded.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tarfile
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pytest_virtainers import arch
+from pytest_virtainers import contexts, evidence_manifest, keys
+from pytest_virtainers.catalogue import catalogue
 from pytest_virtainers.errors import ImageError, SpecError
-from pytest_virtainers.evidence import FORMAT, KEY, MANIFEST, OVERLAY, SEED, STATE
+from pytest_virtainers.evidence_manifest import (
+    KEY,
+    MANIFEST,
+    OVERLAY,
+    SEED,
+    STATE,
+    Manifest,
+    open_file,
+    read_file,
+    shown,
+)
+from pytest_virtainers.flat_disk import LAYER
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import KeyPair, Keys
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.spec import brief
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pytest_virtainers.handle.vm import VM
@@ -25,109 +43,138 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 1024 * 1024
 MEMORY = "/mounted/resume"
 """Where the container of a machine that goes on has its memory, by which its supervisor calls it."""
+DISK = f"/mounted/{LAYER}"
+"""Where it has its disk."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A folder of evidence, read; with `disk_only`, its memory does not count."""
+    """A folder of evidence, read and checked.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it says.
+        has_memory: whether it goes on at the instant at which it was taken.
+        trusted: whether the user trusts it, or this user's run wrote it.
+        checks_digests: whether disk and memory have to be those that were sealed.
+    """
 
     folder: Path
-    manifest: Mapping[str, Any]
-    disk_only: bool = False
-
-    @property
-    def spec(self) -> Spec:
-        """What the machine was asked to be, as far as it shapes it; one that had too little time gets the usual."""
-        usual, asked = resolve([]).shape, self.manifest["spec"]
-        patience = max(usual["boot_timeout"], asked["boot_timeout"])
-        return merge(usual, {**asked, "boot_timeout": patience, "template": False})
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether it can go on at the instant at which it was taken."""
-        return not self.disk_only and bool(self.manifest["machine"].get("memory"))
+    manifest: Manifest
+    has_memory: bool
+    trusted: bool
+    checks_digests: bool
 
 
-def read(folder: Path) -> Evidence:
-    """Read a folder of evidence.
+def read(folder: Path, *, disk_only: bool = False, trust: bool = False) -> Evidence:
+    """Read a folder of evidence, and check it.
+
+    Args:
+        folder: where it is.
+        disk_only: its memory does not count.
+        trust: load its memory, and fetch its guest image, also where strangers may have written what they are.
 
     Raises:
-        SpecError: it is none, or one without a disk.
+        SpecError: it is none, one without a disk, or one whose memory strangers may have written.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise SpecError(f"{folder} is no folder of evidence: {MANIFEST}: {error}") from None
-    if manifest.get("format") != FORMAT:
-        raise SpecError(f"{folder} was written by another version ({manifest.get('format')}, not {FORMAT})")
-    if not (folder / OVERLAY).exists():
-        why = manifest.get("missing", {}).get(OVERLAY, "it is not there")
-        raise SpecError(f"{folder} has no disk to start from: {why}")
-    return Evidence(folder, manifest)
+    manifest = evidence_manifest.read(folder)
+    if not os.path.lexists(folder / OVERLAY):
+        raise SpecError(f"{shown(folder)} has no disk to start from: {manifest.no_disk or 'it is not there'}")
+    _check_header(folder)
+    has_memory = manifest.machine is not None and not disk_only
+    sealed = manifest.is_ours and {OVERLAY, STATE} <= manifest.digests.keys()
+    if has_memory:
+        open_file(folder, STATE).close()
+        if not (sealed or trust):
+            raise SpecError(_strange(folder, "was not written by a run of this user on this machine"))
+    return Evidence(folder, manifest, has_memory, trust or manifest.is_ours, has_memory and not trust)
+
+
+def _check_header(folder: Path) -> None:
+    """Raise `SpecError` if the disk leads to other files; where it is used, that is looked at again."""
+    qcow2 = contexts.module("runtime/virtainer/qcow2.py")
+    with open_file(folder, OVERLAY) as file:
+        complaint = qcow2.complaint(file.read(qcow2.HEAD_BYTES))
+    if complaint:
+        raise SpecError(f"{shown(folder / OVERLAY)} {complaint}")
+
+
+def _strange(folder: Path, fact: str) -> str:
+    return (
+        f"{shown(folder / STATE)} {fact}, and QEMU loads whatever such a file says: --disk-only boots the disk "
+        "without the memory, --trust loads it"
+    )
 
 
 def guest(manager: Manager, evidence: Evidence) -> Guest:
     """Give the guest image on which the disk was made.
 
     Raises:
+        SpecError: it is not in the store, and strangers say from where to have it.
         ImageError: it is not to be had any more; the message has both digests.
     """
-    wanted = evidence.manifest["guest"]
+    wanted = evidence.manifest
+    found = Guest(wanted.guest_key, wanted.user, wanted.guest_digest, arch=wanted.spec.arch)
     with manager.store() as shop:
-        manifest = shop.manifest(f"guests/{wanted['key']}")
-    if manifest is not None and manifest["disk"]["sha256"] == wanted["digest"]:
-        kind = evidence.manifest["spec"].get("arch", arch.USUAL)  # evidence of earlier versions has none
-        return Guest(wanted["key"], evidence.manifest["user"], wanted["digest"], arch=kind)
-    present = manager.guest(evidence.spec.image, evidence.spec.arch)
-    if present.digest != wanted["digest"]:
+        manifest = shop.manifest(found.place)
+    if manifest is not None and (manifest.get("disk") or {}).get("sha256") == found.digest:
+        return found
+    image = wanted.spec.image
+    if not evidence.trusted and image not in catalogue():
+        raise SpecError(
+            f"{shown(evidence.folder / MANIFEST)}: spec.image={brief(image)}: the guest image is not "
+            "in the store, and evidence of others does not say what this machine reads or fetches: bring it there "
+            "(virtainers images pull IMAGE), or use --trust"
+        )
+    present = manager.guest(image, wanted.spec.arch)
+    if present.digest != found.digest:
         raise ImageError(
-            f"{evidence.folder} was made on {evidence.spec.image} with sha256 {wanted['digest']}, and what is called "
-            f"so now has sha256 {present.digest}: on another disk, its own means nothing. Keep guest images as long "
-            "as evidence (virtainers store ls), or keep flat disks (virtainers resume --export)"
+            f"{shown(evidence.folder)} was made on {image} with sha256 {found.digest}, and what is called so now has "
+            f"sha256 {present.digest}: on another disk, its own means nothing. Keep guest images as long as evidence "
+            "(virtainers store ls), or keep flat disks (virtainers resume --export)"
         )
     return present
 
 
-def launch(manager: Manager, folder: Path, *, disk_only: bool = False) -> VM:
+def launch(manager: Manager, evidence: Evidence) -> VM:
     """Start the machine; it may be one that does not let us in, so nothing waits for that.
 
-    With `disk_only` it boots, also where its memory was kept.
-
     Raises:
-        SpecError: the folder is none of evidence.
+        SpecError: a file of the folder is missing, or is not what it should be.
         ImageError: its guest image is not to be had any more.
         EngineError: its container does not start.
     """
-    evidence = replace(read(folder), disk_only=disk_only)
-    disk = guest(manager, evidence)
-    try:
-        keys = Keys(KeyPair((folder / KEY).read_text(), ""), KeyPair("", str(evidence.manifest["host_key"])))
-    except (OSError, KeyError) as error:
-        raise SpecError(f"{folder} has no key to log in with: {error}") from None
-    environment = {"RESUME": MEMORY} if evidence.has_memory else {}
+    login = KeyPair(_login_key(evidence.folder), "")
     return manager.start_kept(
-        evidence.spec,
-        guest=disk,
-        user=str(evidence.manifest["user"]),
-        keys=keys,
-        environment=environment,
+        evidence.manifest.spec,
+        guest=guest(manager, evidence),
+        user=evidence.manifest.user,
+        keys=Keys(login, KeyPair("", evidence.manifest.host_key)),
+        environment={"RESUME": MEMORY} if evidence.has_memory else {},
         disk=lambda: _archive(evidence),
-        seed_iso=_seed(evidence),
+        seed_iso=_seed(evidence.folder),
     )
 
 
-def _seed(evidence: Evidence) -> bytes:
-    seed = evidence.folder / SEED
-    return seed.read_bytes() if seed.exists() else b""
+def _login_key(folder: Path) -> str:
+    try:
+        return keys.private_pem(read_file(folder, KEY).decode(errors="replace"))
+    except ValueError as error:
+        raise SpecError(f"{shown(folder / KEY)}: {error}") from None
+
+
+def _seed(folder: Path) -> bytes:
+    return read_file(folder, SEED) if os.path.lexists(folder / SEED) else b""
 
 
 def _archive(evidence: Evidence) -> Iterator[bytes]:
     """Stream what the machine's folder had in it, as tar."""
-    yield from _file("local_image.qcow2", evidence.folder / OVERLAY)
+    yield from _file(LAYER, evidence, OVERLAY)
     if evidence.has_memory:
+        facts = {"memory": True, "machine": evidence.manifest.machine}
         yield from _entry("resume/", b"", tarfile.DIRTYPE)
-        yield from _entry("resume/facts.json", json.dumps(evidence.manifest["machine"]).encode())
-        yield from _file("resume/state", evidence.folder / STATE)
+        yield from _entry("resume/facts.json", json.dumps(facts).encode())
+        yield from _file("resume/state", evidence, STATE)
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -137,26 +184,34 @@ def _entry(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> Iterator
     yield entry.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
-def _file(name: str, path: Path) -> Iterator[bytes]:
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = path.stat().st_size, 0o600
-    yield entry.tobuf(tarfile.GNU_FORMAT)
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK_BYTES):
+def _file(name: str, evidence: Evidence, source: str) -> Iterator[bytes]:
+    """Stream a file of the folder; it is checked on the way, and the container starts only after that."""
+    with open_file(evidence.folder, source) as file:
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mode = os.fstat(file.fileno()).st_size, 0o600
+        yield entry.tobuf(tarfile.GNU_FORMAT)
+        sha256, left = hashlib.sha256(), entry.size
+        while left:
+            data = file.read(min(left, _CHUNK_BYTES))
+            if not data:
+                raise SpecError(f"{shown(evidence.folder / source)} became shorter while it was read")
+            sha256.update(data)
+            left -= len(data)
             yield data
+    if evidence.checks_digests and sha256.hexdigest() != evidence.manifest.digests[source]:
+        fact = "has changed since a run of this user wrote it"
+        if source == OVERLAY:
+            fact = f"is of a moment at which {OVERLAY} was another: one of both has changed"
+        raise SpecError(_strange(evidence.folder, fact))
     yield bytes(-entry.size % tarfile.BLOCKSIZE)
 
 
-def export(manager: Manager, folder: Path, target: Path) -> None:
+def export(manager: Manager, evidence: Evidence, target: Path) -> None:
     """Write the machine's disk as one flat qcow2 file.
 
     Raises:
         SpecError, ImageError: as `launch` does.
         StoreError: the disk could not be made.
     """
-    evidence = read(folder)
-    disk = guest(manager, evidence)
-    with manager.store() as shop, shop.scratch() as scratch:
-        shop.container.put_archive(scratch, _archive(evidence))
-        shop.shell(f"cd {scratch} && qemu-img rebase -u -f qcow2 -F qcow2 -b {disk.disk} local_image.qcow2")
-        shop.fetch_flat(scratch, "local_image.qcow2", target)
+    name = shown(evidence.folder / OVERLAY)
+    manager.flatten(_archive(evidence), name, (guest(manager, evidence).place,), target)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -109,9 +110,11 @@ def _env(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping) or not all(isinstance(each, str) for pair in value.items() for each in pair):
         raise ValueError("a mapping from names of variables to texts is needed")
     if wrong := value.keys() - _VARIABLES:
-        raise ValueError(f"{min(wrong)} is none of {', '.join(_VARIABLES)}; for others there are arguments")
-    if (seconds := value.get("SHUTDOWN_TIMEOUT")) and not seconds.isdecimal():
-        raise ValueError(f"SHUTDOWN_TIMEOUT is a number of seconds, not {seconds!r}")
+        raise ValueError(f"{brief(min(wrong))} is none of {', '.join(_VARIABLES)}; for others there are arguments")
+    if (seconds := value.get("SHUTDOWN_TIMEOUT")) and not re.fullmatch("[0-9]{1,5}", seconds):
+        raise ValueError(f"SHUTDOWN_TIMEOUT is a number of seconds, not {brief(seconds)}")
+    if odd := [name for name, text in value.items() if not text.isprintable()]:
+        raise ValueError(f"{min(odd)} has characters that cannot be printed")
     return dict(value)
 
 
@@ -246,7 +249,7 @@ def check(arguments: Mapping[str, object], where: str, base: Path | None = None)
         try:
             checked[name] = PARSERS[name](_anchored(value, base))
         except ValueError as error:
-            raise SpecError(f"{where}: {name}={_brief(value)}: {error}") from error
+            raise SpecError(f"{where}: {name}={brief(value)}: {error}") from error
     return checked
 
 
@@ -273,6 +276,7 @@ def _anchored(value: object, base: Path | None) -> object:
     return value
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
+    """Show a value in a message: quoted and escaped, and only the beginning of a long one."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}…"  # noqa: PLR2004

@@ -14,13 +14,14 @@ from pytest_virtainers.housekeeping import USES
 from pytest_virtainers.tenure import DISPOSABLE, Tenure, seconds_to_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.engine.container import Link
     from pytest_virtainers.networks import Networks
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
+    from pytest_virtainers.store import Access
 
 # What the supervisor needs: the tap device and its addresses, and a DHCP and DNS server that drops its rights.
 _CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
@@ -41,6 +42,7 @@ class Starter:
         tenure: how long they stay.
         runtime_image: gives the runtime image's reference.
         networks: those of the run.
+        access: to the store.
         memory: that they may take.
         give_back: frees memory of this process that nobody needs; tells whether there was some.
     """
@@ -55,12 +57,13 @@ class Starter:
         *,
         runtime_image: Callable[[], str],
         networks: Networks,
+        access: Access,
         memory: budget.Budget,
         give_back: Callable[[], bool],
     ) -> None:
         self._engine, self._settings, self._run_id = engine, settings, run_id
         self._worker, self._tenure = worker, tenure
-        self._runtime_image, self._networks = runtime_image, networks
+        self._runtime_image, self._networks, self._access = runtime_image, networks, access
         self._memory, self._give_back = memory, give_back
         self._numbers = itertools.count(1)
         self._with_kvm = True
@@ -68,7 +71,7 @@ class Starter:
     def start(
         self,
         spec: Spec,
-        place: str,
+        places: Sequence[str],
         environment: Mapping[str, str],
         node_id: str,
         *,
@@ -80,7 +83,7 @@ class Starter:
 
         Args:
             spec: of the VM.
-            place: what it uses in the store.
+            places: what it reads in the store, and nothing else of it; it runs from the first.
             environment: of the container, on top of what `spec` gives.
             node_id: of the test that asked, for labels.
             files: what is put into it beforehand, by folder and name.
@@ -90,10 +93,12 @@ class Starter:
         Raises:
             EngineError: the engine failed.
             BudgetError: there is no memory for it.
+            Removed: one of the places is not in the store any more.
         """
+        mounting = self._access.mounting(places)
         name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
         while True:
-            plan = self.plan(spec, name, place, environment, node_id)
+            plan = self.plan(spec, name, places, environment, node_id)
             room = self._memory.room(
                 spec,
                 int(plan.labels[budget.MEMORY]),
@@ -106,6 +111,8 @@ class Starter:
             except EngineError as error:
                 if self._goes_without_kvm(plan, spec, error):  # Podman looks for devices here
                     continue
+                if mounting.goes_on(plan.binds, error):
+                    continue
                 raise
             try:
                 with phase("start container"):
@@ -117,6 +124,8 @@ class Starter:
             except EngineError as error:
                 container.close()
                 if self._goes_without_kvm(plan, spec, error):  # Docker does here
+                    continue
+                if mounting.goes_on(plan.binds, error):
                     continue
                 raise
             except BaseException:
@@ -134,8 +143,10 @@ class Starter:
         self._with_kvm = False
         return True
 
-    def plan(self, spec: Spec, name: str, place: str, environment: Mapping[str, str], node_id: str) -> Plan:
-        """Say what the container of a VM is to be, that runs from `place` in the store.
+    def plan(
+        self, spec: Spec, name: str, places: Sequence[str], environment: Mapping[str, str], node_id: str
+    ) -> Plan:
+        """Say what the container of a VM is to be, that reads these places in the store and runs from the first.
 
         `environment` goes on top of what `spec` gives.
         """
@@ -163,8 +174,9 @@ class Starter:
             image=self._runtime_image(),
             environment=variables,
             stop_seconds=seconds_to_stop(variables),
-            store=self._settings.store,
-            store_writable=to_template,
+            binds=self._access.binds(
+                places, scratch=environment["IMAGE_DIR"] if to_template else None, lasting=tenure.detached
+            ),
             # For a killed container, which the engine removes with all that is in it.
             volume=f"{name}-disk" if self._keeps_disks and not to_template else None,
             folder=tenure.folder,
@@ -180,7 +192,7 @@ class Starter:
                 f"{LABEL}.test": node_id,
                 MACHINE_NAME: spec.name,
                 f"{LABEL}.image": spec.image,
-                USES: place,
+                USES: places[0],
                 budget.MEMORY: str(budget.cloned_mib(spec) if "TEMPLATE" in environment else budget.booted_mib(spec)),
                 budget.LIMIT: str(budget.booted_mib(spec)),
             },

@@ -7,21 +7,28 @@ and gets its name only when it is whole, so what is half-made is never seen.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.engine.container import Container, Plan
+import docker.errors
+
+from pytest_virtainers.engine.container import Bind, Container, Plan
 from pytest_virtainers.errors import EngineError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from pytest_virtainers.engine.client import Engine
 
 MOUNT = "/store"
 _ABANDONED_MINUTES = 120
+# Engines mount what is deeper later; the second is a link to the first (images/runtime/Dockerfile).
+_KEPT, _OVER_KEPT = "/kept", "/usr/lib/virtainer/kept"
+_KEY = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+_PLACE = re.compile(f"(guests|templates)/{_KEY}")
 _NO_SPACE = "no space left on device"
 _READ_ONLY = "read-only file system"
 
@@ -39,6 +46,157 @@ BUILD_CAPABILITIES = (
     "SETUID",
     "SYS_CHROOT",
 )
+
+
+_READ_MANIFEST = """
+cd "$1" && {
+    touch -c manifest.json 2>/dev/null  # a store that is read-only but full of what is needed works, too
+    cat manifest.json
+}
+"""
+_GIVE_PLACE = 'mkdir -p "$3" && sync "$1"/* && rm -rf "$2" && mv -T "$1" "$2"'
+_MAKE_SCRATCH = f"""
+for each in "${{1%/*}}"/.scratch-*; do
+    [ ! -e "$each" ] || find "$each" -mmin -{_ABANDONED_MINUTES} -print -quit | grep -q . || rm -rf "$each"
+done
+mkdir -m 700 "$1"
+"""
+# What fills the folder may still run: end all but PID 1 and this shell.
+_DROP_SCRATCH = '[ ! -e "$1" ] || { kill -9 -1; rm -rf "$1"; }'
+
+
+def key(value: object) -> str:
+    """Parse the name of a guest image or template in the store."""
+    if not isinstance(value, str) or not re.fullmatch(_KEY, value):
+        raise ValueError("a name of letters, digits, ., _ and - is expected, starting with a letter or digit")
+    return value
+
+
+def is_place(value: object) -> bool:
+    """Tell whether this is a place in the store: `guests/KEY` or `templates/KEY`."""
+    return isinstance(value, str) and _PLACE.fullmatch(value) is not None
+
+
+def path(place: str) -> str:
+    """Return the path of a place in a container that has it; raise `StoreError` when it is none."""
+    if not is_place(place):
+        raise StoreError(f"{place!r} is no place in the store: those are guests/KEY and templates/KEY")
+    return f"{MOUNT}/{place}"
+
+
+class Access:
+    """How the containers of one run get at single places of the store, and at nothing else of it.
+
+    Args:
+        engine: that has the store.
+        location: the store's volume name or absolute directory.
+        open_store: opens it.
+    """
+
+    def __init__(
+        self, engine: Engine, location: str, open_store: Callable[[], AbstractContextManager[Workshop]]
+    ) -> None:
+        self._engine, self._location, self._open = engine, location, open_store
+        self._root: str | None = None
+        self._whole = False
+
+    def binds(
+        self, places: Collection[str], *, scratch: str | None = None, lasting: bool = False
+    ) -> tuple[Bind, ...]:
+        """Return what a container gets of the store.
+
+        Of a volume whose files are no directory of the engine's host, it gets the whole, as engines before Docker 26
+        cannot give it less.
+
+        Args:
+            places: that it reads.
+            scratch: the path of a scratch folder that it fills.
+            lasting: it outlives this process. Then the engine knows that its volume is in use, and does not remove it
+                with all volumes that no container has.
+
+        Raises:
+            StoreError: a place is none.
+            EngineError: the engine failed.
+        """
+        paths = [path(each) for each in places]
+        root = "" if self._whole else self._find_root()
+        if not root:
+            return (Bind(MOUNT, self._location, writable=scratch is not None),)
+        reads = (Bind(each, f"{root}{each.removeprefix(MOUNT)}") for each in paths)
+        fills = () if scratch is None else (Bind(scratch, f"{root}{scratch.removeprefix(MOUNT)}", writable=True),)
+        keeps = () if self._location.startswith("/") or not lasting else self._kept(root, paths[0])
+        return (*reads, *fills, *keeps)
+
+    def _kept(self, root: str, path: str) -> tuple[Bind, ...]:
+        """Return a mount of the volume, and what covers it, so that nothing in the container can see it."""
+        return (Bind(_KEPT, self._location), Bind(_OVER_KEPT, f"{root}{path.removeprefix(MOUNT)}"))
+
+    def mounting(self, places: Collection[str]) -> Mounting:
+        """Return what decides, for one container with these places, how it goes on when they cannot be mounted."""
+        return Mounting(self, places)
+
+    def is_stored(self, place: str) -> bool:
+        """Tell whether a place is in the store; raises `StoreError`."""
+        with self._open() as shop:
+            return shop.manifest(place) is not None
+
+    def give_whole(self) -> bool:
+        """Give containers the whole store from now on; tell whether that is another way than the one before."""
+        if self._whole or self._location.startswith("/"):
+            return False
+        self._whole = True
+        return True
+
+    def _find_root(self) -> str:
+        """Return the directory of the engine's host that has the store; empty: none is known."""
+        if self._location.startswith("/"):
+            return self._location.rstrip("/")
+        if self._root is None:
+            with self._engine.failures(f"looking at volume {self._location}"):
+                try:
+                    self._root = _directory(self._engine.api.inspect_volume(self._location))
+                except docker.errors.NotFound:
+                    return ""
+        return self._root
+
+
+class Removed(StoreError):
+    """A place is not in the store any more, from which a container was to be started."""
+
+
+class Mounting:
+    """Decides how it goes on when an engine could not give a container its places in the store."""
+
+    def __init__(self, access: Access, places: Collection[str]) -> None:
+        self._access, self._places = access, places
+        self._tried_again = False
+
+    def goes_on(self, binds: Collection[Bind], error: EngineError) -> bool:
+        """Tell whether to try again after this error of a container with these binds.
+
+        A place may have been removed and made again just now. An engine may also refuse to mount directories of its
+        own volumes; then containers get the whole of it.
+
+        Raises:
+            Removed: one of the places is not there any more.
+        """
+        if not any(each.is_folder and each.source in str(error) for each in binds):
+            return False
+        for place in self._places:
+            if not self._access.is_stored(place):
+                raise Removed(f"{place} is not in the store any more: it was removed just now") from error
+        if not self._tried_again:
+            self._tried_again = True
+            return True
+        return self._access.give_whole()
+
+
+def _directory(volume: Mapping[str, Any]) -> str:
+    """Return where the files of a volume always are; those of other drivers are mounted for containers only."""
+    where = volume.get("Mountpoint")
+    if volume.get("Driver") != "local" or volume.get("Options") or not isinstance(where, str):
+        return ""
+    return where if where.startswith("/") else ""
 
 
 class Workshop:
@@ -79,10 +237,7 @@ class Workshop:
 
         The place counts as used now.
         """
-        code, output = self.container.run(
-            # A store that is read-only but full of what is needed works, too.
-            ["sh", "-c", f"cd {MOUNT}/{place} && {{ touch -c manifest.json 2>/dev/null; cat manifest.json; }}"]
-        )
+        code, output = self.container.run(["sh", "-c", _READ_MANIFEST, "sh", path(place)])
         if code != 0:
             return None
         try:
@@ -98,12 +253,10 @@ class Workshop:
         Raises:
             StoreError: the store cannot be written.
         """
+        target = path(place)
         with self.scratch() as scratch:
             yield scratch
-            self.shell(
-                f"mkdir -p {MOUNT}/{place.partition('/')[0]} && sync {scratch}/* && rm -rf {MOUNT}/{place} && "
-                f"mv -T {scratch} {MOUNT}/{place}"
-            )
+            self.shell(_GIVE_PLACE, scratch, target, target.rpartition("/")[0])
             self.made.append(place)
 
     @contextmanager
@@ -114,36 +267,19 @@ class Workshop:
         also other users of the same engine.
         """
         scratch = f"{MOUNT}/.scratch-{secrets.token_hex(4)}"
-        self.shell(
-            f"for each in {MOUNT}/.scratch-*; do "
-            f'[ ! -e "$each" ] || find "$each" -mmin -{_ABANDONED_MINUTES} -print -quit | grep -q . || '
-            f'rm -rf "$each"; done; mkdir -m 700 {scratch}'
-        )
+        self.shell(_MAKE_SCRATCH, scratch)
         try:
             yield scratch
         finally:
             if scratch not in self.spared and not self.container.ended:
-                # What fills the folder may still run: end all but PID 1 and this shell.
-                self.container.run(["sh", "-c", f"[ ! -e {scratch} ] || {{ kill -9 -1; rm -rf {scratch}; }}"])
+                self.container.run(["sh", "-c", _DROP_SCRATCH, "sh", scratch])
 
-    def fetch_flat(self, scratch: str, overlay: str, target: Path) -> None:
-        """Write an overlay in a scratch folder, with all that it is made on, as one qcow2 file of this machine.
+    def shell(self, script: str, *words: str) -> str:
+        """Run a shell script in the helper and give its output; raises `StoreError` with its last lines.
 
-        Raises:
-            StoreError: it cannot be made.
-            EngineError: it cannot be copied.
+        Names are no part of the script: they are `words`, which it calls "$1", "$2" and so on.
         """
-        self.shell(f"cd {scratch} && qemu-img convert -q -f qcow2 -O qcow2 {overlay} flat.qcow2")
-        part = target.with_name(target.name + ".part")
-        try:
-            self.container.fetch(f"{scratch}/flat.qcow2", part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def shell(self, script: str, on_output: Callable[[bytes], object] = lambda _data: None) -> str:
-        """Run a shell script in the helper and give its output; raises `StoreError` with its last lines."""
-        code, output = self.container.run(["sh", "-c", script], on_output)
+        code, output = self.container.run(["sh", "-c", script, "sh", *words])
         text = output.decode(errors="replace")
         if code != 0:
             raise StoreError(self.explain(f"work in the store failed (exit code {code})", text))
@@ -180,8 +316,7 @@ def workshop(engine: Engine, location: str, runtime_image: str, run_id: str) -> 
         kind="helper",
         image=runtime_image,
         entrypoint=("cat",),  # lives as long as its stdin, which is the lease
-        store=location,
-        store_writable=True,
+        binds=(Bind(MOUNT, location, writable=True),),
         capabilities=BUILD_CAPABILITIES,
     )
     try:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from pytest_virtainers import housekeeping, seed
-from pytest_virtainers.errors import Unclonable
+from pytest_virtainers import housekeeping, seed, values
+from pytest_virtainers.errors import StoreError, Unclonable
 from pytest_virtainers.handle import individual
 from pytest_virtainers.handle.line import SERVE, Session
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.paths import locked
 from pytest_virtainers.prepare import digest
-from pytest_virtainers.store import MOUNT
+from pytest_virtainers.store import is_place, path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +46,7 @@ class Template:
 
     Attributes:
         key: its name in the store.
+        base: the place of the guest image that its disk is made on.
         user: the login user.
         keys: by which one logs in to any of its clones, and knows them.
         session: the SSH session that goes on in each clone, if there is one.
@@ -53,6 +54,7 @@ class Template:
     """
 
     key: str
+    base: str
     user: str
     keys: Keys
     session: Session | None = None
@@ -66,7 +68,7 @@ class Template:
     @property
     def folder(self) -> str:
         """Its folder in a container that has the store at `/store`."""
-        return f"{MOUNT}/{self.place}"
+        return path(self.place)
 
 
 class Templates:
@@ -150,7 +152,7 @@ class Templates:
         with self._lock(key):
             found = _load(key, shop)
             if found is None:
-                found = Template(key, spec.user or guest.user, Keys.generate())
+                found = Template(key, guest.place, spec.user or guest.user, Keys.generate())
                 with shop.new(found.place) as scratch:
                     vm = boot(_alone(spec), found.keys, scratch)
                     try:
@@ -160,7 +162,7 @@ class Templates:
                     finally:
                         vm.close()
                     if found.refusal:
-                        shop.shell(f"rm -rf {scratch}/*")
+                        shop.shell('rm -rf "$1"/*', scratch)
                     shop.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})
         return found
 
@@ -187,6 +189,16 @@ class Templates:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def layers(place: str, shop: Workshop) -> list[str]:
+    """Return the places from which a VM runs that runs from `place`, the lowest last; raises `StoreError`."""
+    if not place.startswith("templates/"):
+        return [place]
+    manifest = shop.manifest(place)
+    if manifest is None or not is_place(manifest.get("guest")):
+        raise StoreError(f"{place} is not in the store any more, and the VM's disk is made on it")
+    return [place, manifest["guest"]]
+
+
 def _alone(spec: Spec) -> Spec:
     """Give the spec of the VM that becomes the template: it is nobody, and meets nobody."""
     return replace(spec, name=HOSTNAME, hostname=HOSTNAME, network=DEFAULT, ip=None, nics=())
@@ -203,8 +215,11 @@ def _load(key: str, shop: Workshop) -> Template | None:
     try:
         keys = Keys(**{name: KeyPair(**pair) for name, pair in manifest["keys"].items()})
         session = Session(**manifest["session"]) if manifest["session"] else None
-        return Template(key, manifest["user"], keys, session, manifest["refusal"])
-    except (AttributeError, KeyError, TypeError):  # damaged: as if it were not there, it is made anew
+        if not is_place(manifest["guest"]):
+            return None
+        user = values.user_name(manifest["user"])
+        return Template(key, manifest["guest"], user, keys, session, manifest["refusal"])
+    except (AttributeError, KeyError, TypeError, ValueError):  # damaged: as if it were not there, it is made anew
         return None
 
 

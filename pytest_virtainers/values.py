@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(i?B)?", re.ASCII | re.IGNORECASE)
 _MIB_PER_UNIT = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
+_MOST_MIB = 2**30  # 1 PiB
+_MOST_SECONDS = 10.0**9  # what operating systems wait for
 _RATE = re.compile(r"(?P<number>\d+)\s*((?P<unit>[kmg]?)bit(/s)?)?", re.IGNORECASE)
 _BITS_PER_UNIT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
@@ -29,8 +32,8 @@ def size_mib(least: int) -> Callable[[object], int]:
         if written is None or isinstance(value, bool):
             raise ValueError("a size is a number of MiB, or text such as 512M, 2G or 2GiB")
         mib = float(written["number"]) * _MIB_PER_UNIT[written["unit"].upper()]
-        if mib < least or mib != int(mib):
-            raise ValueError(f"a whole number of MiB is needed, at least {least}M")
+        if not least <= mib <= _MOST_MIB or mib != int(mib):
+            raise ValueError(f"a whole number of MiB is needed, at least {least}M and at most {_MOST_MIB}M")
         return int(mib)
 
     return parse
@@ -76,10 +79,10 @@ def seconds(value: object) -> float:
     """Parse a time in seconds, above 0."""
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0.0
-    except ValueError:
+    except (OverflowError, ValueError):
         number = 0.0
-    if not 0 < number < float("inf"):
-        raise ValueError("a time in seconds above 0 is needed")
+    if not 0 < number <= _MOST_SECONDS:
+        raise ValueError(f"a time in seconds above 0 is needed, at most {_MOST_SECONDS:.0f}")
     return number
 
 
@@ -113,6 +116,13 @@ def host_name(value: object) -> str:
     """Parse one label of a host name (RFC 1123): it also names the container and the machine in DNS."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError("a host name of 1 to 63 characters from a-z, 0-9 and - is needed (no - at the ends)")
+    return value
+
+
+def sha256(value: object) -> str:
+    """Parse a SHA-256 as hexadecimal digits."""
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError("64 hexadecimal digits are needed (0-9, a-f)")
     return value
 
 

@@ -15,6 +15,7 @@ from pytest_virtainers.errors import BadTemplate, QEMUCrashed, VirtainerError
 if TYPE_CHECKING:
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.manager import Manager
+    from pytest_virtainers.resume import Evidence
 
 _FAILED = 1
 
@@ -28,7 +29,13 @@ _FAILED = 1
     help="Write its disk as one flat qcow2 file instead.",
 )
 @click.option("--disk-only", is_flag=True, help="Boot its disk, also where its memory was kept.")
-def resume(folder: Path, export: Path | None, disk_only: bool, words: tuple[str, ...]) -> int:
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Load its memory, and fetch its guest image, also if another user or machine wrote it. QEMU was not made to "
+    "withstand a hostile memory file: use it for people whom you would let run programs here.",
+)
+def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, words: tuple[str, ...]) -> int:
     """Start a machine again from its evidence, and open a shell in it, or hand COMMAND to its shell, as ssh does.
 
     FOLDER is as the test's report names it: virtainer-artifacts/TEST/MACHINE.
@@ -39,17 +46,24 @@ def resume(folder: Path, export: Path | None, disk_only: bool, words: tuple[str,
       virtainers resume virtainer-artifacts/test_upgrade/vm --export disk.qcow2
     """  # noqa: D301
     from pytest_virtainers import resume
-    from pytest_virtainers.evidence import STATE
+    from pytest_virtainers.evidence_manifest import OVERLAY, STATE, shown
     from pytest_virtainers.manager import Manager
 
     if not export:
         check_ssh()
+    evidence = resume.read(folder, disk_only=disk_only or export is not None, trust=trust)
     with Manager(settings(), progress()) as manager:
         if export:
-            resume.export(manager, folder, export)
+            resume.export(manager, evidence, export)
             print(f"{export}: a disk that needs no other")
             return 0
-        vm = _kept(manager, folder, disk_only=disk_only)
+
+        def tell_of(error: VirtainerError) -> None:
+            """Call disk and memory by their names in the folder, as the user knows them."""
+            text = str(error).replace(resume.MEMORY, shown(folder / STATE))
+            tell(text.replace(resume.DISK, shown(folder / OVERLAY)))
+
+        vm = _kept(manager, evidence)
         try:
             try:
                 vm.wait_until_resumed()
@@ -57,15 +71,15 @@ def resume(folder: Path, export: Path | None, disk_only: bool, words: tuple[str,
                 tell(str(error))
                 tell("QEMU has crashed: starting it anew, once")
                 vm.close()
-                vm = _kept(manager, folder, disk_only=disk_only)
+                vm = _kept(manager, evidence)
                 vm.wait_until_resumed()
         except BadTemplate as error:
-            tell(str(error).replace(resume.MEMORY, str(folder / STATE)))
+            tell_of(error)
             booted = shlex.join(["virtainers", "resume", "--disk-only", str(folder)])
             tell(f"to boot its disk without its memory: {booted}")
             return _FAILED
         except VirtainerError as error:
-            tell(str(error))
+            tell_of(error)
             if not sys.stdin.isatty():
                 return _FAILED
             input("virtainers: it runs, but does not let us in. Press Enter to end it: ")
@@ -73,10 +87,10 @@ def resume(folder: Path, export: Path | None, disk_only: bool, words: tuple[str,
         return ssh(vm, " ".join(words))
 
 
-def _kept(manager: Manager, folder: Path, *, disk_only: bool) -> VM:
+def _kept(manager: Manager, evidence: Evidence) -> VM:
     from pytest_virtainers import resume
 
-    vm = resume.launch(manager, folder, disk_only=disk_only)
+    vm = resume.launch(manager, evidence)
     tell(f"its console: {vm.console_command}")
     return vm
 

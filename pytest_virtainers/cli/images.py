@@ -197,7 +197,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
             wanted.discard(each.place)
             with progress().step(f"reading {each.place}"):
                 disk = f"/store/{each.place}/disk.qcow2"
-                digest = shop.shell(f"[ ! -e {disk} ] && echo missing || sha256sum {disk}").split()[0]
+                digest = shop.shell('[ ! -e "$1" ] && echo missing || sha256sum "$1"', disk).split()[0]
             about = each.manifest.get("disk", {})
             expected = about.get("stored_sha256", about.get("sha256"))
             rows.append({"place": each.place, "sha256": digest, "was": expected})

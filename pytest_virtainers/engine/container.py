@@ -52,6 +52,20 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Bind:
+    """What a container has at `target`: an absolute directory of the engine's host, or a volume by its name."""
+
+    target: str
+    source: str
+    writable: bool = False
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a directory of the engine's host."""
+        return self.source.startswith("/")
+
+
+@dataclass(frozen=True)
 class Joint:
     """What a container has on a network; texts are empty where the engine says nothing."""
 
@@ -68,11 +82,12 @@ class Plan:
 
     Attributes:
         kind: the value of our label (`vm`, `helper`).
-        store: volume name or absolute directory that becomes `/store`, and whether it is writable.
+        binds: directories and volumes that it has.
         volume: name of a volume that becomes `/mounted`: made with the container if need be, and ours then, so that
             what is in it can be read when the container is gone.
         folder: absolute directory of the engine's host that becomes `/mounted` instead.
         port: its place on a network; None: the engine's default network.
+        offline: whether it has no network at all.
         labels: more labels, beside those of ownership.
         lease: whether it ends with this process.
         auto_remove: whether the engine removes it when it has ended.
@@ -84,11 +99,11 @@ class Plan:
     image: str
     entrypoint: tuple[str, ...] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    store: str | None = None
-    store_writable: bool = False
+    binds: tuple[Bind, ...] = ()
     volume: str | None = None
     folder: str | None = None
     port: Port | None = None
+    offline: bool = False
     devices: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
@@ -106,11 +121,13 @@ class Container:
     _id: str | None
     _port: Port | None
     volume: str | None
+    binds: tuple[Bind, ...]
 
     def __init__(self, engine: Engine, plan: Plan, run_id: str) -> None:
         """Create the container; raises `EngineError`."""
         self._begin(engine, plan.name, plan.environment)
         self.volume = plan.volume
+        self.binds = plan.binds
         self._leased = plan.lease
         self._port = plan.port
         with engine.failures(f"creating container {plan.name}"):
@@ -139,15 +156,14 @@ class Container:
         self._leased = self._kept = False
         self.environment = environment
         self.volume = self._port = None
+        self.binds = ()
         self._joints: dict[str, Joint] = {}
 
     def _create(self, plan: Plan, run_id: str) -> str:
-        mounts = []
-        if plan.store is not None:
-            is_folder = plan.store.startswith("/")
-            mounts = [
-                Mount("/store", plan.store, type="bind" if is_folder else "volume", read_only=not plan.store_writable)
-            ]
+        mounts = [
+            Mount(each.target, each.source, type="bind" if each.is_folder else "volume", read_only=not each.writable)
+            for each in plan.binds
+        ]
         if plan.volume is not None:
             # Before the container: of the labels that a mount may have, Podman takes none.
             self._api.create_volume(plan.volume, labels=owner.labels("disk", run_id))
@@ -167,7 +183,7 @@ class Container:
             # Podman otherwise asks for its own defaults, which some hosts refuse.
             ulimits=[Ulimit(name="nofile", soft=1024, hard=1024), Ulimit(name="nproc", soft=4096, hard=4096)],
             mounts=mounts,
-            network_mode=plan.port.network if plan.port else None,
+            network_mode="none" if plan.offline else plan.port.network if plan.port else None,
         )
         networking: Any = None
         if plan.port is not None:

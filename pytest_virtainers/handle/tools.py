@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pytest_virtainers import scratch
 from pytest_virtainers.engine.detect import command_line
-from pytest_virtainers.errors import EngineError
+from pytest_virtainers.errors import EngineError, SpecError
 from pytest_virtainers.handle.core import Core
 
+_COMMAND = "ProxyCommand"
+_EXPANDED = {"HostName", "IdentityFile", "UserKnownHostsFile", _COMMAND}
+"""Options in whose values OpenSSH replaces %-tokens; in the files' names, also variables of the environment."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PLAIN = re.compile(r"[\w./:%+,-]+", re.ASCII)
 _TRIES, _WAY_SECONDS = 5, 5.0  # the endpoint tries the relay each fourth time
 
 
@@ -23,8 +30,8 @@ class Tools(Core):
         """A shell line that opens a session on this machine."""
         words = ["ssh", "-F", "none"]
         for name, value in self._ssh_options().items():
-            words += ["-o", f"{name}={value}"]
-        return shlex.join([*words, f"{self.user}@{self.ip or self.name}"])
+            words += ["-o", f"{name}={ssh_config_value(name, value)}"]
+        return shlex.join([*words, "--", f"{self.user}@{self.ip or self.name}"])
 
     def find_way(self) -> None:
         """Learn by which way its SSH is reached, for `ssh_command`, where nothing has been connected as yet."""
@@ -48,7 +55,10 @@ class Tools(Core):
         scp, sftp, rsync (`-e "ssh -F PATH"`) and VS Code's Remote-SSH read the same format.
         """
         options = {"HostName": self.ip or self.name, "User": self.user, **self._ssh_options()}
-        rows = [f"Host {self.name}", *(f"  {name} {_quoted(name, value)}" for name, value in options.items())]
+        rows = [
+            f"Host {self.name}",
+            *(f"  {name} {ssh_config_value(name, value)}" for name, value in options.items()),
+        ]
         path = self._folder() / "config"
         path.write_text("\n".join(rows) + "\n")
         return path
@@ -58,7 +68,8 @@ class Tools(Core):
         """A testinfra host: `vm.testinfra.service("nginx").is_running` (needs pytest-testinfra)."""
         import testinfra
 
-        return testinfra.get_host(f"ssh://{self.name}?ssh_config={self.ssh_config()}", sudo=self.user != "root")
+        config = quote(str(self.ssh_config()), safe="")
+        return testinfra.get_host(f"ssh://{self.name}?ssh_config={config}", sudo=self.user != "root")
 
     def ansible_vars(self) -> dict[str, str]:
         """Give what Ansible has to know of this machine, by the names of its inventory variables."""
@@ -104,6 +115,18 @@ class Tools(Core):
         return folder
 
 
-def _quoted(name: str, value: str) -> str:
-    """Quote as ssh_config(5) wants it; a command is the rest of its line."""
-    return f'"{value}"' if " " in value and name != "ProxyCommand" else value
+def ssh_config_value(name: str, value: str) -> str:
+    """Write the value of an option as ssh_config(5) reads it, and nothing else into it.
+
+    Raises:
+        SpecError: it cannot be written there.
+    """
+    if _CONTROL.search(value):
+        raise SpecError(f"ssh_config cannot hold {name}={value!r}: it has a line break or another control character")
+    if name in _EXPANDED:
+        value = value.replace("%", "%%")
+        if "${" in value and name != _COMMAND:
+            raise SpecError(f"ssh_config cannot hold {name}={value!r}: OpenSSH replaces ${{…}} there")
+    if name == _COMMAND or _PLAIN.fullmatch(value):  # a command is the rest of its line
+        return value
+    return '"' + value.replace("\\", r"\\").replace('"', r"\"") + '"'

@@ -9,10 +9,11 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
-from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.keys import Keys
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
+from tests.unit.fake_qcow2 import head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.spec import Spec
 
-OVERLAY = b"QFI\xfb layer"
+KEYS = Keys.generate()
+OVERLAY = head(length=104)[:1024]
 
 
 class FakeContainer:
@@ -68,7 +70,7 @@ class FakeMachine:
         self.spec = merge(resolve([]).shape, {"name": name})
         self.seed_iso, self.folder = b"", "/mounted"
         self.network = SimpleNamespace(spec=DEFAULT.of_first_card(internet=True))
-        self.keys = Keys(KeyPair("PRIVATE", "public"), KeyPair("", "ssh-ed25519 AAAA"))
+        self.keys = KEYS
         self.log = CommandLog()
         self._container = FakeContainer()
         self.console = Console(self._container, name)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks import cold_boot
-from pytest_virtainers.engine.container import Plan
+from pytest_virtainers.engine.container import Bind, Plan
 from pytest_virtainers.images import Guest
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
@@ -35,6 +35,6 @@ def test_by_hand_the_same_accelerator_and_store_are_used(
     with pytest.raises(ZeroDivisionError):
         cold_boot.by_hand(manager, merge(resolve([]).shape), "net", "/my/store", accel)
     (plan,) = plans
-    assert (plan.store, plan.devices) == ("/my/store", devices)
+    assert (plan.binds, plan.devices) == ((Bind("/store", "/my/store"),), devices)
     assert plan.entrypoint is not None
     assert f"-machine q35,accel={accel} " in plan.entrypoint[-1]

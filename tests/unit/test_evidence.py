@@ -13,7 +13,7 @@ import pytest
 
 from pytest_virtainers import evidence
 from pytest_virtainers.errors import EngineError, SSHError, TransferError, VirtainerError
-from tests.unit.fake_machine import OVERLAY, FakeContainer, machine
+from tests.unit.fake_machine import KEYS, OVERLAY, FakeContainer, machine
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -50,12 +50,12 @@ def test_a_machine_that_is_well_leaves_everything_and_only_to_its_user(tmp_path:
     assert (manifest["spec"]["image"], manifest["user"], manifest["host_key"]) == (
         "debian-13",
         "debian",
-        "ssh-ed25519 AAAA",
+        KEYS.host.public,
     )
     assert (tmp_path / "console.log").read_text() == "login:\n"
     assert (tmp_path / "journal.txt").read_text() == "journalctl said\n"
     assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
-    assert (tmp_path / "ssh_key").read_text() == "PRIVATE"
+    assert (tmp_path / "ssh_key").read_text() == KEYS.login.private
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in (".", "ssh_key")] == [0o700, 0o600]
 
 

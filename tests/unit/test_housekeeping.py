@@ -81,8 +81,8 @@ class Shop:
         )
         self.engine: Any = SimpleNamespace(api=api, failures=lambda _doing: nullcontext())
 
-    def shell(self, script: str) -> str:
-        command = ["sh", "-c", script.replace(MOUNT, str(self._folder))]
+    def shell(self, script: str, *words: str) -> str:
+        command = ["sh", "-c", *(each.replace(MOUNT, str(self._folder)) for each in (script, "sh", *words))]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
         return done.stdout.decode(errors="replace")
 

@@ -94,7 +94,7 @@ def manager(world: World) -> Iterator[Manager]:
             check=lambda _: None, room=lambda *_, **_named: nullcontext()
         )
         manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
-        template = Template("key", "debian", Keys.generate())
+        template = Template("key", "guests/debian-13-abc", "debian", Keys.generate())
         manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
         manager._runtime_image = "runtime"
         yield manager
@@ -195,7 +195,7 @@ def test_what_goes_wrong_under_emulation_only_is_tried_once_more(
     def ensure(*_: object) -> Template:
         if failures:
             raise failures.pop()
-        return Template("key", "debian", Keys.generate())
+        return Template("key", "guests/debian-13-abc", "debian", Keys.generate())
 
     monkeypatch.setattr(manager._templates, "ensure", ensure)
     assert manager.launch(SPECS[0]).name == "one"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import manager as module
-from pytest_virtainers.engine.container import Container
+from pytest_virtainers.engine.container import Bind, Container
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
 from pytest_virtainers.images import Guest
 from pytest_virtainers.keys import Keys
@@ -42,18 +42,23 @@ class World:
         self.fates: list[BaseException | None] = []
         self.refuses_to_go = False
 
-    def start(self, _spec: object, _place: str, environment: dict[str, str], _node_id: str, **_named: object) -> Any:
+    def start(
+        self, _spec: object, _places: object, environment: dict[str, str], _node_id: str, **_named: object
+    ) -> Any:
         number = sum(each.startswith("start") for each in self.events) + 1
         self.events.append(f"start {number}")
         joint = SimpleNamespace(mac="")
         return SimpleNamespace(number=number, environment=environment, close=lambda: None, joint=lambda: joint)
+
+    def shell(self, *words: str) -> None:
+        self.events.append(" ".join(words))
 
     def machine(self, spec: object, *, container: Any, **_: object) -> Any:
         return Machine(self, spec, container)
 
     @contextmanager
     def store(self) -> Iterator[Any]:
-        yield SimpleNamespace(shell=self.events.append)
+        yield self
 
 
 class Machine:
@@ -106,7 +111,7 @@ def make(server: FakeEngine, *, keeps_lost: bool) -> Manager:
     manager: Any = Manager(settings, SILENT, keeps_lost=keeps_lost)
     manager._budget = SimpleNamespace(check=lambda _: None)
     manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
-    template = Template("key", "debian", Keys.generate())
+    template = Template("key", "guests/debian-13-abc", "debian", Keys.generate())
     manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
     manager._runtime_image = "runtime"
     return manager  # type: ignore[no-any-return]
@@ -145,7 +150,7 @@ def test_one_that_was_to_become_a_template_ends_before_its_half_made_folder_goes
     assert [each.folder for each in manager.lost] == ["/store/.scratch-1"]
     assert world.events == ["start 1"]
     manager.bury(retired=False)
-    assert world.events == ["start 1", "end 1", "rm -rf /store/.scratch-1"]
+    assert world.events == ["start 1", "end 1", 'rm -rf "$@" /store/.scratch-1']
     manager.bury()
     assert len(world.events) == 3, "once"
 
@@ -158,7 +163,7 @@ def test_its_folder_goes_with_the_run_even_if_it_does_not_go_itself(server: Fake
         manager.launch(CLONE)
     with pytest.raises(EngineError, match="it does not go"):
         manager.close()
-    assert world.events == ["start 1", "end 1", "rm -rf /store/.scratch-1"]
+    assert world.events == ["start 1", "end 1", 'rm -rf "$@" /store/.scratch-1']
 
 
 def test_when_nobody_wants_evidence_the_folder_is_its_builders(server: FakeEngine, world: World) -> None:
@@ -239,9 +244,10 @@ def test_the_disk_of_a_machine_outlives_the_container_that_rescues_it(
 
     monkeypatch.setattr(Container, "_create", create)
     monkeypatch.setattr(Container, "start", lambda _self: None)
-    vm: Any = SimpleNamespace(volume=volume, _container=SimpleNamespace(environment=environment))
+    binds = (Bind("/store/guests/x", "/volumes/guests/x"),)
+    vm: Any = SimpleNamespace(volume=volume, _container=SimpleNamespace(environment=environment, binds=binds))
     with manager.rescue(vm) as container:
         assert container.id == "0123"
     assert (made[0].volume, made[0].environment, made[0].kind) == (volume, environment, "helper")
-    assert made[0].store_writable is (volume is None), "where there is no volume, the disk is in the store"
+    assert (made[0].binds, made[0].offline) == (binds, True), "it has what the machine had, and no network"
     assert [each for each in server.asked if each.startswith("DELETE")] == ["DELETE /containers/0123"]

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, cast
@@ -32,12 +33,13 @@ from pytest_virtainers.standalone import persistent, wish
 from tests.unit.fake_engine import FakeEngine, serving
 
 LIVES = owner.labels(owner.MACHINE, "run")
+KEYS = Keys.generate()
 DEAD = {**LIVES, "virtainers.owner-started": "1"}
 PAPERS = {
     "format": 1,
     "spec": {"image": "debian-13", "ram": 512},
     "user": "debian",
-    "keys": {of: {"private": "secret", "public": "ssh-ed25519 AAAA"} for of in ("login", "host")},
+    "keys": asdict(KEYS),
 }
 
 
@@ -158,10 +160,34 @@ def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: F
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS).encode())
     facts = machines.inspect(engine, "web")
-    assert (facts["user"], facts["host_key"], facts["spec"]["ram"]) == ("debian", "ssh-ed25519 AAAA", 512)
+    assert (facts["user"], facts["host_key"], facts["spec"]["ram"]) == ("debian", KEYS.host.public, 512)
     assert "secret" not in str(facts)
     server.answers["GET /containers/1/archive"] = archive(json.dumps({**PAPERS, "format": 7}).encode())
     with pytest.raises(EngineError, match=r"^virtainers-web was made by another version of virtainers \(7, not 1\)"):
+        machines.inspect(engine, "web")
+
+
+@pytest.mark.parametrize(
+    ("papers", "said"),
+    [
+        ({"user": "-oProxyCommand=id"}, r"user='-oProxyCommand=id': a login name of"),
+        (
+            {"spec": {"image": "x", "env": {"LD_PRELOAD": "/x"}}},
+            r"spec\.env=\{'LD_PRELOAD': '/x'\}: 'LD_PRELOAD' is none of",
+        ),
+        ({"spec": {"image": "x", "name": "a\nHost *"}}, r"spec\.name='a\\nHost \*': a host name of"),
+        ({"keys": {"login": asdict(KEYS.login), "host": {"private": "", "public": "x\ny"}}}, r"keys\.host\.private="),
+    ],
+)
+def test_what_the_container_of_one_says_is_checked(
+    papers: dict[str, object], said: str, engine: Engine, server: FakeEngine
+) -> None:
+    server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
+    server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS | papers).encode())
+    with pytest.raises(SpecError, match=rf"^machine\.json in virtainers-web: {said}"):
+        machines.inspect(engine, "web")
+    server.answers["GET /containers/1/archive"] = archive(b"[" * 10_000)
+    with pytest.raises(EngineError, match=r"^machine\.json in virtainers-web cannot be read: "):
         machines.inspect(engine, "web")
 
 

@@ -1,7 +1,7 @@
 """What becomes of a template whose clones do not get ready; here they only succeed or fail."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,6 +31,7 @@ from pytest_virtainers.networks import Setting
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import Spec, check, merge
+from pytest_virtainers.store import Removed
 from pytest_virtainers.templates import Template
 
 SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
@@ -49,7 +50,7 @@ class Templates:
 
     def ensure(self, _spec: Spec, _guest: Guest, _boot: object) -> Template:
         pair = KeyPair(f"key {len(self.given)}", "")
-        self.given.append(Template("abc", "debian", Keys(pair, pair)))
+        self.given.append(Template("abc", "guests/debian-13-abc", "debian", Keys(pair, pair)))
         return self.given[-1]
 
     def forget(self, template: Template, *, condemned: bool) -> bool:
@@ -104,6 +105,24 @@ def test_an_image_that_cannot_be_had_is_not_tried_again(run: Run, monkeypatch: p
         with pytest.raises(ImageError, match=f"^no {image}$"):
             run.manager.guest(image)
     assert tried == ["fedora", "arch"]
+
+
+def test_a_template_that_was_removed_before_a_clone_could_start_is_made_anew(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Sequence[str]] = []
+
+    def start(_spec: Spec, needed: Sequence[str], *_: object, **_named: object) -> None:
+        places.append(needed)
+        raise Removed("templates/abc is not in the store any more: it was removed just now")
+
+    monkeypatch.setattr(run.manager.starter, "start", start)
+    template = run.templates.ensure(SPEC, GUEST, None)
+    with pytest.raises(
+        BadTemplate, match=r"^vm: templates/abc is not in the store any more: it was removed just now$"
+    ):
+        run.manager._start_clone(SPEC, replace(GUEST, key="the same disk by another name"), template, "a-test")
+    assert places == [("templates/abc", "guests/debian-13-abc")], "what it was made on, not what is asked for"
 
 
 def test_a_template_that_says_it_is_bad_is_made_anew_at_once(run: Run) -> None:
@@ -220,6 +239,7 @@ def without_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     networks = SimpleNamespace(get=lambda _: network, setting=lambda _: setting)
     monkeypatch.setattr(run.manager, "networks", networks)
     monkeypatch.setattr(run.manager.starter, "_networks", networks)
+    monkeypatch.setattr(run.manager._access, "_root", "/volumes/store")
     run.manager._runtime_image = "an-image"
     return run
 
@@ -237,7 +257,9 @@ def test_machines_that_start_together_each_go_without_kvm(without_kvm: Run, monk
 
     monkeypatch.setattr(Container, "start", start_together)
     with ThreadPoolExecutor(3) as pool:
-        started = [pool.submit(without_kvm.manager.starter.start, SPEC, "a-place", {}, "a-test") for _ in range(3)]
+        started = [
+            pool.submit(without_kvm.manager.starter.start, SPEC, [GUEST.place], {}, "a-test") for _ in range(3)
+        ]
         assert all("/dev/kvm" not in each.result().plan.devices for each in started)  # type: ignore[attr-defined]
     assert ["/dev/kvm" in each.plan.devices for each in Container.made] == [True] * 3 + [False] * 3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -13,13 +14,22 @@ import pytest
 
 from pytest_virtainers import cli, evidence, resume
 from pytest_virtainers.errors import BadTemplate, ImageError, QEMUCrashed, SpecError
-from tests.unit.fake_machine import OVERLAY, machine
+from tests.unit.fake_machine import KEYS, OVERLAY, machine
+from tests.unit.fake_qcow2 import head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 GUEST = {"key": "debian-13-x", "digest": "d" * 64}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This user's cache, with the key of the seals."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "pytest-virtainers"
 
 
 @pytest.fixture
@@ -32,22 +42,32 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def strange(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, at another user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("another's cache")))
+    return folder
+
+
 def change(folder: Path, **facts: object) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
 
 
 def test_a_folder_without_a_manifest_is_none_of_evidence(tmp_path: Path) -> None:
-    for content in (None, "no JSON"):
+    for content, fact in (
+        (None, "No such file or directory"),
+        ("no JSON", "it is no manifest of evidence: Expecting"),
+    ):
         if content:
             (tmp_path / "manifest.json").write_text(content)
-        with pytest.raises(SpecError, match=r"is no folder of evidence: manifest\.json: "):
+        with pytest.raises(SpecError, match=rf"^{tmp_path}/manifest\.json: {fact}"):
             resume.read(tmp_path)
 
 
 def test_evidence_of_another_version_is_refused(folder: Path) -> None:
     change(folder, format=99)
-    with pytest.raises(SpecError, match=r"was written by another version \(99, not 1\)"):
+    with pytest.raises(SpecError, match=r"/manifest\.json: format=99: another version wrote it; this one reads 1$"):
         resume.read(folder)
 
 
@@ -55,8 +75,8 @@ def test_why_there_is_no_disk_is_told(folder: Path) -> None:
     (folder / "overlay.qcow2").unlink()
     with pytest.raises(SpecError, match=r"has no disk to start from: it is not there$"):
         resume.read(folder)
-    change(folder, missing={"overlay.qcow2": "EngineError: no room"})
-    with pytest.raises(SpecError, match=r"has no disk to start from: EngineError: no room$"):
+    change(folder, missing={"overlay.qcow2": "EngineError: no room\x1b[2J"})
+    with pytest.raises(SpecError, match=r"has no disk to start from: 'EngineError: no room\\x1b\[2J'$"):
         resume.read(folder)
 
 
@@ -65,7 +85,7 @@ def test_the_command_says_it_without_a_traceback(
 ) -> None:
     monkeypatch.setattr("pytest_virtainers.manager.Manager", lambda *_: nullcontext())
     assert cli.main(["resume", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith(f"virtainers: {tmp_path} is no folder of evidence")
+    assert capsys.readouterr().err == f"virtainers: {tmp_path}/manifest.json: No such file or directory\n"
 
 
 class Manager:
@@ -74,6 +94,7 @@ class Manager:
     def __init__(self, *, stored: str | None, called_so: str) -> None:
         self.stored, self.called_so = stored, called_so
         self.started: dict[str, Any] = {}
+        self.asked_for: list[str] = []
 
     @contextmanager
     def store(self) -> Iterator[Any]:
@@ -84,7 +105,8 @@ class Manager:
         yield SimpleNamespace(manifest=manifest)
 
     def guest(self, image: str, arch: str) -> Any:
-        assert (image, arch) == ("debian-13", "amd64")
+        assert arch == "amd64"
+        self.asked_for.append(image)
         return SimpleNamespace(digest=self.called_so)
 
     def start_kept(self, spec: object, **arguments: Any) -> str:
@@ -92,8 +114,8 @@ class Manager:
         return "a VM"
 
 
-def guest(folder: Path, manager: Manager) -> Any:
-    return resume.guest(manager, resume.read(folder))  # type: ignore[arg-type]
+def guest(folder: Path, manager: Manager, **how: bool) -> Any:
+    return resume.guest(manager, resume.read(folder, **how))  # type: ignore[arg-type]
 
 
 def test_the_very_guest_image_is_found_by_its_digest_wherever_it_is(folder: Path) -> None:
@@ -113,7 +135,7 @@ def test_another_guest_image_is_refused_with_both_digests(folder: Path) -> None:
 def launched(folder: Path, **how: bool) -> tuple[Manager, dict[str, bytes]]:
     """Resume, and unpack what the container's folder was given."""
     manager = Manager(stored=GUEST["digest"], called_so="")
-    assert resume.launch(manager, folder, **how) == "a VM"  # type: ignore[arg-type, comparison-overlap]
+    assert resume.launch(manager, resume.read(folder, **how)) == "a VM"  # type: ignore[arg-type, comparison-overlap]
     with tarfile.open(fileobj=io.BytesIO(b"".join(manager.started["disk"]()))) as tar:
         files = {each.name: tar.extractfile(each) for each in tar}
         return manager, {name: content.read() for name, content in files.items() if content}
@@ -128,7 +150,8 @@ def test_a_machine_goes_on_with_its_disk_seed_keys_and_memory(folder: Path) -> N
     started = manager.started
     assert started["environment"] == {"RESUME": "/mounted/resume"}
     assert (started["seed_iso"], started["user"]) == (b"seed", "debian")
-    assert (started["keys"].login.private, started["keys"].host.public) == ("PRIVATE", "ssh-ed25519 AAAA")
+    assert started["keys"].login.paramiko() == KEYS.login.paramiko()
+    assert started["keys"].host.public == KEYS.host.public
     assert (started["spec"].name, started["spec"].ram, started["spec"].template) == ("web", 1024, False)
 
 
@@ -136,7 +159,7 @@ def test_a_machine_goes_on_with_its_disk_seed_keys_and_memory(folder: Path) -> N
 def test_a_machine_that_had_too_little_time_to_boot_gets_the_usual(had: float, gets: float, folder: Path) -> None:
     spec = json.loads((folder / "manifest.json").read_text())["spec"]
     change(folder, spec={**spec, "boot_timeout": had})
-    assert resume.read(folder).spec.boot_timeout == gets
+    assert resume.read(folder, disk_only=True).manifest.spec.boot_timeout == gets
 
 
 def test_without_memory_or_seed_it_boots_from_its_disk(folder: Path) -> None:
@@ -162,7 +185,8 @@ def test_memory_that_does_not_fit_does_not_cost_the_disk(
     folder = tmp_path / "a test"
     monkeypatch.setattr("pytest_virtainers.manager.Manager", lambda *_: nullcontext())
     vm = SimpleNamespace(console_command="docker exec", wait_until_resumed=wait)
-    monkeypatch.setattr(resume, "launch", lambda *_, disk_only: vm)
+    monkeypatch.setattr(resume, "read", lambda folder, **_: folder)
+    monkeypatch.setattr(resume, "launch", lambda *_: vm)
     assert cli.main(["resume", str(folder)]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-2:] == [
@@ -179,15 +203,158 @@ def test_where_qemu_itself_crashes_it_is_started_anew_once(
     def wait() -> None:
         raise QEMUCrashed("web has ended: QEMU ended by itself (SIGABRT)")
 
-    def launch(*_: object, disk_only: bool) -> SimpleNamespace:
-        tries.append(disk_only)
+    def launch(*_: object) -> SimpleNamespace:
+        tries.append("launched")
         return SimpleNamespace(console_command="", wait_until_resumed=wait, close=lambda: closed.append(len(tries)))
 
     monkeypatch.setattr("pytest_virtainers.manager.Manager", lambda *_: nullcontext())
+    monkeypatch.setattr(resume, "read", lambda folder, **_: folder)
     monkeypatch.setattr(resume, "launch", launch)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert cli.main(["resume", "--disk-only", str(tmp_path)]) == 1
-    assert (tries, closed) == ([True, True], [1])
+    assert (tries, closed) == (["launched", "launched"], [1])
     said = capsys.readouterr().err
     assert said.count("QEMU ended by itself (SIGABRT)") == 2
     assert said.count("virtainers: QEMU has crashed: starting it anew, once\n") == 1
+
+
+def test_memory_of_another_user_or_machine_is_not_loaded(strange: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["resume", str(strange)]) == 1
+    assert capsys.readouterr().err == (
+        f"virtainers: {strange}/memory.state was not written by a run of this user on this machine, and QEMU loads "
+        "whatever such a file says: --disk-only boots the disk without the memory, --trust loads it\n"
+    )
+
+
+def test_memory_of_another_user_is_loaded_if_trusted_and_its_disk_boots_without(strange: Path) -> None:
+    assert "resume/state" in launched(strange, trust=True)[1]
+    assert launched(strange, disk_only=True)[1].keys() == {"local_image.qcow2"}
+
+
+def test_evidence_that_was_moved_is_still_this_users(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    moved = folder.rename(tmp_path_factory.mktemp("elsewhere") / "moved")
+    assert "resume/state" in launched(moved)[1]
+
+
+@pytest.mark.parametrize("changes", [{"machine": {"memory": True}}, {"user": "root"}, {"seal": "0" * 64}, {"x": 1}])
+def test_a_manifest_that_was_changed_is_a_strangers(changes: dict[str, Any], folder: Path) -> None:
+    change(folder, **changes)
+    with pytest.raises(SpecError, match="was not written by a run of this user on this machine"):
+        resume.read(folder)
+
+
+def test_memory_that_was_changed_does_not_start(folder: Path) -> None:
+    (folder / "memory.state").write_bytes(b"m3mory")
+    with pytest.raises(SpecError, match=r"/memory\.state has changed since a run of this user wrote it, and QEMU"):
+        launched(folder)
+    assert launched(folder, trust=True)[1]["resume/state"] == b"m3mory"
+
+
+def test_memory_does_not_start_on_a_disk_that_was_changed(folder: Path) -> None:
+    (folder / "overlay.qcow2").write_bytes(OVERLAY * 1001)
+    with pytest.raises(SpecError, match=r"/memory\.state is of a moment at which overlay\.qcow2 was another: "):
+        launched(folder)
+    assert launched(folder, disk_only=True)[1]["local_image.qcow2"] == OVERLAY * 1001
+
+
+@pytest.mark.parametrize("image", ["/etc/shadow", "https://203.0.113.1/x", "docker-image://evil", "no such name"])
+def test_a_stranger_does_not_say_what_is_read_or_fetched(image: str, strange: Path) -> None:
+    spec = json.loads((strange / "manifest.json").read_text())["spec"]
+    change(strange, spec={**spec, "image": image})
+    manager = Manager(stored=None, called_so=GUEST["digest"])
+    with pytest.raises(
+        SpecError, match=rf"/manifest\.json: spec\.image='{image}': the guest image is not in the store"
+    ):
+        guest(strange, manager, disk_only=True)
+    assert manager.asked_for == []
+    assert guest(strange, manager, disk_only=True, trust=True).digest == GUEST["digest"]
+    assert manager.asked_for == [image]
+    in_store = Manager(stored=GUEST["digest"], called_so="")
+    assert guest(strange, in_store, disk_only=True).key == GUEST["key"]
+
+
+@pytest.mark.parametrize(
+    ("made", "fact"),
+    [
+        (b"KDMV", "is not qcow2"),
+        (head(incompatible=4), "keeps its data in another file"),
+        (head(encryption=1), "is encrypted"),
+    ],
+)
+def test_a_disk_that_leads_to_other_files_is_named_before_anything_is_started(
+    made: bytes, fact: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "overlay.qcow2").write_bytes(made)
+    for words in (["--export", str(folder / "flat")], ["--disk-only"], ["--trust"]):
+        assert cli.main(["resume", str(folder), *words]) == 1
+        assert capsys.readouterr().err == f"virtainers: {folder}/overlay.qcow2 {fact}\n"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "overlay.qcow2", "memory.state", "ssh_key", "seed.iso"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_only_regular_files_of_the_folder_are_read(name: str, kind: str, folder: Path, tmp_path: Path) -> None:
+    path = folder / name
+    path.rename(tmp_path / "original")
+    if kind == "link":
+        path.symlink_to(tmp_path / "original")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(SpecError, match=r"which is not followed|is no regular file") as caught:
+        launched(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_is_nearly_all_hole_is_not_sent(folder: Path) -> None:
+    os.truncate(folder / "overlay.qcow2", 10 * 2**40)
+    with pytest.raises(
+        SpecError, match=rf"/overlay\.qcow2: it has {10 * 2**40} bytes, of which \d+ are there: at most"
+    ):
+        launched(folder, disk_only=True)
+
+
+def test_a_key_that_is_none_is_refused(folder: Path) -> None:
+    (folder / "ssh_key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nProxyCommand id\n")
+    with pytest.raises(SpecError, match=r"/ssh_key: an ed25519 private key without a passphrase is expected"):
+        launched(folder)
+
+
+def test_the_key_of_the_seals_is_private_and_made_anew_when_others_could_read_it(folder: Path, cache: Path) -> None:
+    key = cache / "evidence.key"
+    assert (key.stat().st_mode & 0o777, key.stat().st_size) == (0o600, 32)
+    before = key.read_bytes()
+    resume.read(folder)
+    assert key.read_bytes() == before
+    key.chmod(0o644)
+    with pytest.raises(SpecError, match="was not written by a run of this user"):
+        resume.read(folder)
+    assert key.read_bytes() != before
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_evidence_is_kept_without_a_seal_where_there_is_no_place_for_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    evidence.collect(machine(), tmp_path, memory=True, about={"guest": GUEST})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert "seal" not in manifest
+    assert manifest["missing"]["seal"].startswith("SpecError: the locks against other processes")
+
+
+def test_a_flat_disk_is_made_of_the_overlay_and_its_guest_image_alone(folder: Path, tmp_path: Path) -> None:
+    asked: list[Any] = []
+    manager = Manager(stored=GUEST["digest"], called_so="")
+    flatten = lambda *arguments: asked.append(arguments)  # noqa: E731
+    resume.export(
+        SimpleNamespace(store=manager.store, flatten=flatten),  # type: ignore[arg-type]
+        resume.read(folder, disk_only=True),
+        tmp_path / "flat",
+    )
+    ((overlay, name, places, target),) = asked
+    assert (name, places) == (f"{folder}/overlay.qcow2", ("guests/debian-13-x",))
+    assert target == tmp_path / "flat"
+    with tarfile.open(fileobj=io.BytesIO(b"".join(overlay))) as tar:
+        assert tar.getnames() == ["local_image.qcow2"]

@@ -44,7 +44,7 @@ def test_unknown_arguments_are_named_with_a_near_miss() -> None:
         ({"env": {"CIDR": 7}}, "a mapping from names of variables to texts is needed"),
         (
             {"env": {"RAM": "7"}},
-            "RAM is none of CIDR, DISK_CACHE, OS_VARIANT, SHUTDOWN_TIMEOUT; for others there are",
+            "'RAM' is none of CIDR, DISK_CACHE, OS_VARIANT, SHUTDOWN_TIMEOUT; for others there are",
         ),
         ({"user_data": "a: [1"}, "not YAML: while parsing a flow sequence"),
         (

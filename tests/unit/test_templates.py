@@ -88,10 +88,10 @@ class Shop:
 
     def __init__(self, manifest: bytes) -> None:
         self._manifest = manifest
-        self.scripts: list[str] = []
+        self.removed: list[tuple[str, ...]] = []
 
-    def shell(self, script: str) -> None:
-        self.scripts.append(script)
+    def shell(self, _script: str, *words: str) -> None:
+        self.removed.append(words)
 
     def scratch(self) -> "nullcontext[str]":
         return nullcontext("/store/.scratch-1")
@@ -103,7 +103,7 @@ class Shop:
 
 def test_a_manifest_brings_a_template_back() -> None:
     session = line.Session({"A": "00ff"}, {"session_id": "01"})
-    template = Template("abc", "alice", Keys.generate(), session, "no python3")
+    template = Template("abc", "guests/debian-13-abc", "alice", Keys.generate(), session, "no python3")
     spec = merge(resolve([]).shape)
     assert _load("abc", cast("Workshop", Shop(_manifest(template, spec, GUEST)))) == template
 
@@ -113,21 +113,30 @@ def test_a_damaged_manifest_counts_as_none(manifest: bytes) -> None:
     assert _load("abc", cast("Workshop", Shop(manifest))) is None
 
 
+@pytest.mark.parametrize(
+    "field", [{"user": "-oProxyCommand=id"}, {"guest": "guests/../../etc"}, {"guest": "guests/x; id"}, {"guest": 1}]
+)
+def test_a_manifest_with_what_is_no_name_counts_as_damaged(field: dict[str, object]) -> None:
+    template = Template("abc", GUEST.place, "alice", Keys.generate())
+    manifest = json.loads(_manifest(template, merge(resolve([]).shape), GUEST))
+    assert _load("abc", cast("Workshop", Shop(json.dumps(manifest).encode()))) is not None
+    assert _load("abc", cast("Workshop", Shop(json.dumps({**manifest, **field}).encode()))) is None
+
+
 @pytest.mark.parametrize(("stored", "goes"), [("the same", True), ("another", False), ("damaged", True)])
 def test_a_condemned_template_goes_unless_another_one_has_its_place(
     stored: str, goes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    spec, ours = merge(resolve([]).shape), Template("abc", "debian", Keys.generate())
+    spec, ours = merge(resolve([]).shape), Template("abc", "guests/debian-13-abc", "debian", Keys.generate())
     other = replace(ours, keys=Keys.generate())
     shop = Shop(b"{}" if stored == "damaged" else _manifest(ours if stored == "the same" else other, spec, GUEST))
     store = cast("Any", lambda: nullcontext(shop))
     templates = Templates(store, holds=Holds(), runtime_id="runtime:1", progress=SILENT)
     assert not templates.forget(ours, condemned=False)
-    assert shop.scripts == []
+    assert shop.removed == []
     assert templates.forget(ours, condemned=True) is goes
-    moved = "{ [ ! -e /store/templates/abc ] || mv /store/templates/abc /store/.scratch-1/0; }"
-    assert shop.scripts == ([moved] if goes else [])
+    assert shop.removed == ([("/store/.scratch-1", "/store/templates/abc")] if goes else [])
 
 
 def test_both_sides_of_a_clone_use_the_same_words() -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import subprocess
+import tempfile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import yaml
 
+from pytest_virtainers.errors import SpecError
+from pytest_virtainers.handle.tools import ssh_config_value
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.progress import SILENT
@@ -16,6 +23,7 @@ from pytest_virtainers.spec import merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ENGINE = SimpleNamespace(kind="podman", url="unix:///tmp/x y.sock")
 
@@ -41,3 +49,93 @@ def test_ansible_goes_on_with_no_connection_to_another_machine_of_this_name(vm: 
 
 def test_the_console_is_opened_in_the_engine_that_has_the_machine(vm: VM) -> None:
     assert vm.console_command == "podman --url 'unix:///tmp/x y.sock' exec -it 0123 console"
+
+
+NEEDS_SSH = pytest.mark.skipif(shutil.which("ssh") is None, reason="without OpenSSH")
+
+
+@pytest.fixture(
+    params=["plain", "two words", 'quo"te', "per%cent", "back\\slash", "ha#sh", "it's", "a=b", "percent %h"]
+)
+def odd_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, by a name that configurations could take for something else."""
+    folder = tmp_path / str(request.param)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def understood(*words: str) -> dict[str, str]:
+    """Give what OpenSSH makes of its options, by their names."""
+    done = subprocess.run([*words[:1], "-G", *words[1:]], capture_output=True, text=True, check=True)
+    return dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+
+
+@NEEDS_SSH
+def test_openssh_understands_paths_with_any_name(vm: VM, odd_folder: Path) -> None:
+    config = str(vm.ssh_config())
+    for words in (["ssh", "-F", config, "vm"], shlex.split(vm.ssh_command)):
+        found = understood(*words)
+        # It shows the paths before it replaces its tokens.
+        for option, name in (("identityfile", "key"), ("userknownhostsfile", "known_hosts")):
+            path = found[option].replace("%%", "%")
+            assert path.startswith(f"{odd_folder}/")
+            assert path.endswith(f"/{name}")
+        assert (found["user"], found["hostname"], found["hostkeyalias"]) == ("debian", "10.0.0.2", "vm")
+
+
+@NEEDS_SSH
+def test_what_follows_the_line_that_opens_a_session_is_a_command(vm: VM, tmp_path: Path) -> None:
+    line = shlex.split(vm.ssh_command)
+    assert line[-2:] == ["--", "debian@10.0.0.2"]
+    for word in ("true", f"-oProxyCommand=touch {tmp_path}/ran"):
+        assert understood(*line, word) == understood(*line)
+
+
+@NEEDS_SSH
+def test_a_destination_is_never_taken_for_an_option(vm: VM, tmp_path: Path) -> None:
+    vm.user = f"-oProxyCommand=touch {tmp_path}/ran;#"
+    for options in ([], ["-v"]):
+        subprocess.run([*shlex.split(vm.ssh_command), *options, "true"], capture_output=True, check=False, timeout=30)
+    assert not (tmp_path / "ran").exists()
+
+
+@NEEDS_SSH
+def test_the_way_through_the_engine_is_one_shell_line(vm: VM, tmp_path: Path) -> None:
+    words = ["printf", "%s", "%h %% $HOME 'b' \"c\" \\d"]
+    endpoint: Any = vm._endpoint
+    endpoint.ssh_options = lambda: {
+        "ProxyCommand": f"{shlex.join(words)} | tee {shlex.quote(str(tmp_path / 'said'))}"
+    }
+    for line in (["ssh", "-F", str(vm.ssh_config()), "vm"], shlex.split(vm.ssh_command)):
+        (tmp_path / "said").unlink(missing_ok=True)
+        subprocess.run([*line, "true"], capture_output=True, check=False, timeout=30)
+        assert (tmp_path / "said").read_text() == words[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("User", "a\nProxyCommand id"),
+        ("ProxyCommand", "a\nb"),
+        ("HostName", "a\rb"),
+        ("IdentityFile", "/${HOME}/key"),
+    ],
+)
+def test_what_a_configuration_cannot_hold_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SpecError, match=rf"^ssh_config cannot hold {name}='"):
+        ssh_config_value(name, value)
+
+
+def test_ansible_and_testinfra_find_the_configuration_by_any_name(
+    vm: VM, odd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shlex.split(vm.ansible_vars()["ansible_ssh_common_args"])
+    assert words == ["-F", str(vm.ssh_config()), "-o", "ControlPath=none"]
+    assert yaml.safe_load(vm.ansible_inventory().read_text())["all"]["hosts"]["vm"] == vm.ansible_vars()
+    asked: list[str] = []
+    testinfra = pytest.importorskip("testinfra")
+    monkeypatch.setattr(testinfra, "get_host", lambda url, sudo: asked.append(url))
+    assert vm.testinfra is None
+    url = urlsplit(asked[0])
+    assert (url.scheme, url.netloc, parse_qs(url.query)) == ("ssh", "vm", {"ssh_config": [str(vm.ssh_config())]})

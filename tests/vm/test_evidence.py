@@ -249,7 +249,7 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
     manifest = json.loads(path.read_text())
     manifest["machine"]["machine"]["qemu"] = "another"
     path.write_text(json.dumps(manifest))
-    refused = virtainers("resume", str(folder), "--", "true")
+    refused = virtainers("resume", "--trust", str(folder), "--", "true")
     assert f"the memory in {folder}/memory.state does not fit: " in refused
     assert f"virtainers resume --disk-only {folder}\n" in refused
     assert "booted\n" in virtainers("resume", "--disk-only", str(folder), "--", "ls /dev/shm/file || echo booted")

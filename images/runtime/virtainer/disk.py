@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-from typing import TYPE_CHECKING, Any
+import stat
+from typing import TYPE_CHECKING
 
+from virtainer import qcow2
 from virtainer.ending import End, Reason, say
 from virtainer.image import no_room
-from virtainer.tools import ToolError, run, start
+from virtainer.tools import ToolError, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,32 +82,40 @@ def _create(path: Path, base: Base, size: int) -> Callable[[], Path]:
 
 
 def _accept(path: Path, base: Base) -> None:
-    try:
-        info = json.loads(run("qemu-img", "info", "--output=json", str(path)))
-    except ToolError as error:
-        raise End(Reason.STORAGE, f"the overlay {path} cannot be used: {error}") from None
     record = _record(path)
     made_on = record.read_text().strip() if record.exists() else None
-    if complaint := objection(info, base, made_on):
+    try:
+        header = read_header(path)
+        complaint = objection(header, base, made_on)
+    except qcow2.Refused as refused:
+        complaint = f"{refused}: remove it"
+    if complaint:
         raise End(Reason.STORAGE, f"the overlay {path} {complaint}, or give this VM an IMAGE_DIR of its own")
-    say(f"using the overlay {path} again ({info['virtual-size'] / 2**30:.1f} GiB)")
+    say(f"using the overlay {path} again ({header.size / 2**30:.1f} GiB)")
 
 
-def objection(info: dict[str, Any], base: Base, made_on: str | None) -> str | None:
-    """Say what speaks against using an overlay again, from `qemu-img info` and the recorded fingerprint.
+def read_header(path: Path) -> qcow2.Header:
+    """Read the header of an overlay, which nothing of QEMU's has opened; raises OSError or qcow2.Refused."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe, nothing is waited for
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise qcow2.Refused("is no regular file")
+        return qcow2.parse(os.pread(file, qcow2.HEAD_BYTES, 0))
+    finally:
+        os.close(file)
+
+
+def objection(header: qcow2.Header, base: Base, made_on: str | None) -> str | None:
+    """Say what speaks against using an overlay again, from its header and the recorded fingerprint.
 
     An overlay from elsewhere has no record: then only a guest disk that outgrew it is noticed.
     """
-    if info["format"] != "qcow2":
-        return f"is {info['format']}, not qcow2: remove it"
-    if name := info.get("format-specific", {}).get("data", {}).get("data-file"):
-        return f"keeps its data in another file ({name}): remove it"
     if made_on and made_on != base.fingerprint:
         return (
             f"was made on another guest disk ({made_on}) than {base.path} ({base.fingerprint}): "
             "mount the former one, remove the overlay"
         )
-    if info["virtual-size"] < base.size:
+    if header.size < base.size:
         return f"is smaller than {base.path}, so it was made on another guest disk: remove it"
     return None
 

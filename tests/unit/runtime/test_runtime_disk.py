@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from virtainer import disk
+from virtainer.ending import End
 from virtainer.image import Base
+from virtainer.qcow2 import Header
+
+from tests.unit.fake_qcow2 import extension, head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BASE = Base(Path("/image"), "qcow2", size=2 * 2**30, fingerprint="cafe")
-OVERLAY: dict[str, Any] = {"format": "qcow2", "virtual-size": 40 * 2**30, "format-specific": {"data": {}}}
+OVERLAY = Header(40 * 2**30, "/image", 0)
 
 
 @pytest.mark.parametrize("made_on", ["cafe", None])
@@ -22,18 +27,38 @@ def test_an_overlay_of_this_guest_disk_is_used_again(made_on: str | None) -> Non
 
 
 @pytest.mark.parametrize(
-    ("said", "made_on", "complaint"),
+    ("header", "made_on", "complaint"),
     [
-        ({}, "beef", "was made on another guest disk (beef) than /image (cafe)"),
-        ({"virtual-size": 2**30}, None, "is smaller than /image"),
-        ({"format": "raw"}, "cafe", "is raw, not qcow2"),
-        ({"format-specific": {"data": {"data-file": "/etc/shadow"}}}, "cafe", "keeps its data in another file"),
+        (OVERLAY, "beef", "was made on another guest disk (beef) than /image (cafe)"),
+        (OVERLAY._replace(size=2**30), None, "is smaller than /image"),
     ],
 )
-def test_an_overlay_of_another_guest_disk_is_refused(
-    said: dict[str, Any], made_on: str | None, complaint: str
+def test_an_overlay_of_another_guest_disk_is_refused(header: Header, made_on: str | None, complaint: str) -> None:
+    assert (disk.objection(header, BASE, made_on) or "").startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"KDMV", "is not qcow2"),
+        (head(incompatible=4, size=2**32), "keeps its data in another file"),
+        (
+            head(extensions=extension(0x44415441, b"/store/manifest.json"), size=2**32),
+            "names another file for its data",
+        ),
+        (None, "is no regular file"),
+    ],
+)
+def test_an_overlay_that_leads_to_other_files_is_refused_before_a_tool_of_qemu_sees_it(
+    content: bytes | None, fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (disk.objection(OVERLAY | said, BASE, made_on) or "").startswith(complaint)
+    monkeypatch.setenv("PATH", "")  # nothing can be run
+    path = tmp_path / "local_image.qcow2"
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    with pytest.raises(
+        End, match=rf"^the overlay {path} {fact}: remove it, or give this VM an IMAGE_DIR of its own$"
+    ):
+        disk.overlay(BASE, tmp_path, size=2**31)
 
 
 def test_an_overlay_names_the_guest_disk_as_others_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from virtainer import evidence, machine, qmp, template
 from virtainer.ending import End
 from virtainer.settings import Settings
 
+from tests.unit.fake_qcow2 import head
 from tests.unit.runtime.fake_qemu import FakeQemu, listed
 
 OVERLAY, LAYER, BASE = (
@@ -48,6 +49,7 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "qemu-system-x86_64").write_text("program")
     (tmp_path / "seed.iso").write_bytes(b"seed")
+    (tmp_path / "local_image.qcow2").write_bytes(head())
     monkeypatch.setattr(template, "_PROGRAMS", tmp_path)
     monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
     for name, value in (("RAM", "64"), ("IMAGE_DIR", str(tmp_path)), ("TEMPLATE", str(tmp_path)), ("ACCEL", "tcg")):
@@ -68,12 +70,29 @@ def test_a_disk_becomes_one_layer_on_the_guest_image(
     assert qemu.commands == ["query-status", "stop", "cont"]
     copy, overlay = str(tmp_path / "evidence/overlay.qcow2"), str(tmp_path / "local_image.qcow2")
     assert tools.done == [
-        ("info", "--backing-chain", "--output=json", overlay),
-        ("convert", "-O", "qcow2", "-F", "qcow2", "-B", LAYER, overlay, copy),
+        ("info", "-f", "qcow2", "--backing-chain", "--output=json", overlay),
+        ("convert", "-f", "qcow2", "-O", "qcow2", "-F", "qcow2", "-B", LAYER, overlay, copy),
         ("rebase", "-f", "qcow2", "-F", "qcow2", "-b", BASE, copy),
     ]
     assert (tmp_path / "evidence/seed.iso").read_bytes() == b"seed"
     assert (tmp_path / "evidence").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("made", "fact"),
+    [
+        (head(incompatible=4), "keeps its data in another file"),
+        (head(backing=b"json:{}"), "is made on 'json:{}', which is no path"),
+        (head(backing=b"nbd://192.0.2.1/x"), "is made on 'nbd://192.0.2.1/x', which is no path"),
+    ],
+)
+def test_an_overlay_that_was_made_to_lead_elsewhere_is_not_opened(
+    made: bytes, fact: str, tools: Tools, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "local_image.qcow2").write_bytes(made)
+    assert evidence.main([]) == 1
+    assert capsys.readouterr().err == f"evidence: the overlay {tmp_path}/local_image.qcow2 {fact}\n"
+    assert tools.done == []
 
 
 def test_a_vm_that_is_over_or_stands_still_is_left_so(tools: Tools, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,273 @@
+"""Evidence from strangers, played against `virtainers resume`: real folders, tampered with as an attacker would.
+
+The attacker is after a shell line in the store's helper, an option of ssh, a variable of the container, another file
+of the store. What is refused is named in one line.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import VM, evidence
+from pytest_virtainers import resume as evidence_reader
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.errors import StoreError, VMGone
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.resume import MEMORY
+from pytest_virtainers.settings import Settings
+from pytest_virtainers.spec import check, merge
+from pytest_virtainers.store import Access, Removed
+
+SHAPE = {"ram": "512M", "disk": "3G", "cpus": 2}
+WORDS = "what only this disk has"
+
+
+@pytest.fixture(scope="module")
+def vm(manager: Manager, settings: Settings) -> Iterator[VM]:
+    vm = manager.launch(merge(settings.shape, check({**SHAPE, "name": "web"}, "here")))
+    yield vm
+    manager.discard(vm)
+
+
+@pytest.fixture(scope="module")
+def original(vm: VM, manager: Manager, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evidence with memory that this user has written here."""
+    folder = tmp_path_factory.mktemp("evidence")
+    vm.run(f"echo {WORDS} >mark; sync; echo in memory >/dev/shm/file")
+    evidence.collect(vm, folder, memory=True, about=manager.facts(vm))
+    assert json.loads((folder / "manifest.json").read_text())["missing"] == {}
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that may be tampered with; its large files are the original's."""
+    return Path(shutil.copytree(original, tmp_path / "evidence", copy_function=copy))
+
+
+def copy(source: str, target: str) -> None:
+    if Path(source).name in {"overlay.qcow2", "memory.state"}:
+        os.link(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def change(folder: Path, **fields: dict[str, object]) -> None:
+    """Change fields of the manifest, or fields of those."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name, value in fields.items():
+        manifest[name] = {**manifest[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(manifest))
+
+
+def resume(folder: Path, *words: str, cache: Path | None = None) -> tuple[int, str, str]:
+    """Resume it, with another user's cache if there is one; give exit code, stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_virtainers.cli", "resume", str(folder), *words],
+        env={**os.environ, **({"XDG_CACHE_HOME": str(cache)} if cache else {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(folder: Path, *words: str, **how: Any) -> str:
+    """Resume it, which fails; give the one line that says why, without the folder."""
+    code, out, said = resume(folder, *words, **how)
+    assert (code, out) == (1, ""), said
+    *_, last = lines = said.splitlines()
+    assert not any("Traceback" in line for line in lines)
+    assert last.startswith("virtainers: ")
+    return last.removeprefix("virtainers: ").replace(f"{folder}/", "")
+
+
+def test_shell_words_in_the_guests_key_run_nowhere(folder: Path, manager: Manager, tmp_path: Path) -> None:
+    digest = json.loads((folder / "manifest.json").read_text())["guest"]["digest"]
+    manifest = json.dumps({"disk": {"sha256": digest}})
+    change(folder, guest={"key": f"x; touch /store/ran; echo '{manifest}' #"})
+    target = tmp_path / "flat"
+    for words in (["--export", str(target)], ["--disk-only", "--", "true"], ["--trust", "--", "true"]):
+        said = refused(folder, *words)
+        assert said.startswith("manifest.json: guest.key='x; touch /store/ran; echo")
+        assert said.endswith("a name of letters, digits, ., _ and - is expected, starting with a letter or digit")
+    assert not target.exists()
+    with manager.store() as shop:
+        assert "ran" not in shop.shell("ls -A /store").split()
+
+
+def test_a_user_that_is_an_option_of_ssh_runs_nothing_here(folder: Path, tmp_path: Path) -> None:
+    change(folder, user=f"-oProxyCommand=touch {tmp_path}/ran;#")  # type: ignore[arg-type]
+    said = refused(folder, "--disk-only", "--", "true")
+    assert said.startswith("manifest.json: user='-oProxyCommand=touch ")
+    assert said.endswith("a login name of a-z, 0-9, _ and - is needed, starting with a letter or _")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_library_among_the_variables_is_not_loaded(folder: Path) -> None:
+    change(folder, spec={"env": {"LD_PRELOAD": f"{MEMORY}/state"}})
+    for words in ([], ["--trust"]):
+        said = refused(folder, *words, "--", "true")
+        assert said == (
+            f"manifest.json: spec.env={{'LD_PRELOAD': '{MEMORY}/state'}}: 'LD_PRELOAD' is none of CIDR, DISK_CACHE, "
+            "OS_VARIANT, SHUTDOWN_TIMEOUT; for others there are arguments"
+        )
+
+
+def test_memory_of_others_is_loaded_only_on_request(folder: Path, tmp_path: Path) -> None:
+    said = refused(folder, "--", "true", cache=tmp_path)
+    assert said.startswith("memory.state was not written by a run of this user on this machine, and QEMU loads ")
+    look = "cat mark /dev/shm/file || true"
+    _, out, said = resume(folder, "--trust", "--", look, cache=tmp_path)
+    assert out == f"{WORDS}\nin memory\n", said
+
+
+def test_ones_own_memory_goes_on_unless_it_was_changed(folder: Path) -> None:
+    _, out, said = resume(folder, "--", "cat mark /dev/shm/file || true")
+    assert out == f"{WORDS}\nin memory\n", said
+    state = folder / "memory.state"
+    content = state.read_bytes()
+    state.unlink()
+    state.write_bytes(content[:-1] + b"x")
+    assert refused(folder, "--", "true").startswith("memory.state has changed since a run of this user wrote it")
+
+
+def with_data_in(folder: Path, name: str) -> None:
+    """Have the disk of a folder say that its data is in the file `name` of the container."""
+    path = folder / "overlay.qcow2"
+    content = bytearray(path.read_bytes())
+    content[72:80] = struct.pack(">Q", struct.unpack_from(">Q", content, 72)[0] | 1 << 2)
+    length = struct.unpack_from(">I", content, 100)[0]
+    there = name.encode()
+    more = struct.pack(">II", 0x44415441, len(there)) + there.ljust(-(-len(there) // 8) * 8, b"\0") + bytes(8)
+    content[length : length + len(more)] = more
+    path.unlink()
+    path.write_bytes(content)
+
+
+def test_a_disk_whose_data_is_a_file_of_the_store_is_not_read(folder: Path, manager: Manager, tmp_path: Path) -> None:
+    with manager.store() as shop:
+        secret = shop.shell("ls -1 /store/templates/*/manifest.json | head -n 1").strip()
+    assert secret
+    with_data_in(folder, secret)
+    target = tmp_path / "flat"
+    for options in (["--export", str(target)], ["--disk-only"], ["--trust"]):
+        assert refused(folder, *options) == "overlay.qcow2 keeps its data in another file"
+    assert not [each.name for each in tmp_path.iterdir() if each != folder]
+
+
+def test_where_a_disk_is_used_its_header_is_looked_at_again(
+    folder: Path, manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it had been exchanged in between."""
+    with_data_in(folder, "/store/secret")
+    monkeypatch.setattr(evidence_reader, "_check_header", lambda _folder: None)
+    hostile = evidence_reader.read(folder, disk_only=True)
+    with pytest.raises(StoreError, match=rf"^{folder}/overlay\.qcow2 keeps its data in another file$"):
+        evidence_reader.export(manager, hostile, tmp_path / "flat")
+    vm = evidence_reader.launch(manager, hostile)
+    try:
+        with pytest.raises(
+            VMGone, match=r"the overlay /mounted/local_image\.qcow2 keeps its data in another file: remove"
+        ):
+            vm.wait_until_resumed()
+    finally:
+        manager.discard(vm)
+
+
+def test_a_guest_image_that_strangers_name_is_not_read_here(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.img").write_bytes(bytes(510) + b"\x55\xaa")
+    change(folder, spec={"image": str(tmp_path / "secret.img")}, guest={"key": "gone", "digest": "0" * 64})
+    said = refused(folder, "--disk-only", "--", "true")
+    assert said.startswith("manifest.json: spec.image='/")
+    assert (
+        ": the guest image is not in the store, and evidence of others does not say what this machine reads" in said
+    )
+
+
+def test_honest_evidence_of_others_is_exported(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "flat"
+    code, out, said = resume(folder, "--export", str(target), cache=tmp_path / "cache")
+    assert (code, out) == (0, f"{target}: a disk that needs no other\n"), said
+    content = target.read_bytes()
+    assert struct.unpack_from(">4sIQ", content) == (b"QFI\xfb", 3, 0), "on nothing else"
+    assert WORDS.encode() in content
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, manager: Manager) -> None:
+    template = vm._container.environment["TEMPLATE"]
+    code, listed = vm._container.run(["find", "/store", "-mindepth", "1", "-maxdepth", "2", "-type", "d"])
+    assert code == 0
+    (guest,) = {each for each in listed.decode().split() if each.startswith("/store/guests/")}
+    assert set(listed.decode().split()) == {"/store/guests", "/store/templates", template, guest}
+    with manager.store() as shop:
+        others = set(shop.shell("ls -1d /store/*/*").split()) - {template, guest}
+        if not others:
+            with shop.scratch() as scratch:
+                others = {scratch}
+    for other in others:
+        assert vm._container.run(["cat", f"{other}/manifest.json"])[0] != 0
+    for place in (template, guest):
+        code, said = vm._container.run(["touch", f"{place}/new"])
+        assert code != 0
+        assert b"Read-only file system" in said
+
+
+def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
+    vm: VM, manager: Manager, settings: Settings, engine: Engine
+) -> None:
+    """Or the engine's `volume prune` would take the disk that its own is made on."""
+    if settings.store.startswith("/"):
+        pytest.skip("the store is no volume")
+    places = [vm._container.environment["TEMPLATE"].removeprefix("/store/")]
+    binds = Access(engine, settings.store, manager.store).binds(places, lasting=True)
+    plan = Plan("virtainers-lasting", "helper", manager.runtime_image(), entrypoint=("cat",), binds=binds)
+    with contextlib.closing(Container(engine, plan, secrets.token_hex(4))) as container:
+        container.start()
+        mounts = engine.api.inspect_container(container.id)["Mounts"]
+        assert settings.store in {each.get("Name") for each in mounts}
+        code, seen = container.run(["find", "/kept", "/usr/lib/virtainer/kept/", "-mindepth", "1", "-printf", "%P\n"])
+        assert code == 0
+        assert not {"guests", "templates"} & set(seen.decode().split())
+        code, own = container.run(["find", f"/store/{places[0]}", "-mindepth", "1", "-printf", "%P\n"])
+        assert set(seen.decode().split()) == set(own.decode().split())
+
+
+def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(manager: Manager, settings: Settings) -> None:
+    guest = manager.guest(settings.shape["image"])
+    spec = merge(settings.shape, check({**SHAPE, "name": "vm"}, "here"))
+    with manager.store() as shop, shop.scratch() as scratch, shop.scratch() as other:
+        environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": scratch, **guest.machine("auto")}
+        plan = manager.starter.plan(spec, "x", (guest.place,), environment, "")
+        assert [(each.target, each.writable) for each in plan.binds] == [
+            (f"/store/{guest.place}", False),
+            (scratch, True),
+        ]
+        container = manager.starter.start(spec, (guest.place,), {**environment, "ACCEL": "none"}, "")
+        try:
+            assert container.wait(30), "it ends at once, as its setting is wrong"
+        finally:
+            container.close()
+        assert shop.shell('ls -A "$1" "$2"', scratch, other)
+
+
+def test_a_template_that_another_process_has_just_removed_is_named(manager: Manager, settings: Settings) -> None:
+    guest = manager.guest(settings.shape["image"])
+    spec = merge(settings.shape, check({**SHAPE, "name": "web"}, "here"))
+    with pytest.raises(Removed, match=r"^templates/gone is not in the store any more: it was removed just now$"):
+        manager.starter.start(spec, ("templates/gone", guest.place), {"TEMPLATE": "/store/templates/gone"}, "")
