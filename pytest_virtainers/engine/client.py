@@ -105,6 +105,11 @@ class Engine:
         private = " (private service)" if self._service else ""
         return f"{self.kind} {self.version} at {self.url}{private}"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it listens on a socket of this host's file system, so that its host is likely this one."""
+        return self.url.startswith("unix://")
+
     def memory_mib(self) -> int:
         """Give the memory of the engine's host in MiB."""
         if self._memory_mib is None:
