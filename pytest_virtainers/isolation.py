@@ -67,7 +67,7 @@ class Isolation:
         return {
             "CLOSED_NETWORKS": ",".join(closed.networks),
             "CLOSED_HOSTS": ",".join(closed.hosts),
-            **({} if network.has_host else {"CLOSED_GATEWAY": "off"}),  # its first address is somebody else's
+            "CLOSED_GATEWAY": "on" if network.has_host else "off",  # else its first address is somebody else's
         }
 
     def guard(self, container: Container, network: Network) -> None:

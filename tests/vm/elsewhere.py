@@ -47,14 +47,16 @@ def machine(addresses: Sequence[str], *, gateways: Sequence[str]) -> Iterator[No
             _ip("-netns", name, "route", "add", gateway, "dev", "wire")
             _ip("-netns", name, "route", "add", "default", "via", gateway, "dev", "wire")
         serve = [sys.executable, "-m", "http.server", str(PORT), "--bind", "::", "--directory", "/var/empty"]
-        with subprocess.Popen(["ip", "netns", "exec", name, *serve], stderr=subprocess.DEVNULL) as server:
-            undo.callback(server.terminate)
-            deadline = time.monotonic() + 20
-            for address in addresses:
-                while not reached(address):
-                    assert time.monotonic() < deadline, address
-                    time.sleep(0.1)
-            yield
+        server = undo.enter_context(
+            subprocess.Popen(["ip", "netns", "exec", name, *serve], stderr=subprocess.DEVNULL)
+        )
+        undo.callback(server.terminate)
+        deadline = time.monotonic() + 20
+        for address in addresses:
+            while not reached(address):
+                assert time.monotonic() < deadline, address
+                time.sleep(0.1)
+        yield
 
 
 def reached(address: str, port: int = PORT) -> bool:

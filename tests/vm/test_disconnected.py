@@ -25,7 +25,7 @@ def network(engine: Engine) -> Iterator[Network]:
 
 
 @pytest.fixture
-def vm(vm_factory: VMFactory, network: Network) -> VM:
+def vm(network: Network, vm_factory: VMFactory) -> VM:
     made = vm_factory("web", network={"name": "front", "mode": "existing", "source": network.name})
     made.run("true")
     return made
@@ -87,7 +87,7 @@ def test_the_next_command_does_not_fail(vm: VM, engine: Engine, network: Network
 
 
 def test_a_network_that_is_removed_takes_only_its_card_with_it(
-    vm_factory: VMFactory, engine: Engine, network: Network
+    network: Network, vm_factory: VMFactory, engine: Engine
 ) -> None:
     vm = vm_factory("web", nics=[{"name": "back", "mode": "existing", "source": network.name}])
     disconnect(engine, vm, network.name)

@@ -215,16 +215,16 @@ def test_a_card_whose_address_is_not_given_has_any_but_the_hosts(vms: Mapping[st
         mate.remove_nic(there)
 
 
-PRIVATE = ["10.88.7.2", "172.30.7.2", "192.168.77.2", "100.64.7.2", "198.18.7.2"]
+PRIVATE = ["10.99.7.2", "172.30.7.2", "192.168.77.2", "100.64.7.2", "198.18.7.2"]
 METADATA = ["169.254.169.254", "192.0.0.192", "100.100.100.200"]
 OTHERS = ["203.0.113.200"]
-GATEWAYS = ["10.88.7.1"]
+GATEWAYS = ["10.99.7.1"]
 
 
 @pytest.fixture
 def reaching(monkeypatch: pytest.MonkeyPatch) -> Iterator[VM]:
     """A VM of a run that has opened some of what is closed."""
-    monkeypatch.setenv("VIRTAINER_REACH", "10.88.0.0/16,203.0.113.0/24,169.254.169.254")
+    monkeypatch.setenv("VIRTAINER_REACH", "10.99.0.0/16,203.0.113.0/24,169.254.169.254")
     with launch(name="reaching") as vm:
         yield vm
 
@@ -241,12 +241,12 @@ def test_private_networks_and_metadata_services_are_closed_unless_they_are_named
         assert reached == set(OTHERS)
         assert not reaches(vms["alone"], OTHERS[0], elsewhere.PORT)
         named = {address for address in (*PRIVATE, *METADATA, *OTHERS) if reaches(reaching, address, elsewhere.PORT)}
-        assert named == {"10.88.7.2", "169.254.169.254", *OTHERS}
+        assert named == {"10.99.7.2", "169.254.169.254", *OTHERS}
         assert container_reaches(stranger, GATEWAYS[0], service), "the host's own address in a network that is open"
         wait_until_out_of_reach(reaching, GATEWAYS[0], service)
 
 
-LATER = ["10.88.9.0/24", "203.0.113.128/25"]
+LATER = ["10.99.9.0/24", "203.0.113.128/25"]
 
 
 @pytest.mark.parametrize("subnet", LATER)
