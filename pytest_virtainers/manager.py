@@ -119,7 +119,12 @@ class Manager:
             self.engine.close()
             raise
         self.networks = Networks(
-            self.engine, self._run_id, recorded=settings.capture != "never", lasting=tenure.detached
+            self.engine,
+            self._run_id,
+            recorded=settings.capture != "never",
+            reached=settings.reach,
+            note=progress.note,
+            lasting=tenure.detached,
         )
         self._access = Access(self.engine, settings.store, self.store)
         self._budget = Budget(self.engine, settings.max_ram, self._run_id, progress)

@@ -7,24 +7,25 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine import host, owner
 from pytest_virtainers.engine import network as engine_network
+from pytest_virtainers.engine import owner
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.forks import disown_in_child
 from pytest_virtainers.handle.network import Network
+from pytest_virtainers.isolation import Isolation
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.paths import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.container import Container
     from pytest_virtainers.network_spec import NetworkSpec
-
+    from pytest_virtainers.reach import Net
 
 # So that the guest is refused each call at once, and not some a second.
 _REFUSALS = {"net.ipv4.icmp_ratelimit": "0"}
-_EVERYTHING = ("0.0.0.0/0", "::/0")
 _IPV6 = {"net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf.default.disable_ipv6": "0"}
 
 
@@ -44,16 +45,27 @@ class Networks:
         engine: where they are.
         run_id: of the run.
         recorded: whether all that is on them is captured, for the evidence of failing tests.
+        reached: what VMs on them may call though it would be closed to them.
+        note: is given what a person should know.
         lasting: they are those of all VMs that are kept: one that is there is used again, and none is removed here.
     """
 
-    def __init__(self, engine: Engine, run_id: str, *, recorded: bool, lasting: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        run_id: str,
+        *,
+        recorded: bool,
+        reached: Sequence[Net] = (),
+        note: Callable[[str], object] = lambda _text: None,
+        lasting: bool = False,
+    ) -> None:
         self._engine = engine
         self._run_id = run_id
         self._recorded = recorded
         self._lasting = lasting
         self._made: dict[tuple[str, str | None], Network] = {}
-        self._others: dict[Network, str] = {}  # what of the engine's is closed to those on it
+        self._isolation = Isolation(engine, reached, note)
         self._lock = threading.Lock()
         disown_in_child(self)
 
@@ -89,25 +101,24 @@ class Networks:
     def setting(self, spec: NetworkSpec) -> Setting:
         """Say what a virtainer needs whose first card is on this network; raises as `get` does."""
         network = self.get(spec)
-        closed = self._closed(network) if network.has_host else {}  # on others, its first address is somebody else's
         isolated = spec.mode == "isolated"
         return Setting(
-            environment={**closed, **({"DNS": "names"} if isolated else {})},
+            environment={**self._isolation.environment(network), **({"DNS": "names"} if isolated else {})},
             sysctls={**_REFUSALS, **(_IPV6 if network.ipv6 else {})},
             dns_options=("ndots:1",) if isolated else (),
         )
 
-    def _closed(self, network: Network) -> dict[str, str]:
-        if network not in self._others:
-            closed: Iterable[object] = _EVERYTHING
-            if network.spec.mode != "isolated":
-                others = engine_network.taken_subnets(self._engine, besides=network.engine_name)
-                closed = {engine_network.POOL, *others}
-            self._others[network] = ",".join(sorted(map(str, closed)))
-        return {"CLOSED_NETWORKS": self._others[network], "CLOSED_HOSTS": ",".join(host.addresses())}
+    def guard(self, container: Container, spec: NetworkSpec) -> None:
+        """Close to a started virtainer, whose first card is on this network, what the host gets while it runs.
+
+        One of those that are kept is not guarded: this process ends before it.
+        """
+        if not self._lasting:
+            self._isolation.guard(container, self.get(spec))
 
     def close(self) -> None:
         """Remove them all; raises `EngineError`."""
+        self._isolation.close()
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
             for network in () if self._lasting else self._made.values():
                 stack.callback(network.close)

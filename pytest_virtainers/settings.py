@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import values
+from pytest_virtainers import reach, values
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.spec import PARSERS
 
@@ -93,6 +93,12 @@ SETTINGS = (
         values.size_or_share,
         "memory that all VMs of the machine may take together: a size, or a share of the engine's memory",
     ),
+    Setting(
+        "reach",
+        "none",
+        reach.networks,
+        "private networks that VMs may call: private (all), or networks with commas between them",
+    ),
     Setting("keep", "failed", values.choice("never", "failed", "always"), "whose machines leave evidence behind"),
     Setting("artifacts", "virtainer-artifacts", values.text, "folder for that evidence, under pytest's rootdir"),
     Setting("keep_memory", "off", values.switch, "on: keep the memory, too; `virtainers resume` goes on", flag=True),
@@ -123,6 +129,7 @@ class Settings:
     store_limit: int
     prefetch: bool
     max_ram: Callable[[int], int]
+    reach: tuple[reach.Net, ...]
     keep: str
     artifacts: str
     keep_memory: bool

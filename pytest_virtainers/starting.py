@@ -121,6 +121,7 @@ class Starter:
                     if mounted is not None:
                         container.put_archive("/mounted", mounted())
                     container.start()
+                    self._networks.guard(container, spec.first_network)
             except EngineError as error:
                 container.close()
                 if self._goes_without_kvm(plan, spec, error):  # Docker does here

@@ -16,7 +16,7 @@ import click
 from pytest_virtainers import values
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.progress import Progress, fitted
-from pytest_virtainers.settings import environment, resolve
+from pytest_virtainers.settings import Source, environment, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +33,10 @@ WORDS = "words"
 as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON.")
 
 
-def settings() -> Settings:
-    """Read the settings; raises `SpecError`."""
-    return resolve([environment(os.environ)])
+def settings(**options: str | None) -> Settings:
+    """Read the settings, those that a command has options for from there; raises `SpecError`."""
+    given = Source(lambda setting: f"--{setting.name.replace('_', '-')}", lambda setting: options.get(setting.name))
+    return resolve([given, environment(os.environ)])
 
 
 def progress() -> Progress:

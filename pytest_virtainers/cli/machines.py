@@ -63,6 +63,7 @@ _TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
 @click.option("--network", metavar="NAME", help="A network of the engine's, rather than ours.")
 @click.option("--ip", metavar="ADDRESS", help="Its address there.")
 @option_of("--internet", "on|off", "Off: nothing leaves the VM's network.")
+@option_of("--reach", "none|private|NETWORKS", "Private networks that it may call, with commas between them.")
 @option_of("--accel", "kvm|tcg|auto", "How it is run.")
 @option_of("--arch", "amd64|arm64|auto", "Its processor's architecture.")
 @option_of("--firmware", "bios|uefi|auto", "From which it boots.")
@@ -94,11 +95,11 @@ def run(words: tuple[str, ...], **given: Any) -> int:
     from pytest_virtainers.standalone import launched, wish
 
     detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
-    vnc = given.pop("vnc")
+    vnc, reach = given.pop("vnc"), given.pop("reach")
     wanted = _wanted(**given)
     if detach and vnc:
         raise click.UsageError(f"--vnc ends with this command: virtainers vnc {wanted['name']} is for later")
-    ours = settings()
+    ours = settings(reach=reach)
     with usage():
         spec = wish(wanted, ours, persist, OPTIONS)
     if words or not detach:

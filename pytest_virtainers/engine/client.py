@@ -114,6 +114,11 @@ class Engine:
         """The descriptors that a process has to inherit which uses this engine after us."""
         return () if self._service is None else (self._service.pipe,)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it listens on a socket of this host's file system, so that its host is likely this one."""
+        return self.url.startswith("unix://")
+
     def memory_mib(self) -> int:
         """Give the memory of the engine's host in MiB."""
         if self._memory_mib is None:

@@ -140,7 +140,8 @@ class Container:
         variables = dict(each.partition("=")[::2] for each in found["Config"]["Env"])
         self._begin(engine, found["Name"].lstrip("/"), variables)
         self._id, self._kept = str(found["Id"]), True
-        self._port = Port(next(iter(found["NetworkSettings"]["Networks"])))
+        networks = found["NetworkSettings"]["Networks"] or {}
+        self._port = Port(next(iter(networks), found["HostConfig"]["NetworkMode"]))  # it may be disconnected
         return self
 
     def _begin(self, engine: Engine, name: str, environment: Mapping[str, str]) -> None:
@@ -295,12 +296,15 @@ class Container:
             self._arrived.wait_for(lambda: self._output[True].count(text) >= times or self.ended, seconds)
         return self._output[True].count(text) >= times
 
-    def joint(self, network: str | None = None) -> Joint:
-        """Give what it has on a network, by default on that of its plan; raises `EngineError`."""
+    def joint(self, network: str | None = None, *, again: bool = False) -> Joint:
+        """Return what it has on a network, by default on that of its plan; raises `EngineError`.
+
+        With `again`, the engine is asked even if it has said that before.
+        """
         name = network or (self._port.network if self._port else "")
-        if name not in self._joints:
+        if again or name not in self._joints:
             with self.engine.failures(f"asking for the addresses of {self.name}"):
-                found: dict[str, Any] = self._api.inspect_container(self.id)["NetworkSettings"]["Networks"]
+                found: dict[str, Any] = self._api.inspect_container(self.id)["NetworkSettings"]["Networks"] or {}
             self._joints = {
                 each: Joint(
                     facts["MacAddress"].lower(),

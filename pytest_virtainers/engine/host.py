@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
+import threading
+import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LOCAL = "/32 host LOCAL"
 _GLOBAL = "00"  # linux/include/net/ipv6.h: the scope, as /proc/net/if_inet6 shows it
+_NEW_ADDRESSES = 0x10 | 0x100  # linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_MESSAGE_BYTES = 65536
+_SETTLE_SECONDS = 0.1  # an interface that is made gets several addresses
 
 
 def networks() -> list[IPv4Network]:
@@ -46,3 +57,33 @@ def _lines(table: str) -> list[str]:
         return Path("/proc/net", table).read_text().splitlines()
     except OSError:
         return []
+
+
+class AddressWatch:
+    """Calls a function, in a thread, whenever an address of this host comes or goes; on Linux only.
+
+    Args:
+        changed: is called once for changes that come together.
+    """
+
+    def __init__(self, changed: Callable[[], object]) -> None:
+        self._changed = changed
+        self._stop, self._stopped = socket.socketpair()
+        with contextlib.suppress(AttributeError, OSError):  # another system, or one that keeps this from us
+            news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            news.bind((0, _NEW_ADDRESSES))
+            news.setblocking(False)
+            threading.Thread(target=self._follow, args=(news,), name="addresses", daemon=True).start()
+
+    def _follow(self, news: socket.socket) -> None:
+        with news, self._stopped:
+            while self._stopped not in select.select([news, self._stopped], [], [])[0]:
+                time.sleep(_SETTLE_SECONDS)
+                with contextlib.suppress(OSError):  # it is empty, or more has come than it holds
+                    while news.recv(_MESSAGE_BYTES):
+                        pass
+                self._changed()
+
+    def close(self) -> None:
+        """Call it no more; a call that is under way goes on."""
+        self._stop.close()

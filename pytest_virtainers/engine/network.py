@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import docker.errors
 from docker.types import IPAMConfig, IPAMPool
 
-from pytest_virtainers.engine import host
+from pytest_virtainers.engine import host, owner
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.forks import Owner
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_virtainers.engine.client import Engine
+
+    Subnet = IPv4Network | IPv6Network
 
 # Not the engines' own pools: Docker's reach 192.168.100.0/24, which every guest has inside its container, and a
 # Docker or Podman that runs inside a guest would choose the same as the one outside.
@@ -160,18 +162,31 @@ def there_is(engine: Engine, name: str) -> bool:
         return any(each["Name"] == name for each in engine.api.networks(names=[name]))
 
 
-def subnets_of(network: Any) -> Iterator[IPv4Network | IPv6Network]:
+def subnets_of(network: Any) -> Iterator[Subnet]:
     """List the subnets of a network as the engine describes it."""
     for pool in (network.get("IPAM") or {}).get("Config") or ():
         if pool.get("Subnet"):
             yield ip_network(pool["Subnet"], strict=False)
 
 
-def taken_subnets(engine: Engine, besides: str) -> list[IPv4Network | IPv6Network]:
-    """List the subnets of the engine's networks but the one called `besides`; raises `EngineError`."""
+def taken_subnets(engine: Engine, besides: str) -> tuple[list[Subnet], list[Subnet]]:
+    """List the subnets of the engine's networks except the one called `besides`; raises `EngineError`.
+
+    Returns:
+        Those that a run of virtainers has made, this one or another, and those of others.
+    """
     with engine.failures("listing networks"):
-        found = engine.api.networks()
-    return [subnet for each in found if each["Name"] != besides for subnet in subnets_of(each)]
+        listed = [each for each in engine.api.networks() if each["Name"] != besides]
+    ours, others = (
+        [
+            subnet
+            for each in listed
+            if (owner.LABEL in (each.get("Labels") or {})) == is_ours
+            for subnet in subnets_of(each)
+        ]
+        for is_ours in (True, False)
+    )
+    return ours, others
 
 
 def free_subnets(taken: list[IPv4Network]) -> list[IPv4Network]:

@@ -58,6 +58,8 @@ _RECONNECT_SECONDS = 20.0
 _BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
 # A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
 SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
+# Long before that, the engine is asked whether the container is still on its network; without KVM just as soon.
+_FIRST_PULSE_SECONDS, _MAX_PULSE_SECONDS, _ASTRAY_SECONDS = 1.0, 5.0, 1.0
 
 
 class Core:
@@ -315,25 +317,63 @@ class Core:
         deadline = None if timeout is None else time.monotonic() + timeout
         connection = self._connected()
         record, self.first_command = self.first_command, None
-        pulse = Pulse(connection, self.scaled(_PULSE_SECONDS))
+        silence, started = self._silence_of(connection), threading.Event()
 
         def check() -> None:
             __tracebackhide__ = True
             meanwhile()
             self._check_alive()
-            self._silent = pulse.silence() > self.scaled(SILENCE_SECONDS)
+            self._silent = silence() > self.scaled(SILENCE_SECONDS)
             if self._silent:
                 raise self._hangs()
 
         try:
             with durations.recording(record):
                 return connection.execute(
-                    text, stdin=stdin, stdout=stdout, stderr=stderr, deadline=deadline, check=check
+                    text,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    deadline=deadline,
+                    check=check,
+                    started=started.set,
                 )
         except SSHError as error:
             broken = str(error)
+        if connection.astray and not started.is_set():
+            left = None if deadline is None else deadline - time.monotonic()
+            return self._execute(text, stdin=stdin, stdout=stdout, stderr=stderr, timeout=left, meanwhile=meanwhile)
+        if connection.astray:
+            raise SSHError(
+                f"{self.name}: {connection.astray}; {broken}, and it may still run. The next command goes through "
+                "the engine, or to the new address"
+            )
         met = self._look_after_break(connection)  # it may raise: that has its own words, and need not show these
         raise SSHError(f"{self.name}: {broken}{met}. The last lines of its console:\n{self.console.tail()}")
+
+    def _silence_of(self, connection: ssh.Connection) -> Callable[[], float]:
+        """Return a function that gives the seconds for which the guest's side has not answered.
+
+        It closes the connection when its container is no longer at the address to which that leads.
+        """
+        every = min(self.scaled(_PULSE_SECONDS), _MAX_PULSE_SECONDS)
+        pulse = Pulse(connection, every, _FIRST_PULSE_SECONDS)
+
+        def silence() -> float:
+            silent = pulse.silence()
+            address = connection.peer if silent > _ASTRAY_SECONDS else ""
+            if address and not self._endpoint.leads_to(address):
+                network = f"network {self.network.label} ({self.network.engine_name})"
+                now = self._endpoint.address
+                connection.astray = (
+                    f"its container has another address on {network}: {now}"
+                    if now
+                    else f"its container was disconnected from {network}"
+                )
+                connection.close()
+            return silent
+
+        return silence
 
     def _hangs(self) -> GuestStalled:
         """Note that the guest has not answered a question; give the error that says so."""

@@ -190,8 +190,9 @@ class Devices(Power):
         joint = self._container.connect(network.port(self.spec.guest_hostname, ip))
         undo.callback(self._let_go_of, network)
         how = ("hidden",) if network.is_wire else () if network.has_host else ("open",)
-        found = json.loads(self._control("device", "join", name, joint.mac, *how))
-        addresses = () if ip in {"dhcp", "none"} else tuple(found["addresses"])
+        sender = ("any",) if ip in {"dhcp", "none"} else ()  # which addresses it will have is the guest's business
+        found = json.loads(self._control("device", "join", name, joint.mac, *how, *sender))
+        addresses = () if sender else tuple(found["addresses"])
         nic = Nic(name, joint.mac, "", network, addresses, found["mtu"], dhcp=ip == "dhcp")
         undo.callback(self._unplug, nic)
         network.join(self, joint.mac)

@@ -9,16 +9,19 @@ import contextlib
 import re
 import shlex
 import sys
+import time
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.engine import host
+from pytest_virtainers.errors import EngineError
 from pytest_virtainers.handle import line, ssh
 
 if TYPE_CHECKING:
     from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.container import Container, Joint
 
+_LOOK_SECONDS = 1.0
 _DIRECT_SECONDS = 1.0
 _RELAY_EVERY = 4
 _SOCAT = re.compile(r"(?s).* socat\[\d+\] [A-Z] ")  # what stands before its words
@@ -32,22 +35,49 @@ class Endpoint:
     def __init__(self, engine: Engine, container: Container) -> None:
         self.engine = engine
         self._container = container
-        self._silent_tries = 0
-        joint = container.joint()
-        self.address = joint.address
-        beside = bool(self.address) and host.is_beside(IPv4Interface((self.address, joint.prefix)))
-        self._direct: bool | None = None if beside else False
+        self._direct: bool | None
+        self._take(container.joint())
+
+    def _take(self, joint: Joint) -> None:
+        self._looked, self._silent_tries = time.monotonic(), 0
+        self._address = joint.address
+        beside = bool(joint.address) and host.is_beside(IPv4Interface((joint.address, joint.prefix)))
+        self._direct = None if beside else False
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address at which others of its network reach the guest; empty while it is disconnected."""
+        if not self._address:
+            self._look()
+        return self._address
+
+    def leads_to(self, address: str) -> bool:
+        """Return whether the container is still at an address; the engine is asked at most once a second.
+
+        Where it is not, `dial` takes another way from now on.
+        """
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._look()
+        return address == self._address
+
+    def _look(self) -> None:
+        with contextlib.suppress(EngineError):  # then nothing is known, and whoever uses the way learns more
+            self._looked = time.monotonic()
+            joint = self._container.joint(again=True)
+            if joint.address != self._address:
+                self._take(joint)
 
     def dial(self, timeout: float) -> Any:
         """Open a connection, as a socket for paramiko; `timeout` in seconds; raises `OSError` or `EngineError`.
 
         On a network of this host, an open or refused port proves that the address can be reached. As long as there
         is no answer (the guest may not be up yet, or the network keeps its host out), each fourth try goes through
-        the relay.
+        the relay. So does all once the container is disconnected from its network.
         """
+        self.leads_to(self._address)
         if self._direct is not False:
             try:
-                sock = ssh.dial(self.address, min(timeout, _DIRECT_SECONDS))
+                sock = ssh.dial(self._address, min(timeout, _DIRECT_SECONDS))
             except ConnectionRefusedError:
                 self._direct = True
                 raise
@@ -72,9 +102,10 @@ class Endpoint:
 
     def dial_line(self) -> Any:
         """Open a connection to the line of a clone that runs, as a socket for paramiko; raises as `dial` does."""
+        self.leads_to(self._address)
         if self._direct is not False:
             try:
-                sock = ssh.dial(self.address, _DIRECT_SECONDS, line.PORT)
+                sock = ssh.dial(self._address, _DIRECT_SECONDS, line.PORT)
             except OSError:
                 self._direct = False  # a clone's supervisor listens before it runs
             else:

@@ -18,12 +18,13 @@ class Pulse:
     Args:
         connection: to ask.
         every: seconds between an answer and the next question.
+        first: seconds until the first question.
     """
 
-    def __init__(self, connection: Connection, every: float) -> None:
+    def __init__(self, connection: Connection, every: float, first: float) -> None:
         self._connection, self._every = connection, every
         self._lock = threading.Lock()
-        self._answered = time.monotonic()
+        self._answered = time.monotonic() - every + first
         self._asked: float | None = None
 
     def silence(self) -> float:

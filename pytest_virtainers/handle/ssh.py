@@ -47,10 +47,12 @@ class Connection:
 
     Attributes:
         transport: paramiko's, for what this class does not do.
+        astray: why it leads nowhere; empty as long as nothing of that kind is known.
     """
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self.transport = transport
+        self.astray = ""
         self._ahead: list[paramiko.Channel] = []
         self._asking = threading.Lock()
         disown_in_child(self)
@@ -59,6 +61,15 @@ class Connection:
     def alive(self) -> bool:
         """Whether the connection still stands, as far as this side knows."""
         return self.transport.is_active()
+
+    @property
+    def peer(self) -> str:
+        """The address to which it leads; empty when it goes through the engine, or is over."""
+        sock: Any = self.transport.sock
+        try:
+            return str(sock.getpeername()[0]) if isinstance(sock, socket.socket) else ""
+        except OSError:
+            return ""
 
     def execute(
         self,
@@ -69,6 +80,7 @@ class Connection:
         stderr: Callable[[bytes], object],
         deadline: float | None,
         check: Callable[[], None],
+        started: Callable[[], object] = lambda: None,
     ) -> int:
         """Run `command` in the guest's shell; give its exit code, -1 when a signal ended it.
 
@@ -83,6 +95,7 @@ class Connection:
             stderr: called with each piece of standard error.
             deadline: on `time.monotonic()`; holds even when the guest no longer answers.
             check: called four times a second; raises when there is no point in waiting on.
+            started: called when the guest has said that it runs the command.
 
         Raises:
             TimedOut: the deadline passed.
@@ -91,6 +104,7 @@ class Connection:
         __tracebackhide__ = True
         with phase("open channel"):
             channel = self._open(command, deadline, check)
+        started()
         if stdin is None:
             channel.shutdown_write()
         else:

@@ -8,11 +8,11 @@ import selectors
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import paramiko
 
-from pytest_virtainers.errors import SSHError
+from pytest_virtainers.errors import SSHError, VirtainerError
 from pytest_virtainers.forks import close_in_child
 from pytest_virtainers.handle import ssh
 from pytest_virtainers.handle.core import SILENCE_SECONDS, Core
@@ -21,6 +21,7 @@ from pytest_virtainers.handle.patience import TimedOut, patiently
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+T = TypeVar("T")
 _CHUNK_BYTES = 256 * 1024
 _POLL_SECONDS = 0.5
 _CANCEL = "cancel-tcpip-forward"
@@ -67,10 +68,47 @@ class Tunnels(Core):
             yield Address("127.0.0.1", given)
 
     def _serve(self, host: str, port: int, caller: socket.socket, over: threading.Event) -> None:
-        with caller, contextlib.suppress(SSHError, *ssh.FAILURES):  # the caller sees its connection end
+        with caller, contextlib.suppress(VirtainerError, *ssh.FAILURES):  # the caller sees its connection end
             origin = caller.getpeername()
-            channel = self._connected().transport.open_channel("direct-tcpip", (host, port), origin)
-            join(caller, channel, over)
+            connection, channel = self._ask(
+                lambda connection: connection.transport.open_channel("direct-tcpip", (host, port), origin),
+                unwanted=lambda _connection, late: late.close(),
+            )
+            join(caller, channel, over, meanwhile=self._silence_of(connection))
+
+    def _ask(
+        self,
+        question: Callable[[ssh.Connection], T],
+        *,
+        unwanted: Callable[[ssh.Connection, T], object],
+        timeout: float | None = None,
+    ) -> tuple[ssh.Connection, T]:
+        """Ask the guest's sshd, and ask again through the engine if the container has lost its network.
+
+        Raises:
+            TimedOut: there was no answer within `timeout` seconds.
+        """
+        __tracebackhide__ = True
+        while True:
+            connection = self._connected()
+            silence = self._silence_of(connection)
+
+            def check(silence: Callable[[], float] = silence) -> None:
+                self._check_alive()
+                silence()
+
+            try:
+                answer = patiently(
+                    functools.partial(question, connection),
+                    check=check,
+                    deadline=None if timeout is None else time.monotonic() + timeout,
+                    unwanted=functools.partial(unwanted, connection),
+                )
+            except ssh.FAILURES:
+                if not connection.astray:
+                    raise
+            else:
+                return connection, answer
 
     @contextlib.contextmanager
     def reverse(self, port: int, *, guest_port: int | None = None) -> Iterator[int]:
@@ -88,15 +126,13 @@ class Tunnels(Core):
             GuestStalled: it does not answer.
         """
         __tracebackhide__ = True
-        connection = self._connected()
         wanted = port if guest_port is None else guest_port
         over = threading.Event()
         try:
-            given = patiently(
-                lambda: connection.listen(wanted, self._arrived),
-                check=self._check_alive,
-                deadline=time.monotonic() + self.scaled(SILENCE_SECONDS),
-                unwanted=lambda late: connection.request(_CANCEL, ("127.0.0.1", late)),
+            connection, given = self._ask(
+                lambda connection: connection.listen(wanted, self._arrived),
+                unwanted=lambda connection, late: connection.request(_CANCEL, ("127.0.0.1", late)),
+                timeout=self.scaled(SILENCE_SECONDS),
             )
         except TimedOut:
             raise self._hangs() from None
@@ -184,8 +220,13 @@ class Channel(Protocol):
         """End it."""
 
 
-def join(sock: socket.socket, channel: Channel, over: threading.Event) -> None:
-    """Copy both ways until both ends have said all, or it is over."""
+def join(
+    sock: socket.socket,
+    channel: Channel,
+    over: threading.Event,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> None:
+    """Copy both ways until both ends have said all, or it is over; call `meanwhile` again and again."""
 
     def from_channel() -> None:
         with contextlib.suppress(*ssh.FAILURES):
@@ -199,6 +240,7 @@ def join(sock: socket.socket, channel: Channel, over: threading.Event) -> None:
     with contextlib.suppress(*ssh.FAILURES), selectors.DefaultSelector() as arriving:
         arriving.register(sock, selectors.EVENT_READ)
         while not (channel.closed or over.is_set()):
+            meanwhile()
             if arriving.select(_POLL_SECONDS):
                 data = sock.recv(_CHUNK_BYTES)
                 if not data:

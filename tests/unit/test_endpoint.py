@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers.engine.container import Joint
+from pytest_virtainers.errors import EngineError
 from pytest_virtainers.handle import line
 from pytest_virtainers.handle.endpoint import RELAY, Endpoint
 
@@ -26,11 +27,16 @@ class FakeContainer:
 
     def __init__(self, joint: Joint) -> None:
         self._joint = joint
+        self.is_now = joint
+        self.looks = 0
         self.commands: list[list[str]] = []
         self.deaf = False
         self.closed = 0
 
-    def joint(self) -> Joint:
+    def joint(self, *, again: bool = False) -> Joint:
+        if again:
+            self.looks += 1
+            self._joint = self.is_now
         return self._joint
 
     def stream(self, command: list[str]) -> Any:
@@ -102,6 +108,59 @@ def test_a_network_that_keeps_its_host_out_is_found_out(monkeypatch: pytest.Monk
             tried.dial(5)
     assert tried.dial(5) is tried.dial(5) is container, "it is known now"
     assert container.commands == [RELAY, RELAY]
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is asked each time."""
+    monkeypatch.setattr("pytest_virtainers.handle.endpoint._LOOK_SECONDS", -1.0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_container_that_is_disconnected_is_reached_through_the_engine(port: socket.socket) -> None:
+    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    lost = endpoint(container)
+    lost.dial(5).close()
+    assert lost.leads_to(ADDRESS)
+    container.is_now = Joint("", "")
+    port.close()  # or it is somebody else's now
+    lost.dial(5)
+    lost.dial_line()
+    assert container.commands == [RELAY, line.COMMAND]
+    assert not lost.leads_to(ADDRESS)
+    assert lost.address == ""
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_container_that_is_connected_again_has_an_address_again(port: socket.socket) -> None:
+    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    back = endpoint(container)
+    container.is_now = Joint("", "")
+    assert not back.leads_to(ADDRESS)
+    container.is_now = Joint("", "127.9.9.9", prefix=8)
+    assert back.address == "127.9.9.9"
+    assert not back.leads_to(ADDRESS)
+    assert port.fileno() > 0
+    assert back.ssh_options() == {}
+
+
+def test_the_engine_is_not_asked_again_and_again() -> None:
+    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    known = endpoint(container)
+    assert all(known.leads_to(ADDRESS) for _ in range(10))
+    assert container.looks == 0
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_engine_that_does_not_answer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    known = endpoint(container)
+
+    def fail(**_: object) -> Joint:
+        raise EngineError("it is restarted")
+
+    monkeypatch.setattr(container, "joint", fail)
+    assert known.leads_to(ADDRESS)
 
 
 def test_what_the_relay_met_is_told() -> None:

@@ -1,5 +1,10 @@
 """What the tables of Linux say of the host's networks and addresses."""
 
+import os
+import subprocess
+import sys
+import threading
+import time
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -66,3 +71,25 @@ def test_a_host_is_beside_what_its_own_address_shares_a_network_with() -> None:
     # Linux sends there from 127.0.0.1, which is in the larger network and not in the smaller one.
     assert not host.is_beside(IPv4Interface("127.1.2.3/24"))
     assert not host.is_beside(IPv4Interface("203.0.113.7/24"))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root gives this host an address")
+def test_an_address_that_comes_is_noticed_until_nobody_wants_to_know() -> None:
+    noticed = threading.Event()
+    watch = host.AddressWatch(noticed.set)
+    try:
+        for version, address in (("-4", "127.77.88.99/32"), ("-6", "fd77::99/128")):
+            noticed.clear()
+            subprocess.run(["ip", version, "address", "add", address, "dev", "lo"], check=True)
+            subprocess.run(["ip", version, "address", "delete", address, "dev", "lo"], check=True)
+            assert noticed.wait(10), address
+    finally:
+        watch.close()
+    wait_until_over("addresses")
+
+
+def wait_until_over(thread: str) -> None:
+    deadline = time.monotonic() + 10
+    while any(each.name == thread for each in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -88,7 +88,10 @@ def manager(world: World) -> Iterator[Manager]:
         manager: Any = Manager(settings, SILENT, keeps_lost=True)
         network = SimpleNamespace(port=lambda *_, **_named: None, join=lambda *_: None)
         manager.networks = manager.starter._networks = SimpleNamespace(
-            get=lambda _: network, setting=lambda _: Setting({}, {}, ()), close=lambda: None
+            get=lambda _: network,
+            setting=lambda _: Setting({}, {}, ()),
+            guard=lambda *_: None,
+            close=lambda: None,
         )
         manager._budget = manager.starter._memory = SimpleNamespace(
             check=lambda _: None, room=lambda *_, **_named: nullcontext()

@@ -236,7 +236,7 @@ def without_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(run.manager.starter, "_memory", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
     setting = Setting({}, {}, ())
     network = SimpleNamespace(port=lambda *_, **_named: Port("n"), join=lambda *_: None)
-    networks = SimpleNamespace(get=lambda _: network, setting=lambda _: setting)
+    networks = SimpleNamespace(get=lambda _: network, setting=lambda _: setting, guard=lambda *_: None)
     monkeypatch.setattr(run.manager, "networks", networks)
     monkeypatch.setattr(run.manager.starter, "_networks", networks)
     monkeypatch.setattr(run.manager._access, "_root", "/volumes/store")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.engine import detect, network
+from pytest_virtainers.engine import detect, network, owner
 from pytest_virtainers.errors import EngineError
 from tests.unit.fake_engine import DOCKER, PODMAN, Answer, serving
 
@@ -156,9 +156,16 @@ def test_a_network_that_should_exist_and_does_not_is_told_of() -> None:
         engine.close()
 
 
-def test_the_subnets_of_all_other_networks_are_taken() -> None:
-    listed = [{"Name": "mine", **BOTH}, {"Name": "other", **BOTH}, {"Name": "host", "IPAM": {"Config": []}}]
+def test_the_subnets_of_all_other_networks_are_taken_by_runs_or_by_others() -> None:
+    labels = owner.labels("network", "1")
+    listed = [
+        {"Name": "mine", **BOTH},
+        {"Name": "other", **BOTH, "Labels": None},
+        {"Name": "virtainers-1", "Labels": labels, "IPAM": {"Config": [{"Subnet": "10.51.0.0/24"}]}},
+        {"Name": "host", "IPAM": {"Config": []}},
+    ]
     with serving({"GET /networks": (200, listed)}) as server:
         engine = detect.find(server.url)
-        assert network.taken_subnets(engine, besides="mine") == [IPv6Network("fd50::/64"), LAB]
+        ours, others = network.taken_subnets(engine, besides="mine")
         engine.close()
+    assert (ours, others) == ([IPv4Network("10.51.0.0/24")], [IPv6Network("fd50::/64"), LAB])

@@ -125,7 +125,7 @@ class Connection:
     def __init__(self, *codes: int | Exception, together: int = 1) -> None:
         self._codes = list(codes)
         self._all_there = threading.Barrier(together)
-        self.closed, self.alive = False, True
+        self.closed, self.alive, self.astray = False, True, ""
 
     def execute(self, _command: str, **_: object) -> int:
         self._all_there.wait(10)
@@ -191,6 +191,69 @@ def test_a_connection_that_breaks_under_several_commands_is_made_anew_once(monke
             with pytest.raises(SSHError, match="the SSH connection broke while 'x' ran"):
                 each.result()
     assert made == [vm._connection]
+
+
+class Silent:
+    """A direct connection on which the guest's side is silent, until we close it; commands may have started."""
+
+    peer, alive, astray = "10.0.0.2", True, ""
+
+    def __init__(self, *, starts: bool) -> None:
+        self._starts = starts
+
+    def execute(self, _command: str, *, check: Any, started: Any, **_: object) -> int:
+        if self._starts:
+            started()
+        deadline = time.monotonic() + 10
+        while self.alive:
+            assert time.monotonic() < deadline
+            check()
+            time.sleep(0.01)
+        raise BROKE
+
+    def answers(self, _seconds: float) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.alive = False
+
+
+def disconnected(monkeypatch: pytest.MonkeyPatch, connection: Silent, *, now: str = "") -> tuple[VM, Connection]:
+    """Give a machine whose container has lost its network, and the connection that it makes next."""
+    monkeypatch.setattr(core, "_FIRST_PULSE_SECONDS", 0.0)
+    monkeypatch.setattr(core, "_ASTRAY_SECONDS", 0.05)
+    vm, through_engine = connected(connection), Connection(0)
+    monkeypatch.setattr(vm, "_endpoint", SimpleNamespace(address=now, leads_to=lambda address: address == now))
+    monkeypatch.setattr(vm, "network", SimpleNamespace(label="front", engine_name="run-front"))
+    monkeypatch.setattr(vm, "_connect", lambda _seconds: through_engine)
+    return vm, through_engine
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ("", "its container was disconnected from network front (run-front)"),
+        ("10.0.0.9", "its container has another address on network front (run-front): 10.0.0.9"),
+    ],
+)
+def test_a_command_under_which_its_network_goes_says_so(
+    monkeypatch: pytest.MonkeyPatch, now: str, words: str
+) -> None:
+    vm, through_engine = disconnected(monkeypatch, Silent(starts=True), now=now)
+    with pytest.raises(SSHError) as caught:
+        vm.run("x")
+    assert str(caught.value) == (
+        f"vm: {words}; the SSH connection broke while 'x' ran, and it may still run. The next command goes through "
+        "the engine, or to the new address"
+    )
+    assert vm.run("x").ok
+    assert vm._connection is through_engine  # type: ignore[comparison-overlap]
+
+
+def test_a_command_that_was_not_started_goes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, through_engine = disconnected(monkeypatch, Silent(starts=False))
+    assert vm.run("x").ok
+    assert vm._connection is through_engine  # type: ignore[comparison-overlap]
 
 
 def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,30 @@
 import contextlib
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network
 
 import pytest
 
-from pytest_virtainers import VM
+from pytest_virtainers import VM, launch
 from pytest_virtainers.engine import host
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan, Port
+from pytest_virtainers.engine.network import Network, Shape
+from tests.vm import elsewhere
+from tests.vm.elsewhere import needs_root
+from tests.vm.forging import LISTEN, arp_reply, datagram, frame, send
 from tests.vm.hearing import heard, needs_ears
 from tests.vm.stranger import PORT, web_server
 
+LAN, LAN_TOO = ({"name": name, "mode": "nat", "ipv6": True} for name in ("lan", "lan-too"))
 pytestmark = [
     pytest.mark.virtainer(scope="module"),
     pytest.mark.virtainer("a"),
     pytest.mark.virtainer("b"),
-    pytest.mark.virtainer("other", network="other"),
-    pytest.mark.virtainer("its-mate", network="other"),
+    pytest.mark.virtainer("other", network="other", nics=[LAN]),
+    pytest.mark.virtainer("its-mate", network="other", nics=[LAN, {"network": LAN_TOO, "ip": "none"}]),
     pytest.mark.virtainer("alone", internet="off"),
     pytest.mark.virtainer("mate", internet="off"),
     pytest.mark.virtainer("six", network={"name": "six", "ipv6": True}),
@@ -35,6 +42,13 @@ def reaches(vm: VM, address: str, port: int = _SSH) -> bool:
 
 def container_reaches(container: Container, address: str, port: int = _SSH) -> bool:
     return container.run(["python3", "-c", _CALL.format(3), address, str(port)])[0] == 0
+
+
+def wait_until_out_of_reach(vm: VM, address: str, port: int) -> None:
+    """Wait the moment that it takes until a VM's container knows a new address of the host."""
+    deadline = time.monotonic() + 5
+    while reaches(vm, address, port):
+        assert time.monotonic() < deadline, f"{vm.name} reaches {address}"
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +139,135 @@ def test_ipv6_between_machines(vms: Mapping[str, VM], addresses: list[str]) -> N
     for address in addresses:
         assert not reaches(six, address), address
     assert not vms["a"].ip6
+
+
+GATEWAY_MAC, GUEST_MAC = "52:54:00:76:69:01", "52:54:00:76:69:02"
+
+
+def inner_address(vm: VM, family: str = "-4") -> str:
+    """Return the address that the guest itself knows of its first card."""
+    return vm.run(f"ip {family} -o address show dev eth0 scope global").stdout.split()[3].partition("/")[0]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_first_card_sends_from_the_guests_own_address_alone(vms: Mapping[str, VM], version: int) -> None:
+    """As the root of a guest may forge it: a neighbour's address, its host's, that of somebody in the world."""
+    vm, mate = (vms[name] for name in (("a", "b") if version == 4 else ("six", "seven")))
+    if version == 4:
+        own, to = inner_address(vm), mate.ip
+        gateway = str(vm.network.subnet[1]) if vm.network.subnet else ""
+        forged = [mate.ip, gateway, "198.51.100.7", "192.168.100.77"]
+    else:
+        vm.wait_until_succeeds("ip -6 addr show dev eth0 scope global | grep fd76:")
+        own, to = inner_address(vm, "-6"), mate.ip6
+        forged = [mate.ip6, "2001:db8::7", "fd76:6972:7461::77"]
+    with mate.popen(["python3", "-c", LISTEN]) as listening:
+        heard = listening.lines(timeout=60)
+        assert next(heard) == "listening"
+        frames = [frame(GATEWAY_MAC, GUEST_MAC, datagram(each, to, f"as {each}")) for each in forged]
+        tagged = [frame(GATEWAY_MAC, GUEST_MAC, datagram(each, to, f"tagged as {each}"), tags=2) for each in forged]
+        send(vm, "eth0", *frames, *tagged, frame(GATEWAY_MAC, GUEST_MAC, datagram(own, to, "own")))
+        assert next(heard) == "own"
+
+
+def test_a_card_on_no_wire_sends_from_its_own_addresses_alone(vms: Mapping[str, VM]) -> None:
+    vm, mate = vms["other"], vms["its-mate"]
+    card, there = vm.nics["lan"], mate.nics["lan"]
+    network = card.network
+    assert network is not None
+    assert network.subnet is not None
+    host_address, free = str(network.subnet[1]), str(network.subnet[9])
+    with mate.popen(["python3", "-c", LISTEN]) as listening:
+        heard = listening.lines(timeout=60)
+        assert next(heard) == "listening"
+        forged = [
+            *(datagram(each, there.ip, f"as {each}") for each in (host_address, free, there.ip)),
+            *(datagram(each, there.ip6, f"as {each}") for each in ("2001:db8::7", there.ip6)),
+        ]
+        own = [datagram(card.ip, there.ip, "IPv4"), datagram(card.ip6, there.ip6, "IPv6")]
+        send(
+            vm,
+            card.device,
+            *(frame(there.mac, card.mac, each, tags=tags) for each in forged for tags in (0, 1, 2)),
+            *(frame(there.mac, "02:00:00:00:00:07", each) for each in own),
+            frame(there.mac, card.mac, arp_reply(card.mac, free, there.mac, there.ip)),
+            *(frame(there.mac, card.mac, each) for each in own),
+        )
+        assert [next(heard), next(heard)] == ["IPv4", "IPv6"]
+    assert free not in mate.run("ip neigh").stdout
+
+
+def test_a_card_whose_address_is_not_given_has_any_but_the_hosts(vms: Mapping[str, VM]) -> None:
+    """It is how a machine on an ordinary network takes over another one's address."""
+    mate, vm = vms["other"], vms["its-mate"]
+    card = vm.nics["lan-too"]
+    assert card.network is not None
+    assert card.network.subnet is not None
+    there = mate.add_nic(card.network)
+    try:
+        with mate.popen(["python3", "-c", LISTEN]) as listening:
+            heard = listening.lines(timeout=60)
+            assert next(heard) == "listening"
+            senders = [str(card.network.subnet[number]) for number in (1, 77)]
+            send(vm, card.device, *(frame(there.mac, card.mac, datagram(each, there.ip, each)) for each in senders))
+            assert next(heard) == senders[1]
+    finally:
+        mate.remove_nic(there)
+
+
+PRIVATE = ["10.99.7.2", "172.30.7.2", "192.168.77.2", "100.64.7.2", "198.18.7.2"]
+METADATA = ["169.254.169.254", "192.0.0.192", "100.100.100.200"]
+OTHERS = ["203.0.113.200"]
+GATEWAYS = ["10.99.7.1"]
+
+
+@pytest.fixture
+def reaching(monkeypatch: pytest.MonkeyPatch) -> Iterator[VM]:
+    """A VM of a run that has opened some of what is closed."""
+    monkeypatch.setenv("VIRTAINER_REACH", "10.99.0.0/16,203.0.113.0/24,169.254.169.254")
+    with launch(name="reaching") as vm:
+        yield vm
+
+
+@needs_root
+def test_private_networks_and_metadata_services_are_closed_unless_they_are_named(
+    vms: Mapping[str, VM], reaching: VM, stranger: Container, service: int
+) -> None:
+    a = vms["a"]
+    with elsewhere.machine([*PRIVATE, *METADATA, *OTHERS], gateways=GATEWAYS):
+        for address in (*PRIVATE, *METADATA, *OTHERS):
+            assert container_reaches(stranger, address, elsewhere.PORT), f"an ordinary container reaches {address}"
+        reached = {address for address in (*PRIVATE, *METADATA, *OTHERS) if reaches(a, address, elsewhere.PORT)}
+        assert reached == set(OTHERS)
+        assert not reaches(vms["alone"], OTHERS[0], elsewhere.PORT)
+        named = {address for address in (*PRIVATE, *METADATA, *OTHERS) if reaches(reaching, address, elsewhere.PORT)}
+        assert named == {"10.99.7.2", "169.254.169.254", *OTHERS}
+        assert container_reaches(stranger, GATEWAYS[0], service), "the host's own address in a network that is open"
+        wait_until_out_of_reach(reaching, GATEWAYS[0], service)
+
+
+LATER = ["10.99.9.0/24", "203.0.113.128/25"]
+
+
+@pytest.mark.parametrize("subnet", LATER)
+def test_a_host_service_on_a_network_that_appears_later_is_out_of_reach(
+    vms: Mapping[str, VM], reaching: VM, engine: Engine, runtime_image: str, subnet: str
+) -> None:
+    run = secrets.token_hex(4)
+    with contextlib.ExitStack() as undo:
+        network = Network(engine, f"later-{run}", {}, Shape(subnet=IPv4Network(subnet)))
+        undo.callback(network.close)
+        serve = ("sh", "-c", f"python3 -m http.server {PORT} & exec cat")
+        plan = Plan(network.name, "helper", runtime_image, entrypoint=serve, port=Port(network.name))
+        container = undo.enter_context(contextlib.closing(Container(engine, plan, run)))
+        container.start()  # Podman makes the bridge for it
+        gateway = str(IPv4Network(subnet)[1])
+        if gateway not in host.addresses():
+            pytest.skip("this host is not on the engine's networks")
+        service = undo.enter_context(socket.create_server((gateway, 0)))
+        port = service.getsockname()[1]
+        assert container_reaches(container, gateway, port), "there is somebody who does"
+        for vm in (vms["a"], reaching):
+            wait_until_out_of_reach(vm, gateway, port)
+        if engine.kind == "podman":  # Docker itself keeps its networks apart
+            assert reaches(reaching, container.joint().address, PORT)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers import VM, Network, VirtainerError
+from tests.vm import forging
 from tests.vm.hearing import heard, needs_ears
 
 # Docker would lead the way out through the network whose name comes first.
@@ -128,6 +129,22 @@ with socket.socket(type=socket.SOCK_DGRAM) as here:
         print(here.recv(100).decode(), flush=True)
 """
 _SEND = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 9000))"
+
+
+def test_on_a_wire_a_machine_may_be_anybody(vms: Mapping[str, VM]) -> None:
+    """Its host's address included: it does not hear that."""
+    a, b = vms["a"], vms["b"]
+    here, there = a.nics["wire"], b.nics["wire"]
+    assert here.network is not None
+    assert here.network.subnet is not None
+    senders = ["198.51.100.7", str(here.network.subnet[1])]
+    b.run(f"sysctl net.ipv4.conf.{there.device}.rp_filter=0 net.ipv4.conf.all.rp_filter=0", sudo=True)
+    with b.popen(["python3", "-c", forging.LISTEN]) as listening:
+        heard_by_b = listening.lines(timeout=60)
+        assert next(heard_by_b) == "listening"
+        datagrams = [forging.datagram(each, there.ip, each) for each in senders]
+        forging.send(a, here.device, *(forging.frame(there.mac, here.mac, each) for each in datagrams))
+        assert [next(heard_by_b), next(heard_by_b)] == senders
 
 
 def test_one_way_loss_loses_one_way(vms: Mapping[str, VM]) -> None:

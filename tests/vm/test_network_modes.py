@@ -61,6 +61,8 @@ def test_machines_on_the_wire_of_the_host(vm_factory: VMFactory, engine: Engine)
     one, two = (vm_factory(name, nics=[lan]) for name in ("one", "two"))
     for vm, to in ((one, two.nics["lan"].ip), (two, through.ip), (through, one.nics["lan"].ip)):
         assert "2 received" in vm.run(["ping", "-c2", "-W5", to], sudo=True).stdout
+    call = "import socket; socket.create_connection(('169.254.169.254', 80), 30)"
+    assert "No route to host" in through.run(["python3", "-c", call], check=False).stderr, "refused by its container"
 
 
 def uplink() -> str:

@@ -2,13 +2,14 @@
 
     docker exec CONTAINER device add-disk NAME MIB
     docker exec CONTAINER device add-nic NAME MAC
-    docker exec CONTAINER device join NAME MAC [open|hidden]
+    docker exec CONTAINER device join NAME MAC [open|hidden] [any]
     docker exec CONTAINER device remove NAME [--reset]
 
 QEMU runs as a user who can open no file here: a new disk's, or a tap, is opened for it and passed on. A card that is
 added is on a network of its own, which QEMU plays: DHCP, and nobody else. One that joins takes over the interface of
 the container with its MAC; what is printed, one line of JSON, tells what that interface had. With `open`, nothing
-there is closed to it: where the engine's host is not on the network, its first address is somebody else's.
+there is closed to it: where the engine's host is not on the network, its first address is somebody else's. It sends
+from the addresses that are printed and no others, unless `hidden`; with `any`, from all but the host's.
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
@@ -34,7 +35,9 @@ from virtainer.settings import Settings
 from virtainer.tools import ToolError
 
 _NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room for 20 characters
-_USAGE = "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC [open|hidden] | remove NAME [--reset]"
+_USAGE = (
+    "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC [open|hidden] [any] | remove NAME [--reset]"
+)
 _FILES = Path(os.environ.get("IMAGE_DIR") or "/mounted")
 _UNPLUG_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -74,19 +77,18 @@ def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
         raise
 
 
-def join(connection: socket.socket, name: str, mac: str, how: str = "") -> joined.Taken:
+def join(connection: socket.socket, name: str, mac: str, *how: str) -> joined.Taken:
     """Plug a network card in that takes over the interface with this MAC; return what that had.
 
     If it is `open`, nothing is closed to it (see isolation.py); if `hidden`, the host's firewall does not see what it
-    sends (see joined.py).
+    sends (see joined.py); with `any`, it may send from any address (see sources.py).
 
     Raises interfaces.Missing, ToolError or End, too.
     """
     if joined.exists(mac):
         raise qmp.Refused(f"the interface with the MAC {mac} has been joined already")
     settings = Settings.from_env(os.environ)
-    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated and how != "open")
-    closed = None if how == "open" else isolation.look(settings, taken.addresses)
+    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated and "open" not in how)
     monitor = qmp.Monitor(connection)
     with contextlib.ExitStack() as undo:
         tap = make_tap(joined.tap_name(mac))
@@ -102,7 +104,9 @@ def join(connection: socket.socket, name: str, mac: str, how: str = "") -> joine
             raise
         undo.callback(monitor.ask, "netdev_del", id=f"{name}-net")
         undo.callback(joined.give_back, taken)
-        joined.connect(taken, closed, hidden=how == "hidden")
+        with isolation.unchanged():
+            closed = None if "open" in how else isolation.look(settings, taken.addresses)
+            joined.connect(taken, closed, hidden="hidden" in how, any_sender="any" in how)
         card = {"driver": "virtio-net-pci", "netdev": f"{name}-net", "mac": mac, "romfile": ""}
         _plug(monitor, id=name, host_mtu=taken.mtu, **card)
         undo.pop_all()
@@ -195,7 +199,7 @@ def main(arguments: list[str]) -> int:
     """Run the command: exit code 1 when QEMU or the disk refuses, 2 for wrong usage."""
     if not re.fullmatch(
         rf"(add-disk {_NAME} [1-9]\d{{0,8}}|add-nic {_NAME} {interfaces.MAC}"
-        rf"|join {_NAME} {interfaces.MAC}( open| hidden)?|remove {_NAME}( --reset)?)",
+        rf"|join {_NAME} {interfaces.MAC}( open| hidden)?( any)?|remove {_NAME}( --reset)?)",
         " ".join(arguments),
     ):
         print(_USAGE, file=sys.stderr)

@@ -6,7 +6,8 @@ There is no bridge, as that would need the MAC for itself; and `fwd` is in kerne
 
 Where networks are bridges of the host, many hosts have their firewall look at what passes (bridge-nf-call-iptables),
 which drops or rewrites what it does not know: DHCP, addresses of other networks, or all. So frames can be hidden from
-it: they pass the bridge with an EtherType for local experiments (IEEE 802) in place of that of IP.
+it: they pass the bridge with an EtherType for local experiments (IEEE 802) in place of that of IP. Such a card may
+send from any address, as a router does; all others are held to their own (virtainer.sources).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import interfaces, isolation, network
+from virtainer import interfaces, isolation, network, sources
 from virtainer.tools import run
 
 if TYPE_CHECKING:
@@ -104,16 +105,17 @@ def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def connect(taken: Taken, closed: Closed | None = None, *, hidden: bool = False) -> None:
+def connect(taken: Taken, closed: Closed | None = None, *, hidden: bool = False, any_sender: bool = False) -> None:
     """Connect interface and tap, which is there already; the container is not on that network any more.
 
-    The card sends nothing to what is `closed`; of what it sends, the host sees no IP if that is `hidden`.
+    The card sends nothing to what is `closed`; of what it sends, the host sees no IP if that is `hidden`. It sends
+    from the addresses of the interface alone, unless it is hidden or may be `any_sender`.
 
     Raises ToolError.
     """
     ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
     # The rules come first: nothing shall be heard of the addresses' going.
-    run("nft", "-f", "-", stdin=rules(taken, closed, hidden=hidden))
+    run("nft", "-f", "-", stdin=rules(taken, closed, hidden=hidden, any_sender=any_sender))
     # Docker may have led the container's way out through this network, when that was connected.
     run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6) + network.WAY_OUT.read_text())
     for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
@@ -144,17 +146,19 @@ def link_commands(taken: Taken, *, ipv6: bool) -> str:
     )
 
 
-def rules(taken: Taken, closed: Closed | None = None, *, hidden: bool = False) -> str:
+def rules(taken: Taken, closed: Closed | None = None, *, hidden: bool = False, any_sender: bool = False) -> str:
     """Return the input of `nft -f`: two tables for each card.
 
     The kernel's own packets are dropped: it would tell routers of multicast groups even without an address.
     """
     tap, table = tap_name(taken.mac), _table(taken.mac)
     more = isolation.frame_rules(closed, taken.host)
+    senders = () if hidden else _senders(taken, closed, any_sender=any_sender)
     hide, show = _hiding() if hidden else ((), ())
     sets = "".join(f"    {line}\n" for line in more.sets)
     to_guest, from_guest = (
-        "".join(f"        {line}\n" for line in lines) for lines in ((*more.received, *show), (*more.sent, *hide))
+        "".join(f"        {line}\n" for line in lines)
+        for lines in ((*more.received, *show), (*senders, *more.sent, *hide))
     )
     return f"""\
 {_without_tables(taken.mac)}\
@@ -178,6 +182,11 @@ table inet {table} {{
     }}
 }}
 """
+
+
+def _senders(taken: Taken, closed: Closed | None, *, any_sender: bool) -> tuple[str, ...]:
+    addresses = () if any_sender else taken.addresses
+    return sources.frame_rules(taken.mac, addresses, hosts=isolation.host_sets(closed), whole=closed is not None)
 
 
 def _hiding() -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 The guest always has the same MAC and address, and the same gateway with the same MAC, so that one memory
 snapshot fits every container. All that arrives at the container's addresses, whatever the protocol, goes to
-the guest; what the guest sends out leaves with the container's address.
+the guest; what the guest sends out leaves with the container's address, and is dropped if it is not from the guest's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
 
-from virtainer import ipv6, names
+from virtainer import ipv6, names, sources
 from virtainer.ending import End, Reason
 from virtainer.line import TCP_PORT
 from virtainer.tools import ToolError, run
@@ -191,7 +191,7 @@ def link_commands(network: Network) -> str:
 
 
 def nft_rules(network: Network, callers: set[str]) -> str:
-    """Return the input of `nft -f`: a table of our own, beside the engine's rules for its DNS.
+    """Return the input of `nft -f`: tables of our own, beside the engine's rules for its DNS.
 
     What comes from the addresses `callers` to the line's TCP port arrives in the container. `fib daddr type local` is
     any address of this container, those of networks joined later included. The last rule is for a guest that calls
@@ -212,7 +212,8 @@ table ip virtainer {{
         oifname "{TAP}" ip saddr {network.guest} masquerade
     }}
 }}
-{ipv6.nft_rules(TAP) if network.ipv6 else ""}"""
+{ipv6.nft_rules(TAP) if network.ipv6 else ""}\
+{sources.rules(TAP, (network.guest, ipv6.GUEST), (f"{network.cidr}.0/24", ipv6.NETWORK))}"""
 
 
 def dnsmasq_argv(network: Network, names_port: int, *, names_only: bool = False) -> list[str]:

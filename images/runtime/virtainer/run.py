@@ -167,8 +167,9 @@ def _build_network(net: network.Network, settings: Settings, tap: int, *, restor
     routes = Path("/proc/net/route").read_text()
     network.WAY_OUT.write_text(network.way_out(routes) + ipv6.way_out())
     callers = network.neighbours(routes) if restore else set()
-    closed = isolation.look(settings)
-    network.build(net, callers, isolation.rules(closed, network.TAP, inner=(f"{net.gateway}/24", ipv6.NETWORK)))
+    with isolation.unchanged():
+        closed = isolation.look(settings)
+        network.build(net, callers, isolation.rules(closed, network.TAP, inner=(f"{net.gateway}/24", ipv6.NETWORK)))
     os.close(tap)
     return callers
 

@@ -61,6 +61,7 @@ class Settings(NamedTuple):
     resume: Path | None  # go on from the evidence that was kept there
     closed_networks: tuple[str, ...]  # that the guest may not reach, nor they it
     closed_hosts: tuple[str, ...]  # that the guest may not reach
+    closed_gateway: bool  # the container's gateway is the engine's host
     names_only: bool  # the guest's DNS knows other containers, and nobody else
 
     @property
@@ -131,6 +132,7 @@ class Settings(NamedTuple):
             closed_hosts=read(
                 "CLOSED_HOSTS", "", _each(ip_address), "addresses with commas between them: 10.1.2.3,fd00::1"
             ),
+            closed_gateway=read("CLOSED_GATEWAY", "on", _one_of("on", "off"), "on or off") == "on",
             names_only=read("DNS", "engine", _one_of("engine", "names"), "engine or names") == "names",
         )
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import devices, interfaces, joined, network, qmp
+from virtainer import devices, interfaces, isolation, joined, network, qmp
 from virtainer.tools import ToolError
 
 from tests.unit.runtime.fake_qemu import FakeQemu, listed
@@ -61,6 +61,8 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(interfaces, "_SYS_NET", tmp_path)
     monkeypatch.setattr(joined, "run", kernel.run)
     monkeypatch.setattr(joined, "_RECORDS", tmp_path)
+    monkeypatch.setattr(isolation, "_RECORD", tmp_path / "closed.json")
+    monkeypatch.setattr(isolation, "_LOCK", tmp_path / "closed.lock")
     monkeypatch.setattr(joined, "_ARP", tmp_path / "arp")
     monkeypatch.setattr(network, "WAY_OUT", tmp_path / "way_out")
     network.WAY_OUT.write_text("route replace default via 172.17.0.1 dev eth0\n")
@@ -95,7 +97,8 @@ def test_a_card_joins_with_a_tap_that_is_passed_on(kernel: Kernel, capsys: pytes
 def test_frames_pass_both_ways_and_the_kernel_says_nothing() -> None:
     rules = joined.rules(TAKEN)
     assert 'device "eth1" priority 0; policy accept;\n        fwd to "vt02420a010203"' in rules
-    assert 'device "vt02420a010203" priority 0; policy accept;\n        fwd to "eth1"' in rules
+    assert 'device "vt02420a010203" priority 0; policy accept;\n        ether saddr' in rules
+    assert rules.index('device "vt02420a010203"') < rules.index('fwd to "eth1"')
     assert 'oifname { "eth1", "vt02420a010203" } drop' in rules
 
 

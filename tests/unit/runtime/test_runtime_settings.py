@@ -32,6 +32,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         resume=None,
         closed_networks=(),
         closed_hosts=(),
+        closed_gateway=True,
         names_only=False,
     )
 

@@ -1,0 +1,97 @@
+"""The container of a VM loses its network while the VM runs, as by `docker network disconnect`."""
+
+import secrets
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_virtainers import VM, SSHError, VMFactory
+from pytest_virtainers.engine import owner
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.network import Network, Shape
+
+_SECONDS = 15  # also where the guest is emulated, which is called hung after 50
+
+
+@pytest.fixture
+def network(engine: Engine) -> Iterator[Network]:
+    """A network that an operator manages, and not this run."""
+    run = secrets.token_hex(4)
+    made = Network(engine, f"operators-{run}", owner.labels("network", run), Shape())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def vm(network: Network, vm_factory: VMFactory) -> VM:
+    made = vm_factory("web", network={"name": "front", "mode": "existing", "source": network.name})
+    made.run("true")
+    return made
+
+
+def disconnect(engine: Engine, vm: VM, network: str) -> None:
+    engine.api.disconnect_container_from_network(vm._container.id, network, force=True)
+
+
+def reached_directly(vm: VM) -> bool:
+    return vm._endpoint.ssh_options() == {}
+
+
+def fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310  (an address of ours)
+        content: bytes = answer.read()
+    return content
+
+
+def test_the_command_that_runs_says_so_and_the_next_one_goes_through_the_engine(
+    vm: VM, engine: Engine, network: Network
+) -> None:
+    direct, before = reached_directly(vm), vm.ip
+    with vm.popen("sleep 600") as running:
+        time.sleep(2)
+        disconnect(engine, vm, network.name)
+        began = time.monotonic()
+        if direct:
+            told = (
+                rf"web: its container was disconnected from network front \({network.name}\); the SSH connection "
+                r"broke while .*sleep 600.* ran, and it may still run\. The next command goes through the engine"
+            )
+            with pytest.raises(SSHError, match=told):
+                running.wait(60)
+            assert time.monotonic() - began < _SECONDS
+        assert vm.run("hostname").stdout == "web\n"
+        assert time.monotonic() - began < _SECONDS
+        assert not vm.ip
+        vm.run("pkill -x sleep")
+
+    engine.api.connect_container_to_network(vm._container.id, network.name, ipv4_address=before)
+    assert vm.ip == before
+    assert vm.run("hostname").stdout == "web\n"
+
+
+def test_the_next_command_does_not_fail(vm: VM, engine: Engine, network: Network) -> None:
+    vm.run("mkdir -p /tmp/www && echo here >/tmp/www/index.html")
+    vm.run("systemd-run --user python3 -m http.server 8000 --directory /tmp/www")
+    vm.wait_for_port(8000)
+    with vm.forward(8000) as url:
+        assert fetched(url) == b"here\n"
+        disconnect(engine, vm, network.name)
+        began = time.monotonic()
+        assert fetched(url) == b"here\n"
+    assert vm.run("hostname").stdout == "web\n"
+    assert time.monotonic() - began < _SECONDS
+    vm.write_text("/tmp/file", "text")
+    assert vm.read_text("/tmp/file") == "text"
+
+
+def test_a_network_that_is_removed_takes_only_its_card_with_it(
+    network: Network, vm_factory: VMFactory, engine: Engine
+) -> None:
+    vm = vm_factory("web", nics=[{"name": "back", "mode": "existing", "source": network.name}])
+    disconnect(engine, vm, network.name)
+    network.close()
+    vm.remove_nic(vm.nics["back"])
+    assert vm.nics == {}
+    assert vm.run("hostname").stdout == "web\n"
