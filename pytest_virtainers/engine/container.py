@@ -325,10 +325,14 @@ class Container:
         return self.joint(port.network)
 
     def disconnect(self, network: str) -> None:
-        """Take it off a network again; raises `EngineError`."""
+        """Take it off a network again, if it is still there; raises `EngineError`."""
         self._joints.pop(network, None)
         with self.engine.failures(f"disconnecting {self.name} from network {network}"):
-            self._api.disconnect_container_from_network(self.id, network, force=True)
+            try:
+                self._api.disconnect_container_from_network(self.id, network, force=True)
+            except docker.errors.APIError:
+                if self.joint(network, again=True).mac:  # else somebody was faster, or has removed the network
+                    raise
 
     def run(
         self,

@@ -210,3 +210,50 @@ def test_what_is_put_has_the_time_of_now(monkeypatch: pytest.MonkeyPatch) -> Non
     Container.put(object.__new__(Container), "/store", {"manifest.json": b"{}", "image": Link("/store/disk")})
     with tarfile.open(fileobj=io.BytesIO(archives[0])) as tar:
         assert all(abs(entry.mtime - time.time()) < 60 for entry in tar.getmembers())
+
+
+ON_LAB = {"lab": {"MacAddress": "02:42:0A:01:02:03", "IPAddress": "10.1.2.3", "IPPrefixLen": 24}}
+NOT_CONNECTED = (500, {"message": "container 0123 is not connected to network lab"})
+
+
+def about(networks: object) -> Answer:
+    return 200, {"Id": "0123", "NetworkSettings": {"Networks": networks}}
+
+
+def test_the_engine_is_asked_again_where_a_container_is() -> None:
+    with serving({**CREATED, "GET /containers/0123/json": about(ON_LAB)}) as server:
+        engine = detect.find(server.url)
+        container = Container(engine, PLAN, "run")
+        assert container.joint("lab").address == "10.1.2.3"
+        server.answers["GET /containers/0123/json"] = about(None)
+        assert container.joint("lab").address == "10.1.2.3"
+        assert container.joint("lab", again=True).address == ""
+        engine.close()
+
+
+@pytest.mark.parametrize("networks", [{}, ON_LAB], ids=["somebody was faster", "it does not go"])
+def test_a_network_that_a_container_has_lost_already_need_not_be_left(networks: object) -> None:
+    answers = {"POST /networks/lab/disconnect": NOT_CONNECTED, "GET /containers/0123/json": about(networks)}
+    with serving({**CREATED, **answers}) as server:
+        engine = detect.find(server.url)
+        container = Container(engine, PLAN, "run")
+        if networks:
+            with pytest.raises(EngineError, match=r"disconnecting db from network lab failed: .* is not connected"):
+                container.disconnect("lab")
+        else:
+            container.disconnect("lab")
+        engine.close()
+
+
+def test_a_container_that_has_lost_all_networks_can_be_taken_over() -> None:
+    found = {
+        "Id": "0123",
+        "Name": "/virtainers-web",
+        "Config": {"Env": []},
+        "HostConfig": {"NetworkMode": "virtainers-default"},
+        "NetworkSettings": {"Networks": None},
+    }
+    with serving() as server:
+        engine = detect.find(server.url)
+        assert Container.adopt(engine, found).network == "virtainers-default"
+        engine.close()

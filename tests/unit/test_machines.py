@@ -152,6 +152,7 @@ INSPECTED = {
     "Name": "/virtainers-web",
     "State": {"StartedAt": "2023-11-14T22:13:20.250000123Z"},
     "Config": {"Env": ["RAM=512", "IMAGE_DIR=/mounted", "EMPTY="], "Tty": False},
+    "HostConfig": {"NetworkMode": "virtainers-default"},
     "NetworkSettings": {"Networks": {"virtainers-default": {"IPAddress": "10.213.1.2", "MacAddress": "02:00"}}},
 }
 

@@ -73,7 +73,7 @@ def test_the_command_that_runs_says_so_and_the_next_one_goes_through_the_engine(
 
 def test_the_next_command_does_not_fail(vm: VM, engine: Engine, network: Network) -> None:
     vm.run("mkdir -p /tmp/www && echo here >/tmp/www/index.html")
-    vm.run("systemd-run --user python3 -m http.server 8000 --directory /tmp/www")
+    vm.run("systemd-run python3 -m http.server 8000 --directory /tmp/www", sudo=True)
     vm.wait_for_port(8000)
     with vm.forward(8000) as url:
         assert fetched(url) == b"here\n"

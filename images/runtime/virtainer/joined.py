@@ -117,9 +117,15 @@ def connect(taken: Taken, closed: Closed | None = None, *, hidden: bool = False,
     # The rules come first: nothing shall be heard of the addresses' going.
     run("nft", "-f", "-", stdin=rules(taken, closed, hidden=hidden, any_sender=any_sender))
     # Docker may have led the container's way out through this network, when that was connected.
-    run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6) + network.WAY_OUT.read_text())
+    run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6) + _way_out())
     for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
         run("ip", family, "route", "flush", "dev", taken.link)
+
+
+def _way_out() -> str:
+    """Return the input of `ip -batch` for the way out as it was noted; one whose network was lost is left out."""
+    lines = network.WAY_OUT.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if interfaces.exists(line.partition(" dev ")[2].split()[0]))
 
 
 def disconnect(mac: str) -> None:

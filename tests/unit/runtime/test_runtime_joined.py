@@ -41,12 +41,14 @@ class Kernel:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.given: dict[str, str] = {}
+        self.inputs: list[str] = []
         self.fails = ""
         self.described: object = DESCRIBED
 
     def run(self, *argv: str, stdin: str = "") -> str:
         self.ran.append(" ".join(argv))
         self.given[argv[0]] = stdin
+        self.inputs.append(stdin)
         if self.ran[-1] == self.fails:
             raise ToolError(f"{argv[0]} failed (1): no", 1)
         return json.dumps(self.described) if "-json" in argv else ""
@@ -135,6 +137,15 @@ def test_the_interface_loses_its_addresses_and_hears_everything() -> None:
         "link set dev vt02420a010203 mtu 1450 up",
     ]
     assert "addrgenmode" not in joined.link_commands(TAKEN, ipv6=False)
+
+
+@pytest.mark.parametrize("uplink", ["eth0", ""])
+def test_the_way_out_stays_as_it_was_as_long_as_its_network_does(tmp_path: Path, kernel: Kernel, uplink: str) -> None:
+    if uplink:
+        (tmp_path / uplink).mkdir()
+    joined.connect(TAKEN)
+    assert any("route replace default via 172.17.0.1 dev eth0\n" in each for each in kernel.inputs) == bool(uplink)
+    assert "flush dev eth1" in kernel.ran[-1]
 
 
 def test_without_that_interface_nothing_is_touched(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
