@@ -19,6 +19,7 @@ from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.settings import Settings
 from pytest_virtainers.spec import merge
+from tests.vm.processes import reaper_of
 
 pytestmark = pytest.mark.alone
 
@@ -132,12 +133,6 @@ def test_what_is_left_without_a_reaper_the_next_run_removes(start: Callable[...,
     assert run.networks(), "or else this proves nothing"
     assert set(run.networks()) <= set(sweep(engine)), "what the next run does first"
     assert run.networks() == []
-
-
-def reaper_of(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (found,) = [each for each in children if b"engine.reaper" in Path(f"/proc/{each}/cmdline").read_bytes()]
-    return int(found)
 
 
 CLONES = """

@@ -18,6 +18,7 @@ import requests
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.detect import command_line
 from tests.unit.test_seed import ready
+from tests.vm.processes import reaper_of
 from tests.vm.test_ending import AT_TERMINAL
 from tests.vm.test_viewer import Viewer
 
@@ -172,7 +173,10 @@ def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtai
     assert left(engine) == []
 
 
-def test_one_that_is_killed_before_it_is_ready_is_removed_by_the_next(virtainers: Virtainers, engine: Engine) -> None:
+@pytest.mark.parametrize("reaped", [True, False])
+def test_one_that_is_killed_before_it_is_ready_is_removed_at_once_or_by_the_next(
+    virtainers: Virtainers, engine: Engine, *, reaped: bool
+) -> None:
     words = ("run", "--detach", "--name", "tests-half", *SHAPE, "--cold")
     command = [sys.executable, "-m", "pytest_virtainers.cli", *words]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as half:
@@ -180,7 +184,15 @@ def test_one_that_is_killed_before_it_is_ready_is_removed_by_the_next(virtainers
         while not (there := left(engine)) or len(there) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        if not reaped:
+            os.kill(reaper_of(half.pid), signal.SIGKILL)
         half.kill()
+    if reaped:
+        deadline = time.monotonic() + 5
+        while left(engine):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return
     assert len(left(engine)) == 2, "it has no lease"
     assert virtainers("ls", "--json").stdout == "[]\n", "what is not ready is no machine"
     removed = virtainers("prune").stdout.splitlines()
