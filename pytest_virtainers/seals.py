@@ -31,7 +31,7 @@ def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_ours(manifest: Mapping[str, Any]) -> bool:
-    """Tell whether a manifest, as `json.loads` has read it, has a seal of this user on this machine."""
+    """Return whether a manifest, as `json.loads` has read it, has a seal of this user on this machine."""
     found = manifest.get(FIELD)
     return isinstance(found, str) and hmac.compare_digest(
         found.encode(errors="replace"), _hmac(manifest, _key()).encode()

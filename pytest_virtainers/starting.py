@@ -147,7 +147,7 @@ class Starter:
     def plan(
         self, spec: Spec, name: str, places: Sequence[str], environment: Mapping[str, str], node_id: str
     ) -> Plan:
-        """Say what the container of a VM is to be, that reads these places in the store and runs from the first.
+        """Return what the container of a VM is to be, that reads these places in the store and runs from the first.
 
         `environment` goes on top of what `spec` gives.
         """

@@ -73,7 +73,7 @@ def key(value: object) -> str:
 
 
 def is_place(value: object) -> bool:
-    """Tell whether this is a place in the store: `guests/KEY` or `templates/KEY`."""
+    """Return whether this is a place in the store: `guests/KEY` or `templates/KEY`."""
     return isinstance(value, str) and _PLACE.fullmatch(value) is not None
 
 
@@ -136,12 +136,12 @@ class Access:
         return Mounting(self, places)
 
     def is_stored(self, place: str) -> bool:
-        """Tell whether a place is in the store; raises `StoreError`."""
+        """Return whether a place is in the store; raises `StoreError`."""
         with self._open() as shop:
             return shop.manifest(place) is not None
 
     def give_whole(self) -> bool:
-        """Give containers the whole store from now on; tell whether that is another way than the one before."""
+        """Give containers the whole store from now on; return whether that is another way than the one before."""
         if self._whole or self._location.startswith("/"):
             return False
         self._whole = True
@@ -172,7 +172,7 @@ class Mounting:
         self._tried_again = False
 
     def goes_on(self, binds: Collection[Bind], error: EngineError) -> bool:
-        """Tell whether to try again after this error of a container with these binds.
+        """Return whether to try again after this error of a container with these binds.
 
         A place may have been removed and made again just now. An engine may also refuse to mount directories of its
         own volumes; then containers get the whole of it.

@@ -58,7 +58,7 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
             print(f"{export}: a disk that needs no other")
             return 0
 
-        def tell_of(error: VirtainerError) -> None:
+        def report(error: VirtainerError) -> None:
             """Call disk and memory by their names in the folder, as the user knows them."""
             text = str(error).replace(resume.MEMORY, shown(folder / STATE))
             tell(text.replace(resume.DISK, shown(folder / OVERLAY)))
@@ -74,12 +74,12 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
                 vm = _kept(manager, evidence)
                 vm.wait_until_resumed()
         except BadTemplate as error:
-            tell_of(error)
+            report(error)
             booted = shlex.join(["virtainers", "resume", "--disk-only", str(folder)])
             tell(f"to boot its disk without its memory: {booted}")
             return _FAILED
         except VirtainerError as error:
-            tell_of(error)
+            report(error)
             if not sys.stdin.isatty():
                 return _FAILED
             input("virtainers: it runs, but does not let us in. Press Enter to end it: ")

@@ -114,7 +114,7 @@ class Endpoint:
         return self._container.stream(line.COMMAND)
 
     def ssh_options(self) -> dict[str, str]:
-        """Give what OpenSSH needs to take the same way; a command, as a shell line, is not quoted for ssh_config."""
+        """Return what OpenSSH needs to take the same way, not quoted for ssh_config; a command is a shell line."""
         if self._direct is not False:
             return {}
         words = [sys.executable, "-m", "pytest_virtainers.engine.relay", self.engine.url, self._container.id, *RELAY]

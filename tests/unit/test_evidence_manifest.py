@@ -184,14 +184,14 @@ def test_the_error_names_field_and_fact(path: tuple[str, ...], value: object, sa
         (b" " * (2**20 + 1), "it has 1048577 bytes: at most 1048576 are taken"),
     ],
 )
-def test_what_is_no_manifest_is_told_in_one_line(content: bytes, said: str, folder: Path) -> None:
+def test_what_is_no_manifest_is_named_in_one_line(content: bytes, said: str, folder: Path) -> None:
     found = read(folder, content)
     assert isinstance(found, str)
     assert found.startswith(said)
 
 
 def changed(path: tuple[str, ...], value: object) -> dict[str, Any]:
-    """Give the honest manifest with another value at a path."""
+    """Return the honest manifest with another value at a path."""
     manifest = copy.deepcopy(HONEST)
     inner = manifest
     for name in path[:-1]:

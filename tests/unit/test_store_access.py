@@ -217,7 +217,7 @@ def test_no_name_becomes_part_of_a_shell_script() -> None:
 
 
 def is_constant(node: ast.expr) -> bool:
-    """Tell whether a text is written there, or is a constant of its module, or has only such in it."""
+    """Return whether a text is written there, or is a constant of its module, or has only such in it."""
     if isinstance(node, ast.JoinedStr):
         return all(is_constant(each.value) for each in node.values if isinstance(each, ast.FormattedValue))
     return isinstance(node, ast.Constant) or (isinstance(node, ast.Name) and node.id.isupper())

@@ -66,7 +66,7 @@ def odd_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 
 
 def understood(*words: str) -> dict[str, str]:
-    """Give what OpenSSH makes of its options, by their names."""
+    """Return what OpenSSH makes of its options, by their names."""
     done = subprocess.run([*words[:1], "-G", *words[1:]], capture_output=True, text=True, check=True)
     return dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
 

@@ -147,7 +147,7 @@ def test_ones_own_memory_goes_on_unless_it_was_changed(folder: Path) -> None:
 
 
 def with_data_in(folder: Path, name: str) -> None:
-    """Have the disk of a folder say that its data is in the file `name` of the container."""
+    """Make the disk of a folder say that its data is in the file `name` of the container."""
     path = folder / "overlay.qcow2"
     content = bytearray(path.read_bytes())
     content[72:80] = struct.pack(">Q", struct.unpack_from(">Q", content, 72)[0] | 1 << 2)

@@ -106,7 +106,7 @@ def read_header(path: Path) -> qcow2.Header:
 
 
 def objection(header: qcow2.Header, base: Base, made_on: str | None) -> str | None:
-    """Say what speaks against using an overlay again, from its header and the recorded fingerprint.
+    """Return what speaks against using an overlay again, from its header and the recorded fingerprint.
 
     An overlay from elsewhere has no record: then only a guest disk that outgrew it is noticed.
     """

@@ -1,6 +1,6 @@
 """The header of a qcow2 file, checked before a tool of QEMU's opens the file.
 
-The header can name other files, and QEMU opens them with the rights of whoever runs it: a backing file, and a file
+The header can name other files, and QEMU opens them with the rights of its own user: a backing file, and a file
 with the guest's data. It can also promise tables of any size.
 
 https://www.qemu.org/docs/master/interop/qcow2.html
@@ -41,7 +41,7 @@ class Refused(ValueError):
 
 
 def complaint(head: bytes) -> str | None:
-    """Say what speaks against a file that starts with `head`, its first `HEAD_BYTES`; a backing file does not."""
+    """Return what speaks against a file that starts with `head`, its first `HEAD_BYTES`; a backing file does not."""
     try:
         parse(head)
     except Refused as refused:

@@ -24,7 +24,7 @@ def tool(*words: str) -> None:
 
 
 def flatten(*paths: Path) -> tuple[int, str]:
-    """Run the command; give its exit code and what it said."""
+    """Run the command; return its exit code and what it said."""
     done = subprocess.run(
         [sys.executable, "-S", "-m", "virtainer.flatten", *map(str, paths)],
         env={**os.environ, "PYTHONPATH": str(Path(virtainer.__file__).parent.parent)},
