@@ -60,7 +60,7 @@ class Commands(Core):
         data = input.encode() if isinstance(input, str) else input
         shown = command if isinstance(command, str) else shlex.join(command)
         stdout, stderr = bytearray(), bytearray()
-        killed_before = self.console.killed_for_memory()
+        shown_before = self.console.size
         began = time.monotonic()
 
         def result(exit_code: int, seconds: float) -> Result:
@@ -82,7 +82,7 @@ class Commands(Core):
             raise CommandTimeout(result(-1, timeout or 0), self.name) from None
         finished = result(exit_code, time.monotonic() - began)
         if check and not finished.ok:
-            raise CommandFailed(finished, self.name, self.console.killed_for_memory()[len(killed_before) :])
+            raise CommandFailed(finished, self.name, self.console.killed_for_memory(shown_before))
         return finished
 
     def popen(

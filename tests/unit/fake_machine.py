@@ -13,6 +13,7 @@ from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
+from tests.unit.fake_output import Said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,8 +29,8 @@ class FakeContainer:
 
     def __init__(self) -> None:
         self.folder = "/mounted"
-        self.stdout = b"login:\r\n"
-        self.stderr = b"virtainer: starting\n"
+        self.stdout = Said(b"login:\r\n")
+        self.stderr = Said(b"virtainer: starting\n")
         self.ended = False
         self.asked: list[list[str]] = []
         self.patience: float | None = None

@@ -10,6 +10,7 @@ import pytest
 from pytest_virtainers import EngineError, VMGone, WaitTimeout
 from pytest_virtainers.handle import deadline
 from pytest_virtainers.handle.console import Console
+from tests.unit.fake_output import Said
 
 OOM = b"[ 9.%d] Out of memory: Killed process %d (tail) total-vm:1kB\r\n"
 CGROUP_OOM = b"Memory cgroup out of memory: Killed process 3 (x)\n"
@@ -24,7 +25,7 @@ class Guest:
     """A container whose console shows what is typed, as a guest's does; it takes a few bytes at a time."""
 
     def __init__(self) -> None:
-        self.stdout = b""
+        self.stdout = Said()
         self.done: list[str] = []
 
     def stream(self, command: list[str]) -> Any:
@@ -58,12 +59,12 @@ def console(guest: Guest) -> Console:
 
 def test_all_that_is_sent_arrives_before_it_returns(guest: Guest, console: Console) -> None:
     console.send("rööt\n")
-    assert guest.stdout == "rööt\n".encode()
+    assert bytes(guest.stdout) == "rööt\n".encode()
     assert guest.done == ["close_input", "recv", "close"]
 
 
 def test_each_expectation_starts_where_the_last_one_ended(guest: Guest, console: Console) -> None:
-    guest.stdout = b"login: one\r\nlogin: two\r\n"
+    guest.stdout += b"login: one\r\nlogin: two\r\n"
     assert console.expect(r"^login: (\w+)$")[1] == "one"
     assert console.expect(r"login: (\w+)")[1] == "two"
     with pytest.raises(WaitTimeout):
@@ -71,14 +72,14 @@ def test_each_expectation_starts_where_the_last_one_ended(guest: Guest, console:
 
 
 def test_after_sending_only_what_is_new_counts(guest: Guest, console: Console) -> None:
-    guest.stdout = b"$ "
+    guest.stdout += b"$ "
     console.send("echo x\n")
-    threading.Timer(0.02, lambda: setattr(guest, "stdout", guest.stdout + b"x\r\n\x1b[32m$\x1b[0m ")).start()
+    threading.Timer(0.02, lambda: guest.stdout.append(b"x\r\n\x1b[32m$\x1b[0m ")).start()
     assert console.expect(r"^x\n\$", timeout=5)[0] == "x\n$", "without escape sequences, and not the prompt of before"
 
 
 def test_what_does_not_come_is_told_with_the_last_lines(guest: Guest, console: Console) -> None:
-    guest.stdout = b"first\nlast\n"
+    guest.stdout += b"first\nlast\n"
     with pytest.raises(WaitTimeout) as caught:
         console.expect("login:", timeout=0.01)
     assert str(caught.value) == ("waited 0.01 s for 'login:' on the console of web; seen last: \n  | first\n  | last")
@@ -89,7 +90,7 @@ def gone() -> None:
 
 
 def test_what_a_machine_that_has_ended_did_not_show_is_not_waited_for(guest: Guest) -> None:
-    guest.stdout = b"Power down\r\n"
+    guest.stdout += b"Power down\r\n"
     console = Console(guest, "web", check=gone)  # type: ignore[arg-type]
     assert console.expect("^Power down$"), "what is there is there"
     with pytest.raises(VMGone):
@@ -105,7 +106,7 @@ def test_the_time_to_expect_something_is_that_of_a_machine_with_kvm(guest: Guest
 def test_keys_that_nobody_takes_are_told(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VMGone):
         Console(guest, "web", check=gone).send("root\n")  # type: ignore[arg-type]
-    assert guest.stdout == b""
+    assert guest.stdout.size == 0
 
     def refuse(_data: bytes) -> int:
         raise BrokenPipeError("Broken pipe")
@@ -118,15 +119,15 @@ def test_keys_that_nobody_takes_are_told(guest: Guest, monkeypatch: pytest.Monke
 
 def test_keys_may_end_the_machine(guest: Guest) -> None:
     def ended_by_keys() -> None:
-        if guest.stdout:
+        if guest.stdout.size:
             gone()
 
     Console(guest, "web", check=ended_by_keys).send("poweroff\n")  # type: ignore[arg-type]
-    assert guest.stdout == b"poweroff\n"
+    assert bytes(guest.stdout) == b"poweroff\n"
 
 
 def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest: Guest, console: Console) -> None:
-    guest.stdout = OOM % (1, 2)
+    guest.stdout += OOM % (1, 2)
     console.start_anew()
     assert console.killed_for_memory() == []
     guest.stdout += OOM % (5, 7) + CGROUP_OOM
@@ -137,7 +138,7 @@ def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest
 
 
 def test_what_was_before_a_certain_time_may_be_left_out(guest: Guest, console: Console) -> None:
-    guest.stdout = OOM % (1, 2)
+    guest.stdout += OOM % (1, 2)
     then = console.size
     assert console.killed_for_memory(then) == []
     guest.stdout += CGROUP_OOM
@@ -147,7 +148,7 @@ def test_what_was_before_a_certain_time_may_be_left_out(guest: Guest, console: C
 
 
 def test_a_panic_is_one_of_this_life(guest: Guest, console: Console) -> None:
-    guest.stdout = b"[ 1.0] Kernel panic - not syncing: sysrq\r\n"
+    guest.stdout += b"[ 1.0] Kernel panic - not syncing: sysrq\r\n"
     assert console.panic() == "Kernel panic - not syncing: sysrq"
     console.start_anew()
     assert console.panic() is None

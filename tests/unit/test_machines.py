@@ -191,7 +191,7 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
     assert container.environment == {"RAM": "512", "IMAGE_DIR": "/mounted", "EMPTY": ""}
     container.follow()
     assert container.wait(10)
-    assert (container.stdout, container.stderr) == (said[1], said[2])
+    assert (bytes(container.stdout), bytes(container.stderr)) == (said[1], said[2])
     assert [(each["since"][0], each["follow"][0]) for each in asked] == [("1700000000.05", "1")]
     container.close()
     container.close()

@@ -59,7 +59,7 @@ def test_a_terminal_gets_one_line_that_changes(clock: list[float]) -> None:
     with pytest.raises(ZeroDivisionError):
         boot()
     assert shown == [
-        "\r\x1b[2Kvirtainers: booting (3 s) [31mlogin:",
+        "\r\x1b[2Kvirtainers: booting (3 s) \\x1b[31mlogin:\\x07",
         "\r\x1b[2Kvirtainers: booting: failed in 3.0 s\n",
     ]
 
