@@ -27,7 +27,8 @@ class Record(Generic[AnyStr]):
     """
 
     def __init__(self, empty: AnyStr, *, head: int = HEAD, tail: int = TAIL) -> None:
-        self._empty = self._head = empty
+        self._empty: AnyStr = empty
+        self._head: AnyStr = empty
         self._most_head, self._most_tail = head, tail
         self._pieces: deque[AnyStr] = deque()  # all of it, until it is too long; then its end
         self._first = 0  # position of the first piece
@@ -59,8 +60,10 @@ class Record(Generic[AnyStr]):
 
     def parts(self, position: int = 0) -> Iterator[tuple[int, AnyStr]]:
         """Return what is kept from a position on: each part with its own position, two where something is missing."""
-        if position < len(self._head):
-            yield position, self._head[position:]
+        head = self._head[position:]
+        if head and self.missing:
+            yield position, head
+            head = self._empty
         start, taken = self.size, deque[AnyStr]()
         for piece in reversed(self._pieces):
             if start <= position:
@@ -68,7 +71,7 @@ class Record(Generic[AnyStr]):
             start -= len(piece)
             taken.appendleft(piece)
         cut = max(0, position - start)
-        yield start + cut, self._empty.join(taken)[cut:]
+        yield start + cut - len(head), head + self._empty.join(taken)[cut:]
 
     def since(self, position: int) -> tuple[int, AnyStr]:
         """Return the end from a position on, as far back as nothing is missing in it, and where that begins."""

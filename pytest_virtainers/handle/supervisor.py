@@ -79,9 +79,8 @@ class Supervisor:
         if position != self._arrived:  # of a line that was cut, nothing is known
             self._line = None
         self._arrived = position + len(data)
-        first, *more = data.split(b"\n")
-        for rest in (first, *more):
-            if rest is not first:
+        for number, rest in enumerate(data.split(b"\n")):
+            if number:
                 self._end_of_line()
             if self._line is not None:
                 self._line = self._line + rest if len(self._line) + len(rest) <= _LONGEST_LINE else None

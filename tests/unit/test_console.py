@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_virtainers import EngineError, VMGone, WaitTimeout
+from pytest_virtainers.engine.output import HEAD, TAIL, Record
 from pytest_virtainers.handle import deadline
 from pytest_virtainers.handle.console import Console
 from tests.unit.fake_output import Said
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OOM = b"[ 9.%d] Out of memory: Killed process %d (tail) total-vm:1kB\r\n"
 CGROUP_OOM = b"Memory cgroup out of memory: Killed process 3 (x)\n"
@@ -152,3 +157,103 @@ def test_a_panic_is_one_of_this_life(guest: Guest, console: Console) -> None:
     assert console.panic() == "Kernel panic - not syncing: sysrq"
     console.start_anew()
     assert console.panic() is None
+
+
+FLOOD = 3 * (HEAD + TAIL)
+
+
+def flooded(guest: Guest, size: int) -> None:
+    piece = (b"x" * 78 + b"\r\n") * 800
+    for _ in range(size // len(piece) + 1):
+        guest.stdout.append(piece)
+
+
+class Counting(Record[str]):
+    """Counts how much of it is handed out."""
+
+    given = 0
+
+    def parts(self, position: int = 0) -> Iterator[tuple[int, str]]:
+        for start, part in super().parts(position):
+            self.given += len(part)
+            yield start, part
+
+
+def test_a_look_costs_the_same_whatever_was_printed_before(guest: Guest, console: Console) -> None:
+    console._text = text = Counting("")
+    costs = []
+    for size in (100_000, FLOOD):
+        flooded(guest, size)
+        waiting = console.search("never")
+        waiting.look()
+        text.given, waiting.looked_at = 0, 0
+        guest.stdout += b"new\r\n"
+        for _ in range(10):
+            console.panic(), console.killed_for_memory(), console.stalled(), console.tail(), waiting.look()
+        costs.append((text.given, waiting.looked_at))
+    (given, looked), (given_later, looked_later) = costs
+    assert given_later <= given < 12 * 64 * 1024 + 100
+    assert looked_later <= looked <= 64 * 1024 + len("new\n")
+    assert len(console._kernel._line) < 100, "what was looked at is not looked at again"
+
+
+def test_of_a_flood_the_beginning_and_the_end_are_kept_and_found(guest: Guest, console: Console) -> None:
+    guest.stdout += b"the first line\r\n"
+    flooded(guest, FLOOD)
+    guest.stdout += OOM % (1, 2) + b"the last line\r\n"
+    text = console.text
+    assert text.startswith("the first line\nxxx")
+    assert text.endswith("the last line\n")
+    assert re.search(r"x\n\[… \d+ characters not kept …\]\n", text)
+    assert len(text) < HEAD + TAIL + 100_000
+    assert console.size > FLOOD
+    assert console.search("^the first line$").look()
+    assert console.expect("^the last line$")
+    assert console.killed_for_memory(FLOOD) == ["Out of memory: Killed process 2 (tail) total-vm:1kB"]
+    guest.stdout += b"login: "
+    assert console.expect("^login: $").string[-7:] == "login: "
+
+
+def test_what_a_flood_hides_was_seen_as_it_came(guest: Guest, console: Console) -> None:
+    flooded(guest, HEAD + 100_000)
+    guest.stdout += b"Kernel panic - not syncing: early\r\n"
+    flooded(guest, FLOOD)
+    assert "early" not in console.text
+    assert console.panic() == "Kernel panic - not syncing: early"
+
+
+def test_a_match_may_come_in_pieces(guest: Guest, console: Console) -> None:
+    search = console.search("^begin.*?end$")
+    guest.stdout += b"x\nbeg"
+    assert search.look() is None
+    guest.stdout += b"in " + 1000 * b"- "
+    assert search.look() is None
+    guest.stdout += b"the end"
+    assert search.look()
+
+
+def test_sequences_leave_nothing_in_the_text(guest: Guest, console: Console) -> None:
+    for piece in (
+        b"a\x1b",
+        b"]0;own",
+        b"ed\x07b\x1b[3",
+        b"1mc\xc2",
+        b"\x9b0md\x9b",
+        b"1me\xe2\x82",
+        b"\xac\r",
+        b"\n",
+    ):
+        guest.stdout += piece
+    assert console.text == "abcde€\n"
+
+
+def test_a_long_line_is_cut_in_messages(guest: Guest, console: Console) -> None:
+    guest.stdout += b"first\n" + 100_000 * b"x"
+    assert console.tail() == f"  | {1000 * 'x'}"
+
+
+def test_the_console_of_a_machine_that_is_taken_over_late_says_what_is_missing(guest: Guest) -> None:
+    flooded(guest, 2 * FLOOD)
+    console = Console(guest, "web")  # type: ignore[arg-type]
+    assert re.search(r"\[… \d+ bytes not kept …\]", console.text)
+    assert console.size == guest.stdout.size

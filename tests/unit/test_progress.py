@@ -108,3 +108,12 @@ def test_vms_that_start_together_tell_and_other_threads_leave_pytest_alone(pytes
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["virtainers: by virtainers-launch"])
     result.stdout.no_fnmatch_line("*of-the-test*")
+
+
+def test_what_is_shown_controls_no_terminal(clock: list[float]) -> None:
+    shown: list[str] = []
+    progress = Progress(shown.append, live=False)
+    progress.note("a\x1b[2J\nb")
+    with progress.step("a\x1b[2J\nb"):
+        clock[0] += 3
+    assert shown == ["virtainers: a\\x1b[2J\nb\n", "virtainers: a\\x1b[2J\\nb: done in 3.0 s\n"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_virtainers.engine.output import Output
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.progress import SILENT
@@ -23,7 +24,7 @@ ENGINE = SimpleNamespace(kind="podman", url="unix:///tmp/x y.sock")
 @pytest.fixture
 def vm() -> Iterator[VM]:
     endpoint: Any = SimpleNamespace(address="10.0.0.2", ssh_options=dict, engine=ENGINE)
-    container: Any = SimpleNamespace(id="0123", close=lambda: None)
+    container: Any = SimpleNamespace(id="0123", close=lambda: None, stdout=Output(), stderr=Output())
     keys = Keys(KeyPair("PRIVATE", ""), KeyPair("", "ssh-ed25519 AAAA"))
     network: Any = None
     spec = merge(resolve([]).shape)

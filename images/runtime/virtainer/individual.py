@@ -69,7 +69,7 @@ class Individual:
             self._connection.send(line.encode() + b"\n", socket.MSG_DONTWAIT)
 
     def _listen(self) -> None:
-        with self._connection.makefile("rb") as lines:
+        with contextlib.suppress(OSError), self._connection.makefile("rb") as lines:  # QEMU is gone
             while line := lines.readline(_LONGEST_LINE):
                 if line == ASKS_FOR_TIME:
                     self._send(f"{time.time():.6f}")
