@@ -8,7 +8,6 @@ Target: ratio at most 1.1.
 """
 
 import os
-import re
 import socket
 import statistics
 import sys
@@ -18,8 +17,10 @@ from pytest_virtainers import seed
 from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.container import Bind, Container, Plan, Port
 from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine.output import Output
 from pytest_virtainers.handle import readiness, ssh
 from pytest_virtainers.handle.console import Console
+from pytest_virtainers.handle.supervisor import Supervisor
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
@@ -37,11 +38,11 @@ exec qemu-system-x86_64 -machine q35,accel={accel} -cpu max -m {ram} -smp {cpus}
 """
 
 
-def accelerator(said: bytes) -> str:
-    """Give the accelerator, kvm or tcg, that a supervisor has said to use."""
-    found = re.search(rb"starting .* CPU, (kvm|tcg), ", said)
-    assert found, said
-    return found[1].decode()
+def accelerator(stderr: Output) -> str:
+    """Return the accelerator, kvm or tcg, that a supervisor has said to use."""
+    accel = Supervisor(stderr).accel
+    assert accel, bytes(stderr)
+    return accel
 
 
 def plugin(manager: Manager, spec: Spec) -> tuple[float, str]:
@@ -79,7 +80,7 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
             return ssh.log_in(sock, guest.user, keys, seconds)
 
         def check() -> None:
-            assert not container.ended, container.stderr.decode()
+            assert not container.ended, bytes(container.stderr).decode()
 
         machine = readiness.Machine("by hand", Console(container), check)
         connection = readiness.wait_for_login(machine, connect, spec.boot_timeout)

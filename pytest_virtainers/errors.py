@@ -3,12 +3,15 @@
 `VirtainerError` and its children are trouble with the machinery: the engine, an image, the guest's boot, the
 connection. `CommandFailed`, `WaitTimeout` and `UnitFailed` are assertions about the system under test, and so
 `AssertionError`s.
-Each message says what was tried, what was seen, and what to do next.
+Each message says what was tried, what was seen, and what to do next. It may quote a guest, an image or an engine:
+`str` gives it with all that could control a terminal escaped.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from pytest_virtainers.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +19,12 @@ if TYPE_CHECKING:
     from pytest_virtainers.result import Result
 
 
-class VirtainerError(Exception):
+class _Message(Exception):
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class VirtainerError(_Message):
     """Trouble with the machinery, never with the system under test."""
 
 
@@ -84,7 +92,7 @@ class TransferError(VirtainerError):
     """A file or tree could not be copied to or from the guest."""
 
 
-class CommandFailed(AssertionError):
+class CommandFailed(_Message, AssertionError):
     """A command ended with an exit code other than 0.
 
     `result` is the whole `Result`; `vm_name` names the machine; `kernel_said` are its kernel's reports, since the
@@ -111,9 +119,9 @@ class CommandTimeout(CommandFailed):
         return f"{self.result.command!r} on {self.vm_name} was still running after {self.result.duration:.1f} s"
 
 
-class WaitTimeout(AssertionError):
+class WaitTimeout(_Message, AssertionError):
     """What was waited for has not come; the message says what, for how long, and what was seen last."""
 
 
-class UnitFailed(AssertionError):
+class UnitFailed(_Message, AssertionError):
     """A systemd unit that was waited for has failed; the message has the end of its journal."""

@@ -86,7 +86,7 @@ def collect(
     with into.piece("console.log") as path:
         path.write_text(vm.console.text, errors="replace")
     with into.piece("supervisor.log") as path:
-        path.write_bytes(vm._container.stderr)
+        path.write_bytes(bytes(vm._container.stderr))
     with into.piece("screenshot.png") as path:
         vm.screenshot(path)
     with into.piece("commands.log") as path:

@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.terminal import one_line, printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -30,7 +32,7 @@ class Step:
     """One thing under way; call `update` with the newest detail as often as you like."""
 
     def __init__(self, title: str, write: Callable[[str], None], *, live: bool) -> None:
-        self._title = title
+        self._title = one_line(title)
         self._write = write
         self._live = live
         self._began = time.monotonic()
@@ -41,7 +43,7 @@ class Step:
         now = time.monotonic()
         if now < self._due:
             return
-        line = f"virtainers: {self._title} ({now - self._began:.0f} s) {_printable(detail)}".rstrip()
+        line = f"virtainers: {self._title} ({now - self._began:.0f} s) {one_line(detail.strip())}".rstrip()
         self._write(f"{_ERASE}{line[:_WIDTH]}" if self._live else f"{line}\n")
         self._due = now + _REDRAW_SECONDS if self._live else math.inf
 
@@ -73,7 +75,7 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Show one line at once."""
-        self._write(f"virtainers: {line}\n")
+        self._write(f"virtainers: {printable(line)}\n")
 
 
 SILENT = Progress(lambda _text: None, live=False)
@@ -95,7 +97,3 @@ def fitted(text: str, columns: int) -> str:
     """
     redrawn = text.startswith(_ERASE) and not text.endswith("\n")
     return text[: len(_ERASE) + columns - 1] if redrawn and columns else text
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text).strip()

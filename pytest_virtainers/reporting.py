@@ -6,17 +6,19 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_virtainers import session
 from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.terminal import one_line, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +104,12 @@ def report(item: pytest.Item, result: pytest.TestReport) -> None:
         try:
             manager.bury()
         except _TROUBLE as error:  # the next run sweeps what stays
-            result.sections.append(("virtainer", f"while machines were thrown away: {error}"))
+            _show(result, "virtainer", f"while machines were thrown away: {error}")
+
+
+def _show(result: pytest.TestReport, title: str, text: str) -> None:
+    """Add a section to a test's report, which a terminal will show; what is in it, a guest may have written."""
+    result.sections.append((one_line(title), printable(text)))
 
 
 def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
@@ -121,12 +128,12 @@ def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
             item.user_properties.append((_PROPERTY, str(folder)))
             result.user_properties.append((_PROPERTY, str(folder)))
         if result.failed:
-            result.sections.append((f"virtainer {machine.name}", _told(item, machine, kept[machine])))
+            _show(result, f"virtainer {machine.name}", _told(item, machine, kept[machine]))
         if is_new:
             _add_to_html(item, result, machine, kept[machine])
     except _TROUBLE as error:
         words = f"the evidence of {machine.name} could not be kept: {type(error).__name__}: {error}"
-        result.sections.append((f"virtainer {machine.name}", words))
+        _show(result, f"virtainer {machine.name}", words)
 
 
 def _told(item: pytest.Item, machine: VM, folder: Path) -> str:
@@ -162,7 +169,8 @@ def _kernel_said(item: pytest.Item, machine: VM) -> list[str]:
 
 def _name_cause(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
     """Add to the failure what its kernel has said, where its text has not got it."""
-    said = [line for line in _kernel_said(item, machine) if line not in result.longreprtext]
+    told = (printable(line) for line in _kernel_said(item, machine))
+    said = [line for line in told if line not in result.longreprtext]
     if not said:
         return
     title = f"the kernel of {machine.name}"
@@ -189,7 +197,7 @@ def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
         try:
             path = _folder(item) / f"{network.label}.pcap"
             try:
-                with path.open("wb") as file:
+                with _private(path) as file:
                     network.recorder.write(file, since=item.stash[_BEGAN_KEY])
             except BaseException:
                 path.unlink(missing_ok=True)  # a part is not wanted
@@ -198,7 +206,13 @@ def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
             said = f"what was on it could not be kept: {type(error).__name__}: {error}"
         else:
             said = f"what was on it: {_short(path, item)}"
-        result.sections.append((f"virtainer network {network.label}", said))
+        _show(result, f"virtainer network {network.label}", said)
+
+
+def _private(path: Path) -> IO[bytes]:
+    """Make a file that only this user can read, and open it for writing; of an earlier phase, nothing stays."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _new_folder(item: pytest.Item, machine: VM) -> Path:
@@ -232,7 +246,7 @@ def _next_try(root: Path, name: str, retention: int | None) -> Path:
     while True:
         folder = root / (name if number == 1 else f"{name}.{number}")
         try:
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
             break
         except FileExistsError:  # another run of the same test
             number += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_virtainers.terminal import printable
+
 _SHOWN_CHARACTERS, _SHOWN_LINES = 4000, 40
 
 
@@ -44,7 +46,7 @@ class Result:
         return self.ok
 
     def streams(self) -> str:
-        """Both streams for a person to read, each cut in the middle when it is long."""
+        """Both streams for a person to read: printable, and each cut in the middle when it is long."""
         return "\n".join(
             f"--- {name} ({len(data)} bytes)\n{_shorten(data)}".rstrip()
             for name, data in (("stdout", self.stdout_bytes), ("stderr", self.stderr_bytes))
@@ -57,4 +59,4 @@ def _shorten(data: bytes) -> str:
     head = "".join(head.splitlines(keepends=True)[: _SHOWN_LINES // 2])[: _SHOWN_CHARACTERS // 2]
     tail = "".join(tail.splitlines(keepends=True)[-_SHOWN_LINES // 2 :])[-_SHOWN_CHARACTERS // 2 :]
     left_out = len(text) - len(head) - len(tail)
-    return f"{head}\n[… {left_out} characters left out …]\n{tail}" if left_out else text
+    return printable(f"{head}\n[… {left_out} characters left out …]\n{tail}" if left_out else text)

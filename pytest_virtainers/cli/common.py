@@ -17,6 +17,7 @@ from pytest_virtainers import values
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.progress import Progress, fitted
 from pytest_virtainers.settings import Source, environment, resolve
+from pytest_virtainers.terminal import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,12 @@ def progress() -> Progress:
 def tell(text: str) -> None:
     """Say something that is no result."""
     with contextlib.suppress(OSError):
-        print(f"virtainers: {text}", file=sys.stderr, flush=True)
+        print(printable(f"virtainers: {text}"), file=sys.stderr, flush=True)
+
+
+def answer(text: str) -> None:
+    """Print a result for people."""
+    print(printable(text))
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str] = ()) -> None:
@@ -62,7 +68,10 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[
     if as_json:
         print(json.dumps([dict(row) for row in rows], indent=2))
         return
-    cells = [[column.upper() for column in columns], *([str(row[column]) for column in columns] for row in rows)]
+    cells = [
+        [column.upper() for column in columns],
+        *([one_line(str(row[column])) for column in columns] for row in rows),
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

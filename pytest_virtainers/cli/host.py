@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from pytest_virtainers.cli.common import as_json, settings, show
+from pytest_virtainers.cli.common import answer, as_json, settings, show
+from pytest_virtainers.terminal import one_line
 
 _FAILED = 1
 
@@ -27,7 +28,7 @@ def doctor(as_json: bool) -> int:
         show([asdict(finding) for finding in findings], as_json=True)
     else:
         for finding in findings:
-            print(finding)
+            answer(str(finding))
     return _FAILED if any(finding.fatal for finding in findings) else 0
 
 
@@ -46,11 +47,11 @@ def prune(force: bool) -> None:
     with machines.connected(settings()) as engine:
         off = [each.name for each in machines.list_all(engine) if each.is_off]
         if off and not force:
-            click.confirm(f"Remove {', '.join(off)}?", abort=True, err=True)
+            click.confirm(f"Remove {one_line(', '.join(off))}?", abort=True, err=True)
         for name in off:
             machines.remove(engine, name)
         for each in [*off, *sweep(engine)]:
-            print(f"removed {each}")
+            answer(f"removed {each}")
 
 
 @click.command

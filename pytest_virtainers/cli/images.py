@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_virtainers.cli.common import OPTIONS, as_json, progress, settings, show, tell, usage
+from pytest_virtainers.cli.common import OPTIONS, answer, as_json, progress, settings, show, tell, usage
 from pytest_virtainers.cli.complete import image_names, image_names_or_files, option_of
 from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
 
@@ -68,7 +68,7 @@ def ls(as_json: bool) -> None:
             del row["in store"]  # for people: size_mib says it
     show(rows, as_json=as_json, columns=("name", "arch", "user", "in store", "source"))
     if not as_json:
-        print(*("", *(f"{row['name']}: {row['note']}" for row in rows if row["note"])), sep="\n")
+        answer("\n".join(("", *(f"{row['name']}: {row['note']}" for row in rows if row["note"]))))
         print(
             "",
             "Published images have not been tried; what is fetched is compared with the digest known of it.",
@@ -168,7 +168,7 @@ def rm(names: tuple[str, ...]) -> None:
             raise ImageError(f"{used[0]} is in use by a VM or by a test run")
         housekeeping.remove(shop, [each.place for each in gone])
     for each in gone:
-        print(f"removed {each.place} ({each.size_mib} MiB)")
+        answer(f"removed {each.place} ({each.size_mib} MiB)")
 
 
 @images.command("verify")
@@ -202,13 +202,13 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
             expected = about.get("stored_sha256", about.get("sha256"))
             rows.append({"place": each.place, "sha256": digest, "was": expected})
             if not as_json:
-                print(f"{each.place}: {'as it came' if digest == expected else f'{digest}, and was {expected}'}")
+                answer(f"{each.place}: {'as it came' if digest == expected else f'{digest}, and was {expected}'}")
     missing = sorted(wanted)
     if as_json:
         show([*rows, *({"place": place, "sha256": None, "was": None} for place in missing)], as_json=True)
     else:
         for place in missing:
-            print(f"{place}: not in the store")
+            answer(f"{place}: not in the store")
     return 1 if missing or any(row["sha256"] != row["was"] for row in rows) else 0
 
 
@@ -227,7 +227,7 @@ def _pull(image: str | None, arch: str | None) -> None:
     spec = _spec(image=image, arch=arch)
     with Manager(settings(), progress()) as manager:
         guest = manager.guest_of(spec)
-        print(f"{spec.image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}")
+        answer(f"{spec.image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}")
 
 
 COMMANDS = (build, images)

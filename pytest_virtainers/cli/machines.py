@@ -16,6 +16,7 @@ import click
 from pytest_virtainers.cli.common import (
     OPTIONS,
     GuestCommand,
+    answer,
     as_json,
     check_ssh,
     progress,
@@ -34,9 +35,10 @@ from pytest_virtainers.cli.complete import (
 )
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.settings import resolve
+from pytest_virtainers.terminal import Plain, one_line, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.settings import Settings
@@ -323,6 +325,8 @@ def console(name: str) -> int:
 def logs(name: str, follow: bool) -> None:
     """Show what the console of a VM that stays has shown, and what its supervisor has said.
 
+    On a terminal, without escape sequences and control characters.
+
     \b
     For example:
       virtainers logs web | grep -i panic
@@ -331,8 +335,12 @@ def logs(name: str, follow: bool) -> None:
     from pytest_virtainers import machines
 
     with machines.connected(settings()) as engine:
+        shown: Callable[[bytes], bytes] = bytes
+        if sys.stdout.isatty():  # a program gets it as it is
+            plain = Plain()
+            shown = lambda piece: printable(plain.feed(piece)).encode()  # noqa: E731
         for piece in machines.output(engine, name, follow=follow):
-            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.write(shown(piece))
             sys.stdout.buffer.flush()
 
 
@@ -357,7 +365,7 @@ def inspect(name: str, as_json: bool) -> None:
         return
     spec, guest = facts.pop("spec"), facts.pop("guest")
     for key, value in {**facts, **guest, **spec}.items():
-        print(f"{key}: {value}")
+        answer(one_line(f"{key}: {value}"))
 
 
 @click.command
@@ -442,7 +450,8 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json:
             elif as_json:
                 show([{"tag": each} for each in vm.snapshots()], as_json=True)
             else:
-                print("".join(f"{each}\n" for each in vm.snapshots()), end="")
+                for each in vm.snapshots():
+                    answer(one_line(each))
         return
     with _attached(name) as vm, usage():
         print(vm.snapshot(tag or free_name(vm.snapshots())).name)

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from pytest_virtainers.cli.common import as_json, progress, settings, show, size
+from pytest_virtainers.cli.common import answer, as_json, progress, settings, show, size
 from pytest_virtainers.cli.complete import store_places
 from pytest_virtainers.errors import StoreError
 
@@ -49,7 +49,7 @@ def ls(as_json: bool) -> None:
         for row in rows
     ]
     show(table, as_json=False, columns=("place", "size", "last used", "", "what"))
-    print(f"{sum(each.size_mib for each in kept)} MiB in {ours.store}, of {ours.store_limit} MiB")
+    answer(f"{sum(each.size_mib for each in kept)} MiB in {ours.store}, of {ours.store_limit} MiB")
 
 
 @store.command("rm")
@@ -95,7 +95,7 @@ def prune(limit: int | None) -> None:
     with Manager(ours, progress()) as manager, manager.store() as shop:
         gone = housekeeping.prune(manager.engine, shop, ours.store_limit if limit is None else limit)
     for each in gone:
-        print(f"removed {each.place} ({each.size_mib} MiB)")
+        answer(f"removed {each.place} ({each.size_mib} MiB)")
 
 
 COMMANDS = (store,)

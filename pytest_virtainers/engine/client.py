@@ -10,6 +10,7 @@ import docker
 import docker.errors
 import requests.exceptions
 import urllib3.exceptions
+from docker.types import LogConfig
 
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.forks import Owner, close_copy, disown_in_child, silence
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 _PROBE_SECONDS = 5
 _CALL_SECONDS = 120
 _MIB = 1024 * 1024
+# With one file alone, Docker's `logs -f` stops when it is cut.
+_LOG_SIZE, _LOG_FILES = "16m", "2"
+_FILE_DRIVERS = {"json-file", "local"}
 
 # What the SDK raises; the last two when an engine goes away while it tells of a pull or build.
 _FAILURES = (
@@ -103,7 +107,7 @@ class Engine:
         self.kind = "podman" if "Podman Engine" in components else "docker"
         self.version = str(about.get("Version", "unknown"))
         self.arch = str(about.get("Arch", "unknown"))
-        self._memory_mib: int | None = None
+        self._facts: dict[str, Any] = {}
 
     def __str__(self) -> str:
         private = " (private service)" if self._service else ""
@@ -119,15 +123,35 @@ class Engine:
         """Whether it listens on a socket of this host's file system, so that its host is likely this one."""
         return self.url.startswith("unix://")
 
+    def _about_host(self) -> dict[str, Any]:
+        """Return what the engine says of itself and its host; it is asked once."""
+        if not self._facts:
+            self._facts = self.api.info()
+        return self._facts
+
     def memory_mib(self) -> int:
         """Give the memory of the engine's host in MiB."""
-        if self._memory_mib is None:
-            self._memory_mib = int(self.api.info()["MemTotal"]) // _MIB
-        return self._memory_mib
+        return int(self._about_host()["MemTotal"]) // _MIB
 
     def storage_driver(self) -> str:
         """Name what it keeps images and containers with, such as `overlay2`, `overlay` or `vfs`."""
-        return str(self.api.info().get("Driver", "unknown"))
+        return str(self._about_host().get("Driver", "unknown"))
+
+    def log_config(self) -> LogConfig | None:
+        """Return the configuration with which the log of a container stays small; None: the engine's own.
+
+        Of Docker's drivers, those that write files take a limit, and others refuse it; Podman's ignore what they do
+        not know.
+        """
+        if self.kind == "podman":
+            return LogConfig(type="", config={"max-size": _LOG_SIZE})  # its only file is cut then
+        try:
+            driver = self._about_host().get("LoggingDriver", "")
+        except docker.errors.APIError:  # it cannot tell
+            return None
+        if driver not in _FILE_DRIVERS:
+            return None
+        return LogConfig(type=driver, config={"max-size": _LOG_SIZE, "max-file": _LOG_FILES})
 
     def memory_used_mib(self, container: str) -> int:
         """Give the MiB that a container takes (without page cache if the engine tells); 0 when it is gone."""

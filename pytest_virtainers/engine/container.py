@@ -20,6 +20,7 @@ import docker.errors
 from docker.types import Mount, Ulimit
 
 from pytest_virtainers.engine import owner
+from pytest_virtainers.engine.output import Output
 from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Log, Pieces
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.forks import Owner
@@ -116,7 +117,12 @@ class Plan:
 
 
 class Container:
-    """One container: created by the constructor, started by `start`, gone after `close` unless it was kept."""
+    """One container: created by the constructor, started by `start`, gone after `close` unless it was kept.
+
+    Attributes:
+        stdout: what it has written so far, since it was started or followed.
+        stderr: likewise.
+    """
 
     _id: str | None
     _port: Port | None
@@ -149,8 +155,7 @@ class Container:
         self.engine = engine
         self._owner = Owner(f"the container {name}", "Use a thread.")
         self._api = engine.api
-        self._output = {False: bytearray(), True: bytearray()}
-        self._arrived = threading.Condition()
+        self.stdout, self.stderr = Output(), Output()
         self._ended = threading.Event()
         self._stream: HijackedSocket | Log | None = None
         self._id = None
@@ -185,6 +190,7 @@ class Container:
             ulimits=[Ulimit(name="nofile", soft=1024, hard=1024), Ulimit(name="nproc", soft=4096, hard=4096)],
             mounts=mounts,
             network_mode="none" if plan.offline else plan.port.network if plan.port else None,
+            log_config=self.engine.log_config(),
         )
         networking: Any = None
         if plan.port is not None:
@@ -264,22 +270,10 @@ class Container:
     def _collect(self, pieces: Iterable[tuple[bool, bytes]]) -> None:
         with contextlib.suppress(OSError, ValueError):
             for of_stderr, piece in pieces:
-                self._output[of_stderr] += piece
-                with self._arrived:
-                    self._arrived.notify_all()
+                (self.stderr if of_stderr else self.stdout).append(piece)
         self._ended.set()
-        with self._arrived:
-            self._arrived.notify_all()
-
-    @property
-    def stdout(self) -> bytes:
-        """All that it has written to stdout so far."""
-        return bytes(self._output[False])
-
-    @property
-    def stderr(self) -> bytes:
-        """All that it has written to stderr so far."""
-        return bytes(self._output[True])
+        for output in (self.stdout, self.stderr):
+            output.end()
 
     @property
     def ended(self) -> bool:
@@ -289,12 +283,6 @@ class Container:
     def wait(self, seconds: float) -> bool:
         """Wait until it has ended, at most `seconds`; tell whether it has."""
         return self._ended.wait(seconds)
-
-    def wait_for(self, text: bytes, seconds: float, times: int = 1) -> bool:
-        """Wait until `text` is so many `times` in stderr, at most `seconds` or until it has ended; tell if it is."""
-        with self._arrived:
-            self._arrived.wait_for(lambda: self._output[True].count(text) >= times or self.ended, seconds)
-        return self._output[True].count(text) >= times
 
     def joint(self, network: str | None = None, *, again: bool = False) -> Joint:
         """Return what it has on a network, by default on that of its plan; raises `EngineError`.

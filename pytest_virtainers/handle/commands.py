@@ -62,7 +62,7 @@ class Commands(Core):
         data = input.encode() if isinstance(input, str) else input
         shown = command if isinstance(command, str) else shlex.join(command)
         stdout, stderr = outputs(shown, self.name)
-        killed_before = self.console.killed_for_memory()
+        shown_before = self.console.size
         began = time.monotonic()
 
         def result(exit_code: int, seconds: float) -> Result:
@@ -84,7 +84,7 @@ class Commands(Core):
             raise CommandTimeout(result(-1, timeout or 0), self.name) from None
         finished = result(exit_code, time.monotonic() - began)
         if check and not finished.ok:
-            raise CommandFailed(finished, self.name, self.console.killed_for_memory()[len(killed_before) :])
+            raise CommandFailed(finished, self.name, self.console.killed_for_memory(shown_before))
         return finished
 
     def popen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import threading
 import time
@@ -30,6 +29,7 @@ from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
 from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut
 from pytest_virtainers.handle.pulse import Pulse
+from pytest_virtainers.handle.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,14 +42,6 @@ if TYPE_CHECKING:
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.scratch import Folder
     from pytest_virtainers.spec import Spec
-
-# What the supervisor says (images/runtime/virtainer: run.py, ending.py, supervise.py).
-_BAD_TEMPLATE = "end: bad-template: "
-_CRASH = re.compile(r"QEMU ended by itself \(SIG(ABRT|SEGV|ILL|FPE|TRAP)\)")
-_DISK_FAILED = b"guest paused, its disk failed: "
-_SWITCHED_OFF, _RUNS_AGAIN = b"virtainer: guest switched itself off", b"virtainer: guest runs again"
-_OVER = "virtainer: over: "
-_WITH_KVM = b" CPU, kvm, "
 
 _SLOWER_WITHOUT_KVM = 10
 _RECONNECT_SECONDS = 20.0
@@ -96,6 +88,7 @@ class Core:
         self.keys = keys
         self.network = network
         self.seed_iso = b""
+        self._supervisor = Supervisor(container.stderr)
         self.console = Console(container, spec.name, check=self._check_going, scaled=self.scaled)
         self.log = CommandLog()
         self.echo: Callable[[str], object] | None = None
@@ -177,12 +170,12 @@ class Core:
 
     def scaled(self, seconds: float) -> float:
         """Give the seconds that something takes here which takes `seconds` with KVM: ten times as long without."""
-        return seconds if _WITH_KVM in self._container.stderr else seconds * _SLOWER_WITHOUT_KVM
+        return seconds if self._supervisor.accel == "kvm" else seconds * _SLOWER_WITHOUT_KVM
 
     def disown(self) -> None:
-        """Leave the machine to a forked child's parent: what acts on it, here all goes through these two."""
+        """Leave the machine to a forked child's parent: what acts on it, all goes through these."""
         nothing: Any = Disowned(self._owner)
-        self._container = self.console = nothing
+        self._container = self.console = self._supervisor = nothing
 
     def close(self) -> None:
         """Throw the machine away; nothing of it remains. Raise `VirtainerError` in a forked child."""
@@ -252,13 +245,13 @@ class Core:
         if self._connection is not None:
             self._connection.close()
         watch, boots = firmware.Watch(self.arch), settle is None
-        told = 0 if self._connection is None else len(self.console.text)  # by former lives
+        told = 0 if self._connection is None else self.console.position  # by former lives
         with self._progress.step(title) as step:
 
             def check() -> None:
                 __tracebackhide__ = True
                 self._check_alive()
-                if boots and (complaint := watch.look(self.console.text[told:])):
+                if boots and (complaint := watch.look(self.console.recent(told))):
                     raise BootError(
                         f"{self.name}: {complaint}. The last lines of its console:\n{self.console.tail()}"
                     )
@@ -386,13 +379,13 @@ class Core:
     def _look_after_break(self, broken: ssh.Connection) -> str:
         """Learn why a connection broke: raise when the machine goes; else have a new one, or say why not."""
         __tracebackhide__ = True
-        met, told = "", len(self.console.text)
+        met, told = "", self.console.size
         end = time.monotonic() + self.scaled(_BREAK_SECONDS)
         latest = time.monotonic() + _SHUTDOWN_SECONDS
         while time.monotonic() < end:
             self._check_alive(grace_seconds=0.25)
-            if len(self.console.text) > told:  # it is on its way down, and waits for something
-                told, end = len(self.console.text), min(time.monotonic() + self.scaled(_BREAK_SECONDS), latest)
+            if self.console.size > told:  # it is on its way down, and waits for something
+                told, end = self.console.size, min(time.monotonic() + self.scaled(_BREAK_SECONDS), latest)
             self._take_turn()
             try:
                 if self._connection is broken:  # else somebody has made a new one meanwhile
@@ -453,33 +446,27 @@ class Core:
 
     # What the supervisor says
 
-    def _times(self, word: bytes) -> int:
-        """Tell how often the supervisor has said something."""
-        return self._container.stderr.count(word)
-
-    def _wait_for_word(self, word: bytes, deadline: float, times: int = 1) -> None:
-        """Wait until the supervisor has said something so many times."""
+    def _wait_until_said(self, what: str, fact: Callable[[], bool], deadline: float) -> None:
+        """Wait until the supervisor has said what makes `fact` true; `what` names it in messages."""
         __tracebackhide__ = True
-        with durations.phase(f"wait: {word.decode().rpartition(': ')[2]}"):
-            heard = self._container.wait_for(word, max(0.0, deadline - time.monotonic()), times)
+        with durations.phase(f"wait: {what}"):
+            heard = self._supervisor.wait_for(fact, max(0.0, deadline - time.monotonic()))
         if not heard:
             self._check_alive()
-            said = self._container.stderr.decode(errors="replace").strip()
-            raise BootTimeout(f"{self.name}: the supervisor has not said {word.decode()!r} in time; it said:\n{said}")
+            raise BootTimeout(
+                f"{self.name}: the supervisor has not said {what!r} in time; it said:\n{self._supervisor.words}"
+            )
 
     @property
     def _off(self) -> bool:
         """Whether the guest has switched itself off, and was not started again."""
-        said = self._container.stderr
-        return said.rfind(_SWITCHED_OFF) > said.rfind(_RUNS_AGAIN)
+        return self._supervisor.off
 
     def _end(self, grace_seconds: float = 0.0) -> str:
         """Say why its container or its QEMU is over (wait a moment for that); nothing when it is not."""
-        ended = self._container.wait(grace_seconds)
-        said = self._container.stderr.decode(errors="replace")
-        if ended:
-            return said.strip().rpartition("\n")[2] or "its container said nothing"
-        return said.rpartition(_OVER)[2].strip() if _OVER in said else ""
+        if self._container.wait(grace_seconds):
+            return self._supervisor.last_words or "its container said nothing"
+        return self._supervisor.over
 
     def _check_there(self, grace_seconds: float = 0.0) -> None:
         """Raise when QEMU is over (wait a moment for that); one whose guest is halted, off or hangs does answer."""
@@ -505,13 +492,13 @@ class Core:
         if not why and self._off:
             why = "the guest switched itself off"
         if why:
-            raise _kind(why)(f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}")
-        said = self._container.stderr
-        if _DISK_FAILED in said:
-            cause = said.partition(_DISK_FAILED)[2].partition(b"Mend it")[0].decode(errors="replace").strip()
+            raise self._kind_of_end()(
+                f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}"
+            )
+        if cause := self._supervisor.disk_failure:
             raise StoreError(
-                f"{self.name} stands still, because its disk could not be written: {cause} Make room on the engine's "
-                "disk, or let the VM write less"
+                f"{self.name} stands still, because its disk could not be written: {cause}. "
+                "Make room on the engine's disk, or let the VM write less"
             )
         if self.console.stalled():
             raise GuestStalled(
@@ -519,8 +506,7 @@ class Core:
                 f"The last lines of its console:\n{self.console.tail(30)}"
             )
 
-
-def _kind(why: str) -> type[VMGone]:
-    if _BAD_TEMPLATE in why:
-        return BadTemplate
-    return QEMUCrashed if _CRASH.search(why) else VMGone
+    def _kind_of_end(self) -> type[VMGone]:
+        if self._supervisor.reason == "bad-template":
+            return BadTemplate
+        return QEMUCrashed if self._supervisor.crashed else VMGone

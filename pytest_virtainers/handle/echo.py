@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,4 +32,4 @@ class Echo:
 
     def _tell(self, line: bytes) -> None:
         assert self._show is not None  # noqa: S101  (or else there would be no line)
-        self._show(f"{self._name}: {line.decode('utf-8', 'backslashreplace').rstrip()}\n")
+        self._show(f"{self._name}: {printable(line.decode('utf-8', 'backslashreplace').rstrip())}\n")

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from pytest_virtainers.handle.commands import Commands
     from pytest_virtainers.keys import KeyPair
 
-READY, DONE = b"helper: ready", b"helper: individual"
-"""What the supervisor says when the helper has said so (`images/runtime/virtainer/individual.py`)."""
-
 _PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
 _RENEW = """

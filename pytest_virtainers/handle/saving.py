@@ -20,8 +20,6 @@ from pytest_virtainers.keys import KeyPair
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_RESTORED = b"virtainer: clone restored"  # what the supervisor says (images/runtime/virtainer/run.py)
-_PARTS = re.compile(rb"(prepared|QEMU up|state) in ([\d.]+) s")
 _SNAPSHOT_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 _CLONE_SECONDS = 60.0
 _LOGIN_SECONDS = 60.0
@@ -82,18 +80,28 @@ class Saving(Power):
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + min(_CLONE_SECONDS, self.spec.boot_timeout)
-        self._wait_for_word(_RESTORED, deadline)
-        for took in _PARTS.finditer(self._container.stderr.rpartition(_RESTORED)[2].partition(b"\n")[0]):
-            durations.part(took[1].decode(), float(took[2]))
+        self._wait_until_said("clone restored", lambda: self._supervisor.restored, deadline)
+        for part, seconds in self._supervisor.restoring.items():
+            durations.part(part, seconds)
         if session is not None and self._go_on_in(session):
-            self._wait_for_word(individual.DONE, deadline)
+            self._wait_until_individual(deadline)
             return
         self._wait(
             f"cloning {self.name} ({self.spec.image})",
             self._connect,
             deadline - time.monotonic(),
-            settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline),
+            settle=lambda _machine, _connection: self._wait_until_individual(deadline),
         )
+
+    def _wait_until_individual(self, deadline: float, before: int = 0) -> None:
+        """Wait until the helper in the guest has done its work once more than `before`."""
+        __tracebackhide__ = True
+        self._wait_until_said("individual", lambda: self._supervisor.helpers_done > before, deadline)
+
+    def _wait_for_helper(self, deadline: float, before: int = 0) -> None:
+        """Wait until a helper in the guest waits, once more than `before`."""
+        __tracebackhide__ = True
+        self._wait_until_said("ready", lambda: self._supervisor.helpers_ready > before, deadline)
 
     def _go_on_in(self, session: line.Session) -> bool:
         """Make a session that was saved with the guest the connection; tell whether it answers."""
@@ -165,7 +173,7 @@ class Saving(Power):
         self.run("sync")  # or else each clone would first of all write to its disk what is not there yet
         deadline = time.monotonic() + _CLONE_SECONDS
         individual.leave_helper(self, hostname)
-        self._wait_for_word(individual.READY, deadline)
+        self._wait_for_helper(deadline)
         if self._connection is not None:
             self._connection.close()
         # The guest's side of the session ends, too. Its user manager stays for ten seconds and so is in the template:
@@ -202,7 +210,7 @@ class Saving(Power):
         if self._halted:
             self._check_alive()
         name = name or free_name(self._given)
-        done = self._times(individual.DONE)
+        done = self._supervisor.helpers_done
         deadline = time.monotonic() + _CLONE_SECONDS
         session = self._frozen_session()
         if not self._in_place("save", name, "--helper"):
@@ -213,17 +221,17 @@ class Saving(Power):
             session = None
         self._given |= {name}
         self._kept |= {name}
-        self._wait_for_word(individual.DONE, deadline, done + 1)
+        self._wait_until_individual(deadline, done)
         return Snapshot(self, name, session, self._cards())
 
     def _have_a_helper(self, deadline: float) -> None:
         __tracebackhide__ = True
-        ready = self._times(individual.READY)
+        ready = self._supervisor.helpers_ready
         try:
             individual.leave_helper(self, hostname="")
         except Unclonable as lack:
             raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
-        self._wait_for_word(individual.READY, deadline, ready + 1)
+        self._wait_for_helper(deadline, ready)
 
     def snapshots(self) -> list[str]:
         """List the names of the snapshots that the machine's disk has, the newest last; an earlier handle's, too."""
@@ -255,7 +263,7 @@ class Saving(Power):
             self._unplug_all_but(snapshot.cards, by_reset=stood_still)
         except VirtainerError as error:
             raise StoreError(f"{self.name} cannot go back to {snapshot.name}: {error}") from error
-        done = self._times(individual.DONE)
+        done = self._supervisor.helpers_done
         deadline = time.monotonic() + _CLONE_SECONDS
         if self._off:  # QEMU lets nothing run after a shutdown but what was reset
             self.qmp("system_reset")
@@ -267,14 +275,14 @@ class Saving(Power):
                 self._wait_until_on(deadline)
                 self._halted = ""
             if snapshot.session is not None:
-                self._wait_for_word(individual.DONE, deadline, done + 1)
+                self._wait_until_individual(deadline, done)
                 if self._go_on_in(snapshot.session):
                     return
         self._wait(
             f"restoring {self.name}",
             self._connect,
             _CLONE_SECONDS,
-            settle=lambda _machine, _connection: self._wait_for_word(individual.DONE, deadline, done + 1),
+            settle=lambda _machine, _connection: self._wait_until_individual(deadline, done),
         )
 
     def delete_snapshot(self, snapshot: Snapshot) -> None:

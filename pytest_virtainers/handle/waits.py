@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +16,7 @@ from pytest_virtainers.handle.deadline import NOTHING, Deadline
 from pytest_virtainers.handle.patience import TimedOut, patiently
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable, Sequence
 
     from pytest_virtainers.result import Result
@@ -194,11 +194,12 @@ class Waits(Commands):
         """Wait until the serial console shows a regular expression, from its first line on; give the match."""
         __tracebackhide__ = True
         deadline = Deadline(f"{pattern!r} on the console of {self.name}", self.scaled(timeout))
+        search = self.console.search(pattern)
 
         def attempt() -> re.Match[str] | None:
             __tracebackhide__ = True
             deadline.seen = f"\n{self.console.tail()}"
-            found = re.search(pattern, self.console.text, re.MULTILINE)
+            found = search.look()
             if found is None:
                 self._check_going()
             return found

@@ -13,6 +13,7 @@ from pytest_virtainers.keys import Keys
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
+from tests.unit.fake_output import Said
 from tests.unit.fake_qcow2 import head
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class FakeContainer:
 
     def __init__(self) -> None:
         self.folder = "/mounted"
-        self.stdout = b"login:\r\n"
-        self.stderr = b"virtainer: starting\n"
+        self.stdout = Said(b"login:\r\n")
+        self.stderr = Said(b"virtainer: starting\n")
         self.ended = False
         self.asked: list[list[str]] = []
         self.patience: float | None = None

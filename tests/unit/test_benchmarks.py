@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import cold_boot
 from pytest_virtainers.engine.container import Bind, Plan
+from pytest_virtainers.engine.output import Output
 from pytest_virtainers.images import Guest
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
@@ -15,7 +16,7 @@ from pytest_virtainers.spec import merge
 @pytest.mark.parametrize("accel", ["kvm", "tcg"])
 def test_the_accelerator_is_what_the_supervisor_says(accel: str) -> None:
     said = f"virtainer: hello\nvirtainer: starting web: 1024 MiB, 1 CPU, {accel}, /image (qcow2), prepared in 0.1 s\n"
-    assert cold_boot.accelerator(said.encode()) == accel
+    assert cold_boot.accelerator(Output(said.encode())) == accel
 
 
 @pytest.mark.parametrize(("accel", "devices"), [("kvm", ("/dev/kvm",)), ("tcg", ())])

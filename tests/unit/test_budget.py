@@ -32,7 +32,7 @@ def test_a_clone_counts_with_what_it_takes(used: int, counted: int) -> None:
     }
     with serving(answers) as server:
         engine = detect.find(server.url)
-        engine._memory_mib = 64 * 1024
+        engine._facts = {"MemTotal": 64 * 1024**3}
         for limit, fits in ((counted + 400, True), (counted + 399, False)):
             memory = budget.Budget(engine, lambda _host, limit=limit: limit, "run", SILENT)  # type: ignore[misc]
             try:

@@ -1,7 +1,10 @@
+import json
+
 import docker.errors
 import pytest
 
 from pytest_virtainers.engine import detect
+from pytest_virtainers.engine.container import Container, Plan
 from tests.unit.fake_engine import DOCKER, PODMAN, serving
 
 MIB = 1024 * 1024
@@ -39,4 +42,27 @@ def test_the_memory_of_the_host_is_asked_for_once() -> None:
         engine = detect.find(server.url)
         assert (engine.memory_mib(), engine.memory_mib()) == (2048, 2048)
         assert server.asked.count("GET /info") == 1
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("about", "info", "kind", "options"),
+    [
+        (DOCKER, {"LoggingDriver": "json-file"}, "json-file", {"max-size": "16m", "max-file": "2"}),
+        (DOCKER, {"LoggingDriver": "local"}, "local", {"max-size": "16m", "max-file": "2"}),
+        (DOCKER, {"LoggingDriver": "journald"}, None, None),
+        (DOCKER, None, None, None),
+        (PODMAN, None, "", {"max-size": "16m"}),
+    ],
+)
+def test_the_log_of_a_container_is_limited_where_its_driver_can(
+    about: dict[str, object], info: dict[str, object] | None, kind: str | None, options: dict[str, str] | None
+) -> None:
+    answers = {"GET /info": (200, info) if info else (500, {"message": "no"})}
+    created = {"POST /containers/create": (201, {"Id": "0123", "Warnings": []})}
+    with serving({**answers, **created}, about=about) as server:
+        engine = detect.find(server.url)
+        Container(engine, Plan(name="db", kind="vm", image="an-image"), "run")
+        asked = json.loads(server.sent[-1])["HostConfig"].get("LogConfig")
+        assert asked == (None if kind is None else {"Type": kind, "Config": options})
         engine.close()

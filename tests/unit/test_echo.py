@@ -56,3 +56,7 @@ def test_it_is_on_the_terminal_as_it_comes_also_while_pytest_captures(
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
     result.assert_outcomes(passed=1)
     assert ("web: schön" in result.stdout.str(), "web: schön" in result.stderr.str()) == (out, err)
+
+
+def test_what_is_shown_controls_no_terminal() -> None:
+    assert shown(b"\x1b]0;x\x07\xc2\x9b1m\x9b\rover\n") == ["web: \\x1b]0;x\\x07\\x9b1m\\x9b\\rover\n"]

@@ -1,4 +1,16 @@
-from pytest_virtainers import CommandFailed, CommandTimeout, Result, VirtainerError
+import traceback
+
+import pytest
+
+from pytest_virtainers import (
+    CommandFailed,
+    CommandTimeout,
+    Result,
+    UnitFailed,
+    VirtainerError,
+    VMGone,
+    WaitTimeout,
+)
 
 
 def result(exit_code: int, stdout: bytes = b"", stderr: bytes = b"") -> Result:
@@ -31,3 +43,32 @@ def test_bytes_that_are_not_utf8_survive() -> None:
     assert result(0, b"\xff\xfe").stdout.encode("utf-8", "surrogateescape") == b"\xff\xfe"
     assert result(0)
     assert not result(1)
+
+
+EVIL = "\x1b]0;x\x07\x9b1m\u202e\udc9b"
+SHOWN = "\\x1b]0;x\\x07\\x9b1m\\u202e\\udc9b"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        VirtainerError(f"web: {EVIL}"),
+        VMGone(f"web: {EVIL}"),
+        WaitTimeout(f"web: {EVIL}"),
+        UnitFailed(f"web: {EVIL}"),
+        CommandFailed(result(1), "web", [f"web: {EVIL}"]),
+    ],
+    ids=repr,
+)
+def test_what_a_message_quotes_controls_no_terminal(error: Exception) -> None:
+    assert f"web: {SHOWN}" in str(error)
+    assert f"web: {SHOWN}" in "".join(traceback.format_exception(error))
+    assert str(type(error)(str(error)) if not isinstance(error, CommandFailed) else error).count("\\x1b") == 1
+
+
+def test_nor_do_the_streams_of_a_command() -> None:
+    evil = EVIL.encode("utf-8", "surrogateescape") + b"\x9d"
+    failed = CommandFailed(result(1, b"out" + evil, b"err\r\n" + evil), "web")
+    assert f"out{SHOWN[:-6]}\\x9b\\x9d" in str(failed)
+    assert f"err\\r\n{SHOWN[:-6]}\\x9b\\x9d" in str(failed)
+    assert failed.result.stdout_bytes == b"out" + evil, "for programs, it is as it came"

@@ -19,6 +19,7 @@ import pytest
 
 from pytest_virtainers import cli, machines
 from pytest_virtainers.cli import machines as commands
+from pytest_virtainers.cli.common import show
 from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container
@@ -218,7 +219,7 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
     assert container.environment == {"RAM": "512", "IMAGE_DIR": "/mounted", "EMPTY": ""}
     container.follow()
     assert container.wait(10)
-    assert (container.stdout, container.stderr) == (said[1], said[2])
+    assert (bytes(container.stdout), bytes(container.stderr)) == (said[1], said[2])
     assert [(each["since"][0], each["follow"][0]) for each in asked] == [("1700000000.05", "1")]
     container.close()
     container.close()
@@ -336,7 +337,7 @@ def test_a_silent_log_does_not_end_and_close_wakes_its_reader(engine: Engine, se
     container = Container.adopt(engine, INSPECTED)
     container.follow()
     assert not container.wait(1.0), "three times as long as an answer may take"
-    assert container.stdout == b"hello"
+    assert bytes(container.stdout) == b"hello"
     container.close()
     assert container.wait(5)
 
@@ -362,3 +363,38 @@ def test_a_file_that_is_not_there_is_told_in_one_line(
     monkeypatch.setattr(machines, "attached", fail)
     assert cli.main(["cp", "missing", "web:/srv"]) == 1
     assert capsys.readouterr().err == "virtainers: [Errno 2] No such file or directory: 'missing'\n"
+
+
+EVIL = b"boot \x1b]0;owned\x07\x1b[31mred\xc2\x9b0m \xe2\x80\xae end\r\n"
+
+
+def test_logs_control_no_terminal_and_programs_get_them_as_they_are(
+    server: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def logs(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        for at in range(len(EVIL)):
+            request.wfile.write(struct.pack(">BxxxL", 1, 1) + EVIL[at : at + 1])
+
+    monkeypatch.setenv("VIRTAINER_ENGINE", server.url)
+    server.answers["GET /containers/virtainers-web/logs"] = logs
+    for terminal, expected in ((True, b"boot red \\u202e end\n"), (False, EVIL)):
+        with (tmp_path / "out").open("w") as out:
+            monkeypatch.setattr(out, "isatty", lambda terminal=terminal: terminal, raising=False)
+            monkeypatch.setattr(sys, "stdout", out)
+            assert cli.main(["logs", "web"]) == 0
+        assert (tmp_path / "out").read_bytes() == expected
+
+
+def test_tables_and_messages_control_no_terminal(
+    server: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show([{"name": "a\x1b[2Jb\nc"}], as_json=False, columns=["name"])
+    assert capsys.readouterr().out == "NAME\na\\x1b[2Jb\\nc\n"
+
+    def fail(*_: object) -> None:
+        raise FileNotFoundError(2, "No \x1b[2J file")
+
+    monkeypatch.setattr(machines, "attached", fail)
+    assert cli.main(["cp", "missing", "web:/srv"]) == 1
+    assert capsys.readouterr().err == "virtainers: [Errno 2] No \\x1b[2J file\n"

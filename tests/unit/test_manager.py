@@ -13,6 +13,7 @@ import pytest
 from pytest_virtainers import images, scratch, starting
 from pytest_virtainers import manager as module
 from pytest_virtainers.engine.container import Joint, Plan, Port
+from pytest_virtainers.engine.output import Output
 from pytest_virtainers.errors import (
     BadTemplate,
     BootTimeout,
@@ -182,6 +183,7 @@ class Container:
 
     def __init__(self, _engine: object, plan: Plan, _run_id: str) -> None:
         self.plan, self.archives = plan, dict[str, bytes]()
+        self.stdout, self.stderr = Output(), Output()
         self.made.append(self)
 
     def put(self, _folder: str, _members: object) -> None:

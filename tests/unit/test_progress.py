@@ -59,7 +59,7 @@ def test_a_terminal_gets_one_line_that_changes(clock: list[float]) -> None:
     with pytest.raises(ZeroDivisionError):
         boot()
     assert shown == [
-        "\r\x1b[2Kvirtainers: booting (3 s) [31mlogin:",
+        "\r\x1b[2Kvirtainers: booting (3 s) \\x1b[31mlogin:\\x07",
         "\r\x1b[2Kvirtainers: booting: failed in 3.0 s\n",
     ]
 
@@ -108,3 +108,12 @@ def test_vms_that_start_together_tell_and_other_threads_leave_pytest_alone(pytes
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["virtainers: by virtainers-launch"])
     result.stdout.no_fnmatch_line("*of-the-test*")
+
+
+def test_what_is_shown_controls_no_terminal(clock: list[float]) -> None:
+    shown: list[str] = []
+    progress = Progress(shown.append, live=False)
+    progress.note("a\x1b[2J\nb")
+    with progress.step("a\x1b[2J\nb"):
+        clock[0] += 3
+    assert shown == ["virtainers: a\\x1b[2J\nb\n", "virtainers: a\\x1b[2J\\nb: done in 3.0 s\n"]

@@ -10,13 +10,14 @@ from pytest_virtainers.handle import ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.readiness import Machine, cloud_init_errors, wait_for_login
 from pytest_virtainers.keys import KeyPair
+from tests.unit.fake_output import Said
 
 
 class Output:
     """The part of a container that a console reads."""
 
     def __init__(self, stdout: bytes) -> None:
-        self.stdout = stdout
+        self.stdout = Said(stdout)
 
 
 def console(text: bytes = b"[    0.1] Linux version 6.12\r\n\x1b[32mlogin:\x1b[0m") -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -334,6 +336,57 @@ def test_it_can_be_kept_for_all_tests_that_have_machines(pytester: pytest.Pytest
     run(SUITE, "--virtainer-capture=always", "-k", "passes or expected or skipped")
     names = [f"test_it-py-test_{name}/default.pcap" for name in ("expected", "passes")]
     assert [*captures(pytester)] == names
+
+
+def test_what_is_kept_is_for_this_user_alone(pytester: pytest.Pytester, run: Any) -> None:
+    before = os.umask(0)  # the worst
+    try:
+        run(SUITE, "--virtainer-capture=failed")
+        run(SUITE, "--virtainer-capture=failed")
+    finally:
+        os.umask(before)
+    root = pytester.path / "virtainer-artifacts"
+    folders = [each for each in root.rglob("*") if each.is_dir()]
+    assert len(folders) == 2 * 2 * 3
+    assert {stat.S_IMODE(each.stat().st_mode) for each in folders} == {0o700}
+    assert {stat.S_IMODE(each.stat().st_mode) for each in root.rglob("*.pcap")} == {0o600}
+
+
+def test_a_capture_is_written_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "default.pcap").symlink_to("victim")
+    with reporting._private(tmp_path / "default.pcap") as file:
+        file.write(b"frames")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (tmp_path / "default.pcap").read_bytes() == b"frames"
+
+
+HOSTILE = r"""
+    EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\x9dx\x9c\u202e\u2028\r"
+
+    def test_it(vm):
+        vm.name = "web"
+        with vm.log.entry(f"make {EVIL}", "debian") as entry:
+            entry.outcome = f"exit {EVIL}"
+        vm._container.stdout += f"Out of memory: Killed process 7 (c{EVIL}c)\r\nl{EVIL}\r\n".encode()
+        vm.picture = OSError(EVIL)
+        assert not "of the test"
+"""
+
+
+@pytest.mark.parametrize("options", [("-s",), ("-n1",), ("--tb=native",)], ids=str)
+def test_no_sequence_reaches_the_terminal(options: tuple[str, ...], pytester: pytest.Pytester, run: Any) -> None:
+    result = run(HOSTILE, "--junitxml=report.xml", "--html=report.html", "--self-contained-html", *options)
+    result.assert_outcomes(failed=1)
+    shown = result.stdout.str() + result.stderr.str()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]", shown)
+    assert r"Killed process 7 (c\x1b]0;owned\x07\x1b[2J" in shown, "it can be read"
+    assert r"missing: screenshot.png: OSError: \x1b]0;owned\x07\x1b[2J\x9b31m\x9dx\x9c\u202e" in shown
+    failure = ET.parse(pytester.path / "report.xml").find(".//failure")  # noqa: S314  (our own)
+    assert failure is not None
+    assert "the kernel of web" in (failure.text or "")
+    assert "owned" in (pytester.path / "report.html").read_text()
+    assert "\x1b" not in (pytester.path / "report.html").read_text()
 
 
 def test_a_capture_that_cannot_be_kept_is_told_of_beside_the_others(pytester: pytest.Pytester, run: Any) -> None:

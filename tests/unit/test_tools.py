@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
+from pytest_virtainers.engine.output import Output
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.handle.tools import ssh_config_value
 from pytest_virtainers.handle.vm import VM
@@ -31,7 +32,7 @@ ENGINE = SimpleNamespace(kind="podman", url="unix:///tmp/x y.sock")
 @pytest.fixture
 def vm() -> Iterator[VM]:
     endpoint: Any = SimpleNamespace(address="10.0.0.2", ssh_options=dict, engine=ENGINE)
-    container: Any = SimpleNamespace(id="0123", close=lambda: None)
+    container: Any = SimpleNamespace(id="0123", close=lambda: None, stdout=Output(), stderr=Output())
     keys = Keys(KeyPair("PRIVATE", ""), KeyPair("", "ssh-ed25519 AAAA"))
     network: Any = None
     spec = merge(resolve([]).shape)

@@ -16,6 +16,7 @@ from pytest_virtainers.handle import tunnels
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.ssh import Connection
 from pytest_virtainers.handle.tunnels import Tunnels
+from tests.unit.fake_output import Said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ class Machine(Tunnels):
         self.name = "web"
         self.transport = Transport()
         self.connection = Connection(self.transport)  # type: ignore[arg-type]
-        self.console = Console(SimpleNamespace(stdout=b"login:\n"))  # type: ignore[arg-type]
+        self.console = Console(SimpleNamespace(stdout=Said(b"login:\n")))  # type: ignore[arg-type]
         self._reversed = {}
         self.is_gone = False
 

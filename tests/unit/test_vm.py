@@ -26,15 +26,16 @@ from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import merge
+from tests.unit.fake_output import Said
 
 
 class Container:
     """Has written this on its serial console and through its supervisor, and may have ended."""
 
     def __init__(self, *said: str, console: bytes = b"login: ", ended: bool = False) -> None:
-        self.stdout, self.ended = console, ended
+        self.stdout, self.ended = Said(console), ended
         self.environment: dict[str, str] = {}
-        self.stderr = "".join(f"virtainer: {line}\n" for line in said).encode()
+        self.stderr = Said("".join(f"virtainer: {line}\n" for line in said).encode())
 
     def wait(self, _seconds: float) -> bool:
         return self.ended

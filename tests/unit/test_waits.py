@@ -14,6 +14,7 @@ from pytest_virtainers.handle import deadline
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.patience import TimedOut
 from pytest_virtainers.handle.waits import Waits
+from tests.unit.fake_output import Said
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,7 @@ class Machine(Waits):
         self.name, self.user, self._halted = "web", "debian", ""
         self.given = list(answers)
         self.asked: list[Any] = []
-        self.output = SimpleNamespace(stdout=b"login:\n")
+        self.output = SimpleNamespace(stdout=Said(b"login:\n"))
         self.console = Console(self.output)  # type: ignore[arg-type]
         self.is_gone, self.hangs = False, False
 

@@ -109,7 +109,7 @@ def test_a_clone_counts_with_what_it_takes(engine: Engine, start: Start, monkeyp
             "import sys; held = b'x' * (900 << 20); print('full', file=sys.stderr, flush=True); input()",
         ),
     )
-    assert eater.wait_for(b"full", 30)
+    assert eater.stderr.wait_for(lambda: b"full" in bytes(eater.stderr), 30)
     with pytest.raises(BudgetError), room(engine, 1000, spec("next")):
         pass
 

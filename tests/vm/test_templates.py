@@ -56,7 +56,7 @@ def test_the_clock_is_the_hosts(pair: tuple[VM, VM]) -> None:
         after = time.time()
         assert before - 0.05 <= guest <= after + 0.05
     # The supervisor's measure has the way of the guest's word in it: one of both may be late on a busy host.
-    said = [vm._container.stderr.decode() for vm in pair]
+    said = [bytes(vm._container.stderr).decode() for vm in pair]
     offsets_ms = [abs(float(each.partition("clock ")[2].partition(" ms")[0])) for each in said]
     assert min(offsets_ms) < 50, said
 

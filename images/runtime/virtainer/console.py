@@ -1,7 +1,8 @@
 """The serial console: one stream from the guest to a log file, to stdout, and to whoever is connected.
 
 Each reader has a thread of its own, so that nobody waits for another: the guest and the log never wait for
-stdout, whose reader may stall (the log file is its buffer); a client that does not read loses output.
+stdout, whose reader may stall, nor for a client. Who does not read loses output: of what waits for stdout the oldest,
+and a line says how much. The log has the last of it, in two files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CHUNK = 65536
+_MIB = 2**20
+_WAITING = 4 * _MIB  # at most waits for stdout; when it is more, the older half goes
+_LOG_SIZE = 16 * _MIB
 
 
 class Console:
@@ -23,11 +27,10 @@ class Console:
 
     def __init__(self, line: socket.socket, log: Path, server: socket.socket, stdout: int) -> None:
         self._line, self._server, self._stdout = line, server, stdout
-        self._log_path = log
-        self._log = log.open("wb", buffering=0)
+        self._log = _Log(log)
         self._clients: set[socket.socket] = set()
-        self._written = threading.Condition()
-        self._length = 0
+        self._changed = threading.Condition()
+        self._waiting, self._lost = bytearray(), 0
         self._ended = False
         self._copier = self._thread(self._copy_to_stdout)
         self._thread(self._read_line)
@@ -39,11 +42,14 @@ class Console:
 
     def _read_line(self) -> None:
         while data := _receive(self._line):
-            with contextlib.suppress(OSError):  # a full disk costs the log, not the VM
-                written = self._log.write(data) or 0
-                with self._written:
-                    self._length += written
-                    self._written.notify()
+            self._log.write(data)
+            with self._changed:
+                self._waiting += data
+                if len(self._waiting) > _WAITING:
+                    excess = len(self._waiting) - _WAITING // 2
+                    del self._waiting[:excess]
+                    self._lost += excess
+                self._changed.notify()
             for client in tuple(self._clients):
                 try:
                     client.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -52,23 +58,24 @@ class Console:
                 except OSError:
                     self._clients.discard(client)
                     client.close()
-        with self._written:
+        with self._changed:
             self._ended = True
-            self._written.notify()
+            self._changed.notify()
 
     def _copy_to_stdout(self) -> None:
-        with self._log_path.open("rb", buffering=0) as log, contextlib.suppress(OSError):
-            position = 0
-            while True:
-                with self._written:
-                    while position == self._length:
-                        if self._ended:
-                            return
-                        self._written.wait()
-                data = log.read(_CHUNK)
-                position += len(data)
+        with contextlib.suppress(OSError):
+            while data := self._next():
                 while data:
                     data = data[os.write(self._stdout, data) :]
+
+    def _next(self) -> bytes:
+        """Wait for what stdout is to have next; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            lost, self._lost = self._lost, 0
+            data = bytes(self._waiting[:_CHUNK])
+            del self._waiting[:_CHUNK]
+        return b"\r\n[... %d bytes of the console were lost here ...]\r\n%b" % (lost, data) if lost else data
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the server is closed
@@ -88,6 +95,29 @@ class Console:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
         thread.start()
         return thread
+
+
+class _Log:
+    """A file that becomes `NAME.1` when it is large, in place of the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, 0
+        self._file = path.open("wb", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """Add to the log; a full disk costs the log, not the VM."""
+        with contextlib.suppress(OSError):
+            if self._size >= _LOG_SIZE:
+                with contextlib.suppress(FileNotFoundError):  # the last try could not make a new one
+                    self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+                new = self._path.open("wb", buffering=0)
+                self.close()
+                self._file, self._size = new, 0
+            self._size += self._file.write(data) or 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from enum import Enum
+
+# What is written at once into a pipe, at most (PIPE_BUF): a longer line could be torn by that of another thread.
+_LONGEST = 4000
 
 
 class Reason(Enum):
@@ -54,6 +58,43 @@ class End(Exception):
 
 
 def say(line: str) -> None:
-    """Write one line to stderr. A reader that stalls loses the line: it must not stall the supervisor."""
+    """Write one line to stderr. A reader that stalls loses the line: it must not stall the supervisor.
+
+    Whatever a line quotes, it stays one line without control characters, and no other thread's line is mixed with it.
+    """
+    text = f"virtainer: {escaped(line)}".encode(errors="replace")
     if select.select([], [2], [], 1.0)[1]:
-        os.write(2, f"virtainer: {line}\n".encode(errors="replace"))
+        os.write(2, text[:_LONGEST] + b"\n")
+
+
+def escaped(text: str) -> str:
+    """Return a text with what is not printable written as Python does."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+class Sparing:
+    """Says what a guest can cause as often as it likes: a few lines at once, and then so many a second.
+
+    Args:
+        what: such lines are, for the line that says that some are not shown.
+        at_once: lines.
+        a_second: lines; 0: there are no more.
+    """
+
+    def __init__(self, what: str, at_once: int, a_second: float) -> None:
+        self._what, self._at_once, self._a_second = what, at_once, a_second
+        self._left, self._since, self._hides = float(at_once), time.monotonic(), False
+
+    def say(self, line: str) -> None:
+        """Say a line, unless there were too many."""
+        now = time.monotonic()
+        self._left = min(self._at_once, self._left + (now - self._since) * self._a_second)
+        self._since = now
+        if self._left >= 1:
+            self._left, self._hides = self._left - 1, False
+            say(line)
+        elif not self._hides:
+            self._hides = True
+            say(f"{self._what}: too many lines, further ones are not shown")

@@ -12,16 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtainer.ending import say
+from virtainer.ending import Sparing
 
 if TYPE_CHECKING:
-    import socket
-
     from virtainer import qmp
 
 PORT = "org.virtainers.clone"
@@ -40,6 +39,9 @@ class Individual:
     def __init__(self, connection: socket.socket, hostname: str, waits: Path = WAITS) -> None:
         self._connection, self._hostname, self._waits = connection, hostname, waits
         self._snapshots: set[str] = set()  # those in which one waits
+        # A test may go back to a snapshot again and again; nonsense is nonsense.
+        self._lines = Sparing("helper", at_once=50, a_second=10)
+        self._nonsense = Sparing(f"helper: {_UNEXPECTED}", at_once=20, a_second=0)
         waits.unlink(missing_ok=True)  # left over when a container is started again
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -62,19 +64,22 @@ class Individual:
         self._send(f"{self._hostname} {os.urandom(_ENTROPY_BYTES).hex()}")
 
     def _send(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # QEMU is gone
-            self._connection.sendall(line.encode() + b"\n")
+        # QEMU is gone; or the guest does not read what it is told, for which nobody here waits.
+        with contextlib.suppress(OSError):
+            self._connection.send(line.encode() + b"\n", socket.MSG_DONTWAIT)
 
     def _listen(self) -> None:
-        with self._connection.makefile("rb") as lines:
+        with contextlib.suppress(OSError), self._connection.makefile("rb") as lines:  # QEMU is gone
             while line := lines.readline(_LONGEST_LINE):
                 if line == ASKS_FOR_TIME:
                     self._send(f"{time.time():.6f}")
                 else:
                     words = heard(line, time.time())
-                    if not words.startswith(_UNEXPECTED):
+                    if words.startswith(_UNEXPECTED):
+                        self._nonsense.say(f"helper: {words}")
+                    else:
                         self._waits.touch()
-                    say(f"helper: {words}")
+                        self._lines.say(f"helper: {words}")
 
 
 def waits(monitor: qmp.Monitor) -> bool:
@@ -90,6 +95,6 @@ def heard(line: bytes, now: float) -> str:
             return "ready"
         case [b"done", hostname, clock] if re.fullmatch(rb"\d{1,12}\.\d{6}", clock):
             late_ms = (float(clock) - now) * 1000
-            return f"individual, hostname {hostname.decode(errors='replace')}, clock {late_ms:+.1f} ms"
+            return f"individual, hostname {hostname.decode(errors='backslashreplace')}, clock {late_ms:+.1f} ms"
         case _:
             return f"{_UNEXPECTED}: {line[:100]!r}"

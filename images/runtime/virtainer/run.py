@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import time
@@ -32,10 +33,11 @@ from virtainer.settings import CACHE_MODES, Settings
 from virtainer.supervise import Supervisor, linger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 RUN = Path("/run/virtainer")  # root's only: who may `docker exec` may use what is in it
 DNSMASQ_LOG = RUN / "dnsmasq.log"
+_LOG_SIZE = 2**20
 QEMU_USER = "qemu"
 _RESTORE_SECONDS = 30
 
@@ -186,8 +188,26 @@ def _restore(
 def _start_dnsmasq(net: network.Network, *, names_only: bool) -> int:
     only = isolation.own_networks() if names_only else None
     argv = network.dnsmasq_argv(net, names.serve(only, ipv6=net.ipv6), names_only=names_only)
-    with DNSMASQ_LOG.open("wb") as log:
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True).pid
+    with DNSMASQ_LOG.open("wb") as log, _small_files():
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            restore_signals=False,  # it goes on without a log when that is full, rather than end by SIGXFSZ
+        ).pid
+
+
+@contextlib.contextmanager
+def _small_files() -> Iterator[None]:
+    """Limit the files of a process that is started in the block: a guest can make it complain without end."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LOG_SIZE, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class _Storage(NamedTuple):

@@ -11,7 +11,7 @@ import time
 from typing import IO, TYPE_CHECKING, Any
 
 from virtainer import line, requests, snapshot
-from virtainer.ending import End, Reason, say
+from virtainer.ending import End, Reason, Sparing, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ _PRESS_AGAIN = 5.0  # seconds
 _ONE_REBOOT = 2.0  # seconds
 # How long QEMU may take to write out its disk caches when it is told to quit.
 _QUIT_TIME = 5.0  # seconds
+_LONGEST_LINE = 2000  # bytes of what QEMU says
 _AS_ASKED = "the guest shut down as it was asked to"
 
 
@@ -54,6 +55,8 @@ class Supervisor:
         self._stderr, self._queue, self._on_snapshot = stderr, queue, on_snapshot
         self._on_line_closed = on_line_closed
         self._last_words, self._unfinished = "", b""
+        # What a guest's kernel does to devices, it may do without end.
+        self._of_qemu, self._of_guest = Sparing("qemu", at_once=100, a_second=10), Sparing("guest", 20, a_second=1)
         self._linger = linger
         self._off = False
         self._status: int | None = None  # as os.waitpid gives it
@@ -163,10 +166,10 @@ class Supervisor:
             elif event == "VSERPORT_CHANGE" and data["id"] == line.DEVICE and not data["open"]:
                 self._on_line_closed()
             elif event == "GUEST_PANICKED":
-                say("guest panicked")
+                self._of_guest.say("guest panicked")
             elif event == "RESET" and data.get("guest"):
                 if time.monotonic() > self._rebooted + _ONE_REBOOT:
-                    say("guest rebooted")
+                    self._of_guest.say("guest rebooted")
                 self._rebooted = time.monotonic()
             elif event == "BLOCK_IO_ERROR" and data.get("action") == "stop":
                 cause = "no space left in IMAGE_DIR" if data.get("nospace") else data.get("reason")
@@ -186,17 +189,18 @@ class Supervisor:
         data = os.read(self._stderr.fileno(), 65536)
         if not data:
             raise EOFError
-        *words, self._unfinished = (self._unfinished + data).split(b"\n")
+        *words, unfinished = (self._unfinished + data).split(b"\n")
+        self._unfinished = unfinished[:_LONGEST_LINE]
         for each in words:
-            self._last_words = each.decode(errors="replace")
-            say(f"qemu: {self._last_words}")
+            self._last_words = each[:_LONGEST_LINE].decode(errors="replace")
+            self._of_qemu.say(f"qemu: {self._last_words}")
 
 
 def linger(end: End, queue: int) -> None:
     """Stay until somebody asks for the end, when the VM has ended by itself: its disk and console are evidence."""
     if end.reason not in {Reason.POWERED_OFF, Reason.QEMU, Reason.STORAGE}:
         return
-    say(f"over: {end}")
+    say(f"over: {' '.join(str(end).split())}")
     while True:
         select.select([queue], [], [])
         if any(number != signal.SIGCHLD for number in os.read(queue, 4096)):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+from virtainer import console
 from virtainer.console import Console
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ def test_a_client_is_heard_by_the_guest_and_may_leave(line: Line) -> None:
     assert os.read(line.reader, 100) == b"Password: "
 
 
-def test_a_stalled_stdout_stalls_nobody_and_loses_nothing(line: Line) -> None:
+def test_a_stalled_stdout_stalls_nobody_and_loses_nothing_for_a_while(line: Line) -> None:
     output = os.urandom(2**20)  # more than a pipe holds
     line.guest.sendall(output)
     line.wait_for_log(len(output))
@@ -84,6 +87,36 @@ def test_a_stalled_stdout_stalls_nobody_and_loses_nothing(line: Line) -> None:
     while len(heard) < len(output):
         heard += os.read(line.reader, 65536)
     assert heard == output
+
+
+def test_of_what_stdout_does_not_take_the_oldest_is_lost_and_a_line_says_how_much(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_WAITING", 2**18)
+    line.guest.sendall(2**21 * b"x" + b"the end")  # the guest is not held up
+    line.guest.close()
+    heard = b""
+    while not heard.endswith(b"the end"):
+        heard += os.read(line.reader, 65536)
+    mark = rb"\r\n\[\.\.\. (\d+) bytes of the console were lost here \.\.\.\]\r\n"
+    lost = sum(int(each) for each in re.findall(mark, heard))
+    assert lost > 2**20
+    assert len(re.sub(mark, b"", heard)) + lost == 2**21 + len("the end")
+
+
+def test_the_log_is_bounded_and_has_the_last_of_it(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_LOG_SIZE", 2**17)
+    drain = threading.Thread(
+        target=lambda: [None for _ in iter(lambda: os.read(line.reader, 65536)[-7:], b"the end")]
+    )
+    drain.start()
+    line.guest.sendall(b"the beginning" + 2**20 * b"x")
+    line.guest.sendall(b"the end")
+    drain.join(10)
+    files = sorted(line.log.parent.glob("console.log*"))
+    assert [each.name for each in files] == ["console.log", "console.log.1"]
+    assert all(each.stat().st_size < 2**18 for each in files)
+    assert (files[1].read_bytes() + files[0].read_bytes()).endswith(b"xthe end")
 
 
 def test_a_client_that_does_not_read_stalls_nobody(line: Line) -> None:

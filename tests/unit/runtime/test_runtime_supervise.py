@@ -279,3 +279,24 @@ def test_the_end_of_the_lines_session_is_told() -> None:
     qemu.end("guest-shutdown")
     qemu.supervise()
     assert qemu.snapshots == [("line", "closed")]
+
+
+def test_a_guest_that_panics_without_end_is_told_a_few_times(capfd: pytest.CaptureFixture[str]) -> None:
+    qemu = Qemu()
+    for _ in range(500):
+        qemu.event("GUEST_PANICKED", {"action": "run"})
+    qemu.end("host-qmp-quit")
+    assert qemu.supervise().reason is Reason.QUIT
+    said = capfd.readouterr().err
+    assert 20 <= said.count("virtainer: guest panicked\n") < 30
+    assert said.count("virtainer: guest: too many lines, further ones are not shown\n") >= 1
+
+
+def test_what_qemu_says_without_end_takes_no_room(capfd: pytest.CaptureFixture[str]) -> None:
+    talks = "yes 'virtio: bogus' | head -n 5000 >&2; head -c 100000 /dev/zero | tr '\\0' x >&2; cat"
+    qemu = Qemu("sh", "-c", talks)
+    threading.Timer(1.0, qemu.end, ["host-qmp-quit"]).start()
+    assert qemu.supervise().reason is Reason.QUIT
+    said = capfd.readouterr().err
+    assert 100 <= said.count("virtainer: qemu: virtio: bogus\n") < 150
+    assert len(said) < 20_000

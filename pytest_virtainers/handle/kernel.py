@@ -1,0 +1,96 @@
+"""What a guest's Linux kernel reports on its console: a panic, processes that it killed, stalls.
+
+The console is looked at once, as it arrives, whatever it is cut into. What is kept of it is little: who writes it may
+be hostile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+
+_LONGEST = 1000  # bytes of a report that are kept
+_PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]{0,%d}" % _LONGEST)
+_KILLED = re.compile(rb"(?:Out of memory|Memory cgroup out of memory): Killed process[^\r\n]{0,%d}" % _LONGEST)
+# https://docs.kernel.org/RCU/stallwarn.html: reported after 21 s and then each 63 s, with the grace period's number.
+_STALL = re.compile(rb"rcu: [^\r\n:]{0,200}\bg=(-?\d{1,20})(?=\D)")
+# Each with what is in it and quickly found: mostly, a console has none.
+_SIGNS = ((b"Kernel panic", _PANIC), (b"Killed process", _KILLED), (b"rcu: ", _STALL))
+_LONGEST_LINE = 4 * _LONGEST
+_REPORTS = 200
+
+
+@dataclass(frozen=True)
+class _Report:
+    position: int
+    pattern: re.Pattern[bytes]
+    found: re.Match[bytes]
+
+    @property
+    def text(self) -> str:
+        return self.found[0].decode("ascii", "replace")
+
+
+class Kernel:
+    """The reports of the life that the guest has now; of very many, the newest."""
+
+    def __init__(self) -> None:
+        self._line = b""  # what has come of the last line
+        self._at = 0  # its position
+        self.start_anew(0)
+
+    def start_anew(self, position: int) -> None:
+        """Note that the guest has started anew there: what was before is over."""
+        self._life = position
+        self._panic: str | None = None
+        self._killed: deque[tuple[int, str]] = deque(maxlen=_REPORTS)
+        self._stalled: deque[bytes] = deque(maxlen=_REPORTS)  # the numbers of grace periods
+        self._hangs = False
+
+    def feed(self, position: int, data: bytes) -> None:
+        """Look at what has arrived at `position`."""
+        if position != self._at + len(self._line):  # something is missing
+            self._line, self._at = b"", position
+        seen = self._line + data
+        done = max(seen.rfind(b"\n"), seen.rfind(b"\r")) + 1
+        if len(seen) - done > _LONGEST_LINE:
+            done = len(seen) - _LONGEST_LINE // 2
+        for report in self._reports(seen):
+            if report.position < self._at + done:
+                self._note(report)
+        self._line, self._at = seen[done:], self._at + done
+
+    def _reports(self, seen: bytes) -> list[_Report]:
+        """List what is reported in `seen`, which begins where the unfinished line does."""
+        return [
+            _Report(self._at + found.start(), pattern, found)
+            for sign, pattern in _SIGNS
+            if sign in seen
+            for found in pattern.finditer(seen)
+            if self._at + found.start() >= self._life
+        ]
+
+    def _note(self, report: _Report) -> None:
+        if report.pattern is _PANIC:
+            self._panic = self._panic or report.text
+        elif report.pattern is _KILLED:
+            self._killed.append((report.position, report.text))
+        else:
+            self._hangs = self._hangs or report.found[1] in self._stalled
+            self._stalled.append(report.found[1])
+
+    def panic(self) -> str | None:
+        """Return the line with which the kernel panicked, or None."""
+        unfinished = (each.text for each in self._reports(self._line) if each.pattern is _PANIC)
+        return self._panic or next(unfinished, None)
+
+    def killed(self, since: int) -> list[str]:
+        """Return the reports, from a position on, of processes that were killed for lack of memory."""
+        unfinished = [(each.position, each.text) for each in self._reports(self._line) if each.pattern is _KILLED]
+        return [text for position, text in (*self._killed, *unfinished) if position >= since]
+
+    def hangs(self) -> bool:
+        """Return whether the same stalled grace period was reported twice."""
+        numbers = [each.found[1] for each in self._reports(self._line) if each.pattern is _STALL]
+        return self._hangs or any(number in self._stalled for number in numbers)

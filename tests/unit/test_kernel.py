@@ -1,0 +1,87 @@
+"""What a guest's kernel reports, however its console arrives."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_virtainers.handle.kernel import Kernel
+
+PANIC = "[ 1.0] Kernel panic - not syncing: ünder attack\r\n".encode()
+OOM = b"[ 2.0] Out of memory: Killed process 7 (cc) total-vm:1kB\r\n"
+CGROUP_OOM = b"Memory cgroup out of memory: Killed process 3 (x)\n"
+STALL = b"rcu: \t(detected by 0, t=5252 jiffies, g=%d, q=1 ncpus=1)\r\n"
+
+
+def fed(data: bytes, size: int) -> Kernel:
+    kernel = Kernel()
+    for at in range(0, len(data), size):
+        kernel.feed(at, data[at : at + size])
+    return kernel
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 10_000])
+def test_reports_are_found_once_whatever_the_console_is_cut_into(size: int) -> None:
+    said = b"boot\r\n" * 100 + OOM + STALL % 12 + CGROUP_OOM + STALL % 1 + PANIC + STALL % 12 + b"login: "
+    kernel = fed(said, size)
+    assert kernel.killed(0) == [
+        "Out of memory: Killed process 7 (cc) total-vm:1kB",
+        "Memory cgroup out of memory: Killed process 3 (x)",
+    ]
+    assert kernel.panic() == "Kernel panic - not syncing: \ufffd\ufffdnder attack"
+    assert kernel.hangs()
+
+
+def test_a_line_that_has_not_ended_counts_and_counts_once() -> None:
+    kernel = Kernel()
+    kernel.feed(0, OOM[:-2])
+    assert len(kernel.killed(0)) == 1
+    kernel.feed(len(OOM) - 2, OOM[-2:])
+    assert len(kernel.killed(0)) == 1
+    kernel.feed(len(OOM), b"Kernel panic - not syncing: so")
+    assert kernel.panic() == "Kernel panic - not syncing: so"
+    kernel = fed(STALL % 12 + (STALL % 1)[:-24], 10_000)
+    assert not kernel.hangs()
+    kernel = fed(STALL % 1 + (STALL % 12)[: (STALL % 12).index(b"2,")], 10_000)
+    assert not kernel.hangs(), "of a number that is cut, nothing is known"
+
+
+def test_where_reports_were_is_known() -> None:
+    kernel = fed(OOM + CGROUP_OOM, 10)
+    assert len(kernel.killed(1)) == 2
+    assert kernel.killed(len(OOM)) == ["Memory cgroup out of memory: Killed process 3 (x)"]
+    kernel.start_anew(len(OOM) + len(CGROUP_OOM))
+    assert kernel.killed(0) == []
+
+
+def test_what_is_on_a_line_when_the_guest_starts_anew_is_of_before() -> None:
+    kernel = Kernel()
+    kernel.feed(0, b"Kernel panic - not syncing: old")
+    kernel.start_anew(31)
+    assert kernel.panic() is None
+    kernel.feed(31, b" one\n")
+    assert kernel.panic() is None
+
+
+@pytest.mark.parametrize("size", [100, 5000, 10**6])
+def test_a_line_without_end_hides_nothing_and_takes_no_room(size: int) -> None:
+    flood = b"\0" * 100_000 + PANIC[:-2] + b"\0" * 100_000 + OOM[:-2] + b"x" * 100_000
+    kernel = fed(flood, size)
+    assert kernel.panic()
+    (report,) = kernel.killed(0)
+    assert len(report) < 1100
+    assert len(kernel._line) < 5000
+
+
+def test_of_very_many_reports_the_newest_are_kept() -> None:
+    kernel = Kernel()
+    said = b"".join(b"Out of memory: Killed process %d (x)\n" % number for number in range(10_000))
+    kernel.feed(0, said + b"".join(STALL % number for number in range(10_000)))
+    assert len(kernel.killed(0)) == len(kernel._stalled) == 200
+    assert kernel.killed(0)[-1] == "Out of memory: Killed process 9999 (x)"
+
+
+def test_a_missing_piece_joins_no_lines() -> None:
+    kernel = Kernel()
+    kernel.feed(0, b"Kernel panic ")
+    kernel.feed(1000, b"- not syncing: never\n")
+    assert kernel.panic() is None
