@@ -95,13 +95,16 @@ class Workshop:
     def new(self, place: str) -> Iterator[str]:
         """Give an empty folder to fill in the block; it becomes `place` at the end, or goes away on failure.
 
+        From then on nothing is to change in it, and its files may not be written to.
+
         Raises:
             StoreError: the store cannot be written.
         """
         with self.scratch() as scratch:
             yield scratch
             self.shell(
-                f"mkdir -p {MOUNT}/{place.partition('/')[0]} && sync {scratch}/* && rm -rf {MOUNT}/{place} && "
+                f"mkdir -p {MOUNT}/{place.partition('/')[0]} && find {scratch} -type f -exec chmod a-w {{}} + && "
+                f"sync {scratch}/* && rm -rf {MOUNT}/{place} && "
                 f"mv -T {scratch} {MOUNT}/{place}"
             )
             self.made.append(place)
@@ -149,11 +152,6 @@ class Workshop:
             raise StoreError(self.explain(f"work in the store failed (exit code {code})", text))
         return text
 
-    @staticmethod
-    def is_to_blame(output: str) -> bool:
-        """Tell by a failed command's output whether the store has no room, or cannot be written."""
-        return _NO_SPACE in output.lower() or _READ_ONLY in output.lower()
-
     def explain(self, what: str, output: str) -> str:
         """Say what failed, with the last lines of its output, and what mends the two usual causes."""
         lines = [line for line in output.splitlines() if line.strip()][-12:]
@@ -169,8 +167,10 @@ class Workshop:
 
 
 @contextmanager
-def workshop(engine: Engine, location: str, runtime_image: str, run_id: str) -> Iterator[Workshop]:
-    """Open the store at `location` (volume name or absolute directory) for writing, during the block.
+def workshop(
+    engine: Engine, location: str, runtime_image: str, run_id: str, *, writable: bool = True
+) -> Iterator[Workshop]:
+    """Open the store at `location` (volume name or absolute directory) during the block.
 
     Raises:
         StoreError: the engine cannot give us the store.
@@ -181,8 +181,8 @@ def workshop(engine: Engine, location: str, runtime_image: str, run_id: str) -> 
         image=runtime_image,
         entrypoint=("cat",),  # lives as long as its stdin, which is the lease
         store=location,
-        store_writable=True,
-        capabilities=BUILD_CAPABILITIES,
+        store_writable=writable,
+        capabilities=BUILD_CAPABILITIES if writable else (),
     )
     try:
         container = Container(engine, plan, run_id)
