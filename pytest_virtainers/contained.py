@@ -153,7 +153,7 @@ def take_out(image: Prepared, shop: Workshop, out: str) -> str:
             "disk as the file /image, a containerDisk one file in the folder /disk"
         )
     said = shop.shell(
-        f"cd {out} && find . -type f -exec mv -T {{}} .found ';' && find . -mindepth 1 ! -name .found -delete && "
+        f"cd {out} && find . -type f -exec mv -T {{}} .found ';' && find . -mindepth 1 ! -path ./.found -delete && "
         f"chown 0:0 .found && chmod 644 .found && mv .found {DISK} && sha256sum {DISK}"
     )
     return said.split()[0]

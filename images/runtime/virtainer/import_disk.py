@@ -23,6 +23,7 @@ _NO_ROOM = ("no space left on device", "read-only file system", "quota exceeded"
 # What is packed in a VMDK may become so much larger.
 _MOST_GROWTH = 16
 _METADATA_BYTES = 2**30
+_LARGEST_WRITE = 2**22
 
 
 def take(folder: Path, seconds: float | None = None) -> dict[str, Any]:
@@ -69,7 +70,14 @@ def _convert(file: int, form: str, target: Path, limits: Limits) -> None:
     try:
         os.fchmod(made, 0o666)  # the tool's user opens it once more; behind a folder that is closed to all
         words = ("-q", "-f", form, "-O", "qcow2", f"/proc/self/fd/{file}", f"/proc/self/fd/{made}")
-        run_limited("qemu-img", "convert", *words, limits=limits, files=(file, made), user=_USER)
+        try:
+            run_limited("qemu-img", "convert", *words, limits=limits, files=(file, made), user=_USER)
+        except ToolError as error:  # QEMU ignores the signal that says so
+            if os.fstat(made).st_size + _LARGEST_WRITE > limits.written_bytes:
+                raise Stopped(
+                    f"qemu-img convert wrote more than {limits.written_bytes >> 20} MiB", error.code
+                ) from None
+            raise
         os.fsync(made)
     finally:
         os.close(made)
