@@ -37,7 +37,7 @@ def qcow2(
     listed = b"".join(
         struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8) for kind, data in [*extensions, (0, b"")]
     )
-    name_at = header_length + len(listed) if backing and header_length < CLUSTER else 0
+    name_at = (header_length if version == 3 else 72) + len(listed) if backing else 0
     head = struct.pack(
         ">4sIQIIQII", b"QFI\xfb", version, name_at, len(backing), cluster_bits, size, encryption, l1_entries
     )
