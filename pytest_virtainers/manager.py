@@ -261,12 +261,12 @@ class Manager:
             f"{damaged}. VMs of this run were started from it, and what their tests have seen may be wrong: run them "
             "again, and check the disk and the memory of the engine's host. "
         )
-        for wanted, guest in list(self._guests.items()):
-            if guest.place == damaged.place:
-                said += "To have it made or fetched again: virtainers store verify --remove"
+        if names := [wanted for wanted, guest in self._guests.items() if guest.place == damaged.place]:
+            said += "To have it made or fetched again: virtainers store verify --remove"
+            for wanted in names:
                 self._refused[wanted] = said
                 del self._guests[wanted]
-                return said
+            return said
         template = self.templates().known(damaged.place)
         if template is not None and self._is_kept_on(template):
             self._spoiled[template.place] = "its template is damaged, and a VM that stays has its disk on it"

@@ -28,11 +28,11 @@ _DAMAGED = "is damaged or cut short"
 _SHOWN = 200  # characters of a name that a file gives
 
 _ARCHIVES = {
-    b"\xfd7zXZ\x00": "compressed with xz",
-    b"\x1f\x8b": "compressed with gzip",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"BZh": "compressed with bzip2",
-    b"PK\x03\x04": "a zip archive",
+    b"\xfd7zXZ\x00": "compressed with xz: mount it as /image.xz, or unpack it first",
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
+    b"BZh": "compressed with bzip2: unpack it first",
+    b"PK\x03\x04": "a zip archive: unpack it first",
 }
 # Magic numbers of QEMU's other drivers, by their offsets. A boot sector may stand around some of them.
 _OTHERS = {
@@ -111,7 +111,7 @@ def inspect(file: BinaryIO) -> Disk:
 def _raw(head: bytes, length: int) -> Disk:
     for magic, what in _ARCHIVES.items():
         if head.startswith(magic):
-            raise Unusable(f"is not a disk image: it is {what}; unpack it first")
+            raise Unusable(f"is not a disk image: it is {what}")
     for what, (offset, magic) in _OTHERS.items():
         if head[offset:].startswith(magic):
             raise Unusable(

@@ -220,7 +220,7 @@ REFUSED = [
     Disk("qed", with_boot_mark(b"QED\0"), "is a QED image"),
     Disk("json-and-boot-sector", with_boot_mark(_JSON), "it begins with text"),
     Disk("script-and-boot-sector", with_boot_mark(b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop"), "it begins with text"),
-    Disk("xz", b"\xfd7zXZ\0" + bytes(600), "is not a disk image: it is compressed with xz; unpack it first"),
+    Disk("xz", b"\xfd7zXZ\0" + bytes(600), "is not a disk image: it is compressed with xz: mount it as /image.xz"),
     Disk("text", b"hello\n" * 100, _NEITHER),
     Disk("odd-size", BOOT_SECTOR + b"x", _NEITHER),
     Disk("nothing", b"", _NEITHER),
