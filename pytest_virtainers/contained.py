@@ -38,7 +38,7 @@ _PARSERS = {
     _ARCH: values.choice(*FIRMWARE),
 }
 _SETTLE = """
-cd "$1" && find . -type f -exec mv -T {} .found ';' && find . -mindepth 1 ! -name .found -delete &&
+cd "$1" && find . -type f -exec mv -T {} .found ';' && find . -mindepth 1 ! -path ./.found -delete &&
     chown 0:0 .found && chmod 644 .found && mv .found "$2" && sha256sum "$2"
 """
 _REPOSITORY = "localhost/virtainers"

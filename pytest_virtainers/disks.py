@@ -24,15 +24,14 @@ if TYPE_CHECKING:
 DISK = "disk.qcow2"
 """What a disk is called in its folder."""
 
+# What `virtainer.formats` of the runtime image takes, as far as the first bytes show it.
 _MAGIC = (b"QFI\xfb", b"KDMV", b"vhdxfile")  # qcow2, VMDK in one file, VHDX
 _SECTOR_BYTES = 512
 _BOOT_MARK = b"\x55\xaa"
 """A raw disk that boots has a boot sector, which ends so, protective ones of GPT included."""
 _KINDS = "this is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector"
-_FORMATS = frozenset({"qcow2", "raw", "vmdk", "vhdx"})  # as QEMU calls them
 _KEPT_DAYS = 14
 _CHUNK_BYTES = 1024 * 1024
-_LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
 
 
 def downloads() -> Path:
@@ -144,7 +143,9 @@ def send(path: Path, name: str, shop: Workshop, out: str, step: Step) -> None:
 
 
 def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
-    """Look at the disk in the folder `out` of the store, make it a qcow2 file, and write its manifest.
+    """Check the disk in the folder `out` of the store, make it a qcow2 file, and write its manifest.
+
+    The work is the runtime image's (`virtainer.import_disk`), within limits on time, memory and what it writes.
 
     Args:
         name: by which messages and the manifest call it.
@@ -156,48 +157,23 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
         The manifest. In it, `sha256` is that of the disk as it came, `stored_sha256` that of the file in the store.
 
     Raises:
-        ImageError: it is damaged, or not one whole disk.
+        ImageError: it is damaged, not one whole disk, or takes more work than an honest one.
         StoreError: the store cannot be written.
     """
-    disk = f"{out}/{DISK}"
-    size, *head = shop.shell(f"stat -c %s {disk} && head -c {_SECTOR_BYTES} {disk} | od -A n -v -t x1").split()
-    if not _is_disk(bytes.fromhex("".join(head)), int(size)):  # before QEMU looks for what a text may name
-        raise ImageError(f"image {name}: {_KINDS}")
-    code, output = shop.container.run(["qemu-img", "info", "--output=json", disk])
-    facts = json.loads(output) if code == 0 else {}
-    specific = facts.get("format-specific", {}).get("data", {})
-    elsewhere = [each["name"] for each in facts.get("children", []) if each["name"] != "file"]
-    if backing := facts.get("backing-filename"):
-        what = f"it is an overlay of {backing}"
-    elif data := specific.get("data-file") or (elsewhere and "parts of it"):
-        what = f"its data is in another file, {data}"
-    else:
-        what = ""
-    if what:
-        raise ImageError(f"image {name}: {what}; make it whole first, with qemu-img convert -O qcow2")
-    if facts and facts["format"] not in _FORMATS:
-        raise ImageError(f"image {name}: {_KINDS}")
-    if facts and facts["format"] != "raw":
-        code, output = shop.container.run(["qemu-img", "check", "-q", "-f", facts["format"], disk])
-    if code not in (0, _LEAKS):
-        raise ImageError(
-            shop.explain(f"image {name}: the disk is damaged or cut short; qemu-img says", output.decode())
-        )
-    stored = sha256
-    if facts["format"] != "qcow2":  # of a raw disk, what is empty takes no room any more
-        code, output = shop.container.run(
-            ["qemu-img", "convert", "-q", "-f", facts["format"], "-O", "qcow2", disk, f"{out}/made"]
-        )
-        if code != 0:
-            said = shop.explain(f"image {name}: it cannot be made a qcow2 image; qemu-img says", output.decode())
-            raise (StoreError if shop.is_to_blame(output.decode()) else ImageError)(said)
-        stored = shop.shell(f"mv {out}/made {disk} && sha256sum {disk}").split()[0]
+    code, output = shop.container.run(["import-disk", out])
+    if code != 0:
+        raise StoreError(shop.explain(f"image {name}: looking at it failed (exit code {code})", output.decode()))
+    found = json.loads(output)
+    if said := found.get("refused"):
+        raise ImageError(f"image {name}: it {said}")
+    if said := found.get("failed"):
+        raise StoreError(shop.explain(f"image {name}: it cannot be made a qcow2 image", said))
     about = {
         "format": "qcow2",
-        "came_as": facts["format"],
+        "came_as": found["format"],
         "sha256": sha256,
-        "stored_sha256": stored,
-        "virtual_size": facts["virtual-size"],
+        "stored_sha256": found.get("stored_sha256", sha256),
+        "virtual_size": found["virtual_size"],
     }
     manifest = {"name": name, "disk": about}
     shop.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})

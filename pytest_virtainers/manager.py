@@ -27,6 +27,7 @@ from pytest_virtainers.errors import (
     QEMUCrashed,
     SpecError,
     SSHError,
+    StoreError,
     VirtainerError,
     VMGone,
 )
@@ -35,6 +36,7 @@ from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds
 from pytest_virtainers.housekeeping import USES, make_room
+from pytest_virtainers.integrity import Watch
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.networks import Networks
 from pytest_virtainers.prefetch import Prefetcher
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.images import Guest
+    from pytest_virtainers.integrity import Checked
     from pytest_virtainers.progress import Progress
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
@@ -72,6 +75,7 @@ class Manager:
 
     Attributes:
         durations: where the seconds of each launch went.
+        damage: what was found damaged in the store after VMs were started from it; `look_for_damage` adds to it.
         echo: where the output of commands is shown as it comes; None: nowhere.
         lost: machines whose launch has failed, with `keeps_lost`, until `bury`.
         networks: those of the run.
@@ -108,6 +112,10 @@ class Manager:
         self._runtime_image: str | None = None
         self._templates: Templates | None = None
         self._holds = Holds()
+        self._watch = Watch(self._store_to_read)
+        self._tenure = tenure
+        self._spoiled: dict[str, str] = {}  # places of templates that no VM may be cloned from, and why
+        self.damage: list[str] = []
         self._prefetcher = Prefetcher(self._clone_ahead)
         self.durations: list[Record] = []
         self.engine: Engine = find(settings.engine)
@@ -181,6 +189,12 @@ class Manager:
             if shop.made:
                 make_room(self.engine, shop, self._settings.store_limit, self._progress)
 
+    @contextlib.contextmanager
+    def _store_to_read(self) -> Iterator[Workshop]:
+        run_id = f"{self._run_id}-verify"
+        with workshop(self.engine, self._settings.store, self.runtime_image(), run_id, writable=False) as shop:
+            yield shop
+
     def guest(self, image: str, arch: str = "auto") -> Guest:
         """Give the guest image for machines of `arch`, brought into the store if need be.
 
@@ -236,10 +250,13 @@ class Manager:
             node_id: of the test that asked, for labels.
 
         Raises:
-            VirtainerError: one of its children says what went wrong.
+            VirtainerError: one of its children says what went wrong. A `StoreError` may be about earlier VMs: it is
+                raised once when a file of the store turns out to be damaged from which they were started.
         """
         __tracebackhide__ = True
         self._owner.check()
+        if found := self.look_for_damage():
+            raise StoreError("\n".join(found))
         record = Record("clone" if spec.template else "boot")
         with recording(record):
             vm = self._take_or_make(spec, node_id, record)
@@ -248,6 +265,34 @@ class Manager:
         vm.first_command = record
         self.durations.append(record)
         return vm
+
+    def look_for_damage(self) -> list[str]:
+        """Return what the check in the background has found since the last call; no further VM is started from it."""
+        found = [self._condemn(each) for each in self._watch.damage()]
+        if found:
+            self._prefetcher.give_back()
+            self.damage += found
+        return found
+
+    def _condemn(self, damaged: Checked) -> str:
+        """Let no further VM be started from a damaged file; return what a user must know."""
+        said = (
+            f"{damaged}. VMs of this run were started from it, and what their tests have seen may be wrong: run them "
+            "again, and check the disk and the memory of the engine's host. "
+        )
+        if names := [wanted for wanted, guest in self._guests.items() if guest.place == damaged.place]:
+            said += "To have it made or fetched again: virtainers store verify --remove"
+            for wanted in names:
+                self._refused[wanted] = said
+                del self._guests[wanted]
+            return said
+        template = self.templates().known(damaged.place)
+        if template is not None and self._is_kept_on(template):
+            self._spoiled[template.place] = "its template is damaged, and a VM that stays has its disk on it"
+            return f"{said}It stays as long as the VM that has its disk on it; others are booted"
+        if template is not None:
+            self.templates().forget(template, condemned=True)
+        return f"{said}It was removed, and is made anew"
 
     def launch_all(self, specs: Sequence[Spec], node_id: str = "") -> list[VM]:
         """Start VMs together and wait until all are ready; raises as `launch` does, for the first that failed.
@@ -481,20 +526,27 @@ class Manager:
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
             stack.callback(self.engine.close)
             stack.callback(self._reaper.close)
+            stack.callback(self._watch.close)
             stack.callback(self.networks.close)
             stack.callback(self._holds.close)
             for vm in self._vms:
                 stack.callback(vm.close)
             stack.callback(self.bury)
             stack.callback(self._prefetcher.close)
+            stack.callback(self._note_damage)
+            stack.callback(self._watch.stop)
             self._vms = []
+
+    def _note_damage(self) -> None:
+        for said in self.look_for_damage():
+            self._progress.note(said)
 
     def _clone_ahead(self, spec: Spec, node_id: str) -> VM | None:
         """Clone in the prefetcher's thread. Trouble is left for the test to meet, which can tell of it."""
         guest = self._guests.get((spec.image, spec.arch))
         try:
             template = self.templates().find(spec, guest) if spec.template and guest else None
-            if guest is None or template is None or template.refusal:
+            if guest is None or template is None or template.refusal or template.place in self._spoiled:
                 return None
             self.durations.append(record := Record("prefetch"))
             with recording(record):
@@ -515,8 +567,8 @@ class Manager:
         templates = self.templates()
         for tries in itertools.count(1):
             template = self._template(spec, guest, node_id)
-            if template.refusal:
-                self._progress.note(f"VMs of {spec.image} are booted, not cloned: {template.refusal}")
+            if why := template.refusal or self._spoiled.get(template.place):
+                self._progress.note(f"VMs of {spec.image} are booted, not cloned: {why}")
                 return self._boot(spec, guest, Keys.generate(), node_id)
             try:
                 vm = self._start_clone(spec, guest, template, node_id)
@@ -583,7 +635,14 @@ class Manager:
         if spec.identity == "fresh":
             with _closing_on_failure(vm):
                 vm.renew_identity()
+        self._have_read(template.place, template.identity)
+        self._have_read(guest.place, guest.digest)
         return vm
+
+    def _have_read(self, place: str, identity: str) -> None:
+        """Have what a VM was started from read in the background, unless this process ends before its VMs do."""
+        if not self._tenure.detached:
+            self._watch.want(place, identity)
 
     def _plug_cards(self, vm: VM) -> None:
         """Give a VM its further cards."""
@@ -612,7 +671,9 @@ class Manager:
             if spec.prepare is not None:
                 spec.prepare(vm)
 
-        return self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
+        vm = self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
+        self._have_read(guest.place, guest.digest)
+        return vm
 
     def _ready(
         self,

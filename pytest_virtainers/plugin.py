@@ -44,8 +44,9 @@ __all__ = [
     "vms",
 ]  # pytest finds the fixtures here
 
-_DURATIONS = "virtainer_durations"
+_DURATIONS, _DAMAGE = "virtainer_durations", "virtainer_damage"
 _TOLD_KEY: pytest.StashKey[list[Record]] = pytest.StashKey()
+_DAMAGE_KEY: pytest.StashKey[list[str]] = pytest.StashKey()
 _FOLLOWING_KEY: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 
 
@@ -130,21 +131,32 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker of pytest-xdist: tell the main process where the seconds went."""
+    """Fail a run whose VMs were started from damaged files; a worker of pytest-xdist reports to the main process."""
     config: Any = session.config
+    damage = config.stash.setdefault(_DAMAGE_KEY, [])
+    damage += [each for each in run.damage(config) if each not in damage]
     if hasattr(config, "workeroutput"):
         config.workeroutput[_DURATIONS] = [asdict(each) for each in run.durations(config)]
+        config.workeroutput[_DAMAGE] = damage
+    elif damage and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take what a worker of pytest-xdist tells."""
-    told = getattr(node, "workeroutput", {}).get(_DURATIONS, [])
-    node.config.stash.setdefault(_TOLD_KEY, []).extend(Record(**each) for each in told)
+    """Take what a worker of pytest-xdist reports."""
+    output = getattr(node, "workeroutput", {})
+    node.config.stash.setdefault(_TOLD_KEY, []).extend(Record(**each) for each in output.get(_DURATIONS, []))
+    damage = node.config.stash.setdefault(_DAMAGE_KEY, [])
+    damage.extend(each for each in output.get(_DAMAGE, []) if each not in damage)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show where the seconds went."""
+    """Show what was damaged, and where the seconds went."""
+    if damage := config.stash.get(_DAMAGE_KEY, []):
+        terminalreporter.section("virtainer: damaged files in the store", sep="=", red=True, bold=True)
+        for each in damage:
+            terminalreporter.write_line(each)
     records = [*run.durations(config), *config.stash.get(_TOLD_KEY, [])]
     if records and config.stash[run.SETTINGS_KEY].durations:
         terminalreporter.section("virtainer durations (medians)")

@@ -84,6 +84,15 @@ def durations(config: pytest.Config) -> list[Record]:
     return config.stash[_MANAGER_KEY].durations if _MANAGER_KEY in config.stash else []
 
 
+def damage(config: pytest.Config) -> list[str]:
+    """Return what turned out to be damaged in the store after VMs of this process were started from it."""
+    if _MANAGER_KEY not in config.stash:
+        return []
+    with contextlib.suppress(VirtainerError):  # what cannot be removed now is found again
+        config.stash[_MANAGER_KEY].look_for_damage()
+    return config.stash[_MANAGER_KEY].damage
+
+
 def close(config: pytest.Config) -> None:
     """End all that the process has started."""
     if _MANAGER_KEY in config.stash:

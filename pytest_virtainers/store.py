@@ -54,7 +54,9 @@ cd "$1" && {
     cat manifest.json
 }
 """
-_GIVE_PLACE = 'mkdir -p "$3" && sync "$1"/* && rm -rf "$2" && mv -T "$1" "$2"'
+_GIVE_PLACE = """
+mkdir -p "$3" && find "$1" -type f -exec chmod a-w {} + && sync "$1"/* && rm -rf "$2" && mv -T "$1" "$2"
+"""
 _MAKE_SCRATCH = f"""
 for each in "${{1%/*}}"/.scratch-*; do
     [ ! -e "$each" ] || find "$each" -mmin -{_ABANDONED_MINUTES} -print -quit | grep -q . || rm -rf "$each"
@@ -250,6 +252,8 @@ class Workshop:
     def new(self, place: str) -> Iterator[str]:
         """Give an empty folder to fill in the block; it becomes `place` at the end, or goes away on failure.
 
+        From then on nothing is to change in it, and its files may not be written to.
+
         Raises:
             StoreError: the store cannot be written.
         """
@@ -285,11 +289,6 @@ class Workshop:
             raise StoreError(self.explain(f"work in the store failed (exit code {code})", text))
         return text
 
-    @staticmethod
-    def is_to_blame(output: str) -> bool:
-        """Tell by a failed command's output whether the store has no room, or cannot be written."""
-        return _NO_SPACE in output.lower() or _READ_ONLY in output.lower()
-
     def explain(self, what: str, output: str) -> str:
         """Say what failed, with the last lines of its output, and what mends the two usual causes."""
         lines = [line for line in output.splitlines() if line.strip()][-12:]
@@ -305,8 +304,10 @@ class Workshop:
 
 
 @contextmanager
-def workshop(engine: Engine, location: str, runtime_image: str, run_id: str) -> Iterator[Workshop]:
-    """Open the store at `location` (volume name or absolute directory) for writing, during the block.
+def workshop(
+    engine: Engine, location: str, runtime_image: str, run_id: str, *, writable: bool = True
+) -> Iterator[Workshop]:
+    """Open the store at `location` (volume name or absolute directory) during the block.
 
     Raises:
         StoreError: the engine cannot give us the store.
@@ -316,8 +317,8 @@ def workshop(engine: Engine, location: str, runtime_image: str, run_id: str) -> 
         kind="helper",
         image=runtime_image,
         entrypoint=("cat",),  # lives as long as its stdin, which is the lease
-        binds=(Bind(MOUNT, location, writable=True),),
-        capabilities=BUILD_CAPABILITIES,
+        binds=(Bind(MOUNT, location, writable=writable),),
+        capabilities=BUILD_CAPABILITIES if writable else (),
     )
     try:
         container = Container(engine, plan, run_id)

@@ -66,6 +66,11 @@ class Template:
         return _place(self.key)
 
     @property
+    def identity(self) -> str:
+        """What tells it from another one that has its place in the store later."""
+        return self.keys.host.public
+
+    @property
     def folder(self) -> str:
         """Its folder in a container that has the store at `/store`."""
         return path(self.place)
@@ -144,6 +149,10 @@ class Templates:
                 return False
             housekeeping.remove(shop, [template.place])
         return True
+
+    def known(self, place: str) -> Template | None:
+        """Return the template at this place of the store, if this process has used it."""
+        return next((each for each in self._known.values() if each.place == place), None)
 
     def _make_once(
         self, key: str, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM], shop: Workshop

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS  # with the header and trailer of gzip
 _LONGEST_MAGIC = 6
 _PIECE_BYTES = 1024  # which empty room of a disk may become some 30 MiB of
+_MOST_BYTES = 2**40
+_MOST_MEMORY_BYTES = 2**29  # `xz -9` needs 65 MiB; the format would allow for 4 GiB
 
 
 class Damaged(Exception):
@@ -25,10 +27,12 @@ class Unpacker:
 
     Args:
         write: gets what is unpacked.
+        most: bytes that may come out. A few kilobytes can hold a bomb that fills any disk.
     """
 
-    def __init__(self, write: Callable[[bytes], object]) -> None:
+    def __init__(self, write: Callable[[bytes], object], most: int = _MOST_BYTES) -> None:
         self._write = write
+        self._left = self._most = most
         self._head = b""
         self._begun = False
         self._format: _Format | None = None
@@ -76,9 +80,16 @@ class Unpacker:
                     return
                 self._machine, self._error = packed.start()
             try:
-                self._write(self._machine.decompress(data))
+                plain = self._machine.decompress(data)
             except self._error as error:
                 raise Damaged(f"its {packed.name} data is wrong ({error})") from None
+            self._left -= len(plain)
+            if self._left < 0:
+                raise Damaged(
+                    f"its {packed.name} data becomes more than {self._most / 2**30:g} GiB: if that is right, unpack "
+                    "it, make it qcow2 with qemu-img convert, and give the path of that"
+                )
+            self._write(plain)
             if not self._machine.eof:
                 return
             data, self._machine = self._machine.unused_data, None
@@ -92,6 +103,10 @@ class _Format(NamedTuple):
     start: Callable[[], tuple[Any, type[Exception]]]
 
 
+def _xz() -> tuple[Any, type[Exception]]:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_MEMORY_BYTES), lzma.LZMAError
+
+
 def _zstd() -> tuple[Any, type[Exception]]:
     import zstandard  # not for those who need none
 
@@ -100,6 +115,6 @@ def _zstd() -> tuple[Any, type[Exception]]:
 
 _FORMATS = (
     _Format("gzip", b"\x1f\x8b", lambda: (zlib.decompressobj(_GZIP_WINDOW), zlib.error)),
-    _Format("xz", b"\xfd7zXZ\x00", lambda: (lzma.LZMADecompressor(lzma.FORMAT_XZ), lzma.LZMAError)),
+    _Format("xz", b"\xfd7zXZ\x00", _xz),
     _Format("zstd", b"\x28\xb5\x2f\xfd", _zstd),
 )

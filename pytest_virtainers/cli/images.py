@@ -182,7 +182,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
       virtainers images verify
       virtainers images verify debian-13 --json
     """  # noqa: D301
-    from pytest_virtainers import housekeeping
+    from pytest_virtainers import housekeeping, integrity
     from pytest_virtainers.catalogue import catalogue
     from pytest_virtainers.manager import Manager
 
@@ -196,13 +196,11 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
                 continue
             wanted.discard(each.place)
             with progress().step(f"reading {each.place}"):
-                disk = f"/store/{each.place}/disk.qcow2"
-                digest = shop.shell('[ ! -e "$1" ] && echo missing || sha256sum "$1"', disk).split()[0]
-            about = each.manifest.get("disk", {})
-            expected = about.get("stored_sha256", about.get("sha256"))
-            rows.append({"place": each.place, "sha256": digest, "was": expected})
+                (disk,) = integrity.read(shop.container, [each.place])
+            found = "missing" if disk.error == integrity.MISSING else disk.sha256 or disk.error
+            rows.append({"place": each.place, "sha256": found, "was": disk.was})
             if not as_json:
-                answer(f"{each.place}: {'as it came' if digest == expected else f'{digest}, and was {expected}'}")
+                answer(f"{each.place}: {f'{found}, and was {disk.was}' if disk.damaged else 'as it came'}")
     missing = sorted(wanted)
     if as_json:
         show([*rows, *({"place": place, "sha256": None, "was": None} for place in missing)], as_json=True)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
-from pytest_virtainers.cli.common import answer, as_json, progress, settings, show, size
+from pytest_virtainers.cli.common import answer, as_json, progress, settings, show, size, tell
 from pytest_virtainers.cli.complete import store_places
 from pytest_virtainers.errors import StoreError
+
+if TYPE_CHECKING:
+    from pytest_virtainers.integrity import Checked
+    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.store import Workshop
 
 
 @click.group
 def store() -> None:
-    """Look at the images and templates that are kept, and remove some."""
+    """Look at the images and templates that are kept, check them, and remove some."""
 
 
 @store.command("ls")
@@ -96,6 +102,69 @@ def prune(limit: int | None) -> None:
         gone = housekeeping.prune(manager.engine, shop, ours.store_limit if limit is None else limit)
     for each in gone:
         answer(f"removed {each.place} ({each.size_mib} MiB)")
+
+
+@store.command("verify")
+@click.argument("places", nargs=-1, shell_complete=store_places)
+@click.option("--remove", is_flag=True, help="Remove what is damaged, with the templates that are made on it.")
+@as_json
+def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
+    """Compare all files of guest images and templates with the digests taken when they were saved (default: of all).
+
+    Exit code 1: something is damaged, or could not be removed.
+
+    \b
+    For example:
+      virtainers store verify
+      virtainers store verify templates/ebc12a092c59044f --json
+      virtainers store verify --remove         # what was damaged is made or fetched again when it is needed
+    """  # noqa: D301
+    from pytest_virtainers import housekeeping, integrity
+    from pytest_virtainers.manager import Manager
+
+    rows: list[integrity.Checked] = []
+    with Manager(settings(), progress()) as manager, manager.store() as shop:
+        known = [each.place for each in housekeeping.contents(manager.engine, shop)]
+        if unknown := [place for place in places if place not in known]:
+            raise StoreError(f"{unknown[0]} is not in the store: see virtainers store ls")
+        for place in places or known:
+            with progress().step(f"reading {place}"):
+                found = [*integrity.read(shop.container, [place])]
+            rows += found
+            if not as_json:
+                _show_checked(place, found)
+        damaged = {each.place for each in rows if each.damaged}
+        kept = _remove_damaged(manager, shop, damaged) if remove and damaged else damaged
+    if as_json:
+        show([{**vars(each), "damaged": each.damaged} for each in rows], as_json=True)
+    elif kept and not remove:
+        print("", "To have it made or fetched again when it is needed: virtainers store verify --remove", sep="\n")
+    return 1 if kept else 0
+
+
+def _show_checked(place: str, found: list[Checked]) -> None:
+    """Print one line for a place that is as it was, else one for each file that is not."""
+    said = [str(each) for each in found if each.damaged or each.was is None]
+    print(*(said or [f"{place}: as it was"]), sep="\n", flush=True)
+
+
+def _remove_damaged(manager: Manager, shop: Workshop, damaged: set[str]) -> set[str]:
+    """Remove these places and what is made on them; return those that are in use."""
+    from pytest_virtainers import housekeeping
+    from pytest_virtainers.paths import locked
+
+    with locked("store"):
+        there = housekeeping.contents(manager.engine, shop)
+        used = {each.place for each in there if each.in_use}
+        needed = {each.base for each in there if each.in_use}
+        stay = damaged & (used | needed)
+        gone = [each for each in there if {each.place, each.base} & (damaged - stay)]
+        housekeeping.remove(shop, [each.place for each in gone])
+    for each in gone:
+        tell(f"removed {each.place} ({each.size_mib} MiB)")
+    for place in sorted(stay):
+        tell(f"{place} is damaged, and in use by a VM or by a test run: end that first")
+    return stay
 
 
 COMMANDS = (store,)

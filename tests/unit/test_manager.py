@@ -26,6 +26,7 @@ from pytest_virtainers.errors import (
 )
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.images import Guest
+from pytest_virtainers.integrity import Checked
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.networks import Setting
@@ -174,6 +175,63 @@ def test_what_no_template_can_be_blamed_for_is_told_at_once(run: Run) -> None:
         run.clone(StoreError("no space left"))
     assert run.templates.condemned == []
     assert run.notes == []
+
+
+class Watch:
+    """Finds this, once."""
+
+    def __init__(self, *found: Checked) -> None:
+        self.found = [*found]
+
+    def damage(self) -> list[Checked]:
+        found, self.found = self.found, []
+        return found
+
+
+TEMPLATE = Template("abc", "guests/g", "debian", Keys(KeyPair("", ""), KeyPair("", "")))
+SPOILED = Checked("templates/abc", "ram", "bb", "aa")
+
+
+@pytest.mark.parametrize("is_kept_on", [False, True])
+def test_a_template_that_turns_out_to_be_damaged_fails_the_next_launch_and_no_other(
+    run: Run, monkeypatch: pytest.MonkeyPatch, is_kept_on: bool
+) -> None:
+    monkeypatch.setattr(Manager, "_is_kept_on", lambda *_: is_kept_on)
+    booted: Any = SimpleNamespace(spec=SPEC)
+    monkeypatch.setattr(Manager, "_boot", lambda *_: booted)
+    run.manager._watch = cast("Any", Watch(SPOILED))
+    run.manager._guests["debian-13", "auto"] = GUEST
+    run.templates.given.append(TEMPLATE)
+    run.templates.known = lambda place: TEMPLATE if place == "templates/abc" else None  # type: ignore[attr-defined]
+    with pytest.raises(StoreError) as caught:
+        run.manager.launch(SPEC)
+    said = str(caught.value)
+    assert said.startswith(
+        "templates/abc: ram is damaged: its SHA-256 is bb, and was aa. VMs of this run were started"
+    )
+    assert run.manager.damage == [said]
+    assert run.templates.condemned == ([] if is_kept_on else [True])
+    assert run.clone() is (booted if is_kept_on else READY)
+    assert run.manager.damage == [said]
+    assert said.endswith("others are booted" if is_kept_on else "It was removed, and is made anew")
+
+
+def test_a_guest_image_that_turns_out_to_be_damaged_is_refused_from_then_on(run: Run) -> None:
+    run.manager._guests["debian-13", "auto"] = GUEST
+    run.manager._watch = cast("Any", Watch(Checked(GUEST.place, "disk.qcow2", "bb", "aa")))
+    remedy = r"disk\.qcow2 is damaged: .*To have it made or fetched again: virtainers store verify --remove$"
+    with pytest.raises(StoreError, match=remedy):
+        run.manager.launch(SPEC)
+    for _ in range(2):
+        with pytest.raises(ImageError, match=remedy):
+            run.manager.guest_of(SPEC)
+
+
+def test_damage_that_is_found_last_is_noted_at_the_end(run: Run) -> None:
+    run.manager._watch = cast("Any", Watch(SPOILED))
+    run.templates.known = lambda _place: None  # type: ignore[attr-defined]
+    run.manager._note_damage()
+    assert run.notes == [f"virtainers: {run.manager.damage[0]}\n"]
 
 
 class Container:

@@ -125,6 +125,26 @@ def test_all_wrong_markers_are_told_before_any_test_runs(pytester: pytest.Pytest
     result.assert_outcomes(errors=1)
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "xdist"])
+def test_damage_in_the_store_fails_a_run_in_which_all_tests_pass(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    pytester.makeconftest(
+        """
+        import os
+        from pytest_virtainers import session
+
+        finds = os.environ.get("PYTEST_XDIST_WORKER", "main" if "-n" not in os.sys.argv else "") in {"gw1", "main"}
+        session.damage = lambda config: ["guests/x: disk.qcow2 is damaged"] if finds else []
+        """
+    )
+    result = run(pytester, "def test_a(): pass\ndef test_b(): pass", *workers)
+    result.assert_outcomes(passed=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*= virtainer: damaged files in the store =*", "guests/x: disk.qcow2 is damaged"])
+    assert result.stdout.str().count("is damaged") == 1
+
+
 TWO_TESTS = "def test_a(vm): pass\ndef test_b(session_vm, vm_factory): pass"
 
 

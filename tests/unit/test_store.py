@@ -40,6 +40,7 @@ def test_what_is_whole_gets_its_name(shop: Workshop, tmp_path: Path) -> None:
     with shop.new("templates/x") as scratch:
         shop.shell(f"touch {scratch}/disk")
     assert names(tmp_path) == ["templates", "templates/x", "templates/x/disk"]
+    assert (tmp_path / "templates/x/disk").stat().st_mode & 0o222 == 0, "nothing is to change in it"
     assert shop.made == ["templates/x"]
 
 

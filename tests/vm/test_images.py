@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import cli, contained, images
+from pytest_virtainers import cli, contained, disks, images
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.engine.streams import Log
@@ -23,6 +24,7 @@ from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.store import Workshop, workshop
 from tests.unit.hostile_server import HostileServer, cut
+from tests.unit.runtime import hostile_disks
 
 DISK = (bytes(range(256)) * 2)[:-2] + b"\x55\xaa" + bytes(2**20 - 512)
 
@@ -107,29 +109,154 @@ def test_a_vmdk_that_is_cut_short_is_refused(shop: Workshop, tmp_path: Path, sub
     shop.shell(f"cd /store && qemu-img convert -f raw -O vmdk -o subformat={subformat} raw whole.vmdk")
     cut_short = tmp_path / "a.vmdk"
     cut_short.write_bytes((tmp_path / "store" / "whole.vmdk").read_bytes()[: -2 * 2**20])
-    with pytest.raises(
-        ImageError, match=r"a\.vmdk: (the disk is damaged or cut short|it cannot be made a qcow2 image)"
-    ):
+    with pytest.raises(ImageError, match=r"a\.vmdk: it is damaged or cut short: "):
         images.ensure(str(cut_short), "auto", shop, SILENT)
     assert shop.shell("find /store -mindepth 1 -type d").split() in ([], ["/store/guests"])
 
 
-@pytest.mark.parametrize("path", ["disk/any name.img", "image"])
-def test_a_disk_in_a_container_image(engine: Engine, shop: Workshop, path: str) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name, content in ((path, DISK), ("etc/passwd", b"")):
+@pytest.fixture
+def ran(shop: Workshop) -> Callable[[], list[str]]:
+    """Return the user and the words of each `qemu-img` in the helper, so far."""
+    spy = '#!/bin/sh\necho "$(id -u) $*" >>/tmp/ran\nexec /usr/bin/qemu-img.real "$@"\n'
+    shop.shell("mv /usr/bin/qemu-img /usr/bin/qemu-img.real && touch /tmp/ran && chmod 666 /tmp/ran")
+    shop.container.put("/usr/bin", {"qemu-img": spy.encode()})
+    shop.shell("chmod 755 /usr/bin/qemu-img")
+    return lambda: shop.shell("cat /tmp/ran && : >/tmp/ran").splitlines()
+
+
+def test_hostile_disks_are_refused_before_qemu_looks(
+    shop: Workshop, tmp_path: Path, ran: Callable[[], list[str]]
+) -> None:
+    """All of them by the helper's command; those of reports about other products all the way from a file."""
+    shop.shell(f"mkfifo {hostile_disks.TRAP}")  # whoever opens it stands still
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for disk in hostile_disks.REFUSED:
+            entry = tarfile.TarInfo(f"{disk.name}/disk.qcow2")
+            entry.size = len(disk.content)
+            tar.addfile(entry, io.BytesIO(disk.content))
+    shop.container.put_archive("/tmp", stream.getvalue())
+    names = " ".join(disk.name for disk in hostile_disks.REFUSED)
+    answers = shop.shell(f"cd /tmp && for each in {names}; do import-disk $each; done").splitlines()
+    for disk, answer in zip(hostile_disks.REFUSED, answers, strict=True):
+        assert disk.words in json.loads(answer)["refused"], disk.name
+    for disk in hostile_disks.REFUSED:
+        if disk.name in {"data-file-by-json", "vmdk-of-capacity-0", "descriptor-and-boot-sector"}:
+            (tmp_path / disk.name).write_bytes(disk.content)
+            with pytest.raises(ImageError) as caught:
+                images.ensure(str(tmp_path / disk.name), "auto", shop, SILENT)
+            assert str(caught.value).startswith(f"image {tmp_path / disk.name}: it ")
+            assert disk.words in str(caught.value)
+    assert ran() == []
+    assert shop.shell("find /store -type f").split() == []
+
+
+def test_honest_disks_are_taken_with_the_format_that_we_have_seen_and_by_a_user_without_rights(
+    shop: Workshop, tmp_path: Path, ran: Callable[[], list[str]]
+) -> None:
+    user = shop.shell("id -u qemu").strip()
+    for disk in hostile_disks.TAKEN:
+        if disk.name not in {"plain", "stream", "gpt"}:
+            continue
+        (tmp_path / disk.name).write_bytes(disk.content)
+        guest = images.ensure(str(tmp_path / disk.name), "auto", shop, SILENT)
+        about = (shop.manifest(guest.place) or {})["disk"]
+        came_as = {"plain": "qcow2", "stream": "vmdk", "gpt": "raw"}[disk.name]
+        used = ran()
+        assert [each.split()[:2] for each in used] == [
+            *([] if came_as == "raw" else [[user, "check"]]),
+            *([] if came_as == "qcow2" else [[user, "convert"]]),
+        ]
+        assert all(f" -f {came_as} " in each for each in used)
+        assert (about["came_as"], about["sha256"]) == (came_as, hashlib.sha256(disk.content).hexdigest())
+        assert shop.shell(f"sha256sum {guest.disk}").split()[0] == about["stored_sha256"]
+        assert shop.shell(f"stat -c %A /store/{guest.place}/*").split() == ["-r--r--r--", "-r--------"]
+
+
+def test_a_disk_that_keeps_qemu_img_busy_is_refused_in_time(shop: Workshop, tmp_path: Path) -> None:
+    """Two megabytes with 20 000 snapshots: `qemu-img check` would be at work for the better part of an hour."""
+    (tmp_path / "busy").write_bytes(hostile_disks.snapshots(20_000, 65_536))
+    with SILENT.step("copying") as step, shop.scratch() as out:
+        disks.send(tmp_path / "busy", "busy", shop, out, step)
+        began = time.monotonic()
+        code, output = shop.container.run(["import-disk", out, "2"])
+        assert time.monotonic() - began < 15
+        assert "qemu-img" not in shop.shell("cat /proc/[0-9]*/comm")
+    assert code == 0
+    assert json.loads(output) == {
+        "refused": "takes more work than an honest disk of its size: qemu-img check was still at work after 2 s"
+    }
+
+
+def test_a_disk_that_becomes_much_larger_is_refused(shop: Workshop) -> None:
+    """What is packed in a VMDK may be the same everywhere, and not empty."""
+    shop.shell(
+        "cd /store && python3 -c \"import os; open('raw', 'wb').write(os.urandom(65536) * 512)\" && "
+        "qemu-img convert -f raw -O vmdk -o subformat=streamOptimized raw disk.qcow2"
+    )
+    smaller = "from virtainer import import_disk as each; each._METADATA_BYTES = 2**23; each._MOST_GROWTH = 0"
+    code, output = shop.container.run(["python3", "-S", "-c", f"{smaller}; each.main(['/store'])"])
+    assert code == 0
+    assert json.loads(output)["refused"].endswith("qemu-img convert wrote more than 8 MiB")
+
+
+LAYOUTS: dict[str, tuple[dict[str, bytes | str | None], str]] = {
+    # name: what is in the image (text: a link to that; None: a folder), and what is said (empty: its disk is taken)
+    "a file in /disk": ({"disk/any name.img": DISK}, ""),
+    "the file /image": ({"image": DISK}, ""),
+    "/image before /disk": ({"image": DISK, "disk/other": b"no disk"}, ""),
+    "a deep folder": ({"disk/a/b/c": DISK}, ""),
+    "a name like an option": ({"disk/-rf": DISK}, ""),
+    "a name with a line end": ({"disk/a\nb": DISK}, ""),
+    "a name of ours": ({"disk/disk.qcow2": DISK}, ""),
+    "another name of ours": ({"disk/.found/.found": DISK}, ""),
+    "a link beside it": ({"disk/a": DISK, "disk/b": "/etc/shadow"}, ""),
+    "/disk is the file": ({"disk": DISK}, ""),
+    "two files": ({"disk/a": DISK, "disk/b": DISK}, "it has 2 files at /image or /disk"),
+    "nothing in /disk": ({"disk": None}, "it has no disk at /image or /disk"),
+    "/image is a link": ({"image": "/etc/shadow"}, "it has no disk at"),
+    "/disk is a link": ({"disk": "/etc"}, "it has no disk at"),
+    "a link in /disk": ({"disk/a": "/etc/shadow"}, "it has no disk at"),
+    "no disk": ({"disk/a": b"text" * 500}, "it is neither a qcow2"),
+    "an overlay": ({"disk/a": hostile_disks.qcow2(backing=b"/etc/shadow")}, "it is an overlay of /etc/shadow"),
+}
+
+
+def packed(content: dict[str, bytes | str | None]) -> bytes:
+    """Return a file system as tar, with rights that no disk needs."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, each in {"etc/passwd": b"", **content}.items():
             entry = tarfile.TarInfo(name)
-            entry.size, entry.uid = len(content), 107
-            tar.addfile(entry, io.BytesIO(content))
-    reference = f"localhost/virtainers-test:{path[:4]}"
-    engine.api.import_image_from_data(packed.getvalue(), repository=reference)
-    try:
-        guest = images.ensure(f"docker-image://{reference}", "auto", shop, SILENT)
-        assert (guest.digest, guest.user) == (hashlib.sha256(DISK).hexdigest(), "tester")
-        assert "file format: qcow2" in shop.shell(f"qemu-img info {guest.disk}")
-    finally:
-        engine.api.remove_image(reference)
+            entry.mode, entry.uid = 0o6755, 107
+            if isinstance(each, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, each
+            elif each is None:
+                entry.type = tarfile.DIRTYPE
+            else:
+                entry.size = len(each)
+            tar.addfile(entry, io.BytesIO(each) if isinstance(each, bytes) else None)
+    return stream.getvalue()
+
+
+def test_layouts_of_container_images(engine: Engine, shop: Workshop) -> None:
+    for number, (layout, (content, words)) in enumerate(LAYOUTS.items()):
+        reference = f"localhost/virtainers-test:layout-{number}"
+        engine.api.import_image_from_data(packed(content), repository=reference)
+        try:
+            if words:
+                with pytest.raises(ImageError) as caught:
+                    images.ensure(f"docker-image://{reference}", "auto", shop, SILENT)
+                assert words in str(caught.value), layout
+                continue
+            guest = images.ensure(f"docker-image://{reference}", "auto", shop, SILENT)
+            assert (guest.digest, guest.user) == (hashlib.sha256(DISK).hexdigest(), "tester"), layout
+            found = shop.shell(f"cd /store/{guest.place} && find . -mindepth 1 -printf '%P %m %u;'")
+            assert sorted(found.strip(";").split(";")) == ["disk.qcow2 444 root", "manifest.json 400 root"], layout
+            shop.shell(f"rm -rf /store/{guest.place}")  # the next one may be the same to the engine
+        finally:
+            engine.api.remove_image(reference)
+    assert shop.shell("find /store -type f").split() == []
 
 
 def test_a_container_image_without_a_disk(shop: Workshop, runtime_image: str) -> None:
@@ -147,8 +274,8 @@ def test_what_is_no_disk_leaves_nothing(server: HostileServer, shop: Workshop, t
         match=f"image {server.url}: this is neither a qcow2, VMDK or VHDX image nor a raw disk",
     ):
         images.ensure(image(server), "auto", shop, SILENT)
-    server.content = b"QFI\xfb\0\0\0\x03" + bytes(1000)
-    with pytest.raises(ImageError, match=f"image {server.url}: the disk is damaged or cut short; qemu-img says"):
+    server.content = hostile_disks.qcow2()[:70_000]
+    with pytest.raises(ImageError, match=f"image {server.url}: it is damaged or cut short: qemu-img check failed"):
         images.ensure(image(server), "auto", shop, SILENT)
     assert list((tmp_path / "cache" / "pytest-virtainers" / "downloads").iterdir()) == []
     assert shop.shell("find /store -type f").split() == []

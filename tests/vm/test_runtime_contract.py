@@ -223,11 +223,11 @@ def bad_disks(folder: Path) -> dict[str, tuple[Path, str]]:
     (folder / "truncated").write_bytes((folder / "whole").read_bytes()[: 2**21])
     qemu_img("create", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/shadow", str(folder / "parasite"), "1M")
     complaints = {
-        "text": "/image is not a disk image: no format that qemu-img knows, and no boot sector",
+        "text": "/image is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector",
         "empty": "/image is empty",
         "folder": "/image is a directory: docker makes one when",
-        "truncated": "/image is truncated or damaged",
-        "parasite": "/image has a backing file (/etc/shadow)",
+        "truncated": "/image is damaged or cut short: qemu-img check failed",
+        "parasite": "/image is an overlay of /etc/shadow: make it whole first",
     }
     return {name: (folder / name, complaint) for name, complaint in complaints.items()}
 

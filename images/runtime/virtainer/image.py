@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import stat
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from virtainer.ending import End, Reason, say
-from virtainer.tools import ToolError, run
+from virtainer.tools import Stopped, ToolError, check_disk, limits_for
 
 if TYPE_CHECKING:
     from virtainer.settings import Settings
@@ -25,17 +24,9 @@ IMAGE = Path("/image")
 IMAGE_XZ = Path("/image.xz")
 
 _BLOCK = 2**20  # bytes copied at a time
-_SECTOR = 512
+_MOST_BYTES = 2**40  # that are unpacked: a few kilobytes can hold more than any disk has room for
 _SAMPLES = 64
 _SMALL = 4 * 2**20  # bytes: 10 ms
-_LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
-_ARCHIVES = {
-    b"\xfd7zXZ\x00": "it is compressed with xz: mount it as /image.xz",
-    b"\x1f\x8b": "it is compressed with gzip: unpack it first",
-    b"\x28\xb5\x2f\xfd": "it is compressed with zstd: unpack it first",
-    b"BZh": "it is compressed with bzip2: unpack it first",
-    b"PK\x03\x04": "it is a zip archive: unpack it first",
-}
 
 
 class Base(NamedTuple):
@@ -95,47 +86,21 @@ def readable(path: Path) -> Path:
 
 
 def inspect(path: Path) -> Base:
-    """Ask qemu-img about a guest disk, and raise End unless it is whole and stands alone."""
-    with path.open("rb") as file:
-        head = file.read(_SECTOR)
+    """Look at a guest disk, and raise End unless it is whole and stands alone."""
+    from virtainer import formats  # no clone pays for it
+
     try:
-        info = json.loads(run("qemu-img", "info", "--output=json", str(path)))
+        with path.open("rb") as file:
+            found = formats.inspect(file)
+            if found.format != "raw":
+                check_disk(file.fileno(), found.format, limits_for(path.stat().st_size))
+    except formats.Unusable as refusal:
+        raise End(Reason.IMAGE, f"{path} {refusal}") from None
+    except Stopped as error:
+        raise End(Reason.IMAGE, f"{path} takes more work than an honest disk of its size: {error}") from None
     except ToolError as error:
-        raise End(Reason.IMAGE, f"{path} is not a usable disk image: {error}") from None
-    if complaint := objection(info, head):
-        raise End(Reason.IMAGE, f"{path} {complaint}")
-    if info["format"] == "qcow2":
-        _check(path)
-    return Base(path, info["format"], info["virtual-size"], fingerprint(path))
-
-
-def objection(info: dict[str, Any], head: bytes) -> str | None:
-    """Say what speaks against a guest disk, from `qemu-img info --output=json` and its first 512 bytes."""
-    specific = info.get("format-specific", {}).get("data", {})
-    if name := info.get("backing-filename"):
-        return f"has a backing file ({name}): flatten it first, with qemu-img convert -O qcow2"
-    if name := specific.get("data-file"):
-        return f"keeps its data in another file ({name}): flatten it first, with qemu-img convert -O qcow2"
-    if [child["name"] for child in info.get("children", [])] not in ([], ["file"]):
-        return "is spread over several files: make it one, with qemu-img convert -O qcow2"
-    if specific.get("encrypt") or info.get("encrypted"):
-        return "is encrypted: decrypt it first, with qemu-img convert"
-    # qemu-img takes any file for a raw disk. The firmware does not: without this mark it boots nothing.
-    if info["format"] == "raw" and head[510:512] != b"\x55\xaa":
-        known = (hint for magic, hint in _ARCHIVES.items() if head.startswith(magic))
-        hint = next(known, "no format that qemu-img knows, and no boot sector (55 AA at byte 510)")
-        return f"is not a disk image: {hint}"
-    return None
-
-
-def _check(path: Path) -> None:
-    """Raise End when clusters of a qcow2 file lie past its end, as in a download that was cut short."""
-    try:
-        run("qemu-img", "check", "-q", "-f", "qcow2", "--output=json", str(path))
-    except ToolError as error:
-        if error.code == _LEAKS:  # wasted space harms nobody
-            return
-        raise End(Reason.IMAGE, f"{path} is truncated or damaged: {error}. Fetch it again") from None
+        raise End(Reason.IMAGE, f"{path} is damaged or cut short: {error}. Fetch it again") from None
+    return Base(path, found.format, found.size, fingerprint(path))
 
 
 def fingerprint(path: Path) -> str:
@@ -212,6 +177,8 @@ def _keep(source: IO[bytes] | _Counted, target: Path, *, xz: bool) -> None:
         with part.open("wb") as file:
             while block := plain.read(_BLOCK):
                 _append(file, block)
+                if xz and file.tell() > _MOST_BYTES:
+                    raise End(Reason.IMAGE, f"what is in the .xz file is larger than {_MOST_BYTES >> 30} GiB")
             file.truncate()
         part.replace(target)
     except EOFError:

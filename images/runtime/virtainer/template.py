@@ -206,11 +206,17 @@ def save(monitor: qmp.Monitor) -> None:
 
 def complete(folder: Path, facts: dict[str, Any]) -> None:
     """Make a template of a folder that has all the files of one. Raises OSError."""
-    (folder / "ram").chmod(0o444)
+    from virtainer import digests, firmware  # no clone pays for them
+
     files = (folder / "ram", folder / "state", disk.path(folder))
+    more = [path for path in (folder / "seed.iso", firmware.path(folder)) if path.exists()]
+    for path in (*files, *more):
+        path.chmod(0o444)
     prints = {path.name: image.fingerprint(path) for path in files}
+    whole = {path.name: digests.sparse(path) for path in (*files, *more)}
     part = folder / "template.json.part"
-    part.write_text(json.dumps({**facts, "prints": prints}, indent=2) + "\n")
+    part.write_text(json.dumps({**facts, "prints": prints, "digests": whole}, indent=2) + "\n")
+    part.chmod(0o444)
     part.replace(folder / "template.json")
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_SAID_BYTES = 64 * 1024  # of what a limited program says, the end
+_BASE_SECONDS = 120.0
+_BYTES_PER_SECOND = 10 * 10**6  # slower is no disk, and no processor
+_MEMORY_BYTES = 2 * 2**30
+_LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
+_SIGXCPU, _SIGXFSZ = 24, 25
 
 
 class ToolError(Exception):
@@ -15,6 +23,24 @@ class ToolError(Exception):
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
         self.code = code
+
+
+class Stopped(ToolError):
+    """A program was stopped at one of its limits; the text says at which."""
+
+
+class Limits(NamedTuple):
+    """What a program may take that works on a stranger's file."""
+
+    seconds: float
+    written_bytes: int
+    """The largest file that it may write; what it says is a file, too."""
+    memory_bytes: int = _MEMORY_BYTES
+
+
+def limits_for(size: int, written_bytes: int = _SAID_BYTES) -> Limits:
+    """Return what work on a file of `size` bytes may take: far more than an honest one needs on a slow machine."""
+    return Limits(_BASE_SECONDS + size // _BYTES_PER_SECOND, written_bytes)
 
 
 def run(*argv: str, stdin: str = "") -> str:
@@ -30,8 +56,86 @@ def start(*argv: str, stdin: str = "") -> Callable[[], str]:
     def finish() -> str:
         said, complaint = process.communicate(stdin)
         if process.returncode:
-            words = (complaint.strip() or said.strip()).splitlines() or ["it said nothing"]
-            raise ToolError(f"{argv[0]} {argv[1]} failed ({process.returncode}): {words[-1]}", process.returncode)
+            raise ToolError(
+                _last_words(argv, process.returncode, complaint.strip() or said.strip()), process.returncode
+            )
         return said
 
     return finish
+
+
+def run_limited(*argv: str, limits: Limits, files: tuple[int, ...] = (), user: str | None = None) -> None:
+    """Run a program that works on a stranger's file.
+
+    Args:
+        argv: the program and its words.
+        limits: what it may take. What it says goes into memory that counts in `written_bytes`.
+        files: descriptors that it inherits, as `/proc/self/fd/N`.
+        user: as whom it runs, if not as we do.
+
+    Raises:
+        ToolError: it failed.
+        Stopped: it was stopped at a limit.
+    """
+    import resource  # no clone pays for it
+
+    def limit() -> None:
+        seconds = int(limits.seconds) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # at the second, without a word of why
+        for what, most in (
+            (resource.RLIMIT_AS, limits.memory_bytes),
+            (resource.RLIMIT_FSIZE, limits.written_bytes),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            resource.setrlimit(what, (most, most))
+
+    said = os.memfd_create("said")
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            pass_fds=files,
+            # Each of its threads would else reserve address space, which is limited, for memory of its own.
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+            preexec_fn=limit,  # noqa: PLW1509  (no thread runs here)
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+        try:
+            code = process.wait(limits.seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise Stopped(f"{argv[0]} {argv[1]} was still at work after {limits.seconds:g} s", -9) from None
+        except BaseException:
+            process.kill()
+            raise
+        words = os.pread(said, _SAID_BYTES, max(0, os.fstat(said).st_size - _SAID_BYTES)).decode(errors="replace")
+    finally:
+        os.close(said)
+    if -code == _SIGXCPU:
+        raise Stopped(f"{argv[0]} {argv[1]} was still at work after {limits.seconds:g} s of processor time", code)
+    if -code == _SIGXFSZ:
+        raise Stopped(f"{argv[0]} {argv[1]} wrote more than {limits.written_bytes >> 10} KiB", code)
+    if code:
+        raise ToolError(_last_words(argv, code, words.strip()), code)
+
+
+def check_disk(file: int, form: str, limits: Limits, user: str | None = None) -> None:
+    """Look whether what a disk's tables name is there. Raises ToolError when not, and Stopped at a limit."""
+    try:
+        run_limited(
+            *("qemu-img", "check", "-q", "-f", form, f"/proc/self/fd/{file}"), limits=limits, files=(file,), user=user
+        )
+    except ToolError as error:
+        if error.code == -_SIGXFSZ:
+            raise ToolError("qemu-img check finds no end of errors", error.code) from None
+        if error.code != _LEAKS:  # wasted space harms no one
+            raise
+
+
+def _last_words(argv: tuple[str, ...], code: int, said: str) -> str:
+    return f"{argv[0]} {argv[1]} failed ({code}): {(said.splitlines() or ['it said nothing'])[-1]}"

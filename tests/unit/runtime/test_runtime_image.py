@@ -3,61 +3,76 @@
 from __future__ import annotations
 
 import lzma
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import image
+from virtainer import image, tools
 from virtainer.ending import End, Reason
+
+from tests.unit.runtime import hostile_disks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 BOOT_SECTOR = bytes(510) + b"\x55\xaa"
-FILE = {"name": "file", "info": {}}
 
 
-def info(**more: Any) -> dict[str, Any]:
-    """Build what `qemu-img info --output=json` says of a harmless qcow2."""
-    plain = {
-        "format": "qcow2",
-        "virtual-size": 2**30,
-        "children": [FILE],
-        "format-specific": {"type": "qcow2", "data": {"compat": "1.1"}},
-    }
-    return plain | more
+def unusable(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(End) as caught:
+        image.inspect(path)
+    assert caught.value.reason is Reason.IMAGE
+    return str(caught.value)
 
 
-def test_a_plain_qcow2_passes() -> None:
-    assert image.objection(info(), b"QFI\xfb") is None
+@pytest.mark.parametrize("disk", hostile_disks.REFUSED, ids=lambda disk: disk.name)
+def test_a_hostile_disk_is_refused_before_a_tool_of_qemu_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: hostile_disks.Disk
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert disk.words in unusable(tmp_path / "disk", disk.content)
 
 
-def test_a_raw_disk_with_a_boot_sector_passes() -> None:
-    assert image.objection({"format": "raw", "virtual-size": 512, "children": [FILE]}, BOOT_SECTOR) is None
+def test_a_raw_disk_with_a_boot_sector_passes(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(BOOT_SECTOR + bytes(512))
+    assert image.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "raw", 1024)
+
+
+def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a `qemu-img` of ours before any other."""
+    (folder / "qemu-img").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "qemu-img").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_the_tool_is_given_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path, monkeypatch, f'echo "$1 $2 $3 $4" >{tmp_path}/said; exit 3')
+    (tmp_path / "disk").write_bytes(hostile_disks.qcow2())
+    assert image.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "qcow2", 2**20), "leaks harm no one"
+    assert (tmp_path / "said").read_text() == "check -q -f qcow2\n"
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("script", "words"),
     [
-        ({"backing-filename": "/etc/shadow"}, "has a backing file (/etc/shadow)"),
-        ({"format-specific": {"data": {"data-file": "/etc/shadow"}}}, "keeps its data in another file (/etc/shadow)"),
-        ({"format": "vmdk", "children": [{"name": "extents.0"}, FILE]}, "is spread over several files"),
-        ({"encrypted": True}, "is encrypted"),
+        (
+            "echo 'ERROR cluster 7' >&2; exit 2",
+            "is damaged or cut short: qemu-img check failed (2): ERROR cluster 7. F",
+        ),
+        (
+            "exec sleep 60",
+            "takes more work than an honest disk of its size: qemu-img check was still at work after 0.2 s",
+        ),
+        ("exec yes ERROR", "is damaged or cut short: qemu-img check finds no end of errors"),
     ],
 )
-def test_a_disk_that_does_not_stand_alone_is_refused(said: dict[str, Any], complaint: str) -> None:
-    assert (image.objection(info(**said), b"") or "").startswith(complaint)
-
-
-@pytest.mark.parametrize(
-    ("head", "hint"),
-    [
-        (b"hello", "no format that qemu-img knows, and no boot sector"),
-        (b"\xfd7zXZ\x00" + bytes(600), "mount it as /image.xz"),
-        (b"\x1f\x8b" + bytes(600), "compressed with gzip"),
-    ],
-)
-def test_what_qemu_img_takes_for_raw_needs_a_boot_sector(head: bytes, hint: str) -> None:
-    assert hint in (image.objection({"format": "raw", "children": [FILE]}, head) or "")
+def test_a_disk_that_the_tool_does_not_get_done_with_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    monkeypatch.setattr(tools, "_BASE_SECONDS", 0.2 if "sleep" in script else 60)
+    pretend(tmp_path, monkeypatch, script)
+    assert words in unusable(tmp_path / "disk", hostile_disks.qcow2())
 
 
 def refusal(path: Path) -> str:
@@ -101,6 +116,15 @@ def test_an_xz_archive_is_unpacked_once_and_stays_sparse(tmp_path: Path, capfd: 
     assert unpacked.stat().st_blocks * 512 < len(content) / 2
     assert image.unpacked(archive, tmp_path / "mounted") == unpacked
     assert capfd.readouterr().err.count("unpacking") == 1
+
+
+def test_an_xz_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "_MOST_BYTES", 2**30)
+    archive = tmp_path / "image.xz"
+    archive.write_bytes(lzma.compress(bytes(2**25), preset=0) * 64)
+    with pytest.raises(End, match=r"what is in the \.xz file is larger than 1 GiB"):
+        image.unpacked(archive, tmp_path / "mounted")
+    assert list((tmp_path / "mounted").iterdir()) == []
 
 
 def test_an_xz_archive_may_have_several_streams(tmp_path: Path) -> None:

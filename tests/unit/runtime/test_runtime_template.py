@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from virtainer import disk, image, individual, machine, qmp, snapshot, template
+from virtainer import digests, disk, image, individual, machine, qmp, snapshot, template
 from virtainer.ending import End, Reason
 from virtainer.settings import Settings
 
@@ -98,6 +98,20 @@ def test_a_damaged_file_is_told(saved: Path, name: str) -> None:
         file.write(b"nonsense")
     with pytest.raises(End, match=f"is damaged: {name} has changed"):
         template.open_files(found, restore=True)
+
+
+def test_each_file_has_its_digest_and_is_never_written_to_again(saved: Path) -> None:
+    names = {"ram", "state", "local_image.qcow2", "seed.iso"}
+    assert all((saved / name).stat().st_mode & 0o777 == 0o444 for name in names | {"template.json"})
+    assert {row["file"]: row["sha256"] == row["was"] for row in digests.verify(saved)} == dict.fromkeys(names, True)
+    (saved / "ram").chmod(0o644)
+    with (saved / "ram").open("r+b") as file:
+        file.seek(12345678)  # where no sample is taken
+        file.write(b"x")
+    found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
+    for fd in template.open_files(found, restore=True).values():
+        os.close(fd)
+    assert [row["file"] for row in digests.verify(saved) if row["sha256"] != row["was"]] == ["ram"]
 
 
 def test_a_processor_is_its_model_and_flags() -> None:

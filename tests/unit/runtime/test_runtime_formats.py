@@ -1,0 +1,88 @@
+"""What the headers of disks say, and which are refused before any tool of QEMU's sees them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from virtainer import formats
+
+from pytest_virtainers import disks
+from tests.unit.runtime.hostile_disks import REFUSED, TAKEN, Disk, vmdk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def inspect(path: Path, content: bytes) -> formats.Disk:
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        return formats.inspect(file)
+
+
+@pytest.mark.parametrize("disk", REFUSED, ids=lambda disk: disk.name)
+def test_a_disk_that_does_not_stand_alone_or_is_none_is_refused(tmp_path: Path, disk: Disk) -> None:
+    with pytest.raises(formats.Unusable) as caught:
+        inspect(tmp_path / "disk", disk.content)
+    assert disk.words in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("disk", TAKEN, ids=lambda disk: disk.name)
+def test_an_honest_disk_is_taken(tmp_path: Path, disk: Disk) -> None:
+    found = inspect(tmp_path / "disk", disk.content)
+    assert found.size == (len(disk.content) if found.format == "raw" else 2**20)
+
+
+def test_the_format_is_told_by_the_header(tmp_path: Path) -> None:
+    found = {disk.name: inspect(tmp_path / "disk", disk.content).format for disk in TAKEN}
+    assert found == {
+        "plain": "qcow2",
+        "of-version-2": "qcow2",
+        "with-features": "qcow2",
+        "plain-vmdk": "vmdk",
+        "stream": "vmdk",
+        "plain-vhdx": "vhdx",
+        "raw": "raw",
+        "gpt": "raw",
+    }
+
+
+def test_the_stream_that_has_its_directory_at_the_end_is_taken(tmp_path: Path) -> None:
+    footer = vmdk()[:512] + bytes(512)
+    assert inspect(tmp_path / "disk", vmdk(directory=2**64 - 1, end=footer)).format == "vmdk"
+
+
+def test_what_is_looked_at_before_copying_is_the_same() -> None:
+    assert disks._MAGIC == (formats.QCOW2, formats.VMDK, formats.VHDX)
+    assert disks._BOOT_MARK == formats.BOOT_MARK
+
+
+@st.composite
+def changed(draw: st.DrawFn) -> bytes:
+    """An honest or hostile disk with changes, mostly in what the header says, or cut short."""
+    content = bytearray(draw(st.sampled_from([*TAKEN, *REFUSED])).content)
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.one_of(st.integers(0, 128), st.integers(0, 600), st.integers(0, len(content))))
+        piece = draw(st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([bytes(8), b"\xff" * 8])))
+        content[at : at + len(piece)] = piece
+    return bytes(content[: draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+
+
+@given(content=changed())
+def test_no_header_breaks_the_reader_or_keeps_it_busy(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path, began = tmp_path_factory.getbasetemp() / "changed", time.process_time()
+    try:
+        found = inspect(path, content)
+    except formats.Unusable as refusal:
+        said = str(refusal)
+    else:
+        said = found.format
+        assert 0 < found.size <= formats.MOST_BYTES
+    assert said.isprintable()
+    assert time.process_time() - began < 0.5
