@@ -57,6 +57,7 @@ _RECONNECT_SECONDS = 20.0
 _BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
 # A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
 SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
+_MAX_SAID_BYTES = 64 * 1024  # of the errors of our own scripts
 
 
 class Core:
@@ -370,11 +371,13 @@ class Core:
     ) -> tuple[int, str]:
         __tracebackhide__ = True
         said = bytearray()
+
+        def hear(data: bytes) -> None:
+            said.extend(data[: _MAX_SAID_BYTES - len(said)])
+
         text = shell.line(script, sudo=self.user != "root")
         try:
-            code = self._execute(
-                text, stdin=stdin, stdout=stdout, stderr=said.extend, timeout=timeout, meanwhile=meanwhile
-            )
+            code = self._execute(text, stdin=stdin, stdout=stdout, stderr=hear, timeout=timeout, meanwhile=meanwhile)
         except TimedOut:
             raise TransferError(
                 f"what we do as root in {self.name} was not done after {timeout:.0f} s; give it more (timeout=)"

@@ -335,3 +335,8 @@ def test_a_file_that_is_not_there_is_told_in_one_line(
     monkeypatch.setattr(machines, "attached", fail)
     assert cli.main(["cp", "missing", "web:/srv"]) == 1
     assert capsys.readouterr().err == "virtainers: [Errno 2] No such file or directory: 'missing'\n"
+
+
+def test_special_files_are_an_option_of_what_comes_from_a_vm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cp", "--special", "./dist", "web:/srv"]) == 2
+    assert "--special is for what comes from a VM" in capsys.readouterr().err
