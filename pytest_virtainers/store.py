@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import secrets
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.engine.container import Container, Plan
@@ -16,7 +18,6 @@ from pytest_virtainers.errors import EngineError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
 
     from pytest_virtainers.engine.client import Engine
 
@@ -134,12 +135,11 @@ class Workshop:
             EngineError: it cannot be copied.
         """
         self.shell(f"cd {scratch} && qemu-img convert -q -f qcow2 -O qcow2 {overlay} flat.qcow2")
-        part = target.with_name(target.name + ".part")
-        try:
+        # A name that another user of the folder could guess may be a link that is planted there.
+        with TemporaryDirectory(prefix=".virtainer.", dir=target.parent) as private:
+            part = Path(private) / "disk"
             self.container.fetch(f"{scratch}/flat.qcow2", part)
             part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
 
     def shell(self, script: str, on_output: Callable[[bytes], object] = lambda _data: None) -> str:
         """Run a shell script in the helper and give its output; raises `StoreError` with its last lines."""

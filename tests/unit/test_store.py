@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import store
-from pytest_virtainers.errors import StoreError
+from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.store import Workshop
 
 if TYPE_CHECKING:
@@ -79,3 +80,24 @@ def test_what_somebody_else_still_uses_stays_and_is_not_taken_for_whole(shop: Wo
     (scratch,) = spared
     assert [f"{tmp_path}/{each}" for each in names(tmp_path)] == [scratch, f"{scratch}/disk"]
     assert shop.made == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_disk_for_the_user_does_not_go_through_a_link_that_is_planted_next_to_it(
+    fails: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "victim").write_text("untouched")
+    for each in ("flat.qcow2", "flat.qcow2.part"):
+        (tmp_path / each).symlink_to("victim")
+
+    def fetch(_path: str, target: Path) -> None:
+        target.write_bytes(b"disk")
+        if fails:
+            raise EngineError("it broke off")
+
+    container: Any = SimpleNamespace(run=lambda *_: (0, b""), fetch=fetch)
+    with pytest.raises(EngineError, match="broke off") if fails else contextlib.nullcontext():
+        Workshop(container, "here").fetch_flat("/store/.scratch-1", "overlay", tmp_path / "flat.qcow2")
+    assert (tmp_path / "victim").read_text() == "untouched"
+    assert names(tmp_path) == ["flat.qcow2", "flat.qcow2.part", "victim"]
+    assert (tmp_path / "flat.qcow2").is_symlink() == fails
