@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers import seals
+from pytest_virtainers import cores, seals
 from pytest_virtainers.errors import TransferError, VirtainerError
 from pytest_virtainers.evidence_manifest import FORMAT, KEY, MANIFEST, OVERLAY, REMEMBERED, SEED, STATE
-from pytest_virtainers.handle import transfer
+from pytest_virtainers.handle.limited import Limited, TooMuch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,20 +29,10 @@ if TYPE_CHECKING:
 
 _SSH_SECONDS = 6.0  # for all that needs SSH, with KVM; ten times as many without
 _MOMENT_SECONDS = 0.1
+_MAX_LOG_BYTES = 64 * 1024 * 1024
 # The command that copies the disk says whenever it has copied more. Before that, it gives QEMU 30 s to answer. With
 # KVM; ten times as long without.
 _STILL_SECONDS = 40.0
-# Where the kernel itself writes core dumps, a pattern (core(5)) says: each %x is something, and the process's number
-# may come behind it. Of too many, as a service leaves them that is started again and again, the newest are had.
-_CORES = r"""
-{
-    read -r pattern </proc/sys/kernel/core_pattern
-    case $pattern in
-        /*) (IFS=; ls -1tdp -- $(printf %s "$pattern" | sed 's/%.\{0,1\}/*/g; s/$/*/') 2>/dev/null) | grep -v '/$' ;;
-    esac
-    find /var/lib/systemd/coredump /var/crash -type f -exec ls -1t {} + 2>/dev/null
-} | head -n 20
-"""
 
 
 @dataclass
@@ -140,36 +130,32 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
         return
     end = time.monotonic() + vm.scaled(_SSH_SECONDS)
 
-    def ask(script: str) -> bytes:
-        """Run a script as root, neither written down nor shown among what the test does."""
-        return vm._as_root(script, timeout=max(_MOMENT_SECONDS, end - time.monotonic()))
+    def seconds_left() -> float:
+        return max(_MOMENT_SECONDS, end - time.monotonic())
 
     for name, command in commands.items():
-        _log(vm, into, name, command, max(_MOMENT_SECONDS, end - time.monotonic()))
+        _log(vm, into, name, command, seconds_left())
     with into.piece("cores") as path:
-        for each in ask(_CORES).decode("utf-8", "surrogateescape").splitlines():
-            path.mkdir(exist_ok=True)
-            target = path / each.rpartition("/")[2]
-            if target.exists():  # a pattern may tell them apart by their folders only
-                target = path / each.strip("/").replace("/", "!")
-            transfer.get(vm._root_shell, each, target, max(_MOMENT_SECONDS, end - time.monotonic()))
+        into.missing |= cores.collect(vm._root_shell, path, seconds_left)
 
 
 def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None:
     """Keep what a command says as root; where its end does not come, what was said until then, with the reason."""
-    said, why = bytearray(), ""
+    said, why = Limited(_MAX_LOG_BYTES), ""
     with into.piece(name) as path:
         try:
-            code, trouble = vm._root_shell(["sh", "-c", command], stdin=None, stdout=said.extend, timeout=seconds)
+            code, trouble = vm._root_shell(["sh", "-c", command], stdin=None, stdout=said, timeout=seconds)
             if code != 0:
                 why = trouble.strip() or f"exit code {code}"
+        except TooMuch:
+            why = f"it is longer than {_MAX_LOG_BYTES // 2**20} MiB"
         except TransferError:
             why = f"not done after {seconds:.0f} s"
         except VirtainerError as error:
             why = str(error).partition("\n")[0]
-        if why and not said:
+        if why and not said.data:
             raise VirtainerError(why)
-        path.write_bytes(said)
+        path.write_bytes(said.data)
         if why:
             into.missing[name] = f"its end: {why}"
 

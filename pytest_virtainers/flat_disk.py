@@ -7,6 +7,8 @@ store but the layers below the overlay.
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pytest_virtainers import store
@@ -16,7 +18,6 @@ from pytest_virtainers.errors import EngineError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.store import Access
@@ -40,7 +41,6 @@ def write(
 ) -> None:
     """Write a flat disk to `target`; the arguments, and what it raises, are those of `Manager.flatten`."""
     container = _start(engine, access, runtime_image, run_id, places)
-    part = target.with_name(target.name + ".part")
     try:
         container.put_archive(_FOLDER, overlay)
         layers = [f"{store.path(each)}/{LAYER if each.startswith('templates/') else DISK}" for each in places]
@@ -50,11 +50,20 @@ def write(
             raise StoreError(
                 why.replace(f"{_FOLDER}/{LAYER}", name) or f"{name} cannot be converted (exit code {code})"
             )
-        container.fetch(f"{_FOLDER}/flat.qcow2", part)
-        part.replace(target)
+        receive(container, f"{_FOLDER}/flat.qcow2", target)
     finally:
-        part.unlink(missing_ok=True)
         container.close()
+
+
+def receive(container: Container, path: str, target: Path) -> None:
+    """Copy a file of a container to `target`, which is whole or as it was.
+
+    A name that another user of the folder could guess may be a link that is planted there, so none is written to.
+    """
+    with TemporaryDirectory(prefix=".virtainer.", dir=target.parent) as private:
+        part = Path(private) / "disk"
+        container.fetch(path, part)
+        part.replace(target)
 
 
 def _start(engine: Engine, access: Access, runtime_image: str, run_id: str, places: Sequence[str]) -> Container:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import subprocess
 import sys
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _NAME = click.argument("name", shell_complete=machine_names)
 _USUAL = resolve([]).shape  # unless VIRTAINER_X says otherwise
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_LONGEST_PATH = 4096
 _TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
 
 
@@ -273,7 +275,8 @@ def execute(
 @click.command
 @click.argument("source", shell_complete=files_or_machines)
 @click.argument("dest", shell_complete=files_or_machines)
-def cp(source: str, dest: str) -> None:
+@click.option("--special", is_flag=True, help="From a VM: special files, links out of the tree and setuid bits, too.")
+def cp(source: str, dest: str, *, special: bool) -> None:
     """Copy a file or tree to or from a VM that stays; modes, links and holes are kept.
 
     \b
@@ -281,15 +284,19 @@ def cp(source: str, dest: str) -> None:
       virtainers cp ./dist web:/opt/app
       virtainers cp web:/var/log ./logs
     """  # noqa: D301
+    from pytest_virtainers.handle.shown import shown
+
     there, here = _split(source), _split(dest)
     if (there is None) == (here is None):
         raise click.UsageError("one of SOURCE and DEST is in a VM: NAME:PATH")
+    if special and there is None:
+        raise click.UsageError("--special is for what comes from a VM; what goes into one is copied as it is")
     if here is not None:
         with _attached(here[0]) as vm:
-            print(f"{here[0]}:{vm.put(source, here[1])}")
+            print(f"{here[0]}:{shown(os.fsencode(vm.put(source, here[1])), _LONGEST_PATH)}")
     elif there is not None:
         with _attached(there[0]) as vm:
-            print(vm.get(there[1], dest))
+            print(vm.get(there[1], dest, special=special))
 
 
 def _split(path: str) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import tarfile
 import threading
 import time
@@ -361,7 +362,7 @@ class Container:
         return exec_stream(self.engine, self.id, command)
 
     def fetch(self, path: str, target: Path) -> None:
-        """Copy a file out of it into a private file; long runs of zeros become holes.
+        """Copy a file out of it into a new private file, which must not be there; long runs of zeros become holes.
 
         Raises:
             EngineError: the engine failed, or sent nothing for the time that any of its answers may take.
@@ -466,8 +467,8 @@ def _frames(attached: HijackedSocket) -> Iterator[tuple[bool, bytes]]:
 
 
 def _write_sparse(content: IO[bytes], target: Path) -> None:
-    target.touch(mode=0o600)
-    with target.open("wb") as file:
+    created = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(created, "wb") as file:
         while data := content.read(_CHUNK_BYTES):
             if data.strip(b"\0"):
                 file.write(data)

@@ -10,9 +10,9 @@ from typing import IO, TYPE_CHECKING
 
 from pytest_virtainers.errors import CommandFailed, CommandTimeout, VirtainerError
 from pytest_virtainers.handle import shell
-from pytest_virtainers.handle.collected import outputs
 from pytest_virtainers.handle.core import Core
 from pytest_virtainers.handle.echo import Echo
+from pytest_virtainers.handle.limited import outputs
 from pytest_virtainers.handle.patience import TimedOut
 from pytest_virtainers.handle.process import Process
 from pytest_virtainers.result import Result

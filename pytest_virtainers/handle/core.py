@@ -52,6 +52,7 @@ _BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
 SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
 # Long before that, the engine is asked whether the container is still on its network; without KVM just as soon.
 _FIRST_PULSE_SECONDS, _MAX_PULSE_SECONDS, _ASTRAY_SECONDS = 1.0, 5.0, 1.0
+_MAX_SAID_BYTES = 64 * 1024  # of the errors of our own scripts
 
 
 class Core:
@@ -420,11 +421,13 @@ class Core:
     ) -> tuple[int, str]:
         __tracebackhide__ = True
         said = bytearray()
+
+        def hear(data: bytes) -> None:
+            said.extend(data[: _MAX_SAID_BYTES - len(said)])
+
         text = shell.line(script, sudo=self.user != "root")
         try:
-            code = self._execute(
-                text, stdin=stdin, stdout=stdout, stderr=said.extend, timeout=timeout, meanwhile=meanwhile
-            )
+            code = self._execute(text, stdin=stdin, stdout=stdout, stderr=hear, timeout=timeout, meanwhile=meanwhile)
         except TimedOut:
             raise TransferError(
                 f"what we do as root in {self.name} was not done after {timeout:.0f} s; give it more (timeout=)"

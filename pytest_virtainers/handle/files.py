@@ -47,8 +47,18 @@ class Files(Commands):
         ):
             return transfer.put(shell, Path(source), dest, owner, timeout)
 
-    def get(self, source: str, dest: str | Path, *, timeout: float | None = None) -> Path:
+    def get(self, source: str, dest: str | Path, *, special: bool = False, timeout: float | None = None) -> Path:
         """Copy a file or tree of the guest to here, as `cp -a SOURCE DEST` would; modes, links and holes are kept.
+
+        The guest is not trusted. FIFOs, devices and symbolic links that lead out of the tree are skipped, which the
+        command log and the terminal show; setuid and setgid bits are dropped. What is there is merged, and symbolic
+        links at or below `dest` are replaced, never followed.
+
+        Args:
+            source: path in the guest; a symbolic link is refused.
+            dest: local path; folders on the way are made.
+            special: copy special files (devices only as root) and all links, and keep setuid and setgid bits.
+            timeout: seconds; `None`: no limit.
 
         Returns:
             The path of what was written here.
@@ -58,11 +68,13 @@ class Files(Commands):
             TransferError: the copy failed.
         """
         __tracebackhide__ = True
-        with (
-            self.log.entry(f"get {source} {dest}", "root"),
-            self._counting(f"copying {source} of {self.name}") as shell,
-        ):
-            return transfer.get(shell, source, Path(dest), timeout)
+        with self.log.entry(f"get {source} {dest}", "root") as entry:
+            with self._counting(f"copying {source} of {self.name}") as shell:
+                received = transfer.get(shell, source, dest, timeout, special=special)
+            if received.skipped:
+                entry.outcome = received.skipped
+                self._progress.note(f"{self.name}: get {source}: {received.skipped}")
+        return received.path
 
     def glob(self, pattern: str) -> list[str]:
         """List the paths in the guest that match a pattern of its shell (`/var/log/*.log`), in order.

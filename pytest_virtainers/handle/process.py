@@ -11,13 +11,13 @@ from typing import IO, TYPE_CHECKING
 
 from pytest_virtainers.errors import CommandTimeout, VirtainerError
 from pytest_virtainers.forks import Owner, disown_in_child
-from pytest_virtainers.handle.collected import outputs
+from pytest_virtainers.handle.limited import outputs
 from pytest_virtainers.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_virtainers.handle.collected import Collected
+    from pytest_virtainers.handle.limited import Collected
     from pytest_virtainers.handle.shell import Leader
 
 _START_SECONDS = 60.0

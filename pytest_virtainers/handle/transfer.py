@@ -1,8 +1,9 @@
-"""Files and trees to and from a guest, as tar streams between the local and the guest's `tar`.
+"""Files and trees to and from a guest, as tar streams of the guest's `tar`.
 
 Names follow `cp -a SOURCE DEST`: into DEST when that is a folder (or ends with `/`), as DEST otherwise. Everything
-is unpacked beside its place and then renamed, so a broken transfer leaves no half-written file. In the guest this
-needs root's rights; what arrives there belongs to the owner of the folder that it goes into, unless told otherwise.
+is unpacked in a folder next to its place and then renamed, so a broken transfer leaves no half-written file. In the
+guest this needs root's rights; what arrives there belongs to the owner of the folder that it goes into, unless an
+owner is given. The local `tar` packs what is sent; what a guest sends never reaches it (see `receive`).
 """
 
 from __future__ import annotations
@@ -13,20 +14,25 @@ import functools
 import io
 import os
 import posixpath
-import shutil
 import stat
 import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_virtainers.errors import TransferError, VirtainerError
+from pytest_virtainers.handle import install, receive
+from pytest_virtainers.handle.limited import Limited, TooMuch
+from pytest_virtainers.handle.shown import shown
+from pytest_virtainers.handle.tar_stream import BrokenStream, TarStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _MISSING = 44
+_LINES = 20
+_MAX_TOLD = 64 * 1024
 _MOMENT_SECONDS = 1.0
 
 # First of two scripts: unpacks, and says where, and what it will become. A stream that breaks between two files looks
@@ -67,7 +73,7 @@ cd -- "$1" 2>/dev/null || exit {_MISSING}
 [ -e "$2" ] || [ -L "$2" ] || exit {_MISSING}
 code=0 gnu=
 case $(tar --version 2>/dev/null) in *GNU*) gnu=yes ;; esac
-tar -c ${{gnu:+$3}} -f - -- "$2" || code=$?
+tar -c ${{gnu:+-S}} -f - -- "$2" || code=$?
 # GNU tar ends with 1 when a file has changed while it was read, as logs do: what it read is good. Others fail so.
 [ $code != 1 ] || [ -z "$gnu" ] || code=0
 exit $code
@@ -112,24 +118,24 @@ def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: f
     if not os.path.lexists(source):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
     whole = source if source.is_symlink() else source.resolve()  # gives `.` and `..` a name
-    action, told = f"copying {source} to {dest} in the guest", bytearray()
+    action, told = f"copying {source} to {dest} in the guest", Limited(_MAX_TOLD)
     end = None if timeout is None else time.monotonic() + timeout
     try:
         sparse = ["-S"] if "GNU" in _local_tar() and _has_holes(whole) and _guest_takes_holes(shell, timeout) else []
-        tar = _LocalTar(["-c", *sparse, "-f", "-", "-C", str(whole.parent), "--", whole.name], stdout=subprocess.PIPE)
+        tar = _LocalTar(["-c", *sparse, "-f", "-", "-C", str(whole.parent), "--", whole.name])
         with tar as process:
-            code, said = shell(
-                _script(_UNPACK, dest, whole.name), stdin=process.stdout, stdout=told.extend, timeout=timeout
-            )
+            code, said = shell(_script(_UNPACK, dest, whole.name), stdin=process.stdout, stdout=told, timeout=timeout)
         _check(tar, code, action, said)
-        stage, arrived, _ = told.decode("utf-8", "surrogateescape").split("\0")
+        stage, arrived = _places(bytes(told.data), action)
         left = None if end is None else max(_MOMENT_SECONDS, end - time.monotonic())
         code, said = shell(
             _script(_INSTALL, stage, arrived, whole.name, owner or ""), stdin=None, stdout=bytes, timeout=left
         )
         _check(tar, code, action, said)
+    except TooMuch:
+        raise TransferError(f"{action} failed in the guest: it said more than {_MAX_TOLD} bytes") from None
     except Exception:
-        stage = told.decode("utf-8", "surrogateescape").partition("\0")[0]
+        stage = told.data.decode("utf-8", "surrogateescape").partition("\0")[0]
         if stage:
             with contextlib.suppress(VirtainerError):  # it must not cover what went wrong
                 shell(_script(_DROP, stage), stdin=None, stdout=bytes, timeout=_DROP_SECONDS)
@@ -137,42 +143,52 @@ def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: f
     return arrived
 
 
-def get(shell: RootShell, source: str, dest: Path, timeout: float | None) -> Path:
-    """Copy a file or tree of the guest to this machine; give its path here.
+class Received(NamedTuple):
+    """What `get` has copied.
+
+    Attributes:
+        path: of the file or tree here.
+        skipped: a line that says what was left out; empty if everything was copied.
+    """
+
+    path: Path
+    skipped: str
+
+
+def get(shell: RootShell, source: str, dest: str | Path, timeout: float | None, *, special: bool = False) -> Received:
+    """Copy a file or tree of the guest to this machine.
+
+    Args:
+        shell: of the guest.
+        source: path in the guest.
+        dest: local path.
+        timeout: seconds; `None`: no limit.
+        special: copy FIFOs, devices and links that lead out of the tree, too, and keep setuid bits.
 
     Raises:
         FileNotFoundError: `source` is not there in the guest.
         TransferError: the local or the guest's side failed; the message has its words.
     """
     folder, name = posixpath.split(posixpath.normpath(source))
-    if dest.is_dir():
-        dest = dest / name
     action = f"copying {source} of the guest to {dest}"
-    with _told(action):
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".virtainer.", dir=dest.parent))
-    try:
-        # GNU tar and bsdtar refuse names that lead out of the folder; the guest is not trusted with that.
-        tar = _LocalTar(["-x", "-p", "-o", "-f", "-", "-C", str(stage)], stdin=subprocess.PIPE)
-        with tar as process:
-            pipe = process.stdin
-            assert pipe is not None  # noqa: S101  (asked for above)
-
-            def forward(data: bytes) -> None:
-                with contextlib.suppress(BrokenPipeError):  # tar has ended; its exit code says why
-                    pipe.write(data)
-
-            sparse = "-S" if _takes_holes(_local_tar()) else ""
-            send = _script(_SEND, folder or ".", name, sparse)
-            code, said = shell(send, stdin=None, stdout=forward, timeout=timeout)
-        if code == _MISSING:
-            raise FileNotFoundError(errno.ENOENT, "No such file in the guest", source)
-        _check(tar, code, action, said)
-        with _told(action):
-            _install(stage / name, dest)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    return dest
+    with (
+        _failures(action, folder),
+        install.destination(dest, _bytes(name)) as (stage, place, place_name, path),
+        contextlib.closing(receive.Arrival(stage, _bytes(name), special=special)) as arrival,
+    ):
+        stream = TarStream(arrival)
+        code, said = shell(_script(_SEND, folder or ".", name), stdin=None, stdout=stream.feed, timeout=timeout)
+        if code not in (0, _MISSING):
+            raise TransferError(f"{action} failed in the guest (exit code {code}): {_shown(said)}")
+        if code == 0:
+            if not stream.whole or not arrival.count:
+                raise BrokenStream("it ends early")
+            arrival.finish()
+            arrival.install(place, place_name)
+    if code == _MISSING:
+        raise FileNotFoundError(errno.ENOENT, "No such file in the guest", source)
+    skipped = f"{arrival.report}; special=True (--special) keeps them" if arrival.report else ""
+    return Received(path, skipped)
 
 
 def read(shell: RootShell, path: str, timeout: float | None) -> bytes:
@@ -182,7 +198,7 @@ def read(shell: RootShell, path: str, timeout: float | None) -> bytes:
     if code == _MISSING:
         raise FileNotFoundError(errno.ENOENT, "No such file in the guest", path)
     if code != 0:
-        raise TransferError(f"reading {path} in the guest failed (exit code {code}): {said.strip()}")
+        raise TransferError(f"reading {path} in the guest failed (exit code {code}): {_shown(said)}")
     return bytes(content)
 
 
@@ -198,11 +214,21 @@ def write(
         timeout=timeout,
     )
     if code != 0:
-        raise TransferError(f"writing {path} in the guest failed (exit code {code}): {said.strip()}")
+        raise TransferError(f"writing {path} in the guest failed (exit code {code}): {_shown(said)}")
 
 
 def _script(text: str, *arguments: str) -> list[str]:
     return ["sh", "-c", text, "sh", *arguments]
+
+
+def _bytes(path: str) -> bytes:
+    """Return a path as the guest has it."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _shown(text: str) -> str:
+    """Return the last lines of what a guest says, as they may be shown on a terminal."""
+    return "\n".join(shown(_bytes(line)) for line in text.strip().splitlines()[-_LINES:])
 
 
 @functools.cache
@@ -217,9 +243,9 @@ def _takes_holes(version: str) -> bool:
 
 
 def _guest_takes_holes(shell: RootShell, timeout: float | None) -> bool:
-    version = bytearray()
-    shell(["tar", "--version"], stdin=None, stdout=version.extend, timeout=timeout)
-    return _takes_holes(version.decode(errors="replace"))
+    version = Limited(_MAX_TOLD)
+    shell(["tar", "--version"], stdin=None, stdout=version, timeout=timeout)
+    return _takes_holes(version.data.decode(errors="replace"))
 
 
 def _has_holes(source: Path) -> bool:
@@ -234,13 +260,13 @@ def _has_holes(source: Path) -> bool:
 
 
 class _LocalTar:
-    """The local tar at one end of a transfer; it runs during the block."""
+    """The local tar, which packs what is sent; it runs during the block."""
 
-    def __init__(self, arguments: list[str], *, stdin: int | None = None, stdout: int | None = None) -> None:
+    def __init__(self, arguments: list[str]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe could fill up; closed in __exit__)
         environment = {**os.environ, "COPYFILE_DISABLE": "1", "LC_ALL": "C"}  # no AppleDouble files from a Mac
         self.process = subprocess.Popen(
-            ["tar", *arguments], stdin=stdin, stdout=stdout, stderr=self._log, env=environment
+            ["tar", *arguments], stdout=subprocess.PIPE, stderr=self._log, env=environment
         )
 
     def __enter__(self) -> subprocess.Popen[bytes]:
@@ -249,37 +275,43 @@ class _LocalTar:
     def __exit__(self, failure: object, *_: object) -> None:
         if failure is not None:
             self.process.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         self.process.wait()
         self._log.seek(0)
         self.said = self._log.read().decode(errors="replace").strip()
         self._log.close()
 
 
-def _install(arrived: Path, dest: Path) -> None:
-    """Give what has arrived its place; a folder is merged into one that is there."""
-    if any(each.is_symlink() or not each.is_dir() for each in (arrived, dest)):
-        arrived.replace(dest)
-        return
-    copying = subprocess.run(["cp", "-a", f"{arrived}/.", f"{dest}/"], stderr=subprocess.PIPE, check=False)
-    if copying.returncode != 0:
-        raise OSError(copying.stderr.decode(errors="replace").strip())
-
-
 @contextlib.contextmanager
-def _told(action: str) -> Iterator[None]:
-    """Turn what this machine's file system refuses into a `TransferError`."""
+def _failures(action: str, folder: str) -> Iterator[None]:
+    """Turn what goes wrong here with something of the guest's folder `folder` into a `TransferError`."""
     try:
         yield
     except OSError as error:
         raise TransferError(f"{action} failed here: {error}") from error
+    except BrokenStream as error:
+        raise TransferError(f"{action} failed: the guest's tar stream cannot be read: {error}") from error
+    except receive.SourceIsLink as error:
+        target = posixpath.normpath(posixpath.join(folder, os.fsdecode(error.target)))
+        raise TransferError(
+            f"{action} failed: {error}. Copy {_shown(target)} instead, "
+            "or the link itself with special=True (--special)"
+        ) from error
+    except install.Refused as error:
+        raise TransferError(f"{action} failed: {error}") from error
+
+
+def _places(told: bytes, action: str) -> tuple[str, str]:
+    """Read what the first script has said: where it has unpacked, and what that shall become."""
+    parts = told.decode("utf-8", "surrogateescape").split("\0")
+    if len(parts) != 3 or parts[2]:  # noqa: PLR2004  (each ends with a zero byte)
+        raise TransferError(f"{action} failed in the guest: it said {_shown(told.decode(errors='replace'))}")
+    return parts[0], parts[1]
 
 
 def _check(tar: _LocalTar, code: int, action: str, said: str) -> None:
     if code != 0:
-        raise TransferError(f"{action} failed in the guest (exit code {code}): {said.strip()}")
+        raise TransferError(f"{action} failed in the guest (exit code {code}): {_shown(said)}")
     if tar.process.returncode != 0:
         raise TransferError(f"{action} failed here (tar exit code {tar.process.returncode}): {tar.said}")

@@ -122,6 +122,19 @@ def test_a_file_that_is_fetched_is_private_exact_and_has_holes(
     assert status.st_blocks * 512 < MIB
 
 
+@pytest.mark.parametrize("planted", ["victim", "nowhere"])
+def test_a_file_that_is_fetched_does_not_go_through_a_link(
+    container: Container, server: FakeEngine, planted: str, tmp_path: Path
+) -> None:
+    (tmp_path / "victim").write_text("untouched")
+    (tmp_path / "disk").symlink_to(planted)
+    server.answers["GET /containers/0123/archive"] = archive(("disk", b"evil"))
+    with pytest.raises(EngineError, match="File exists"):
+        container.fetch("/mounted/disk", tmp_path / "disk")
+    assert (tmp_path / "victim").read_text() == "untouched"
+    assert not (tmp_path / "nowhere").exists()
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -125,60 +123,24 @@ def test_of_one_that_does_not_begin_the_reason_gives_no_advice(tmp_path: Path) -
 def test_a_core_dump_that_cannot_be_copied_does_not_end_it(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"coredump": b"/var/crash/core.1\n"}
-    manifest = collect(vm, tmp_path)
-    assert manifest["missing"].keys() == {"cores"}
-    assert "tar: it broke" in manifest["missing"]["cores"]
+    assert collect(vm, tmp_path)["missing"] == {"cores/core-1-core.1": "tar: it broke"}
     assert kept(tmp_path) == WITHOUT_MEMORY
 
 
-def test_core_dumps_of_one_name_are_kept_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def get(_shell: object, source: str, dest: Path, timeout: float) -> None:
-        assert not dest.exists()
-        dest.write_text(source)
-
-    monkeypatch.setattr("pytest_virtainers.handle.transfer.get", get)
-    vm, listed = machine(), ["/cores/a/core", "/cores/b/core", "/cores/../core"]
-    vm.answers = {"coredump": "\n".join(listed).encode()}
-    assert collect(vm, tmp_path)["missing"] == {}
-    found = {each.name: each.read_text() for each in (tmp_path / "cores").iterdir()}
-    assert found == dict(zip(["core", "cores!b!core", "cores!..!core"], listed, strict=True))
+def test_core_dumps_that_cannot_be_listed_are_named_with_the_reason(tmp_path: Path) -> None:
+    vm = machine()
+    vm.answers = {"coredump": SSHError("web: it broke")}
+    assert collect(vm, tmp_path)["missing"] == {"cores": "SSHError: web: it broke"}
+    assert kept(tmp_path) == WITHOUT_MEMORY
 
 
-def cores(folder: Path, pattern: str) -> list[str]:
-    """Run what looks for core dumps, in a guest that is `folder`; give what it finds there."""
-    (folder / "pattern").write_text(f"{pattern}\n")
-    script = evidence._CORES.replace("/proc/sys/kernel/core_pattern", str(folder / "pattern"))
-    found = subprocess.run(["sh", "-c", script.replace("/var/", f"{folder}/var/")], capture_output=True, check=True)
-    assert found.stderr == b""
-    return [each.removeprefix(f"{folder}/") for each in found.stdout.decode().splitlines()]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("{}/my cores/core.%e.%p", {"my cores/core.a b.7", "my cores/core.sleep.8"}),
-        ("{}/%e/dump", {"sleep/dump", "sleep/dump.9"}),
-        ("{}/100%%", {"100%"}),
-        ("{}/none/core.%p", set()),
-        ("|{}/my cores/core.%e.%p", set()),
-        ("core", set()),
-    ],
-)
-def test_core_dumps_are_where_the_guests_kernel_writes_them(pattern: str, names: set[str], tmp_path: Path) -> None:
-    always = {"var/crash/today/vmcore", "var/lib/systemd/coredump/core.x.zst"}
-    here = {"my cores/core.a b.7", "my cores/core.sleep.8", "my cores/else", "sleep/dump", "sleep/dump.9", "100%"}
-    for each in always | here | {"my cores/core.folder.1/inside", "core"}:
-        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / each).touch()
-    found = cores(tmp_path, pattern.format(tmp_path))
-    assert sorted(found) == sorted(always | names)
-
-
-def test_of_many_core_dumps_the_newest_are_kept(tmp_path: Path) -> None:
-    for number in range(30):
-        (tmp_path / f"core.{number}").touch()
-        os.utime(tmp_path / f"core.{number}", (number, number))
-    assert cores(tmp_path, f"{tmp_path}/core.%p") == [f"core.{number}" for number in range(29, 9, -1)]
+def test_a_journal_that_floods_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "_MAX_LOG_BYTES", 2**20)
+    vm = machine()
+    vm.answers = {"journalctl": b"flood " * 2**20}
+    missing = collect(vm, tmp_path, cut=["journal.txt"])["missing"]
+    assert missing == {"journal.txt": "its end: it is longer than 1 MiB"}
+    assert (tmp_path / "journal.txt").stat().st_size == 2**20
 
 
 def test_a_machine_without_ssh_is_not_asked(tmp_path: Path) -> None:

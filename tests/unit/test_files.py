@@ -1,6 +1,7 @@
 """The file methods of a handle whose guest only takes what it is sent."""
 
 import io
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import IO, Any
 import pytest
 
 from pytest_virtainers import progress
+from pytest_virtainers.errors import TransferError
 from pytest_virtainers.handle import ssh
 from tests.unit.test_vm import Container, machine
 
@@ -59,6 +61,46 @@ def test_how_much_is_uploaded_is_shown_by_the_thread_that_waits(
     assert vm.put("source", "/guest/source") == "/guest/source"
     assert {thread for _, thread in shown} == {threading.current_thread()}
     assert any(text.endswith("3 MiB") for text, _ in shown)
+
+
+def archive(*links: tuple[str, str]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, target in (("tree", ""), *links):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname, entry.mode = (tarfile.SYMTYPE if target else tarfile.DIRTYPE), target, 0o755
+            tar.addfile(entry)
+    return made.getvalue()
+
+
+def test_what_is_skipped_is_shown_and_in_the_command_log(tmp_path: Path) -> None:
+    shown: list[str] = []
+    vm = machine(Container())
+    sending: Any = SimpleNamespace(
+        alive=True, execute=lambda _command, *, stdout, **_: stdout(archive(("tree/x", "/etc/\x1b[31m"))) or 0
+    )
+    vm._connection, vm._progress = sending, progress.Progress(shown.append, live=False)
+    assert vm.get("/srv/tree", tmp_path / "out") == tmp_path / "out"
+    skipped = r"skipped 1 of 2: x -> /etc/\x1b[31m (link out of the tree); special=True (--special) keeps them"
+    assert shown == [f"virtainers: vm: get /srv/tree: {skipped}\n"]
+    assert [each.outcome for each in vm.log.entries] == [skipped]
+    shown.clear()
+    assert vm.get("/srv/tree", tmp_path / "all", special=True) == tmp_path / "all"
+    assert (shown, vm.log.entries[-1].outcome) == ([], "done")
+
+
+def test_what_our_own_scripts_say_is_bounded() -> None:
+    def flood(_command: str, *, stderr: Callable[[bytes], object], **_: object) -> int:
+        for _number in range(100):
+            stderr(b"x" * MIB)
+        return 1
+
+    vm = machine(Container())
+    flooding: Any = SimpleNamespace(alive=True, execute=flood)
+    vm._connection = flooding
+    with pytest.raises(TransferError) as caught:
+        vm.read_text("/etc/hostname")
+    assert len(str(caught.value)) < MIB
 
 
 def test_input_that_was_closed_meanwhile_ends_without_a_word() -> None:

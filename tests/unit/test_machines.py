@@ -398,3 +398,8 @@ def test_tables_and_messages_control_no_terminal(
     monkeypatch.setattr(machines, "attached", fail)
     assert cli.main(["cp", "missing", "web:/srv"]) == 1
     assert capsys.readouterr().err == "virtainers: [Errno 2] No \\x1b[2J file\n"
+
+
+def test_special_files_are_an_option_of_what_comes_from_a_vm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cp", "--special", "./dist", "web:/srv"]) == 2
+    assert "--special is for what comes from a VM" in capsys.readouterr().err

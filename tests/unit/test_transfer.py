@@ -31,7 +31,7 @@ def put(source: Path, dest: str) -> str:
 
 
 def get(source: str, dest: Path) -> Path:
-    return transfer.get(local_shell, source, dest, 10)
+    return transfer.get(local_shell, source, dest, 10).path
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_trees_keep_names_modes_and_links(there_and_back: str, tree: Path, tmp_p
     if there_and_back == "put":
         put(tree, str(dest))
     else:
-        get(str(tree), dest)
+        transfer.get(local_shell, str(tree), dest, 10, special=True)
     assert listing(dest) == listing(tree)
 
 
@@ -120,11 +120,15 @@ def test_a_guest_whose_tar_knows_no_holes_gets_zeros(tmp_path: Path) -> None:
 
 def test_names_follow_cp(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
+    (tree / "dangling").unlink()
     assert put(tree / "plain", f"{tmp_path}/renamed") == f"{tmp_path}/renamed"
     assert put(tree / "plain", f"{tmp_path}/new folder/") == f"{tmp_path}/new folder/plain"
     assert put(tree, f"{tmp_path}/here") == f"{tmp_path}/here/tree"
     assert get(str(tree), tmp_path / "here") == tmp_path / "here" / "tree"
     assert listing(tmp_path / "here" / "tree") == listing(tree), "merged into what was there"
+    received = transfer.get(local_shell, str(tree / "plain"), f"{tmp_path}/another folder/", 10)
+    assert received.path == tmp_path / "another folder" / "plain"
+    assert received.path.read_text() == "plain"
 
 
 def test_a_file_replaces_a_file_and_spares_its_neighbours(tree: Path, tmp_path: Path) -> None:
@@ -165,14 +169,15 @@ def test_what_cannot_have_its_place_here_says_why_and_leaves_nothing(
     (here / "tree" / "sub" / "script").mkdir()
     (here / "file").write_text("old")
     for source, dest, words in (
-        (tree / "plain", here, r"of the guest to .*here/plain failed here: .*Is a directory"),
-        (tree, here / "file", r"of the guest to .*file failed here: .*Not a directory"),
+        (tree / "plain", here, "of the guest to .*here failed: plain is a folder here and a file in the guest"),
+        (tree, here / "file", "of the guest to .*file failed: file is a file here and a folder in the guest"),
         (tree, here / "file" / "x", r"of the guest to .*file/x failed here: .*file"),
-        (tree, here, r"of the guest to .*here/tree failed here: cp: "),
+        (tree, here, "failed: tree/sub/script is a folder here and a file in the guest. Remove it first"),
     ):
         with pytest.raises(TransferError, match=words):
             get(str(source), dest)
     assert (here / "file").read_text() == "old"
+    assert [each.name for each in (here / "tree").iterdir()] == ["sub"], "nothing is merged"
     assert not list(here.glob(".virtainer.*"))
     assert capfd.readouterr() == ("", ""), "the words are in the error, nowhere else"
 
@@ -220,25 +225,29 @@ def test_a_local_tar_that_fails_installs_nothing(tree: Path, tmp_path: Path, mon
     assert not list((tmp_path / "guest").iterdir())
 
 
-def test_a_guest_cannot_write_outside_of_the_destination(tmp_path: Path) -> None:
-    evil = tmp_path / "evil.tar"
-    victim = tmp_path / "victim"
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "x").write_text("evil")
-    subprocess.run(
-        ["tar", "-C", str(tmp_path / "in"), "-cPf", str(evil), "--transform", "s,^x$,../../victim,", "x"], check=True
-    )
-
+@pytest.mark.parametrize("told", [b"", b"/stage", b"/stage\0", b"/stage\0/dest\0more\0", b"x" * 100_000])
+def test_a_guest_that_does_not_say_where_it_unpacks_is_an_error(told: bytes, tree: Path) -> None:
     def lying_shell(
         script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
     ) -> tuple[int, str]:
-        stdout(evil.read_bytes())
+        while stdin is not None and stdin.read(MIB):
+            pass
+        stdout(told)
         return 0, ""
 
-    with pytest.raises(TransferError, match="failed here"):
-        transfer.get(lying_shell, "/some/x", tmp_path / "out" / "x", 10)
-    assert not victim.exists()
-    assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(TransferError, match="to /x in the guest failed in the guest: it said "):
+        transfer.put(lying_shell, tree, "/x", None, 10)
+
+
+def test_what_a_guest_says_is_escaped(tmp_path: Path) -> None:
+    def failing_shell(
+        script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
+    ) -> tuple[int, str]:
+        return 2, "tar: \x1b]0;evil\x07\ntar: \x9b31m\n"
+
+    words = r"failed in the guest \(exit code 2\): tar: \\x1b\]0;evil\\x07\ntar: \\x9b31m$"
+    with pytest.raises(TransferError, match=words):
+        transfer.get(failing_shell, "/x", tmp_path, 10)
 
 
 def test_write_keeps_mode_and_follows_links(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout, SSHError, TransferError, VMFactory, VMGone
-from pytest_virtainers.handle import collected
+from pytest_virtainers.handle import limited
 
 
 def test_as_another_user(session_vm: VM) -> None:
@@ -28,7 +28,7 @@ def test_bytes_that_are_no_text_are_kept(session_vm: VM) -> None:
 
 
 def test_output_without_end_is_refused(session_vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collected, "COMMAND_MIB", 2)
+    monkeypatch.setattr(limited, "COMMAND_MIB", 2)
     with pytest.raises(TransferError, match=r"standard output of 'yes' on vm has more than 2 MiB"):
         session_vm.run("yes")
     with (

@@ -1,4 +1,4 @@
-"""What a guest prints, as far as it is kept in memory: bounded, since a hostile guest may print without end."""
+"""What a guest says, up to a number of bytes: a guest that floods must not fill this process's memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ import reprlib
 from pytest_virtainers.errors import TransferError
 
 COMMAND_MIB = 1024
-"""Limit for a stream of a command of the test, and for a file that is read into memory."""
-SCRIPT_MIB = 64
-"""Limit for a script of our own."""
+"""Limit for a stream of a command of the test."""
 _MIB = 1024 * 1024
-_WORDS_BYTES = 64 * 1024
+
+
+class TooMuch(Exception):
+    """The guest has said more than the limit."""
+
+
+class Limited:
+    """Collects output; raises `TooMuch` once it is longer than `limit` bytes, which ends the command.
+
+    Attributes:
+        data: what has come, at most `limit` bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.data = bytearray()
+        self._limit = limit
+
+    def __call__(self, data: bytes) -> None:
+        """Take the next piece."""
+        room = self._limit - len(self.data)
+        self.data += data[:room]
+        if len(data) > room:
+            raise TooMuch
 
 
 class Collected(bytearray):
@@ -42,13 +62,3 @@ def outputs(command: str, vm_name: str) -> tuple[Collected, Collected]:
         Collected(f"standard output {of}", COMMAND_MIB, remedy),
         Collected(f"standard error {of}", COMMAND_MIB, remedy),
     )
-
-
-class LastWords(bytearray):
-    """The end of a stream, for a message."""
-
-    def take(self, data: bytes) -> None:
-        """Keep the next piece, and drop what came long before it."""
-        self.extend(data)
-        if len(self) > 2 * _WORDS_BYTES:
-            del self[:-_WORDS_BYTES]

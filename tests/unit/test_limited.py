@@ -3,8 +3,8 @@
 import pytest
 
 from pytest_virtainers.errors import TransferError
-from pytest_virtainers.handle import collected
-from pytest_virtainers.handle.collected import Collected, LastWords, outputs
+from pytest_virtainers.handle import limited
+from pytest_virtainers.handle.limited import Collected, Limited, TooMuch, outputs
 
 
 def test_a_stream_is_kept_whole_up_to_its_limit() -> None:
@@ -18,17 +18,16 @@ def test_a_stream_is_kept_whole_up_to_its_limit() -> None:
     assert len(stream) == 1024 * 1024
 
 
-def test_of_last_words_the_end_is_kept() -> None:
-    words = LastWords()
-    for number in range(100_000):
-        words.take(f"line {number}\n".encode())
-        assert len(words) <= 128 * 1024 + 20
-    assert words.endswith(b"line 99999\n")
-    assert words.count(b"\n") > 4000
+def test_output_that_is_cut_is_kept_up_to_its_limit() -> None:
+    output = Limited(10)
+    output(b"123456")
+    with pytest.raises(TooMuch):
+        output(b"7890ab")
+    assert output.data == b"1234567890"
 
 
 def test_a_command_without_end_is_named_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collected, "COMMAND_MIB", 1)
+    monkeypatch.setattr(limited, "COMMAND_MIB", 1)
     stdout, stderr = outputs("yes " + "y" * 1000, "web")
     for stream, name in ((stdout, "output"), (stderr, "error")):
         with pytest.raises(
