@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MISSING = "it is missing"
 """The error of a file that is not there, as the runtime image says it."""
-_DELAY_SECONDS = 1.0  # a process that ends at once need not start a helper
+_DELAY_SECONDS = 5.0  # a process that ends soon need not start a helper
 _END_SECONDS = 3.0
 
 

@@ -95,13 +95,13 @@ def locked(what: str, waiting: Callable[[], object] = lambda: None) -> Lock:
         file = os.open(path, LOCK_FILE, 0o600)
     except OSError as error:
         raise SpecError(_no_place_for_locks(error)) from error
-    lock, told = Lock(file), time.monotonic()
+    lock, last = Lock(file), time.monotonic()
     with contextlib.ExitStack() as undo:
         undo.callback(lock.close)
         while not _is_ours(file):
-            if time.monotonic() - told >= _TELL_SECONDS:
+            if time.monotonic() - last >= _TELL_SECONDS:
                 waiting()
-                told = time.monotonic()
+                last = time.monotonic()
             time.sleep(_POLL_SECONDS)
         undo.pop_all()
     return lock

@@ -22,7 +22,7 @@ _OWNER = ".owner.json"
 
 
 class Folder:
-    """A folder of this process: removed by `cleanup`, when nobody uses it, or at the process's end.
+    """A folder of this process: removed by `cleanup`, when it is collected, or at the process's end.
 
     A forked child does not remove it.
 

@@ -61,6 +61,7 @@ _MAKE_SCRATCH = f"""
 for each in "${{1%/*}}"/.scratch-*; do
     [ ! -e "$each" ] || find "$each" -mmin -{_ABANDONED_MINUTES} -print -quit | grep -q . || rm -rf "$each"
 done
+rmdir "${{1%/*}}"/guests/* "${{1%/*}}"/templates/* 2>/dev/null  # Podman makes a directory that it is to mount
 mkdir -m 700 "$1"
 """
 # What fills the folder may still run: end all but PID 1 and this shell.

@@ -89,7 +89,7 @@ class Reaper(Watcher):
     """
 
     def __init__(self, engine: Engine, run_id: str) -> None:
-        # -P: nothing is imported from the current folder. Nobody reads warnings.
+        # -P: nothing is imported from the current folder. Warnings would be lost.
         python = [sys.executable, "-P", "-W", "ignore", "-m", "pytest_virtainers.engine.reaper"]
         super().__init__([*python, engine.url, run_id], engine.lifelines)
 

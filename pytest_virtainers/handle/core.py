@@ -338,6 +338,7 @@ class Core:
             left = None if deadline is None else deadline - time.monotonic()
             return self._execute(text, stdin=stdin, stdout=stdout, stderr=stderr, timeout=left, meanwhile=meanwhile)
         if connection.astray:
+            self._check_alive(grace_seconds=0.25)  # a container that ends loses its network, too
             raise SSHError(
                 f"{self.name}: {connection.astray}; {broken}, and it may still run. The next command goes through "
                 "the engine, or to the new address"

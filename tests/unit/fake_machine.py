@@ -161,7 +161,11 @@ class FakeManager:
         self.networks = SimpleNamespace(all=self._networks.values)
         self.lost: list[FakeMachine] = []
         self.durations: list[object] = []
+        self.damage: list[str] = []
         self._retired: list[FakeMachine] = []
+
+    def look_for_damage(self) -> list[str]:
+        return []
 
     def launch(self, spec: Spec, _node_id: str) -> FakeMachine:
         made = FakeMachine(spec.name)

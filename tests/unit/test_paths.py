@@ -78,7 +78,7 @@ def test_a_lock_waits_for_the_process_that_has_it_and_says_so(
         threading.Timer(1.2, other.kill).start()
         began = time.monotonic()
         with paths.locked("another"):
-            assert time.monotonic() - began < 0.5, "nobody has this one"
+            assert time.monotonic() - began < 0.5, "no process has this one"
         with paths.locked("store", lambda: asked.append(time.monotonic())):
             assert time.monotonic() - began > 1
     assert 1 <= len(asked) <= 3, "about twice a second"

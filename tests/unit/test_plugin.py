@@ -131,11 +131,13 @@ def test_damage_in_the_store_fails_a_run_in_which_all_tests_pass(
 ) -> None:
     pytester.makeconftest(
         """
-        import os
         from pytest_virtainers import session
 
-        finds = os.environ.get("PYTEST_XDIST_WORKER", "main" if "-n" not in os.sys.argv else "") in {"gw1", "main"}
-        session.damage = lambda config: ["guests/x: disk.qcow2 is damaged"] if finds else []
+        def damage(config):
+            worker = getattr(config, "workerinput", {"workerid": "main" if not config.option.numprocesses else ""})
+            return ["guests/x: disk.qcow2 is damaged"] if worker["workerid"] in {"gw1", "main"} else []
+
+        session.damage = damage
         """
     )
     result = run(pytester, "def test_a(): pass\ndef test_b(): pass", *workers)

@@ -551,50 +551,44 @@ def test_many_members_take_no_memory(tmp_path: Path) -> None:
     assert peak < 2 * MIB
 
 
-NAMES = st.sampled_from(
-    ["tree", "tree/a", "tree/a/b", "tree/a/b/c", "tree/b", "tree/b/c", "tree/.", "tree//a", "tree/../tree", ".."]
-)
+NAMES = st.sampled_from(["tree/a", "tree/a/b", "tree/a/b/c", "tree/b", "tree/b/c", "tree/./a", "tree/a/../../x"])
 TARGETS = st.sampled_from(
     [
-        *(".", "..", "a", "b", "../a", "../..", "a/b", "a/..", "a/../..", "b/../..", "../../outside", "../outside"),
-        *("../outside/victim", "../../outside/victim", "/outside", "tree/a", "tree/a/b", "tree/b", "outside/victim"),
+        *("{outside}", "{outside}", "{outside}/victim", "..", "../..", "../../outside", "../../../outside", "a"),
+        *("b", "../a", "../b", "a/..", "b/..", "a/../..", "b/../..", "b/../../../outside", "tree/a", "tree/b", "."),
     ]
 )
-KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
 MEMBERS = st.lists(
     st.builds(
         lambda name, kind, to, mode: member(name, kind=kind, to=to, mode=mode),
-        *(NAMES, KINDS, TARGETS, st.sampled_from([0o644, 0o4777, 0o777, 0])),
+        *(NAMES, KINDS, TARGETS, st.sampled_from([0o755, 0o4777])),
     ),
-    max_size=12,
+    min_size=1,
+    max_size=4,
 )
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(transfers=st.lists(MEMBERS, min_size=1, max_size=3), special=st.lists(st.booleans(), min_size=3, max_size=3))
+@given(transfers=st.lists(MEMBERS, min_size=1, max_size=3), planted=st.booleans())
 def test_no_sequence_of_transfers_changes_anything_outside(
-    transfers: list[list[tuple[tarfile.TarInfo, bytes]]], special: list[bool]
+    transfers: list[list[tuple[tarfile.TarInfo, bytes]]], planted: bool
 ) -> None:
+    """The first may have been made with special=True: any link may be there then, and nothing is said of links."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
+        out = root / "out"
+        out.mkdir()
         (root / "outside").mkdir()
         (root / "outside" / "victim").write_text("untouched")
         before = facts(root)
-        for members, keep in zip(transfers, special, strict=False):
+        for number, members in enumerate(transfers):
             for entry, _ in members:
-                if entry.linkname == "/outside":
-                    entry.linkname = str(root / "outside")
+                entry.linkname = entry.linkname.replace("{outside}", str(root / "outside"))
             with contextlib.suppress(TransferError):
-                get(stream(*members), root / "out", special=keep)
-            found = {
-                each: what for each, what in facts(root).items() if not each.startswith("out/") and each != "out"
-            }
+                get(stream(folder("tree"), *members), out, special=planted and number == 0)
+            found = {each: what for each, what in facts(root).items() if not each.startswith("out/")}
             assert found == before
-            if not any(special):
-                links = [each for each in (root / "out").rglob("*") if each.is_symlink()]
-                for each in links:
-                    with contextlib.suppress(RuntimeError):  # a loop, which leads nowhere
-                        assert each.resolve().is_relative_to(root / "out")
-        for each in (root / "out", *(root / "out").rglob("*")):
-            if each.is_dir() and not each.is_symlink():
-                each.chmod(0o700)
+            for each in () if planted else out.rglob("*"):
+                with contextlib.suppress(RuntimeError):  # a loop, which leads nowhere
+                    assert each.resolve().is_relative_to(out.resolve() / "tree")

@@ -65,6 +65,16 @@ def test_what_a_dead_builder_left_goes_and_what_is_worked_on_stays(shop: Worksho
         )
 
 
+def test_a_place_that_is_empty_goes(shop: Workshop, tmp_path: Path) -> None:
+    """Podman makes the directory of a place that was removed just before a container was to have it."""
+    for place in ("guests/gone", "templates/gone", "templates/there"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "templates/there/manifest.json").touch()
+    with shop.scratch():
+        assert names(tmp_path / "templates") == ["there", "there/manifest.json"]
+        assert names(tmp_path / "guests") == []
+
+
 @pytest.mark.parametrize("failure", [StoreError("no room"), KeyboardInterrupt()])
 def test_what_is_half_made_goes(failure: BaseException, shop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(type(failure)):

@@ -274,7 +274,7 @@ def test_a_guest_that_is_slow_to_end_is_waited_for(monkeypatch: pytest.MonkeyPat
     """Its console goes on while no connection is let in; then it ends, and that is what is told."""
     vm = connected(Connection(BROKE))
     container: Any = vm._container
-    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.05)
+    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.15)
     tries = 0
 
     def refuse(_seconds: float) -> None:

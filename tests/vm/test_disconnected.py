@@ -1,5 +1,6 @@
 """The container of a VM loses its network while the VM runs, as by `docker network disconnect`."""
 
+import re
 import secrets
 import time
 import urllib.request
@@ -26,7 +27,7 @@ def network(engine: Engine) -> Iterator[Network]:
 
 @pytest.fixture
 def vm(network: Network, vm_factory: VMFactory) -> VM:
-    made = vm_factory("web", network={"name": "front", "mode": "existing", "source": network.name})
+    made = vm_factory("web", network={"name": network.name, "mode": "existing", "source": network.name})
     made.run("true")
     return made
 
@@ -54,9 +55,10 @@ def test_the_command_that_runs_says_so_and_the_next_one_goes_through_the_engine(
         disconnect(engine, vm, network.name)
         began = time.monotonic()
         if direct:
+            lost = f"disconnected from network {network.name} ({network.name})"
             told = (
-                rf"web: its container was disconnected from network front \({network.name}\); the SSH connection "
-                r"broke while .*sleep 600.* ran, and it may still run\. The next command goes through the engine"
+                rf"web: its container was {re.escape(lost)}; the SSH connection broke while .*sleep 600.* ran, and "
+                r"it may still run\. The next command goes through the engine"
             )
             with pytest.raises(SSHError, match=told):
                 running.wait(60)
@@ -89,9 +91,9 @@ def test_the_next_command_does_not_fail(vm: VM, engine: Engine, network: Network
 def test_a_network_that_is_removed_takes_only_its_card_with_it(
     network: Network, vm_factory: VMFactory, engine: Engine
 ) -> None:
-    vm = vm_factory("web", nics=[{"name": "back", "mode": "existing", "source": network.name}])
+    vm = vm_factory("web", nics=[{"name": network.name, "mode": "existing", "source": network.name}])
     disconnect(engine, vm, network.name)
     network.close()
-    vm.remove_nic(vm.nics["back"])
+    vm.remove_nic(vm.nics[network.name])
     assert vm.nics == {}
     assert vm.run("hostname").stdout == "web\n"

@@ -283,8 +283,8 @@ def test_the_end_of_the_lines_session_is_told() -> None:
 
 def test_a_guest_that_panics_without_end_is_told_a_few_times(capfd: pytest.CaptureFixture[str]) -> None:
     qemu = Qemu()
-    for _ in range(500):
-        qemu.event("GUEST_PANICKED", {"action": "run"})
+    event = json.dumps({"event": "GUEST_PANICKED", "data": {"action": "run"}}).encode() + b"\n"
+    qemu.theirs.sendall(event * 500)  # one by one, they would not fit into the socket's buffer
     qemu.end("host-qmp-quit")
     assert qemu.supervise().reason is Reason.QUIT
     said = capfd.readouterr().err
