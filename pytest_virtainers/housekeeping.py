@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 USES = f"{LABEL}.uses"
 """The label by which a container names the place in the store from which it runs."""
+STORE = f"{LABEL}.store"
+"""The label with the location of that store: another one may have the same places."""
 
 # The manifest's time is that of the last use (Workshop.manifest). What others remove meanwhile is left out.
 _LIST = f"""
@@ -81,7 +83,8 @@ def contents(engine: Engine, shop: Workshop) -> list[Kept]:
     """List what is in the store, the least recently used first; raises `StoreError` or `EngineError`."""
     with engine.failures("asking which containers run"):
         running = engine.api.containers(all=True, filters={"label": [USES]})  # or about to
-    uses = {(each.get("Labels") or {}).get(USES) for each in running}
+    labels = [each.get("Labels") or {} for each in running]
+    uses = {each.get(USES) for each in labels if each.get(STORE, shop.location) == shop.location}
     rows = [line.split("\t", 3) for line in shop.shell(_LIST).split("\n") if line]
     found = [
         Kept(place, int(size), int(used), _facts(manifest), place in uses or is_held(place))

@@ -10,7 +10,7 @@ from pytest_virtainers.durations import phase
 from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.engine.owner import LABEL, MACHINE, MACHINE_NAME
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.housekeeping import USES
+from pytest_virtainers.housekeeping import STORE, USES
 from pytest_virtainers.tenure import DISPOSABLE, Tenure, seconds_to_stop
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ class Starter:
                 MACHINE_NAME: spec.name,
                 f"{LABEL}.image": spec.image,
                 USES: places[0],
+                STORE: self._settings.store,
                 budget.MEMORY: str(budget.cloned_mib(spec) if "TEMPLATE" in environment else budget.booted_mib(spec)),
                 budget.LIMIT: str(budget.booted_mib(spec)),
             },

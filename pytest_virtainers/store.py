@@ -219,6 +219,11 @@ class Workshop:
         self._location = location
 
     @property
+    def location(self) -> str:
+        """Where the store is: a volume's name, or a directory."""
+        return self._location
+
+    @property
     def engine(self) -> Engine:
         """The engine that has the store."""
         return self.container.engine

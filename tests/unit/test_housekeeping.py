@@ -75,9 +75,15 @@ class Shop:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.made: list[str] = []
+        self.location = "here"
         self.running: list[str] = []
+        self.running_elsewhere: list[str] = []
         api = SimpleNamespace(
-            containers=lambda **_: [{"Labels": {housekeeping.USES: place}} for place in self.running]
+            containers=lambda **_: [
+                {"Labels": {housekeeping.USES: place, housekeeping.STORE: store}}
+                for store in ("here", "elsewhere")
+                for place in (self.running if store == "here" else self.running_elsewhere)
+            ]
         )
         self.engine: Any = SimpleNamespace(api=api, failures=lambda _doing: nullcontext())
 
@@ -119,6 +125,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
     shop.running.append("templates/old")
+    shop.running_elsewhere.append("guests/other")  # from a store that has a place of this name, too
     with Holds() as holds:
         holds.add("templates/new")
         found = housekeeping.contents(shop.engine, shop)
