@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+import sys
 import time
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: Engine) -
     assert len(vm._container.stdout._record.whole(lambda _: b"")) < HEAD + TAIL + MIB
     assert re.search(r"\[… \d+ characters not kept …\]", vm.console.text)
     assert len(vm.console.text) < HEAD + TAIL + MIB
-    vm.run("echo the last line >/dev/ttyS0", sudo=True)
+    vm.run("printf '\\nthe last line\\n' >/dev/ttyS0", sudo=True)  # the flood ends within a line
     assert vm.wait_for_console("^the last line$")
     assert vm.wait_for_console("^the first line$"), "what came first is kept"
     assert _looks(vm) < 20 * before + 0.05
@@ -136,7 +137,7 @@ def test_wait(vm):
 def test_no_sequence_of_a_guest_reaches_the_terminal(pytester: pytest.Pytester, tmp_path: Path) -> None:
     pytester.makepyfile(test_hostile=HOSTILE)
     options = ["--virtainer-capture=failed", "--virtainer-echo", "--junitxml=report.xml", "--html=report.html"]
-    result = pytester.run("python", "-m", "pytest", "-p", "no:cacheprovider", *options, "--self-contained-html")
+    result = pytester.run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, "--self-contained-html")
     result.assert_outcomes(failed=4)
     shown = "".join((pytester.path / name).read_bytes().decode() for name in ("stdout", "stderr"))
     assert all(each in "\t\n" or (not 0x7F <= ord(each) < 0xA0 and ord(each) >= 0x20) for each in shown)
