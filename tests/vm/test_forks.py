@@ -120,7 +120,7 @@ def test_a_forked_child_touches_nothing_and_does_not_keep_the_vm_when_its_parent
         ) as program,
     ):
         assert program.stdout
-        of_it = {"label": [f"virtainers.owner-pid={program.pid}"]}
+        of_it = {"label": ["virtainers=vm", f"virtainers.owner-pid={program.pid}"]}
         lines = []
         for line in program.stdout:
             lines.append(line)
