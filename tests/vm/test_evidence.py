@@ -387,8 +387,9 @@ def test_core_dumps_are_found_where_the_guest_writes_them(pytester: pytest.Pytes
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(failed=1)
     (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
     assert json.loads((folder / "manifest.json").read_text())["missing"] == {}
-    (core,) = (folder / "cores").iterdir()
-    assert re.fullmatch(r"core\.\w+\.\d+", core.name)
+    core, paths = sorted((folder / "cores").iterdir())
+    assert re.fullmatch(r"core-1-core\.\w+\.\d+", core.name)
+    assert paths.name == "list.txt"
     assert core.read_bytes()[:4] == b"\x7fELF"
 
 
