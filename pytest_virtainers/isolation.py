@@ -12,6 +12,7 @@ from pytest_virtainers import reach
 from pytest_virtainers.engine import host
 from pytest_virtainers.engine import network as engine_network
 from pytest_virtainers.errors import EngineError
+from pytest_virtainers.forks import disown_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,11 @@ class Isolation:
         self._guarded: dict[Container, tuple[Network, Closed]] = {}
         self._watch: host.AddressWatch | None = None
         self._lock = threading.Lock()  # for the order in which containers learn of changes, too
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """Leave the VMs to a forked child's parent, of which another thread may have held the lock."""
+        self._lock, self._guarded, self._watch = threading.Lock(), {}, None
 
     def environment(self, network: Network) -> Mapping[str, str]:
         """Return the variables for a container whose first card is on a network; raises `EngineError`."""

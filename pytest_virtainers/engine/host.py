@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.forks import close_in_child
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -68,9 +70,9 @@ class AddressWatch:
 
     def __init__(self, changed: Callable[[], object]) -> None:
         self._changed = changed
-        self._stop, self._stopped = socket.socketpair()
+        self._stop, self._stopped = map(close_in_child, socket.socketpair())  # a child's copies would keep it open
         with contextlib.suppress(AttributeError, OSError):  # another system, or one that keeps this from us
-            news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            news = close_in_child(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
             news.bind((0, _NEW_ADDRESSES))
             news.setblocking(False)
             threading.Thread(target=self._follow, args=(news,), name="addresses", daemon=True).start()

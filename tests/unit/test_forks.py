@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import VirtainerError, paths
-from pytest_virtainers.engine import detect, podman_service
+from pytest_virtainers.engine import detect, host, podman_service
 from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.engine.network import Network as EngineNetwork
 from pytest_virtainers.engine.network import Shape
@@ -34,6 +34,7 @@ from pytest_virtainers.handle.process import Process
 from pytest_virtainers.handle.shell import Leader
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds, is_held
+from pytest_virtainers.isolation import Isolation
 from pytest_virtainers.network_spec import DEFAULT
 from tests.unit import test_vm as said
 from tests.unit.fake_engine import Answer, serving
@@ -251,6 +252,24 @@ def test_a_child_that_exits_does_not_remove_the_files_of_its_parent(tmp_path: Pa
     assert there == "True", "after the child has ended"
     assert name.startswith(str(tmp_path))
     assert list(tmp_path.iterdir()) == [], "after the parent has"
+
+
+def test_a_watch_of_addresses_ends_though_a_child_lives_on() -> None:
+    before = {each.name for each in threading.enumerate()}
+    watch = host.AddressWatch(lambda: None)
+    threads = [each for each in threading.enumerate() if each.name == "addresses" and each.name not in before]
+    assert threads, "it has begun"
+    with Child(lambda: "lives") as answer:
+        assert answer == "lives"
+        watch.close()
+        threads[0].join(SECONDS)
+        assert not threads[0].is_alive()
+
+
+def test_what_is_closed_to_vms_holds_no_child_up() -> None:
+    isolation = Isolation(SimpleNamespace(is_local=False))  # type: ignore[arg-type]
+    with isolation._lock:
+        assert in_child(isolation.close) is None
 
 
 # The engine
