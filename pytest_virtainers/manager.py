@@ -292,7 +292,7 @@ class Manager:
             return f"{said}It stays as long as the VM that has its disk on it; others are booted"
         if template is not None:
             self.templates().forget(template, condemned=True)
-        return f"{said}It was removed, and is made anew"
+        return f"{said}It was removed and will be made again"
 
     def launch_all(self, specs: Sequence[Spec], node_id: str = "") -> list[VM]:
         """Start VMs together and wait until all are ready; raises as `launch` does, for the first that failed.

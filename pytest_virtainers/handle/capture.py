@@ -140,7 +140,7 @@ class _Track:
                 seconds, rest, size, length = header.unpack(head)
                 fraction = rest * self._nanoseconds
                 if size > _WHOLE_FRAME or fraction >= _SECOND:
-                    return  # no header of a frame: whoever wrote it, nothing behind it can be read
+                    return  # not the header of a frame: the rest cannot be read
                 data = self._file.read(size)
             if len(data) < size:
                 return  # it is just being written

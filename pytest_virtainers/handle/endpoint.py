@@ -61,7 +61,7 @@ class Endpoint:
         return address == self._address
 
     def _look(self) -> None:
-        with contextlib.suppress(EngineError):  # then nothing is known, and whoever uses the way learns more
+        with contextlib.suppress(EngineError):  # then nothing is known; the next use of the connection shows more
             self._looked = time.monotonic()
             joint = self._container.joint(again=True)
             if joint.address != self._address:

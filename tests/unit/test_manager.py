@@ -213,7 +213,7 @@ def test_a_template_that_turns_out_to_be_damaged_fails_the_next_launch_and_no_ot
     assert run.templates.condemned == ([] if is_kept_on else [True])
     assert run.clone() is (booted if is_kept_on else READY)
     assert run.manager.damage == [said]
-    assert said.endswith("others are booted" if is_kept_on else "It was removed, and is made anew")
+    assert said.endswith("others are booted" if is_kept_on else "It was removed and will be made again")
 
 
 def test_a_guest_image_that_turns_out_to_be_damaged_is_refused_from_then_on(run: Run) -> None:

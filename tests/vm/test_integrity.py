@@ -153,7 +153,7 @@ def test_a_damaged_template_is_replaced(store: Store, settings: Settings) -> Non
         with pytest.raises(StoreError) as caught:
             manager.launch(wanted)
         assert str(caught.value).startswith(f"{store.template}: ram is damaged: its SHA-256 is ")
-        assert str(caught.value).endswith("the memory of the engine's host. It was removed, and is made anew")
+        assert str(caught.value).endswith("the memory of the engine's host. It was removed and will be made again")
         assert vm.run("echo works").stdout == "works\n"
         former = vm.keys
         vm = manager.launch(wanted)

@@ -130,7 +130,7 @@ def _words(error: OSError) -> str:
 def _be_gentle() -> Callable[[], object]:
     """Take what others leave: the last place in the queues for processor and disk, and a quarter of one processor.
 
-    The share matters most: engines give each container the same part of the machine, whoever is in it.
+    The share matters most: engines give each container an equal part of the machine.
     """
     os.nice(_NICEST)
     with contextlib.suppress(OSError):  # some engines forbid it
@@ -139,7 +139,7 @@ def _be_gentle() -> Callable[[], object]:
 
     def rest() -> None:
         nonlocal worked
-        print(flush=True)  # whoever listens may have an end to it
+        print(flush=True)  # the reader may have gone
         time.sleep((time.process_time() - worked) * _SHARE)
         worked = time.process_time()
 

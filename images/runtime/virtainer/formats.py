@@ -1,4 +1,4 @@
-"""Disk formats, told by our own reading of the headers: qcow2, VMDK, VHDX, raw.
+"""Disk formats, determined from the headers alone: qcow2, VMDK, VHDX, raw.
 
 A disk comes from strangers. `qemu-img` guesses the format of a file and opens what the file names: a backing file, an
 external data file, an extent, a parent. So it is asked only about a disk that passed here, with the format from here.

@@ -205,7 +205,7 @@ def replace(networks: list[str], hosts: list[str]) -> None:
 
 
 def replacement(sets: Iterable[dict[str, str]], networks: Iterable[str], hosts: Iterable[str]) -> str:
-    """Return the input of `nft -f` that fills our sets anew, out of all `sets` that there are."""
+    """Return the input of `nft -f` that replaces the contents of our sets, chosen from all `sets`."""
     lists = {_HOSTS: [ip_network(each) for each in hosts], _NETWORKS: [ip_network(each) for each in networks]}
     wanted = {f"{name}{suffix}": _elements(lists[name], of) for name in lists for of, suffix in _FAMILIES.items()}
     lines = []
