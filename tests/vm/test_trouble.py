@@ -48,9 +48,8 @@ def test_a_truncated_image(vm_factory: VMFactory, guest_disk: Path, tmp_path: Pa
     cut = tmp_path / "cut.qcow2"
     with guest_disk.open("rb") as whole:
         cut.write_bytes(whole.read(64 * 1024 * 1024))
-    with pytest.raises(ImageError, match=r"cut\.qcow2: the disk is damaged or cut short; qemu-img says") as caught:
+    with pytest.raises(ImageError, match=r"cut\.qcow2: it is damaged or cut short: qemu-img check reports more errors than"):
         vm_factory(image=str(cut))
-    assert "|" in str(caught.value), "qemu-img's own words"
 
 
 def test_an_overlay_is_not_a_whole_image(
@@ -61,7 +60,7 @@ def test_an_overlay_is_not_a_whole_image(
     command = [*engine_cli, "run", "--rm", *limits, "--entrypoint", "sh", runtime_image, "-c", make]
     overlay = subprocess.run(command, capture_output=True, check=True).stdout
     (tmp_path / "overlay.qcow2").write_bytes(overlay)
-    with pytest.raises(ImageError, match="it is an overlay of /etc/shadow; make it whole first, with qemu-img"):
+    with pytest.raises(ImageError, match="it is an overlay of /etc/shadow: make it whole first, with qemu-img"):
         vm_factory(image=str(tmp_path / "overlay.qcow2"))
 
 

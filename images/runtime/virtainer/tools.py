@@ -132,7 +132,7 @@ def check_disk(file: int, form: str, limits: Limits, user: str | None = None) ->
         )
     except ToolError as error:
         if error.code == -_SIGXFSZ:
-            raise ToolError("qemu-img check finds no end of errors", error.code) from None
+            raise ToolError("qemu-img check reports more errors than can be shown", error.code) from None
         if error.code != _LEAKS:  # wasted space harms no one
             raise
 

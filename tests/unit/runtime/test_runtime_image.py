@@ -64,7 +64,7 @@ def test_the_tool_is_given_the_format(tmp_path: Path, monkeypatch: pytest.Monkey
             "exec sleep 60",
             "takes more work than an honest disk of its size: qemu-img check was still at work after 0.2 s",
         ),
-        ("exec yes ERROR", "is damaged or cut short: qemu-img check finds no end of errors"),
+        ("exec yes ERROR", "is damaged or cut short: qemu-img check reports more errors than can be shown"),
     ],
 )
 def test_a_disk_that_the_tool_does_not_get_done_with_is_refused(
