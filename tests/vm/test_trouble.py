@@ -48,7 +48,9 @@ def test_a_truncated_image(vm_factory: VMFactory, guest_disk: Path, tmp_path: Pa
     cut = tmp_path / "cut.qcow2"
     with guest_disk.open("rb") as whole:
         cut.write_bytes(whole.read(64 * 1024 * 1024))
-    with pytest.raises(ImageError, match=r"cut\.qcow2: it is damaged or cut short: qemu-img check reports more errors than"):
+    with pytest.raises(
+        ImageError, match=r"cut\.qcow2: it is damaged or cut short: qemu-img check reports more errors than"
+    ):
         vm_factory(image=str(cut))
 
 
