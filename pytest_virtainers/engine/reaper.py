@@ -31,6 +31,12 @@ _END_SECONDS = 5.0
 _QUIET_SECONDS, _POLL_SECONDS = 10.0, 0.5
 
 
+def import_path() -> str:
+    """Return a `PYTHONPATH` with which another process, in whatever folder, imports this very package."""
+    here = Path(__file__).parents[2]
+    return os.pathsep.join(str(Path(each).absolute()) for each in (here, *sys.path))
+
+
 class Watcher:
     """A process that runs a command when this one dies, unless `close` comes first.
 
@@ -54,7 +60,7 @@ class Watcher:
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
                 cwd="/",
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(each).absolute()) for each in sys.path)},
+                env={**os.environ, "PYTHONPATH": import_path()},
                 start_new_session=True,
                 pass_fds=descriptors,
             )

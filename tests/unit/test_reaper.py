@@ -117,9 +117,14 @@ def test_it_is_quick_and_small(tmp_path: Path) -> None:
     assert memory < 8 * 2**20
 
 
-def test_what_it_runs_is_there_wherever_it_stands() -> None:
-    """It has no current folder, from which Python might have taken the package."""
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(each).absolute()) for each in sys.path)}
+def test_what_it_runs_is_this_package_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not one from a current folder, which it does not have, nor one that a test has put first."""
+    (tmp_path / "pytest_virtainers" / "engine").mkdir(parents=True)
+    for folder in ("", "engine"):
+        (tmp_path / "pytest_virtainers" / folder / "__init__.py").touch()
+    (tmp_path / "pytest_virtainers" / "engine" / "reaper.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    environ = {**os.environ, "PYTHONPATH": reaper.import_path()}
     command = [sys.executable, "-P", "-c", "import pytest_virtainers.engine.reaper as r; print(r.__file__)"]
     ran = subprocess.run(command, cwd="/", env=environ, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == reaper.__file__

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -28,8 +28,8 @@ def machine(addresses: Sequence[str], *, gateways: Sequence[str]) -> Iterator[No
         addresses: of the machine.
         gateways: of the host.
     """
-    run = secrets.token_hex(3)
-    name, here = f"elsewhere-{run}", f"else{run}"
+    _remove_those_of_dead_processes()
+    name, here = f"elsewhere-{os.getpid()}", f"else{os.getpid()}"
     with contextlib.ExitStack() as undo:
         _ip("netns", "add", name)
         undo.callback(_ip, "netns", "delete", name)
@@ -64,6 +64,13 @@ def reached(address: str, port: int = PORT) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((address, port), 3):
         return True
     return False
+
+
+def _remove_those_of_dead_processes() -> None:
+    """Remove what a killed run has left: its routes would be in the way of the next one's."""
+    for namespace in Path("/run/netns").glob("elsewhere-*"):
+        if not Path("/proc", namespace.name.removeprefix("elsewhere-")).exists():
+            _ip("netns", "delete", namespace.name)  # its end of the wire, and so the host's, goes with it
 
 
 def _at_once(address: str) -> tuple[str, ...]:
