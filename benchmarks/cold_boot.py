@@ -1,18 +1,14 @@
 """Cold boot to a ready handle, against the same disk started by hand with a plain QEMU command line.
 
-    VIRTAINER_ENGINE=docker python -m benchmarks.cold_boot [PAIRS]
-
 Both use the QEMU of the runtime image and the accelerator that the plugin's VM took, the same seed contents, the same
 wait for SSH and cloud-init, in turn.
-Target: ratio at most 1.1.
 """
 
 import os
 import socket
-import statistics
-import sys
 import time
 
+from benchmarks.rows import Row
 from pytest_virtainers import seed
 from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.container import Bind, Container, Plan, Port
@@ -28,7 +24,7 @@ from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import Spec, merge
 from pytest_virtainers.store import MOUNT
 
-RUN = "benchmark"
+RUN, PAIRS = "benchmark", 3
 PLAIN = """
 set -e
 qemu-img create -q -f qcow2 -b {disk} -F qcow2 /tmp/overlay.qcow2 {size}M
@@ -46,7 +42,7 @@ def accelerator(stderr: Output) -> str:
 
 
 def plugin(manager: Manager, spec: Spec) -> tuple[float, str]:
-    """Boot as the fixtures do; give the seconds until the handle was ready, and the accelerator."""
+    """Boot as the fixtures do; return the seconds until the handle was ready, and the accelerator."""
     began = time.perf_counter()
     vm = manager.launch(spec)
     taken = time.perf_counter() - began
@@ -56,7 +52,7 @@ def plugin(manager: Manager, spec: Spec) -> tuple[float, str]:
 
 
 def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) -> float:
-    """Boot the same disk with the plain line; give the seconds until SSH worked and cloud-init was done."""
+    """Boot the same disk with the plain line; return the seconds until SSH worked and cloud-init was done."""
     guest, keys = manager.guest(spec.image), Keys.generate()
     script = PLAIN.format(disk=guest.disk, size=spec.disk, ram=spec.ram, cpus=spec.cpus, accel=accel)
     plan = Plan(
@@ -92,27 +88,19 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
     return taken
 
 
-def main() -> None:
-    """Measure in turn and print medians and their ratio."""
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+def measure() -> list[Row]:
+    """Measure in turn."""
     settings = resolve([environment(os.environ)])
     spec = merge(settings.shape, {"template": False})
     with Manager(settings, SILENT) as manager:
-        print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
         manager.guest(spec.image)
         network = Network(manager.engine, f"virtainers-{RUN}", owner.labels("network", RUN), Shape())
         try:
             ours, plain = [], []
-            for number in range(1, pairs + 1):
+            for _ in range(PAIRS):
                 taken, accel = plugin(manager, spec)
                 ours.append(taken)
                 plain.append(by_hand(manager, spec, network.name, settings.store, accel))
-                print(f"pair {number} ({accel}): plugin {ours[-1]:.1f} s, by hand {plain[-1]:.1f} s")
         finally:
             network.close()
-    floor, taken = statistics.median(plain), statistics.median(ours)
-    print(f"medians: by hand {floor:.1f} s, plugin {taken:.1f} s, ratio {taken / floor:.2f}")
-
-
-if __name__ == "__main__":
-    main()
+    return [Row("a boot until it is ready", tuple(ours), "s", f"a plain QEMU ({accel})", tuple(plain), 1.1)]

@@ -1,27 +1,24 @@
 """A large file to a VM and back, against OpenSSH's sftp to the same VM, in turn.
 
-    VIRTAINER_ENGINE=docker python -m benchmarks.files [MIB]
-
-Half of the file's blocks are random, half are text that repeats. Target: ratio at least 1.0 in both directions.
+Half of the file's blocks are random, half are text that repeats.
 """
 
 import os
 import shlex
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.rows import Row
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import merge
 
-_ROUNDS = 3
+ROUNDS, MIB = 3, 256
 _BLOCK = 1024 * 1024
 
 
@@ -39,31 +36,25 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def main() -> None:
-    """Measure in turn and print medians and their ratios."""
-    mib = int(sys.argv[1]) if len(sys.argv) > 1 else 256
+def measure() -> list[Row]:
+    """Measure in turn."""
     settings = resolve([environment(os.environ)])
     with Manager(settings, SILENT) as manager, tempfile.TemporaryDirectory() as folder:
         source, back = Path(folder, "source"), Path(folder, "back")
         with source.open("wb") as file:
-            for number in range(mib):
+            for number in range(MIB):
                 line = f"{number} a line of text that a log might hold\n".encode()
                 file.write(os.urandom(_BLOCK) if number % 2 else (line * (_BLOCK // len(line) + 1))[:_BLOCK])
         vm = manager.launch(merge(settings.shape))
         vm.run("sync")
         taken: dict[str, list[float]] = {"put": [], "sftp put": [], "get": [], "sftp get": []}
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             taken["sftp put"].append(seconds(lambda: sftp(vm, f"put {source} /var/tmp/by-sftp")))
             taken["put"].append(seconds(lambda: vm.put(source, "/var/tmp/by-us")))
             taken["sftp get"].append(seconds(lambda: sftp(vm, f"get /var/tmp/by-sftp {back}")))
             taken["get"].append(seconds(lambda: vm.get("/var/tmp/by-us", back)))
             assert back.read_bytes() == source.read_bytes()
-        print(f"{mib} MiB, {vm.spec.image}, {vm.spec.cpus} CPU on {manager.engine}")
-        for way in ("put", "get"):
-            ours, theirs = statistics.median(taken[way]), statistics.median(taken[f"sftp {way}"])
-            rates = f"{mib / ours:.1f} MiB/s, sftp {mib / theirs:.1f} MiB/s"
-            print(f"{way}: {ours:.1f} s, sftp {theirs:.1f} s ({rates}); ratio of speeds {theirs / ours:.2f}")
-
-
-if __name__ == "__main__":
-    main()
+    return [
+        Row(f"`{way}` of {MIB} MiB", tuple(taken[way]), "s", "OpenSSH's sftp", tuple(taken[f"sftp {way}"]), 1.0)
+        for way in ("put", "get")
+    ]

@@ -1,27 +1,26 @@
 """Clones that are up at once, each answering a command, and the memory that they take.
 
-    VIRTAINER_ENGINE=docker python -m benchmarks.many [CLONES]
-
-Targets: 50 on a host of 24 GiB; an idle clone of 1 GiB takes at most 150 MB (PSS of all processes of its container;
-read by root, on the engine's host). While it is alone, that includes all pages of files which clones share: the
+Memory is that of all processes of a clone's container, proportional (PSS); read by root, on the engine's host.
+While it is alone, that includes all pages of files which clones share: the
 template's RAM, of which the kernel maps sixteen around each that the guest reads, QEMU, Python.
 """
 
 import os
-import statistics
-import sys
 import time
 from pathlib import Path
 
+from benchmarks.rows import Row
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import environment, resolve
 from pytest_virtainers.spec import merge
 
+ROUNDS, CLONES = 5, 50
+
 
 def memory_mb(manager: Manager, vm: VM, kind: str = "Pss") -> float:
-    """Sum the memory of a container's processes: proportional, or what is `Anonymous`, so nobody else's."""
+    """Sum the memory of a container's processes: proportional, or what is `Anonymous`, so its own."""
     first = manager.engine.api.inspect_container(vm._container.id)["State"]["Pid"]
     ours = _namespace(Path(f"/proc/{first}"))
     pids = [each.name for each in Path("/proc").glob("[0-9]*") if _namespace(each) == ours]
@@ -36,35 +35,32 @@ def _namespace(process: Path) -> Path | None:
         return None
 
 
-def main() -> None:
-    """Measure and print."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+def measure() -> list[Row]:
+    """Start them one after another; all stay up."""
     spec = merge(resolve([]).shape, {"template": True})
     with Manager(resolve([environment(os.environ)]), SILENT) as manager:
-        print(f"{spec.image}, {spec.ram} MiB, {spec.cpus} CPU on {manager.engine}")
         manager.discard(manager.launch(spec))
-        began = time.monotonic()
+        one: list[float] = []
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            vm = manager.launch(spec)
+            vm.run("true")
+            one.append(CLONES * (time.perf_counter() - began))
+            manager.discard(vm)
+        began = time.perf_counter()
         vms = [manager.launch(spec)]
         vms[0].run("true")
+        waited = time.perf_counter()
         time.sleep(10)
         alone = memory_mb(manager, vms[0])
-        own = memory_mb(manager, vms[0], "Anonymous")
-        vms.append(manager.launch(spec))
-        vms[1].run("true")
-        time.sleep(10)
-        of_two = memory_mb(manager, vms[0])
-        while len(vms) < count:
-            vms.append(manager.launch(spec))
-        answers = {vm.run("cat /proc/sys/kernel/random/uuid").stdout for vm in vms}
-        taken = time.monotonic() - began
+        waited = time.perf_counter() - waited
+        vms += [manager.launch(spec) for _ in range(CLONES - 1)]
+        assert len({vm.run("cat /proc/sys/kernel/random/uuid").stdout for vm in vms}) == CLONES
+        taken = time.perf_counter() - began - waited
         together = [memory_mb(manager, vm) for vm in vms]
-    print(f"{len(answers)} of {count} clones up at once have answered, after {taken:.0f} s")
-    print(
-        f"an idle clone takes {alone:.0f} MB alone ({own:.0f} MB its own, the rest pages of files), "
-        f"{of_two:.0f} MB beside one more, {statistics.median(together):.0f} MB among {count} (median); "
-        f"all {sum(together):.0f} MB; ratio to their nominal RAM {sum(together) / (count * spec.ram * 1.048576):.2f}"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    nominal = spec.ram * 1.048576
+    return [
+        Row(f"{CLONES} clones up, each has answered", (taken,), "s", f"{CLONES} times a clone alone", tuple(one)),
+        Row("memory of an idle clone alone (PSS)", (alone,), "MB", "150 MB", (150.0,), 1.0),
+        Row(f"memory of a clone among {CLONES} (PSS)", tuple(together), "MB", "its nominal RAM", (nominal,)),
+    ]

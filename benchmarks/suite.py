@@ -1,17 +1,16 @@
-"""Pytest runs whose tests each take a fresh VM for one command: seconds per test, and until the first command.
+"""Pytest runs whose tests each take a fresh VM for one command, with a template in the store."""
 
-    VIRTAINER_ENGINE=docker python -m benchmarks.suite [TESTS]
-
-Targets with a template in the store: 2.5 s per test, 1.5 s with prefetch; 5 s from the start of pytest to the
-end of its first command.
-"""
-
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.rows import Row
+
+ROUNDS, TESTS = 3, 8
 
 _SUITE = """
 import time
@@ -26,32 +25,37 @@ def test_fresh(vm, number):
 """
 
 
-def run(folder: str, prefetch: str) -> tuple[float, float]:
-    """Run the suite; give the seconds per test, and those until the first command had returned."""
+def run(folder: str, prefetch: str, tests: int) -> list[float]:
+    """Run the suite; return the seconds from one test's command to the next one's, the first from pytest's start."""
     times = Path(folder, "times")
     times.unlink(missing_ok=True)
+    Path(folder, "test_suite.py").write_text(_SUITE.format(tests=tests))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--virtainer-prefetch={prefetch}"]
     began = time.time()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env=os.environ)
-    taken, stamps = time.time() - began, times.read_text().split()
-    return taken / len(stamps), float(stamps[0]) - began
+    return differences(times, began)
 
 
-def main() -> None:
-    """Measure and print."""
-    tests = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+def differences(times: Path, *before: float) -> list[float]:
+    """Return the seconds from each time to the next one."""
+    stamps = [*before, *map(float, times.read_text().split())]
+    return [after - before for before, after in itertools.pairwise(stamps)]
+
+
+def measure() -> list[Row]:
+    """Measure in turn."""
+    firsts: list[float] = []
+    rests: list[float] = []
+    ahead: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        suite = Path(folder, "test_suite.py")
-        suite.write_text(_SUITE.format(tests=1))
-        run(folder, "off")  # makes the template, if there is none
-        _, first = run(folder, "off")
-        suite.write_text(_SUITE.format(tests=tests))
-        alone, _ = run(folder, "off")
-        ahead, _ = run(folder, "on")
-    print(f"from the start of pytest to the end of its first command, template in the store: {first:.2f} s")
-    print(f"{tests} tests, each with a fresh VM: {alone:.2f} s per test; with prefetch {ahead:.2f} s per test")
-    print(f"ratio {ahead / alone:.2f}")
-
-
-if __name__ == "__main__":
-    main()
+        run(folder, "off", 1)  # makes the template, if there is none
+        for _ in range(ROUNDS):
+            first, *rest = run(folder, "off", TESTS)
+            firsts.append(first)
+            rests += rest
+            ahead += run(folder, "on", TESTS)[1:]
+    first_command = "from the start of pytest to the end of the first command"
+    return [
+        Row(first_command, tuple(firsts), "s", "a later test", tuple(rests), 1.6),
+        Row("a test with a fresh VM, prefetched", tuple(ahead), "s", "not prefetched", tuple(rests), 1.0),
+    ]

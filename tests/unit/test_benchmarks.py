@@ -1,11 +1,14 @@
-"""What the benchmarks compare is alike: the line started by hand has the plugin's store and accelerator."""
+"""What the benchmarks compare is alike, and their table says what was measured."""
 
+import importlib
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import cold_boot
+from benchmarks import __main__, cold_boot
+from benchmarks.rows import Row, as_json, markdown
 from pytest_virtainers.engine.container import Bind, Plan
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.images import Guest
@@ -39,3 +42,37 @@ def test_by_hand_the_same_accelerator_and_store_are_used(
     assert (plan.binds, plan.devices) == ((Bind("/store", "/my/store"),), devices)
     assert plan.entrypoint is not None
     assert f"-machine q35,accel={accel} " in plan.entrypoint[-1]
+
+
+ROWS = [
+    Row("a clone", (1.0, 3.0, 1.5), "s", "its floor", (1.0, 1.0, 1.25), 1.3),
+    Row("the plugin", (12.34,), "ms", "20 ms", (20.0,), 1.0, note="with bytecode"),
+    Row("a boot", (60.0,), "s", "a clone", (1.5,)),
+]
+
+
+def test_the_table_shows_medians_ratios_and_which_targets_are_missed() -> None:
+    assert markdown(ROWS).splitlines() == [
+        "| what | median | against | its median | ratio | target |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| a clone | 1.5 s | its floor | 1 s | 1.50 | ≤ 1.3 (missed) |",
+        "| the plugin | 12.3 ms | 20 ms | 20 ms | 0.62 | ≤ 1 |",
+        "| a boot | 60 s | a clone | 1.5 s | 40.00 |  |",
+        "",
+        "the plugin: with bytecode",
+    ]
+
+
+def test_a_program_finds_all_values_and_the_machine() -> None:
+    found = json.loads(as_json(ROWS))
+    assert found["machine"].keys() == {"processor", "cores", "memory", "kernel", "python"}
+    assert [(row["values"], row["ratio"]) for row in found["rows"]] == [
+        ([1.0, 3.0, 1.5], 1.5),
+        ([12.34], pytest.approx(0.617)),
+        ([60.0], 40.0),
+    ]
+
+
+@pytest.mark.parametrize("name", __main__.NAMES)
+def test_each_benchmark_can_be_measured(name: str) -> None:
+    assert callable(importlib.import_module(f"benchmarks.{name}").measure)

@@ -1,0 +1,33 @@
+"""A command on a VM whose console has shown much, against the same command before that."""
+
+import os
+import statistics
+import time
+
+from benchmarks.rows import Row
+from pytest_virtainers.handle.vm import VM
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import environment, resolve
+from pytest_virtainers.spec import merge
+
+ROUNDS, MIB = 20, 100
+
+
+def command(vm: VM) -> float:
+    """Run a command; return the seconds."""
+    began = time.perf_counter()
+    vm.run("true")
+    return time.perf_counter() - began
+
+
+def measure() -> list[Row]:
+    """Measure before and after."""
+    with Manager(resolve([environment(os.environ)]), SILENT) as manager:
+        vm = manager.launch(merge(resolve([]).shape, {"template": True}))
+        statistics.median(command(vm) for _ in range(ROUNDS))  # what only the first ones pay
+        before = [command(vm) for _ in range(ROUNDS)]
+        flood = f"yes 'a line that a console might show' | head -c {MIB}M >/dev/console"
+        vm.run(["sh", "-c", flood], sudo=True, timeout=3600)
+        after = [command(vm) for _ in range(ROUNDS)]
+    return [Row(f"a command after {MIB} MiB on the console", tuple(after), "s", "before", tuple(before), 1.2)]
