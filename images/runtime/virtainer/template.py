@@ -73,6 +73,7 @@ def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
     qemu = (_PROGRAMS / board(settings).qemu).stat()
     return {
         "format": _FORMAT,
+        "machine": board(settings).machine,
         "RAM": settings.ram,
         "CPU": settings.cpus,
         "virtio": settings.virtio,
@@ -93,7 +94,8 @@ def processor(cpuinfo: str) -> str:
 
 def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
     """Name the first fact in which two machines differ."""
-    saved = {"ARCH": "amd64", **saved}  # evidence of the time before there was another
+    # Evidence from before these were recorded.
+    saved = {"ARCH": "amd64", "machine": "that of an earlier version", **saved}
     for name, value in here.items():
         if saved.get(name) != value:
             return f"{name} is {value!r} here, and was {saved.get(name)!r}"

@@ -36,13 +36,18 @@ def test_settings_reach_qemu() -> None:
 
 
 def test_the_machine_type_has_a_version() -> None:
-    assert values("-machine", argv()) == ["pc-q35-10.0,sata=off,smbus=off,graphics=off,memory-backend=ram"]
+    assert values("-machine", argv()) == ["pc-q35-10.0,sata=off,smbus=off,graphics=off,hpet=off,memory-backend=ram"]
+
+
+@pytest.mark.parametrize("system", ["linux", "win7"])
+def test_no_pc_has_an_hpet_which_qemu_would_keep_ticking(system: str) -> None:
+    assert "hpet=off" in values("-machine", argv(OS_VARIANT=system))[0].split(",")
 
 
 def test_uefi_is_two_chips_of_flash_memory_one_of_them_the_vms_own() -> None:
     words = argv(handles=HANDLES._replace(code=20, variables=21))
     assert values("-machine", words) == [
-        "pc-q35-10.0,sata=off,smbus=off,graphics=off,memory-backend=ram,pflash0=code,pflash1=variables"
+        "pc-q35-10.0,sata=off,smbus=off,graphics=off,hpet=off,memory-backend=ram,pflash0=code,pflash1=variables"
     ]
     code, variables = nodes(words)["code"], nodes(words)["variables"]
     assert (code["read-only"], code["file"]["read-only"], code["file"]["filename"]) == (True, True, "/dev/fdset/7")
@@ -104,7 +109,7 @@ def test_an_old_guest_gets_ide_and_e1000_on_an_old_machine() -> None:
     assert {device.partition(",")[0] for device in values("-device", words)} == {
         "ide-hd", "ide-cd", "e1000", "VGA", "vmgenid", "pvpanic"
     }  # fmt: skip
-    assert values("-machine", words) == ["pc-i440fx-10.0,graphics=off,memory-backend=ram"]
+    assert values("-machine", words) == ["pc-i440fx-10.0,graphics=off,hpet=off,memory-backend=ram"]
 
 
 def test_the_guest_has_the_same_mac_everywhere() -> None:

@@ -72,6 +72,21 @@ def test_another_qemu_and_another_guest_disk_are_refused(saved: Path, qemu_binar
         template.load(settings, saved, None)
 
 
+def test_a_template_of_a_machine_with_other_devices_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_hpet = machine.board(Settings.from_env({}))._replace(machine="pc-q35-10.0")
+    monkeypatch.setitem(machine.BOARDS, "amd64", with_hpet)
+    with pytest.raises(End, match=r"machine is 'pc-q35-10\.0' here, and was 'pc-q35-10\.0,.*hpet=off'"):
+        template.load(Settings.from_env({"RAM": "64"}), saved, None)
+
+
+def test_evidence_without_a_machine_type_is_of_an_earlier_version() -> None:
+    here = template.machine_facts(Settings.from_env({}), None)
+    earlier = {name: value for name, value in here.items() if name != "machine"}
+    assert template.difference(earlier, here) == (
+        f"machine is {here['machine']!r} here, and was 'that of an earlier version'"
+    )
+
+
 @pytest.mark.parametrize("content", [None, "no JSON", "{}"])
 def test_a_folder_that_is_no_template_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
