@@ -21,6 +21,7 @@ NAMES = (
     "files",
     "console",
     "plugin_load",
+    "debvm",
 )
 
 
