@@ -14,6 +14,7 @@ from pytest_virtainers.engine.podman_service import runtime_options
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import Settings, environment, resolve
+from tests.vm.parts import part_of
 
 _HERE = Path(__file__).parent
 _QUICKSTART = _HERE.parent.parent / "examples" / "quickstart"
@@ -34,15 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = part_of([item for item in items if item.get_closest_marker("thorough")], part)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
-
-
-def part_of(items: list[pytest.Item], part: str) -> list[pytest.Item]:
-    """Return the items of the N-th of M parts: those of one file stay together, as they share templates."""
-    number, parts = map(int, part.split("/"))
-    if not 1 <= number <= parts:
-        raise pytest.UsageError(f"--part={part}: N of N/M is from 1 to M")
-    files = sorted({item.path for item in items})[number - 1 :: parts]
-    return [item for item in items if item.path in files]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
