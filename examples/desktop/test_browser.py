@@ -6,7 +6,11 @@ import pytest
 
 from pytest_virtainers import VM
 
-pytestmark = pytest.mark.virtainer("desk", image="debian-13-desktop")
+# Its image is built first, which takes minutes.
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.virtainer("desk", image="debian-13-desktop", ram="1G", disk="10G"),
+]
 
 FIRST = (
     f"<html><title>First</title><body><h1><a href='second.html'>{'to the second page ' * 300}</a></h1></body></html>"

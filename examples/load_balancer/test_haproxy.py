@@ -47,7 +47,7 @@ pytestmark = [
     pytest.mark.virtainer("red"),
     pytest.mark.virtainer("blue"),
     pytest.mark.virtainer("balancer"),
-    pytest.mark.virtainer(ram="384M", disk="3G", packages=["haproxy"], prepare=install),
+    pytest.mark.virtainer(ram="512M", disk="3G", packages=["haproxy"], prepare=install),
 ]
 
 

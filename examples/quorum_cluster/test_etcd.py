@@ -23,11 +23,12 @@ def forget_the_first_start(vm: VM) -> None:
 
 
 pytestmark = [
+    pytest.mark.thorough,  # to install a package takes minutes without KVM; examples/load_balancer does, too
     pytest.mark.virtainer("one"),
     pytest.mark.virtainer("two"),
     pytest.mark.virtainer("three"),
     pytest.mark.virtainer(
-        ram="384M", disk="3G", packages=["etcd-server", "etcd-client"], prepare=forget_the_first_start
+        ram="512M", disk="3G", packages=["etcd-server", "etcd-client"], prepare=forget_the_first_start
     ),
 ]
 

@@ -1,18 +1,34 @@
 """A router between two networks: it gives out addresses in the office, and the way from there to the lab."""
 
+import json
 from collections.abc import Mapping
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
 from pytest_virtainers import VM
 
-DNSMASQ = """
-port=0
-interface={device}
-dhcp-range={office.network[50]},{office.network[99]}
-dhcp-option=option:classless-static-route,{lab.network},{office.ip}
+DHCP_SERVER = """
+[Match]
+Name={device}
+
+[Network]
+Address={office}
+DHCPServer=yes
+
+[DHCPServer]
+PoolOffset=50
+PoolSize=50
+EmitDNS=no
+EmitRouter=no
+SendOption=121:string:{route}
 """
+
+
+def classless_route(to: IPv4Network, via: IPv4Address) -> str:
+    """Return a route as DHCP sends it (RFC 3442), with escapes as systemd reads them."""
+    significant = to.network_address.packed[: -(-to.prefixlen // 8)]
+    return "".join(f"\\x{byte:02x}" for byte in (to.prefixlen, *significant, *via.packed))
 
 
 @pytest.fixture
@@ -23,8 +39,10 @@ def machines(vms: Mapping[str, VM]) -> tuple[VM, VM, VM]:
 
     device = router.nics["office"].device
     office, lab = (IPv4Interface(router.nics[name].addresses[0]) for name in ("office", "lab"))
-    router.write_text("/etc/dnsmasq.conf", DNSMASQ.format(device=device, office=office, lab=lab))
-    router.run("sysctl net.ipv4.ip_forward=1 && systemd-run dnsmasq --keep-in-foreground", sudo=True)
+    route = classless_route(lab.network, office.ip)
+    settings = DHCP_SERVER.format(device=device, office=office, route=route)
+    router.write_text("/etc/systemd/network/60-office.network", settings)
+    router.run(f"sysctl net.ipv4.ip_forward=1 && networkctl reload && networkctl up {device}", sudo=True)
     server.run(f"ip route add {office.network} via {lab.ip}", sudo=True)
 
     desk.link_up(desk.nics["office"])
@@ -34,10 +52,11 @@ def machines(vms: Mapping[str, VM]) -> tuple[VM, VM, VM]:
 
 def test_the_desk_has_its_address_from_the_router(machines: tuple[VM, VM, VM]) -> None:
     router, desk, _ = machines
-    card = desk.nics["office"]
-    _, mac, address, name, _ = router.read_text("/var/lib/misc/dnsmasq.leases").split()
-    assert (mac, name) == (card.mac, "desk")
-    assert f" {address}/24 " in desk.run(f"ip address show dev {card.device}").stdout
+    status = router.run(["networkctl", "status", "--json=short", router.nics["office"].device], sudo=True).stdout
+    (lease,) = json.loads(status)["DHCPServer"]["Leases"]
+    assert lease["Hostname"] == "desk"
+    address = IPv4Address(bytes(lease["Address"]))
+    assert f" {address}/24 " in desk.run(f"ip address show dev {desk.nics['office'].device}").stdout
 
 
 def test_only_the_router_leads_to_the_lab(machines: tuple[VM, VM, VM]) -> None:

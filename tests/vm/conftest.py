@@ -14,13 +14,33 @@ from pytest_virtainers.engine.podman_service import runtime_options
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import Settings, environment, resolve
+from tests.vm.parts import part_of
+
+_HERE = Path(__file__).parent
+_QUICKSTART = _HERE.parent.parent / "examples" / "quickstart"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="N/M", help="of the tests marked thorough, run the N-th of M parts")
+
+
+@pytest.hookimpl(tryfirst=True)  # parts do not depend on -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(here):
+        if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.real_vm)
+        if item.path.is_relative_to(_QUICKSTART):
+            item.add_marker(pytest.mark.each_engine)
+    if part := config.getoption("part"):
+        chosen = part_of([item for item in items if item.get_closest_marker("thorough")], part)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A part may have no test that a `-m` beside it allows."""
+    if session.config.getoption("part") and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """A machine beyond the engine's host, in a network namespace: the company's, or a cloud's metadata service."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
@@ -18,6 +20,14 @@ needs_root = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,
     reason="only root makes network namespaces",
 )
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Keep other test processes of this host, such as those on another engine, from addresses that are fixed here."""
+    with Path(tempfile.gettempdir(), "virtainers-tests-elsewhere.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -18,8 +18,6 @@ from pytest_virtainers.settings import Settings
 from pytest_virtainers.spec import Spec
 from tests.vm.test_templates import spec
 
-pytestmark = pytest.mark.alone
-
 OURS, OTHERS = "ours", "theirs"
 Start = Callable[..., Container]
 
@@ -117,11 +115,11 @@ def test_a_clone_counts_with_what_it_takes(engine: Engine, start: Start, monkeyp
 def test_a_prefetched_vm_makes_room(settings: Settings, engine: Engine) -> None:
     # 800 MiB: room for a machine that boots (512 + 128), not for a new clone (64 + 128) beside it.
     with Manager(replace(settings, max_ram=lambda _whole: 800), SILENT) as manager:
-        ahead = spec("ahead")
+        ahead = spec("in-the-way")
         manager.discard(manager.launch(ahead))  # now there is a template
         manager.prefetch(ahead)
         manager._prefetcher._machine.result()
-        assert engine.api.containers(filters={"label": ["virtainers.vm=ahead"]})
+        assert engine.api.containers(filters={"label": ["virtainers.vm=in-the-way"]})
         with pytest.raises(BootTimeout):  # it had its room, and too little time
             manager.launch(spec("next", template=False, boot_timeout=3))
-        assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=ahead"]})
+        assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=in-the-way"]})

@@ -21,13 +21,13 @@ from pytest_virtainers.settings import Settings
 from pytest_virtainers.spec import merge
 from tests.vm.processes import reaper_of
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.each_engine]
 
 BOOTING = """
 import pytest
 
-# A shape that no earlier run has left a template of, so that it has to boot.
-@pytest.mark.virtainer("{name}", run_commands=["true {unique}"])
+# A shape that no earlier run has left a template of, and that no other template can become: it has to boot.
+@pytest.mark.virtainer("{name}", user_data={{"final_message": "{unique}"}})
 def test_boot(vm): pass
 """
 RUNNING = """
@@ -301,16 +301,20 @@ def test_a_builder_that_is_killed_is_followed_by_the_one_that_waits(
     assert killed.containers() == []
 
 
-def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, tmp_path: Path) -> None:
+def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without a boot: it is the engine's connection, the store's helper and the locks that could leave something.
     pytester.makepyfile("import pytest\n@pytest.mark.virtainer(ram='900000G')\ndef test_x(vm): pass")
-    before = set(Path("/tmp").glob("virtainers-*"))
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(errors=1)
-    assert set(Path("/tmp").glob("virtainers-*")) <= before
+    with tempfile.TemporaryDirectory() as folder:  # a short path, as sockets need it
+        monkeypatch.setenv("TMPDIR", folder)
+        pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(errors=1)
+        assert list(Path(folder).glob("virtainers-*")) == []
 
 
-def test_many_clones_leave_nothing(manager: Manager, engine: Engine, settings: Settings) -> None:
+def test_many_clones_leave_nothing(
+    manager: Manager, engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`CYCLES=200` for a long run."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no run on another engine writes
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
 
     def present() -> dict[str, object]:
@@ -322,7 +326,7 @@ def test_many_clones_leave_nothing(manager: Manager, engine: Engine, settings: S
             "networks": {each["Id"] for each in api.networks()},
             "volumes": {each["Name"] for each in api.volumes()["Volumes"]},
             "threads": threading.active_count(),
-            "temporary files": len(list(Path(tempfile.gettempdir()).glob("virtainers-*"))),
+            "temporary files": len(list(tmp_path.iterdir())),
             "store": store,
         }
 

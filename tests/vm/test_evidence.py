@@ -15,13 +15,11 @@ import pytest
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.manager import Manager
 
-pytestmark = pytest.mark.alone
-
 FAILING = """
 import threading
 import pytest
 
-pytestmark = pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
+pytestmark = pytest.mark.virtainer("failing", ram="512M", disk="3G", cpus=2)
 
 
 def test_failed_unit(vm):
@@ -90,19 +88,19 @@ def test_that_passes(vm):
     vm.run("true")
 """
 CAUSES = {
-    "failed_unit": r"UnitFailed: unit broken of web has failed .*\n.*\n?.*no such port",
-    "panic": r"GuestPanic: web: Kernel panic - not syncing: sysrq triggered crash",
+    "failed_unit": r"UnitFailed: unit broken of failing has failed .*\n.*\n?.*no such port",
+    "panic": r"GuestPanic: failing: Kernel panic - not syncing: sysrq triggered crash",
     "out_of_memory": r"--- the guest's kernel\nE +Out of memory: Killed process \d+ \(tail\)",
     "full_disk": r"No space left on device",
-    "dead_sshd": r"SSHError: web: the SSH connection broke while",
-    "hung_kernel": r"GuestStalled: web: the guest hangs: it has not answered for \d+ s",
-    "powered_off": r"VMGone: web has ended: the guest switched itself off",
-    "killed": r"VMGone: web has ended: ",
+    "dead_sshd": r"SSHError: failing: the SSH connection broke while",
+    "hung_kernel": r"GuestStalled: failing: the guest hangs: it has not answered for \d+ s",
+    "powered_off": r"VMGone: failing has ended: the guest switched itself off",
+    "killed": r"VMGone: failing has ended: ",
     "setup_that_takes_too_long": r"BootTimeout: slow did not let us log in over SSH within 6 s",
-    "teardown": r"CommandFailed: 'echo at the end; exit 5' on web ended with exit code 5",
+    "teardown": r"CommandFailed: 'echo at the end; exit 5' on failing ended with exit code 5",
 }
 # From the test's start to its failure. Where the guest has to act, as long as that takes without KVM.
-SECONDS = dict.fromkeys(CAUSES, 100.0) | {"panic": 10.0, "killed": 10.0, "powered_off": 150.0}
+SECONDS = dict.fromkeys(CAUSES, 100.0) | {"panic": 30.0, "killed": 30.0, "powered_off": 150.0}
 WITHOUT_SSH = {"panic", "dead_sshd", "hung_kernel", "powered_off", "killed", "setup_that_takes_too_long"}
 
 
@@ -151,39 +149,39 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
         assert (folder / "overlay.qcow2").read_bytes()[:4] == b"QFI\xfb"
         assert folder.stat().st_mode & 0o077 == 0
         assert len(manifest["guest"]["digest"]) == 64
-    assert "exit 5" in (folders["teardown"] / "web" / "commands.log").read_text()
+    assert "exit 5" in (folders["teardown"] / "failing" / "commands.log").read_text()
     properties = {
         (case.get("name"), each.get("value"))
         for case in ET.parse(pytester.path / "report.xml").iter("testcase")  # noqa: S314  (our own)
         for each in case.iter("property")
         if each.get("name") == "virtainer_artifacts"
     }
-    assert ("test_panic", str(folders["panic"] / "web")) in properties
-    assert "web: evidence" in (pytester.path / "report.html").read_text()
-    assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=web", "virtainers=vm"]})
+    assert ("test_panic", str(folders["panic"] / "failing")) in properties
+    assert "failing: evidence" in (pytester.path / "report.html").read_text()
+    assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=failing", "virtainers=vm"]})
     assert not [
         each
         for each in engine.api.volumes(filters={"label": "virtainers"})["Volumes"] or ()
-        if "-web-" in each["Name"]
+        if "-failing-" in each["Name"]
     ]
 
     # The disk of the killed one, in a machine that has it.
-    said = virtainers("resume", str(folders["killed"] / "web"), "--", "cat", "mark")
+    said = virtainers("resume", str(folders["killed"] / "failing"), "--", "cat", "mark")
     assert "on disk\n" in said
     flat = tmp_path / "flat.qcow2"
-    virtainers("resume", str(folders["killed"] / "web"), "--export", str(flat))
+    virtainers("resume", str(folders["killed"] / "failing"), "--export", str(flat))
     info = json.loads(
         subprocess.run(["qemu-img", "info", "--output=json", str(flat)], capture_output=True, check=True).stdout
     )
     assert "backing-filename" not in info
 
-    manifest_path = folders["teardown"] / "web" / "manifest.json"
+    manifest_path = folders["teardown"] / "failing" / "manifest.json"
     manifest = json.loads(manifest_path.read_text())
     manifest["guest"]["digest"] = "0" * 64
     manifest_path.write_text(json.dumps(manifest))
     assert re.search(
         r"with sha256 0{64}, and what is called so now has sha256 [0-9a-f]{64}",
-        virtainers("resume", str(folders["teardown"] / "web")),
+        virtainers("resume", str(folders["teardown"] / "failing")),
     )
 
 

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pytest_virtainers import VM, Arguments, CommandFailed, VirtainerError, VMFactory
+from pytest_virtainers import VM, CommandFailed, VirtainerError, VMFactory
+from tests.vm.shapes import SMALL
 
 
 def test_a_full_disk(session_vm: VM) -> None:
@@ -44,8 +45,7 @@ def test_another_time(session_vm: VM) -> None:
 
 
 def test_no_network_but_our_own(vm_factory: VMFactory) -> None:
-    shape: Arguments = {"ram": "512M", "disk": "3G", "cpus": 2}
-    first, second = vm_factory("first", **shape), vm_factory("second", **shape)
+    first, second = vm_factory("first", **SMALL), vm_factory("second", **SMALL)
     ping = ["ping", "-c", "1", "-W", "3", second.ip]
     first.run(ping)
     with first.block_network():

@@ -46,7 +46,7 @@ def test_a_disk_that_does_not_boot_from_it_is_told_at_once(
 
 
 @pytest.mark.thorough
-@pytest.mark.virtainer("desk", image="debian-13-desktop", firmware="uefi")
+@pytest.mark.virtainer("desk", image="debian-13-desktop", firmware="uefi", ram="1G", disk="10G")
 def test_a_desktop_is_drawn_with_uefi(vm: VM, tmp_path: Path) -> None:
     vm.wait_until_succeeds("DISPLAY=:0 xdotool search --onlyvisible --name Welcome")
     assert vm.run("DISPLAY=:0 xdotool getdisplaygeometry").stdout == "1280 800\n"

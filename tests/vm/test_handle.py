@@ -240,4 +240,4 @@ def test_the_guest_is_a_healthy_debian(session_vm: VM) -> None:
     assert session_vm.run("systemctl is-system-running --wait", check=False, timeout=120).stdout == "running\n"
     assert session_vm.run("systemctl --failed --no-legend").stdout == ""
     disk_mib = int(session_vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
-    assert disk_mib > 9000, "grown to the 10 GiB that were asked for"
+    assert disk_mib > 0.85 * session_vm.spec.disk, "grown to what was asked for"

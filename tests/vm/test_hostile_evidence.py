@@ -30,14 +30,14 @@ from pytest_virtainers.settings import Settings
 from pytest_virtainers.spec import check, merge
 from pytest_virtainers.store import Access
 from pytest_virtainers.templates import Template
+from tests.vm.shapes import SMALL
 
-SHAPE = {"ram": "512M", "disk": "3G", "cpus": 2}
 WORDS = "what only this disk has"
 
 
 @pytest.fixture(scope="module")
 def vm(manager: Manager, settings: Settings) -> Iterator[VM]:
-    vm = manager.launch(merge(settings.shape, check({**SHAPE, "name": "web"}, "here")))
+    vm = manager.launch(merge(settings.shape, check({**SMALL, "name": "web"}, "here")))
     yield vm
     manager.discard(vm)
 
@@ -252,7 +252,7 @@ def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
 
 def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(manager: Manager, settings: Settings) -> None:
     guest = manager.guest(settings.shape["image"])
-    spec = merge(settings.shape, check({**SHAPE, "name": "vm"}, "here"))
+    spec = merge(settings.shape, check({**SMALL, "name": "vm"}, "here"))
     with manager.store() as shop, shop.scratch() as scratch, shop.scratch() as other:
         environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": scratch, **guest.machine("auto")}
         plan = manager.starter.plan(spec, "x", (guest.place,), environment, "")
@@ -271,7 +271,7 @@ def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(manager: Ma
 def test_a_template_that_another_process_has_just_removed_is_a_bad_one(manager: Manager, settings: Settings) -> None:
     """So it is made again. Docker does not mount what is not there; Podman makes it, and it is empty."""
     guest = manager.guest(settings.shape["image"])
-    spec = merge(settings.shape, check({**SHAPE, "name": "web"}, "here"))
+    spec = merge(settings.shape, check({**SMALL, "name": "web"}, "here"))
     template = Template("gone", guest.place, guest.user, Keys.generate())
     with pytest.raises(BadTemplate, match=r"templates/gone is n"):
         manager._start_clone(spec, guest, template, "")

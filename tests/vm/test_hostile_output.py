@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_virtainers.engine.output import HEAD, TAIL
+from tests.vm.shapes import SMALL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.client import Engine
 
 MIB = 1024 * 1024
-SHAPE = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
+SHAPE = pytest.mark.virtainer(**SMALL)
 FLOOD = 64 * MIB
 
 

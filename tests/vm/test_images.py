@@ -41,6 +41,7 @@ def image(server: HostileServer) -> str:
     return f"{server.url}#sha256={hashlib.sha256(server.content).hexdigest()}"
 
 
+@pytest.mark.each_engine
 def test_a_packed_disk_comes_into_the_store_and_is_fetched_once(server: HostileServer, shop: Workshop) -> None:
     server.content = lzma.compress(DISK)
     server.days = [cut(100)]
@@ -151,6 +152,7 @@ def test_hostile_disks_are_refused_before_qemu_looks(
     assert shop.shell("find /store -type f").split() == []
 
 
+@pytest.mark.each_engine
 def test_honest_disks_are_taken_with_the_format_that_we_have_seen_and_by_a_user_without_rights(
     shop: Workshop, tmp_path: Path, ran: Callable[[], list[str]]
 ) -> None:
@@ -242,6 +244,7 @@ def packed(content: dict[str, bytes | str | None]) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.each_engine
 def test_layouts_of_container_images(engine: Engine, shop: Workshop) -> None:
     for number, (layout, (content, words)) in enumerate(LAYOUTS.items()):
         reference = f"localhost/virtainers-test:layout-{number}"
@@ -262,6 +265,7 @@ def test_layouts_of_container_images(engine: Engine, shop: Workshop) -> None:
     assert shop.shell("find /store -type f").split() == []
 
 
+@pytest.mark.each_engine
 def test_a_container_image_without_a_disk(shop: Workshop, runtime_image: str) -> None:
     with pytest.raises(ImageError, match=r"it has no disk at /image or /disk; a prepared virtainer has its disk as"):
         images.ensure(f"docker-image://{runtime_image}", "auto", shop, SILENT)
@@ -284,6 +288,7 @@ def test_what_is_no_disk_leaves_nothing(server: HostileServer, shop: Workshop, t
     assert shop.shell("find /store -type f").split() == []
 
 
+@pytest.mark.each_engine
 def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: Engine, tmp_path: Path) -> None:
     """It has the guest's very disk, runs it without anything of ours, and is taken back as a guest image."""
     tag = "localhost/virtainers-test/debian:13"

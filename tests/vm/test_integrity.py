@@ -20,6 +20,7 @@ from pytest_virtainers.settings import Settings, resolve
 from pytest_virtainers.spec import Spec, check, merge
 from pytest_virtainers.store import BUILD_CAPABILITIES, MOUNT
 from pytest_virtainers.templates import Template
+from tests.vm.shapes import SMALL
 
 FLIP = """
 import os, sys
@@ -38,7 +39,7 @@ print(hole + 4096 + 17)
 
 
 def spec(name: str) -> Spec:
-    return merge(resolve([]).shape, check({"ram": "512M", "disk": "3G", "cpus": 2, "name": name}, "here"))
+    return merge(resolve([]).shape, check({**SMALL, "name": name}, "here"))
 
 
 class Store:

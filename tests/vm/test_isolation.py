@@ -18,17 +18,19 @@ from tests.vm import elsewhere
 from tests.vm.elsewhere import needs_root
 from tests.vm.forging import LISTEN, arp_reply, datagram, frame, send
 from tests.vm.hearing import heard, needs_ears
+from tests.vm.shapes import FULL
 from tests.vm.stranger import PORT, web_server
 
 LAN, LAN_TOO = ({"name": name, "mode": "nat", "ipv6": True} for name in ("lan", "lan-too"))
 pytestmark = [
+    pytest.mark.each_engine,
     pytest.mark.virtainer(scope="module"),
     pytest.mark.virtainer("a"),
     pytest.mark.virtainer("b"),
     pytest.mark.virtainer("other", network="other", nics=[LAN]),
     pytest.mark.virtainer("its-mate", network="other", nics=[LAN, {"network": LAN_TOO, "ip": "none"}]),
-    pytest.mark.virtainer("alone", internet="off"),
-    pytest.mark.virtainer("mate", internet="off"),
+    pytest.mark.virtainer("alone", **FULL),  # its `internet` is off
+    pytest.mark.virtainer("mate", **FULL),
     pytest.mark.virtainer("six", network={"name": "six", "ipv6": True}),
     pytest.mark.virtainer("seven", network={"name": "six", "ipv6": True}),
 ]
@@ -46,7 +48,7 @@ def container_reaches(container: Container, address: str, port: int = _SSH) -> b
 
 def wait_until_out_of_reach(vm: VM, address: str, port: int) -> None:
     """Wait the moment that it takes until a VM's container knows a new address of the host."""
-    deadline = time.monotonic() + 20  # one after another, on a busy host
+    deadline = time.monotonic() + 30
     while reaches(vm, address, port):
         assert time.monotonic() < deadline, f"{vm.name} reaches {address}"
 
@@ -234,7 +236,7 @@ def test_private_networks_and_metadata_services_are_closed_unless_they_are_named
     vms: Mapping[str, VM], reaching: VM, stranger: Container, service: int
 ) -> None:
     a = vms["a"]
-    with elsewhere.machine([*PRIVATE, *METADATA, *OTHERS], gateways=GATEWAYS):
+    with elsewhere.exclusive(), elsewhere.machine([*PRIVATE, *METADATA, *OTHERS], gateways=GATEWAYS):
         for address in (*PRIVATE, *METADATA, *OTHERS):
             assert container_reaches(stranger, address, elsewhere.PORT), f"an ordinary container reaches {address}"
         reached = {address for address in (*PRIVATE, *METADATA, *OTHERS) if reaches(a, address, elsewhere.PORT)}
@@ -255,6 +257,7 @@ def test_a_host_service_on_a_network_that_appears_later_is_out_of_reach(
 ) -> None:
     run = secrets.token_hex(4)
     with contextlib.ExitStack() as undo:
+        undo.enter_context(elsewhere.exclusive())
         network = Network(engine, f"later-{run}", {}, Shape(subnet=IPv4Network(subnet)))
         undo.callback(network.close)
         serve = ("sh", "-c", f"python3 -m http.server {PORT} & exec cat")

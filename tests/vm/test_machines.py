@@ -22,7 +22,7 @@ from tests.vm.processes import reaper_of
 from tests.vm.test_ending import AT_TERMINAL
 from tests.vm.test_viewer import Viewer
 
-SHAPE = ("--ram", "512M", "--disk", "3G")
+SHAPE = ("--ram", "512M", "--disk", "3G", "--cpus", "2")
 Virtainers = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -76,6 +76,7 @@ def left(engine: Engine) -> list[str]:
     return [*(each["Names"][0] for each in machines), *(each["Name"] for each in networks)]
 
 
+@pytest.mark.each_engine
 def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Engine, tmp_path: Path) -> None:
     virtainers("run", "--detach", "--name", "tests-web", *SHAPE)
     (web,) = json.loads(virtainers("ls", "--json").stdout)
@@ -154,6 +155,7 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
     virtainers("rm", "--force", "tests-past")
 
 
+@pytest.mark.each_engine
 def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtainers, engine: Engine) -> None:
     virtainers("run", "--detach", "--name", "tests-one", *SHAPE)
     virtainers("run", "--detach", "--rm", "--name", "tests-two", *SHAPE, "--", "ping", "-c1", "-W5", "tests-one")
@@ -173,6 +175,7 @@ def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtai
     assert left(engine) == []
 
 
+@pytest.mark.each_engine
 @pytest.mark.parametrize("reaped", [True, False])
 def test_one_that_is_killed_before_it_is_ready_is_removed_at_once_or_by_the_next(
     virtainers: Virtainers, engine: Engine, *, reaped: bool

@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.virtainer("a", ip=11),
     pytest.mark.virtainer("b"),
     WIRES,
+    pytest.mark.each_engine,
 ]
 _PING = "ping -c{count} -i0.2 -W1 -q {to} | sed -n 's/.* \\([0-9]*\\) received.*/\\1/p'"
 
@@ -207,6 +208,7 @@ def test_what_was_on_the_wire(vms: Mapping[str, VM], tmp_path: Path) -> None:
         assert requests[:2] == [True, False], "in their order"
 
 
+@pytest.mark.thorough  # test_power.py has one that is switched on again
 def test_a_reboot_brings_its_cards_back(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
     before = a.nics["a-wire"].ip

@@ -14,6 +14,7 @@ from pytest_virtainers.engine.network import free_subnets
 from tests.vm.hearing import heard, needs_ears
 from tests.vm.stranger import PORT, web_server
 
+pytestmark = pytest.mark.each_engine
 _ASK = "import urllib.request, sys; urllib.request.urlopen(sys.argv[1], timeout=60)"
 
 

@@ -17,8 +17,9 @@ def boot_id(vm: VM) -> str:
     return vm.run("cat /proc/sys/kernel/random/boot_id").stdout
 
 
-def test_down_and_up_again_with_the_same_disk(vm: VM) -> None:
-    before = boot_id(vm)
+@pytest.mark.virtainer(scope="function", nics=["side"])
+def test_down_and_up_again_with_the_same_disk_and_card(vm: VM) -> None:
+    before, card = boot_id(vm), vm.nics["side"]
     vm.write_text("/home/debian/kept", "yes")
     vm.shutdown()
     with pytest.raises(VMGone, match=r"vm does not run: it was shut down; vm\.start\(\) switches it on"):
@@ -26,6 +27,8 @@ def test_down_and_up_again_with_the_same_disk(vm: VM) -> None:
     vm.start()
     assert vm.read_text("/home/debian/kept") == "yes"
     assert boot_id(vm) != before
+    assert vm.nics == {"side": card}
+    assert card.ip in vm.run(["ip", "addr", "show", "dev", card.device]).stdout
     assert "Power down" in vm.run("journalctl -b -1 -n 30 --no-pager", sudo=True).stdout or vm.run(
         "journalctl -b -1 --no-pager | grep -c 'Reached target.*poweroff.target'", sudo=True
     )

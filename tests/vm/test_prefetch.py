@@ -2,8 +2,6 @@
 
 import pytest
 
-pytestmark = pytest.mark.alone
-
 # Tests look at the engine: which VMs of theirs are there, and was the one they got there before they asked?
 SUITE = """
     import time

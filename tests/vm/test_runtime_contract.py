@@ -128,7 +128,9 @@ def starter(engine_cli: list[str], runtime_image: str) -> Iterator[Callable[...,
         return container
 
     yield start
-    subprocess.run([*engine_cli, "rm", "-f", "-v", *names], capture_output=True, check=False)
+    # Podman's `rm --force` waits ten seconds for a container to stop by itself.
+    for command in (["kill"], ["rm", "-f", "-v"]):
+        subprocess.run([*engine_cli, *command, *names], capture_output=True, check=False)
 
 
 @pytest.fixture
@@ -257,6 +259,7 @@ def test_a_bad_seed(start: Callable[..., Container], tiny: Path, tmp_path: Path)
     assert line.startswith("virtainer: end: bad-seed: /tmp/user-data is a directory: docker makes one when")
 
 
+@pytest.mark.each_engine
 @pytest.mark.parametrize("options", [("--tmpfs", "/mounted:size=64k"), ("--tmpfs", "/mounted:ro")])
 def test_no_room_for_the_overlay(start: Callable[..., Container], tiny: Path, options: tuple[str, ...]) -> None:
     code, line = refused(start, *mount(tiny, "/image"), *options)
@@ -265,6 +268,7 @@ def test_no_room_for_the_overlay(start: Callable[..., Container], tiny: Path, op
     assert "IMAGE_DIR" in line
 
 
+@pytest.mark.each_engine
 def test_every_missing_right_is_named_with_its_flag(start: Callable[..., Container]) -> None:
     code, line = refused(start, rights=["--cap-drop", "ALL"])
     assert code == 14
@@ -272,6 +276,7 @@ def test_every_missing_right_is_named_with_its_flag(start: Callable[..., Contain
     assert line.endswith(f"add to docker run: {' '.join(flags)}")
 
 
+@pytest.mark.each_engine
 def test_without_forwarding(start: Callable[..., Container], tiny: Path) -> None:
     code, line = refused(start, *mount(tiny, "/image"), rights=[*LEAST, "--sysctl", "net.ipv4.ip_forward=0"])
     assert code == 14
@@ -284,6 +289,7 @@ def test_kvm_where_there_is_none(start: Callable[..., Container], tiny: Path) ->
     assert line.startswith("virtainer: end: privilege: ACCEL=kvm is impossible here: ")
 
 
+@pytest.mark.each_engine
 def test_an_inner_network_that_overlaps_the_outer_one(start: Callable[..., Container], tiny: Path) -> None:
     running = start(*mount(tiny, "/image"))
     # A rootless Podman says nothing of the address that it gives.
@@ -346,6 +352,7 @@ def test_cache_modes(start: Callable[..., Container], tiny: Path, mode: str) -> 
     assert vm.qmp("query-status")["status"] == "running"
 
 
+@pytest.mark.each_engine
 def test_the_guest_disk_as_xz_by_url_and_through_a_symlink(
     start: Callable[..., Container], tiny: Path, tmp_path: Path, network: str
 ) -> None:
@@ -415,6 +422,7 @@ def test_a_ready_iso_comes_first(start: Callable[..., Container], tiny: Path, tm
 # ---------------------------------------------------------------------------------------------- rights
 
 
+@pytest.mark.each_engine
 @pytest.mark.parametrize(
     "rights",
     [LEAST, ["--privileged"], ["--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", *TUN]],
@@ -437,6 +445,7 @@ def test_rights_that_suffice(
     assert owners.split() == ["qemu"]
 
 
+@pytest.mark.each_engine
 def test_without_a_network(start: Callable[..., Container], tiny: Path) -> None:
     assert running_tiny(start, tiny, "--network", "none").qmp("query-status")["running"] is True
 
@@ -444,6 +453,7 @@ def test_without_a_network(start: Callable[..., Container], tiny: Path) -> None:
 # ---------------------------------------------------------------------------------------------- console and ends
 
 
+@pytest.mark.each_engine
 def test_the_console_is_stdout_a_file_and_interactive(start: Callable[..., Container], tiny: Path) -> None:
     vm = running_tiny(start, tiny)
     assert vm.exec("console", stdin="abc").endswith("abc")
@@ -454,6 +464,7 @@ def test_the_console_is_stdout_a_file_and_interactive(start: Callable[..., Conta
     assert "virtainer:" not in vm.console
 
 
+@pytest.mark.each_engine
 def test_the_guest_panics_reboots_and_powers_off(start: Callable[..., Container], tiny: Path) -> None:
     vm = running_tiny(start, tiny)
     vm.exec("console", stdin="p")
@@ -475,6 +486,7 @@ def test_a_guest_that_ignores_the_power_button_is_killed_after_the_grace_time(
     assert vm.end() == (2, "virtainer: end: killed: the guest did not shut down in 2 s")
 
 
+@pytest.mark.each_engine
 def test_a_second_signal_ends_it_at_once(start: Callable[..., Container], tiny: Path) -> None:
     vm = running_tiny(start, tiny)
     vm.signal("TERM")
@@ -483,6 +495,7 @@ def test_a_second_signal_ends_it_at_once(start: Callable[..., Container], tiny: 
     assert vm.end(10) == (2, "virtainer: end: killed: SIGINT came again")
 
 
+@pytest.mark.each_engine
 def test_qmp_serves_many_and_quits(start: Callable[..., Container], tiny: Path) -> None:
     vm = running_tiny(start, tiny)
     command = [*vm.cli, "exec", vm.name, "qmp", '{"execute": "query-status"}']
@@ -495,6 +508,7 @@ def test_qmp_serves_many_and_quits(start: Callable[..., Container], tiny: Path) 
     assert vm.end() == (0, "virtainer: end: quit: QEMU was told to quit through QMP")
 
 
+@pytest.mark.each_engine
 def test_the_lease(start: Callable[..., Container], tiny: Path, engine_cli: list[str], runtime_image: str) -> None:
     name = f"contract-{uuid.uuid4().hex[:8]}"
     options = [*LIMITS, *LEAST, *mount(tiny, "/image"), "-e", "RAM=64", "-e", "LEASE=stdin"]
@@ -522,12 +536,14 @@ def test_the_lease(start: Callable[..., Container], tiny: Path, engine_cli: list
         vm.engine("rm", "-f", "-v", name)
 
 
+@pytest.mark.each_engine
 def test_a_lease_that_nobody_holds(start: Callable[..., Container], tiny: Path) -> None:
     code, line = refused(start, *mount(tiny, "/image"), "-e", "LEASE=stdin")
     assert code == 3
     assert line.startswith("virtainer: end: lease-gone: ")
 
 
+@pytest.mark.each_engine
 def test_stop_while_it_prepares(start: Callable[..., Container], network: str) -> None:
     hang = ("-c", "import socket,time; s=socket.create_server(('', 8000)); c=s.accept(); time.sleep(600)")
     start("--network", network, "--network-alias", "slow", "--entrypoint", "python3", entry=hang)
@@ -540,13 +556,19 @@ def test_stop_while_it_prepares(start: Callable[..., Container], network: str) -
 # ---------------------------------------------------------------------------------------------- overlay
 
 
+@pytest.mark.each_engine
 def test_an_overlay_of_another_guest_disk(start: Callable[..., Container], tiny: Path, tmp_path: Path) -> None:
     data = ("-v", f"{tmp_path}:/mounted")
     vm = running_tiny(start, tiny, *data)
     vm.exec("console", stdin="o", check=False)
     vm.end()
+    vm.engine("start", vm.name)
+    vm.wait_for(">\n", count=2)
+    assert vm.said.count("virtainer: using the overlay /mounted/local_image.qcow2 again") == 1, "the same container"
+    vm.exec("console", stdin="o", check=False)
+    vm.end()
     vm = running_tiny(start, tiny, *data)
-    assert "virtainer: using the overlay /mounted/local_image.qcow2 again" in vm.said
+    assert "virtainer: using the overlay /mounted/local_image.qcow2 again" in vm.said, "another one"
     vm.exec("console", stdin="o", check=False)
     vm.end()
     other = tmp_path / "other.img"
@@ -608,7 +630,7 @@ def debian(
         *mount(guest_disk, "/image"),
         *mount(folder / "id.pub", "/tmp/id_rsa.pub"),
         *("-v", f"{folder / 'mounted'}:/mounted", "--network", network, "--network-alias", "alpha"),
-        *("-e", "VM_NAME=alpha", "-e", "SHUTDOWN_TIMEOUT=300", "-e", "DISK_CACHE=unsafe"),
+        *("-e", "VM_NAME=alpha", "-e", "CPU=2", "-e", "SHUTDOWN_TIMEOUT=300", "-e", "DISK_CACHE=unsafe"),
     )
     guest = Debian(vm, folder / "id")
     guest.wait()
@@ -647,6 +669,7 @@ for _ in range(30):
 """
 
 
+@pytest.mark.each_engine
 def test_the_guest_gets_its_address_name_and_disk(debian: Debian) -> None:
     assert "192.168.100.2/24" in debian.ssh("ip -o -4 addr show scope global")
     assert "52:54:00:76:69:01" in debian.ssh("ip neigh show 192.168.100.1")
@@ -654,6 +677,7 @@ def test_the_guest_gets_its_address_name_and_disk(debian: Debian) -> None:
     assert debian.ssh("lsblk -bdno SIZE /dev/vda").strip() == str(40 * 2**30)
 
 
+@pytest.mark.each_engine
 def test_all_protocols_reach_the_guest_at_the_containers_address(debian: Debian, peer: Container) -> None:
     tcp = "import socket,sys; print(socket.create_connection((sys.argv[1], 22), 10).recv(99))"
     assert "SSH-2.0-OpenSSH" in peer.exec("python3", "-c", tcp, "alpha")
@@ -670,6 +694,7 @@ def test_the_relay_waits_a_moment_for_a_port(debian: Debian) -> None:
     assert 2.5 < time.monotonic() - began < 20
 
 
+@pytest.mark.each_engine
 def test_the_guest_finds_others_by_name(debian: Debian, peer: Container) -> None:
     fetch = "import urllib.request; print(urllib.request.urlopen('http://{}/', timeout=20).status)"
     assert debian.ssh("getent hosts web.virtainer.internal").split()[0] == peer.address()
@@ -677,6 +702,7 @@ def test_the_guest_finds_others_by_name(debian: Debian, peer: Container) -> None
     assert debian.ssh(f"python3 -c {shlex.quote(fetch.format('web.virtainer.internal'))}") == "200\n"
 
 
+@pytest.mark.each_engine
 def test_a_guest_that_calls_its_own_container_reaches_itself(debian: Debian) -> None:
     code = f"import socket; print(socket.create_connection(({debian.vm.address()!r}, 22), 10).recv(99))"
     assert "SSH-2.0-OpenSSH" in debian.ssh(f"python3 -c {shlex.quote(code)}")
@@ -692,6 +718,7 @@ def test_discard_reaches_the_overlay(debian: Debian) -> None:
     assert size() < full - 80 * 2**20
 
 
+@pytest.mark.each_engine
 def test_a_card_joins_a_network_that_is_harmed_and_recorded(
     side_network: str, debian: Debian, start: Callable[..., Container]
 ) -> None:
@@ -734,6 +761,7 @@ def test_a_card_joins_a_network_that_is_harmed_and_recorded(
     debian.vm.engine("network", "disconnect", side_network, debian.vm.name)
 
 
+@pytest.mark.thorough  # three boots
 def test_a_reboot_a_stop_while_it_boots_and_a_second_start(debian: Debian, guest_disk: Path) -> None:
     digest = hashlib.sha256(guest_disk.read_bytes()).hexdigest()
     debian.ssh("echo kept | sudo tee /root/mark && sync")

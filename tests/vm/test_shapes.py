@@ -6,25 +6,16 @@ import pytest
 
 from pytest_virtainers import VM
 from pytest_virtainers.engine.client import Engine
+from tests.vm.shapes import FULL
 
 
-@pytest.mark.virtainer(
-    "node-1",
-    ram="640M",
-    cpus=2,
-    disk="20G",
-    user="alice",
-    internet=False,
-    user_data={"timezone": "Europe/Berlin", "users": [{"name": "bob", "shell": "/bin/bash"}]},
-    files={"/etc/motd.d/note": b"\xffhi", "/srv/a b/c": "text"},
-    run_commands=["echo $((6*7)) $(id -un) >/srv/ran", ["touch", "/srv/a file"]],
-)
+@pytest.mark.virtainer("node-1", **FULL)
 def test_everything_a_marker_asks_for(vm: VM) -> None:
     facts = vm.run(
         "hostname; nproc; id -un; getent passwd bob | cut -d: -f7; readlink /etc/localtime; "
         "stat -c %s /etc/motd.d/note; cat '/srv/a b/c'; echo; cat /srv/ran; ls '/srv/a file'"
     ).stdout.splitlines()
-    assert facts[:4] == ["node-1", "2", "alice", "/bin/bash"]
+    assert facts[:4] == ["by-user-data", "2", "alice", "/bin/bash"]
     assert facts[4].endswith("Europe/Berlin")
     assert facts[5:] == ["3", "text", "42 root", "/srv/a file"]
     ram_mib = int(vm.run("awk '/MemTotal/ {print int($2/1024)}' /proc/meminfo").stdout)
@@ -43,7 +34,7 @@ def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine
 
         @pytest.fixture(scope="session")
         def virtainer_defaults():
-            return {"name": "of-class", "ram": "512M", "disk": "3G"}
+            return {"name": "of-class", "ram": "512M", "disk": "3G", "cpus": 2}
         """
     )
     pytester.makepyfile(

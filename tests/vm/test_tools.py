@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,13 +33,27 @@ def tool(*words: str, **environment: str) -> str:
     return done.stdout
 
 
+def put_rsync(vm: VM, folder: Path) -> str:
+    """Copy this host's rsync with its libraries into the guest, which has none; return how it is called there."""
+    program = shutil.which("rsync")
+    assert program
+    folder.mkdir()
+    libraries = [word for word in tool("ldd", program).split() if word.startswith("/")]
+    for each in (program, *libraries):
+        shutil.copy(each, folder)
+    (loader,) = (Path(each).name for each in libraries if Path(each).name.startswith("ld-"))
+    there = vm.put(folder, f"/opt/{folder.parent.name}")
+    return f"{there}/{loader} --library-path {there} {there}/rsync"
+
+
 def test_openssh_and_its_kin(vm_by: VM, tmp_path: Path) -> None:
     config = str(vm_by.ssh_config())
     assert tool("ssh", "-F", config, "vm", "echo $((6*7))") == "42\n"
     (tmp_path / "file").write_text("content")
     tool("scp", "-F", config, str(tmp_path / "file"), "vm:/tmp/by-scp")
-    vm_by.run("command -v rsync || { apt-get -q update && apt-get -q -y install rsync; }", sudo=True)
-    tool("rsync", "-e", f"ssh -F {shlex.quote(config)}", str(tmp_path / "file"), "vm:/tmp/by-rsync")
+    rsync = put_rsync(vm_by, tmp_path / "rsync")
+    how = ["-e", f"ssh -F {shlex.quote(config)}", "--rsync-path", rsync]
+    tool("rsync", *how, str(tmp_path / "file"), "vm:/tmp/by-rsync")
     assert vm_by.run("cat /tmp/by-scp /tmp/by-rsync").stdout == "contentcontent"
 
 

@@ -27,8 +27,6 @@ from pytest_virtainers.progress import SILENT
 from pytest_virtainers.settings import Settings, environment, resolve
 from pytest_virtainers.spec import merge
 
-pytestmark = pytest.mark.alone
-
 
 def containers(engine: Engine, name: str) -> list[object]:
     return list(engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"}))
@@ -69,7 +67,7 @@ def test_an_overlay_is_not_a_whole_image(
 @pytest.fixture
 def small_store(engine: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
     """A volume on a tmpfs with the mount options that the test gives."""
-    name = f"virtainers-test-{int(time.time())}"
+    name = f"virtainers-test-{time.time_ns()}"
     options = {"type": "tmpfs", "device": "tmpfs", "o": request.param}
     engine.api.create_volume(name, driver="local", driver_opts=options)
     yield name
@@ -111,17 +109,17 @@ def test_a_store_directory_that_is_not_there() -> None:
 
 def test_a_boot_that_takes_too_long(manager: Manager, settings: Settings, engine: Engine) -> None:
     with pytest.raises(
-        BootTimeout, match=r"slow did not let us log in over SSH within 8 s\. The last try: "
+        BootTimeout, match=r"too-slow did not let us log in over SSH within 8 s\. The last try: "
     ) as caught:
-        manager.launch(merge(settings.shape, {"name": "slow", "boot_timeout": 8.0, "template": False}))
+        manager.launch(merge(settings.shape, {"name": "too-slow", "boot_timeout": 8.0, "template": False}))
     assert "The last lines of its console:\n  | " in str(caught.value)
     assert "boot_timeout" in str(caught.value)
-    assert containers(engine, "slow") == []
+    assert containers(engine, "too-slow") == []
 
 
 def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: Engine) -> None:
     def kill() -> None:
-        while not (found := containers(engine, "victim")):
+        while not (found := containers(engine, "killed-early")):
             time.sleep(0.1)
         time.sleep(4)
         engine.api.kill(found[0]["Id"])  # type: ignore[index]
@@ -129,12 +127,12 @@ def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: E
     killer = threading.Thread(target=kill)
     killer.start()
     began = time.monotonic()
-    with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:") as caught:
-        vm_factory("victim", template=False)
+    with pytest.raises(VMGone, match=r"killed-early has ended: .*The last lines of its console:") as caught:
+        vm_factory("killed-early", template=False)
     killer.join()
     assert time.monotonic() - began < 30, str(caught.value)
     deadline = time.monotonic() + 10  # the engine removes it by itself
-    while containers(engine, "victim"):
+    while containers(engine, "killed-early"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -168,6 +166,8 @@ def test_a_kernel_panic_is_told_at_once(vm_factory: VMFactory) -> None:
         vm.run("true")
 
 
+@pytest.mark.alone  # it must answer in time
+@pytest.mark.each_engine
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the bridge's address")
 def test_a_bridge_that_gets_another_address_holds_nothing_up(manager: Manager, settings: Settings) -> None:
     """A Podman network's bridge does when containers come and go; here, on any engine, while a VM is to answer."""

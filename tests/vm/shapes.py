@@ -1,0 +1,20 @@
+"""Shapes that test files share: one of its own costs a boot on each engine."""
+
+from pytest_virtainers import Arguments
+
+SMALL: Arguments = {"ram": "512M", "disk": "3G", "cpus": 2}  # two: the template boots faster
+FULL: Arguments = {
+    "ram": "640M",
+    "cpus": 2,
+    "disk": "20G",
+    "user": "alice",
+    "internet": False,
+    "user_data": {
+        "hostname": "by-user-data",
+        "timezone": "Europe/Berlin",
+        "users": [{"name": "bob", "shell": "/bin/bash"}],
+    },
+    "files": {"/etc/motd.d/note": b"\xffhi", "/srv/a b/c": "text"},
+    "run_commands": ["echo $((6*7)) $(id -un) >/srv/ran", ["touch", "/srv/a file"]],
+}
+"""All that a marker can ask for without another image: for one that has no way out, too."""
