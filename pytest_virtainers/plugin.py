@@ -30,11 +30,14 @@ from pytest_virtainers.fixtures import (
 from pytest_virtainers.markers import check_all
 from pytest_virtainers.settings import SETTINGS, Source, environment, resolve
 from pytest_virtainers.spec import SIGNATURE
+from pytest_virtainers.time_limit import pytest_timeout_cancel_timer, pytest_timeout_set_timer
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 __all__ = [
+    "pytest_timeout_cancel_timer",
+    "pytest_timeout_set_timer",
     "session_vm",
     "virtainer_defaults",
     "virtainer_network",
@@ -42,7 +45,7 @@ __all__ = [
     "vm",
     "vm_factory",
     "vms",
-]  # pytest finds the fixtures here
+]  # pytest finds these fixtures and hooks here
 
 _DURATIONS, _DAMAGE = "virtainer_durations", "virtainer_damage"
 _TOLD_KEY: pytest.StashKey[list[Record]] = pytest.StashKey()

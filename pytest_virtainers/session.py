@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from pytest_virtainers import time_limit
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
 from pytest_virtainers.progress import LAUNCHING, SILENT, Progress, fitted
 
@@ -48,8 +49,10 @@ def manager(config: pytest.Config) -> Manager:
 
             worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
             looks = settings.keep != "never" or settings.hold or in_debugger(config)
-            made = Manager(settings, _progress(config), worker, keeps_lost=looks)
+            progress, test_run = _progress(config), getattr(config, "workerinput", {}).get("testrunuid", "")
+            made = Manager(settings, progress, worker, keeps_lost=looks, test_run=test_run)
             made.echo = _echo(config)
+            made.once.without_time_limit = lambda: time_limit.suspended(config, progress.note)
             config.stash[_MANAGER_KEY] = made
             _end_on_sigterm()
             if hasattr(config, "workerinput"):
