@@ -32,6 +32,7 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.forks import Owner
+from pytest_virtainers.handle import provisioning
 from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds
@@ -178,7 +179,10 @@ class Manager:
         return self._settings.store
 
     def runtime_image(self) -> str:
-        """Return the runtime image's reference, built if need be; raises `ImageError`, with the first failure's text."""
+        """Return the runtime image's reference, built if need be; raises `ImageError`.
+
+        If it cannot be had, it is not tried again in this run.
+        """
         if self._no_runtime_image:
             raise ImageError(self._no_runtime_image)
         if self._runtime_image is None:
@@ -695,7 +699,8 @@ class Manager:
             if not save_into:
                 self._plug_cards(vm)
             if spec.prepare is not None:
-                spec.prepare(vm)
+                with self._progress.step(f"preparing {spec.name} ({spec.image})") as step:
+                    provisioning.prepare(vm, step)
 
         vm = self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
         self._have_read(guest.place, guest.digest)

@@ -1,4 +1,4 @@
-"""What a run makes once for all its VMs: without the time limit of the test that needs it first, and not again if it failed.
+"""What a run makes once for all its VMs: without the first test's time limit, and not again if it failed.
 
 Processes of one run (workers of pytest-xdist) find each other's failures in the folder of the locks. A file there
 belongs to the run that is written in it; a later run replaces it.
@@ -56,7 +56,8 @@ class Once:
         failure = self._failures.get(key) or self._failure_elsewhere(key)
         if failure:
             raise TemplateError(
-                f"{who}: its template could not be made in this run, and is not tried again. The first failure: {failure}"
+                f"{who}: its template could not be made in this run, and is not tried again. "
+                f"The first failure: {failure}"
             )
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""The time limit of a test (pytest-timeout, 2.1 or newer): suspended while something is made that later tests need, too.
+"""Suspend the time limit of a test while something is made that later tests need, too.
 
-pytest-timeout sets and cancels its timer by hooks. What passes here notes which timer is set. To suspend it, it is
-cancelled by the same hooks and set again, whatever its method is; the limit then starts from its beginning.
+pytest-timeout (2.1 or newer) sets and cancels its timer by hooks, and the hooks here note which one is set. To suspend
+it, it is cancelled by the same hooks and set again, whatever its method. The limit then starts again.
 """
 
 from __future__ import annotations
