@@ -103,6 +103,11 @@ def close(config: pytest.Config) -> None:
         del config.stash[_MANAGER_KEY]
 
 
+def note(config: pytest.Config, line: str) -> None:
+    """Show a line that the person asked for: also under `-q`, unless it is given twice."""
+    _progress(config, quiet=-1).note(line)
+
+
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Let a `VirtainerError` speak for itself: its message says what its causes and our frames would."""
@@ -113,9 +118,9 @@ def plain_errors() -> Iterator[None]:
         raise error.with_traceback(None) from None
 
 
-def _progress(config: pytest.Config) -> Progress:
-    """Show progress on the terminal even while pytest captures; nothing under `-q`."""
-    if config.get_verbosity() < 0:
+def _progress(config: pytest.Config, quiet: int = 0) -> Progress:
+    """Show progress on the terminal even while pytest captures; nothing when pytest is quieter than `quiet`."""
+    if config.get_verbosity() < quiet:
         return SILENT
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")

@@ -1,6 +1,6 @@
 """Suspend the time limit of a test while something is made that later tests need, too.
 
-pytest-timeout (2.1 or newer) sets and cancels its timer by hooks, and the hooks here note which one is set. To suspend
+pytest-timeout (2.1 or newer) sets and cancels its timer by hooks, and the hooks here note which is set. To suspend
 it, it is cancelled by the same hooks and set again, whatever its method. The limit then starts again.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,22 +19,14 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class _Timer:
-    """A timer that runs: for which test, with which settings of pytest-timeout, set by which thread."""
-
-    item: pytest.Item
-    settings: Any
-    thread: int
-
-
-_TIMER_KEY: pytest.StashKey[_Timer | None] = pytest.StashKey()
+# The timer that runs: for which test, with which settings of pytest-timeout, set by which thread.
+_TIMER_KEY: pytest.StashKey[tuple[pytest.Item, Any, int] | None] = pytest.StashKey()
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
     """Note the timer; pytest-timeout sets it."""
-    item.config.stash[_TIMER_KEY] = _Timer(item, settings, threading.get_ident())
+    item.config.stash[_TIMER_KEY] = item, settings, threading.get_ident()
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -51,17 +42,18 @@ def suspended(config: pytest.Config, note: Callable[[str], object]) -> Iterator[
     A thread other than the one that set it cannot: signals are set by the main thread only.
     """
     timer = config.stash.get(_TIMER_KEY, None)
-    if timer is None or timer.thread != threading.get_ident():
+    if timer is None or timer[-1] != threading.get_ident():
         yield
         return
-    config.hook.pytest_timeout_cancel_timer(item=timer.item)
+    item, settings, _ = timer
+    config.hook.pytest_timeout_cancel_timer(item=item)
     began = time.monotonic()
     try:
         yield
     finally:
-        config.hook.pytest_timeout_set_timer(item=timer.item, settings=timer.settings)
+        config.hook.pytest_timeout_set_timer(item=item, settings=settings)
         if time.monotonic() - began > _QUIET_SECONDS:
             note(
-                f"the time limit of {timer.item.nodeid}, {timer.settings.timeout:g} s, starts again: what was made "
+                f"the time limit of {item.nodeid}, {settings.timeout:g} s, starts again: what was made "
                 "now is made once. To make it ahead of the tests: pytest --virtainer-warm"
             )
