@@ -1,6 +1,6 @@
 """`pytest --virtainer-warm`: make the images and templates that the collected tests need, and run none of them.
 
-What a test needs follows from its markers and the fixtures `virtainer_defaults` and `virtainer_prepare`. These are set
+What a test needs follows from markers and the fixtures `virtainer_defaults` and `virtainer_prepare`. These are set
 up for each test that has a VM, with what they depend on; its other fixtures are not.
 """
 
