@@ -42,7 +42,7 @@ beats() {
 
 
 class Limit:
-    """The time that cloud-init may take after the login.
+    """The time that cloud-init may take, from now on.
 
     Args:
         seconds: without progress; in all, without a `setting`.
@@ -72,17 +72,17 @@ class Limit:
     def passed(self) -> str:
         """Return which limit has passed, with the time that it took; empty: none."""
         now = time.monotonic()
-        elapsed = f"{now - self._began:.0f} s after the login"
+        elapsed = f"after {now - self._began:.0f} s"
         if self._quiet is not None and now - self._progressed > self._quiet:
-            quiet = f"{now - self._progressed:.0f} s without progress"
-            return f"{elapsed}, and {quiet}. The limit is {self._setting}; give it more if a step takes long"
+            quiet = f"the last {now - self._progressed:.0f} s without progress"
+            return f"{elapsed}, {quiet}. The limit is {self._setting}; give it more if a step takes long"
         if now - self._began > self._most:
             return f"{elapsed}. {self._limit_in_all()}"
         return ""
 
     def _limit_in_all(self) -> str:
         if self._quiet is None:
-            return "That is all of the time that it had; give it more (timeout, boot_timeout) if it is only slow"
+            return "That is all of its time; give it more (timeout, or boot_timeout) if it is only slow"
         return f"It makes progress, but in all it may take {_IN_ALL} times the limit without: {self._setting}"
 
     def story(self) -> str:
