@@ -27,6 +27,7 @@ class MachineArguments(TypedDict, total=False):
     firmware: Literal["auto", "bios", "uefi"] | None
     env: Mapping[str, str] | None
     boot_timeout: float | str | None
+    provision_timeout: float | str | None
     internet: Switch | None
     template: Switch | None
     hostname: str | None

@@ -60,6 +60,10 @@ class BootTimeout(BootError):
     """The guest was not ready when its time was up."""
 
 
+class ProvisionTimeout(BootTimeout):
+    """The guest let us log in, but what was to be set up in it did not finish in its time."""
+
+
 class GuestPanic(BootError):
     """The guest's kernel panicked."""
 
@@ -78,6 +82,10 @@ class QEMUCrashed(VMGone):
 
 class BadTemplate(VMGone):
     """A saved machine does not restore here; it is made anew. Never seen by a test, unless the new one fails, too."""
+
+
+class TemplateError(VirtainerError):
+    """A template could not be made, as an earlier test of the run has found out; the message has that failure."""
 
 
 class SSHError(VirtainerError):

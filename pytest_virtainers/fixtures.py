@@ -56,7 +56,7 @@ def vm(
 ) -> VM:
     """A VM as the test's markers and the options describe it: fresh for the test, unless `scope` shares it."""
     with session.plain_errors():
-        base = _base(request.config, virtainer_defaults, virtainer_prepare)
+        base = layers(request.config, virtainer_defaults, virtainer_prepare)
         request.config.stash[_BASE_KEY] = base
         return _machines(request.node, [merge(*base, *arguments(request.node))])[0]
 
@@ -69,7 +69,7 @@ def vms(
 ) -> Mapping[str, VM]:
     """The VMs that the test's markers name, or those of `virtainers.toml`, by their names; they start together."""
     with session.plain_errors():
-        base = _base(request.config, virtainer_defaults, virtainer_prepare)
+        base = layers(request.config, virtainer_defaults, virtainer_prepare)
         wanted = {name: merge(*base, *layers) for name, layers in by_name(request.node).items()}
         return dict(zip(wanted, _machines(request.node, list(wanted.values())), strict=True))
 
@@ -165,7 +165,7 @@ def session_vm(
 ) -> Iterator[VM]:
     """One VM for all tests of this process, as options and `virtainer_defaults` describe it."""
     with session.plain_errors():
-        base = _base(request.config, virtainer_defaults, virtainer_prepare)
+        base = layers(request.config, virtainer_defaults, virtainer_prepare)
         machine = _launch(request, merge(*base, {"scope": "session"}))
     request.config.stash[SESSION_VM_KEY] = machine
     yield machine
@@ -187,7 +187,7 @@ def vm_factory(
         with session.plain_errors():
             refuse_sharing(given, where, "these end with their test")
             checked = check({"name": name, **given}, where, request.path.parent)
-            base = _base(request.config, virtainer_defaults, virtainer_prepare)
+            base = layers(request.config, virtainer_defaults, virtainer_prepare)
             machine = _launch(request, merge(*base, checked))
         launched.append(machine)
         return used(request.node, machine)
@@ -197,10 +197,10 @@ def vm_factory(
         session.manager(request.config).retire(machine)
 
 
-def _base(
+def layers(
     config: pytest.Config, defaults: Mapping[str, Any], prepare: Callable[[VM], object] | None
 ) -> list[Mapping[str, Any]]:
-    """Give the layers under the markers: settings, then `virtainer_prepare` and `virtainer_defaults`."""
+    """Return the layers under the markers: settings, then `virtainer_prepare` and `virtainer_defaults`."""
     return [
         config.stash[session.SETTINGS_KEY].shape,
         check({"prepare": prepare}, "the fixture virtainer_prepare"),

@@ -7,7 +7,7 @@ import itertools
 import secrets
 import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_virtainers import flat_disk, images, runtime, scratch, seed
 from pytest_virtainers.arch import check_firmware
@@ -32,6 +32,7 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.forks import Owner
+from pytest_virtainers.handle import provisioning
 from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds
@@ -39,6 +40,7 @@ from pytest_virtainers.housekeeping import USES, make_room
 from pytest_virtainers.integrity import Watch
 from pytest_virtainers.keys import Keys
 from pytest_virtainers.networks import Networks
+from pytest_virtainers.once import Once
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.progress import LAUNCHING
 from pytest_virtainers.starting import Starter
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from pytest_virtainers.spec import Spec
     from pytest_virtainers.store import Workshop
 
+T = TypeVar("T")
+
 # One clone that fails may have met a busy machine, two a bad template; then there is a new one.
 _TRIES = 3
 
@@ -70,6 +74,7 @@ class Manager:
         settings: of the run.
         progress: where long steps are shown.
         worker: which of several processes of a test run this is, for labels.
+        test_run: an id that these processes share; empty: there is only this one.
         keeps_lost: somebody takes the evidence of machines whose launch has failed.
         tenure: how long its VMs stay.
 
@@ -77,6 +82,7 @@ class Manager:
         durations: where the seconds of each launch went.
         damage: what was found damaged in the store after VMs were started from it; `look_for_damage` adds to it.
         echo: where the output of commands is shown as it comes; None: nowhere.
+        once: what this run makes once for all its VMs.
         lost: machines whose launch has failed, with `keeps_lost`, until `bury`.
         networks: those of the run.
         starter: of their containers.
@@ -91,6 +97,7 @@ class Manager:
         progress: Progress,
         worker: str = "main",
         *,
+        test_run: str = "",
         keeps_lost: bool = False,
         tenure: Tenure = DISPOSABLE,
     ) -> None:
@@ -110,6 +117,8 @@ class Manager:
         self._guests: dict[tuple[str, str], Guest] = {}  # by image and architecture, as asked for
         self._refused: dict[tuple[str, str], str] = {}  # those that could not be had, and why
         self._runtime_image: str | None = None
+        self._no_runtime_image = ""  # why it cannot be had
+        self.once = Once(test_run)
         self._templates: Templates | None = None
         self._holds = Holds()
         self._watch = Watch(self._store_to_read)
@@ -170,9 +179,19 @@ class Manager:
         return self._settings.store
 
     def runtime_image(self) -> str:
-        """Give the runtime image's reference, built if need be; raises `ImageError`."""
+        """Return the runtime image's reference, built if need be; raises `ImageError`.
+
+        If it cannot be had, it is not tried again in this run.
+        """
+        if self._no_runtime_image:
+            raise ImageError(self._no_runtime_image)
         if self._runtime_image is None:
-            self._runtime_image = runtime.ensure(self.engine, self._progress)
+            try:
+                with self.once.without_time_limit():
+                    self._runtime_image = runtime.ensure(self.engine, self._progress)
+            except ImageError as error:
+                self._no_runtime_image = str(error)
+                raise
         return self._runtime_image
 
     def has_runtime_image(self) -> bool:
@@ -207,7 +226,7 @@ class Manager:
             if wanted in self._refused:
                 raise ImageError(self._refused[wanted])
             images.find(image, arch)  # a wrong name should not have to wait for a container
-            with self.store() as shop:
+            with self.once.without_time_limit(), self.store() as shop:
                 try:
                     guest = images.ensure(image, arch, shop, self._progress)
                 except ImageError as error:
@@ -239,6 +258,7 @@ class Manager:
                 holds=self._holds,
                 runtime_id=self.engine.image_id(self.runtime_image()),
                 progress=self._progress,
+                once=self.once,
             )
         return self._templates
 
@@ -304,10 +324,7 @@ class Manager:
         if len(specs) < 2:  # noqa: PLR2004  (one needs no threads)
             return [self.launch(spec, node_id) for spec in specs]
         for spec in specs:  # what takes long is shown, and clones of one template should not wait for each other
-            self._budget.check(spec)
-            guest = self.guest_of(spec)
-            if spec.template:
-                self._template(spec, guest, node_id)
+            self.warm(spec, node_id)
         self._together = specs
         title = f"starting {', '.join(spec.name for spec in specs)}"
         with self._progress.step(title), ThreadPoolExecutor(len(specs), LAUNCHING) as threads:
@@ -326,6 +343,14 @@ class Manager:
         for error in failures[1:]:
             failures[0].add_note(f"And: {error}")
         raise failures[0]
+
+    def warm(self, spec: Spec, node_id: str = "") -> None:
+        """Make the images and the template that a VM needs, if they are not there; raises as `launch` does."""
+        __tracebackhide__ = True
+        self._budget.check(spec)
+        guest = self.guest_of(spec)
+        if spec.template:
+            self._again_after_crash(spec, lambda: self._template(spec, guest, node_id))
 
     def _give_up(self, launches: Sequence[Future[VM]]) -> None:
         """End launches that nobody waits for any more."""
@@ -363,14 +388,19 @@ class Manager:
             return vm
         self._budget.check(spec)
         guest = self.guest_of(spec)
+        return self._again_after_crash(spec, lambda: self._clone_or_boot(spec, guest, node_id))
+
+    def _again_after_crash(self, spec: Spec, make: Callable[[], T]) -> T:
+        """Call `make`, and once more when a kernel hangs or QEMU crashes while it boots."""
+        __tracebackhide__ = True
         try:
-            return self._clone_or_boot(spec, guest, node_id)
+            return make()
         except (GuestStalled, QEMUCrashed) as error:  # seen under emulation, once in some hundred boots
             whose = f"of {spec.name} ({spec.image})"
             what = f"QEMU {whose} crashed" if isinstance(error, QEMUCrashed) else f"the kernel {whose} hung"
             self._progress.note(f"{what} while it booted: booting anew, once")
             self._bury_lost(spec)
-            return self._clone_or_boot(spec, guest, node_id)
+            return make()
 
     def prefetch(self, spec: Spec | None, node_id: str = "") -> None:
         """Make a clone ready in the background for the next `launch` of this spec, if there is a template and room.
@@ -669,7 +699,8 @@ class Manager:
             if not save_into:
                 self._plug_cards(vm)
             if spec.prepare is not None:
-                spec.prepare(vm)
+                with self._progress.step(f"preparing {spec.name} ({spec.image})") as step:
+                    provisioning.prepare(vm, step)
 
         vm = self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
         self._have_read(guest.place, guest.digest)

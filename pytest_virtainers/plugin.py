@@ -30,11 +30,14 @@ from pytest_virtainers.fixtures import (
 from pytest_virtainers.markers import check_all
 from pytest_virtainers.settings import SETTINGS, Source, environment, resolve
 from pytest_virtainers.spec import SIGNATURE
+from pytest_virtainers.time_limit import pytest_timeout_cancel_timer, pytest_timeout_set_timer
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 __all__ = [
+    "pytest_timeout_cancel_timer",
+    "pytest_timeout_set_timer",
     "session_vm",
     "virtainer_defaults",
     "virtainer_network",
@@ -42,8 +45,9 @@ __all__ = [
     "vm",
     "vm_factory",
     "vms",
-]  # pytest finds the fixtures here
+]  # pytest finds these fixtures and hooks here
 
+_WARM = "--virtainer-warm"
 _DURATIONS, _DAMAGE = "virtainer_durations", "virtainer_damage"
 _TOLD_KEY: pytest.StashKey[list[Record]] = pytest.StashKey()
 _DAMAGE_KEY: pytest.StashKey[list[str]] = pytest.StashKey()
@@ -61,6 +65,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         else:
             group.addoption(setting.option, dest=setting.ini, metavar=setting.name.upper(), help=as_format)
         parser.addini(setting.ini, told)
+    about = "make the images and templates that the tests need, and run no test"
+    group.addoption(_WARM, dest="virtainer_warm", action="store_true", help=about)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,6 +78,8 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = config.stash[run.SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
     except SpecError as error:
         raise pytest.UsageError(str(error)) from None
+    if config.option.virtainer_warm and config.getoption("dist", "no") != "no":
+        config.option.dist, config.option.tx = "no", []  # pytest-xdist's workers would only distribute tests
     if settings.hold and config.getoption("dist", "no") != "no":
         raise pytest.UsageError("hold: workers of pytest-xdist have no terminal to press Enter at; run with -n0")
 
@@ -94,6 +102,18 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     if wrong:
         report.outcome, report.longrepr = "failed", "\n".join(wrong)
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Make what the tests need, rather than run them, if that was asked for."""
+    option = session.config.option
+    in_the_way = option.collectonly or (session.testsfailed and not option.continue_on_collection_errors)
+    if not option.virtainer_warm or in_the_way:
+        return None
+    from pytest_virtainers import warm
+
+    return warm.loop(session)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from pytest_virtainers import time_limit
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
 from pytest_virtainers.progress import LAUNCHING, SILENT, Progress, fitted
 
@@ -48,8 +49,10 @@ def manager(config: pytest.Config) -> Manager:
 
             worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
             looks = settings.keep != "never" or settings.hold or in_debugger(config)
-            made = Manager(settings, _progress(config), worker, keeps_lost=looks)
+            progress, test_run = _progress(config), getattr(config, "workerinput", {}).get("testrunuid", "")
+            made = Manager(settings, progress, worker, keeps_lost=looks, test_run=test_run)
             made.echo = _echo(config)
+            made.once.without_time_limit = lambda: time_limit.suspended(config, progress.note)
             config.stash[_MANAGER_KEY] = made
             _end_on_sigterm()
             if hasattr(config, "workerinput"):
@@ -100,6 +103,11 @@ def close(config: pytest.Config) -> None:
         del config.stash[_MANAGER_KEY]
 
 
+def note(config: pytest.Config, line: str) -> None:
+    """Show a line that the person asked for: also under `-q`, unless it is given twice."""
+    _progress(config, quiet=-1).note(line)
+
+
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Let a `VirtainerError` speak for itself: its message says what its causes and our frames would."""
@@ -110,9 +118,9 @@ def plain_errors() -> Iterator[None]:
         raise error.with_traceback(None) from None
 
 
-def _progress(config: pytest.Config) -> Progress:
-    """Show progress on the terminal even while pytest captures; nothing under `-q`."""
-    if config.get_verbosity() < 0:
+def _progress(config: pytest.Config, quiet: int = 0) -> Progress:
+    """Show progress on the terminal even while pytest captures; nothing when pytest is quieter than `quiet`."""
+    if config.get_verbosity() < quiet:
         return SILENT
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")

@@ -58,7 +58,13 @@ _SHAPE = (
         "the guest's processor: amd64, arm64, or auto for what the catalogue says of the image, else amd64",
     ),
     ("firmware", "auto", "bios, uefi, or auto for what the catalogue says of the image, else bios (arm64: uefi)"),
-    ("boot_timeout", "300", "seconds until a VM must be ready"),
+    ("boot_timeout", "300", "seconds until a VM must let us log in"),
+    (
+        "provision_timeout",
+        "120",
+        "seconds that packages and run_commands may go without progress; ten times that in all, and for prepare "
+        "(with KVM: without, each is ten times as long)",
+    ),
     ("internet", "on", "on, or off for a network without a way out"),
     ("scope", "function", "how long a VM lives: function, class, module or session"),
     ("template", "on", "on: clone a booted machine of the same shape; off: boot each VM"),

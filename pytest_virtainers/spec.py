@@ -137,6 +137,7 @@ class Spec:
     arch: str
     firmware: str
     boot_timeout: float
+    provision_timeout: float
     internet: bool
     scope: str
     template: bool
@@ -200,6 +201,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "firmware": values.choice("auto", "bios", "uefi"),
     "env": _env,
     "boot_timeout": values.seconds,
+    "provision_timeout": values.seconds,
     "internet": values.switch,
     "scope": values.choice(*SCOPES),
     "template": values.switch,
@@ -223,7 +225,7 @@ assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a 
 SIGNATURE = (
     "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, meta_data, packages, run_commands, files, "
     "authorized_keys, prepare, hostname, network, ip, nics, internet, scope, reset, template, identity, accel, "
-    "arch, firmware, env, boot_timeout)"
+    "arch, firmware, env, boot_timeout, provision_timeout)"
 )
 
 

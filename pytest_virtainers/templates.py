@@ -19,6 +19,7 @@ from pytest_virtainers.handle import individual
 from pytest_virtainers.handle.line import SERVE, Session
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.network_spec import DEFAULT
+from pytest_virtainers.once import Once
 from pytest_virtainers.paths import locked
 from pytest_virtainers.prepare import digest
 from pytest_virtainers.store import is_place, path
@@ -84,6 +85,7 @@ class Templates:
         holds: keeps what is in it for us.
         runtime_id: of the image that saves and restores.
         progress: where long steps are shown.
+        once: what this run has failed to make.
     """
 
     def __init__(
@@ -93,11 +95,13 @@ class Templates:
         holds: Holds,
         runtime_id: str,
         progress: Progress,
+        once: Once | None = None,
     ) -> None:
         self._store = store
         self._holds = holds
         self._runtime_id = runtime_id
         self._progress = progress
+        self._once = once or Once()
         self._known: dict[str, Template] = {}
 
     def ensure(self, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM]) -> Template:
@@ -111,10 +115,12 @@ class Templates:
         Raises:
             VirtainerError: as booting does.
             StoreError: the template cannot be kept.
+            TemplateError: it could not be made before in this run.
         """
         __tracebackhide__ = True
         key = self._key(spec, guest)
         if key not in self._known:
+            self._once.check(key, spec.name)
             self._holds.add(_place(key))
             with self._store() as shop:
                 self._known[key] = _load(key, shop) or self._make_once(key, spec, guest, boot, shop)
@@ -158,9 +164,11 @@ class Templates:
         self, key: str, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM], shop: Workshop
     ) -> Template:
         __tracebackhide__ = True
-        with self._lock(key):
+        with self._once.without_time_limit(), self._lock(key):
             found = _load(key, shop)
-            if found is None:
+            if found is not None:
+                return found
+            with self._once.making(key, spec.name):
                 found = Template(key, guest.place, spec.user or guest.user, Keys.generate())
                 with shop.new(found.place) as scratch:
                     vm = boot(_alone(spec), found.keys, scratch)

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pytest_virtainers.cli import shape
 from pytest_virtainers.cli.common import OPTIONS, answer, as_json, progress, settings, show, tell, usage
 from pytest_virtainers.cli.complete import image_names, image_names_or_files, option_of
 from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
 
 if TYPE_CHECKING:
+    from pytest_virtainers.manager import Manager
     from pytest_virtainers.spec import Spec
 
 _ARCH = option_of("--arch", "amd64|arm64|auto", "Of the machines that it is for.")
 
 
 @click.command
-@click.argument("image", required=False, shell_complete=image_names)
-@_ARCH
-def build(image: str | None, arch: str | None) -> None:
-    """Build the runtime image and a guest image, if they are not there, ahead of the first VM."""
-    _pull(image, arch)
+@click.argument("image", required=False, shell_complete=image_names_or_files)
+@shape.options
+@click.option("--cold", is_flag=True, help="Without the template: for VMs that boot.")
+def build(image: str | None, **given: Any) -> None:
+    """Build what a VM needs ahead of the first one, if it is not there: its images and its template.
+
+    Options are those of virtainers run, which then starts such a VM in seconds. What the tests of a project need,
+    pytest --virtainer-warm makes.
+
+    \b
+    For example:
+      virtainers build
+      virtainers build ubuntu-24.04 --ram 2G --package nginx
+      virtainers build --cold                  # the runtime image and the guest image alone
+    """  # noqa: D301
+    from pytest_virtainers.manager import Manager
+
+    spec = _spec(image=image, **shape.arguments(**given))
+    with Manager(settings(), progress()) as manager:
+        manager.warm(spec)
+        answer(f"{_ready(manager, spec)}{', with its template' if spec.template else ''}")
 
 
 @click.group
@@ -210,7 +228,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     return 1 if missing or any(row["sha256"] != row["was"] for row in rows) else 0
 
 
-def _spec(**given: str | None) -> Spec:
+def _spec(**given: Any) -> Spec:
     """Say for which VM a guest image is wanted; what an option does not say, the settings do."""
     from pytest_virtainers.spec import check, merge
 
@@ -224,8 +242,12 @@ def _pull(image: str | None, arch: str | None) -> None:
 
     spec = _spec(image=image, arch=arch)
     with Manager(settings(), progress()) as manager:
-        guest = manager.guest_of(spec)
-        answer(f"{spec.image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}")
+        answer(_ready(manager, spec))
+
+
+def _ready(manager: Manager, spec: Spec) -> str:
+    guest = manager.guest_of(spec)
+    return f"{spec.image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}"
 
 
 COMMANDS = (build, images)

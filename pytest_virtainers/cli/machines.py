@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pytest_virtainers.cli import shape
 from pytest_virtainers.cli.common import (
     OPTIONS,
     GuestCommand,
@@ -35,18 +36,16 @@ from pytest_virtainers.cli.complete import (
     snapshot_tags,
 )
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.settings import resolve
 from pytest_virtainers.terminal import Plain, one_line, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
 
 _NAME = click.argument("name", shell_complete=machine_names)
-_USUAL = resolve([]).shape  # unless VIRTAINER_X says otherwise
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _LONGEST_PATH = 4096
 _TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
@@ -55,23 +54,10 @@ _TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
 @click.command(cls=GuestCommand)
 @click.argument("image", required=False, shell_complete=image_names_or_files)
 @click.option("--name", default="vm", show_default=True, help="Of the VM and its guest.")
-@click.option("--ram", metavar="SIZE", help=f"Memory, such as 2G.  [default: {_USUAL['ram']}M]")
-@click.option("--cpus", metavar="N", help=f"Number of processors.  [default: {_USUAL['cpus']}]")
-@click.option("--disk", metavar="SIZE", help=f"Size of the disk, such as 20G.  [default: {_USUAL['disk']}M]")
-@click.option("--user", help="Login user.")
-@click.option("--key", "keys", type=_FILE, multiple=True, help="A public key that may log in, too.")
-@click.option("--user-data", type=_FILE, help="Cloud-config for cloud-init.")
-@click.option("--meta-data", type=_FILE, help="Meta-data for cloud-init, over ours.")
-@click.option("--seed-iso", type=_FILE, help="A cloud-init seed of your own, to which our key is added.")
-@click.option("--package", "packages", multiple=True, metavar="NAME", help="Install this; can be given again.")
+@shape.options
 @click.option("--network", metavar="NAME", help="A network of the engine's, rather than ours.")
 @click.option("--ip", metavar="ADDRESS", help="Its address there.")
-@option_of("--internet", "on|off", "Off: nothing leaves the VM's network.")
 @option_of("--reach", "none|private|NETWORKS", "Private networks that it may call, with commas between them.")
-@option_of("--accel", "kvm|tcg|auto", "How it is run.")
-@option_of("--arch", "amd64|arm64|auto", "Its processor's architecture.")
-@option_of("--firmware", "bios|uefi|auto", "From which it boots.")
-@click.option("--env", multiple=True, metavar="NAME=VALUE", help="OS_VARIANT=win10, say; can be given again.")
 @click.option("--cold", is_flag=True, help="Boot it, rather than clone one that has booted.")
 @click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which its disk stays.")
 @click.option("--vnc", is_flag=True, help="Show its screen to VNC viewers meanwhile.")
@@ -100,7 +86,7 @@ def run(words: tuple[str, ...], **given: Any) -> int:
 
     detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
     vnc, reach = given.pop("vnc"), given.pop("reach")
-    wanted = _wanted(**given)
+    wanted = shape.arguments(**_on_network(**given))
     if detach and vnc:
         raise click.UsageError(f"--vnc ends with this command: virtainers vnc {wanted['name']} is for later")
     ours = settings(reach=reach)
@@ -119,46 +105,13 @@ def run(words: tuple[str, ...], **given: Any) -> int:
             return ssh(vm, shlex.join(words))
 
 
-def _wanted(
-    *,
-    keys: tuple[Path, ...],
-    packages: tuple[str, ...],
-    env: tuple[str, ...],
-    seed_iso: Path | None,
-    network: str | None,
-    cold: bool,
-    **given: Any,
-) -> dict[str, Any]:
-    """Turn options into arguments of the marker."""
-    if network is not None:
-        if given["internet"] is not None:
-            raise click.UsageError("--internet is for our own networks: what --network leads to, its owner decides")
-        given["network"] = {"name": "default", "mode": "existing", "source": network}
-    if seed_iso is not None:
-        given |= _seed(seed_iso, given)
-    lists = {"packages": list(packages), "authorized_keys": list(keys)}
-    return {**given, **lists, "env": _variables(env), **({"template": False} if cold else {})}
-
-
-def _seed(path: Path, given: Mapping[str, object]) -> dict[str, Any]:
-    """Read what `--seed-iso` was given."""
-    from pytest_virtainers import seed
-
-    for option in ("user_data", "meta_data"):
-        if given[option] is not None:
-            raise click.UsageError(f"--seed-iso brings its own: leave out --{option.replace('_', '-')}")
-    read, passed_over = seed.unpack(path)
-    if passed_over:
-        tell(f"{path}: {', '.join(passed_over)}: passed over, only user-data and meta-data are taken")
-    return read
-
-
-def _variables(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Read what `--env` was given."""
-    parts = [each.partition("=") for each in pairs]
-    if senseless := [each for each, (_, sign, _) in zip(pairs, parts, strict=True) if not sign]:
-        raise click.UsageError(f"--env {senseless[0]}: NAME=VALUE is needed")
-    return {name: value for name, _, value in parts}
+def _on_network(*, network: str | None, **given: Any) -> dict[str, Any]:
+    """Read what `--network` was given."""
+    if network is None:
+        return given
+    if given["internet"] is not None:
+        raise click.UsageError("--internet is for our own networks: what --network leads to, its owner decides")
+    return {**given, "network": {"name": "default", "mode": "existing", "source": network}}
 
 
 def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
@@ -263,7 +216,7 @@ def execute(
 
     if not words:
         raise click.UsageError("a command is needed: virtainers exec NAME -- COMMAND...")
-    variables = _variables(env)
+    variables = shape.variables(env)
     try:
         line = shell.line(words, sudo=sudo, user=user, env=variables, cwd=cwd)
     except ValueError as error:

@@ -24,7 +24,7 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.forks import Disowned, Owner, disown_in_child
-from pytest_virtainers.handle import firmware, readiness, shell, ssh
+from pytest_virtainers.handle import firmware, provisioning, readiness, shell, ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
 from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut
@@ -225,12 +225,22 @@ class Core:
         connect: Callable[[float], ssh.Connection],
         timeout: float,
         settle: Callable[[readiness.Machine, ssh.Connection], None] | None = None,
+        *,
+        provision: float | None = None,
     ) -> None:
-        """Log in, then wait for `settle`, which by default is for cloud-init."""
+        """Log in, then wait for `settle`, which by default is for cloud-init.
+
+        Args:
+            title: of the step that is shown.
+            connect: logs in within so many seconds.
+            timeout: seconds for all of it, or for the login alone with `provision`.
+            settle: waits for what comes after the login.
+            provision: the `provision_timeout` that cloud-init has; None: what is left of `timeout`.
+        """
         __tracebackhide__ = True
         self._take_turn()
         try:
-            self._wait_in_turn(title, connect, timeout, settle)
+            self._wait_in_turn(title, connect, timeout, settle, provision)
         finally:
             self._connecting.release()
 
@@ -240,6 +250,7 @@ class Core:
         connect: Callable[[float], ssh.Connection],
         timeout: float,
         settle: Callable[[readiness.Machine, ssh.Connection], None] | None,
+        provision: float | None,
     ) -> None:
         __tracebackhide__ = True
         deadline = time.monotonic() + timeout
@@ -247,6 +258,7 @@ class Core:
             self._connection.close()
         watch, boots = firmware.Watch(self.arch), settle is None
         told = 0 if self._connection is None else self.console.position  # by former lives
+        limit: provisioning.Limit | None = None
         with self._progress.step(title) as step:
 
             def check() -> None:
@@ -256,7 +268,8 @@ class Core:
                     raise BootError(
                         f"{self.name}: {complaint}. The last lines of its console:\n{self.console.tail()}"
                     )
-                step.update(self.console.tail(1).removeprefix("  | "))
+                shown = limit.lines[-1:] if limit is not None else []
+                step.update("".join(shown) or self.console.tail(1).removeprefix("  | "))
 
             machine = readiness.Machine(self.name, self.console, check)
             if settle is None:
@@ -268,8 +281,13 @@ class Core:
                             raise BootTimeout(f"{error}\n{suspicion}") from error
                         raise
                 boots = False  # from here on, the lines are the guest's own
+                if provision is None:
+                    limit = provisioning.Limit(deadline - time.monotonic())
+                else:
+                    scaled = self.scaled(provision)
+                    limit = provisioning.Limit(scaled, provisioning.setting(provision, scaled))
                 with durations.phase("cloud-init"):
-                    readiness.wait_for_cloud_init(machine, self._connection, deadline - time.monotonic())
+                    readiness.wait_for_cloud_init(machine, self._connection, limit)
             else:
                 self._connection = readiness.wait_for_login(machine, connect, timeout)
                 settle(machine, self._connection)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import paramiko
 import tenacity
 
-from pytest_virtainers.errors import BootError, BootTimeout, SSHError
-from pytest_virtainers.handle import ssh
+from pytest_virtainers.errors import BootError, BootTimeout, ProvisionTimeout, SSHError
+from pytest_virtainers.handle import provisioning, ssh
 from pytest_virtainers.handle.patience import TimedOut, patiently
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 _RETRY_SECONDS = 0.25
 _LOGIN_SECONDS = 60.0
+_MOST_ERROR_BYTES = 4096
 
 # /run/nologin is what pam_nologin looks at. A guest without cloud-init has nothing to wait for.
-_SETTLED = """
-while [ -e /run/nologin ] || { [ -d /run/cloud-init ] && [ ! -e /run/cloud-init/result.json ]; }; do sleep 0.2; done
+_SETTLED = f"""{provisioning.LOOK}
+while [ -e /run/nologin ] || {{ [ -d /run/cloud-init ] && [ ! -e /run/cloud-init/result.json ]; }}; do beats; done
 if [ -d /run/cloud-init ]; then cat /run/cloud-init/status.json; fi
 """
 
@@ -93,32 +94,40 @@ def _is_passing(error: BaseException) -> bool:
     return isinstance(error, (*ssh.FAILURES, TimedOut)) and not isinstance(error, paramiko.BadHostKeyException)
 
 
-def wait_for_cloud_init(machine: Machine, connection: ssh.Connection, timeout: float) -> None:
+def wait_for_cloud_init(machine: Machine, connection: ssh.Connection, limit: provisioning.Limit) -> None:
     """Wait until cloud-init has finished and logins are open.
 
     Raises:
-        BootTimeout: not within `timeout` seconds.
+        ProvisionTimeout: not within `limit`.
         BootError: cloud-init reports errors; the message has them.
     """
     output, errors = bytearray(), bytearray()
-    try:
-        code = connection.execute(
-            f"sh -c {shlex.quote(_SETTLED)}",
-            stdin=None,
-            stdout=output.extend,
-            stderr=errors.extend,
-            deadline=time.monotonic() + timeout,
-            check=machine.check,
-        )
-    except TimedOut as error:
-        raise BootTimeout(
-            f"{machine.name} let us log in, but cloud-init had not finished within {timeout:.0f} s. "
-            f"The last lines of its console:\n{machine.console.tail()}"
-        ) from error
+
+    def take(data: bytes) -> None:
+        limit.look(data)
+        errors.extend(data)
+        del errors[:-_MOST_ERROR_BYTES]
+
+    def check() -> None:
+        machine.check()
+        if passed := limit.passed():
+            raise ProvisionTimeout(
+                f"{machine.name} let us log in, but cloud-init (packages, run_commands, user_data) has not finished "
+                f"{passed}.{limit.story()}\nThe last lines of its console:\n{machine.console.tail()}"
+            )
+
+    code = connection.execute(
+        f"sh -c {shlex.quote(_SETTLED)}",
+        stdin=None,
+        stdout=output.extend,
+        stderr=take,
+        deadline=None,
+        check=check,
+    )
     if code != 0:
+        said = errors.rpartition(b"\0")[2].decode(errors="replace").strip()
         raise BootError(
-            f"{machine.name} let us log in, but cloud-init's state could not be read (exit code {code}): "
-            f"{errors.decode(errors='replace').strip()}"
+            f"{machine.name} let us log in, but cloud-init's state could not be read (exit code {code}): {said}"
         )
     failures = cloud_init_errors(output.decode(errors="replace"))
     if failures:

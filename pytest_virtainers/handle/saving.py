@@ -55,7 +55,12 @@ class Saving(Power):
 
     def wait_until_ready(self) -> None:
         """Wait for SSH and cloud-init after a start; raises `BootError` and its children, `VMGone` or `SSHError`."""
-        self._wait(f"booting {self.name} ({self.spec.image})", self._connect, self.spec.boot_timeout)
+        self._wait(
+            f"booting {self.name} ({self.spec.image})",
+            self._connect,
+            self.spec.boot_timeout,
+            provision=self.spec.provision_timeout,
+        )
         self.run("sync")  # what the first boot has made, such as host keys, a power cut should not undo
 
     def wait_until_resumed(self) -> None:

@@ -112,7 +112,8 @@ def check(manifest: evidence_manifest.Manifest) -> None:
     assert all(type(each) is int and 0 < each <= 2**30 for each in (spec.ram, spec.cpus, spec.disk))
     assert type(spec.internet) is bool
     assert 300 <= spec.boot_timeout <= 10**9
-    plain = Spec(**{name: getattr(spec, name) for name in evidence_manifest.REMEMBERED}, scope="", template=False)
+    remembered = {name: getattr(spec, name) for name in evidence_manifest.REMEMBERED}
+    plain = Spec(**remembered, provision_timeout=120.0, scope="", template=False)
     assert spec == plain.__class__(**{**plain.__dict__, "scope": spec.scope}), "nothing else was asked for"
     assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in manifest.digests.values())
     assert all(isinstance(each, str | int) for each in (manifest.machine or {}).values())

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from pytest_virtainers import images, scratch, starting
+from pytest_virtainers import images, runtime, scratch, starting
 from pytest_virtainers import manager as module
 from pytest_virtainers.engine.container import Joint, Plan, Port
 from pytest_virtainers.engine.output import Output
@@ -18,6 +18,7 @@ from pytest_virtainers.errors import (
     BadTemplate,
     BootTimeout,
     EngineError,
+    GuestStalled,
     ImageError,
     SpecError,
     SSHError,
@@ -356,3 +357,35 @@ def test_what_is_somebody_elses_is_not_taken_ahead(
     spec = merge(resolve([]).shape, check(arguments, "a test"))
     run.manager.prefetch(spec, "test_x")
     assert wanted == [spec if is_made_ready else None]
+
+
+def test_a_runtime_image_that_cannot_be_had_is_not_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
+    def ensure(*_: object) -> str:
+        tried.append(_)
+        raise ImageError("no package mirror")
+
+    monkeypatch.setattr(runtime, "ensure", ensure)
+    for _ in range(2):
+        with pytest.raises(ImageError, match=r"^no package mirror$"):
+            run.manager.runtime_image()
+    assert len(tried) == 1
+
+
+def test_a_template_whose_kernel_hangs_is_made_once_more_ahead_of_several_vms(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.manager._guests["debian-13", "auto"] = GUEST
+    monkeypatch.setattr(run.manager._budget, "check", lambda _spec: None)
+    failures: list[VirtainerError] = [GuestStalled("it hangs")]
+    made: list[Spec] = []
+
+    def template(spec: Spec, *_: object) -> None:
+        if failures:
+            raise failures.pop()
+        made.append(spec)
+
+    monkeypatch.setattr(run.manager, "_template", template)
+    run.manager.warm(SPEC)
+    assert made == [SPEC]

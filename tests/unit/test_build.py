@@ -1,0 +1,82 @@
+"""`virtainers build`: which VM it makes the images and the template for."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_virtainers import cli
+from pytest_virtainers import manager as module
+from pytest_virtainers.images import Guest
+from pytest_virtainers.spec import Spec
+
+
+class Manager:
+    """Notes what it is to make."""
+
+    made: list[Spec]
+    engine = "docker"
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> "Manager":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def warm(self, spec: Spec) -> None:
+        self.made.append(spec)
+
+    def guest_of(self, _spec: Spec) -> Guest:
+        return Guest("debian-13-abc", "debian", "0" * 64)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
+    Manager.made = []
+    monkeypatch.setattr(module, "Manager", Manager)
+    return Manager.made
+
+
+def test_it_makes_the_vm_of_the_options_of_run(
+    made: list[Spec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "user-data"
+    data.write_text("#cloud-config\ntimezone: UTC\n")
+    words = ["--ram", "2G", "--cpus", "3", "--disk", "20G", "--package", "nginx", "--package", "curl"]
+    more = ["--user", "alice", "--user-data", str(data), "--internet", "off", "--env", "OS_VARIANT=win10"]
+    assert cli.main(["build", "debian-12", *words, *more]) == 0
+    (spec,) = made
+    assert (spec.image, spec.ram, spec.cpus, spec.disk, spec.user) == ("debian-12", 2048, 3, 20480, "alice")
+    assert (spec.packages, spec.user_data) == (("nginx", "curl"), {"timezone": "UTC"})
+    assert (spec.internet, spec.env, spec.template) == (False, {"OS_VARIANT": "win10"}, True)
+    shown = f"debian-12 is ready on docker: debian-13-abc, sha256 {'0' * 64}, with its template\n"
+    assert capsys.readouterr().out == shown
+
+
+def test_cold_makes_the_images_alone(made: list[Spec], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", "--cold"]) == 0
+    assert not made[0].template
+    assert "template" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--ram", "lots"], "ram='lots': a size is a number of MiB"), (["--env", "x"], "NAME=VALUE")]
+)
+def test_wrong_options_are_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(module, "Manager", SimpleNamespace)
+    assert cli.main(["build", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_it_has_all_options_of_run_that_shape_a_template() -> None:
+    commands: Any = cli.virtainers.commands
+    of_run = {each.name for each in commands["run"].params}
+    of_build = {each.name for each in commands["build"].params}
+    others = {"name", "network", "ip", "reach", "persist", "vnc", "detach", "auto_remove"}
+    assert of_run - others == of_build

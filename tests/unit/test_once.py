@@ -1,0 +1,152 @@
+"""What a run does not try again, and what it does."""
+
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from pytest_virtainers import templates as module
+from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled, QEMUCrashed, TemplateError
+from pytest_virtainers.holds import Holds
+from pytest_virtainers.images import Guest
+from pytest_virtainers.once import Once
+from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.templates import Templates
+
+if TYPE_CHECKING:
+    from pytest_virtainers.handle.vm import VM
+    from pytest_virtainers.keys import Keys
+    from pytest_virtainers.store import Workshop
+
+SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+class World:
+    """A store without templates, and a guest whose boots fail so, one after the other."""
+
+    def __init__(self, *failures: BaseException) -> None:
+        self.failures = [*failures]
+        self.boots = 0
+
+    def boot(self, _spec: Spec, _keys: "Keys", _folder: str) -> "VM":
+        self.boots += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return cast("VM", SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
+
+    @contextmanager
+    def store(self) -> Iterator["Workshop"]:
+        @contextmanager
+        def new(_place: str) -> Iterator[str]:
+            yield "/store/.scratch-1"
+
+        container = SimpleNamespace(put=lambda *_: None)
+        yield cast("Workshop", SimpleNamespace(manifest=lambda _place: None, new=new, container=container))
+
+    def templates(self, once: Once) -> Templates:
+        store = cast("Any", self.store)
+        return Templates(store, holds=Holds(), runtime_id="runtime:1", progress=SILENT, once=once)
+
+
+def test_a_template_that_failed_is_not_tried_again_and_says_what_failed() -> None:
+    world = World(BootTimeout("vm did not let us log in\nits console"))
+    templates = world.templates(Once())
+    with pytest.raises(BootTimeout):
+        templates.ensure(SPEC, GUEST, world.boot)
+    for _ in range(3):
+        with pytest.raises(TemplateError) as caught:
+            templates.ensure(SPEC, GUEST, world.boot)
+        assert str(caught.value) == (
+            "vm: its template could not be made in this run, and is not tried again. "
+            "The first failure: BootTimeout: vm did not let us log in\nits console"
+        )
+    assert world.boots == 1
+    templates.ensure(merge(resolve([]).shape, {"ram": 512}), GUEST, world.boot)
+    assert world.boots == 2, "another template is another matter"
+
+
+def test_what_a_prepare_raises_counts() -> None:
+    world = World(AssertionError("nginx is missing"))
+    templates = world.templates(Once())
+    with pytest.raises(AssertionError):
+        templates.ensure(SPEC, GUEST, world.boot)
+    with pytest.raises(TemplateError, match="The first failure: AssertionError: nginx is missing"):
+        templates.ensure(SPEC, GUEST, world.boot)
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        KeyboardInterrupt(),
+        pytest.fail.Exception("Timeout (>40.0s) from pytest-timeout."),
+        pytest.skip.Exception("no network"),
+        CancelledError(),
+        EngineError("the daemon restarts"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_no_fault_of_the_template_does_not_count(passing: BaseException) -> None:
+    world = World(passing)
+    templates = world.templates(Once())
+    with pytest.raises(type(passing)):
+        templates.ensure(SPEC, GUEST, world.boot)
+    templates.ensure(SPEC, GUEST, world.boot)
+    assert world.boots == 2
+
+
+def test_an_interrupted_template_says_how_to_make_it_ahead() -> None:
+    world = World(pytest.fail.Exception("Timeout (>40.0s)"))
+    with pytest.raises(pytest.fail.Exception) as caught:
+        world.templates(Once()).ensure(SPEC, GUEST, world.boot)
+    (note,) = caught.value.__notes__
+    assert note.endswith("pytest --virtainer-warm")
+
+
+@pytest.mark.parametrize("rare", [GuestStalled("it hangs"), QEMUCrashed("it crashed")])
+def test_what_happens_once_in_hundreds_of_boots_counts_the_second_time(rare: Exception) -> None:
+    world = World(rare, rare)
+    templates = world.templates(Once())
+    for _ in range(2):
+        with pytest.raises(type(rare)):
+            templates.ensure(SPEC, GUEST, world.boot)
+    with pytest.raises(TemplateError):
+        templates.ensure(SPEC, GUEST, world.boot)
+    assert world.boots == 2
+
+
+@pytest.mark.parametrize(("run", "tried"), [("run-1", 1), ("run-2", 2), ("", 2)])
+def test_processes_of_one_run_find_each_others_failures(run: str, tried: int) -> None:
+    world = World(BootTimeout("slow"))
+    with pytest.raises(BootTimeout):
+        world.templates(Once("run-1")).ensure(SPEC, GUEST, world.boot)
+    with pytest.raises(TemplateError, match="BootTimeout: slow") if tried == 1 else nullcontext():
+        world.templates(Once(run)).ensure(SPEC, GUEST, world.boot)
+    assert world.boots == tried
+
+
+def test_one_that_waited_for_another_process_does_not_try_what_that_has_failed_to_make(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = World(BootTimeout("slow")), World()
+
+    def locked(*_: object) -> AbstractContextManager[object]:
+        monkeypatch.setattr(module, "locked", lambda *_: nullcontext())
+        with pytest.raises(BootTimeout):
+            first.templates(Once("run-1")).ensure(SPEC, GUEST, first.boot)
+        return nullcontext()
+
+    monkeypatch.setattr(module, "locked", locked)
+    with pytest.raises(TemplateError, match="BootTimeout: slow"):
+        second.templates(Once("run-1")).ensure(SPEC, GUEST, second.boot)
+    assert second.boots == 0

@@ -1,0 +1,146 @@
+"""How long a guest may take to be set up, and what is said when it takes longer."""
+
+import subprocess
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pytest_virtainers.errors import BootTimeout, ProvisionTimeout
+from pytest_virtainers.handle import provisioning
+from pytest_virtainers.handle.log import CommandLog
+from pytest_virtainers.handle.provisioning import LOOK, Limit
+from pytest_virtainers.handle.readiness import Machine, wait_for_cloud_init
+from pytest_virtainers.progress import SILENT
+
+SAID = b'{"stage": "modules-final"}\n\x01Unpacking ruby (1:3.3) ...\nUnpacking \x1b[1mpuppet\x1b[0m (8.4.2) ...\n\0'
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    ours = SimpleNamespace(now=1000.0)
+    ours.monotonic = lambda: ours.now
+    monkeypatch.setattr(provisioning, "time", ours)
+    return ours
+
+
+def test_cloud_init_goes_on_as_long_as_it_makes_progress(clock: SimpleNamespace) -> None:
+    limit = Limit(120, "provision_timeout=120")
+    for number in range(10):
+        clock.now += 100
+        limit.look(b"{}\x01line %d\n\0" % number)
+        assert limit.passed() == ""
+    clock.now += 121
+    assert limit.passed().startswith("after 1121 s, the last 121 s without progress. The limit is provision_")
+
+
+def test_what_looks_as_before_is_no_progress(clock: SimpleNamespace) -> None:
+    limit = Limit(120, "provision_timeout=120")
+    for _ in range(3):
+        limit.look(SAID[:9])
+        limit.look(SAID[9:])
+        clock.now += 50
+    assert "150 s without progress" in limit.passed()
+
+
+def test_progress_does_not_go_on_for_ever(clock: SimpleNamespace) -> None:
+    limit = Limit(120, "provision_timeout=120")
+    for number in range(13):
+        clock.now += 100
+        limit.look(b"{}\x01still waiting %d\n\0" % number)
+    assert limit.passed() == (
+        "after 1300 s. It makes progress, but in all it may take 10 times the limit without: provision_timeout=120"
+    )
+
+
+def test_a_reboot_has_the_time_that_it_was_given(clock: SimpleNamespace) -> None:
+    limit = Limit(20)
+    limit.look(SAID)
+    clock.now += 19
+    assert limit.passed() == ""
+    clock.now += 2
+    assert limit.passed().startswith("after 21 s. That is all of its time; give it more (timeout, or boot_timeout)")
+
+
+def test_the_limit_is_named_with_what_it_is_without_kvm() -> None:
+    assert provisioning.setting(120.0, 120.0) == "provision_timeout=120"
+    assert provisioning.setting(120.0, 1200.0) == "provision_timeout=120, 1200 s without KVM"
+
+
+def test_a_guest_that_floods_fills_no_memory() -> None:
+    limit = Limit(1)
+    for _ in range(100):
+        limit.look(b"x" * 100_000)
+    assert len(limit._arriving) <= 16 * 1024
+
+
+class Connection:
+    """Runs the guest's script here, where there is no cloud-init, or one that is under way."""
+
+    def __init__(self, said: bytes = b"", code: int | None = 0) -> None:
+        self.said, self.code = said, code
+
+    def execute(self, command: str, *, stderr: Callable[[bytes], object], check: Callable[[], None], **_: Any) -> int:
+        assert subprocess.run(["sh", "-nc", command], check=False).returncode == 0, "it is no shell script"
+        stderr(self.said)
+        while self.code is None:
+            check()
+        return self.code
+
+
+def test_the_message_names_the_limit_the_real_time_and_what_cloud_init_was_at() -> None:
+    console = cast("Any", SimpleNamespace(tail=lambda *_: "  | login:"))
+    machine = Machine("web", console, lambda: None)
+    limit = Limit(0.3, provisioning.setting(0.3, 3))
+    with pytest.raises(ProvisionTimeout) as caught:
+        wait_for_cloud_init(machine, cast("Any", Connection(SAID, None)), limit)
+    assert str(caught.value) == (
+        "web let us log in, but cloud-init (packages, run_commands, user_data) has not finished after 0 s, the "
+        "last 0 s without progress. The limit is provision_timeout=0.3, 3 s without KVM; give it more if a step "
+        "takes long.\nThe last lines of cloud-init's output:\n"
+        "  | Unpacking ruby (1:3.3) ...\n  | Unpacking \\x1b[1mpuppet\\x1b[0m (8.4.2) ...\n"
+        "The last lines of its console:\n  | login:"
+    )
+    assert isinstance(caught.value, BootTimeout)
+
+
+def test_the_look_is_two_parts_and_ends_with_a_zero() -> None:
+    once = subprocess.run(["sh", "-c", f"{LOOK}look"], capture_output=True, check=False)
+    assert once.stdout == b"\x01\0", "there is no cloud-init here"
+    shown = subprocess.run(
+        ["sh", "-c", f"{LOOK}for n in $(seq 20); do beats; done"], capture_output=True, check=False
+    )
+    assert (shown.stdout, shown.stderr) == (b"", b"\x01\0")
+
+
+def machine(prepare: Callable[[Any], object], provision_timeout: float = 0.1) -> Any:
+    spec = SimpleNamespace(prepare=prepare, provision_timeout=provision_timeout)
+    return SimpleNamespace(name="web", spec=spec, scaled=lambda seconds: seconds, log=CommandLog())
+
+
+def test_a_prepare_that_does_not_end_is_given_up() -> None:
+    forever = threading.Event()
+
+    def set_up(vm: Any) -> None:
+        with vm.log.entry("apt-get install nginx", "debian") as entry:
+            entry.outcome = "exit 100"
+        forever.wait(60)
+
+    with SILENT.step("preparing") as step, pytest.raises(ProvisionTimeout) as caught:
+        provisioning.prepare(machine(set_up), step)
+    forever.set()
+    name = "test_a_prepare_that_does_not_end_is_given_up.<locals>.set_up"
+    assert str(caught.value) == (
+        f"web: prepare={name} did not end within 1 s. Its last command: apt-get install nginx (exit 100). "
+        "The limit is 10 times provision_timeout=0.1"
+    )
+
+
+def test_what_a_prepare_raises_is_raised() -> None:
+    def set_up(_vm: Any) -> None:
+        raise FileNotFoundError("app.tar")
+
+    with SILENT.step("preparing") as step, pytest.raises(FileNotFoundError, match=r"app\.tar"):
+        provisioning.prepare(machine(set_up), step)
