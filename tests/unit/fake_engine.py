@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer(self)
             return
         status, content = answer
-        body = json.dumps(content).encode()
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

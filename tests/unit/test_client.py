@@ -32,6 +32,10 @@ def test_a_container_that_has_just_ended_takes_nothing(kind: str, status: int) -
     assert memory_used(kind, status, {"message": "container db is not running"}) == 0
 
 
+def test_a_container_that_ends_while_docker_answers_takes_nothing() -> None:
+    assert memory_used("docker", 200, b"") == 0
+
+
 def test_other_failures_are_none_of_a_container_that_ended() -> None:
     with pytest.raises(docker.errors.APIError, match="out of luck"):
         memory_used("docker", 500, {"message": "out of luck"})
