@@ -162,6 +162,8 @@ class Engine:
             if error.status_code in (404, 409) or (error.status_code, self.kind) == (500, "podman"):
                 return 0
             raise
+        except requests.exceptions.JSONDecodeError:
+            return 0  # Docker has begun to answer when it ends: with nothing
         memory = seen.get("memory_stats") or {}
         details = memory.get("stats") or {}  # cgroup v2 says anon, v1 says rss; Podman says neither
         return int(details.get("anon", details.get("rss", memory.get("usage", 0)))) // _MIB
