@@ -37,11 +37,13 @@ def test_a_disk_that_is_not_filled_to_the_end_is_emptied(session_vm: VM) -> None
 
 
 def test_another_time(session_vm: VM) -> None:
+    session_vm.run("systemctl start systemd-timesyncd", sudo=True)
     with session_vm.set_time(datetime(2038, 1, 19, 3, 14, tzinfo=UTC)):
         assert session_vm.run("date -u +%F").stdout == "2038-01-19\n"
         assert not session_vm.run("systemctl is-active systemd-timesyncd", check=False)
     assert abs(float(session_vm.run("date +%s.%N").stdout) - time.time()) < 2
     assert session_vm.run("systemctl is-active systemd-timesyncd").stdout == "active\n"
+    session_vm.run("systemctl stop systemd-timesyncd", sudo=True)
 
 
 def test_no_network_but_our_own(vm_factory: VMFactory) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from virtainer import names
@@ -102,3 +105,14 @@ def test_where_only_names_are_known_the_resolver_completes_none(monkeypatch: pyt
         asked = query("localhost", AAAA)
         client.sendto(asked, ("127.0.0.1", port))
         assert parse(client.recv(512), asked)[1] in (["::1"], [])  # as /etc/hosts has it
+
+
+def test_a_server_that_is_not_asked_sleeps() -> None:
+    before = {thread.native_id for thread in threading.enumerate()}
+    names.serve()
+    (server,) = {thread.native_id for thread in threading.enumerate()} - before
+    status = Path(f"/proc/self/task/{server}/status")
+    time.sleep(0.1)
+    asleep = status.read_text().partition("voluntary_ctxt_switches")[2]
+    time.sleep(1.2)
+    assert status.read_text().partition("voluntary_ctxt_switches")[2] == asleep
