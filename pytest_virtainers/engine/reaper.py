@@ -34,7 +34,7 @@ _QUIET_SECONDS, _POLL_SECONDS = 10.0, 0.5
 def import_path() -> str:
     """Return a `PYTHONPATH` with which another process, in whatever folder, imports this very package."""
     here = Path(__file__).parents[2]
-    return os.pathsep.join(str(Path(each).absolute()) for each in (here, *sys.path))
+    return os.pathsep.join(str(Path(each).absolute()) for each in (str(here), *sys.path))
 
 
 class Watcher:
