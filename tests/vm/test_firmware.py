@@ -12,13 +12,16 @@ from pytest_virtainers.settings import Settings
 from pytest_virtainers.spec import check, merge
 
 
-@pytest.mark.virtainer(ram="768M", firmware="uefi")
-def test_uefi_is_there_in_a_clone_and_after_a_reboot(vm: VM) -> None:
+@pytest.mark.virtainer("uefi", ram="768M", firmware="uefi")
+def test_uefi_is_there_in_a_clone_which_reboots_with_its_name_and_variables(vm: VM) -> None:
     assert vm.run("ls /sys/firmware/efi").stdout
     vm.run("modprobe efivarfs; mount -t efivarfs none /sys/firmware/efi/efivars", sudo=True)
     name = "/sys/firmware/efi/efivars/Mark-12345678-1234-1234-1234-123456789abc"
     vm.run(["tee", name], input=b"\7\0\0\0mark", sudo=True)
+    vm.write_text("/root/mark", "kept")
     vm.reboot()
+    assert vm.run("hostname").stdout == "uefi\n"
+    assert vm.read_text("/root/mark") == "kept"
     vm.run("mount -t efivarfs none /sys/firmware/efi/efivars", sudo=True)
     assert vm.run(["cat", name], sudo=True).stdout_bytes == b"\7\0\0\0mark", "its variables are its own"
 

@@ -21,7 +21,7 @@ pytestmark = [
     WIRES,
     pytest.mark.each_engine,
 ]
-_PING = "ping -c{count} -i0.2 -W1 -q {to} | sed -n 's/.* \\([0-9]*\\) received.*/\\1/p'"
+_PING = "ping -c{count} -i0.2 -W2 -q {to} | sed -n 's/.* \\([0-9]*\\) received.*/\\1/p'"
 
 
 def pings(vm: VM, to: str, count: int = 3) -> int:

@@ -173,16 +173,6 @@ def test_a_clone_costs_less_memory_than_its_ram(pair: tuple[VM, VM]) -> None:
     assert int(top.split()[1]) < 300 * 1024, top
 
 
-@pytest.mark.thorough
-def test_a_clone_reboots_under_its_name(manager: Manager) -> None:
-    vm = manager.launch(spec("rebooted"))
-    vm.write_text("/root/mark", "kept")
-    vm.reboot()
-    assert vm.run("hostname").stdout == "rebooted\n"
-    assert vm.read_text("/root/mark") == "kept"
-    manager.discard(vm)
-
-
 SET_UP = {
     "run_commands": ["date +%s.%N >/srv/stamp"],
     "files": {"/srv/file": "content"},
