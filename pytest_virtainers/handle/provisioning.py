@@ -36,7 +36,7 @@ beat=0
 beats() {
     sleep 0.2
     beat=$((beat + 1))
-    [ $beat -lt 20 ] || { beat=0; look >&2 2>/dev/null; }
+    [ $beat -lt 10 ] || { beat=0; look >&2 2>/dev/null; }
 }
 """
 

@@ -110,7 +110,7 @@ def test_the_look_is_two_parts_and_ends_with_a_zero() -> None:
     once = subprocess.run(["sh", "-c", f"{LOOK}look"], capture_output=True, check=False)
     assert once.stdout == b"\x01\0", "there is no cloud-init here"
     shown = subprocess.run(
-        ["sh", "-c", f"{LOOK}for n in $(seq 20); do beats; done"], capture_output=True, check=False
+        ["sh", "-c", f"{LOOK}for n in $(seq 10); do beats; done"], capture_output=True, check=False
     )
     assert (shown.stdout, shown.stderr) == (b"", b"\x01\0")
 
