@@ -33,7 +33,7 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.forks import Owner
-from pytest_virtainers.handle import provisioning
+from pytest_virtainers.handle import provision_limit
 from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds
@@ -701,7 +701,7 @@ class Manager:
                 self._plug_cards(vm)
             if spec.prepare is not None:
                 with self._progress.step(f"preparing {spec.name} ({spec.image})") as step:
-                    provisioning.prepare(vm, step)
+                    provision_limit.prepare(vm, step)
 
         vm = self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
         self._have_read(guest.place, guest.digest)

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from pytest_virtainers.errors import BootTimeout, ProvisionTimeout
-from pytest_virtainers.handle import provisioning
+from pytest_virtainers.handle import provision_limit
 from pytest_virtainers.handle.log import CommandLog
-from pytest_virtainers.handle.provisioning import LOOK, Limit
+from pytest_virtainers.handle.provision_limit import LOOK, Limit
 from pytest_virtainers.handle.readiness import Machine, wait_for_cloud_init
 from pytest_virtainers.progress import SILENT
 
@@ -22,7 +22,7 @@ SAID = b'{"stage": "modules-final"}\n\x01Unpacking ruby (1:3.3) ...\nUnpacking \
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     ours = SimpleNamespace(now=1000.0)
     ours.monotonic = lambda: ours.now
-    monkeypatch.setattr(provisioning, "time", ours)
+    monkeypatch.setattr(provision_limit, "time", ours)
     return ours
 
 
@@ -65,8 +65,8 @@ def test_a_reboot_has_the_time_that_it_was_given(clock: SimpleNamespace) -> None
 
 
 def test_the_limit_is_named_with_what_it_is_without_kvm() -> None:
-    assert provisioning.setting(120.0, 120.0) == "provision_timeout=120"
-    assert provisioning.setting(120.0, 1200.0) == "provision_timeout=120, 1200 s without KVM"
+    assert provision_limit.setting(120.0, 120.0) == "provision_timeout=120"
+    assert provision_limit.setting(120.0, 1200.0) == "provision_timeout=120, 1200 s without KVM"
 
 
 def test_a_guest_that_floods_fills_no_memory() -> None:
@@ -93,7 +93,7 @@ class Connection:
 def test_the_message_names_the_limit_the_real_time_and_what_cloud_init_was_at() -> None:
     console = cast("Any", SimpleNamespace(tail=lambda *_: "  | login:"))
     machine = Machine("web", console, lambda: None)
-    limit = Limit(0.3, provisioning.setting(0.3, 3))
+    limit = Limit(0.3, provision_limit.setting(0.3, 3))
     with pytest.raises(ProvisionTimeout) as caught:
         wait_for_cloud_init(machine, cast("Any", Connection(SAID, None)), limit)
     assert str(caught.value) == (
@@ -129,7 +129,7 @@ def test_a_prepare_that_does_not_end_is_given_up() -> None:
         forever.wait(60)
 
     with SILENT.step("preparing") as step, pytest.raises(ProvisionTimeout) as caught:
-        provisioning.prepare(machine(set_up), step)
+        provision_limit.prepare(machine(set_up), step)
     forever.set()
     name = "test_a_prepare_that_does_not_end_is_given_up.<locals>.set_up"
     assert str(caught.value) == (
@@ -143,4 +143,4 @@ def test_what_a_prepare_raises_is_raised() -> None:
         raise FileNotFoundError("app.tar")
 
     with SILENT.step("preparing") as step, pytest.raises(FileNotFoundError, match=r"app\.tar"):
-        provisioning.prepare(machine(set_up), step)
+        provision_limit.prepare(machine(set_up), step)
