@@ -64,7 +64,12 @@ class Saving(Power):
         self.run("sync")  # what the first boot has made, such as host keys, a power cut should not undo
 
     def wait_until_provisioned(self) -> None:
-        """Wait until cloud-init has finished, as long as `provision_timeout` allows; raises as `wait_for_cloud_init`."""
+        """Wait until cloud-init has finished, as long as `provision_timeout` allows.
+
+        Raises:
+            ProvisionTimeout: it took longer.
+            BootError: it reports errors; the message has them.
+        """
         __tracebackhide__ = True
         machine = readiness.Machine(self.name, self.console, self._check_alive)
         readiness.wait_for_cloud_init(machine, self._connected(), provision_limit.of(self))
