@@ -1,5 +1,6 @@
 """How long a guest may take to be set up, and what is said when it takes longer."""
 
+import re
 import subprocess
 import threading
 from collections.abc import Callable
@@ -9,11 +10,16 @@ from typing import Any, cast
 import pytest
 
 from pytest_virtainers.errors import BootTimeout, ProvisionTimeout
-from pytest_virtainers.handle import provision_limit
+from pytest_virtainers.handle import provision_limit, readiness
 from pytest_virtainers.handle.log import CommandLog
 from pytest_virtainers.handle.provision_limit import LOOK, Limit
 from pytest_virtainers.handle.readiness import Machine, wait_for_cloud_init
+from pytest_virtainers.handle.vm import VM
+from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import merge
+from tests.unit.fake_output import Said
 
 SAID = b'{"stage": "modules-final"}\n\x01Unpacking ruby (1:3.3) ...\nUnpacking \x1b[1mpuppet\x1b[0m (8.4.2) ...\n\0'
 
@@ -144,3 +150,42 @@ def test_what_a_prepare_raises_is_raised() -> None:
 
     with SILENT.step("preparing") as step, pytest.raises(FileNotFoundError, match=r"app\.tar"):
         provision_limit.prepare(machine(set_up), step)
+
+
+@pytest.mark.parametrize(
+    ("wait", "named"),
+    [
+        (lambda vm: vm.wait_until_ready(), "The limit is provision_timeout=120, 1200 s without KVM; give"),
+        (lambda vm: vm.start(timeout=0.1), "That is all of its time; give it more (timeout, or boot_timeout)"),
+    ],
+    ids=["first boot", "later boot"],
+)
+def test_the_limit_of_the_boot_ends_with_the_login_of_the_first_one(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, wait: Callable[[VM], None], named: str
+) -> None:
+    container = SimpleNamespace(stdout=Said(b""), stderr=Said(b""), ended=False, environment={})
+    vm = VM(
+        merge(resolve([]).shape),
+        user="debian",
+        keys=Keys.generate(),
+        container=cast("Any", container),
+        endpoint=cast("Any", SimpleNamespace(address="")),
+        network=cast("Any", None),
+        progress=SILENT,
+    )
+
+    class Waits(Connection):
+        def execute(self, *words: Any, check: Callable[[], None], **named: Any) -> int:
+            clock.now += 1201
+            return super().execute(*words, check=check, **named)
+
+    monkeypatch.setattr(readiness, "wait_for_login", lambda *_: Waits(b"", None))
+    monkeypatch.setattr(VM, "qmp", lambda *_: None)
+    monkeypatch.setattr(VM, "_check_alive", lambda _vm: None)
+    with pytest.raises(
+        ProvisionTimeout,
+        match=re.escape(
+            f"not finished after 1201 s{'' if 'all' in named else ', the last 1201 s without progress'}. {named}"
+        ),
+    ):
+        wait(vm)
