@@ -14,7 +14,7 @@ from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.container import Bind, Container, Plan, Port
 from pytest_virtainers.engine.network import Network, Shape
 from pytest_virtainers.engine.output import Output
-from pytest_virtainers.handle import provisioning, readiness, ssh
+from pytest_virtainers.handle import provision_limit, readiness, ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.supervisor import Supervisor
 from pytest_virtainers.keys import Keys
@@ -80,7 +80,7 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
 
         machine = readiness.Machine("by hand", Console(container), check)
         connection = readiness.wait_for_login(machine, connect, spec.boot_timeout)
-        readiness.wait_for_cloud_init(machine, connection, provisioning.Limit(spec.boot_timeout))
+        readiness.wait_for_cloud_init(machine, connection, provision_limit.Limit(spec.boot_timeout))
         taken = time.perf_counter() - began
         connection.close()
     finally:

@@ -7,6 +7,7 @@ import itertools
 import secrets
 import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_virtainers import flat_disk, images, runtime, scratch, seed
@@ -32,7 +33,7 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.forks import Owner
-from pytest_virtainers.handle import provisioning
+from pytest_virtainers.handle import provision_limit
 from pytest_virtainers.handle.endpoint import Endpoint
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds
@@ -350,7 +351,7 @@ class Manager:
         self._budget.check(spec)
         guest = self.guest_of(spec)
         if spec.template:
-            self._again_after_crash(spec, lambda: self._template(spec, guest, node_id))
+            self._again_after_crash(spec, partial(self._template, spec, guest, node_id))
 
     def _give_up(self, launches: Sequence[Future[VM]]) -> None:
         """End launches that nobody waits for any more."""
@@ -388,7 +389,7 @@ class Manager:
             return vm
         self._budget.check(spec)
         guest = self.guest_of(spec)
-        return self._again_after_crash(spec, lambda: self._clone_or_boot(spec, guest, node_id))
+        return self._again_after_crash(spec, partial(self._clone_or_boot, spec, guest, node_id))
 
     def _again_after_crash(self, spec: Spec, make: Callable[[], T]) -> T:
         """Call `make`, and once more when a kernel hangs or QEMU crashes while it boots."""
@@ -700,7 +701,7 @@ class Manager:
                 self._plug_cards(vm)
             if spec.prepare is not None:
                 with self._progress.step(f"preparing {spec.name} ({spec.image})") as step:
-                    provisioning.prepare(vm, step)
+                    provision_limit.prepare(vm, step)
 
         vm = self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
         self._have_read(guest.place, guest.digest)

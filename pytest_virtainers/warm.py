@@ -181,8 +181,7 @@ def _make(config: pytest.Config, shapes: Sequence[Need]) -> list[tuple[str, str]
             manager.bury()
             outcome = "failed"
         else:
-            made = any(each.kind == "template" for each in manager.durations[before:])
-            outcome = "made" if made else "ready"
+            outcome = "made" if len(manager.durations) > before else "ready"
         say(f"{number} of {len(shapes)}: {need}: {outcome} in {time.monotonic() - began:.1f} s")
     return failures
 

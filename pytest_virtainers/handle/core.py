@@ -24,7 +24,7 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.forks import Disowned, Owner, disown_in_child
-from pytest_virtainers.handle import firmware, provisioning, readiness, shell, ssh
+from pytest_virtainers.handle import firmware, provision_limit, readiness, shell, ssh
 from pytest_virtainers.handle.console import Console
 from pytest_virtainers.handle.log import CommandLog
 from pytest_virtainers.handle.patience import POLL_SECONDS, TimedOut
@@ -226,21 +226,21 @@ class Core:
         timeout: float,
         settle: Callable[[readiness.Machine, ssh.Connection], None] | None = None,
         *,
-        provision: float | None = None,
+        provisions: bool = False,
     ) -> None:
         """Log in, then wait for `settle`, which by default is for cloud-init.
 
         Args:
             title: of the step that is shown.
             connect: logs in within so many seconds.
-            timeout: seconds for all of it, or for the login alone with `provision`.
+            timeout: seconds for all of it; for the login alone, if it `provisions`.
             settle: waits for what comes after the login.
-            provision: the `provision_timeout` that cloud-init has; None: what is left of `timeout`.
+            provisions: whether cloud-init then has the time of `provision_timeout`.
         """
         __tracebackhide__ = True
         self._take_turn()
         try:
-            self._wait_in_turn(title, connect, timeout, settle, provision)
+            self._wait_in_turn(title, connect, timeout, settle, provisions=provisions)
         finally:
             self._connecting.release()
 
@@ -250,7 +250,8 @@ class Core:
         connect: Callable[[float], ssh.Connection],
         timeout: float,
         settle: Callable[[readiness.Machine, ssh.Connection], None] | None,
-        provision: float | None,
+        *,
+        provisions: bool,
     ) -> None:
         __tracebackhide__ = True
         deadline = time.monotonic() + timeout
@@ -258,7 +259,7 @@ class Core:
             self._connection.close()
         watch, boots = firmware.Watch(self.arch), settle is None
         told = 0 if self._connection is None else self.console.position  # by former lives
-        limit: provisioning.Limit | None = None
+        limit: provision_limit.Limit | None = None
         with self._progress.step(title) as step:
 
             def check() -> None:
@@ -281,11 +282,8 @@ class Core:
                             raise BootTimeout(f"{error}\n{suspicion}") from error
                         raise
                 boots = False  # from here on, the lines are the guest's own
-                if provision is None:
-                    limit = provisioning.Limit(deadline - time.monotonic())
-                else:
-                    scaled = self.scaled(provision)
-                    limit = provisioning.Limit(scaled, provisioning.setting(provision, scaled))
+                left = deadline - time.monotonic()
+                limit = provision_limit.of(self) if provisions else provision_limit.Limit(left)
                 with durations.phase("cloud-init"):
                     readiness.wait_for_cloud_init(machine, self._connection, limit)
             else:

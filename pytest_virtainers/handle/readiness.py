@@ -16,7 +16,7 @@ import paramiko
 import tenacity
 
 from pytest_virtainers.errors import BootError, BootTimeout, ProvisionTimeout, SSHError
-from pytest_virtainers.handle import provisioning, ssh
+from pytest_virtainers.handle import provision_limit, ssh
 from pytest_virtainers.handle.patience import TimedOut, patiently
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _LOGIN_SECONDS = 60.0
 _MOST_ERROR_BYTES = 4096
 
 # /run/nologin is what pam_nologin looks at. A guest without cloud-init has nothing to wait for.
-_SETTLED = f"""{provisioning.LOOK}
+_SETTLED = f"""{provision_limit.LOOK}
 while [ -e /run/nologin ] || {{ [ -d /run/cloud-init ] && [ ! -e /run/cloud-init/result.json ]; }}; do beats; done
 if [ -d /run/cloud-init ]; then cat /run/cloud-init/status.json; fi
 """
@@ -94,7 +94,7 @@ def _is_passing(error: BaseException) -> bool:
     return isinstance(error, (*ssh.FAILURES, TimedOut)) and not isinstance(error, paramiko.BadHostKeyException)
 
 
-def wait_for_cloud_init(machine: Machine, connection: ssh.Connection, limit: provisioning.Limit) -> None:
+def wait_for_cloud_init(machine: Machine, connection: ssh.Connection, limit: provision_limit.Limit) -> None:
     """Wait until cloud-init has finished and logins are open.
 
     Raises:

@@ -13,7 +13,7 @@ import paramiko
 
 from pytest_virtainers import durations
 from pytest_virtainers.errors import EngineError, SSHError, StoreError, Unclonable, VirtainerError
-from pytest_virtainers.handle import individual, line, ssh
+from pytest_virtainers.handle import individual, line, provision_limit, readiness, ssh
 from pytest_virtainers.handle.power import Power
 from pytest_virtainers.keys import KeyPair
 
@@ -59,9 +59,20 @@ class Saving(Power):
             f"booting {self.name} ({self.spec.image})",
             self._connect,
             self.spec.boot_timeout,
-            provision=self.spec.provision_timeout,
+            provisions=True,
         )
         self.run("sync")  # what the first boot has made, such as host keys, a power cut should not undo
+
+    def wait_until_provisioned(self) -> None:
+        """Wait until cloud-init has finished, as long as `provision_timeout` allows.
+
+        Raises:
+            ProvisionTimeout: it took longer.
+            BootError: it reports errors; the message has them.
+        """
+        __tracebackhide__ = True
+        machine = readiness.Machine(self.name, self.console, self._check_alive)
+        readiness.wait_for_cloud_init(machine, self._connected(), provision_limit.of(self))
 
     def wait_until_resumed(self) -> None:
         """Wait until a machine that was started again from its evidence lets us in; raises as `wait_until_ready`."""

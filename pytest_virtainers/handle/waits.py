@@ -9,7 +9,7 @@ import paramiko
 from paramiko.common import OPEN_FAILED_CONNECT_FAILED
 
 from pytest_virtainers.errors import CommandTimeout, SSHError, UnitFailed
-from pytest_virtainers.handle import provisioning, readiness, ssh
+from pytest_virtainers.handle import provision_limit, readiness, ssh
 from pytest_virtainers.handle.commands import Commands
 from pytest_virtainers.handle.core import SILENCE_SECONDS
 from pytest_virtainers.handle.deadline import NOTHING, Deadline
@@ -215,4 +215,4 @@ class Waits(Commands):
         """
         __tracebackhide__ = True
         machine = readiness.Machine(self.name, self.console, self._check_alive)
-        readiness.wait_for_cloud_init(machine, self._connected(), provisioning.Limit(self.scaled(timeout)))
+        readiness.wait_for_cloud_init(machine, self._connected(), provision_limit.Limit(self.scaled(timeout)))

@@ -1,5 +1,6 @@
 """How long a guest may take to be set up, and what is said when it takes longer."""
 
+import re
 import subprocess
 import threading
 from collections.abc import Callable
@@ -9,11 +10,16 @@ from typing import Any, cast
 import pytest
 
 from pytest_virtainers.errors import BootTimeout, ProvisionTimeout
-from pytest_virtainers.handle import provisioning
+from pytest_virtainers.handle import provision_limit, readiness
 from pytest_virtainers.handle.log import CommandLog
-from pytest_virtainers.handle.provisioning import LOOK, Limit
+from pytest_virtainers.handle.provision_limit import LOOK, Limit
 from pytest_virtainers.handle.readiness import Machine, wait_for_cloud_init
+from pytest_virtainers.handle.vm import VM
+from pytest_virtainers.keys import Keys
 from pytest_virtainers.progress import SILENT
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import merge
+from tests.unit.fake_output import Said
 
 SAID = b'{"stage": "modules-final"}\n\x01Unpacking ruby (1:3.3) ...\nUnpacking \x1b[1mpuppet\x1b[0m (8.4.2) ...\n\0'
 
@@ -22,7 +28,7 @@ SAID = b'{"stage": "modules-final"}\n\x01Unpacking ruby (1:3.3) ...\nUnpacking \
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     ours = SimpleNamespace(now=1000.0)
     ours.monotonic = lambda: ours.now
-    monkeypatch.setattr(provisioning, "time", ours)
+    monkeypatch.setattr(provision_limit, "time", ours)
     return ours
 
 
@@ -65,8 +71,8 @@ def test_a_reboot_has_the_time_that_it_was_given(clock: SimpleNamespace) -> None
 
 
 def test_the_limit_is_named_with_what_it_is_without_kvm() -> None:
-    assert provisioning.setting(120.0, 120.0) == "provision_timeout=120"
-    assert provisioning.setting(120.0, 1200.0) == "provision_timeout=120, 1200 s without KVM"
+    assert provision_limit.setting(120.0, 120.0) == "provision_timeout=120"
+    assert provision_limit.setting(120.0, 1200.0) == "provision_timeout=120, 1200 s without KVM"
 
 
 def test_a_guest_that_floods_fills_no_memory() -> None:
@@ -93,7 +99,7 @@ class Connection:
 def test_the_message_names_the_limit_the_real_time_and_what_cloud_init_was_at() -> None:
     console = cast("Any", SimpleNamespace(tail=lambda *_: "  | login:"))
     machine = Machine("web", console, lambda: None)
-    limit = Limit(0.3, provisioning.setting(0.3, 3))
+    limit = Limit(0.3, provision_limit.setting(0.3, 3))
     with pytest.raises(ProvisionTimeout) as caught:
         wait_for_cloud_init(machine, cast("Any", Connection(SAID, None)), limit)
     assert str(caught.value) == (
@@ -110,7 +116,7 @@ def test_the_look_is_two_parts_and_ends_with_a_zero() -> None:
     once = subprocess.run(["sh", "-c", f"{LOOK}look"], capture_output=True, check=False)
     assert once.stdout == b"\x01\0", "there is no cloud-init here"
     shown = subprocess.run(
-        ["sh", "-c", f"{LOOK}for n in $(seq 20); do beats; done"], capture_output=True, check=False
+        ["sh", "-c", f"{LOOK}for n in $(seq 10); do beats; done"], capture_output=True, check=False
     )
     assert (shown.stdout, shown.stderr) == (b"", b"\x01\0")
 
@@ -129,7 +135,7 @@ def test_a_prepare_that_does_not_end_is_given_up() -> None:
         forever.wait(60)
 
     with SILENT.step("preparing") as step, pytest.raises(ProvisionTimeout) as caught:
-        provisioning.prepare(machine(set_up), step)
+        provision_limit.prepare(machine(set_up), step)
     forever.set()
     name = "test_a_prepare_that_does_not_end_is_given_up.<locals>.set_up"
     assert str(caught.value) == (
@@ -143,4 +149,44 @@ def test_what_a_prepare_raises_is_raised() -> None:
         raise FileNotFoundError("app.tar")
 
     with SILENT.step("preparing") as step, pytest.raises(FileNotFoundError, match=r"app\.tar"):
-        provisioning.prepare(machine(set_up), step)
+        provision_limit.prepare(machine(set_up), step)
+
+
+@pytest.mark.parametrize(
+    ("wait", "said"),
+    [
+        (
+            lambda vm: vm.wait_until_ready(),
+            "after 1201 s, the last 1201 s without progress. The limit is provision_timeout=120, 1200 s without KVM;",
+        ),
+        (
+            lambda vm: vm.start(timeout=0.1),
+            "after 1201 s. That is all of its time; give it more (timeout, or boot_ti",
+        ),
+    ],
+    ids=["first boot", "later boot"],
+)
+def test_the_limit_of_the_boot_ends_with_the_login_of_the_first_one(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, wait: Callable[[VM], None], said: str
+) -> None:
+    container = SimpleNamespace(stdout=Said(b""), stderr=Said(b""), ended=False, environment={})
+    vm = VM(
+        merge(resolve([]).shape),
+        user="debian",
+        keys=Keys.generate(),
+        container=cast("Any", container),
+        endpoint=cast("Any", SimpleNamespace(address="")),
+        network=cast("Any", None),
+        progress=SILENT,
+    )
+
+    class Waits(Connection):
+        def execute(self, *words: Any, check: Callable[[], None], **named: Any) -> int:
+            clock.now += 1201
+            return super().execute(*words, check=check, **named)
+
+    monkeypatch.setattr(readiness, "wait_for_login", lambda *_: Waits(b"", None))
+    monkeypatch.setattr(VM, "qmp", lambda *_: None)
+    monkeypatch.setattr(VM, "_check_alive", lambda _vm: None)
+    with pytest.raises(ProvisionTimeout, match=re.escape(f"has not finished {said}")):
+        wait(vm)

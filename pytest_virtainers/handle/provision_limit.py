@@ -16,6 +16,7 @@ from pytest_virtainers.terminal import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_virtainers.handle.core import Core
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.progress import Step
 
@@ -36,7 +37,7 @@ beat=0
 beats() {
     sleep 0.2
     beat=$((beat + 1))
-    [ $beat -lt 20 ] || { beat=0; look >&2 2>/dev/null; }
+    [ $beat -lt 10 ] || { beat=0; look >&2 2>/dev/null; }
 }
 """
 
@@ -92,6 +93,13 @@ class Limit:
         return "\nThe last lines of cloud-init's output:\n" + "\n".join(
             f"  | {printable(line)}" for line in self.lines[-_LINES_SHOWN:]
         )
+
+
+def of(vm: Core) -> Limit:
+    """Return the limit that a VM's `provision_timeout` sets, from now on."""
+    seconds = vm.spec.provision_timeout
+    scaled = vm.scaled(seconds)
+    return Limit(scaled, setting(seconds, scaled))
 
 
 def setting(seconds: float, scaled: float) -> str:
