@@ -28,6 +28,7 @@ _TTL = 5  # seconds: containers come and go
 _ADDRESS, _ADDRESS6, _INTERNET = 1, 28, 1  # types A and AAAA, class IN
 _RESPONSE = 0x8580  # an authoritative answer, recursion possible
 _NO_SUCH_NAME, _SERVER_FAILURE = 3, 2
+_LOOKS_UP_SECONDS = 3600.0  # whether it was shut down, which it never is; the default is twice a second
 
 
 def serve(only: Iterable[str] | None = None, *, ipv6: bool = False) -> int:
@@ -49,7 +50,7 @@ def serve(only: Iterable[str] | None = None, *, ipv6: bool = False) -> int:
 
     server = socketserver.ThreadingUDPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(_LOOKS_UP_SECONDS,), daemon=True).start()
     return int(server.server_address[1])
 
 
