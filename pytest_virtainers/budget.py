@@ -136,7 +136,7 @@ class Budget:
         return ours, sum(taken.values()) - ours
 
     def _look_at(self, containers: Sequence[dict[str, Any]]) -> None:
-        """Learn what containers take. Docker needs a second for each: not new ones, not often, all at once."""
+        """Learn what containers take, not new ones and not often: a Docker elsewhere needs a second for each."""
         now, today = time.monotonic(), time.time()
         least = {each["Id"]: int(each["Labels"][MEMORY]) for each in containers}
         most = {each["Id"]: int(each["Labels"][LIMIT]) for each in containers}

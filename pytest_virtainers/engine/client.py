@@ -12,6 +12,7 @@ import requests.exceptions
 import urllib3.exceptions
 from docker.types import LogConfig
 
+from pytest_virtainers.engine import cgroup
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.forks import Owner, close_copy, disown_in_child, silence
 
@@ -154,7 +155,9 @@ class Engine:
         return LogConfig(type=driver, config={"max-size": _LOG_SIZE, "max-file": _LOG_FILES})
 
     def memory_used_mib(self, container: str) -> int:
-        """Give the MiB that a container takes (without page cache if the engine tells); 0 when it is gone."""
+        """Return the MiB that a container takes (without page cache if the engine tells); 0 when it is gone."""
+        if (used := self._memory_seen_mib(container)) is not None:
+            return used
         try:
             seen: Any = self.api.stats(container, stream=False, one_shot=True)
         except docker.errors.APIError as error:
@@ -167,6 +170,16 @@ class Engine:
         memory = seen.get("memory_stats") or {}
         details = memory.get("stats") or {}  # cgroup v2 says anon, v1 says rss; Podman says neither
         return int(details.get("anon", details.get("rss", memory.get("usage", 0)))) // _MIB
+
+    def _memory_seen_mib(self, container: str) -> int | None:
+        """Return what `memory_used_mib` does, without the engine's statistics; `None` where that is impossible."""
+        if not self.is_local:
+            return None
+        try:
+            pid = int(self.api.inspect_container(container)["State"]["Pid"])
+        except docker.errors.APIError:
+            return None
+        return cgroup.memory_used_mib(pid, container)
 
     def image_id(self, reference: str) -> str:
         """Give the id of an image that the engine has."""

@@ -112,6 +112,18 @@ def test_a_clone_counts_with_what_it_takes(engine: Engine, start: Start, monkeyp
         pass
 
 
+def test_what_a_local_container_takes_is_known_at_once(engine: Engine, start: Start) -> None:
+    program = "import sys; held = b'x' * (300 << 20); print('full', file=sys.stderr, flush=True); input()"
+    eater = start(OTHERS, 0, 64 * 1024, "python3", "-c", program)
+    assert eater.stderr.wait_for(lambda: b"full" in bytes(eater.stderr), 30)
+    if engine._memory_seen_mib(eater.id) is None:
+        pytest.skip("this engine's control groups cannot be seen from here")
+    began = time.monotonic()
+    used = [engine.memory_used_mib(eater.id) for _ in range(5)]
+    assert time.monotonic() - began < 1, "Docker's own statistics take a second each"
+    assert all(300 <= each < 340 for each in used), used
+
+
 def test_a_prefetched_vm_makes_room(settings: Settings, engine: Engine) -> None:
     # 800 MiB: room for a machine that boots (512 + 128), not for a new clone (64 + 128) beside it.
     with Manager(replace(settings, max_ram=lambda _whole: 800), SILENT) as manager:
