@@ -89,6 +89,10 @@ class Shop:
     def __init__(self, manifest: bytes) -> None:
         self._manifest = manifest
         self.removed: list[tuple[str, ...]] = []
+        self.forgotten: list[str] = []
+
+    def forget(self, place: str) -> None:
+        self.forgotten.append(place)
 
     def shell(self, _script: str, *words: str) -> None:
         self.removed.append(words)
@@ -134,7 +138,7 @@ def test_a_condemned_template_goes_unless_another_one_has_its_place(
     store = cast("Any", lambda: nullcontext(shop))
     templates = Templates(store, holds=Holds(), runtime_id="runtime:1", progress=SILENT)
     assert not templates.forget(ours, condemned=False)
-    assert shop.removed == []
+    assert (shop.removed, shop.forgotten) == ([], [ours.place]), "the next clone starts from what is there now"
     assert templates.forget(ours, condemned=True) is goes
     assert shop.removed == ([("/store/.scratch-1", "/store/templates/abc")] if goes else [])
 
