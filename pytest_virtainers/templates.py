@@ -183,7 +183,7 @@ class Templates:
 
     def _key(self, spec: Spec, guest: Guest) -> str:
         """Name a template by what shapes it; who a VM is, and how it is waited for and shared, does not."""
-        shape = replace(spec, name=HOSTNAME, hostname=None)
+        shape = replace(spec, name=HOSTNAME, hostname=None, files={})
         facts = {
             "format": _FORMAT,
             "runtime": self._runtime_id,
@@ -197,6 +197,8 @@ class Templates:
             "helper": [individual.helper(), individual.LEAVE, SERVE],
             "prepare": digest(shape.prepare) if shape.prepare else "",
         }
+        if spec.files:
+            facts["files"] = [(path, hashlib.sha256(content).hexdigest()) for path, content in spec.files.items()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
