@@ -1,11 +1,14 @@
 """What markers, options and `virtainer_defaults` ask for is what the guest has; and how long a VM lives."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from pytest_virtainers import VM
 from pytest_virtainers.engine.client import Engine
+
+LARGE = bytes(range(256)) * 4096  # more than travels in user-data
 
 
 @pytest.mark.virtainer(
@@ -16,8 +19,8 @@ from pytest_virtainers.engine.client import Engine
     user="alice",
     internet=False,
     user_data={"timezone": "Europe/Berlin", "users": [{"name": "bob", "shell": "/bin/bash"}]},
-    files={"/etc/motd.d/note": b"\xffhi", "/srv/a b/c": "text"},
-    run_commands=["echo $((6*7)) $(id -un) >/srv/ran", ["touch", "/srv/a file"]],
+    files={"/etc/motd.d/note": b"\xffhi", "/srv/a b/c": "text", "/srv/large": LARGE},
+    run_commands=["echo $((6*7)) $(id -un) $(stat -c '%s %a %U' /srv/large) >/srv/ran", ["touch", "/srv/a file"]],
 )
 def test_everything_a_marker_asks_for(vm: VM) -> None:
     facts = vm.run(
@@ -26,7 +29,8 @@ def test_everything_a_marker_asks_for(vm: VM) -> None:
     ).stdout.splitlines()
     assert facts[:4] == ["node-1", "2", "alice", "/bin/bash"]
     assert facts[4].endswith("Europe/Berlin")
-    assert facts[5:] == ["3", "text", "42 root", "/srv/a file"]
+    assert facts[5:] == ["3", "text", f"42 root {len(LARGE)} 644 root", "/srv/a file"]
+    assert vm.run("sha256sum </srv/large").stdout.split()[0] == hashlib.sha256(LARGE).hexdigest()
     ram_mib = int(vm.run("awk '/MemTotal/ {print int($2/1024)}' /proc/meminfo").stdout)
     disk_mib = int(vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
     assert 500 < ram_mib <= 640
