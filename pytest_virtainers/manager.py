@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers import flat_disk, images, runtime, scratch, seed
 from pytest_virtainers.arch import check_firmware
 from pytest_virtainers.budget import Budget
+from pytest_virtainers.catalogue import catalogue
 from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
@@ -520,6 +521,26 @@ class Manager:
         if self.is_ours and vm in self._vms:
             self._vms.remove(vm)
             vm.close()
+
+    def reset(self) -> None:
+        """End all VMs, and keep what others can use: the engine, what was learnt of the store, the default network.
+
+        What is no name of the catalogue is looked at again: the file behind a path may change.
+
+        Raises:
+            VirtainerError: something could not be ended.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.networks.reset)
+            for vm in self._vms:
+                stack.callback(vm.close)
+            stack.callback(self.bury)
+            stack.callback(self._prefetcher.give_back)
+            stack.callback(self._note_damage)
+            self._vms = []
+        self._guests = {wanted: guest for wanted, guest in self._guests.items() if wanted[0] in catalogue()}
+        self._refused = {}
+        self.durations.clear()
 
     def close(self) -> None:
         """End all VMs, remove the networks and leave the engine; a forked child leaves all to its parent."""
