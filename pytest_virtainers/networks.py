@@ -117,7 +117,7 @@ class Networks:
             self._isolation.guard(container, self.get(spec))
 
     def reset(self) -> None:
-        """Remove all but the default networks, whose VMs have ended and which others may use; raises `EngineError`."""
+        """Remove all but the default networks, which serve other VMs when these have ended; raises `EngineError`."""
         with contextlib.ExitStack() as stack, self._lock:
             made, self._made = self._made, {}
             for key, network in made.items():
