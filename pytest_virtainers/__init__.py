@@ -3,37 +3,36 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.errors import (
-    BootError,
-    BootTimeout,
-    BudgetError,
-    CommandFailed,
-    CommandTimeout,
-    EngineError,
-    EngineNotFound,
-    GuestPanic,
-    GuestStalled,
-    ImageError,
-    ProvisionTimeout,
-    QEMUCrashed,
-    SpecError,
-    SSHError,
-    StoreError,
-    TemplateError,
-    TransferError,
-    UnitFailed,
-    VirtainerError,
-    VMGone,
-    WaitTimeout,
-)
-from pytest_virtainers.result import Result
-
 if TYPE_CHECKING:
     from pytest_virtainers.arguments import Arguments
+    from pytest_virtainers.errors import (
+        BootError,
+        BootTimeout,
+        BudgetError,
+        CommandFailed,
+        CommandTimeout,
+        EngineError,
+        EngineNotFound,
+        GuestPanic,
+        GuestStalled,
+        ImageError,
+        ProvisionTimeout,
+        QEMUCrashed,
+        SpecError,
+        SSHError,
+        StoreError,
+        TemplateError,
+        TransferError,
+        UnitFailed,
+        VirtainerError,
+        VMGone,
+        WaitTimeout,
+    )
     from pytest_virtainers.fixtures import VMFactory
     from pytest_virtainers.handle.devices import Nic
     from pytest_virtainers.handle.network import Network
     from pytest_virtainers.handle.vm import VM, Snapshot
+    from pytest_virtainers.result import Result
     from pytest_virtainers.standalone import launch
 
 __all__ = [
@@ -70,9 +69,29 @@ __all__ = [
 
 
 _ELSEWHERE = {
+    "BootError": "errors",
+    "BootTimeout": "errors",
+    "BudgetError": "errors",
+    "CommandFailed": "errors",
+    "CommandTimeout": "errors",
+    "EngineError": "errors",
+    "EngineNotFound": "errors",
+    "GuestPanic": "errors",
+    "GuestStalled": "errors",
+    "ImageError": "errors",
+    "QEMUCrashed": "errors",
+    "SpecError": "errors",
+    "SSHError": "errors",
+    "StoreError": "errors",
+    "TransferError": "errors",
+    "UnitFailed": "errors",
+    "VirtainerError": "errors",
+    "VMGone": "errors",
+    "WaitTimeout": "errors",
     "Arguments": "arguments",
     "Network": "handle.network",
     "Nic": "handle.devices",
+    "Result": "result",
     "Snapshot": "handle.vm",
     "VM": "handle.vm",
     "VMFactory": "fixtures",
@@ -81,7 +100,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is heavy, or needs pytest, when it is asked for."""
+    """Import what is asked for: each pytest run imports this package, also one that uses no VM."""
     if name in _ELSEWHERE:
         return getattr(importlib.import_module(f"pytest_virtainers.{_ELSEWHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,6 +37,7 @@ class Holds:
             if what not in self._files:
                 file = os.open(_file(what), LOCK_FILE, 0o600)
                 fcntl.flock(file, fcntl.LOCK_SH)
+                os.utime(file)
                 self._files[what] = file
 
     def close(self) -> None:
@@ -49,6 +50,14 @@ class Holds:
         """Close a forked child's copies; its parent goes on needing what it needs."""
         self._lock = threading.Lock()
         self.close()
+
+
+def last_held(what: str) -> int:
+    """Return when a process last began to need `what`, in seconds since 1970; 0: it is not known."""
+    try:
+        return int(_file(what).stat().st_mtime)
+    except FileNotFoundError:
+        return 0
 
 
 def is_held(what: str) -> bool:

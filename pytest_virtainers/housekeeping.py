@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.engine.owner import LABEL
-from pytest_virtainers.holds import is_held
+from pytest_virtainers.holds import is_held, last_held
 from pytest_virtainers.paths import locked
 from pytest_virtainers.store import MOUNT, is_place, path
 
@@ -87,7 +87,7 @@ def contents(engine: Engine, shop: Workshop) -> list[Kept]:
     uses = {each.get(USES) for each in labels if each.get(STORE, shop.location) == shop.location}
     rows = [line.split("\t", 3) for line in shop.shell(_LIST).split("\n") if line]
     found = [
-        Kept(place, int(size), int(used), _facts(manifest), place in uses or is_held(place))
+        Kept(place, int(size), max(int(used), last_held(place)), _facts(manifest), place in uses or is_held(place))
         for place, size, used, manifest in rows
         if is_place(place)  # what else is in a directory is not ours
     ]
@@ -143,3 +143,5 @@ def remove(shop: Workshop, places: Collection[str]) -> None:
         # As scratch first: what is left of one whose removal was interrupted counts no longer, and goes some day.
         with shop.scratch() as scratch:
             shop.shell(_REMOVE, scratch, *(path(place) for place in places))
+        for place in places:
+            shop.forget(place)

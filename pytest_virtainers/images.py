@@ -225,7 +225,7 @@ def _once(
 ) -> dict[str, Any]:
     """Give the manifest of the guest image with this key; if the store has none, `make` makes it, and gives that."""
     place = f"guests/{key}"
-    manifest = shop.manifest(place)
+    manifest = shop.recall(place)
     if manifest is None:
         with (
             progress.step(title) as step,

@@ -86,6 +86,12 @@ class Isolation:
             self._guarded[container] = network, Closed.of(container)
             self._update(container)
 
+    def forget(self) -> None:
+        """Forget VMs that have ended, and look again at which networks there are."""
+        with self._lock:
+            self._networks = {}
+            self._guarded = {each: about for each, about in self._guarded.items() if not each.ended}
+
     def close(self) -> None:
         """Guard no more."""
         with self._lock:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_virtainers import flat_disk, images, runtime, scratch, seed
 from pytest_virtainers.arch import check_firmware
 from pytest_virtainers.budget import Budget
+from pytest_virtainers.catalogue import catalogue
 from pytest_virtainers.durations import Record, phase, recording
 from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
@@ -45,7 +46,7 @@ from pytest_virtainers.once import Once
 from pytest_virtainers.prefetch import Prefetcher
 from pytest_virtainers.progress import LAUNCHING
 from pytest_virtainers.starting import Starter
-from pytest_virtainers.store import MOUNT, Access, Removed, workshop
+from pytest_virtainers.store import MOUNT, Access, Removed, remembered_manifests, workshop
 from pytest_virtainers.templates import Template, Templates
 from pytest_virtainers.tenure import DISPOSABLE, Tenure
 
@@ -145,6 +146,7 @@ class Manager:
             lasting=tenure.detached,
         )
         self._access = Access(self.engine, settings.store, self.store)
+        self._manifests = remembered_manifests(self.engine, settings.store)
         self._budget = Budget(self.engine, settings.max_ram, self._run_id, progress)
         self.starter = Starter(
             self.engine,
@@ -203,7 +205,9 @@ class Manager:
     def store(self) -> Iterator[Workshop]:
         """Open the store for a block, and keep it within its limit; raises `ImageError` or `StoreError`."""
         self._owner.check()
-        with workshop(self.engine, self._settings.store, self.runtime_image(), self._run_id) as shop:
+        with workshop(
+            self.engine, self._settings.store, self.runtime_image(), self._run_id, remembered=self._manifests
+        ) as shop:
             shop.spared = self._scratch
             yield shop
             if shop.made:
@@ -388,8 +392,7 @@ class Manager:
             record.kind = "prefetched"
             return vm
         self._budget.check(spec)
-        guest = self.guest_of(spec)
-        return self._again_after_crash(spec, partial(self._clone_or_boot, spec, guest, node_id))
+        return self._again_after_crash(spec, partial(self._clone_or_boot, spec, node_id))
 
     def _again_after_crash(self, spec: Spec, make: Callable[[], T]) -> T:
         """Call `make`, and once more when a kernel hangs or QEMU crashes while it boots."""
@@ -550,6 +553,26 @@ class Manager:
             self._vms.remove(vm)
             vm.close()
 
+    def reset(self) -> None:
+        """End all VMs, and keep what others can use: the engine, what was learnt of the store, the default network.
+
+        What is no name of the catalogue is looked at again: the file behind a path may change.
+
+        Raises:
+            VirtainerError: something could not be ended.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.networks.reset)
+            for vm in self._vms:
+                stack.callback(vm.close)
+            stack.callback(self.bury)
+            stack.callback(self._prefetcher.give_back)
+            stack.callback(self._note_damage)
+            self._vms = []
+        self._guests = {wanted: guest for wanted, guest in self._guests.items() if wanted[0] in catalogue()}
+        self._refused = {}
+        self.durations.clear()
+
     def close(self) -> None:
         """End all VMs, remove the networks and leave the engine; a forked child leaves all to its parent."""
         if not self.is_ours:
@@ -585,11 +608,34 @@ class Manager:
         except VirtainerError:
             return None
 
-    def _clone_or_boot(self, spec: Spec, guest: Guest, node_id: str) -> VM:
+    def _clone_or_boot(self, spec: Spec, node_id: str) -> VM:
+        """Launch from the guest image that is remembered, or from what the store has when that is gone."""
         __tracebackhide__ = True
-        if spec.template:
-            return self._clone(spec, guest, node_id)
-        return self._boot(spec, guest, Keys.generate(), node_id)
+
+        def launch(guest: Guest) -> VM:
+            __tracebackhide__ = True
+            if spec.template:
+                return self._clone(spec, guest, node_id)
+            return self._boot(spec, guest, Keys.generate(), node_id)
+
+        guest = self.guest_of(spec)
+        try:
+            return launch(guest)
+        except (Removed, VMGone) as error:
+            if isinstance(error, QEMUCrashed) or self._is_stored(guest):
+                raise
+            self._progress.note(f"guest image {spec.image} is not in the store any more as it was: looking again")
+            self._bury_lost(spec)
+            return launch(self.guest_of(spec))
+
+    def _is_stored(self, guest: Guest) -> bool:
+        """Return whether the store has this guest image; another one of its key, or none, is looked for again."""
+        with self.store() as shop:
+            manifest = shop.manifest(guest.place)
+        if manifest is not None and (manifest.get("disk") or {}).get("sha256") == guest.digest:
+            return True
+        self._guests = {wanted: each for wanted, each in self._guests.items() if each.place != guest.place}
+        return False
 
     def _clone(self, spec: Spec, guest: Guest, node_id: str) -> VM:
         """Clone the template of this shape; one that does not restore is made anew, once."""
@@ -605,7 +651,7 @@ class Manager:
                 vm = self._start_clone(spec, guest, template, node_id)
                 break
             except (BootError, VMGone, SSHError) as error:
-                if tries == _TRIES:
+                if tries == _TRIES or (isinstance(error, BadTemplate) and not self._is_stored(guest)):
                     raise
                 reason = str(error).splitlines()[0]
                 # A machine that is too busy, or another process that has just made the template anew, is no reason

@@ -116,6 +116,17 @@ class Networks:
         if not self._lasting:
             self._isolation.guard(container, self.get(spec))
 
+    def reset(self) -> None:
+        """Remove all but the default networks, which serve other VMs when these have ended; raises `EngineError`."""
+        with contextlib.ExitStack() as stack, self._lock:
+            made, self._made = self._made, {}
+            for key, network in made.items():
+                if network.name == DEFAULT.name and network.recorder is None:
+                    self._made[key] = network.renewed()
+                else:
+                    stack.callback(network.close)
+            self._isolation.forget()
+
     def close(self) -> None:
         """Remove them all; raises `EngineError`."""
         self._isolation.close()

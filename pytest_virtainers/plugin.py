@@ -6,19 +6,14 @@ stay cheap for test runs that use no VM.
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import asdict
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers import reporting
 from pytest_virtainers import session as run
-from pytest_virtainers.durations import Record, table
-from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.fixtures import (
-    prefetch,
     session_vm,
     virtainer_defaults,
     virtainer_network,
@@ -27,13 +22,13 @@ from pytest_virtainers.fixtures import (
     vm_factory,
     vms,
 )
-from pytest_virtainers.markers import check_all
-from pytest_virtainers.settings import SETTINGS, Source, environment, resolve
-from pytest_virtainers.spec import SIGNATURE
+from pytest_virtainers.options import OPTIONS, SIGNATURE
 from pytest_virtainers.time_limit import pytest_timeout_cancel_timer, pytest_timeout_set_timer
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from pytest_virtainers.durations import Record
 
 __all__ = [
     "pytest_timeout_cancel_timer",
@@ -57,7 +52,7 @@ _FOLLOWING_KEY: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--virtainer-X` and the ini key `virtainer_X` for each setting."""
     group = parser.getgroup("virtainers", "disposable virtual machines")
-    for setting in SETTINGS:
+    for setting in OPTIONS:
         told = f"{setting.help} (default: {setting.default})"
         as_format = told.replace("%", "%%")  # argparse formats it
         if setting.flag:
@@ -72,23 +67,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and resolve the settings."""
     config.addinivalue_line("markers", f"{SIGNATURE}: the virtual machine that a test wants; see the README.")
-    command_line = Source(lambda setting: setting.option, lambda setting: config.getoption(setting.ini))
-    ini = Source(lambda setting: f"{setting.ini} in the ini file", lambda setting: config.getini(setting.ini) or None)
-    try:
-        settings = config.stash[run.SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
-    except SpecError as error:
-        raise pytest.UsageError(str(error)) from None
     if config.option.virtainer_warm and config.getoption("dist", "no") != "no":
         config.option.dist, config.option.tx = "no", []  # pytest-xdist's workers would only distribute tests
+    if not run.has_settings(config):
+        return  # the defaults are right, and only a run with VMs needs them
+    from pytest_virtainers.errors import SpecError
+
+    try:
+        settings = run.settings(config)
+    except SpecError as error:
+        raise pytest.UsageError(str(error)) from None
     if settings.hold and config.getoption("dist", "no") != "no":
         raise pytest.UsageError("hold: workers of pytest-xdist have no terminal to press Enter at; run with -n0")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say in one line what a VM is by default, without asking any daemon."""
-    settings = config.stash[run.SETTINGS_KEY]
-    shape = settings.shape
-    return f"virtainers: {shape['image']}, {shape['ram']} MiB, {shape['cpus']} CPU, engine {settings.engine}"
+    shown = {each.name: each.default for each in OPTIONS}
+    if run.has_settings(config):
+        settings = run.settings(config)
+        shown = {**settings.shape, "engine": settings.engine}
+    return f"virtainers: {shown['image']}, {shown['ram']} MiB, {shown['cpus']} CPU, engine {shown['engine']}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -98,8 +97,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     (A `pytest.UsageError` would do without pytest-xdist; a worker of that only crashes with it.)
     """
     report = yield
-    wrong = check_all(each for each in report.result or () if isinstance(each, pytest.Item))
-    if wrong:
+    items = [each for each in report.result or () if isinstance(each, pytest.Item) and _is_ours(each)]
+    if not items:
+        return report
+    from pytest_virtainers.markers import check_all
+
+    if wrong := check_all(items):
         report.outcome, report.longrepr = "failed", "\n".join(wrong)
     return report
 
@@ -116,6 +119,11 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return warm.loop(session)
 
 
+def _is_ours(item: pytest.Item) -> bool:
+    """Return whether a test may have markers to check."""
+    return item.get_closest_marker("virtainer") is not None or "vms" in getattr(item, "fixturenames", ())
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Remember what follows, for `pytest_runtest_call`."""
@@ -126,28 +134,40 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Begin a test, or another try of it."""
-    reporting.begin(item)
+    item.stash[run.BEGAN_KEY] = time.time()
+    if run.has_manager(item.config):
+        from pytest_virtainers.reporting import begin
+
+        begin(item)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Now that this test has its VM: have the next one made ready."""
-    prefetch(item, item.stash.get(_FOLLOWING_KEY, None))
+    if run.has_manager(item.config):
+        from pytest_virtainers.allocation import prefetch
+
+        prefetch(item, item.stash.get(_FOLLOWING_KEY, None))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Take the evidence of a failing test's machines, while they are there."""
     result = yield
-    reporting.report(item, result)
+    if run.has_manager(item.config):
+        from pytest_virtainers.reporting import report
+
+        report(item, result)
     return result
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     """Show the way to a failing test's machines, before a debugger opens."""
-    if isinstance(node, pytest.Item):
-        reporting.hold(node)
+    if isinstance(node, pytest.Item) and run.has_manager(node.config):
+        from pytest_virtainers.reporting import hold
+
+        hold(node)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -156,7 +176,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     damage = config.stash.setdefault(_DAMAGE_KEY, [])
     damage += [each for each in run.damage(config) if each not in damage]
     if hasattr(config, "workeroutput"):
-        config.workeroutput[_DURATIONS] = [asdict(each) for each in run.durations(config)]
+        config.workeroutput[_DURATIONS] = [vars(each) for each in run.durations(config)]
         config.workeroutput[_DAMAGE] = damage
     elif damage and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -166,7 +186,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_testnodedown(node: Any) -> None:
     """Take what a worker of pytest-xdist reports."""
     output = getattr(node, "workeroutput", {})
-    node.config.stash.setdefault(_TOLD_KEY, []).extend(Record(**each) for each in output.get(_DURATIONS, []))
+    if records := output.get(_DURATIONS):
+        from pytest_virtainers.durations import Record
+
+        node.config.stash.setdefault(_TOLD_KEY, []).extend(Record(**each) for each in records)
     damage = node.config.stash.setdefault(_DAMAGE_KEY, [])
     damage.extend(each for each in output.get(_DAMAGE, []) if each not in damage)
 
@@ -178,7 +201,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for each in damage:
             terminalreporter.write_line(each)
     records = [*run.durations(config), *config.stash.get(_TOLD_KEY, [])]
-    if records and config.stash[run.SETTINGS_KEY].durations:
+    if records and run.settings(config).durations:
+        from pytest_virtainers.durations import table
+
         terminalreporter.section("virtainer durations (medians)")
         for line in table(records):
             terminalreporter.write_line(line)
@@ -186,6 +211,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the run has started, however it ended."""
+    if not run.has_manager(config):
+        return
+    from pytest_virtainers.errors import VirtainerError
+
     try:
         run.close(config)
     except VirtainerError as error:  # the results are told already; what stays is swept by the next run

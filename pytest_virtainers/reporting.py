@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -40,7 +39,6 @@ SESSION_VM_KEY: pytest.StashKey[VM] = pytest.StashKey()
 """The machine of `session_vm`, which tests use by the fixture's name alone."""
 _KEPT_KEY: pytest.StashKey[dict[VM, Path]] = pytest.StashKey()
 _FOLDER_KEY: pytest.StashKey[Path] = pytest.StashKey()
-_BEGAN_KEY: pytest.StashKey[float] = pytest.StashKey()
 
 # What must not hide why a test has failed: also that its time is up, which pytest-timeout says whenever it is.
 _TROUBLE = (Exception, pytest.fail.Exception)
@@ -53,7 +51,7 @@ _PROPERTY = "virtainer_artifacts"
 
 def begin(item: pytest.Item) -> None:
     """Note that a try of a test begins: what was of another try is over."""
-    item.stash[USED_KEY], item.stash[_KEPT_KEY], item.stash[_BEGAN_KEY] = {}, {}, time.time()
+    item.stash[USED_KEY], item.stash[_KEPT_KEY] = {}, {}
     if _FOLDER_KEY in item.stash:
         del item.stash[_FOLDER_KEY]
     if _uses_session_vm(item):
@@ -87,7 +85,7 @@ def report(item: pytest.Item, result: pytest.TestReport) -> None:
 
     After a failure, somebody may want to look at the machines: they stay until the next report, or the next test.
     """
-    settings = item.config.stash[session.SETTINGS_KEY]
+    settings = session.settings(item.config)
     manager = session.present(item.config)
     if manager is None:
         return
@@ -115,7 +113,7 @@ def _show(result: pytest.TestReport, title: str, text: str) -> None:
 def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
     """Take the evidence of one machine, once in a test."""
     kept = item.stash.setdefault(_KEPT_KEY, {})
-    settings = item.config.stash[session.SETTINGS_KEY]
+    settings = session.settings(item.config)
     manager = session.manager(item.config)
     is_new = machine not in kept
     try:
@@ -198,7 +196,7 @@ def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
             path = _folder(item) / f"{network.label}.pcap"
             try:
                 with _private(path) as file:
-                    network.recorder.write(file, since=item.stash[_BEGAN_KEY])
+                    network.recorder.write(file, since=item.stash[session.BEGAN_KEY])
             except BaseException:
                 path.unlink(missing_ok=True)  # a part is not wanted
                 raise
@@ -229,7 +227,7 @@ def _new_folder(item: pytest.Item, machine: VM) -> Path:
 def _folder(item: pytest.Item) -> Path:
     """Give the folder for this try of the test, made if need be; each try has its own."""
     if _FOLDER_KEY not in item.stash:
-        settings = item.config.stash[session.SETTINGS_KEY]
+        settings = session.settings(item.config)
         root = item.config.rootpath / settings.artifacts
         try:
             root.mkdir(parents=True)
@@ -291,7 +289,7 @@ def _add_to_html(item: pytest.Item, result: pytest.TestReport, machine: VM, fold
 
 def hold(item: pytest.Item) -> None:
     """Say how to look into a failing test's machines; with the setting `hold`, wait until the person goes on."""
-    settings, manager = item.config.stash[session.SETTINGS_KEY], session.present(item.config)
+    settings, manager = session.settings(item.config), session.present(item.config)
     in_debugger = session.in_debugger(item.config)
     if manager is None or not (settings.hold or in_debugger):
         return

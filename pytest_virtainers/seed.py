@@ -26,6 +26,26 @@ if TYPE_CHECKING:
 
 _CLOUD_CONFIG = "#cloud-config"
 
+# More than this does not travel in user-data: YAML is slow, cloud-init keeps several copies, and clouds have limits.
+_MOST_BYTES_IN_USER_DATA = 64 * 1024
+# What cloud-init's `write_files` does, with contents from files of the seed. Words: a name there, a path, and so on.
+_COPY_FILES = """
+set -eu
+umask 022
+seed=$(mktemp -d)
+mount -o ro "$(blkid -L cidata || findfs LABEL=cidata || echo /dev/disk/by-label/cidata)" "$seed"
+while [ $# -gt 0 ]; do
+    mkdir -p "${2%/*}/"
+    cat "$seed/$1" >"$2"
+    chown 0:0 "$2"
+    chmod 644 "$2"
+    ! command -v restorecon >/dev/null || restorecon "$2"
+    shift 2
+done
+umount "$seed"
+rmdir "$seed"
+"""
+
 
 def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     """Make the seed for `spec`: `user` may log in with `keys.login`, the guest shows `keys.host`.
@@ -36,16 +56,20 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     if "instance-id" in spec.meta_data:
         instance_id = f"{spec.meta_data['instance-id']}-{instance_id}"
     meta = {"local-hostname": spec.guest_hostname, **spec.meta_data, "instance-id": instance_id}
-    files = {
+    texts = {
         "user-data": f"{_CLOUD_CONFIG}\n" + yaml.safe_dump(user_data(spec, keys, user), sort_keys=False),
         "meta-data": yaml.safe_dump(meta),
         "network-config": yaml.safe_dump(NETWORK_CONFIG),
     }
+    files = {name: text.encode() for name, text in texts.items()}
+    if _is_much(spec.files):
+        files |= {_name(number): content for number, content in enumerate(spec.files.values())}
     image = pycdlib.PyCdlib()
     image.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
     for number, (name, content) in enumerate(files.items()):
-        data = content.encode()
-        image.add_fp(io.BytesIO(data), len(data), iso_path=f"/SEED{number}.;1", rr_name=name, joliet_path=f"/{name}")
+        image.add_fp(
+            io.BytesIO(content), len(content), iso_path=f"/SEED{number}.;1", rr_name=name, joliet_path=f"/{name}"
+        )
     written = io.BytesIO()
     image.write_fp(written)
     image.close()
@@ -112,7 +136,12 @@ def user_data(spec: Spec, keys: Keys, user: str) -> dict[str, Any]:
     }
     _extend(config, "users", [account])
     _extend(config, "packages", spec.packages)
-    _extend(config, "write_files", [_write_file(path, content) for path, content in spec.files.items()])
+    if _is_much(spec.files):
+        _extend(config, "bootcmd", [_copy_files(spec.files)])
+        if present := config.get("write_files"):  # would be done later, and ours are to come last
+            config["write_files"] = [each for each in present if each.get("path") not in spec.files]
+    else:
+        _extend(config, "write_files", [_write_file(path, content) for path, content in spec.files.items()])
     _extend(config, "runcmd", spec.run_commands)
     # With these given, cloud-init makes no host keys of its own; that also saves the time.
     config["ssh_keys"] = {"ed25519_private": keys.host.private, "ed25519_public": keys.host.public}
@@ -145,3 +174,18 @@ def _extend(config: dict[str, Any], key: str, more: Any) -> None:
 
 def _write_file(path: str, content: bytes) -> dict[str, str]:
     return {"path": path, "encoding": "b64", "content": base64.b64encode(content).decode()}
+
+
+def _is_much(files: Mapping[str, bytes]) -> bool:
+    return sum(map(len, files.values())) > _MOST_BYTES_IN_USER_DATA
+
+
+def _name(number: int) -> str:
+    return f"file-{number}"
+
+
+def _copy_files(files: Mapping[str, bytes]) -> list[str]:
+    """Return the command that copies files from the seed: once for each instance, just before `write_files`."""
+    pairs = ((_name(number), path) for number, path in enumerate(files))
+    once = ["cloud-init-per", "instance", "virtainers-files"]
+    return [*once, "sh", "-c", _COPY_FILES, "sh", *(word for pair in pairs for word in pair)]

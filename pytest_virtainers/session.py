@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_virtainers import time_limit
-from pytest_virtainers.errors import EngineNotFound, VirtainerError
-from pytest_virtainers.progress import LAUNCHING, SILENT, Progress, fitted
+from pytest_virtainers.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_virtainers.durations import Record
+    from pytest_virtainers.errors import EngineNotFound
     from pytest_virtainers.manager import Manager
+    from pytest_virtainers.progress import Progress
     from pytest_virtainers.settings import Settings
     from pytest_virtainers.spec import Spec
 
@@ -29,8 +29,41 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STDERR = 2
 
 SETTINGS_KEY: pytest.StashKey[Settings] = pytest.StashKey()
+BEGAN_KEY: pytest.StashKey[float] = pytest.StashKey()
+"""When a try of a test began, in seconds since 1970."""
 _MANAGER_KEY: pytest.StashKey[Manager] = pytest.StashKey()
 _NO_ENGINE_KEY: pytest.StashKey[EngineNotFound] = pytest.StashKey()
+
+
+def settings(config: pytest.Config) -> Settings:
+    """Return the settings of this run; they are read when they are first needed.
+
+    Raises:
+        SpecError: a value is not allowed; the message names its source.
+    """
+    if SETTINGS_KEY not in config.stash:
+        from pytest_virtainers.settings import Source, environment, resolve
+
+        command_line = Source(lambda option: option.option, lambda option: _option(config, option))
+        ini = Source(lambda option: f"{option.ini} in the ini file", lambda option: _ini(config, option))
+        config.stash[SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
+    return config.stash[SETTINGS_KEY]
+
+
+def has_settings(config: pytest.Config) -> bool:
+    """Return whether any setting is given, on the command line, in the environment or in the ini file."""
+    return any(
+        _option(config, each) is not None or os.environ.get(each.variable) or _ini(config, each) for each in OPTIONS
+    )
+
+
+def _option(config: pytest.Config, option: Option) -> str | None:
+    value: str | None = config.getoption(option.ini)
+    return value
+
+
+def _ini(config: pytest.Config, option: Option) -> str | None:
+    return config.getini(option.ini) or None
 
 
 def manager(config: pytest.Config) -> Manager:
@@ -40,17 +73,20 @@ def manager(config: pytest.Config) -> Manager:
         EngineNotFound: none answers (a skip with `missing=skip`); the second call does not look again.
     """
     __tracebackhide__ = True
-    settings = config.stash[SETTINGS_KEY]
+    from pytest_virtainers.errors import EngineNotFound
+
+    wanted = settings(config)
     try:
         if _NO_ENGINE_KEY in config.stash:
             raise config.stash[_NO_ENGINE_KEY]
         if _MANAGER_KEY not in config.stash:
+            from pytest_virtainers import time_limit
             from pytest_virtainers.manager import Manager
 
             worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-            looks = settings.keep != "never" or settings.hold or in_debugger(config)
+            looks = wanted.keep != "never" or wanted.hold or in_debugger(config)
             progress, test_run = _progress(config), getattr(config, "workerinput", {}).get("testrunuid", "")
-            made = Manager(settings, progress, worker, keeps_lost=looks, test_run=test_run)
+            made = Manager(wanted, progress, worker, keeps_lost=looks, test_run=test_run)
             made.echo = _echo(config)
             made.once.without_time_limit = lambda: time_limit.suspended(config, progress.note)
             config.stash[_MANAGER_KEY] = made
@@ -59,10 +95,15 @@ def manager(config: pytest.Config) -> Manager:
                 _end_with_parent(config)
     except EngineNotFound as error:
         config.stash[_NO_ENGINE_KEY] = error
-        if settings.missing == "skip":
+        if wanted.missing == "skip":
             pytest.skip(str(error))
         raise
     return config.stash[_MANAGER_KEY]
+
+
+def has_manager(config: pytest.Config) -> bool:
+    """Return whether this process, or the one that forked it, has asked for a VM."""
+    return _MANAGER_KEY in config.stash
 
 
 def present(config: pytest.Config) -> Manager | None:
@@ -78,7 +119,7 @@ def in_debugger(config: pytest.Config) -> bool:
 
 def prefetch(config: pytest.Config, spec: Spec | None, node_id: str) -> None:
     """Make the clone that the test `node_id` will ask for ready in the background; None: no test wants one."""
-    if config.stash[SETTINGS_KEY].prefetch and _MANAGER_KEY in config.stash:
+    if _MANAGER_KEY in config.stash and settings(config).prefetch:
         config.stash[_MANAGER_KEY].prefetch(spec, node_id)
 
 
@@ -91,6 +132,8 @@ def damage(config: pytest.Config) -> list[str]:
     """Return what turned out to be damaged in the store after VMs of this process were started from it."""
     if _MANAGER_KEY not in config.stash:
         return []
+    from pytest_virtainers.errors import VirtainerError
+
     with contextlib.suppress(VirtainerError):  # what cannot be removed now is found again
         config.stash[_MANAGER_KEY].look_for_damage()
     return config.stash[_MANAGER_KEY].damage
@@ -112,6 +155,8 @@ def note(config: pytest.Config, line: str) -> None:
 def plain_errors() -> Iterator[None]:
     """Let a `VirtainerError` speak for itself: its message says what its causes and our frames would."""
     __tracebackhide__ = True
+    from pytest_virtainers.errors import VirtainerError
+
     try:
         yield
     except VirtainerError as error:
@@ -120,6 +165,8 @@ def plain_errors() -> Iterator[None]:
 
 def _progress(config: pytest.Config, quiet: int = 0) -> Progress:
     """Show progress on the terminal even while pytest captures; nothing when pytest is quieter than `quiet`."""
+    from pytest_virtainers.progress import LAUNCHING, SILENT, Progress, fitted
+
     if config.get_verbosity() < quiet:
         return SILENT
     capture: Any = config.pluginmanager.getplugin("capturemanager")
@@ -149,7 +196,7 @@ def _echo(config: pytest.Config) -> Callable[[str], object] | None:
     """Show what commands print, if that is wanted: on the terminal even while pytest captures."""
     if config.getoption("capture", "no") == "no":
         return lambda text: print(text, end="", flush=True)
-    if not config.stash[SETTINGS_KEY].echo:
+    if not settings(config).echo:
         return None
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():

@@ -222,12 +222,6 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 }
 assert PARSERS.keys() == {each.name for each in fields(Spec)}  # noqa: S101  (a slip of ours, seen at import)
 
-SIGNATURE = (
-    "virtainer(name=None, *, image, ram, cpus, disk, user, user_data, meta_data, packages, run_commands, files, "
-    "authorized_keys, prepare, hostname, network, ip, nics, internet, scope, reset, template, identity, accel, "
-    "arch, firmware, env, boot_timeout, provision_timeout)"
-)
-
 
 def check(arguments: Mapping[str, object], where: str, base: Path | None = None) -> dict[str, Any]:
     """Check arguments of a spec and bring them into their units.

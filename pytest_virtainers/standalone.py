@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from pytest_virtainers.errors import SpecError
+from pytest_virtainers.forks import disown_in_child
 from pytest_virtainers.manager import Manager
 from pytest_virtainers.progress import SILENT, Progress
 from pytest_virtainers.settings import environment, resolve
@@ -34,7 +37,9 @@ def launch(
 ) -> Iterator[VM]:
     """Give a VM that is ready, for a block; nothing of it remains after that but what `persist` says.
 
-    Settings come from `VIRTAINER_X` in the environment. VMs of several blocks do not reach each other.
+    Settings come from `VIRTAINER_X` in the environment. VMs of several blocks do not reach each other. The next block
+    finds the connection to the engine, the place of the guest image, and an empty network; the last goes with the
+    process.
 
     Args:
         image: a name of the catalogue, a path, a URL, or `docker-image://NAME`; the default is the setting's.
@@ -52,8 +57,69 @@ def launch(
     refuse_sharing(arguments, "launch", "here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
     wanted = wish({"image": image, "name": name, **arguments}, settings, persist)
-    with launched(wanted, settings, persist, progress) as vm:
-        yield vm
+    if persist is not None:
+        with launched(wanted, settings, persist, progress) as vm:
+            yield vm
+        return
+    with _manager(settings, progress) as manager:
+        yield manager.launch(wanted)
+
+
+class _Idle:
+    """The manager of the last block, for the next one: what it has learnt is not asked again.
+
+    It is used again with the same environment only, which says where engine and store are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: list[tuple[object, Manager]] = []
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """Leave it to a forked child's parent, of which another thread may have held the lock."""
+        self._lock, self._kept = threading.Lock(), []
+
+    def take(self, purpose: object) -> Manager | None:
+        """Return the manager if it is there for this purpose; one for another purpose is closed."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+        if kept and kept[0][0] == purpose:
+            return kept[0][1]
+        for _, manager in kept:
+            manager.close()
+        return None
+
+    def keep(self, purpose: object, manager: Manager) -> None:
+        """Keep a manager without VMs until the process ends; if there is one already, close it."""
+        with self._lock:
+            if not self._kept:
+                self._kept = [(purpose, manager)]
+                return
+        manager.close()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        self.take(None)
+
+
+_idle = _Idle()
+atexit.register(_idle.close)
+
+
+@contextlib.contextmanager
+def _manager(settings: Settings, progress: Progress) -> Iterator[Manager]:
+    """Return a manager for one VM, which ends with the block; after a failure the manager does, too."""
+    purpose = ({**os.environ}, progress)
+    with contextlib.ExitStack() as failed:
+        manager = _idle.take(purpose) or Manager(settings, progress)
+        failed.callback(manager.close)
+        yield manager
+        if not manager.is_ours:
+            return
+        manager.reset()
+        failed.pop_all()
+    _idle.keep(purpose, manager)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import docker.errors
 
 from pytest_virtainers.engine.container import Bind, Container, Plan
 from pytest_virtainers.errors import EngineError, StoreError
+from pytest_virtainers.manifests import Manifests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -205,18 +206,37 @@ def _directory(volume: Mapping[str, Any]) -> str:
 class Workshop:
     """A helper container with the store at `/store`; it and all that runs in it end with its owner.
 
+    Args:
+        helper: the container, or a function that starts it when it is first needed.
+        location: the store's volume name or absolute directory.
+        run_id: of the run.
+        remembered: what earlier looks have seen; `None`: each look asks the helper.
+
     Attributes:
-        container: the helper.
         made: places that were filled through it.
         spared: scratch folders that somebody else removes, as something in them is still used.
     """
 
-    def __init__(self, container: Container, location: str, run_id: str = "") -> None:
-        self.container = container
+    def __init__(
+        self,
+        helper: Container | Callable[[], Container],
+        location: str,
+        run_id: str = "",
+        remembered: Manifests | None = None,
+    ) -> None:
+        self._helper = helper
         self._run_id = run_id
+        self._remembered = remembered
         self.made: list[str] = []
         self.spared: Collection[str] = ()
         self._location = location
+
+    @property
+    def container(self) -> Container:
+        """The helper; raises `StoreError` when it is to be started and the engine cannot give it the store."""
+        if callable(self._helper):
+            self._helper = self._helper()
+        return self._helper
 
     @property
     def location(self) -> str:
@@ -246,13 +266,23 @@ class Workshop:
         The place counts as used now.
         """
         code, output = self.container.run(["sh", "-c", _READ_MANIFEST, "sh", path(place)])
-        if code != 0:
-            return None
-        try:
-            found = json.loads(output)
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
+        found = _mapping(output) if code == 0 else None
+        if self._remembered is not None:
+            self._remembered.put(place, found)
+        return found
+
+    def recall(self, place: str) -> dict[str, Any] | None:
+        """Return a manifest as some process of this user saw it within the last day, or else `manifest`.
+
+        The place may be gone by now, or another one: for what starts VMs from it, and copes with that.
+        """
+        found = None if self._remembered is None else self._remembered.get(place)
+        return self.manifest(place) if found is None else found
+
+    def forget(self, place: str) -> None:
+        """Have the store looked at when this place is next asked for."""
+        if self._remembered is not None:
+            self._remembered.put(place, None)
 
     @contextmanager
     def new(self, place: str) -> Iterator[str]:
@@ -267,6 +297,7 @@ class Workshop:
         with self.scratch() as scratch:
             yield scratch
             self.shell(_GIVE_PLACE, scratch, target, target.rpartition("/")[0])
+            self.forget(place)
             self.made.append(place)
 
     @contextmanager
@@ -311,9 +342,17 @@ class Workshop:
 
 @contextmanager
 def workshop(
-    engine: Engine, location: str, runtime_image: str, run_id: str, *, writable: bool = True
+    engine: Engine,
+    location: str,
+    runtime_image: str,
+    run_id: str,
+    *,
+    writable: bool = True,
+    remembered: Manifests | None = None,
 ) -> Iterator[Workshop]:
     """Open the store at `location` (volume name or absolute directory) during the block.
+
+    With what is `remembered` of it, a helper is started only when that does not suffice.
 
     Raises:
         StoreError: the engine cannot give us the store.
@@ -326,12 +365,36 @@ def workshop(
         binds=(Bind(MOUNT, location, writable=writable),),
         capabilities=BUILD_CAPABILITIES if writable else (),
     )
+    with ExitStack() as opened:
+
+        def start() -> Container:
+            try:
+                container = Container(engine, plan, run_id)
+                container.start()
+            except EngineError as error:
+                raise StoreError(f"the store {location} cannot be opened: {error}") from error
+            opened.callback(container.close)
+            return container
+
+        yield Workshop(start() if remembered is None else start, location, run_id, remembered)
+
+
+def remembered_manifests(engine: Engine, location: str) -> Manifests:
+    """Return what is remembered of the store at `location` on this engine; a volume made again is another store."""
+
+    def identity() -> str:
+        about: Mapping[str, Any] = {}
+        if not location.startswith("/"):
+            with engine.failures(f"looking at volume {location}"), suppress(docker.errors.NotFound):
+                about = engine.api.inspect_volume(location)
+        return json.dumps([engine.kind, engine.url, location, about.get("Mountpoint"), about.get("CreatedAt")])
+
+    return Manifests(identity)
+
+
+def _mapping(text: bytes) -> dict[str, Any] | None:
     try:
-        container = Container(engine, plan, run_id)
-        container.start()
-    except EngineError as error:
-        raise StoreError(f"the store {location} cannot be opened: {error}") from error
-    try:
-        yield Workshop(container, location, run_id)
-    finally:
-        container.close()
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -25,7 +25,7 @@ from pytest_virtainers.prepare import digest
 from pytest_virtainers.store import is_place, path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from pytest_virtainers.handle.vm import VM
@@ -123,7 +123,7 @@ class Templates:
             self._once.check(key, spec.name)
             self._holds.add(_place(key))
             with self._store() as shop:
-                self._known[key] = _load(key, shop) or self._make_once(key, spec, guest, boot, shop)
+                self._known[key] = _recall(key, shop) or self._make_once(key, spec, guest, boot, shop)
         return self._known[key]
 
     def find(self, spec: Spec, guest: Guest) -> Template | None:
@@ -132,7 +132,7 @@ class Templates:
         if key not in self._known:
             self._holds.add(_place(key))
             with self._store() as shop:
-                found = _load(key, shop)
+                found = _recall(key, shop)
             if found is None:
                 return None
             self._known[key] = found
@@ -148,6 +148,8 @@ class Templates:
         """
         self._known.pop(template.key, None)
         if not condemned:
+            with self._store() as shop:
+                shop.forget(template.place)
             return False
         with self._store() as shop, self._lock(template.key):
             stored = _load(template.key, shop)
@@ -189,7 +191,7 @@ class Templates:
 
     def _key(self, spec: Spec, guest: Guest) -> str:
         """Name a template by what shapes it; who a VM is, and how it is waited for and shared, does not."""
-        shape = replace(spec, name=HOSTNAME, hostname=None)
+        shape = replace(spec, name=HOSTNAME, hostname=None, files={})
         facts = {
             "format": _FORMAT,
             "runtime": self._runtime_id,
@@ -203,6 +205,8 @@ class Templates:
             "helper": [individual.helper(), individual.LEAVE, SERVE],
             "prepare": digest(shape.prepare) if shape.prepare else "",
         }
+        if spec.files:
+            facts["files"] = [(path, hashlib.sha256(content).hexdigest()) for path, content in spec.files.items()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -225,8 +229,16 @@ def _place(key: str) -> str:
     return f"templates/{key}"
 
 
+def _recall(key: str, shop: Workshop) -> Template | None:
+    """Return a template as it was when some process looked last, or as it is."""
+    return _parsed(key, shop.recall(_place(key)))
+
+
 def _load(key: str, shop: Workshop) -> Template | None:
-    manifest = shop.manifest(_place(key))
+    return _parsed(key, shop.manifest(_place(key)))
+
+
+def _parsed(key: str, manifest: Mapping[str, Any] | None) -> Template | None:
     if manifest is None:
         return None
     try:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import session as run
+from pytest_virtainers.allocation import layers
 from pytest_virtainers.errors import VirtainerError
-from pytest_virtainers.fixtures import layers
 from pytest_virtainers.markers import arguments, by_name
 from pytest_virtainers.network_spec import DEFAULT
 from pytest_virtainers.spec import Spec, merge

@@ -108,6 +108,10 @@ class Network:
             self.recorder.close()
         self._made.close()
 
+    def renewed(self) -> Network:
+        """Return the same network of the engine, without VMs, faults and captures, for others to use."""
+        return Network(self.spec, self._made)
+
     def disown(self) -> None:
         """Leave all that is on it to a forked child's parent."""
         self._lock = threading.RLock()

@@ -24,6 +24,7 @@ from pytest_virtainers.errors import (
     SSHError,
     StoreError,
     VirtainerError,
+    VMGone,
 )
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.images import Guest
@@ -89,6 +90,7 @@ class Run:
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(module, "find", lambda _engine: SimpleNamespace())
     monkeypatch.setattr(Manager, "_is_kept_on", lambda *_: False)
+    monkeypatch.setattr(Manager, "_is_stored", lambda *_: True)
     monkeypatch.setattr(module, "sweep", lambda _engine: [])
     monkeypatch.setattr(scratch, "sweep", lambda: None)
     monkeypatch.setattr(module, "Reaper", lambda *_: None)
@@ -389,3 +391,38 @@ def test_a_template_whose_kernel_hangs_is_made_once_more_ahead_of_several_vms(
     monkeypatch.setattr(run.manager, "_template", template)
     run.manager.warm(SPEC)
     assert made == [SPEC]
+
+
+@pytest.mark.parametrize("error", [Removed("guests/debian-13-abc is not in the store any more"), VMGone("bad-image")])
+def test_a_remembered_guest_image_that_is_gone_is_looked_for_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: VirtainerError
+) -> None:
+    """Another process may have removed it since it was remembered."""
+    remade = replace(GUEST, digest="remade")
+    coming, booted = [GUEST, remade], list[Guest]()
+
+    def boot(_spec: Spec, guest: Guest, *_: object) -> VM:
+        booted.append(guest)
+        if guest is GUEST:
+            raise error
+        return READY
+
+    monkeypatch.setattr(run.manager, "guest_of", lambda _spec: coming.pop(0))
+    monkeypatch.setattr(run.manager, "_boot", boot)
+    monkeypatch.setattr(Manager, "_is_stored", lambda _self, guest: guest is remade)
+    assert run.manager._clone_or_boot(replace(SPEC, template=False), "a-test") is READY
+    assert booted == [GUEST, remade]
+    assert run.notes == ["virtainers: guest image debian-13 is not in the store any more as it was: looking again\n"]
+
+
+def test_a_vm_that_ends_though_its_guest_image_is_there_is_not_started_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boot(*_: object) -> VM:
+        raise VMGone("it ended")
+
+    monkeypatch.setattr(run.manager, "guest_of", lambda _spec: GUEST)
+    monkeypatch.setattr(run.manager, "_boot", boot)
+    with pytest.raises(VMGone, match=r"^it ended$"):
+        run.manager._clone_or_boot(replace(SPEC, template=False), "a-test")
+    assert run.notes == []

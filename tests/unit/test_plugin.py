@@ -1,8 +1,5 @@
 """The plugin in real pytest runs that need no engine: `DOCKER_HOST` leads nowhere in all of them."""
 
-import subprocess
-import sys
-
 import pytest
 
 REFUSED = "no container engine answered (engine=auto). Tried:"
@@ -20,14 +17,32 @@ def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunRe
     return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
 
 
-def test_loading_the_plugin_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, pytest_virtainers.plugin\n"
-        "print([m for m in ('docker', 'paramiko', 'pycdlib', 'tenacity', 'yaml', 'requests') if m in sys.modules])"
+LOADED = {
+    "pytest_virtainers",
+    *(f"pytest_virtainers.{each}" for each in ("fixtures", "options", "plugin", "session")),
+}
+"""All that a run without VMs loads: where no bytecode can be written, Python compiles it each time."""
+
+
+def test_a_run_without_vms_loads_few_modules(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import sys
+
+        before = {*sys.modules}
+
+        def pytest_unconfigure(config):
+            ours = [each for each in sys.modules if each.startswith("pytest_virtainers")]
+            foreign = {"docker", "paramiko", "pycdlib", "tenacity", "yaml", "requests", "difflib"}
+            print("loaded:", *ours)
+            print("foreign:", *sorted({*sys.modules} & foreign - before))
+        """
     )
-    assert (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
-    )
+    result = run(pytester, "def test_x(): pass", "-q")
+    (loaded,) = [line.split()[1:] for line in result.stdout.lines if line.startswith("loaded:")]
+    assert {*loaded} == LOADED
+    result.stdout.fnmatch_lines(["foreign:"])
+    assert result.ret == 0
 
 
 def test_the_header_is_one_line_and_asks_nobody(pytester: pytest.Pytester) -> None:

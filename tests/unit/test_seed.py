@@ -1,5 +1,8 @@
 import base64
 import io
+import os
+import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +142,60 @@ def test_every_vm_has_keys_of_its_own() -> None:
     others = Keys.generate()
     assert len({KEYS.login.private, KEYS.host.private, others.login.private, others.host.private}) == 4
     assert KEYS.login.paramiko().get_base64() in KEYS.login.public
+
+
+MANY = {"/opt/my data/big": b"\0\xff" * 300_000, "/etc/small": b"small"}
+
+
+def test_few_bytes_of_files_travel_in_user_data() -> None:
+    config = seed.user_data(spec(files={"/a": "b"}), KEYS, "debian")
+    assert config["write_files"] == [{"path": "/a", "encoding": "b64", "content": "Yg=="}]
+    assert "bootcmd" not in config
+
+
+def test_many_bytes_of_files_travel_beside_the_user_data() -> None:
+    iso = seed.iso(spec(files=MANY), KEYS, "debian", "id-1")
+    assert len(read(iso)["user-data"]) < 8 * 1024
+    image = pycdlib.PyCdlib()
+    image.open_fp(io.BytesIO(iso))
+    for number, content in enumerate(MANY.values()):
+        found = io.BytesIO()
+        image.get_file_from_iso_fp(found, rr_path=f"/file-{number}")
+        assert found.getvalue() == content
+    image.close()
+
+
+def test_many_bytes_of_files_are_copied_after_what_the_user_has_done_first() -> None:
+    own = {"bootcmd": ["mkdir /opt"], "write_files": [{"path": "/etc/small", "content": "x"}, {"path": "/other"}]}
+    config = seed.user_data(spec(files=MANY, user_data=own), KEYS, "debian")
+    assert config["bootcmd"][0] == "mkdir /opt"
+    assert config["bootcmd"][1][:3] == ["cloud-init-per", "instance", "virtainers-files"]
+    assert config["write_files"] == [{"path": "/other"}], "the argument's files are the last, as in one list"
+
+
+def test_the_copied_files_have_their_names_contents_and_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder; the seed is "mounted" by a copy."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    for number, content in enumerate(MANY.values()):
+        (mounted / f"file-{number}").write_bytes(content)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in {
+        "mount": f'cp {mounted}/* "$4"',
+        "umount": 'rm "$1"/*',
+        "blkid": "echo /dev/seed",
+        "chown": "true",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    files = {f"{tmp_path}{path}": content for path, content in MANY.items()}
+    config = seed.user_data(spec(files=files), KEYS, "debian")
+    subprocess.run(config["bootcmd"][0][3:], check=True, umask=0o077)
+    for path, content in files.items():
+        assert Path(path).read_bytes() == content
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o644
+        assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o755

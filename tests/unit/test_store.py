@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ import pytest
 
 from pytest_virtainers import store
 from pytest_virtainers.errors import StoreError
+from pytest_virtainers.manifests import Manifests
 from pytest_virtainers.store import Workshop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -90,3 +91,42 @@ def test_what_somebody_else_still_uses_stays_and_is_not_taken_for_whole(shop: Wo
     (scratch,) = spared
     assert [f"{tmp_path}/{each}" for each in names(tmp_path)] == [scratch, f"{scratch}/disk"]
     assert shop.made == []
+
+
+def test_a_remembered_manifest_needs_no_helper(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    started: list[str] = []
+
+    def start() -> Any:
+        started.append("helper")
+        return shop.container
+
+    def opened() -> Workshop:
+        return Workshop(start, "here", remembered=Manifests(lambda: "here"))
+
+    manifest = tmp_path / "guests" / "x" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"version": 1}')
+    assert opened().recall("guests/x") == {"version": 1}
+    assert started == ["helper"]
+    manifest.write_text('{"version": 2}')
+    assert opened().recall("guests/x") == {"version": 1}
+    assert started == ["helper"], "another process has looked within the day"
+    assert opened().manifest("guests/x") == {"version": 2}
+    assert opened().recall("guests/x") == {"version": 2}, "each look is remembered"
+    manifest.unlink()
+    assert opened().manifest("guests/x") is None
+    assert opened().recall("guests/x") is None
+
+
+def test_a_place_that_is_filled_again_is_not_recalled_as_it_was(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shop = Workshop(shop.container, "here", remembered=Manifests(lambda: "here"))
+    for version in ("1", "2"):
+        with shop.new("guests/x") as scratch:
+            Path(scratch, "manifest.json").write_text(f'{{"version": {version}}}')
+        assert shop.recall("guests/x") == {"version": int(version)}

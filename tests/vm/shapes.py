@@ -3,6 +3,7 @@
 from pytest_virtainers import Arguments
 
 SMALL: Arguments = {"ram": "512M", "disk": "3G", "cpus": 2}  # two: the template boots faster
+LARGE = bytes(range(256)) * 4096  # more than travels in user-data
 FULL: Arguments = {
     "ram": "640M",
     "cpus": 2,
@@ -14,7 +15,7 @@ FULL: Arguments = {
         "timezone": "Europe/Berlin",
         "users": [{"name": "bob", "shell": "/bin/bash"}],
     },
-    "files": {"/etc/motd.d/note": b"\xffhi", "/srv/a b/c": "text"},
-    "run_commands": ["echo $((6*7)) $(id -un) >/srv/ran", ["touch", "/srv/a file"]],
+    "files": {"/etc/motd.d/note": b"\xffhi", "/srv/a b/c": "text", "/srv/large": LARGE},
+    "run_commands": ["echo $((6*7)) $(id -un) $(stat -c '%s %a %U' /srv/large) >/srv/ran", ["touch", "/srv/a file"]],
 }
 """All that a marker can ask for without another image: for one that has no way out, too."""

@@ -1,12 +1,13 @@
 """What markers, options and `virtainer_defaults` ask for is what the guest has; and how long a VM lives."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from pytest_virtainers import VM
 from pytest_virtainers.engine.client import Engine
-from tests.vm.shapes import FULL
+from tests.vm.shapes import FULL, LARGE
 
 
 @pytest.mark.virtainer("node-1", **FULL)
@@ -17,7 +18,8 @@ def test_everything_a_marker_asks_for(vm: VM) -> None:
     ).stdout.splitlines()
     assert facts[:4] == ["by-user-data", "2", "alice", "/bin/bash"]
     assert facts[4].endswith("Europe/Berlin")
-    assert facts[5:] == ["3", "text", "42 root", "/srv/a file"]
+    assert facts[5:] == ["3", "text", f"42 root {len(LARGE)} 644 root", "/srv/a file"]
+    assert vm.run("sha256sum </srv/large").stdout.split()[0] == hashlib.sha256(LARGE).hexdigest()
     ram_mib = int(vm.run("awk '/MemTotal/ {print int($2/1024)}' /proc/meminfo").stdout)
     disk_mib = int(vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
     assert 500 < ram_mib <= 640

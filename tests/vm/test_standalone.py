@@ -30,6 +30,26 @@ def test_a_program_has_a_vm_for_a_block(engine: Engine) -> None:
     assert gone(engine, "alone")
 
 
+IN_TURN = """
+import pytest_virtainers as virtainers
+from pytest_virtainers.engine.client import Client
+
+networks = []
+create_network = Client.create_network
+Client.create_network = lambda self, name, **given: networks.append(name) or create_network(self, name, **given)
+for name in ("first", "second"):
+    with virtainers.launch("debian-13", name=name, ram="512M", disk="3G", cpus=2) as vm:
+        print(vm.run("hostname").stdout.strip(), [each.name for each in vm.network.vms], len(networks))
+"""
+
+
+def test_a_program_has_vms_in_turn_on_what_the_first_has_found(engine: Engine) -> None:
+    done = subprocess.run([sys.executable, "-c", IN_TURN], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout == "first ['first'] 1\nsecond ['second'] 1\n", done.stderr
+    assert done.stderr == ""
+    assert gone(engine, "second")
+
+
 def test_run_gives_the_commands_output_and_exit_code(engine: Engine) -> None:
     script = 'echo "$1" "$(hostname)"; exit 7'
     options = ["--name", "once", "--ram", "512M", "--disk", "3G", "--cpus", "2"]
