@@ -52,7 +52,7 @@ class World:
             yield "/store/.scratch-1"
 
         container = SimpleNamespace(put=lambda *_: None)
-        yield cast("Workshop", SimpleNamespace(manifest=lambda _place: None, new=new, container=container))
+        yield cast("Workshop", SimpleNamespace(manifest=lambda _place: None, recall=lambda _place: None, new=new, container=container))
 
     def templates(self, once: Once) -> Templates:
         store = cast("Any", self.store)
