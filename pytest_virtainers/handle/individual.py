@@ -13,11 +13,14 @@ from pytest_virtainers import clone_helper
 from pytest_virtainers.errors import BootError, Unclonable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_virtainers.handle.commands import Commands
-    from pytest_virtainers.keys import KeyPair
+    from pytest_virtainers.keys import KeyPair, Keys
 
 _PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
+_LACKS = 90
 _RENEW = """
 set -e
 umask 077
@@ -26,11 +29,21 @@ rm -f /etc/ssh/ssh_host_*
 mv /etc/ssh/virtainers-new /etc/ssh/ssh_host_ed25519_key
 umask 022
 echo "$PUBLIC" >/etc/ssh/ssh_host_ed25519_key.pub
+former=$(cat /etc/machine-id)
 tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
+for each in /var/log/journal /run/log/journal; do
+    [ ! -d "$each/$former" ] || mv "$each/$former" "$each/$(cat /etc/machine-id)"
+done
 [ -L /var/lib/dbus/machine-id ] || [ ! -e /var/lib/dbus/machine-id ] || cp /etc/machine-id /var/lib/dbus/machine-id
+systemctl restart systemd-journald 2>/dev/null || :  # journalctl shows what belongs to the present machine-id only
 systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
 """
-_LACKS = 90
+# In place, so that the file keeps its owner, mode and label.
+_ADMIT = f"""
+file=$(getent passwd "$LOGIN" | cut -d: -f6)/.ssh/authorized_keys
+former=$(cat "$file") && case $former in *"$FORMER"*) ;; *) exit {_LACKS} ;; esac
+{{ printf '%s\n' "$former" | sed "s|$FORMER|$NEXT|"; printf '%s' "$MORE"; }} >"$file"
+"""
 # Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
 # the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
 LEAVE = f"""
@@ -78,6 +91,32 @@ def renew(vm: Commands, host_key: KeyPair) -> None:
     renewed = vm.run(_RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True, check=False)
     if not renewed.ok:
         raise BootError(f"{vm.name} could not be given an identity of its own: {renewed.stderr.strip()}")
+
+
+def take_over(vm: Commands, keys: Keys, more: Sequence[str]) -> None:
+    """Make what was restored from a template another machine: with these keys, and a machine-id of its own.
+
+    Args:
+        vm: which has the keys of the template.
+        keys: the next ones.
+        more: further public keys that may log in.
+
+    Raises:
+        BootError: the guest could not do it.
+    """
+    __tracebackhide__ = True
+    lines = "".join(f"{line}\n" for line in more)
+    admit = {"LOGIN": vm.user, "FORMER": vm.keys.login.public, "NEXT": keys.login.public, "MORE": lines}
+    renewed = vm.run(
+        _RENEW + _ADMIT,
+        input=keys.host.private,
+        env={"PUBLIC": keys.host.public, **admit},
+        sudo=True,
+        check=False,
+    )
+    if not renewed.ok:
+        why = "its authorized_keys lack ours" if renewed.exit_code == _LACKS else renewed.stderr.strip()
+        raise BootError(f"{vm.name} could not be given keys of its own: {why}")
 
 
 def helper() -> str:
