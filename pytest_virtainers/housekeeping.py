@@ -70,6 +70,11 @@ class Kept:
         return str(self.manifest.get("guest", "")) if self.place.startswith("templates/") else ""
 
     @property
+    def origin(self) -> str:
+        """The place of the template that a template was made from; empty when it was booted. It does not need that."""
+        return str(self.manifest.get("origin", ""))
+
+    @property
     def what(self) -> str:
         """Say what it is, for people."""
         facts = self.manifest

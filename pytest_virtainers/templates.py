@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     class Maker(Protocol):
         """Starts the machine that becomes a template; what it raises passes through `Templates.ensure`."""
 
-        def boot(self, spec: Spec, keys: Keys, folder: str) -> VM:
+        def boot(self, spec: Spec, keys: Keys, folder: str, /) -> VM:
             """Boot a spec with these keys so that it can be saved into a folder of the store."""
 
-        def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template) -> VM:
+        def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template, /) -> VM:
             """Do the same from a copy of its plain template; raises `NotLayered` if a boot may do better."""
 
 

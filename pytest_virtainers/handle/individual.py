@@ -21,28 +21,40 @@ if TYPE_CHECKING:
 _PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
 _LACKS = 90
+# With what the shell has built in: where the guest is emulated, each program that is started costs as much as all
+# of that.
+# journalctl shows the folder of the present machine-id only, and journald goes on in the one that it has open.
 _RENEW = """
 set -e
 umask 077
-cat >/etc/ssh/virtainers-new
+key=
+while IFS= read -r line; do key="$key$line
+"; done
 rm -f /etc/ssh/ssh_host_*
-mv /etc/ssh/virtainers-new /etc/ssh/ssh_host_ed25519_key
+printf %s "$key" >/etc/ssh/ssh_host_ed25519_key
 umask 022
 echo "$PUBLIC" >/etc/ssh/ssh_host_ed25519_key.pub
-former=$(cat /etc/machine-id)
-tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
+read -r former </etc/machine-id
+IFS=- read -r a b c d e </proc/sys/kernel/random/uuid
+echo "$a$b$c$d$e" >/etc/machine-id
 for each in /var/log/journal /run/log/journal; do
-    [ ! -d "$each/$former" ] || mv "$each/$former" "$each/$(cat /etc/machine-id)"
+    [ ! -d "$each/$former" ] || ln -s "$former" "$each/$a$b$c$d$e"
 done
 [ -L /var/lib/dbus/machine-id ] || [ ! -e /var/lib/dbus/machine-id ] || cp /etc/machine-id /var/lib/dbus/machine-id
-systemctl restart systemd-journald 2>/dev/null || :  # journalctl shows what belongs to the present machine-id only
-systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
+{ read -r pid </run/sshd.pid && kill -s HUP "$pid"; } 2>/dev/null ||
+    systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
 """
 # In place, so that the file keeps its owner, mode and label.
 _ADMIT = f"""
-file=$(getent passwd "$LOGIN" | cut -d: -f6)/.ssh/authorized_keys
-former=$(cat "$file") && case $former in *"$FORMER"*) ;; *) exit {_LACKS} ;; esac
-{{ printf '%s\n' "$former" | sed "s|$FORMER|$NEXT|"; printf '%s' "$MORE"; }} >"$file"
+eval "file=~$LOGIN/.ssh/authorized_keys"
+lines=
+while IFS= read -r line; do
+    case $line in *"$FORMER"*) line="${{line%%"$FORMER"*}}$NEXT${{line#*"$FORMER"}}" found=1 ;; esac
+    lines="$lines$line
+"
+done <"$file"
+[ "$found" ] || exit {_LACKS}
+printf %s "$lines$MORE" >"$file"
 """
 # Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
 # the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.

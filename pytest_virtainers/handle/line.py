@@ -45,7 +45,7 @@ _LEADER = "/run/virtainer-line.pid"
 # ended and all it said is through, the copier that still reads is ended, too: that closes the port.
 #
 # A machine that was restored from a template has the session of that one. A new login replaces it: groups, limits and
-# environment may be others by now.
+# environment may be others by now. Without the copier that reads for it, its sshd ends as when a client hangs up.
 SERVE = f"""
 for each in /sys/class/virtio-ports/*; do
     [ "$(cat "$each/name")" != {_SERIAL_PORT} ] || device=/dev/${{each##*/}}
@@ -58,8 +58,9 @@ setsid -f sh -c '
     former=$(cat {_LEADER} 2>/dev/null)
     if [ "$former" ] && grep -qs {_SERIAL_PORT} /proc/$former/cmdline; then
         sleep 0.2  # the one that has started us ends first
-        kill -s TERM -- -$former
-        while kill -s 0 -- -$former; do sleep 0.02; done
+        pkill -x -P $former cat || kill -s TERM -- -$former
+        tries=0
+        while kill -s 0 -- -$former && [ $tries -lt 250 ]; do sleep 0.02; tries=$((tries + 1)); done
     fi
     echo $$ >{_LEADER}
     exec 3<>"$1"

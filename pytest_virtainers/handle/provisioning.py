@@ -2,9 +2,9 @@
 
 `packages` are the work of the guest's own cloud-init, and with them `run_commands`: so all is as the distribution has
 it. Without packages, its start would be most of the time that this takes. Then a shell does the same as its modules
-`write_files`, `runcmd` and `scripts_user`, which are alike on all distributions. Either way it happens in a service of
-its own, as at a boot: its output is on the console, in the journal and in cloud-init's log, and its result is where
-cloud-init leaves it.
+`write_files`, `runcmd` and `scripts_user`, which are alike on all distributions. Either way it happens in a service
+of its own, as at a boot: its output is on the console, in the journal and in cloud-init's log, and its result is
+where cloud-init leaves it.
 """
 
 from __future__ import annotations

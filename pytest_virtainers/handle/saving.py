@@ -27,7 +27,7 @@ _CLONE_SECONDS = 60.0
 _LOGIN_SECONDS = 60.0
 _SESSION_SECONDS = 10.0
 _FREEZE_SECONDS = 10.0
-_SETTLE_SECONDS = 2.0
+_SETTLE_SECONDS = 0.5
 _POLL_SECONDS = 0.02
 _NO_HELPER = 3  # an exit code of the supervisor's (images/runtime/virtainer/snapshot.py)
 
@@ -159,8 +159,8 @@ class Saving(Power):
         What the guest has in memory for its disk is written out, or each clone would do so first of all.
         """
         with contextlib.suppress(line.Unsuitable, EngineError, SSHError, *ssh.FAILURES):
-            self.run("sync")
             if not self.run(line.SERVE, sudo=True, check=False).ok:
+                self.run("sync")
                 return None
             self._end_session()
             stream = self._container.stream(line.COMMAND)
@@ -185,6 +185,12 @@ class Saving(Power):
                 time.sleep(_POLL_SECONDS)
         self._connection.close()
 
+    def _helper_came_along(self) -> bool:
+        """Return whether the helper still waits that was saved with the template from which this machine started."""
+        if not self._supervisor.restored or self._supervisor.helpers_ready or not self._supervisor.helpers_done:
+            return False
+        return any(each["label"] == "port" and each["frontend-open"] for each in self.qmp("query-chardev"))
+
     def save(self, hostname: str) -> line.Session | None:
         """Save this machine, called `hostname`, as a template into its folder; it ends.
 
@@ -197,14 +203,14 @@ class Saving(Power):
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + _CLONE_SECONDS
-        ready = self._supervisor.helpers_ready
-        individual.leave_helper(self, hostname)
-        self._wait_for_helper(deadline, ready)
+        if not self._helper_came_along():
+            ready = self._supervisor.helpers_ready
+            individual.leave_helper(self, hostname)
+            self._wait_for_helper(deadline, ready)
         session = self._open_line()
         if self._connection is not None:
             self._connection.close()
-        # The guest's side of the session ends, too. Its user manager stays for ten seconds and so is in the template:
-        # each clone has one less to start.
+        # The guest's side of the former session ends, too.
         time.sleep(_SETTLE_SECONDS)
         code, output = self._container.run(["save"])
         if code != 0:

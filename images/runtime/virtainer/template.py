@@ -3,8 +3,8 @@
 A virtainer with TEMPLATE_SAVE=on keeps its RAM in a file beside its overlay; the command `save`
 (`docker exec CONTAINER save`) stops it and adds the rest of the machine's state. IMAGE_DIR then holds a template: the
 overlay, `ram`, `state`, `seed.iso` and, written last, `template.json`. A virtainer with TEMPLATE=FOLDER maps that RAM
-privately, so that clones share what they do not change, and writes to an overlay of its own. One with both goes on from
-copies of the files in FOLDER, so that another template can be saved, which does not depend on that one.
+privately, so that clones share what they do not change, and writes to an overlay of its own. One with both goes on
+from copies of the files in FOLDER, so that another template can be saved, which does not depend on that one.
 
 https://www.qemu.org/docs/master/system/vm-templating.html
 """
@@ -151,7 +151,7 @@ def copy_files(settings: Settings, template: Template) -> dict[str, int]:
     layer, ram = disk.path(settings.image_dir), settings.image_dir / "ram"
     try:
         copying.sparse(template.layer.path, layer)
-        disk.record(layer).write_text(template.base.fingerprint + "\n")
+        disk.base_record(layer).write_text(template.base.fingerprint + "\n")
         copying.sparse(template.folder / "ram", ram)
         ram.chmod(0o666)  # as in `new_files`
         state = os.open(settings.image_dir / "state", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
