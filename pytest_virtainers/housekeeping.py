@@ -71,7 +71,7 @@ class Kept:
 
     @property
     def origin(self) -> str:
-        """The place of the template that a template was made from; empty when it was booted. It does not need that."""
+        """The place of the template from which it was copied, and which it does not need; empty: there is none."""
         return str(self.manifest.get("origin", ""))
 
     @property

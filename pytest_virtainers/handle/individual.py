@@ -28,13 +28,13 @@ _RENEW = """
 set -e
 umask 077
 key=
-while IFS= read -r line; do key="$key$line
+while IFS= read -r line || [ "$line" ]; do key="$key$line
 "; done
 rm -f /etc/ssh/ssh_host_*
 printf %s "$key" >/etc/ssh/ssh_host_ed25519_key
 umask 022
 echo "$PUBLIC" >/etc/ssh/ssh_host_ed25519_key.pub
-read -r former </etc/machine-id
+read -r former </etc/machine-id || :
 IFS=- read -r a b c d e </proc/sys/kernel/random/uuid
 echo "$a$b$c$d$e" >/etc/machine-id
 for each in /var/log/journal /run/log/journal; do
@@ -48,7 +48,7 @@ done
 _ADMIT = f"""
 eval "file=~$LOGIN/.ssh/authorized_keys"
 lines=
-while IFS= read -r line; do
+while IFS= read -r line || [ "$line" ]; do
     case $line in *"$FORMER"*) line="${{line%%"$FORMER"*}}$NEXT${{line#*"$FORMER"}}" found=1 ;; esac
     lines="$lines$line
 "

@@ -2,11 +2,10 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import yaml
@@ -20,6 +19,9 @@ from pytest_virtainers.progress import Progress
 from pytest_virtainers.settings import resolve
 from pytest_virtainers.spec import Spec, check, merge
 from pytest_virtainers.templates import Template, Templates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GUEST = Guest("debian-13-abc", "debian", "digest")
 

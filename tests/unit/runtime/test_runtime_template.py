@@ -146,7 +146,7 @@ def test_a_damaged_template_is_not_copied(saved: Path, tmp_path: Path) -> None:
     found = template.load(settings, saved, None)
     disk.path(saved).chmod(0o644)
     disk.path(saved).write_bytes(b"other")
-    with pytest.raises(End, match="is damaged: local_image.qcow2 has changed"):
+    with pytest.raises(End, match=r"is damaged: local_image\.qcow2 has changed"):
         template.copy_files(settings, found)
 
 
