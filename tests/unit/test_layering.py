@@ -149,7 +149,10 @@ def test_an_instance_is_known_by_its_keys() -> None:
 
 
 def run(script: str, *words: str, **more: Any) -> str:
-    return subprocess.run(["sh", "-c", script, *words], check=True, capture_output=True, text=True, **more).stdout
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
+        ["sh", "-c", script, *words], check=True, capture_output=True, **more
+    )
+    return done.stdout.decode()
 
 
 def test_files_are_written_as_cloud_init_does(tmp_path: Path) -> None:
