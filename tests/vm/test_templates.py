@@ -78,6 +78,7 @@ def test_a_fresh_identity_on_request(manager: Manager) -> None:
         vm = manager.launch(spec(f"fresh-{number}", identity="fresh"))
         facts = vm.run("cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split()
         assert facts[1] == vm.keys.host.public.split()[1], "by which we know it, and its only one"
+        assert vm.run("journalctl -q -b -n 1", sudo=True).stdout, "what was logged before is shown"
         seen |= set(facts)
         assert subprocess.run([*shlex.split(vm.ssh_command), "true"], timeout=60, check=False).returncode == 0
         manager.discard(vm)
