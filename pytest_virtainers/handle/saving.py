@@ -144,6 +144,7 @@ class Saving(Power):
         The session goes on; who logs in from now on uses those keys. Raises `BootError` when the guest cannot do it.
         """
         __tracebackhide__ = True
+        self._check_alive()
         individual.take_over(self, keys, self.spec.authorized_keys)
         self.keys = keys
 
@@ -160,7 +161,6 @@ class Saving(Power):
         """
         with contextlib.suppress(line.Unsuitable, EngineError, SSHError, *ssh.FAILURES):
             if not self.run(line.SERVE, sudo=True, check=False).ok:
-                self.run("sync")
                 return None
             self._end_session()
             stream = self._container.stream(line.COMMAND)
@@ -208,6 +208,8 @@ class Saving(Power):
             individual.leave_helper(self, hostname)
             self._wait_for_helper(deadline, ready)
         session = self._open_line()
+        if session is None:
+            self.run("sync")
         if self._connection is not None:
             self._connection.close()
         # The guest's side of the former session ends, too.

@@ -55,6 +55,9 @@ class Templates:
         self.given.append(Template("abc", "guests/debian-13-abc", "debian", Keys(pair, pair)))
         return self.given[-1]
 
+    def made_from(self, _place: str) -> list[Template]:
+        return []
+
     def forget(self, template: Template, *, condemned: bool) -> bool:
         assert template is self.given[-1]
         self.condemned.append(condemned)
