@@ -293,7 +293,9 @@ class Manager:
             return said
         template = self.templates().known(damaged.place)
         for layer in self.templates().made_from(damaged.place):
-            if not self._is_kept_on(layer):
+            if self._is_kept_on(layer):
+                self._spoiled[layer.place] = "its template was copied from a damaged one, and a VM that stays has it"
+            else:
                 self.templates().forget(layer, condemned=True)
         if template is not None and self._is_kept_on(template):
             self._spoiled[template.place] = "its template is damaged, and a VM that stays has its disk on it"

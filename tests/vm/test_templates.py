@@ -416,7 +416,7 @@ def test_the_store_is_listed_and_pruned(manager: Manager, engine: Engine) -> Non
 
 @pytest.mark.thorough
 def test_a_guest_that_cannot_be_cloned_is_booted(manager: Manager, capfd: pytest.CaptureFixture[str]) -> None:
-    vm = manager.launch(spec("bare", run_commands=["mv /usr/bin/python3 /usr/bin/python4"]))
+    vm = manager.launch(spec("bare", user_data={"runcmd": ["mv /usr/bin/python3 /usr/bin/python4"]}))
     assert "Linux version" in vm.console.text
     assert "are booted, not cloned: the guest has no python3" in capfd.readouterr().err
     manager.discard(vm)
