@@ -227,8 +227,8 @@ def test_what_was_copied_from_a_damaged_template_goes_with_it(
     monkeypatch.setattr(Manager, "_is_kept_on", lambda _manager, template: template is layer and is_kept_on)
     gone: list[Template] = []
     run.templates.known = lambda _place: TEMPLATE  # type: ignore[attr-defined]
-    run.templates.made_from = lambda place: [layer] * (place == TEMPLATE.place)  # type: ignore[method-assign]
-    run.templates.forget = lambda template, **_: gone.append(template) is None  # type: ignore[method-assign]
+    monkeypatch.setattr(run.templates, "made_from", lambda place: [layer] * (place == TEMPLATE.place))
+    monkeypatch.setattr(run.templates, "forget", lambda template, **_: gone.append(template))
     run.manager._watch = cast("Any", Watch(SPOILED))
     run.manager.look_for_damage()
     assert gone == ([TEMPLATE] if is_kept_on else [layer, TEMPLATE])
