@@ -17,7 +17,7 @@ import yaml
 
 from pytest_virtainers import housekeeping, layering, seed, values
 from pytest_virtainers.errors import StoreError, Unclonable
-from pytest_virtainers.handle import individual
+from pytest_virtainers.handle import individual, provisioning
 from pytest_virtainers.handle.line import SERVE, Session
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.network_spec import DEFAULT
@@ -235,6 +235,7 @@ class Templates:
             "network-config": seed.NETWORK_CONFIG,
             "helper": [individual.helper(), individual.LEAVE, SERVE],
             "prepare": digest(shape.prepare) if shape.prepare else "",
+            "provisioning": [] if shape == layering.plain(shape) else provisioning.SCRIPTS,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

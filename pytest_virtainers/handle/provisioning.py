@@ -69,6 +69,8 @@ with open(path, "w") as file:
 '
 echo '{"v1": {"errors": []}}' >/run/cloud-init/result.json
 """
+SCRIPTS = (_WRITE, _SERVE, _BY_CLOUD_INIT, _BY_SHELL, *_MODULES)
+"""All that runs in a guest, from which a template may differ that was made with others."""
 
 
 def provision(vm: VM, spec: Spec) -> None:
