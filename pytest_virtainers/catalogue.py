@@ -113,6 +113,12 @@ def catalogue() -> Mapping[str, Entry]:
     return found
 
 
+def is_own(name: str) -> bool:
+    """Return whether this is the name of an image of the project, which no user has replaced. Raises `ImageError`."""
+    own = _own().get(name)
+    return own is not None and catalogue()[name] == own
+
+
 @functools.cache
 def _own() -> Mapping[str, Entry]:
     found: dict[str, Entry] = {}

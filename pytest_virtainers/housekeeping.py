@@ -70,6 +70,11 @@ class Kept:
         return str(self.manifest.get("guest", "")) if self.place.startswith("templates/") else ""
 
     @property
+    def origin(self) -> str:
+        """The place of the template from which it was copied, and which it does not need; empty: there is none."""
+        return str(self.manifest.get("origin", ""))
+
+    @property
     def what(self) -> str:
         """Say what it is, for people."""
         facts = self.manifest

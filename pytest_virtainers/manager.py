@@ -7,6 +7,7 @@ import itertools
 import secrets
 import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,17 +31,21 @@ from pytest_virtainers.errors import (
     SpecError,
     SSHError,
     StoreError,
+    Unclonable,
     VirtainerError,
     VMGone,
 )
 from pytest_virtainers.forks import Owner
 from pytest_virtainers.handle import provision_limit
 from pytest_virtainers.handle.endpoint import Endpoint
+from pytest_virtainers.handle.provisioning import provision
 from pytest_virtainers.handle.vm import VM
 from pytest_virtainers.holds import Holds
 from pytest_virtainers.housekeeping import USES, make_room
 from pytest_virtainers.integrity import Watch
 from pytest_virtainers.keys import Keys
+from pytest_virtainers.layering import NotLayered
+from pytest_virtainers.layering import plain as plain_shape
 from pytest_virtainers.networks import Networks
 from pytest_virtainers.once import Once
 from pytest_virtainers.prefetch import Prefetcher
@@ -312,6 +317,11 @@ class Manager:
                 del self._guests[wanted]
             return said
         template = self.templates().known(damaged.place)
+        for layer in self.templates().made_from(damaged.place):
+            if self._is_kept_on(layer):
+                self._spoiled[layer.place] = "its template was copied from a damaged one, and a VM that stays has it"
+            else:
+                self.templates().forget(layer, condemned=True)
         if template is not None and self._is_kept_on(template):
             self._spoiled[template.place] = "its template is damaged, and a VM that stays has its disk on it"
             return f"{said}It stays as long as the VM that has its disk on it; others are booted"
@@ -683,13 +693,8 @@ class Manager:
     def _template(self, spec: Spec, guest: Guest, node_id: str) -> Template:
         __tracebackhide__ = True
 
-        def boot(shape: Spec, keys: Keys, folder: str) -> VM:
-            self.durations.append(record := Record("template"))
-            with recording(record):
-                return self._boot(shape, guest, keys, node_id, save_into=folder)
-
         with phase("template"):
-            return self.templates().ensure(spec, guest, boot)
+            return self.templates().ensure(spec, guest, _Maker(self, guest, node_id))
 
     def _start_clone(self, spec: Spec, guest: Guest, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         __tracebackhide__ = True
@@ -731,7 +736,7 @@ class Manager:
         __tracebackhide__ = True
         self._check_wanted()
         user = spec.user or guest.user
-        iso = seed.iso(spec, keys, user, f"virtainers-{secrets.token_hex(4)}")
+        iso = seed.iso(spec, keys, user, seed.instance_id(keys))
         files: dict[str, dict[str, bytes | Link]] = {
             "/": {"image": Link(guest.disk)},
             "/tmp": {"cloud_init.iso": iso},  # noqa: S108  (the image's contract)
@@ -750,6 +755,69 @@ class Manager:
                     provision_limit.prepare(vm, step)
 
         vm = self._ready(spec, user, keys, container, get_ready, seed_iso=iso)
+        self._have_read(guest.place, guest.digest)
+        return vm
+
+    def boot_template(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, *, folder: str) -> VM:
+        """Boot a VM that can be saved into a folder of the store; raises as `launch` does."""
+        __tracebackhide__ = True
+        self.durations.append(record := Record("template"))
+        with recording(record):
+            return self._boot(spec, guest, keys, node_id, save_into=folder)
+
+    def restore_template(
+        self, spec: Spec, guest: Guest, keys: Keys, node_id: str, *, folder: str, plain: Template
+    ) -> VM:
+        """Do the same from a copy of its plain template; raises as `launch` does, or `NotLayered`."""
+        __tracebackhide__ = True
+        if why := self._spoiled.get(plain.place):
+            raise NotLayered(why)
+        self.durations.append(record := Record("layer"))
+        with recording(record):
+            try:
+                return self._restore_into(spec, guest, keys, node_id, folder=folder, plain=plain)
+            except NotLayered as reason:
+                self._bury_lost(spec)
+                if isinstance(reason.__cause__, BadTemplate) and not self._is_kept_on(plain):
+                    self.templates().forget(plain, condemned=True)
+                raise
+
+    def _restore_into(
+        self, spec: Spec, guest: Guest, keys: Keys, node_id: str, *, folder: str, plain: Template
+    ) -> VM:
+        __tracebackhide__ = True
+        self._check_wanted()
+        # What it becomes is no first boot: cloud-init must know the instance, and has nothing more to do in it.
+        iso = seed.iso(plain_shape(spec), keys, plain.user, seed.instance_id(plain.keys))
+        environment = {
+            "TEMPLATE": plain.folder,
+            "TEMPLATE_SAVE": "on",
+            "IMAGE_DIR": folder,
+            **guest.machine(spec.firmware),
+        }
+        files: dict[str, dict[str, bytes | Link]] = {"/tmp": {"cloud_init.iso": iso}}  # noqa: S108
+        try:
+            container = self.starter.start(spec, (plain.place, plain.base), environment, node_id, files=files)
+        except Removed as error:
+            raise NotLayered(str(error)) from error
+
+        def get_ready(vm: VM) -> None:
+            __tracebackhide__ = True
+            try:
+                vm.wait_until_cloned(plain.session)
+                vm.become_another(keys)
+            except (BootError, VMGone, SSHError) as error:
+                raise NotLayered(str(error).splitlines()[0]) from error
+            title = f"provisioning {vm.name} ({spec.image})"
+            with self._progress.step(title) as step, phase("provision"):
+                try:
+                    provision(vm, spec)
+                except Unclonable as lack:
+                    raise NotLayered(str(lack)) from lack
+                provision_limit.prepare(vm, step)
+
+        vm = self._ready(spec, plain.user, plain.keys, container, get_ready, seed_iso=iso)
+        self._have_read(plain.place, plain.identity)
         self._have_read(guest.place, guest.digest)
         return vm
 
@@ -804,6 +872,23 @@ class Manager:
         if not ahead:
             network.join(vm, container.joint().mac)
         return vm
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Starts the machines that become templates, for one launch."""
+
+    manager: Manager
+    guest: Guest
+    node_id: str
+
+    def boot(self, spec: Spec, keys: Keys, folder: str) -> VM:
+        __tracebackhide__ = True
+        return self.manager.boot_template(spec, self.guest, keys, self.node_id, folder=folder)
+
+    def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template) -> VM:
+        __tracebackhide__ = True
+        return self.manager.restore_template(spec, self.guest, keys, self.node_id, folder=folder, plain=plain)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Format: https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import struct
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,11 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     image.write_fp(written)
     image.close()
     return written.getvalue()
+
+
+def instance_id(keys: Keys) -> str:
+    """Return the instance id of the VM that is booted with these keys, which no other one is."""
+    return f"virtainers-{hashlib.sha256(keys.host.public.encode()).hexdigest()[:8]}"
 
 
 def unpack(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -195,7 +195,11 @@ class Starter:
                 f"{LABEL}.image": spec.image,
                 USES: places[0],
                 STORE: self._settings.store,
-                budget.MEMORY: str(budget.cloned_mib(spec) if "TEMPLATE" in environment else budget.booted_mib(spec)),
+                budget.MEMORY: str(
+                    budget.cloned_mib(spec)
+                    if "TEMPLATE" in environment and not to_template
+                    else budget.booted_mib(spec)
+                ),
                 budget.LIMIT: str(budget.booted_mib(spec)),
             },
             lease=not tenure.detached,

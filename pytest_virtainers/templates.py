@@ -1,4 +1,6 @@
-"""Templates: a machine of each shape is booted once and saved; every VM of that shape is a clone of it.
+"""Templates: a machine of each shape is saved once; every VM of that shape is a clone of it.
+
+That machine is booted, or restored from the template of a simpler shape (`layering`).
 
 A template is kept in the store under a key made of everything that shapes it. Saving and restoring is the runtime
 image's work (`images/runtime/virtainer/template.py`).
@@ -13,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pytest_virtainers import housekeeping, seed, values
+from pytest_virtainers import housekeeping, layering, seed, values
 from pytest_virtainers.errors import StoreError, Unclonable
-from pytest_virtainers.handle import individual
+from pytest_virtainers.handle import individual, provisioning
 from pytest_virtainers.handle.line import SERVE, Session
 from pytest_virtainers.keys import KeyPair, Keys
 from pytest_virtainers.network_spec import DEFAULT
@@ -27,6 +29,7 @@ from pytest_virtainers.store import is_place, path
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
+    from typing import Protocol
 
     from pytest_virtainers.handle.vm import VM
     from pytest_virtainers.holds import Holds
@@ -35,7 +38,17 @@ if TYPE_CHECKING:
     from pytest_virtainers.spec import Spec
     from pytest_virtainers.store import Workshop
 
-_FORMAT = 3
+    class Maker(Protocol):
+        """Starts the machine that becomes a template; what it raises passes through `Templates.ensure`."""
+
+        def boot(self, spec: Spec, keys: Keys, folder: str, /) -> VM:
+            """Boot a spec with these keys so that it can be saved into a folder of the store."""
+
+        def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template, /) -> VM:
+            """Do the same from a copy of its plain template; raises `NotLayered` if a boot may do better."""
+
+
+_FORMAT = 4
 _NO_KEYS = Keys(KeyPair("", ""), KeyPair("", ""))
 HOSTNAME = "vm"
 """What a template's guest is called, as the VMs of markers without a name: those need not be renamed."""
@@ -52,6 +65,7 @@ class Template:
         keys: by which one logs in to any of its clones, and knows them.
         session: the SSH session that goes on in each clone, if there is one.
         refusal: why machines of this shape cannot be cloned; empty when they can.
+        origin: the place of the template that it was made from; empty when it was booted.
     """
 
     key: str
@@ -60,6 +74,7 @@ class Template:
     keys: Keys
     session: Session | None = None
     refusal: str = ""
+    origin: str = ""
 
     @property
     def place(self) -> str:
@@ -104,13 +119,13 @@ class Templates:
         self._once = once or Once()
         self._known: dict[str, Template] = {}
 
-    def ensure(self, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM]) -> Template:
+    def ensure(self, spec: Spec, guest: Guest, maker: Maker) -> Template:
         """Give the template for `spec`, made if need be by whichever process needs it first.
 
         Args:
             spec: of a VM that is wanted.
             guest: its image.
-            boot: boots a spec with these keys so that it can be saved into a folder of the store.
+            maker: starts the machine that is saved.
 
         Raises:
             VirtainerError: as booting does.
@@ -120,10 +135,15 @@ class Templates:
         __tracebackhide__ = True
         key = self._key(spec, guest)
         if key not in self._known:
-            self._once.check(key, spec.name)
-            self._holds.add(_place(key))
             with self._store() as shop:
-                self._known[key] = _recall(key, shop) or self._make_once(key, spec, guest, boot, shop)
+                return self._ensure(key, spec, guest, maker, shop)
+        return self._known[key]
+
+    def _ensure(self, key: str, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template:
+        __tracebackhide__ = True
+        self._once.check(key, spec.name)
+        self._holds.add(_place(key))
+        self._known[key] = _recall(key, shop) or self._make_once(key, spec, guest, maker, shop)
         return self._known[key]
 
     def find(self, spec: Spec, guest: Guest) -> Template | None:
@@ -162,9 +182,11 @@ class Templates:
         """Return the template at this place of the store, if this process has used it."""
         return next((each for each in self._known.values() if each.place == place), None)
 
-    def _make_once(
-        self, key: str, spec: Spec, guest: Guest, boot: Callable[[Spec, Keys, str], VM], shop: Workshop
-    ) -> Template:
+    def made_from(self, place: str) -> list[Template]:
+        """Return the templates which this process has used that were made from the one at this place."""
+        return [each for each in self._known.values() if each.origin == place]
+
+    def _make_once(self, key: str, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template:
         __tracebackhide__ = True
         with self._once.without_time_limit(), self._lock(key):
             found = _load(key, shop)
@@ -172,8 +194,17 @@ class Templates:
                 return found
             with self._once.making(key, spec.name):
                 found = Template(key, guest.place, spec.user or guest.user, Keys.generate())
+                plain = self._plain(spec, guest, maker, shop)
                 with shop.new(found.place) as scratch:
-                    vm = boot(_alone(spec), found.keys, scratch)
+                    vm = None
+                    if plain is not None:
+                        try:
+                            vm = maker.restore(_alone(spec), found.keys, scratch, plain)
+                            found = replace(found, origin=plain.place)
+                        except layering.NotLayered as reason:
+                            self._progress.note(f"a VM of {spec.image} is booted for its template: {reason}")
+                            shop.shell('rm -rf "$1"/*', scratch)
+                    vm = vm or maker.boot(_alone(spec), found.keys, scratch)
                     try:
                         found = replace(found, session=vm.save(HOSTNAME))
                     except Unclonable as refusal:
@@ -184,6 +215,16 @@ class Templates:
                         shop.shell('rm -rf "$1"/*', scratch)
                     shop.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})
         return found
+
+    def _plain(self, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template | None:
+        """Return the template from which that of `spec` is made, itself made if need be; None: it is booted."""
+        __tracebackhide__ = True
+        if not layering.is_layer(spec):
+            return None
+        shape = layering.plain(spec)
+        key = self._key(shape, guest)
+        plain = self._known.get(key) or self._ensure(key, shape, guest, maker, shop)
+        return None if plain.refusal else plain
 
     def _lock(self, key: str) -> AbstractContextManager[object]:
         with self._progress.step("waiting for another process, which makes this template") as step:
@@ -204,6 +245,7 @@ class Templates:
             "network-config": seed.NETWORK_CONFIG,
             "helper": [individual.helper(), individual.LEAVE, SERVE],
             "prepare": digest(shape.prepare) if shape.prepare else "",
+            "provisioning": provisioning.SCRIPTS if layering.is_layer(spec) else [],
         }
         if spec.files:
             facts["files"] = [(path, hashlib.sha256(content).hexdigest()) for path, content in spec.files.items()]
@@ -247,7 +289,10 @@ def _parsed(key: str, manifest: Mapping[str, Any] | None) -> Template | None:
         if not is_place(manifest["guest"]):
             return None
         user = values.user_name(manifest["user"])
-        return Template(key, manifest["guest"], user, keys, session, manifest["refusal"])
+        origin = manifest["origin"]
+        if origin and not is_place(origin):
+            return None
+        return Template(key, manifest["guest"], user, keys, session, manifest["refusal"], origin)
     except (AttributeError, KeyError, TypeError, ValueError):  # damaged: as if it were not there, it is made anew
         return None
 
@@ -256,5 +301,6 @@ def _manifest(template: Template, spec: Spec, guest: Guest) -> bytes:
     facts = {"image": spec.image, "guest": guest.place, "architecture": guest.arch}
     facts |= {name: getattr(spec, name) for name in ("ram", "cpus", "disk")}
     about = {"user": template.user, "refusal": template.refusal, "keys": asdict(template.keys)}
+    about["origin"] = template.origin
     session = template.session and asdict(template.session)
     return json.dumps({**facts, **about, "session": session}, indent=2).encode()

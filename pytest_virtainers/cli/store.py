@@ -149,7 +149,7 @@ def _show_checked(place: str, found: list[Checked]) -> None:
 
 
 def _remove_damaged(manager: Manager, shop: Workshop, damaged: set[str]) -> set[str]:
-    """Remove these places and what is made on them; return those that are in use."""
+    """Remove these places, and what is made on them or was copied from them; return those that are in use."""
     from pytest_virtainers import housekeeping
     from pytest_virtainers.paths import locked
 
@@ -158,7 +158,7 @@ def _remove_damaged(manager: Manager, shop: Workshop, damaged: set[str]) -> set[
         used = {each.place for each in there if each.in_use}
         needed = {each.base for each in there if each.in_use}
         stay = damaged & (used | needed)
-        gone = [each for each in there if {each.place, each.base} & (damaged - stay)]
+        gone = [each for each in there if {each.place, each.base, each.origin} & (damaged - stay) and not each.in_use]
         housekeeping.remove(shop, [each.place for each in gone])
     for each in gone:
         tell(f"removed {each.place} ({each.size_mib} MiB)")

@@ -13,24 +13,49 @@ from pytest_virtainers import clone_helper
 from pytest_virtainers.errors import BootError, Unclonable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_virtainers.handle.commands import Commands
-    from pytest_virtainers.keys import KeyPair
+    from pytest_virtainers.keys import KeyPair, Keys
 
 _PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
+_LACKS = 90
+# With what the shell has built in: where the guest is emulated, each program that is started costs as much as all
+# of that.
+# journalctl shows the folder of the present machine-id only, and journald goes on in the one that it has open.
 _RENEW = """
 set -e
 umask 077
-cat >/etc/ssh/virtainers-new
+key=
+while IFS= read -r line || [ "$line" ]; do key="$key$line
+"; done
 rm -f /etc/ssh/ssh_host_*
-mv /etc/ssh/virtainers-new /etc/ssh/ssh_host_ed25519_key
+printf %s "$key" >/etc/ssh/ssh_host_ed25519_key
 umask 022
 echo "$PUBLIC" >/etc/ssh/ssh_host_ed25519_key.pub
-tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
+read -r former </etc/machine-id || :
+IFS=- read -r a b c d e </proc/sys/kernel/random/uuid
+echo "$a$b$c$d$e" >/etc/machine-id
+for each in /var/log/journal /run/log/journal; do
+    [ ! -d "$each/$former" ] || ln -s "$former" "$each/$a$b$c$d$e"
+done
 [ -L /var/lib/dbus/machine-id ] || [ ! -e /var/lib/dbus/machine-id ] || cp /etc/machine-id /var/lib/dbus/machine-id
-systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
+{ read -r pid </run/sshd.pid && kill -s HUP "$pid"; } 2>/dev/null ||
+    systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
 """
-_LACKS = 90
+# In place, so that the file keeps its owner, mode and label.
+_ADMIT = f"""
+eval "file=~$LOGIN/.ssh/authorized_keys"
+lines=
+while IFS= read -r line || [ "$line" ]; do
+    case $line in *"$FORMER"*) line="${{line%%"$FORMER"*}}$NEXT${{line#*"$FORMER"}}" found=1 ;; esac
+    lines="$lines$line
+"
+done <"$file"
+[ "$found" ] || exit {_LACKS}
+printf %s "$lines$MORE" >"$file"
+"""
 # Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
 # the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
 LEAVE = f"""
@@ -78,6 +103,32 @@ def renew(vm: Commands, host_key: KeyPair) -> None:
     renewed = vm.run(_RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True, check=False)
     if not renewed.ok:
         raise BootError(f"{vm.name} could not be given an identity of its own: {renewed.stderr.strip()}")
+
+
+def take_over(vm: Commands, keys: Keys, more: Sequence[str]) -> None:
+    """Make what was restored from a template another machine: with these keys, and a machine-id of its own.
+
+    Args:
+        vm: which has the keys of the template.
+        keys: the next ones.
+        more: further public keys that may log in.
+
+    Raises:
+        BootError: the guest could not do it.
+    """
+    __tracebackhide__ = True
+    lines = "".join(f"{line}\n" for line in more)
+    admit = {"LOGIN": vm.user, "FORMER": vm.keys.login.public, "NEXT": keys.login.public, "MORE": lines}
+    renewed = vm.run(
+        _RENEW + _ADMIT,
+        input=keys.host.private,
+        env={"PUBLIC": keys.host.public, **admit},
+        sudo=True,
+        check=False,
+    )
+    if not renewed.ok:
+        why = "its authorized_keys lack ours" if renewed.exit_code == _LACKS else renewed.stderr.strip()
+        raise BootError(f"{vm.name} could not be given keys of its own: {why}")
 
 
 def helper() -> str:

@@ -35,6 +35,7 @@ COMMAND = ["line"]
 """The command in the runtime image that connects its stdin and stdout to the line."""
 
 _SERIAL_PORT = "org.virtainers.line"
+_LEADER = "/run/virtainer-line.pid"
 # Out of the login's cgroup, as it would otherwise end with it; its own login moves it where sessions belong.
 # Fails where there is no such port or no sshd.
 #
@@ -42,6 +43,9 @@ _SERIAL_PORT = "org.virtainers.line"
 # (drivers/char/virtio_console.c) takes a message that comes in between when it is asked for the second time, where
 # nobody wants to read; the interrupt then finds nothing new and wakes nobody, until the next message. When sshd has
 # ended and all it said is through, the copier that still reads is ended, too: that closes the port.
+#
+# A machine that was restored from a template has the session of that one. A new login replaces it: groups, limits and
+# environment may be others by now. Without the copier that reads for it, its sshd ends as when a client hangs up.
 SERVE = f"""
 for each in /sys/class/virtio-ports/*; do
     [ "$(cat "$each/name")" != {_SERIAL_PORT} ] || device=/dev/${{each##*/}}
@@ -51,9 +55,17 @@ sshd=$(command -v sshd || echo /usr/sbin/sshd)
 scope=/sys/fs/cgroup/init.scope/cgroup.procs
 setsid -f sh -c '
     echo $$ >"$2"
+    former=$(cat {_LEADER} 2>/dev/null)
+    if [ "$former" ] && grep -qs {_SERIAL_PORT} /proc/$former/cmdline; then
+        sleep 0.2  # the one that has started us ends first
+        pkill -x -P $former cat || kill -s TERM -- -$former
+        tries=0
+        while kill -s 0 -- -$former && [ $tries -lt 250 ]; do sleep 0.02; tries=$((tries + 1)); done
+    fi
+    echo $$ >{_LEADER}
     exec 3<>"$1"
     cat <&3 3<&- | {{ "$0" -i 3<&- | cat >&3; kill 0; }}
-' "$sshd" "$device" $scope <>/dev/null >&0 2>&0
+' "$sshd" "$device" $scope {_SERIAL_PORT} <>/dev/null >&0 2>&0
 """
 
 _AGREED = ("local_cipher", "remote_cipher", "local_mac", "remote_mac", "local_compression", "remote_compression")

@@ -20,12 +20,15 @@ from pytest_virtainers.keys import KeyPair
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from pytest_virtainers.keys import Keys
+
 _SNAPSHOT_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 _CLONE_SECONDS = 60.0
 _LOGIN_SECONDS = 60.0
 _SESSION_SECONDS = 10.0
 _FREEZE_SECONDS = 10.0
-_SETTLE_SECONDS = 2.0
+_SETTLE_SECONDS = 0.5
+_POLL_SECONDS = 0.02
 _NO_HELPER = 3  # an exit code of the supervisor's (images/runtime/virtainer/snapshot.py)
 
 
@@ -151,6 +154,16 @@ class Saving(Power):
         self.keys = replace(self.keys, host=host_key)
         self._wait(f"renewing {self.name}", self._connect_renewed, _CLONE_SECONDS, settle=lambda *_: None)
 
+    def become_another(self, keys: Keys) -> None:
+        """Make a clone the machine of another template: with these keys, and a machine-id of its own.
+
+        The session goes on; who logs in from now on uses those keys. Raises `BootError` when the guest cannot do it.
+        """
+        __tracebackhide__ = True
+        self._check_alive()
+        individual.take_over(self, keys, self.spec.authorized_keys)
+        self.keys = keys
+
     def _connect_renewed(self, seconds: float) -> ssh.Connection:
         try:
             return self._connect(seconds)
@@ -158,21 +171,41 @@ class Saving(Power):
             raise ConnectionAbortedError("sshd still shows the template's host key") from None
 
     def _open_line(self) -> line.Session | None:
-        """Open the SSH session that goes on in clones; None when the guest cannot have one."""
+        """Open the SSH session that goes on in clones, and close the one in use; None when the guest cannot have one.
+
+        What the guest has in memory for its disk is written out, or each clone would do so first of all.
+        """
         with contextlib.suppress(line.Unsuitable, EngineError, SSHError, *ssh.FAILURES):
             if not self.run(line.SERVE, sudo=True, check=False).ok:
                 return None
+            self._end_session()
             stream = self._container.stream(line.COMMAND)
             connection = ssh.log_in(stream, self.user, self.keys, _LOGIN_SECONDS, line.Recording)
             try:
-                # Once for nothing: what sshd and the shell load for it, the clones have then.
+                # What sshd and the shell load for a command, the clones have then.
                 connection.execute(
-                    "true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self._check_alive
+                    "sync", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self._check_alive
                 )
                 return line.freeze(connection, _LOGIN_SECONDS)
             finally:
                 connection.close()
         return None
+
+    def _end_session(self) -> None:
+        """Close the SSH connection; the guest ends one on the line by itself, as it makes room for the next there."""
+        if self._connection is None:
+            return
+        if isinstance(self._connection.transport, line.Recording):
+            deadline = time.monotonic() + _SESSION_SECONDS
+            while self._connection.alive and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        self._connection.close()
+
+    def _helper_came_along(self) -> bool:
+        """Return whether the helper still waits that was saved with the template from which this machine started."""
+        if not self._supervisor.restored or self._supervisor.helpers_ready or not self._supervisor.helpers_done:
+            return False
+        return any(each["label"] == "port" and each["frontend-open"] for each in self.qmp("query-chardev"))
 
     def save(self, hostname: str) -> line.Session | None:
         """Save this machine, called `hostname`, as a template into its folder; it ends.
@@ -185,15 +218,17 @@ class Saving(Power):
             StoreError: it could not be saved; the message has the supervisor's words.
         """
         __tracebackhide__ = True
-        session = self._open_line()
-        self.run("sync")  # or else each clone would first of all write to its disk what is not there yet
         deadline = time.monotonic() + _CLONE_SECONDS
-        individual.leave_helper(self, hostname)
-        self._wait_for_helper(deadline)
+        if not self._helper_came_along():
+            ready = self._supervisor.helpers_ready
+            individual.leave_helper(self, hostname)
+            self._wait_for_helper(deadline, ready)
+        session = self._open_line()
+        if session is None:
+            self.run("sync")
         if self._connection is not None:
             self._connection.close()
-        # The guest's side of the session ends, too. Its user manager stays for ten seconds and so is in the template:
-        # each clone has one less to start.
+        # The guest's side of the former session ends, too.
         time.sleep(_SETTLE_SECONDS)
         code, output = self._container.run(["save"])
         if code != 0:

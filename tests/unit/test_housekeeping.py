@@ -50,6 +50,13 @@ def test_what_is_in_use_or_to_be_kept_stays() -> None:
     assert surplus(ALL, 0, keep={"templates/new"}) == [OLD]
 
 
+def test_a_template_does_not_need_the_one_that_it_was_copied_from() -> None:
+    plain = Kept("templates/plain", 100, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
+    layer = Kept("templates/layer", 100, 2, {"guest": "guests/base", "origin": plain.place}, in_use=True)
+    assert (plain.origin, layer.origin, layer.base) == ("", plain.place, "guests/base")
+    assert surplus([plain, layer], 0) == [plain]
+
+
 def test_a_guest_image_stays_as_long_as_a_template_on_it() -> None:
     base, old, new = guest("base", 400, 1), template("old", 100, 2, "base"), template("new", 100, 3, "base")
     assert surplus([base, old, new], 599) == [old]

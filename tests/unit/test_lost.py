@@ -133,8 +133,8 @@ def test_a_machine_whose_launch_fails_stays_until_its_evidence_is_taken(
 def make_templates(manager: Any) -> None:
     """Have each clone's template made first, in a scratch folder that is always called the same."""
 
-    def ensure(spec: object, _guest: object, boot: Any) -> Any:
-        return boot(spec, Keys.generate(), "/store/.scratch-1")
+    def ensure(spec: object, _guest: object, maker: Any) -> Any:
+        return maker.boot(spec, Keys.generate(), "/store/.scratch-1")
 
     manager._templates = SimpleNamespace(ensure=ensure)
 

@@ -57,6 +57,9 @@ class Templates:
         self.given.append(Template("abc", "guests/debian-13-abc", "debian", Keys(pair, pair)))
         return self.given[-1]
 
+    def made_from(self, _place: str) -> list[Template]:
+        return []
+
     def forget(self, template: Template, *, condemned: bool) -> bool:
         assert template is self.given[-1]
         self.condemned.append(condemned)
@@ -217,6 +220,22 @@ def test_a_template_that_turns_out_to_be_damaged_fails_the_next_launch_and_no_ot
     assert run.clone() is (booted if is_kept_on else READY)
     assert run.manager.damage == [said]
     assert said.endswith("others are booted" if is_kept_on else "It was removed and will be made again")
+
+
+@pytest.mark.parametrize("is_kept_on", [False, True])
+def test_what_was_copied_from_a_damaged_template_goes_with_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, is_kept_on: bool
+) -> None:
+    layer = replace(TEMPLATE, key="layer", origin=TEMPLATE.place)
+    monkeypatch.setattr(Manager, "_is_kept_on", lambda _manager, template: template is layer and is_kept_on)
+    gone: list[Template] = []
+    run.templates.known = lambda _place: TEMPLATE  # type: ignore[attr-defined]
+    monkeypatch.setattr(run.templates, "made_from", lambda place: [layer] * (place == TEMPLATE.place))
+    monkeypatch.setattr(run.templates, "forget", lambda template, **_: gone.append(template))
+    run.manager._watch = cast("Any", Watch(SPOILED))
+    run.manager.look_for_damage()
+    assert gone == ([TEMPLATE] if is_kept_on else [layer, TEMPLATE])
+    assert (layer.place in run.manager._spoiled) is is_kept_on
 
 
 def test_a_guest_image_that_turns_out_to_be_damaged_is_refused_from_then_on(run: Run) -> None:

@@ -45,6 +45,9 @@ class World:
             raise self.failures.pop(0)
         return cast("VM", SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
 
+    def restore(self, *_: object) -> "VM":
+        raise AssertionError("a plain template is booted")
+
     @contextmanager
     def store(self) -> Iterator["Workshop"]:
         @contextmanager
@@ -52,7 +55,10 @@ class World:
             yield "/store/.scratch-1"
 
         container = SimpleNamespace(put=lambda *_: None)
-        yield cast("Workshop", SimpleNamespace(manifest=lambda _place: None, recall=lambda _place: None, new=new, container=container))
+        yield cast(
+            "Workshop",
+            SimpleNamespace(manifest=lambda _place: None, recall=lambda _place: None, new=new, container=container),
+        )
 
     def templates(self, once: Once) -> Templates:
         store = cast("Any", self.store)
@@ -63,16 +69,16 @@ def test_a_template_that_failed_is_not_tried_again_and_says_what_failed() -> Non
     world = World(BootTimeout("vm did not let us log in\nits console"))
     templates = world.templates(Once())
     with pytest.raises(BootTimeout):
-        templates.ensure(SPEC, GUEST, world.boot)
+        templates.ensure(SPEC, GUEST, world)
     for _ in range(3):
         with pytest.raises(TemplateError) as caught:
-            templates.ensure(SPEC, GUEST, world.boot)
+            templates.ensure(SPEC, GUEST, world)
         assert str(caught.value) == (
             "vm: its template could not be made in this run, and is not tried again. "
             "The first failure: BootTimeout: vm did not let us log in\nits console"
         )
     assert world.boots == 1
-    templates.ensure(merge(resolve([]).shape, {"ram": 512}), GUEST, world.boot)
+    templates.ensure(merge(resolve([]).shape, {"ram": 512}), GUEST, world)
     assert world.boots == 2, "another template is another matter"
 
 
@@ -80,9 +86,9 @@ def test_what_a_prepare_raises_counts() -> None:
     world = World(AssertionError("nginx is missing"))
     templates = world.templates(Once())
     with pytest.raises(AssertionError):
-        templates.ensure(SPEC, GUEST, world.boot)
+        templates.ensure(SPEC, GUEST, world)
     with pytest.raises(TemplateError, match="The first failure: AssertionError: nginx is missing"):
-        templates.ensure(SPEC, GUEST, world.boot)
+        templates.ensure(SPEC, GUEST, world)
 
 
 @pytest.mark.parametrize(
@@ -100,15 +106,15 @@ def test_what_is_no_fault_of_the_template_does_not_count(passing: BaseException)
     world = World(passing)
     templates = world.templates(Once())
     with pytest.raises(type(passing)):
-        templates.ensure(SPEC, GUEST, world.boot)
-    templates.ensure(SPEC, GUEST, world.boot)
+        templates.ensure(SPEC, GUEST, world)
+    templates.ensure(SPEC, GUEST, world)
     assert world.boots == 2
 
 
 def test_an_interrupted_template_says_how_to_make_it_ahead() -> None:
     world = World(pytest.fail.Exception("Timeout (>40.0s)"))
     with pytest.raises(pytest.fail.Exception) as caught:
-        world.templates(Once()).ensure(SPEC, GUEST, world.boot)
+        world.templates(Once()).ensure(SPEC, GUEST, world)
     (note,) = caught.value.__notes__
     assert note.endswith("pytest --virtainer-warm")
 
@@ -119,9 +125,9 @@ def test_what_happens_once_in_hundreds_of_boots_counts_the_second_time(rare: Exc
     templates = world.templates(Once())
     for _ in range(2):
         with pytest.raises(type(rare)):
-            templates.ensure(SPEC, GUEST, world.boot)
+            templates.ensure(SPEC, GUEST, world)
     with pytest.raises(TemplateError):
-        templates.ensure(SPEC, GUEST, world.boot)
+        templates.ensure(SPEC, GUEST, world)
     assert world.boots == 2
 
 
@@ -129,9 +135,9 @@ def test_what_happens_once_in_hundreds_of_boots_counts_the_second_time(rare: Exc
 def test_processes_of_one_run_find_each_others_failures(run: str, tried: int) -> None:
     world = World(BootTimeout("slow"))
     with pytest.raises(BootTimeout):
-        world.templates(Once("run-1")).ensure(SPEC, GUEST, world.boot)
+        world.templates(Once("run-1")).ensure(SPEC, GUEST, world)
     with pytest.raises(TemplateError, match="BootTimeout: slow") if tried == 1 else nullcontext():
-        world.templates(Once(run)).ensure(SPEC, GUEST, world.boot)
+        world.templates(Once(run)).ensure(SPEC, GUEST, world)
     assert world.boots == tried
 
 
@@ -143,10 +149,10 @@ def test_one_that_waited_for_another_process_does_not_try_what_that_has_failed_t
     def locked(*_: object) -> AbstractContextManager[object]:
         monkeypatch.setattr(module, "locked", lambda *_: nullcontext())
         with pytest.raises(BootTimeout):
-            first.templates(Once("run-1")).ensure(SPEC, GUEST, first.boot)
+            first.templates(Once("run-1")).ensure(SPEC, GUEST, first)
         return nullcontext()
 
     monkeypatch.setattr(module, "locked", locked)
     with pytest.raises(TemplateError, match="BootTimeout: slow"):
-        second.templates(Once("run-1")).ensure(SPEC, GUEST, second.boot)
+        second.templates(Once("run-1")).ensure(SPEC, GUEST, second)
     assert second.boots == 0

@@ -19,7 +19,7 @@ def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunRe
 
 LOADED = {
     "pytest_virtainers",
-    *(f"pytest_virtainers.{each}" for each in ("fixtures", "options", "plugin", "session")),
+    *(f"pytest_virtainers.{each}" for each in ("fixtures", "options", "plugin", "session", "time_limit")),
 }
 """All that a run without VMs loads: where no bytecode can be written, Python compiles it each time."""
 

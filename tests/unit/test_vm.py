@@ -127,6 +127,7 @@ class Connection:
         self._codes = list(codes)
         self._all_there = threading.Barrier(together)
         self.closed, self.alive, self.astray = False, True, ""
+        self.transport: object = None
 
     def execute(self, _command: str, **_: object) -> int:
         self._all_there.wait(10)

@@ -292,7 +292,9 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
         @pytest.mark.virtainer(run_commands=["exit 3"], files={"/unique": UNIQUE})
         def test_cloud_init(vm): pass
 
-        @pytest.mark.virtainer(boot_timeout=10, files={"/slow": UNIQUE + " in time"})
+        @pytest.mark.virtainer(
+            boot_timeout=10, user_data={"write_files": [{"path": "/slow", "content": UNIQUE + " in time"}]}
+        )
         def test_slow(vm): pass
 
         @pytest.mark.virtainer(prepare=interrupt)

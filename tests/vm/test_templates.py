@@ -91,6 +91,7 @@ def test_a_fresh_identity_on_request(manager: Manager) -> None:
         vm = manager.launch(spec(f"fresh-{number}", identity="fresh"))
         facts = vm.run("cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split()
         assert facts[1] == vm.keys.host.public.split()[1], "by which we know it, and its only one"
+        assert vm.run("journalctl -q -b -n 1", sudo=True).stdout, "what was logged before is shown"
         seen |= set(facts)
         assert subprocess.run([*shlex.split(vm.ssh_command), "true"], timeout=60, check=False).returncode == 0
         manager.discard(vm)
@@ -223,10 +224,9 @@ def test_workers_and_runs_share_one_template_that_python_prepares(pytester: pyte
 
 
 def place_of(manager: Manager, wanted: Spec) -> Template:
-    def boot(*_: object) -> VM:
-        raise AssertionError("it should be there")
-
-    return manager.templates().ensure(wanted, manager.guest(wanted.image), boot)
+    template = manager.templates().find(wanted, manager.guest(wanted.image))
+    assert template is not None, "it should be there"
+    return template
 
 
 @pytest.mark.thorough
@@ -417,7 +417,7 @@ def test_the_store_is_listed_and_pruned(manager: Manager, engine: Engine) -> Non
 
 @pytest.mark.thorough
 def test_a_guest_that_cannot_be_cloned_is_booted(manager: Manager, capfd: pytest.CaptureFixture[str]) -> None:
-    vm = manager.launch(spec("bare", run_commands=["mv /usr/bin/python3 /usr/bin/python4"]))
+    vm = manager.launch(spec("bare", user_data={"runcmd": ["mv /usr/bin/python3 /usr/bin/python4"]}))
     assert "Linux version" in vm.console.text
     assert "are booted, not cloned: the guest has no python3" in capfd.readouterr().err
     manager.discard(vm)

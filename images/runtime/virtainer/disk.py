@@ -66,7 +66,7 @@ def _create(path: Path, base: Base, size: int) -> Callable[[], Path]:
     def finish() -> Path:
         try:
             made()
-            _record(path).write_text(base.fingerprint + "\n")
+            base_record(path).write_text(base.fingerprint + "\n")
             return part.replace(path)
         except ToolError as error:
             with contextlib.suppress(OSError):
@@ -82,7 +82,7 @@ def _create(path: Path, base: Base, size: int) -> Callable[[], Path]:
 
 
 def _accept(path: Path, base: Base) -> None:
-    record = _record(path)
+    record = base_record(path)
     made_on = record.read_text().strip() if record.exists() else None
     try:
         header = read_header(path)
@@ -120,6 +120,6 @@ def objection(header: qcow2.Header, base: Base, made_on: str | None) -> str | No
     return None
 
 
-def _record(path: Path) -> Path:
+def base_record(path: Path) -> Path:
     """Where the fingerprint of the guest disk is kept that an overlay was made on."""
     return path.with_suffix(".base")

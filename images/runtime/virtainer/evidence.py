@@ -115,7 +115,8 @@ def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
     run("qemu-img", "convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", *backed, str(overlay), str(copy))
     if above["filename"] != base["filename"]:
         run("qemu-img", "rebase", "-q", "-f", "qcow2", "-F", base["format"], "-b", base["filename"], str(copy))
-    seed = settings.template / "seed.iso" if settings.template else settings.seed_iso
+    cloned = settings.template if not settings.template_save else None
+    seed = cloned / "seed.iso" if cloned else settings.seed_iso
     for each in (seed, Path("/tmp/cloud_init.iso")):  # noqa: S108  (the contract's)
         if each.exists() and each.stat().st_size:
             shutil.copyfile(each, folder / "seed.iso")

@@ -69,6 +69,7 @@ class Handles(NamedTuple):
     ram: int | None = None
     state: int | None = None
     layer: int | None = None  # the template's disk
+    origin: int | None = None  # the state of the template from which another one is made
     port: int | None = None  # a connected socket: the helper's
     line: int | None = None  # a connected socket
     # Of UEFI:
@@ -87,7 +88,7 @@ def board(settings: Settings) -> Board:
 
 def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
     """Return QEMU's command line."""
-    incoming = handles.state is not None and not settings.template_save
+    incoming = handles.origin is not None or (handles.state is not None and not settings.template_save)
     return [
         board(settings).qemu,
         *("-name", f"{settings.name},process={settings.name}"),
@@ -139,7 +140,8 @@ def _memory(settings: Settings, handles: Handles) -> list[str]:
 
     It always has the same name, by which a saved state finds it again.
     """
-    state = [] if handles.state is None else _add_fd(handles.state, STATE)
+    # Of descriptors in one set, QEMU takes the one that may be read for reading, and the other one for writing.
+    state = [word for fd in (handles.state, handles.origin) if fd is not None for word in _add_fd(fd, STATE)]
     if handles.ram is None:
         return ["-object", f"memory-backend-ram,id=ram,size={settings.ram}M", *state]
     sharing = "share=on" if handles.layer is None else "share=off,readonly=on,rom=off"

@@ -222,7 +222,15 @@ class _Storage(NamedTuple):
 
 def _storage(settings: Settings, kvm: int | None) -> _Storage:
     direct = CACHE_MODES[settings.cache].direct
-    if settings.template:
+    if settings.template and settings.template_save:
+        restore = True
+        origin = template.load(settings, settings.template, kvm)
+        base = origin.base
+        iso = seed.prepare(settings.seed_iso, RUN / "seed")
+        template.record(settings, kvm, base, iso)
+        more = template.copy_files(settings, origin)
+        overlay = disk.overlay(base, settings.image_dir, settings.disk_size)
+    elif settings.template:
         origin = template.load(settings, settings.template, kvm)
         restore = not disk.path(settings.image_dir).exists()
         overlay = disk.overlay(origin.layer, settings.image_dir, settings.disk_size)

@@ -3,7 +3,8 @@
 A virtainer with TEMPLATE_SAVE=on keeps its RAM in a file beside its overlay; the command `save`
 (`docker exec CONTAINER save`) stops it and adds the rest of the machine's state. IMAGE_DIR then holds a template: the
 overlay, `ram`, `state`, `seed.iso` and, written last, `template.json`. A virtainer with TEMPLATE=FOLDER maps that RAM
-privately, so that clones share what they do not change, and writes to an overlay of its own.
+privately, so that clones share what they do not change, and writes to an overlay of its own. One with both goes on
+from copies of the files in FOLDER, so that another template can be saved, which does not depend on that one.
 
 https://www.qemu.org/docs/master/system/vm-templating.html
 """
@@ -137,6 +138,28 @@ def new_files(settings: Settings) -> dict[str, int]:
     except OSError as error:
         raise image.no_room(settings.image_dir, error) from None
     return {"ram": ram, "state": state}
+
+
+def copy_files(settings: Settings, template: Template) -> dict[str, int]:
+    """Copy a template's RAM and disk into IMAGE_DIR; return descriptors for going on there and for saving again.
+
+    Raises End when there is no room, or a file of the template has changed.
+    """
+    from virtainer import copying  # no clone pays for it
+
+    origin = open_files(template, restore=True)
+    os.close(origin["layer"])
+    os.close(origin["ram"])
+    layer, ram = disk.path(settings.image_dir), settings.image_dir / "ram"
+    try:
+        copying.sparse(template.layer.path, layer)
+        disk.base_record(layer).write_text(template.base.fingerprint + "\n")
+        copying.sparse(template.folder / "ram", ram)
+        ram.chmod(0o666)  # as in `new_files`
+        state = os.open(settings.image_dir / "state", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        return {"ram": os.open(ram, os.O_RDWR), "state": state, "origin": origin["state"]}
+    except OSError as error:
+        raise image.no_room(settings.image_dir, error) from None
 
 
 def state_to_resume(settings: Settings, folder: Path, kvm: int | None) -> dict[str, int]:

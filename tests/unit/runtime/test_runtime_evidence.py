@@ -78,6 +78,17 @@ def test_a_disk_becomes_one_layer_on_the_guest_image(
     assert (tmp_path / "evidence").stat().st_mode & 0o777 == 0o700
 
 
+def test_what_becomes_another_template_has_a_seed_of_its_own(
+    tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools.layers = (OVERLAY, BASE)
+    (tmp_path / "own.iso").write_bytes(b"its own")
+    monkeypatch.setenv("TEMPLATE_SAVE", "on")
+    monkeypatch.setenv("CLOUD_INIT_DISK", str(tmp_path / "own.iso"))
+    assert evidence.main([]) == 0
+    assert (tmp_path / "evidence/seed.iso").read_bytes() == b"its own"
+
+
 @pytest.mark.parametrize(
     ("made", "fact"),
     [

@@ -129,6 +129,42 @@ def test_each_file_has_its_digest_and_is_never_written_to_again(saved: Path) -> 
     assert [row["file"] for row in digests.verify(saved) if row["sha256"] != row["was"]] == ["ram"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="files in the store are root's, and its template's are not writable")
+def test_another_template_is_saved_from_copies_of_one(saved: Path, tmp_path: Path) -> None:
+    (saved / "ram").chmod(0o644)
+    with (saved / "ram").open("r+b") as file:
+        file.seek(2**22)
+        file.write(b"page")
+    facts = json.loads((saved / "template.json").read_text())
+    facts["prints"]["ram"] = image.fingerprint(saved / "ram")
+    (saved / "template.json").write_text(json.dumps(facts))
+    folder = tmp_path / "next"
+    folder.mkdir()
+    settings = Settings.from_env({"RAM": "64", "TEMPLATE_SAVE": "on", "IMAGE_DIR": str(folder)})
+    found = template.load(settings, saved, None)
+    files = template.copy_files(settings, found)
+    os.pwrite(files["ram"], b"changed", 2**22)
+    assert os.pread(files["origin"], 5, 0) == (saved / "state").read_bytes()[:5]
+    os.write(files["state"], b"another state")
+    for fd in files.values():
+        os.close(fd)
+    assert disk.path(folder).read_bytes() == b"layer"
+    assert disk.base_record(disk.path(folder)).read_text().strip() == found.base.fingerprint
+    assert (folder / "ram").stat().st_size == (saved / "ram").stat().st_size
+    assert (folder / "ram").stat().st_blocks < 2**17, "its holes are holes"
+    with (saved / "ram").open("rb") as file:
+        assert os.pread(file.fileno(), 7, 2**22) == b"page\0\0\0"
+
+
+def test_a_damaged_template_is_not_copied(saved: Path, tmp_path: Path) -> None:
+    settings = Settings.from_env({"RAM": "64", "TEMPLATE_SAVE": "on", "IMAGE_DIR": str(tmp_path / "next")})
+    found = template.load(settings, saved, None)
+    disk.path(saved).chmod(0o644)
+    disk.path(saved).write_bytes(b"other")
+    with pytest.raises(End, match=r"is damaged: local_image\.qcow2 has changed"):
+        template.copy_files(settings, found)
+
+
 def test_a_processor_is_its_model_and_flags() -> None:
     cpu = "processor\t: {}\nmodel name\t: Fast\nflags\t\t: fpu svm\nbogomips\t: {}\n\n"
     assert template.processor(cpu.format(0, 1) + cpu.format(1, 2)) == "Fast; fpu svm"
@@ -161,6 +197,11 @@ def test_a_clone_maps_the_ram_privately_and_a_template_does_not() -> None:
         "base",
         True,
     )
+    layer = machine.argv(saving, "raw", machine.Handles(**common, origin=14))
+    assert f"{file},share=on" in layer, "what is provisioned is saved"
+    assert layer[layer.index("-incoming") + 1] == "defer"
+    sets = [layer[number + 1] for number, word in enumerate(layer) if word == "-add-fd"]
+    assert {"fd=11,set=5", "fd=14,set=5"} <= set(sets), "one to write to, one to read"
     cold = machine.argv(settings, "raw", machine.Handles(**{**common, "ram": None, "state": None}, layer=13))
     assert "-incoming" not in cold
 

@@ -1,0 +1,26 @@
+"""What `virtainers store verify --remove` removes."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pytest_virtainers import housekeeping, paths
+from pytest_virtainers.cli import store
+from pytest_virtainers.housekeeping import Kept
+
+PLAIN = Kept("templates/plain", 1, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
+COPIED = Kept("templates/copied", 1, 2, {"guest": "guests/base", "origin": "templates/plain"}, in_use=False)
+USED = Kept("templates/used", 1, 3, {"guest": "guests/base", "origin": "templates/plain"}, in_use=True)
+OTHER = Kept("templates/other", 1, 4, {"guest": "guests/base", "origin": "templates/another"}, in_use=False)
+
+
+def test_what_was_copied_from_a_damaged_template_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(paths, "locked", lambda _name: nullcontext())
+    monkeypatch.setattr(housekeeping, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
+    monkeypatch.setattr(housekeeping, "remove", lambda _shop, places: removed.extend(places))
+    manager, shop = cast("Any", SimpleNamespace(engine=None)), cast("Any", None)
+    assert store._remove_damaged(manager, shop, {"templates/plain"}) == set()
+    assert removed == ["templates/plain", "templates/copied"]

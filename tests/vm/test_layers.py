@@ -1,0 +1,140 @@
+"""Templates made from their plain template: what their clones have, and whose they are."""
+
+import os
+import shlex
+import subprocess
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_virtainers import VM, BootError
+from pytest_virtainers.keys import KeyPair
+from pytest_virtainers.manager import Manager
+from pytest_virtainers.settings import resolve
+from pytest_virtainers.spec import Spec, check, merge
+from pytest_virtainers.templates import Template
+
+UNIQUE = uuid.uuid4().hex  # so that each run makes them
+
+
+def prepare(vm: VM, unique: str = UNIQUE) -> None:
+    vm.run(f"cat /srv/ran >/srv/{unique}; usermod -aG games debian", sudo=True)
+
+
+def spec(name: str, **arguments: object) -> Spec:
+    shape = {"ram": "512M", "disk": "3G", "cpus": 2, "name": name}
+    return merge(resolve([]).shape, check({**shape, **arguments}, "here"))
+
+
+LAYER = {
+    "files": {"/srv/a b/c": f"file {UNIQUE}"},
+    "run_commands": ["echo $((6*7)) $(id -un) $PWD >/srv/ran; cat '/srv/a b/c'", ["touch", "/srv/a file"]],
+    "prepare": prepare,
+}
+
+
+def made(manager: Manager, kind: str) -> int:
+    return sum(record.kind == kind for record in manager.durations)
+
+
+def template_of(manager: Manager, wanted: Spec) -> Template:
+    template = manager.templates().find(wanted, manager.guest(wanted.image))
+    assert template is not None
+    return template
+
+
+@pytest.fixture(scope="module")
+def further_key() -> str:
+    return KeyPair.generate().public
+
+
+@pytest.fixture(scope="module")
+def layer(manager: Manager, further_key: str) -> Iterator[VM]:
+    """A clone of a template that was made from the plain one, which is there already."""
+    manager.discard(manager.launch(spec("plain")))
+    boots, layers = made(manager, "template"), made(manager, "layer")
+    vm = manager.launch(spec("layer", authorized_keys=[further_key], **LAYER))
+    assert (made(manager, "template"), made(manager, "layer")) == (boots, layers + 1)
+    yield vm
+    manager.discard(vm)
+
+
+def test_a_layer_has_what_was_asked_for_without_a_boot(layer: VM) -> None:
+    assert "Linux version" not in layer.console.text
+    said = layer.run("cat '/srv/a b/c'; echo; cat /srv/ran; stat -c '%a %U' '/srv/a b/c'; ls '/srv/a file'; hostname")
+    assert said.stdout == f"file {UNIQUE}\n42 root /\n644 root\n/srv/a file\nlayer\n"
+    assert layer.read_text(f"/srv/{UNIQUE}") == "42 root /\n", "prepare comes last"
+    assert f"file {UNIQUE}" in layer.read_text("/var/log/cloud-init-output.log")
+    assert f"file {UNIQUE}" in layer.run("journalctl -b -o cat -t cloud-init", sudo=True).stdout
+    assert layer.run("cloud-init status", check=False).stdout == "status: done\n"
+    assert (
+        layer.run("systemctl --failed --quiet; ls /etc/cloud/cloud.cfg.d", sudo=True).stdout.count("virtainers") == 0
+    )
+
+
+def test_a_layer_is_another_machine_than_its_plain_template(manager: Manager, layer: VM, further_key: str) -> None:
+    plain = template_of(manager, spec("plain"))
+    assert plain.keys.login != layer.keys.login
+    assert plain.keys.host != layer.keys.host
+    assert subprocess.run([*shlex.split(layer.ssh_command), "true"], timeout=60, check=False).returncode == 0
+    admitted = layer.read_text("/home/debian/.ssh/authorized_keys").splitlines()
+    assert [layer.keys.login.public, further_key] == [" ".join(each.split()[:2]) for each in admitted]
+    assert layer.run("cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split() == [layer.keys.host.public.split()[1]]
+    other = manager.launch(spec("plain"))
+    ids = {vm.run("cat /etc/machine-id").stdout for vm in (other, layer)}
+    manager.discard(other)
+    assert len(ids) == 2
+    assert "New session" in layer.run("journalctl -b -u systemd-logind", sudo=True).stdout, "the journal goes on"
+
+
+def test_the_session_of_a_layer_is_a_login_after_all_was_prepared(layer: VM) -> None:
+    assert layer.run("echo $SSH_CONNECTION").stdout.split()[0] == "UNKNOWN", "it goes on in clones"
+    assert "games" in layer.run("id -nG").stdout.split()
+    assert layer.run("pgrep -fc virtainer-clone.py", check=False).stdout == "1\n"
+    assert layer.run("pgrep -fc '[s]shd-session: debian .priv'", check=False).stdout in {"1\n", "2\n"}
+
+
+def test_a_layer_needs_its_plain_template_no_more(manager: Manager, layer: VM) -> None:
+    plain = template_of(manager, spec("plain"))
+    with manager.store() as shop:
+        said = shop.shell(
+            'qemu-img info -U --backing-chain "$1"/local_image.qcow2', f"/store/templates/{key(manager)}"
+        )
+    assert plain.key not in said
+    assert said.count("image: ") == 2
+
+
+def key(manager: Manager) -> str:
+    return next(each.key for each in manager.templates()._known.values() if each.origin)
+
+
+@pytest.mark.thorough
+def test_a_clone_of_a_layer_reboots_and_keeps_its_keys(layer: VM) -> None:
+    layer.reboot()
+    assert layer.run("hostname; cat /srv/ran").stdout == "layer\n42 root /\n"
+
+
+def test_a_command_that_fails_in_a_layer_fails_the_launch_as_in_a_boot(manager: Manager) -> None:
+    said = f"now {os.urandom(8).hex()}"
+    with pytest.raises(BootError) as caught:
+        manager.launch(spec("failing", run_commands=[f"echo {said}", "exit 3"]))
+    assert str(caught.value).startswith(
+        "cloud-init in vm reports errors; look at user_data, packages and run_commands:\n"
+        "  modules-final: ('scripts_user', RuntimeError('Runparts: 1 failures (runcmd) in 1 attempted commands'))\n"
+        "The last lines of its console:\n"
+    )
+    assert said in str(caught.value)
+
+
+@pytest.mark.thorough
+def test_packages_of_a_layer_are_the_work_of_cloud_init(manager: Manager) -> None:
+    vm = manager.launch(spec("packages", packages=["hello"], run_commands=[f"hello >/srv/{UNIQUE}"]))
+    assert "Linux version" not in vm.console.text
+    assert vm.read_text(f"/srv/{UNIQUE}") == "Hello, world!\n"
+    assert "Setting up hello" in vm.read_text("/var/log/cloud-init-output.log")
+    assert "virtainers" not in vm.run("ls /etc/cloud/cloud.cfg.d").stdout
+    manager.discard(vm)
+    with pytest.raises(BootError, match="no-such-package-at-all") as caught:
+        manager.launch(spec("failing", packages=["no-such-package-at-all"]))
+    assert str(caught.value).startswith("cloud-init in vm reports errors; look at user_data, packages and run_comm")
