@@ -81,6 +81,8 @@ class Shop:
         files = self.manifests.get(place)
         return json.loads(files["manifest.json"]) if files else None
 
+    recall = manifest
+
     @contextmanager
     def new(self, place: str) -> "Iterator[str]":
         yield place

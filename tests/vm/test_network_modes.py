@@ -53,14 +53,14 @@ def test_what_leaves_a_routed_network_has_its_own_address(vm_factory: VMFactory,
 
 
 def test_machines_on_the_wire_of_the_host(vm_factory: VMFactory, engine: Engine) -> None:
-    lan = {"name": "office", "mode": "macvlan", "parent": uplink(), "subnet": free_subnet()}
+    lan = {"name": "hosts-wire", "mode": "macvlan", "parent": uplink(), "subnet": free_subnet()}
     if engine.kind == "podman" and os.geteuid() != 0:
         with pytest.raises(EngineError, match=r"A rootless engine does not see the host's"):
             vm_factory("through", network=lan)
         return
     through = vm_factory("through", network=lan)  # its first card: only the relay leads there
     one, two = (vm_factory(name, nics=[lan]) for name in ("one", "two"))
-    for vm, to in ((one, two.nics["office"].ip), (two, through.ip), (through, one.nics["office"].ip)):
+    for vm, to in ((one, two.nics["hosts-wire"].ip), (two, through.ip), (through, one.nics["hosts-wire"].ip)):
         assert "2 received" in vm.run(["ping", "-c2", "-W5", to], sudo=True).stdout
     call = "import socket; socket.create_connection(('169.254.169.254', 80), 30)"
     assert "No route to host" in through.run(["python3", "-c", call], check=False).stderr, "refused by its container"
