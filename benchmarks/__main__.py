@@ -16,6 +16,7 @@ NAMES = (
     "cold_boot",
     "suite",
     "launch",
+    "layers",
     "idle",
     "several",
     "many",
