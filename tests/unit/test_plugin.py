@@ -2,6 +2,8 @@
 
 import pytest
 
+import pytest_virtainers
+
 REFUSED = "no container engine answered (engine=auto). Tried:"
 
 
@@ -206,3 +208,8 @@ def test_a_wrong_default_from_a_conftest_names_the_fixture(pytester: pytest.Pyte
     )
     result = run(pytester, "def test_a(vm): pass")
     result.stdout.fnmatch_lines(["E*SpecError: the fixture virtainer_defaults: ram='lots': a size is a number*"])
+
+
+@pytest.mark.parametrize("name", pytest_virtainers.__all__)
+def test_each_public_name_is_there(name: str) -> None:
+    assert getattr(pytest_virtainers, name).__name__
