@@ -29,7 +29,7 @@ _MODULES = ("package_update_upgrade_install", "runcmd", "scripts_user")
 _WRITE = """
 umask 022
 put() {
-    case $1 in */*[!/]*) mkdir -p "${1%/*}" ;; esac
+    mkdir -p "${1%/*}/"
     base64 -d >"$1" && chmod 644 "$1" && chown root:root "$1"
     ! command -v restorecon >/dev/null || restorecon "$1"
 }

@@ -24,7 +24,7 @@ def test_a_time_limit_does_not_end_a_template_and_a_failed_one_is_not_tried_agai
     suite = f"""
         import pytest
 
-        pytestmark = pytest.mark.virtainer({SHAPE}, boot_timeout=10, files={{"/failed": "{UNIQUE}"}})
+        pytestmark = pytest.mark.virtainer({SHAPE}, boot_timeout=10, user_data={{"final_message": "{UNIQUE}"}})
 
         @pytest.mark.parametrize("number", range(4))
         def test_it(vm, number): pass
@@ -43,7 +43,7 @@ def test_workers_share_what_has_failed(pytester: pytest.Pytester) -> None:
     suite = f"""
         import pytest
 
-        pytestmark = pytest.mark.virtainer({SHAPE}, boot_timeout=6, files={{"/failed": "{UNIQUE}"}})
+        pytestmark = pytest.mark.virtainer({SHAPE}, boot_timeout=6, user_data={{"final_message": "{UNIQUE}"}})
 
         @pytest.mark.parametrize("number", range(4))
         def test_it(vm, number): pass
