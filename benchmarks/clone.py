@@ -35,7 +35,7 @@ def clone(manager: Manager, spec: Spec) -> float:
 
 
 def in_place(vm: VM) -> tuple[float, float]:
-    """Take a snapshot and go back to it; return the seconds of both, the second with a command."""
+    """Return the seconds that a snapshot takes, and those of its restore with the first command after it."""
     began = time.perf_counter()
     snapshot = vm.snapshot()
     kept = time.perf_counter()

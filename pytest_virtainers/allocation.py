@@ -50,7 +50,7 @@ def one_more(item: pytest.Item, base: list[Mapping[str, Any]], folder: Path, giv
 
 
 def _machines(item: pytest.Item, specs: Sequence[Spec]) -> list[VM]:
-    """Give a VM for each spec: one that is there in its scope, or a new one."""
+    """Return a VM for each spec: one that its scope shares already, or a new one."""
     __tracebackhide__ = True
     manager = session.manager(item.config)
     present = [_present(item, spec) for spec in specs]
@@ -82,7 +82,7 @@ def _present(item: pytest.Item, spec: Spec) -> VM | None:
 
 
 def _shared(node: pytest.Item | pytest.Collector) -> list[tuple[VM, Snapshot | None]]:
-    """Give the VMs that a node and its children share; they end with it.
+    """Return the VMs that a node and its children share; they end with it.
 
     There is one finalizer for all: of those that other tries of a test add, pytest-rerunfailures forgets some.
     """
@@ -99,7 +99,7 @@ def _shared(node: pytest.Item | pytest.Collector) -> list[tuple[VM, Snapshot | N
 
 
 def _is_usable(machine: VM, start: Snapshot | None) -> bool:
-    """Bring a shared VM back to its start, if it has one; tell whether it is fit for the next test.
+    """Restore a shared VM to its snapshot, if it has one; return whether the next test can use it.
 
     One that was lost in an earlier test is replaced, as that test's failure has said all about it.
     """
@@ -112,7 +112,7 @@ def _is_usable(machine: VM, start: Snapshot | None) -> bool:
 
 
 def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
-    """Have the VM made ready that a test after `item` will ask for; `following` is pytest's `nextitem`."""
+    """Prefetch the VM of a test after `item`; `following` is pytest's `nextitem`."""
 
     def is_there(node: pytest.Item | pytest.Collector, spec: Spec) -> bool:
         return any(present.spec == spec for present, _ in node.stash.get(_SHARED_KEY, []))
@@ -127,7 +127,7 @@ def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
 def layers(
     config: pytest.Config, defaults: Mapping[str, Any], prepare: Callable[[VM], object] | None
 ) -> list[Mapping[str, Any]]:
-    """Give the layers under the markers: settings, then `virtainer_prepare` and `virtainer_defaults`."""
+    """Return the layers under the markers: settings, then `virtainer_prepare` and `virtainer_defaults`."""
     return [
         session.settings(config).shape,
         check({"prepare": prepare}, "the fixture virtainer_prepare"),

@@ -48,7 +48,7 @@ def is_layer(spec: Spec) -> bool:
         return False
     if (spec.packages or spec.run_commands or spec.files) and not spec.user_data.keys() <= _EARLY:
         return False
-    # What services an image of the user's has, and which files they read when they start, nobody here knows.
+    # Services in a user's own image may read any file when they start.
     return not spec.files or (is_own(spec.image) and not any(_is_read_later(path) for path in spec.files))
 
 

@@ -124,7 +124,7 @@ class Manager:
         self._guests: dict[tuple[str, str], Guest] = {}  # by image and architecture, as asked for
         self._refused: dict[tuple[str, str], str] = {}  # those that could not be had, and why
         self._runtime_image: str | None = None
-        self._no_runtime_image = ""  # why it cannot be had
+        self._no_runtime_image = ""  # why it could not be built
         self.once = Once(test_run)
         self._templates: Templates | None = None
         self._holds = Holds()

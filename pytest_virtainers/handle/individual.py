@@ -23,7 +23,7 @@ _PATH = "/run/virtainer-clone.py"
 _LACKS = 90
 # With what the shell has built in: where the guest is emulated, each program that is started costs as much as all
 # of that.
-# journalctl shows the folder of the present machine-id only, and journald goes on in the one that it has open.
+# journalctl reads the folder of the current machine-id only, while journald keeps writing to the folder it opened.
 _RENEW = """
 set -e
 umask 077

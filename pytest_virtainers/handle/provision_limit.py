@@ -58,7 +58,7 @@ class Limit:
         self._arriving, self._seen = b"", b""
 
     def look(self, data: bytes) -> None:
-        """Take a piece of what `LOOK` prints."""
+        """Parse the next piece of what `LOOK` prints."""
         *whole, self._arriving = (self._arriving + data)[-_MOST_BYTES:].split(b"\0")
         for each in whole:
             if each != self._seen:

@@ -77,7 +77,7 @@ def provision(vm: VM, spec: Spec) -> None:
     """Do in a guest what `spec` says of files, packages and commands, and wait until it is done.
 
     Raises:
-        Unclonable: this guest has nothing to do it with; nothing was done but for files.
+        Unclonable: the guest has no cloud-init or no systemd-run; only files were written.
         BootError: it failed; the message is that of a boot.
     """
     __tracebackhide__ = True

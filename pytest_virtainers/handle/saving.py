@@ -171,7 +171,7 @@ class Saving(Power):
             raise ConnectionAbortedError("sshd still shows the template's host key") from None
 
     def _open_line(self) -> line.Session | None:
-        """Open the SSH session that goes on in clones, and close the one in use; None when the guest cannot have one.
+        """Open the SSH session that clones resume, and close the current one; return None if there can be none.
 
         What the guest has in memory for its disk is written out, or each clone would do so first of all.
         """
