@@ -55,10 +55,10 @@ def test_the_clock_is_the_hosts(pair: tuple[VM, VM]) -> None:
         guest = float(vm.run("date +%s.%N").stdout)
         after = time.time()
         assert before - 0.05 <= guest <= after + 0.05
-    # The supervisor's measure has the way of the guest's word in it: one of both may be late on a busy host.
+    # By the supervisor's measure a guest whose word comes late on a busy host is behind, but never ahead.
     said = [bytes(vm._container.stderr).decode() for vm in pair]
-    offsets_ms = [abs(float(each.partition("clock ")[2].partition(" ms")[0])) for each in said]
-    assert min(offsets_ms) < 50, said
+    offsets_ms = [float(each.partition("clock ")[2].partition(" ms")[0]) for each in said]
+    assert all(-5000 < each < 50 for each in offsets_ms), said
 
 
 def test_an_idle_clone_takes_little_of_a_core(pair: tuple[VM, VM]) -> None:

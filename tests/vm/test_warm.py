@@ -15,8 +15,9 @@ UNIQUE = os.urandom(8).hex()
 
 
 def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResult:
+    """Without the short summary, which repeats whole errors where the variable CI is set."""
     pytester.makepyfile(test_x=suite)
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:xdist", *options)
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rN", *options)
 
 
 def test_a_time_limit_does_not_end_a_template_and_a_failed_one_is_not_tried_again(pytester: pytest.Pytester) -> None:
@@ -48,8 +49,7 @@ def test_workers_share_what_has_failed(pytester: pytest.Pytester) -> None:
         @pytest.mark.parametrize("number", range(4))
         def test_it(vm, number): pass
     """
-    pytester.makepyfile(test_x=suite)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2", "--virtainer-keep=never")
+    result = run(pytester, suite, "-n", "2", "--virtainer-keep=never")
     result.assert_outcomes(errors=4)
     assert result.stdout.str().count("TemplateError: vm: its template could not be made in this run") == 3
 
