@@ -71,7 +71,8 @@ def machine(addresses: Sequence[str], *, gateways: Sequence[str]) -> Iterator[No
 
 def reached(address: str, port: int = PORT) -> bool:
     """Return whether this host reaches a service."""
-    with contextlib.suppress(OSError), socket.create_connection((address, port), 3):
+    with contextlib.suppress(OSError), socket.create_connection((address, port), 3) as connection:
+        connection.getpeername()  # see CONNECT in calling.py
         return True
     return False
 

@@ -9,10 +9,9 @@ import threading
 import pytest
 
 from pytest_virtainers import VM
-from tests.vm.test_isolation import reaches
+from tests.vm.calling import CONNECT, reaches
 
 _LISTENING = "ss --listening --tcp --numeric --no-header 'sport = :{}'"
-_CALL = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).close()"
 
 
 def test_qemu_has_no_rights_to_lose(session_vm: VM) -> None:
@@ -62,7 +61,7 @@ def test_the_bridges_link_local_address_is_out_of_reach(session_vm: VM) -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6) as server:
         threading.Thread(target=_accept, args=(server,), daemon=True).start()
         port = str(server.getsockname()[1])
-        call = ["python3", "-c", _CALL]
+        call = ["python3", "-c", CONNECT.format(5)]
         has_ipv6 = session_vm._container.run(["test", "-s", "/proc/net/if_inet6"])[0] == 0
         if has_ipv6:
             code, said = session_vm._container.run([*call, f"{link_local}%eth0", port])

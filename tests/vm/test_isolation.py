@@ -15,6 +15,7 @@ from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan, Port
 from pytest_virtainers.engine.network import Network, Shape
 from tests.vm import elsewhere
+from tests.vm.calling import container_reaches, reaches
 from tests.vm.elsewhere import needs_root
 from tests.vm.forging import LISTEN, arp_reply, datagram, frame, send
 from tests.vm.hearing import heard, needs_ears
@@ -34,16 +35,6 @@ pytestmark = [
     pytest.mark.virtainer("six", network={"name": "six", "ipv6": True}),
     pytest.mark.virtainer("seven", network={"name": "six", "ipv6": True}),
 ]
-_CALL = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), {}).close()"
-_SSH = 22
-
-
-def reaches(vm: VM, address: str, port: int = _SSH) -> bool:
-    return vm.run(["python3", "-c", _CALL.format(30), address, str(port)], check=False).ok
-
-
-def container_reaches(container: Container, address: str, port: int = _SSH) -> bool:
-    return container.run(["python3", "-c", _CALL.format(3), address, str(port)])[0] == 0
 
 
 def wait_until_out_of_reach(vm: VM, address: str, port: int) -> None:

@@ -1,0 +1,17 @@
+"""Whether a service is reached, from a VM or from a container."""
+
+from pytest_virtainers import VM
+from pytest_virtainers.engine.container import Container
+
+# Without the last call, one in some hundred refused connections counts as made on a busy host: Python asks the kernel
+# for the error of a connection that has just failed, and may find none left.
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), {}).getpeername()"
+_SSH = 22
+
+
+def reaches(vm: VM, address: str, port: int = _SSH) -> bool:
+    return vm.run(["python3", "-c", CONNECT.format(30), address, str(port)], check=False).ok
+
+
+def container_reaches(container: Container, address: str, port: int = _SSH) -> bool:
+    return container.run(["python3", "-c", CONNECT.format(3), address, str(port)])[0] == 0
