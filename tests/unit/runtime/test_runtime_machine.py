@@ -119,7 +119,7 @@ def test_the_guest_has_the_same_mac_everywhere() -> None:
 
 def test_kvm_or_emulation() -> None:
     assert values("-accel", argv()) == ["tcg,thread=multi,tb-size=320"]
-    assert values("-cpu", argv()) == ["max"]
+    assert values("-cpu", argv()) == ["max,la57=off"]
     assert values("-accel", argv(handles=WITH_KVM)) == ["kvm,device=/dev/fdset/4"]
     assert values("-cpu", argv(handles=WITH_KVM)) == ["host"]
 
