@@ -12,14 +12,14 @@ from dataclasses import replace
 
 from benchmarks.processor import busy_seconds
 from benchmarks.rows import Row
-from pytest_virtainers.durations import table
+from pytest_virtainers.config.settings import environment, resolve
+from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.handle import ssh
-from pytest_virtainers.handle.vm import VM
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.ssh import client
+from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.support.timings import table
+from pytest_virtainers.vm.vm import VM
 
 ROUNDS, BOOTS = 10, 3
 
@@ -60,7 +60,7 @@ def empty_container(manager: Manager, spec: Spec, number: int) -> float:
 def login(vm: VM) -> float:
     """Log in and run one command; return the seconds."""
     began = time.perf_counter()
-    connection = ssh.log_in(vm._endpoint.dial(10), vm.user, vm.keys, 30)
+    connection = client.log_in(vm._endpoint.dial(10), vm.user, vm.keys, 30)
     connection.execute("true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=lambda: None)
     taken = time.perf_counter() - began
     connection.close()

@@ -9,20 +9,21 @@ import socket
 import time
 
 from benchmarks.rows import Row
-from pytest_virtainers import seed
+from pytest_virtainers.config.settings import environment, resolve
+from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.container import Bind, Container, Plan, Port
 from pytest_virtainers.engine.network import Network, Shape
 from pytest_virtainers.engine.output import Output
-from pytest_virtainers.handle import provision_limit, readiness, ssh
-from pytest_virtainers.handle.console import Console
-from pytest_virtainers.handle.supervisor import Supervisor
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.spec import Spec, merge
-from pytest_virtainers.store import MOUNT
+from pytest_virtainers.launching import cloud_init
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.ssh import client
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.vm import provision_limit, readiness
+from pytest_virtainers.vm.console import Console
+from pytest_virtainers.vm.supervisor import Supervisor
 
 RUN, PAIRS = "benchmark", 3
 PLAIN = """
@@ -67,13 +68,13 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
     began = time.perf_counter()
     container = Container(manager.engine, plan, RUN)
     try:
-        container.put("/tmp", {"seed.iso": seed.iso(spec, keys, guest.user, f"by-hand-{time.time_ns()}")})
+        container.put("/tmp", {"seed.iso": cloud_init.iso(spec, keys, guest.user, f"by-hand-{time.time_ns()}")})
         container.start()
         address = container.joint().address
 
-        def connect(seconds: float) -> ssh.Connection:
+        def connect(seconds: float) -> client.Connection:
             sock = socket.create_connection((address, 2222), seconds)
-            return ssh.log_in(sock, guest.user, keys, seconds)
+            return client.log_in(sock, guest.user, keys, seconds)
 
         def check() -> None:
             assert not container.ended, bytes(container.stderr).decode()

@@ -18,10 +18,10 @@ from pathlib import Path
 from benchmarks import cold_boot
 from benchmarks.clone import clone
 from benchmarks.rows import Row
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.config.settings import environment, resolve
+from pytest_virtainers.config.spec import merge
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.support.progress import SILENT
 
 ROUNDS, RELEASE = 3, "trixie"
 

@@ -8,11 +8,11 @@ import os
 import time
 
 from benchmarks.rows import Row
+from pytest_virtainers.config.settings import environment, resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.support.progress import SILENT
 
 _TICKS = ["python3", "-S", "-c", "import time\nwhile True: time.sleep(0.01)"]
 _SETTLE_SECONDS, SECONDS, ROUNDS, LIMIT = 60.0, 20.0, 3, 0.6

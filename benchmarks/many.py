@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 from benchmarks.rows import Row
-from pytest_virtainers.handle.vm import VM
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.config.settings import environment, resolve
+from pytest_virtainers.config.spec import merge
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.vm.vm import VM
 
 ROUNDS, CLONES = 5, 50
 

@@ -5,10 +5,10 @@ import time
 from dataclasses import replace
 
 from benchmarks.rows import Row
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.spec import Spec, merge
+from pytest_virtainers.config.settings import environment, resolve
+from pytest_virtainers.config.spec import Spec, merge
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.support.progress import SILENT
 
 ROUNDS = 10
 

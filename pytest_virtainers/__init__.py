@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_virtainers.arguments import Arguments
+    from pytest_virtainers.api import launch
+    from pytest_virtainers.config.arguments import Arguments
     from pytest_virtainers.errors import (
         BootError,
         BootTimeout,
@@ -28,12 +29,11 @@ if TYPE_CHECKING:
         VMGone,
         WaitTimeout,
     )
-    from pytest_virtainers.fixtures import VMFactory
-    from pytest_virtainers.handle.devices import Nic
-    from pytest_virtainers.handle.network import Network
-    from pytest_virtainers.handle.vm import VM, Snapshot
-    from pytest_virtainers.result import Result
-    from pytest_virtainers.standalone import launch
+    from pytest_virtainers.plugin.fixtures import VMFactory
+    from pytest_virtainers.vm.devices import Nic
+    from pytest_virtainers.vm.network import Network
+    from pytest_virtainers.vm.result import Result
+    from pytest_virtainers.vm.vm import VM, Snapshot
 
 __all__ = [
     "VM",
@@ -90,14 +90,14 @@ _ELSEWHERE = {
     "VirtainerError": "errors",
     "VMGone": "errors",
     "WaitTimeout": "errors",
-    "Arguments": "arguments",
-    "Network": "handle.network",
-    "Nic": "handle.devices",
-    "Result": "result",
-    "Snapshot": "handle.vm",
-    "VM": "handle.vm",
-    "VMFactory": "fixtures",
-    "launch": "standalone",
+    "Arguments": "config.arguments",
+    "Network": "vm.network",
+    "Nic": "vm.devices",
+    "Result": "vm.result",
+    "Snapshot": "vm.vm",
+    "VM": "vm.vm",
+    "VMFactory": "plugin.fixtures",
+    "launch": "api",
 }
 
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_virtainers import runtime
-from pytest_virtainers.catalogue import catalogue
+from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.reaper import Reaper
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
-from pytest_virtainers.store import MOUNT, workshop
+from pytest_virtainers.guests.catalogue import catalogue
+from pytest_virtainers.store.volume import MOUNT, workshop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.settings import Settings
 
 _ENOUGH_DISK_GIB = 5
 
@@ -95,8 +95,8 @@ def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
             "vfs: the engine copies all of the runtime image for each VM, which takes seconds",
             "let it use overlay (Podman: install fuse-overlayfs, then podman system reset, which removes all it has)",
         )
-    image = runtime.reference()
-    if not runtime.present(engine, image):
+    image = runtime_image.reference()
+    if not runtime_image.present(engine, image):
         yield Finding("runtime image", f"{image} is built at first use, or now: virtainers build")
         return
     yield Finding("runtime image", image)

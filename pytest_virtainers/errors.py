@@ -16,7 +16,7 @@ from pytest_virtainers.terminal import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_virtainers.result import Result
+    from pytest_virtainers.vm.result import Result
 
 
 class _Message(Exception):

@@ -10,11 +10,12 @@ from pathlib import Path
 # Run where the package is found first: in an empty folder (the installed one), or in the work tree.
 PROGRAM = """
 import pathlib, pytest_virtainers
-from pytest_virtainers import contexts, catalogue
+from pytest_virtainers.engine import build_context
+from pytest_virtainers.guests import catalogue
 here = pathlib.Path(pytest_virtainers.__file__).parent
-print(here / "images" == contexts.build_contexts() and (here / "py.typed").exists())
+print(here / "_contexts" == build_context.build_contexts() and (here / "py.typed").exists())
 recipes = {each for each in catalogue.catalogue().values() if isinstance(each, catalogue.Recipe)}
-print("runtime", contexts.digest("runtime"), *sorted(each.key for each in recipes))
+print("runtime", build_context.digest("runtime"), *sorted(each.key for each in recipes))
 """
 MARKER = "@pytest.mark.virtainer(name=None, *, image, ram"
 RIGHT = "def test_the_plugin_is_there(request): assert request.config.pluginmanager.has_plugin('virtainers')\n"

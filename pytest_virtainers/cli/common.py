@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_virtainers import values
+from pytest_virtainers.config import parsing
+from pytest_virtainers.config.settings import Source, environment, resolve
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.progress import Progress, fitted
-from pytest_virtainers.settings import Source, environment, resolve
+from pytest_virtainers.support.progress import Progress, fitted
 from pytest_virtainers.terminal import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_virtainers.handle.vm import VM
-    from pytest_virtainers.settings import Settings
+    from pytest_virtainers.config.settings import Settings
+    from pytest_virtainers.vm.vm import VM
 
 OPTIONS = "the options"
 """Who asks for a VM, in messages."""
@@ -106,7 +106,7 @@ def usage() -> Iterator[None]:
 def size(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
     """Take a size as people write it, in MiB."""
     try:
-        return None if value is None else int(values.size_mib(least=0)(value))
+        return None if value is None else int(parsing.size_mib(least=0)(value))
     except ValueError as error:
         raise click.BadParameter(f"{value}: {error}") from error
 

@@ -38,16 +38,16 @@ def _completer(names: Callable[[click.Context], Iterable[tuple[str, str]]]) -> C
 @_completer
 def machine_names(_context: click.Context) -> Iterable[tuple[str, str]]:
     """Machines that stay."""
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.connected(settings()) as engine:
-        return [(each.name, each.image) for each in machines.list_all(engine)]
+    with detached.connected(settings()) as engine:
+        return [(each.name, each.image) for each in detached.list_all(engine)]
 
 
 @_completer
 def image_names(_context: click.Context) -> Iterable[tuple[str, str]]:
     """Names of the catalogue."""
-    from pytest_virtainers.catalogue import catalogue
+    from pytest_virtainers.guests.catalogue import catalogue
 
     return [(each, "") for each in catalogue()]
 
@@ -55,27 +55,29 @@ def image_names(_context: click.Context) -> Iterable[tuple[str, str]]:
 @_completer
 def snapshot_tags(context: click.Context) -> Iterable[tuple[str, str]]:
     """Snapshots of the machine whose name stands before."""
-    from pytest_virtainers import machines
-    from pytest_virtainers.progress import SILENT
+    from pytest_virtainers import detached
+    from pytest_virtainers.support.progress import SILENT
 
-    with machines.attached(settings(), context.params["name"], SILENT) as vm:
+    with detached.attached(settings(), context.params["name"], SILENT) as vm:
         return [(each, "") for each in vm.snapshots()]
 
 
 @_completer
 def store_places(_context: click.Context) -> Iterable[tuple[str, str]]:
     """What is in the store."""
-    from pytest_virtainers import housekeeping, machines, runtime
+    from pytest_virtainers import detached
+    from pytest_virtainers.engine import runtime_image
     from pytest_virtainers.engine.reaper import Reaper
-    from pytest_virtainers.store import workshop
+    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.volume import workshop
 
-    ours, image = settings(), runtime.reference()
-    with machines.connected(ours) as engine:
-        if not runtime.present(engine, image):
+    ours, image = settings(), runtime_image.reference()
+    with detached.connected(ours) as engine:
+        if not runtime_image.present(engine, image):
             return []
         run_id = f"complete-{os.getpid()}"
         with Reaper(engine, run_id), workshop(engine, ours.store, image, run_id) as shop:
-            return [(each.place, each.what) for each in housekeeping.contents(engine, shop)]
+            return [(each.place, each.what) for each in eviction.contents(engine, shop)]
 
 
 def option_of(name: str, words: str, about: str) -> Callable[[T], T]:

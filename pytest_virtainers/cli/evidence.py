@@ -13,9 +13,9 @@ from pytest_virtainers.cli.common import GuestCommand, check_ssh, progress, sett
 from pytest_virtainers.errors import BadTemplate, QEMUCrashed, VirtainerError
 
 if TYPE_CHECKING:
-    from pytest_virtainers.handle.vm import VM
-    from pytest_virtainers.manager import Manager
-    from pytest_virtainers.resume import Evidence
+    from pytest_virtainers.evidence.resume import Evidence
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.vm.vm import VM
 
 _FAILED = 1
 
@@ -45,9 +45,9 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
       virtainers resume virtainer-artifacts/test_upgrade/vm
       virtainers resume virtainer-artifacts/test_upgrade/vm --export disk.qcow2
     """  # noqa: D301
-    from pytest_virtainers import resume
-    from pytest_virtainers.evidence_manifest import OVERLAY, STATE, shown
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.evidence import resume
+    from pytest_virtainers.evidence.manifest_file import OVERLAY, STATE, shown
+    from pytest_virtainers.launching.launcher import Manager
 
     if not export:
         check_ssh()
@@ -88,7 +88,7 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
 
 
 def _kept(manager: Manager, evidence: Evidence) -> VM:
-    from pytest_virtainers import resume
+    from pytest_virtainers.evidence import resume
 
     vm = resume.launch(manager, evidence)
     tell(f"its console: {vm.console_command}")

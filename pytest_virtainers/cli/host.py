@@ -41,15 +41,15 @@ def prune(force: bool) -> None:
     For example:
       virtainers prune --force
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
     from pytest_virtainers.engine.sweep import sweep
 
-    with machines.connected(settings()) as engine:
-        off = [each.name for each in machines.list_all(engine) if each.is_off]
+    with detached.connected(settings()) as engine:
+        off = [each.name for each in detached.list_all(engine) if each.is_off]
         if off and not force:
             click.confirm(f"Remove {one_line(', '.join(off))}?", abort=True, err=True)
         for name in off:
-            machines.remove(engine, name)
+            detached.remove(engine, name)
         for each in [*off, *sweep(engine)]:
             answer(f"removed {each}")
 

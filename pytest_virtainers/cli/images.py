@@ -13,8 +13,8 @@ from pytest_virtainers.cli.complete import image_names, image_names_or_files, op
 from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
 
 if TYPE_CHECKING:
-    from pytest_virtainers.manager import Manager
-    from pytest_virtainers.spec import Spec
+    from pytest_virtainers.config.spec import Spec
+    from pytest_virtainers.launching.launcher import Manager
 
 _ARCH = option_of("--arch", "amd64|arm64|auto", "Of the machines that it is for.")
 
@@ -35,7 +35,7 @@ def build(image: str | None, **given: Any) -> None:
       virtainers build ubuntu-24.04 --ram 2G --package nginx
       virtainers build --cold                  # the runtime image and the guest image alone
     """  # noqa: D301
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.launching.launcher import Manager
 
     spec = _spec(image=image, **shape.arguments(**given))
     with Manager(settings(), progress()) as manager:
@@ -58,7 +58,7 @@ def ls(as_json: bool) -> None:
       virtainers images ls
       virtainers images ls --json | jq -r '.[] | select(.arch == "arm64") | .name'
     """  # noqa: D301
-    from pytest_virtainers.catalogue import Published, catalogue
+    from pytest_virtainers.guests.catalogue import Published, catalogue
 
     entries: dict[int, tuple[list[str], object]] = {}
     known = catalogue()
@@ -96,15 +96,15 @@ def ls(as_json: bool) -> None:
 
 def _sizes_mib() -> dict[str, int]:
     """Give the size of what is in the store, by its place; the catalogue is to be read without an engine, too."""
-    from pytest_virtainers import housekeeping
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.store import eviction
 
     try:
         with Manager(settings(), progress()) as manager:
             if not manager.has_runtime_image():  # without which nothing has come into the store from here
                 return {}
             with manager.store() as shop:
-                return {each.place: each.size_mib for each in housekeeping.contents(manager.engine, shop)}
+                return {each.place: each.size_mib for each in eviction.contents(manager.engine, shop)}
     except (EngineNotFound, EngineError) as error:
         tell(f"what is in the store cannot be told: {error}")
         return {}
@@ -145,18 +145,18 @@ def bake(image: str, tag: str | None, arch: str | None, firmware: str | None) ->
       docker run -d --privileged -v ~/.ssh/id_ed25519.pub:/tmp/id_rsa.pub:ro localhost/virtainers/debian:13
       virtainers run docker-image://localhost/virtainers/debian:13
     """  # noqa: D301
-    from pytest_virtainers import contained, images
-    from pytest_virtainers.catalogue import Entry, catalogue
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.guests import container_disk, images
+    from pytest_virtainers.guests.catalogue import Entry, catalogue
+    from pytest_virtainers.launching.launcher import Manager
 
     spec = _spec(image=image, arch=arch, firmware=firmware)
     found = images.find(image, spec.arch)
-    name = contained.tag_for(found.name if isinstance(found, Entry) and image in catalogue() else image, tag)
+    name = container_disk.tag_for(found.name if isinstance(found, Entry) and image in catalogue() else image, tag)
     with Manager(settings(), progress()) as manager:
         guest, runtime_image = manager.guest_of(spec), manager.runtime_image()
         guest = replace(guest, firmware=guest.boots_with(spec.firmware))
         with manager.store() as shop, progress().step(f"making container image {name}") as step:
-            print(contained.bake(guest, name, runtime_image, shop, step.update))
+            print(container_disk.bake(guest, name, runtime_image, shop, step.update))
 
 
 @images.command("rm")
@@ -168,23 +168,23 @@ def rm(names: tuple[str, ...]) -> None:
     For example:
       virtainers images rm fedora-44; virtainers images pull fedora-44     # what is published by now
     """  # noqa: D301
-    from pytest_virtainers import housekeeping
-    from pytest_virtainers.catalogue import catalogue
-    from pytest_virtainers.manager import Manager
-    from pytest_virtainers.paths import locked
+    from pytest_virtainers.guests.catalogue import catalogue
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.store import eviction
+    from pytest_virtainers.support.paths import locked
 
     known = catalogue()
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"the catalogue has no {unknown[0]}; what is of paths, virtainers store rm removes")
     with Manager(settings(), progress()) as manager, manager.store() as shop, locked("store"):
-        kept = housekeeping.contents(manager.engine, shop)
+        kept = eviction.contents(manager.engine, shop)
         places = {known[name].place for name in names}
         if missing := places - {each.place for each in kept}:
             raise ImageError(f"{min(missing)} is not in the store: see virtainers store ls")
         gone = [each for each in kept if each.place in places or each.base in places]
         if used := [each.place for each in gone if each.in_use]:
             raise ImageError(f"{used[0]} is in use by a VM or by a test run")
-        housekeeping.remove(shop, [each.place for each in gone])
+        eviction.remove(shop, [each.place for each in gone])
     for each in gone:
         answer(f"removed {each.place} ({each.size_mib} MiB)")
 
@@ -200,16 +200,17 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
       virtainers images verify
       virtainers images verify debian-13 --json
     """  # noqa: D301
-    from pytest_virtainers import housekeeping, integrity
-    from pytest_virtainers.catalogue import catalogue
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.guests.catalogue import catalogue
+    from pytest_virtainers.launching import integrity
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.store import eviction
 
     known, rows = catalogue(), []
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"the catalogue has no {unknown[0]}: see virtainers images ls")
     with Manager(settings(), progress()) as manager, manager.store() as shop:
         wanted = {known[name].place for name in names}
-        for each in housekeeping.contents(manager.engine, shop):
+        for each in eviction.contents(manager.engine, shop):
             if not each.place.startswith("guests/") or (names and each.place not in wanted):
                 continue
             wanted.discard(each.place)
@@ -230,7 +231,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 
 def _spec(**given: Any) -> Spec:
     """Say for which VM a guest image is wanted; what an option does not say, the settings do."""
-    from pytest_virtainers.spec import check, merge
+    from pytest_virtainers.config.spec import check, merge
 
     ours = settings()
     with usage():
@@ -238,7 +239,7 @@ def _spec(**given: Any) -> Spec:
 
 
 def _pull(image: str | None, arch: str | None) -> None:
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.launching.launcher import Manager
 
     spec = _spec(image=image, arch=arch)
     with Manager(settings(), progress()) as manager:

@@ -41,9 +41,9 @@ from pytest_virtainers.terminal import Plain, one_line, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_virtainers.handle.vm import VM
-    from pytest_virtainers.settings import Settings
-    from pytest_virtainers.spec import Spec
+    from pytest_virtainers.config.settings import Settings
+    from pytest_virtainers.config.spec import Spec
+    from pytest_virtainers.vm.vm import VM
 
 _NAME = click.argument("name", shell_complete=machine_names)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -82,7 +82,7 @@ def run(words: tuple[str, ...], **given: Any) -> int:
       virtainers run --persist ./data          # its disk is there again next time
       virtainers run --detach --name web; virtainers ssh web
     """  # noqa: D301
-    from pytest_virtainers.standalone import launched, wish
+    from pytest_virtainers.api import launched, wish
 
     detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
     vnc, reach = given.pop("vnc"), given.pop("reach")
@@ -115,14 +115,14 @@ def _on_network(*, network: str | None, **given: Any) -> dict[str, Any]:
 
 
 def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
-    from pytest_virtainers import machines
-    from pytest_virtainers.manager import Manager
-    from pytest_virtainers.standalone import persistent
-    from pytest_virtainers.tenure import Tenure
+    from pytest_virtainers import detached
+    from pytest_virtainers.api import persistent
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.lifetime import Tenure
 
     tenure = Tenure(detached=True, auto_remove=auto_remove, folder=persistent(persist))
     with Manager(ours, progress(), tenure=tenure) as manager:
-        vm = machines.keep(manager, spec)
+        vm = detached.keep(manager, spec)
         tell(f"{vm.name} ({spec.image}) is at {vm.ip}: virtainers ssh {vm.name}")
         return ssh(vm, shlex.join(words)) if words else 0
 
@@ -137,10 +137,10 @@ def ls(as_json: bool) -> None:
       virtainers ls
       virtainers ls --json | jq -r '.[] | select(.state == "running") | .name'
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.connected(settings()) as engine:
-        found = machines.list_all(engine)
+    with detached.connected(settings()) as engine:
+        found = detached.list_all(engine)
     rows = [{**asdict(each), "age": _age(each.created)} for each in found]
     show(rows, as_json=as_json, columns=("name", "image", "state", "address", "age"))
 
@@ -157,9 +157,9 @@ def _age(created: int) -> str:
 @contextlib.contextmanager
 def _reached(name: str) -> Iterator[VM]:
     """Give the handle of a VM that runs, for OpenSSH, which connects itself."""
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.attached(settings(), name, progress()) as vm:
+    with detached.attached(settings(), name, progress()) as vm:
         vm.find_way()
         yield vm
 
@@ -167,9 +167,9 @@ def _reached(name: str) -> Iterator[VM]:
 @contextlib.contextmanager
 def _attached(name: str) -> Iterator[VM]:
     """Give the handle of a VM that runs, connected."""
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.attached(settings(), name, progress()) as vm:
+    with detached.attached(settings(), name, progress()) as vm:
         vm.wait_until_resumed()
         yield vm
 
@@ -212,7 +212,7 @@ def execute(
       virtainers exec web --sudo -- systemctl restart nginx
       virtainers exec web --env LANG=C --cwd /tmp -- sh -c 'ls | wc -l' < file
     """  # noqa: D301
-    from pytest_virtainers.handle import shell
+    from pytest_virtainers.vm import shell
 
     if not words:
         raise click.UsageError("a command is needed: virtainers exec NAME -- COMMAND...")
@@ -237,7 +237,7 @@ def cp(source: str, dest: str, *, special: bool) -> None:
       virtainers cp ./dist web:/opt/app
       virtainers cp web:/var/log ./logs
     """  # noqa: D301
-    from pytest_virtainers.handle.shown import shown
+    from pytest_virtainers.vm.shown import shown
 
     there, here = _split(source), _split(dest)
     if (there is None) == (here is None):
@@ -267,13 +267,13 @@ def console(name: str) -> int:
     For example:
       virtainers console web                   # also when its network is broken
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
     from pytest_virtainers.engine.detect import command_line
 
-    with machines.connected(settings()) as engine:
-        machine = machines.find(engine, name)
+    with detached.connected(settings()) as engine:
+        machine = detached.find(engine, name)
         if not machine.runs:
-            raise machines.MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
+            raise detached.MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
         terminal = ["-it"] if sys.stdin.isatty() else ["-i"]
         words = [*command_line(engine), "exec", *terminal, machine.container, "console"]
         return subprocess.run(words, check=False).returncode
@@ -292,14 +292,14 @@ def logs(name: str, follow: bool) -> None:
       virtainers logs web | grep -i panic
       virtainers logs -f web
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.connected(settings()) as engine:
+    with detached.connected(settings()) as engine:
         shown: Callable[[bytes], bytes] = bytes
         if sys.stdout.isatty():  # a program gets it as it is
             plain = Plain()
             shown = lambda piece: printable(plain.feed(piece)).encode()  # noqa: E731
-        for piece in machines.output(engine, name, follow=follow):
+        for piece in detached.output(engine, name, follow=follow):
             sys.stdout.buffer.write(shown(piece))
             sys.stdout.buffer.flush()
 
@@ -316,10 +316,10 @@ def inspect(name: str, as_json: bool) -> None:
     """  # noqa: D301
     import json
 
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.connected(settings()) as engine:
-        facts = machines.inspect(engine, name)
+    with detached.connected(settings()) as engine:
+        facts = detached.inspect(engine, name)
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -338,12 +338,12 @@ def stop(names: tuple[str, ...]) -> None:
       virtainers stop web db
       virtainers run --detach --name slow --env SHUTDOWN_TIMEOUT=300; virtainers stop slow
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.connected(settings()) as engine:
+    with detached.connected(settings()) as engine:
         for name in names:
             with progress().step(f"switching {name} off"):
-                by_itself = machines.stop(engine, name)
+                by_itself = detached.stop(engine, name)
             if not by_itself:
                 tell(f"{name} did not shut down within its SHUTDOWN_TIMEOUT: its power was cut")
 
@@ -357,10 +357,10 @@ def start(names: tuple[str, ...]) -> None:
     For example:
       virtainers stop web; virtainers start web
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
     for name in names:
-        machines.start(settings(), name, progress())
+        detached.start(settings(), name, progress())
 
 
 @click.command
@@ -373,12 +373,12 @@ def rm(names: tuple[str, ...], force: bool) -> None:
     For example:
       virtainers rm --force web db
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
     from pytest_virtainers.engine.sweep import sweep
 
-    with machines.connected(settings()) as engine:
+    with detached.connected(settings()) as engine:
         for name in names:
-            machines.remove(engine, name, force=force)
+            detached.remove(engine, name, force=force)
         sweep(engine)  # with the last one goes their network
 
 
@@ -395,16 +395,16 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json:
     For example:
       virtainers snapshot web clean; virtainers restore web clean; virtainers snapshot -d web clean
     """  # noqa: D301
-    from pytest_virtainers import machines
-    from pytest_virtainers.handle.saving import free_name
-    from pytest_virtainers.handle.vm import Snapshot
+    from pytest_virtainers import detached
+    from pytest_virtainers.vm.saving import free_name
+    from pytest_virtainers.vm.vm import Snapshot
 
     if (listed and (delete or tag)) or (delete and not tag):
         raise click.UsageError("a tag is needed with --delete, and has no meaning with --list")
     if as_json and not listed:
         raise click.UsageError("--json is for --list")
     if listed or delete:
-        with machines.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
+        with detached.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
             if tag:
                 vm.delete_snapshot(Snapshot(vm, tag))
             elif as_json:
@@ -428,10 +428,10 @@ def restore(name: str, tag: str | None) -> None:
       virtainers snapshot web clean; virtainers exec web --sudo -- rm -rf /etc/nginx
       virtainers restore web clean
     """  # noqa: D301
-    from pytest_virtainers import machines
-    from pytest_virtainers.handle.vm import Snapshot
+    from pytest_virtainers import detached
+    from pytest_virtainers.vm.vm import Snapshot
 
-    with machines.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
+    with detached.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
         there = [] if tag else vm.snapshots()
         if not tag and not there:
             raise SpecError(f"{name} has no snapshot; virtainers snapshot {name} makes one")
@@ -448,13 +448,13 @@ def commit(name: str, file: Path) -> None:
     For example:
       virtainers stop web; virtainers commit web web.qcow2; virtainers run ./web.qcow2 --user debian
     """  # noqa: D301
-    from pytest_virtainers import machines
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers import detached
+    from pytest_virtainers.launching.launcher import Manager
 
     if not file.absolute().parent.is_dir():
         raise SpecError(f"{file}: there is no such folder")
     with Manager(settings(), progress()) as manager, progress().step(f"writing the disk of {name} to {file}"):
-        facts = machines.commit(manager, name, file)
+        facts = detached.commit(manager, name, file)
     print(file)
     options = " ".join(f"--{option} {facts[option]}" for option in ("user", "arch", "firmware"))
     tell(f"a VM with it: virtainers run {shlex.quote(str(file.absolute()))} {options}")
@@ -470,9 +470,9 @@ def screenshot(name: str, file: Path) -> None:
     For example:
       virtainers screenshot web screen.png
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.attached(settings(), name, progress()) as vm:
+    with detached.attached(settings(), name, progress()) as vm:
         print(vm.screenshot(file))
 
 
@@ -492,9 +492,9 @@ def vnc(name: str, port: int, web: bool, open_it: bool) -> None:
       vncviewer 127.0.0.1:5901
       virtainers vnc web --web --open          # in a browser (pip install 'pytest-virtainers[novnc]')
     """  # noqa: D301
-    from pytest_virtainers import machines
+    from pytest_virtainers import detached
 
-    with machines.attached(settings(), name, progress()) as vm, contextlib.ExitStack() as stack:
+    with detached.attached(settings(), name, progress()) as vm, contextlib.ExitStack() as stack:
         if web:
             url = stack.enter_context(vm.novnc(port=port))
             print(url, flush=True)

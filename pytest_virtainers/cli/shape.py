@@ -9,7 +9,7 @@ import click
 
 from pytest_virtainers.cli.common import tell
 from pytest_virtainers.cli.complete import option_of
-from pytest_virtainers.settings import resolve
+from pytest_virtainers.config.settings import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,12 +61,12 @@ def arguments(
 
 def _seed(path: Path, given: Mapping[str, object]) -> dict[str, Any]:
     """Read what `--seed-iso` was given."""
-    from pytest_virtainers import seed
+    from pytest_virtainers.launching import cloud_init
 
     for option in ("user_data", "meta_data"):
         if given[option] is not None:
             raise click.UsageError(f"--seed-iso brings its own: leave out --{option.replace('_', '-')}")
-    read, passed_over = seed.unpack(path)
+    read, passed_over = cloud_init.unpack(path)
     if passed_over:
         tell(f"{path}: {', '.join(passed_over)}: passed over, only user-data and meta-data are taken")
     return read

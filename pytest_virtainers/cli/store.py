@@ -12,9 +12,9 @@ from pytest_virtainers.cli.complete import store_places
 from pytest_virtainers.errors import StoreError
 
 if TYPE_CHECKING:
-    from pytest_virtainers.integrity import Checked
-    from pytest_virtainers.manager import Manager
-    from pytest_virtainers.store import Workshop
+    from pytest_virtainers.launching.integrity import Checked
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.store.volume import Workshop
 
 
 @click.group
@@ -31,12 +31,12 @@ def ls(as_json: bool) -> None:
     For example:
       virtainers store ls --json | jq 'map(.size_mib) | add'
     """  # noqa: D301
-    from pytest_virtainers import housekeeping
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.store import eviction
 
     ours = settings()
     with Manager(ours, progress()) as manager, manager.store() as shop:
-        kept = housekeeping.contents(manager.engine, shop)
+        kept = eviction.contents(manager.engine, shop)
     rows = [
         {
             "place": each.place,
@@ -67,12 +67,12 @@ def rm(places: tuple[str, ...]) -> None:
     For example:
       virtainers store rm templates/ebc12a092c59044f
     """  # noqa: D301
-    from pytest_virtainers import housekeeping
-    from pytest_virtainers.manager import Manager
-    from pytest_virtainers.paths import locked
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.store import eviction
+    from pytest_virtainers.support.paths import locked
 
     with Manager(settings(), progress()) as manager, manager.store() as shop, locked("store"):
-        kept = housekeeping.contents(manager.engine, shop)
+        kept = eviction.contents(manager.engine, shop)
         known = {each.place: each for each in kept}
         for place in places:
             if place not in known:
@@ -81,7 +81,7 @@ def rm(places: tuple[str, ...]) -> None:
                 raise StoreError(f"{place} is in use by a VM or by a test run")
             if made_on_it := [each.place for each in kept if each.base == place and each.place not in places]:
                 raise StoreError(f"{place} is needed by {made_on_it[0]}, which is made on it: remove that, too")
-        housekeeping.remove(shop, places)
+        eviction.remove(shop, places)
 
 
 @store.command("prune")
@@ -94,12 +94,12 @@ def prune(limit: int | None) -> None:
       virtainers store prune --limit 5G
       virtainers store prune --limit 0         # whatever is not in use
     """  # noqa: D301
-    from pytest_virtainers import housekeeping
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.store import eviction
 
     ours = settings()
     with Manager(ours, progress()) as manager, manager.store() as shop:
-        gone = housekeeping.prune(manager.engine, shop, ours.store_limit if limit is None else limit)
+        gone = eviction.prune(manager.engine, shop, ours.store_limit if limit is None else limit)
     for each in gone:
         answer(f"removed {each.place} ({each.size_mib} MiB)")
 
@@ -119,12 +119,13 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
       virtainers store verify templates/ebc12a092c59044f --json
       virtainers store verify --remove         # what was damaged is made or fetched again when it is needed
     """  # noqa: D301
-    from pytest_virtainers import housekeeping, integrity
-    from pytest_virtainers.manager import Manager
+    from pytest_virtainers.launching import integrity
+    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.store import eviction
 
     rows: list[integrity.Checked] = []
     with Manager(settings(), progress()) as manager, manager.store() as shop:
-        known = [each.place for each in housekeeping.contents(manager.engine, shop)]
+        known = [each.place for each in eviction.contents(manager.engine, shop)]
         if unknown := [place for place in places if place not in known]:
             raise StoreError(f"{unknown[0]} is not in the store: see virtainers store ls")
         for place in places or known:
@@ -150,16 +151,16 @@ def _show_checked(place: str, found: list[Checked]) -> None:
 
 def _remove_damaged(manager: Manager, shop: Workshop, damaged: set[str]) -> set[str]:
     """Remove these places, and what is made on them or was copied from them; return those that are in use."""
-    from pytest_virtainers import housekeeping
-    from pytest_virtainers.paths import locked
+    from pytest_virtainers.store import eviction
+    from pytest_virtainers.support.paths import locked
 
     with locked("store"):
-        there = housekeeping.contents(manager.engine, shop)
+        there = eviction.contents(manager.engine, shop)
         used = {each.place for each in there if each.in_use}
         needed = {each.base for each in there if each.in_use}
         stay = damaged & (used | needed)
         gone = [each for each in there if {each.place, each.base, each.origin} & (damaged - stay) and not each.in_use]
-        housekeeping.remove(shop, [each.place for each in gone])
+        eviction.remove(shop, [each.place for each in gone])
     for each in gone:
         tell(f"removed {each.place} ({each.size_mib} MiB)")
     for place in sorted(stay):

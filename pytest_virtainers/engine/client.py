@@ -14,7 +14,7 @@ from docker.types import LogConfig
 
 from pytest_virtainers.engine import cgroup
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.forks import Owner, close_copy, disown_in_child, silence
+from pytest_virtainers.support.forks import Owner, close_copy, disown_in_child, silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,7 +24,7 @@ from pytest_virtainers.engine import owner
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Log, Pieces
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.forks import Owner
+from pytest_virtainers.support.forks import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

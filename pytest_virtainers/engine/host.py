@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.forks import close_in_child
+from pytest_virtainers.support.forks import close_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from docker.types import IPAMConfig, IPAMPool
 
 from pytest_virtainers.engine import host, owner
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.forks import Owner
+from pytest_virtainers.support.forks import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

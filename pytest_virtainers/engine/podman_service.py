@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.forks import disown_in_child
+from pytest_virtainers.support.forks import disown_in_child
 
 _START_SECONDS = 20.0
 

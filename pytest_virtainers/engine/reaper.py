@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import VirtainerError
-from pytest_virtainers.forks import Owner, disown_in_child
+from pytest_virtainers.support.forks import Owner, disown_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,7 @@ class Reaper(Watcher):
 
 def main() -> None:
     """Remove all that the run owns, until nothing more has appeared for a while."""
-    from pytest_virtainers import scratch
+    from pytest_virtainers.engine import scratch
     from pytest_virtainers.engine.detect import find
     from pytest_virtainers.engine.sweep import sweep_run
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 import urllib3
 
-from pytest_virtainers.forks import close_in_child
+from pytest_virtainers.support.forks import close_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import docker.errors
 
 from pytest_virtainers.engine import owner
-from pytest_virtainers.paths import locked
+from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,13 +6,13 @@ import json
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from pytest_virtainers.config.network_spec import DEFAULT
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.handle.console import Console
-from pytest_virtainers.handle.log import CommandLog
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.network_spec import DEFAULT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.vm.console import Console
+from pytest_virtainers.vm.log import CommandLog
 from tests.unit.fake_output import Said
 from tests.unit.fake_qcow2 import head
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from pytest_virtainers.spec import Spec
+    from pytest_virtainers.config.spec import Spec
 
 KEYS = Keys.generate()
 OVERLAY = head(length=104)[:1024]

@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks import __main__, cold_boot
 from benchmarks.rows import Row, as_json, markdown
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.container import Bind, Plan
 from pytest_virtainers.engine.output import Output
-from pytest_virtainers.images import Guest
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.guests.images import Guest
 
 
 @pytest.mark.parametrize("accel", ["kvm", "tcg"])

@@ -2,12 +2,12 @@
 
 import pytest
 
-from pytest_virtainers import budget
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine import detect
 from pytest_virtainers.errors import BudgetError
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.launching import memory_budget
+from pytest_virtainers.support.progress import SILENT
 from tests.unit.fake_engine import serving
 
 MIB = 1024 * 1024
@@ -16,7 +16,7 @@ CLONE = {
     "Id": "1",
     "State": "running",
     "Created": 1700000000,
-    "Labels": {budget.MEMORY: "256", budget.LIMIT: "1152"},
+    "Labels": {memory_budget.MEMORY: "256", memory_budget.LIMIT: "1152"},
 }
 
 
@@ -34,7 +34,7 @@ def test_a_clone_counts_with_what_it_takes(used: int, counted: int) -> None:
         engine = detect.find(server.url)
         engine._facts = {"MemTotal": 64 * 1024**3}
         for limit, fits in ((counted + 400, True), (counted + 399, False)):
-            memory = budget.Budget(engine, lambda _host, limit=limit: limit, "run", SILENT)  # type: ignore[misc]
+            memory = memory_budget.Budget(engine, lambda _host, limit=limit: limit, "run", SILENT)  # type: ignore[misc]
             try:
                 with memory.room(SPEC, 400, give_back=lambda: False, patience=0):
                     assert fits

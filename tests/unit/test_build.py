@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pytest_virtainers import cli
-from pytest_virtainers import manager as module
-from pytest_virtainers.images import Guest
-from pytest_virtainers.spec import Spec
+from pytest_virtainers.config.spec import Spec
+from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching import launcher as module
 
 
 class Manager:

@@ -3,11 +3,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pytest_virtainers import catalogue
-from pytest_virtainers.catalogue import Published, Recipe
-from pytest_virtainers.checksums import Source
 from pytest_virtainers.errors import ImageError
-from pytest_virtainers.fetch import Digest
+from pytest_virtainers.guests import catalogue
+from pytest_virtainers.guests.catalogue import Published, Recipe
+from pytest_virtainers.guests.checksums import Source
+from pytest_virtainers.guests.download import Digest
 
 ZEROS = "0" * 64
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import checksums
 from pytest_virtainers.errors import ImageError
-from pytest_virtainers.fetch import Digest
+from pytest_virtainers.guests import checksums
+from pytest_virtainers.guests.download import Digest
 from tests.unit.hostile_server import HostileServer, cut, status
 
 SHORT, OTHER, LONG = "0123456789abcdef" * 4, "f" * 64, "0123456789abcdef" * 8

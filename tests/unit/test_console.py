@@ -10,8 +10,8 @@ import pytest
 
 from pytest_virtainers import EngineError, VMGone, WaitTimeout
 from pytest_virtainers.engine.output import HEAD, TAIL, Record
-from pytest_virtainers.handle import deadline
-from pytest_virtainers.handle.console import Console
+from pytest_virtainers.support import deadline
+from pytest_virtainers.vm.console import Console
 from tests.unit.fake_output import Said
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import cores
 from pytest_virtainers.errors import SSHError, TransferError, VirtainerError
+from pytest_virtainers.launching import cores
 
 MIB = 1024 * 1024
 

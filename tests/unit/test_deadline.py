@@ -3,8 +3,8 @@
 import pytest
 
 from pytest_virtainers import WaitTimeout
-from pytest_virtainers.handle import deadline as module
-from pytest_virtainers.handle.deadline import Deadline
+from pytest_virtainers.support import deadline as module
+from pytest_virtainers.support.deadline import Deadline
 
 
 @pytest.fixture(autouse=True)

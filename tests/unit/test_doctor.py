@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import catalogue, cli, doctor, runtime
+from pytest_virtainers import cli, doctor
+from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.doctor import Finding
+from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.errors import EngineError, StoreError
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.store import Workshop
+from pytest_virtainers.guests import catalogue
+from pytest_virtainers.store.volume import Workshop
 
 
 def test_a_finding_says_how_bad_it_is() -> None:
@@ -50,7 +52,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     engine.url, engine.lifelines = "unix:///nowhere", ()
     engine.close = lambda: setattr(engine, "left", True)
     monkeypatch.setattr(doctor, "find", lambda _choice: engine)
-    monkeypatch.setattr(runtime, "present", lambda _engine, _image: True)
+    monkeypatch.setattr(runtime_image, "present", lambda _engine, _image: True)
     return engine
 
 
@@ -69,7 +71,7 @@ def test_an_engine_that_fails_is_fatal(engine: Any) -> None:
 
 
 def test_an_engine_that_copies_images_is_slow(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "present", lambda _engine, _image: False)
+    monkeypatch.setattr(runtime_image, "present", lambda _engine, _image: False)
     assert "storage driver" not in examine()
     engine.storage_driver = lambda: "vfs"
     found = examine()["storage driver"]
@@ -79,9 +81,11 @@ def test_an_engine_that_copies_images_is_slow(engine: Any, monkeypatch: pytest.M
 
 
 def test_a_runtime_image_that_is_missing_is_no_fault(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "present", lambda _engine, _image: False)
+    monkeypatch.setattr(runtime_image, "present", lambda _engine, _image: False)
     found = examine()
-    assert found["runtime image"].seen == f"{runtime.reference()} is built at first use, or now: virtainers build"
+    assert (
+        found["runtime image"].seen == f"{runtime_image.reference()} is built at first use, or now: virtainers build"
+    )
     assert "store" not in found
     assert not any(finding.fatal for finding in found.values())
 

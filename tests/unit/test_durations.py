@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from pytest_virtainers.durations import TOTAL, Record, part, phase, recording, table
+from pytest_virtainers.support.timings import TOTAL, Record, part, phase, recording, table
 
 
 def test_outside_of_a_recording_nothing_is_kept() -> None:
@@ -67,7 +67,7 @@ def test_the_table_has_medians_by_kind() -> None:
 
 
 def test_loading_imports_no_statistics() -> None:
-    program = "import sys, pytest_virtainers.durations; print('statistics' in sys.modules)"
+    program = "import sys, pytest_virtainers.support.timings; print('statistics' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
         == "False\n"

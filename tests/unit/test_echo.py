@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_virtainers.handle.echo import Echo
+from pytest_virtainers.vm.echo import Echo
 
 
 def shown(*pieces: bytes) -> list[str]:
@@ -30,7 +30,7 @@ def test_without_a_place_to_show_it_nothing_is_kept() -> None:
 
 
 SUITE = """
-    from pytest_virtainers import session
+    from pytest_virtainers.plugin import session
 
     def test_it(request):
         echo = session._echo(request.config)

@@ -10,8 +10,8 @@ import pytest
 
 from pytest_virtainers.engine.container import Joint
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.handle import line
-from pytest_virtainers.handle.endpoint import RELAY, Endpoint
+from pytest_virtainers.ssh import resumable
+from pytest_virtainers.ssh.endpoint import RELAY, Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +89,7 @@ def test_from_elsewhere_all_goes_through_the_container(port: socket.socket, join
     far = endpoint(container)
     far.dial(5)
     far.dial_line()
-    assert container.commands == [RELAY, line.COMMAND]
+    assert container.commands == [RELAY, resumable.COMMAND]
     assert "pytest_virtainers.engine.relay" in far.ssh_options()["ProxyCommand"]
     port.settimeout(0.1)
     with pytest.raises(TimeoutError):
@@ -113,7 +113,7 @@ def test_a_network_that_keeps_its_host_out_is_found_out(monkeypatch: pytest.Monk
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is asked each time."""
-    monkeypatch.setattr("pytest_virtainers.handle.endpoint._LOOK_SECONDS", -1.0)
+    monkeypatch.setattr("pytest_virtainers.ssh.endpoint._LOOK_SECONDS", -1.0)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -126,7 +126,7 @@ def test_a_container_that_is_disconnected_is_reached_through_the_engine(port: so
     port.close()  # or it is somebody else's now
     lost.dial(5)
     lost.dial_line()
-    assert container.commands == [RELAY, line.COMMAND]
+    assert container.commands == [RELAY, resumable.COMMAND]
     assert not lost.leads_to(ADDRESS)
     assert lost.address == ""
 

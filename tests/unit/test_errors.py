@@ -2,15 +2,7 @@ import traceback
 
 import pytest
 
-from pytest_virtainers import (
-    CommandFailed,
-    CommandTimeout,
-    Result,
-    UnitFailed,
-    VirtainerError,
-    VMGone,
-    WaitTimeout,
-)
+from pytest_virtainers import CommandFailed, CommandTimeout, Result, UnitFailed, VirtainerError, VMGone, WaitTimeout
 
 
 def result(exit_code: int, stdout: bytes = b"", stderr: bytes = b"") -> Result:

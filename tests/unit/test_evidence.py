@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers import evidence
 from pytest_virtainers.errors import EngineError, SSHError, TransferError, VirtainerError
+from pytest_virtainers.evidence import collect
 from tests.unit.fake_machine import KEYS, OVERLAY, FakeContainer, machine
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ WITHOUT_MEMORY = {
 }
 
 
-def collect(
+def collected(
     vm: Any, folder: Path, *, memory: bool = False, cut: Collection[str] = (), **arguments: Any
 ) -> dict[str, Any]:
-    evidence.collect(vm, folder, memory=memory, about={"test": "test_x"}, **arguments)
+    collect.collect(vm, folder, memory=memory, about={"test": "test_x"}, **arguments)
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     assert not {name for name in kept(folder) & manifest["missing"].keys() if name not in cut}
     return manifest
@@ -41,7 +41,7 @@ def test_a_machine_that_is_well_leaves_everything_and_only_to_its_user(tmp_path:
     with vm.log.entry("make", "debian") as entry:
         entry.outcome = "exit 2"
     tmp_path.chmod(0o755)
-    manifest = collect(vm, tmp_path)
+    manifest = collected(vm, tmp_path)
     assert kept(tmp_path) == WITHOUT_MEMORY
     assert manifest["missing"] == {}
     assert manifest["test"] == "test_x"
@@ -60,7 +60,7 @@ def test_a_machine_that_is_well_leaves_everything_and_only_to_its_user(tmp_path:
 def test_our_own_commands_are_not_among_those_of_the_test(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"journalctl": TransferError("not done after 6 s")}
-    collect(vm, tmp_path)
+    collected(vm, tmp_path)
     assert vm.log.entries == []
     assert len(vm.asked) == 3
 
@@ -80,7 +80,7 @@ def test_a_piece_that_cannot_be_had_is_named_and_the_others_are_there(
     vm = machine()
     for name, value in broken.items():
         setattr(vm, name, value)
-    manifest = collect(vm, tmp_path)
+    manifest = collected(vm, tmp_path)
     assert {name: why.partition(": ")[2] for name, why in manifest["missing"].items()} == missing
     assert kept(tmp_path) == WITHOUT_MEMORY - missing.keys()
 
@@ -91,7 +91,7 @@ def test_on_a_full_disk_what_has_room_is_kept_and_the_rest_is_named(tmp_path: Pa
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        manifest = collect(vm, tmp_path)
+        manifest = collected(vm, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "File too large" in manifest["missing"]["overlay.qcow2"]
@@ -107,7 +107,7 @@ LONG = TransferError("what we do as root in web was not done after 6 s; give it 
 def test_of_a_journal_that_does_not_end_the_beginning_is_kept(trouble: Exception, why: str, tmp_path: Path) -> None:
     vm = machine()
     vm.breaks = {"journalctl": trouble}
-    missing = collect(vm, tmp_path, cut=["journal.txt"])["missing"]
+    missing = collected(vm, tmp_path, cut=["journal.txt"])["missing"]
     assert missing.keys() == {"journal.txt"}
     assert missing["journal.txt"].startswith(f"its end: {why}")
     assert "\n" not in missing["journal.txt"]
@@ -117,28 +117,28 @@ def test_of_a_journal_that_does_not_end_the_beginning_is_kept(trouble: Exception
 def test_of_one_that_does_not_begin_the_reason_gives_no_advice(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"journalctl": LONG}
-    assert collect(vm, tmp_path)["missing"] == {"journal.txt": "VirtainerError: not done after 6 s"}
+    assert collected(vm, tmp_path)["missing"] == {"journal.txt": "VirtainerError: not done after 6 s"}
 
 
 def test_a_core_dump_that_cannot_be_copied_does_not_end_it(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"coredump": b"/var/crash/core.1\n"}
-    assert collect(vm, tmp_path)["missing"] == {"cores/core-1-core.1": "tar: it broke"}
+    assert collected(vm, tmp_path)["missing"] == {"cores/core-1-core.1": "tar: it broke"}
     assert kept(tmp_path) == WITHOUT_MEMORY
 
 
 def test_core_dumps_that_cannot_be_listed_are_named_with_the_reason(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"coredump": SSHError("web: it broke")}
-    assert collect(vm, tmp_path)["missing"] == {"cores": "SSHError: web: it broke"}
+    assert collected(vm, tmp_path)["missing"] == {"cores": "SSHError: web: it broke"}
     assert kept(tmp_path) == WITHOUT_MEMORY
 
 
 def test_a_journal_that_floods_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "_MAX_LOG_BYTES", 2**20)
+    monkeypatch.setattr(collect, "_MAX_LOG_BYTES", 2**20)
     vm = machine()
     vm.answers = {"journalctl": b"flood " * 2**20}
-    missing = collect(vm, tmp_path, cut=["journal.txt"])["missing"]
+    missing = collected(vm, tmp_path, cut=["journal.txt"])["missing"]
     assert missing == {"journal.txt": "its end: it is longer than 1 MiB"}
     assert (tmp_path / "journal.txt").stat().st_size == 2**20
 
@@ -146,7 +146,7 @@ def test_a_journal_that_floods_is_cut(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_machine_without_ssh_is_not_asked(tmp_path: Path) -> None:
     vm = machine()
     vm.alive = False
-    manifest = collect(vm, tmp_path)
+    manifest = collected(vm, tmp_path)
     assert manifest["missing"] == dict.fromkeys(
         ("journal.txt", "dmesg.txt"), "the machine could not be reached over SSH"
     )
@@ -155,7 +155,7 @@ def test_a_machine_without_ssh_is_not_asked(tmp_path: Path) -> None:
 
 def test_memory_is_kept_on_request(tmp_path: Path) -> None:
     vm = machine()
-    assert collect(vm, tmp_path, memory=True)["machine"]["memory"] is True
+    assert collected(vm, tmp_path, memory=True)["machine"]["memory"] is True
     assert (tmp_path / "memory.state").read_bytes() == b"memory"
     assert vm._container.asked == [["evidence", "--memory"]]
 
@@ -163,7 +163,7 @@ def test_memory_is_kept_on_request(tmp_path: Path) -> None:
 def test_without_its_memory_the_disk_is_better_than_nothing(tmp_path: Path) -> None:
     vm = machine()
     vm._container.evidence = {("--memory",): (1, b"evidence: migrate: no room\n")}
-    manifest = collect(vm, tmp_path, memory=True)
+    manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"memory.state": "evidence: migrate: no room"}
     assert manifest["machine"]["memory"] is False
     assert kept(tmp_path) == WITHOUT_MEMORY
@@ -172,7 +172,7 @@ def test_without_its_memory_the_disk_is_better_than_nothing(tmp_path: Path) -> N
 def test_why_a_machine_without_qemu_has_no_memory_is_told(tmp_path: Path) -> None:
     vm = machine()
     vm._container.evidence = {("--memory",): (0, b'{"memory": false}\n')}
-    manifest = collect(vm, tmp_path, memory=True)
+    manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"memory.state": "QEMU has ended, or does not answer"}
     assert kept(tmp_path) == WITHOUT_MEMORY
 
@@ -182,7 +182,7 @@ def test_copies_do_not_stay_in_a_machine_that_others_share(ends: int, tmp_path: 
     vm = machine()
     if ends:
         vm._container.evidence = {(): (ends, b"evidence: no space left\n")}
-    collect(vm, tmp_path)
+    collected(vm, tmp_path)
     assert vm._container.files == {}
 
 
@@ -190,7 +190,7 @@ def test_copies_do_not_stay_in_a_machine_that_others_share(ends: int, tmp_path: 
 def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str, tmp_path: Path) -> None:
     vm = machine()
     del vm._container.files[name]
-    manifest = collect(vm, tmp_path, memory=True)
+    manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"].keys() == {"seed.iso" if name == "seed.iso" else "memory.state"}
     assert manifest["machine"]["memory"] is (name != "state")
     assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
@@ -199,7 +199,7 @@ def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str,
 def test_a_disk_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path) -> None:
     vm = machine()
     vm._container.evidence = {(): (1, b"evidence: no space left\n")}
-    manifest = collect(vm, tmp_path)
+    manifest = collected(vm, tmp_path)
     assert manifest["missing"] == {"overlay.qcow2": "VirtainerError: evidence: no space left"}
     assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
 
@@ -208,7 +208,7 @@ def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(tmp_path: Path) -> N
     vm = machine()
     vm.scaled = lambda seconds: 10 * seconds
     vm._container.evidence = {("--memory",): EngineError("evidence in web has said nothing for 400 s")}
-    manifest = collect(vm, tmp_path, memory=True)
+    manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"overlay.qcow2": "EngineError: evidence in web has said nothing for 400 s"}
     assert vm._container.asked == [["evidence", "--memory"]], "once is enough"
     assert vm._container.patience == 400.0
@@ -224,7 +224,7 @@ def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_pat
         opened.append(whose)
         yield FakeContainer()
 
-    assert collect(vm, tmp_path, rescue=rescue)["missing"] == {}
+    assert collected(vm, tmp_path, rescue=rescue)["missing"] == {}
     assert opened == [vm]
     assert vm._container.asked == []
 
@@ -232,7 +232,7 @@ def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_pat
 def test_the_disk_of_what_was_to_become_a_template_is_in_the_store(tmp_path: Path) -> None:
     vm = machine()
     vm.folder = vm._container.folder = "/store/.scratch-1"
-    assert collect(vm, tmp_path)["missing"] == {}
+    assert collected(vm, tmp_path)["missing"] == {}
     assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
 
 
@@ -241,7 +241,7 @@ def test_the_seed_that_was_made_for_a_machine_does_not_go_with_its_container(tmp
     vm.seed_iso, vm._container.ended = b"made for it", True
     rescuer = FakeContainer()
     del rescuer.files["seed.iso"]  # it was put into the one that is gone
-    assert collect(vm, tmp_path, rescue=lambda _: nullcontext(rescuer))["missing"] == {}
+    assert collected(vm, tmp_path, rescue=lambda _: nullcontext(rescuer))["missing"] == {}
     assert (tmp_path / "seed.iso").read_bytes() == b"made for it"
     assert (tmp_path / "seed.iso").stat().st_mode & 0o777 == 0o600
 
@@ -253,6 +253,6 @@ def test_an_engine_that_died_leaves_what_this_side_has(tmp_path: Path) -> None:
     def rescue(_vm: Any) -> Any:
         raise EngineError("connection refused")
 
-    manifest = collect(vm, tmp_path, rescue=rescue)
+    manifest = collected(vm, tmp_path, rescue=rescue)
     assert manifest["missing"].keys() == {"screenshot.png", "journal.txt", "dmesg.txt", "overlay.qcow2"}
     assert manifest["missing"]["overlay.qcow2"] == "EngineError: connection refused"

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_virtainers import arch, evidence_manifest
+from pytest_virtainers.config import architecture
+from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.spec import Spec
+from pytest_virtainers.evidence import manifest_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,12 +82,12 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def read(folder: Path, content: object) -> evidence_manifest.Manifest | str:
+def read(folder: Path, content: object) -> manifest_file.Manifest | str:
     """Read a manifest with this content; give it, or the one line of its error."""
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     (folder / "manifest.json").write_bytes(text)
     try:
-        return evidence_manifest.read(folder)
+        return manifest_file.read(folder)
     except SpecError as error:
         said = str(error)
     assert said.isprintable(), "one line, and nothing for the terminal"
@@ -95,7 +96,7 @@ def read(folder: Path, content: object) -> evidence_manifest.Manifest | str:
     return said.removeprefix(f"{folder}/manifest.json: ")
 
 
-def check(manifest: evidence_manifest.Manifest) -> None:
+def check(manifest: manifest_file.Manifest) -> None:
     """Check all that goes further: into a path, a command line, a configuration, an environment."""
     spec = manifest.spec
     assert re.fullmatch(USER, manifest.user)
@@ -105,14 +106,14 @@ def check(manifest: evidence_manifest.Manifest) -> None:
     assert re.fullmatch(NAME, spec.name)
     assert re.fullmatch(NAME, spec.guest_hostname)
     assert spec.image.isprintable()
-    assert (spec.accel in {"auto", "kvm", "tcg"}, spec.arch in arch.FIRMWARE) == (True, True)
+    assert (spec.accel in {"auto", "kvm", "tcg"}, spec.arch in architecture.FIRMWARE) == (True, True)
     assert spec.firmware in {"auto", "bios", "uefi"}
     assert spec.env.keys() <= {"CIDR", "DISK_CACHE", "OS_VARIANT", "SHUTDOWN_TIMEOUT"}
     assert all(value.isprintable() for value in spec.env.values())
     assert all(type(each) is int and 0 < each <= 2**30 for each in (spec.ram, spec.cpus, spec.disk))
     assert type(spec.internet) is bool
     assert 300 <= spec.boot_timeout <= 10**9
-    remembered = {name: getattr(spec, name) for name in evidence_manifest.REMEMBERED}
+    remembered = {name: getattr(spec, name) for name in manifest_file.REMEMBERED}
     plain = Spec(**remembered, provision_timeout=120.0, scope="", template=False)
     assert spec == plain.__class__(**{**plain.__dict__, "scope": spec.scope}), "nothing else was asked for"
     assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in manifest.digests.values())
@@ -240,6 +241,6 @@ def test_noise_in_a_manifest_is_refused_or_harmless(folder: Path, noise: bytes, 
 
 def test_a_folder_with_an_odd_name_writes_nothing_to_the_terminal(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"^'/.*\\x1b\[2J/manifest\.json': No such file or directory$"):
-        evidence_manifest.read(tmp_path / "\x1b[2J")
+        manifest_file.read(tmp_path / "\x1b[2J")
     with pytest.raises(SpecError, match="embedded null byte"):
-        evidence_manifest.read(tmp_path / "a\0b")
+        manifest_file.read(tmp_path / "a\0b")

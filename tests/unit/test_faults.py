@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers.errors import VirtainerError
-from pytest_virtainers.handle.faults import Faults
+from pytest_virtainers.vm.faults import Faults
 
 if TYPE_CHECKING:
     from pathlib import Path

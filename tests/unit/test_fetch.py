@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from pytest_virtainers import fetch
 from pytest_virtainers.errors import ImageError, StoreError
-from pytest_virtainers.fetch import Digest
-from pytest_virtainers.unpack import Unpacker
+from pytest_virtainers.guests import download
+from pytest_virtainers.guests.decompress import Unpacker
+from pytest_virtainers.guests.download import Digest
 from tests.unit import hostile_server
 from tests.unit.hostile_server import (
     CONTENT,
@@ -35,7 +35,7 @@ RIGHT = Digest("sha256", hashlib.sha256(CONTENT).hexdigest())
 def get(server: HostileServer, folder: Path, digest: Digest | None = RIGHT) -> list[str]:
     """Fetch; give what was told meanwhile."""
     told: list[str] = []
-    content = fetch.fetch(server.url, digest, folder / "disk", told.append, wait=0.001)
+    content = download.fetch(server.url, digest, folder / "disk", told.append, wait=0.001)
     assert content == hashlib.sha256((folder / "disk").read_bytes()).hexdigest()
     return told
 
@@ -189,7 +189,7 @@ def test_it_goes_where_the_server_leads(server: HostileServer, tmp_path: Path) -
 
 
 def test_a_server_that_falls_silent(server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(download, "_SILENCE_SECONDS", 0.2)
     server.days = [silent]
     get(server, tmp_path)
     assert (tmp_path / "disk").read_bytes() == CONTENT
@@ -322,12 +322,12 @@ def test_a_full_disk(server: HostileServer, tmp_path: Path) -> None:
 )
 def test_urls_that_will_not_do(url: str, words: str) -> None:
     with pytest.raises(ImageError, match=words):
-        fetch.split(url)
+        download.split(url)
 
 
 def test_a_digest_is_behind_the_url() -> None:
-    assert fetch.split("https://a/b?c#sha256=" + "0" * 64) == ("https://a/b?c", Digest("sha256", "0" * 64))
-    assert fetch.split("https://a/b#sha256=" + "A" * 64)[1] == Digest("sha256", "a" * 64)
-    assert fetch.split("https://a/b") == ("https://a/b", None)
+    assert download.split("https://a/b?c#sha256=" + "0" * 64) == ("https://a/b?c", Digest("sha256", "0" * 64))
+    assert download.split("https://a/b#sha256=" + "A" * 64)[1] == Digest("sha256", "a" * 64)
+    assert download.split("https://a/b") == ("https://a/b", None)
     with pytest.raises(ValueError, match="is no SHA-256"):
         Digest.of("abc")

@@ -10,9 +10,9 @@ from typing import IO, Any
 
 import pytest
 
-from pytest_virtainers import progress
 from pytest_virtainers.errors import TransferError
-from pytest_virtainers.handle import ssh
+from pytest_virtainers.ssh import client
+from pytest_virtainers.support import progress
 from tests.unit.test_vm import Container, machine
 
 MIB = 1024 * 1024
@@ -107,4 +107,4 @@ def test_input_that_was_closed_meanwhile_ends_without_a_word() -> None:
     """As the local tar's is, when the guest's has ended early."""
     source = io.BytesIO(b"more")
     channel: Any = SimpleNamespace(settimeout=lambda _seconds: None, sendall=lambda _data: source.close())
-    ssh._feed(channel, source)
+    client._feed(channel, source)

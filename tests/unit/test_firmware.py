@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pytest_virtainers.handle import firmware
+from pytest_virtainers.vm import firmware
 
 BIOS, UEFI = (
     "its BIOS found nothing to boot from: a disk for UEFI",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.flat_disk import receive
+from pytest_virtainers.guests.flat_disk import receive
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -21,21 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers import VirtainerError, paths
+from pytest_virtainers import VirtainerError
+from pytest_virtainers.config.network_spec import DEFAULT
 from pytest_virtainers.engine import detect, host, podman_service
 from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.engine.network import Network as EngineNetwork
 from pytest_virtainers.engine.network import Shape
 from pytest_virtainers.engine.streams import HijackedSocket
-from pytest_virtainers.handle import ssh, tunnels
-from pytest_virtainers.handle.capture import Capture
-from pytest_virtainers.handle.network import Network
-from pytest_virtainers.handle.process import Process
-from pytest_virtainers.handle.shell import Leader
-from pytest_virtainers.handle.vm import VM
-from pytest_virtainers.holds import Holds, is_held
-from pytest_virtainers.isolation import Isolation
-from pytest_virtainers.network_spec import DEFAULT
+from pytest_virtainers.launching.isolation import Isolation
+from pytest_virtainers.ssh import client
+from pytest_virtainers.store.locks import Holds, is_held
+from pytest_virtainers.support import paths
+from pytest_virtainers.vm import tunnels
+from pytest_virtainers.vm.capture import Capture
+from pytest_virtainers.vm.network import Network
+from pytest_virtainers.vm.process import Process
+from pytest_virtainers.vm.shell import Leader
+from pytest_virtainers.vm.vm import VM
 from tests.unit import test_vm as said
 from tests.unit.fake_engine import Answer, serving
 from tests.unit.test_line import SECONDS, Wire, execute
@@ -108,14 +110,14 @@ def wire() -> Iterator[Wire]:
 
 
 @pytest.fixture
-def connection(wire: Wire) -> Iterator[ssh.Connection]:
+def connection(wire: Wire) -> Iterator[client.Connection]:
     connection = wire.log_in()
     yield connection
     connection.close()
     connection.transport.join(SECONDS)
 
 
-def test_a_child_cannot_write_into_the_session(connection: ssh.Connection) -> None:
+def test_a_child_cannot_write_into_the_session(connection: client.Connection) -> None:
     assert connection.open_ahead(SECONDS)
     channels = [connection.transport.open_session()]
 
@@ -140,7 +142,7 @@ def test_a_child_cannot_write_into_the_session(connection: ssh.Connection) -> No
     assert connection.answers(SECONDS)
 
 
-def test_a_command_goes_on_while_a_child_leaves_its_session(connection: ssh.Connection, wire: Wire) -> None:
+def test_a_command_goes_on_while_a_child_leaves_its_session(connection: client.Connection, wire: Wire) -> None:
     outcome: list[object] = []
     running = threading.Thread(target=lambda: outcome.append(execute(connection, "slow")))
     running.start()
@@ -160,7 +162,7 @@ def test_a_command_goes_on_while_a_child_leaves_its_session(connection: ssh.Conn
     assert outcome == [(b"SLOW", 7)]
 
 
-def test_locks_that_another_thread_held_at_the_fork_hold_no_child_up(connection: ssh.Connection) -> None:
+def test_locks_that_another_thread_held_at_the_fork_hold_no_child_up(connection: client.Connection) -> None:
     channel = connection.transport.open_session()
     with connection._asking, channel.lock:
 
@@ -177,7 +179,7 @@ def test_a_connection_to_a_guest_ends_with_its_process_though_a_child_lives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sock = ssh.dial("127.0.0.1", 5, server.getsockname()[1])
+        sock = client.dial("127.0.0.1", 5, server.getsockname()[1])
         guest, _ = server.accept()
         with guest, Child(lambda: "lives"):
             sock.close()
@@ -229,7 +231,7 @@ def test_a_child_neither_gives_up_nor_keeps_what_its_parent_needs(cache: Path) -
 LEAVES = """
 import os, sys
 from pathlib import Path
-from pytest_virtainers import scratch
+from pytest_virtainers.engine import scratch
 
 folder = scratch.Folder("ssh")
 child = os.fork()
@@ -521,7 +523,7 @@ def test_a_tunnel_goes_on_when_a_child_leaves_its_block() -> None:
 
 
 def test_a_page_is_served_on_when_a_child_leaves_its_block() -> None:
-    page = pytest.importorskip("pytest_virtainers.handle.page")
+    page = pytest.importorskip("pytest_virtainers.vm.page")
     display: Any = SimpleNamespace(host="127.0.0.1", port=1, password="")
 
     def answers(port: int) -> bool:

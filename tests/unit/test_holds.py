@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.holds import Holds, is_held
+from pytest_virtainers.store.locks import Holds, is_held
 
 HOLDER = """
 import sys
-from pytest_virtainers.holds import Holds
+from pytest_virtainers.store.locks import Holds
 
 holds = Holds()
 holds.add(sys.argv[1])

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import housekeeping
-from pytest_virtainers.holds import Holds
-from pytest_virtainers.housekeeping import Kept, surplus
-from pytest_virtainers.progress import Progress
-from pytest_virtainers.store import MOUNT
+from pytest_virtainers.store import eviction
+from pytest_virtainers.store.eviction import Kept, surplus
+from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.support.progress import Progress
 
 
 def kept(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Kept:
@@ -89,7 +89,7 @@ class Shop:
         self.running_elsewhere: list[str] = []
         api = SimpleNamespace(
             containers=lambda **_: [
-                {"Labels": {housekeeping.USES: place, housekeeping.STORE: store}}
+                {"Labels": {eviction.USES: place, eviction.STORE: store}}
                 for store in ("here", "elsewhere")
                 for place in (self.running if store == "here" else self.running_elsewhere)
             ]
@@ -141,7 +141,7 @@ def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
     began = int(time.time())
     with Holds() as holds:
         holds.add("templates/new")
-        found = housekeeping.contents(shop.engine, shop)
+        found = eviction.contents(shop.engine, shop)
     assert [(each.place, each.size_mib, each.in_use) for each in found] == [
         ("guests/base", 2, False),
         ("templates/old", 2, True),
@@ -155,17 +155,17 @@ def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
 
 
 def test_prune_removes_what_is_too_much_and_tells(shop: Any) -> None:
-    gone = housekeeping.prune(shop.engine, shop, 4)
+    gone = eviction.prune(shop.engine, shop, 4)
     assert [each.place for each in gone] == ["templates/old", "guests/other"]
     assert shop.forgotten == ["templates/old", "guests/other"]
     assert shop.places() == {"guests/base", "templates/new"}
-    assert housekeeping.prune(shop.engine, shop, 4) == []
+    assert eviction.prune(shop.engine, shop, 4) == []
 
 
 def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None:
     notes: list[str] = []
     shop.made.append("templates/old")
-    housekeeping.make_room(shop.engine, shop, 0, Progress(notes.append, live=False))
+    eviction.make_room(shop.engine, shop, 0, Progress(notes.append, live=False))
     assert shop.places() == {"guests/base", "templates/old"}
     assert notes == [
         "virtainers: the store was full: removed guests/other (, 2 MiB)\n",
@@ -190,5 +190,5 @@ def test_what_goes_or_is_replaced_while_the_contents_are_listed_is_left_out(
     du.chmod(0o755)
     monkeypatch.setenv("PATH", f"{du.parent}:{os.environ['PATH']}")
     shop.keep("guests/unused", 50, "{}")
-    found = housekeeping.contents(shop.engine, shop)
+    found = eviction.contents(shop.engine, shop)
     assert [each.place for each in found] == ["guests/base", "guests/other", "guests/unused"]

@@ -14,10 +14,11 @@ import docker.errors
 import pytest
 import zstandard
 
-from pytest_virtainers import catalogue, contained, contexts, disks, images, unpack
+from pytest_virtainers.engine import build_context
 from pytest_virtainers.errors import ImageError, SpecError, StoreError
-from pytest_virtainers.progress import Progress
-from pytest_virtainers.store import Workshop
+from pytest_virtainers.guests import catalogue, container_disk, decompress, disk_format, images
+from pytest_virtainers.store.volume import Workshop
+from pytest_virtainers.support.progress import Progress
 
 
 def refused(image: str) -> str:
@@ -30,7 +31,7 @@ def test_names_and_aliases_stand_for_entries() -> None:
     entry = images.find("debian-13")
     assert isinstance(entry, catalogue.Recipe)
     assert images.find("debian") is entry
-    assert entry.key == f"debian-13-{contexts.digest('debian')}"
+    assert entry.key == f"debian-13-{build_context.digest('debian')}"
 
 
 def test_with_an_architecture_a_name_stands_for_the_entry_of_that() -> None:
@@ -110,20 +111,20 @@ def test_disks_are_taken(tmp_path: Path) -> None:
 
 def test_a_downloads_folder_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    disks.downloads().chmod(0o777)
+    disk_format.downloads().chmod(0o777)
     with pytest.raises(
         SpecError, match=r"downloads: others may write to it, by its mode 0777 \(chmod 700\): someone"
     ):
-        disks.downloads()
+        disk_format.downloads()
 
 
 def test_what_is_old_is_removed_from_the_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, days in (("old.part", 15), ("old.disk", 15), ("new.part", 1)):
-        path = disks.downloads() / name
+        path = disk_format.downloads() / name
         path.touch()
         os.utime(path, (time.time() - days * 86400,) * 2)
-    assert [each.name for each in disks.downloads().iterdir()] == ["new.part"]
+    assert [each.name for each in disk_format.downloads().iterdir()] == ["new.part"]
 
 
 def test_a_packed_disk_is_unpacked_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,19 +132,19 @@ def test_a_packed_disk_is_unpacked_for_a_while(tmp_path: Path, monkeypatch: pyte
     packed = tmp_path / "a.qcow2.gz"
     packed.write_bytes(gzip.compress(b"QFI\xfb" + bytes(100)))
     with Progress(lambda _text: None, live=False).step("copying") as step:
-        with disks.unpacked(packed, "a", step) as disk:
+        with disk_format.unpacked(packed, "a", step) as disk:
             assert disk.read_bytes() == b"QFI\xfb" + bytes(100)
-        assert list(disks.downloads().iterdir()) == []
+        assert list(disk_format.downloads().iterdir()) == []
         packed.write_bytes(packed.read_bytes()[:-10])
         with (
             pytest.raises(ImageError, match="its gzip data is cut short"),
-            disks.unpacked(packed, "a", step),
+            disk_format.unpacked(packed, "a", step),
         ):
             pass
         packed.write_bytes(gzip.compress(b"no disk at all" * 100))
-        with pytest.raises(ImageError, match="this is neither"), disks.unpacked(packed, "a", step):
+        with pytest.raises(ImageError, match="this is neither"), disk_format.unpacked(packed, "a", step):
             pass
-    assert list(disks.downloads().iterdir()) == []
+    assert list(disk_format.downloads().iterdir()) == []
 
 
 def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
@@ -152,8 +153,8 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
     (tmp_path / "bomb.zst").write_bytes(zstandard.compress(bytes(2**24)))
     for name, kind in (("bomb.xz", "xz"), ("bomb.gz", "gzip"), ("bomb.zst", "zstd")):
         written = io.BytesIO()
-        unpacker = unpack.Unpacker(written.write, most=2**20)
-        with pytest.raises(unpack.Damaged, match=f"its {kind} data becomes more than 0.00097"):
+        unpacker = decompress.Unpacker(written.write, most=2**20)
+        with pytest.raises(decompress.Damaged, match=f"its {kind} data becomes more than 0.00097"):
             unpacker.write((tmp_path / name).read_bytes())
         assert written.tell() <= 2**20
 
@@ -166,8 +167,8 @@ def test_xz_that_needs_gigabytes_of_memory_is_refused() -> None:
     packed[properties] = 39
     end = 12 + (packed[12] + 1) * 4 - 4
     packed[end : end + 4] = zlib.crc32(packed[12:end]).to_bytes(4, "little")
-    with pytest.raises(unpack.Damaged, match="Memory usage limit exceeded"):
-        unpack.Unpacker(print).write(bytes(packed))
+    with pytest.raises(decompress.Damaged, match="Memory usage limit exceeded"):
+        decompress.Unpacker(print).write(bytes(packed))
 
 
 class ImageEngine:
@@ -196,8 +197,8 @@ class ImageEngine:
         self.images[reference] = self.registry[arch]
         return "pulled"
 
-    def look(self, reference: str, arch: str = "auto") -> contained.Prepared:
-        return contained.look(cast("Any", self), reference, arch, print)
+    def look(self, reference: str, arch: str = "auto") -> container_disk.Prepared:
+        return container_disk.look(cast("Any", self), reference, arch, print)
 
     def refusal(self, reference: str, arch: str = "auto") -> str:
         with pytest.raises(ImageError) as caught:
@@ -216,9 +217,9 @@ def test_a_container_image_says_what_its_guest_is() -> None:
         disk=container_image("arm64"),
         ours=container_image(user="debian", arch="arm64", firmware="uefi"),
     )
-    assert engine.look("plain") == contained.Prepared("plain", "sha256:amd64", None, "", "amd64")
-    assert engine.look("disk", "arm64") == contained.Prepared("disk", "sha256:arm64", None, "", "arm64")
-    assert engine.look("ours") == contained.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
+    assert engine.look("plain") == container_disk.Prepared("plain", "sha256:amd64", None, "", "amd64")
+    assert engine.look("disk", "arm64") == container_disk.Prepared("disk", "sha256:arm64", None, "", "arm64")
+    assert engine.look("ours") == container_disk.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
 
 
 @pytest.mark.parametrize("user", ["x\n  ProxyCommand touch /tmp/x", "-oProxyCommand=touch", ""])
@@ -310,7 +311,7 @@ def test_a_container_image_is_named_with_its_scheme() -> None:
     ],
 )
 def test_a_prepared_virtainer_is_called_after_its_guest(name: str, tag: str) -> None:
-    assert contained.tag_for(name, None) == tag
+    assert container_disk.tag_for(name, None) == tag
 
 
 @pytest.mark.parametrize(
@@ -322,15 +323,15 @@ def test_a_prepared_virtainer_is_called_after_its_guest(name: str, tag: str) -> 
     ],
 )
 def test_it_may_be_called_otherwise(given: str, tag: str) -> None:
-    assert contained.tag_for("./my-disk.qcow2", given) == tag
+    assert container_disk.tag_for("./my-disk.qcow2", given) == tag
 
 
 def test_what_it_cannot_be_called() -> None:
     for wrong in ("", "Ours", "a/./b", "a:b/c", "a@sha256:00", "-a", "a:-b"):
         with pytest.raises(SpecError, match="is no name of a container image"):
-            contained.tag_for("debian-13", wrong)
+            container_disk.tag_for("debian-13", wrong)
     with pytest.raises(SpecError, match=r"my-disk.qcow2 is not in the catalogue: say with --tag"):
-        contained.tag_for("./my-disk.qcow2", None)
+        container_disk.tag_for("./my-disk.qcow2", None)
 
 
 class Helper:
@@ -357,8 +358,8 @@ def copied(tmp_path: Path, **answer: object) -> dict[str, Any]:
     helper = Helper(answer)
     shop = Workshop(cast("Any", helper), "a-store")
     with Progress(lambda _text: None, live=False).step("copying") as step:
-        disks.send(tmp_path / "a.qcow2", "a.qcow2", shop, "/store/.scratch", step)
-    disks.settle("a.qcow2", "0123", shop, "/store/.scratch")
+        disk_format.send(tmp_path / "a.qcow2", "a.qcow2", shop, "/store/.scratch", step)
+    disk_format.settle("a.qcow2", "0123", shop, "/store/.scratch")
     disk: dict[str, Any] = json.loads(helper.put_files["manifest.json"])["disk"]
     return disk
 
@@ -381,19 +382,19 @@ def test_a_store_without_room_is_the_stores_fault(tmp_path: Path) -> None:
 
 
 def test_a_context_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contexts, "build_contexts", lambda: tmp_path)
+    monkeypatch.setattr(build_context, "build_contexts", lambda: tmp_path)
     (tmp_path / "x").mkdir()
     script = tmp_path / "x" / "build"
     script.write_text("a")
-    seen = {contexts.digest("x")}
+    seen = {build_context.digest("x")}
     script.chmod(0o755)
-    seen.add(contexts.digest("x"))
+    seen.add(build_context.digest("x"))
     script.write_text("b")
-    seen.add(contexts.digest("x"))
+    seen.add(build_context.digest("x"))
     script.rename(tmp_path / "x" / "make")
-    seen.add(contexts.digest("x"))
+    seen.add(build_context.digest("x"))
     assert len(seen) == 4
-    before = contexts.archive("x")
+    before = build_context.archive("x")
     (tmp_path / "x" / "__pycache__").mkdir()
     (tmp_path / "x" / "__pycache__" / "m.pyc").write_text("")
-    assert contexts.archive("x") == before
+    assert build_context.archive("x") == before

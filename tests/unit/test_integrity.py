@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from virtainer import digests
 
-from pytest_virtainers import integrity
 from pytest_virtainers.errors import EngineError, VirtainerError
-from pytest_virtainers.integrity import Checked, Watch
+from pytest_virtainers.launching import integrity
+from pytest_virtainers.launching.integrity import Checked, Watch
 
 GOOD = {"file": "disk.qcow2", "sha256": "aa", "was": "aa", "error": ""}
 DAMAGED = {**GOOD, "sha256": "bb"}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import reach
+from pytest_virtainers.config import reach
 from pytest_virtainers.engine import host
 from pytest_virtainers.engine import network as engine_network
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.isolation import Isolation
+from pytest_virtainers.launching.isolation import Isolation
 
 
 class Container:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_virtainers.handle.kernel import Kernel
+from pytest_virtainers.vm.kernel import Kernel
 
 PANIC = "[ 1.0] Kernel panic - not syncing: ünder attack\r\n".encode()
 OOM = b"[ 2.0] Out of memory: Killed process 7 (cc) total-vm:1kB\r\n"

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import manager as module
-from pytest_virtainers import starting
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.engine.container import Plan
 from pytest_virtainers.errors import BootTimeout, GuestStalled, QEMUCrashed, VMGone
-from pytest_virtainers.images import Guest
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.networks import Setting
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, merge
-from pytest_virtainers.templates import Template
+from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching import container_plan
+from pytest_virtainers.launching import launcher as module
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.networks import Setting
+from pytest_virtainers.launching.templates import Template
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.support.progress import SILENT
 from tests.unit.fake_engine import Answer, serving
 
 SPECS = [merge(resolve([]).shape, {"template": True, "name": name}) for name in ("one", "two", "three")]
@@ -74,7 +74,7 @@ class FakeVM:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(starting, "Container", world.container)
+    monkeypatch.setattr(container_plan, "Container", world.container)
     monkeypatch.setattr(module, "VM", world.vm)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
     return world

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import yaml
 
-from pytest_virtainers import layering, seed
-from pytest_virtainers.handle import individual, provisioning
-from pytest_virtainers.holds import Holds
-from pytest_virtainers.images import Guest
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.progress import Progress
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, check, merge
-from pytest_virtainers.templates import Template, Templates
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, check, merge
+from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching import cloud_init, layering
+from pytest_virtainers.launching.templates import Template, Templates
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.support.progress import Progress
+from pytest_virtainers.vm import individual, provisioning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,7 +147,7 @@ def test_what_cannot_be_restored_is_booted_in_an_empty_folder(shop: Shop) -> Non
 
 def test_an_instance_is_known_by_its_keys() -> None:
     keys = Keys.generate()
-    assert seed.instance_id(keys) == seed.instance_id(keys) != seed.instance_id(Keys.generate())
+    assert cloud_init.instance_id(keys) == cloud_init.instance_id(keys) != cloud_init.instance_id(Keys.generate())
 
 
 def run(script: str, *words: str, **more: Any) -> str:

@@ -3,8 +3,8 @@
 import pytest
 
 from pytest_virtainers.errors import TransferError
-from pytest_virtainers.handle import limited
-from pytest_virtainers.handle.limited import Collected, Limited, TooMuch, outputs
+from pytest_virtainers.vm import limited
+from pytest_virtainers.vm.limited import Collected, Limited, TooMuch, outputs
 
 
 def test_a_stream_is_kept_whole_up_to_its_limit() -> None:

@@ -19,8 +19,8 @@ from paramiko.common import (
     OPEN_SUCCEEDED,
 )
 
-from pytest_virtainers.handle import line, ssh
-from pytest_virtainers.keys import Keys
+from pytest_virtainers.ssh import client, resumable
+from pytest_virtainers.ssh.keys import Keys
 
 KEYS = Keys.generate()
 SECONDS = 10.0
@@ -67,14 +67,14 @@ class Wire:
         self.end, theirs = socket.socketpair()
         # OpenSSH sends its EXT_INFO once; paramiko would after each key exchange.
         self.server: Any = paramiko.Transport(theirs, server_sig_algs=False, **options)
-        self.server.set_log_channel(ssh.LOG_CHANNEL)
+        self.server.set_log_channel(client.LOG_CHANNEL)
         self.server.add_server_key(KEYS.host.paramiko())
         self.sshd = Sshd()
         self.server.start_server(threading.Event(), self.sshd)
 
-    def log_in(self) -> ssh.Connection:
+    def log_in(self) -> client.Connection:
         """Log in with a client that may go without a word to the server."""
-        return ssh.log_in(self.end.dup(), "debian", KEYS, SECONDS, line.Recording)
+        return client.log_in(self.end.dup(), "debian", KEYS, SECONDS, resumable.Recording)
 
     def close(self) -> None:
         self.sshd.may_close.set()
@@ -96,17 +96,17 @@ def wire(stack: ExitStack) -> Wire:
     return wire
 
 
-def frozen(wire: Wire) -> line.Session:
+def frozen(wire: Wire) -> resumable.Session:
     """Log in, do something, and give what is kept of the session in a template's manifest."""
     first = wire.log_in()
     assert execute(first) == (b"FIRST", 7)
-    session = line.freeze(first, SECONDS)
+    session = resumable.freeze(first, SECONDS)
     first.close()
     first.transport.join(SECONDS)
-    return line.Session(**json.loads(json.dumps(asdict(session))))
+    return resumable.Session(**json.loads(json.dumps(asdict(session))))
 
 
-def execute(connection: ssh.Connection, command: str = "first") -> tuple[bytes, int]:
+def execute(connection: client.Connection, command: str = "first") -> tuple[bytes, int]:
     output = bytearray()
     code = connection.execute(
         command, stdin=None, stdout=output.extend, stderr=bytes, deadline=None, check=lambda: None
@@ -115,7 +115,7 @@ def execute(connection: ssh.Connection, command: str = "first") -> tuple[bytes, 
 
 
 def test_a_session_goes_on_in_another_client(wire: Wire, stack: ExitStack) -> None:
-    second = line.resume(wire.end, frozen(wire))
+    second = resumable.resume(wire.end, frozen(wire))
     stack.callback(second.close)
     assert second.answers(SECONDS)
     assert second.transport.is_authenticated()
@@ -128,7 +128,7 @@ def test_either_side_may_change_keys_after_that(
 ) -> None:
     session = frozen(wire)
     monkeypatch.setattr(paramiko.Transport, "_CLIENT_ID", "another_version")
-    second = line.resume(wire.end, session)
+    second = resumable.resume(wire.end, session)
     stack.callback(second.close)
     assert second.answers(SECONDS)
     before = second.transport.H
@@ -139,19 +139,19 @@ def test_either_side_may_change_keys_after_that(
 
 
 def test_what_goes_on_may_be_frozen_in_its_turn_and_goes_on_itself(wire: Wire, stack: ExitStack) -> None:
-    second = line.resume(wire.end.dup(), frozen(wire))
+    second = resumable.resume(wire.end.dup(), frozen(wire))
     stack.callback(second.close)
     assert execute(second, "second") == (b"SECOND", 7)
-    again = line.freeze(second, SECONDS)
+    again = resumable.freeze(second, SECONDS)
     transport: Any = second.transport
     assert transport.at_rest
     assert execute(second, "on") == (b"ON", 7)
     assert not transport.at_rest
-    assert line.freeze(second, SECONDS).keys != again.keys
-    latest = line.freeze(second, SECONDS)
+    assert resumable.freeze(second, SECONDS).keys != again.keys
+    latest = resumable.freeze(second, SECONDS)
     second.close()
     second.transport.join(SECONDS)
-    third = line.resume(wire.end, latest)
+    third = resumable.resume(wire.end, latest)
     stack.callback(third.close)
     assert execute(third, "third") == (b"THIRD", 7)
 
@@ -160,21 +160,21 @@ def test_a_session_in_use_is_not_frozen(wire: Wire, stack: ExitStack) -> None:
     first = wire.log_in()
     stack.callback(first.close)
     assert first.open_ahead(SECONDS)
-    with pytest.raises(line.Unsuitable, match="a command still runs in it"):
-        line.freeze(first, SECONDS)
+    with pytest.raises(resumable.Unsuitable, match="a command still runs in it"):
+        resumable.freeze(first, SECONDS)
     first.close_ahead()
-    line.freeze(first, SECONDS)
+    resumable.freeze(first, SECONDS)
 
 
 def test_nor_is_one_that_is_not_on_the_line(wire: Wire, stack: ExitStack) -> None:
-    first = ssh.log_in(wire.end.dup(), "debian", KEYS, SECONDS)
+    first = client.log_in(wire.end.dup(), "debian", KEYS, SECONDS)
     stack.callback(first.close)
-    with pytest.raises(line.Unsuitable, match="it is not on the line"):
-        line.freeze(first, SECONDS)
+    with pytest.raises(resumable.Unsuitable, match="it is not on the line"):
+        resumable.freeze(first, SECONDS)
 
 
 def test_a_channel_that_was_opened_ahead_is_the_next_commands(wire: Wire, stack: ExitStack) -> None:
-    second = line.resume(wire.end, frozen(wire))
+    second = resumable.resume(wire.end, frozen(wire))
     stack.callback(second.close)
     channels = wire.sshd.channels
     assert second.open_ahead(SECONDS)
@@ -188,7 +188,7 @@ def test_a_channel_that_was_opened_ahead_is_the_next_commands(wire: Wire, stack:
 def test_on_a_silent_line_nobody_answers(wire: Wire, stack: ExitStack) -> None:
     ours, theirs = socket.socketpair()
     stack.enter_context(theirs)
-    connection = line.resume(ours, frozen(wire))
+    connection = resumable.resume(ours, frozen(wire))
     stack.callback(connection.close)
     assert not connection.answers(0.01)
     assert not connection.open_ahead(0.01)
@@ -199,8 +199,8 @@ def test_a_server_that_does_not_count_anew_is_refused(stack: ExitStack) -> None:
     stack.callback(wire.close)
     first = wire.log_in()
     stack.callback(first.close)
-    with pytest.raises(line.Unsuitable, match="does not know the strict key exchange"):
-        line.freeze(first, SECONDS)
+    with pytest.raises(resumable.Unsuitable, match="does not know the strict key exchange"):
+        resumable.freeze(first, SECONDS)
 
 
 @pytest.mark.parametrize("table", ["_cipher_info", "_mac_info"])
@@ -211,8 +211,8 @@ def test_a_client_that_lacks_what_was_agreed_on_says_so_and_hangs_up(
     agreed = session.facts["remote_cipher" if table == "_cipher_info" else "remote_mac"]
     known = {name: info for name, info in getattr(paramiko.Transport, table).items() if name != agreed}
     monkeypatch.setattr(paramiko.Transport, table, known)
-    with pytest.raises(line.Unsuitable, match=f"our paramiko does not know '{agreed}'"):
-        line.resume(wire.end, session)
+    with pytest.raises(resumable.Unsuitable, match=f"our paramiko does not know '{agreed}'"):
+        resumable.resume(wire.end, session)
     assert wire.end.fileno() == -1, "closed"
 
 
@@ -224,8 +224,8 @@ def test_keys_are_not_changed_before_the_server_has_closed_all_channels(wire: Wi
     execute(first, "slow")
     execute(first, "quick")
     gc.collect()
-    with pytest.raises(line.Unsuitable, match=r"did not change keys within 0\.05 s"):
-        line.freeze(first, 0.05)
+    with pytest.raises(resumable.Unsuitable, match=r"did not change keys within 0\.05 s"):
+        resumable.freeze(first, 0.05)
 
 
 def test_paramikos_own_words_are_not_among_a_tests_logs(

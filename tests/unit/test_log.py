@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pytest_virtainers.handle.log import CommandLog
+from pytest_virtainers.vm.log import CommandLog
 
 LINE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z +\d+\.\d{3} s  exit 4      out 5 B, err 0 B  debian\$ false\n"
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers import manager as module
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.container import Bind, Container
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
-from pytest_virtainers.images import Guest
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.networks import Networks
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import merge
-from pytest_virtainers.starting import Starter
-from pytest_virtainers.templates import Template
+from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching import launcher as module
+from pytest_virtainers.launching.container_plan import Starter
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.networks import Networks
+from pytest_virtainers.launching.templates import Template
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.support.progress import SILENT
 from tests.unit.fake_engine import Answer, FakeEngine, serving
 
 if TYPE_CHECKING:

@@ -17,20 +17,20 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from pytest_virtainers import cli, machines
+from pytest_virtainers import cli, detached
+from pytest_virtainers.api import persistent, wish
 from pytest_virtainers.cli import machines as commands
 from pytest_virtainers.cli.common import show
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
-from pytest_virtainers.keys import KeyPair, Keys
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.seed import user_data
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import check, merge
-from pytest_virtainers.standalone import persistent, wish
+from pytest_virtainers.launching.cloud_init import user_data
+from pytest_virtainers.ssh.keys import KeyPair, Keys
+from pytest_virtainers.support.progress import SILENT
 from tests.unit.fake_engine import FakeEngine, serving
 
 LIVES = owner.labels(owner.MACHINE, "run")
@@ -75,7 +75,7 @@ def engine(server: FakeEngine) -> Iterator[Engine]:
 
 
 def test_those_that_were_ready_are_listed(engine: Engine) -> None:
-    assert [(each.name, each.runs, each.address) for each in machines.list_all(engine)] == [
+    assert [(each.name, each.runs, each.address) for each in detached.list_all(engine)] == [
         ("off", False, "10.213.1.2"),
         ("web", True, "10.213.1.2"),
     ]
@@ -83,10 +83,10 @@ def test_those_that_were_ready_are_listed(engine: Engine) -> None:
 
 def test_a_wrong_name_is_told_with_those_that_there_are(engine: Engine, server: FakeEngine) -> None:
     with pytest.raises(SpecError, match=r"^no machine is called wbe; there are off, web\. virtainers run --detach"):
-        machines.find(engine, "wbe")
+        detached.find(engine, "wbe")
     server.answers["GET /containers/json"] = (200, [])
     with pytest.raises(SpecError, match=r"^no machine is called web; there is none at all\. "):
-        machines.find(engine, "web")
+        detached.find(engine, "web")
 
 
 def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
@@ -94,7 +94,7 @@ def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
     object.__setattr__(settings, "engine", server.url)
     with (
         pytest.raises(VMGone, match=r"^off is exited: virtainers start off switches it on"),
-        machines.attached(settings, "off", SILENT),
+        detached.attached(settings, "off", SILENT),
     ):
         pytest.fail("it has one")
 
@@ -103,7 +103,7 @@ def test_one_that_runs_is_not_removed_by_mistake(engine: Engine, server: FakeEng
     with pytest.raises(
         SpecError, match=r"^web is running: virtainers stop web switches it off, rm --force removes it"
     ):
-        machines.remove(engine, "web")
+        detached.remove(engine, "web")
     assert not any(each.startswith("DELETE") for each in server.asked)
 
 
@@ -161,12 +161,12 @@ INSPECTED = {
 def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: FakeEngine) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS).encode())
-    facts = machines.inspect(engine, "web")
+    facts = detached.inspect(engine, "web")
     assert (facts["user"], facts["host_key"], facts["spec"]["ram"]) == ("debian", KEYS.host.public, 512)
     assert "secret" not in str(facts)
     server.answers["GET /containers/1/archive"] = archive(json.dumps({**PAPERS, "format": 7}).encode())
     with pytest.raises(EngineError, match=r"^virtainers-web was made by another version of virtainers \(7, not 1\)"):
-        machines.inspect(engine, "web")
+        detached.inspect(engine, "web")
 
 
 @pytest.mark.parametrize(
@@ -187,20 +187,20 @@ def test_what_the_container_of_one_says_is_checked(
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS | papers).encode())
     with pytest.raises(SpecError, match=rf"^machine\.json in virtainers-web: {said}"):
-        machines.inspect(engine, "web")
+        detached.inspect(engine, "web")
     server.answers["GET /containers/1/archive"] = archive(b"[" * 10_000)
     with pytest.raises(EngineError, match=r"^machine\.json in virtainers-web cannot be read: "):
-        machines.inspect(engine, "web")
+        detached.inspect(engine, "web")
 
 
 def test_one_may_go_with_its_end(engine: Engine, server: FakeEngine) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     for status, said in ((404, "No such container: 1"), (500, "container 1 does not exist: no such container")):
         server.answers["POST /containers/virtainers-web/stop"] = (status, {"message": said})
-        assert machines.stop(engine, "web")
+        assert detached.stop(engine, "web")
     server.answers["POST /containers/virtainers-web/stop"] = (500, {"message": "runc hangs"})
     with pytest.raises(EngineError, match=r"^switching web off failed: .* said: runc hangs"):
-        machines.stop(engine, "web")
+        detached.stop(engine, "web")
 
 
 def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: Engine, server: FakeEngine) -> None:
@@ -360,7 +360,7 @@ def test_a_file_that_is_not_there_is_told_in_one_line(
     def fail(*_: object) -> None:
         raise FileNotFoundError(2, "No such file or directory", "missing")
 
-    monkeypatch.setattr(machines, "attached", fail)
+    monkeypatch.setattr(detached, "attached", fail)
     assert cli.main(["cp", "missing", "web:/srv"]) == 1
     assert capsys.readouterr().err == "virtainers: [Errno 2] No such file or directory: 'missing'\n"
 
@@ -395,7 +395,7 @@ def test_tables_and_messages_control_no_terminal(
     def fail(*_: object) -> None:
         raise FileNotFoundError(2, "No \x1b[2J file")
 
-    monkeypatch.setattr(machines, "attached", fail)
+    monkeypatch.setattr(detached, "attached", fail)
     assert cli.main(["cp", "missing", "web:/srv"]) == 1
     assert capsys.readouterr().err == "virtainers: [Errno 2] No \\x1b[2J file\n"
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from pytest_virtainers import images, runtime, scratch, starting
-from pytest_virtainers import manager as module
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, check, merge
+from pytest_virtainers.engine import runtime_image, scratch
 from pytest_virtainers.engine.container import Joint, Plan, Port
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.errors import (
@@ -26,17 +27,18 @@ from pytest_virtainers.errors import (
     VirtainerError,
     VMGone,
 )
-from pytest_virtainers.handle.vm import VM
-from pytest_virtainers.images import Guest
-from pytest_virtainers.integrity import Checked
-from pytest_virtainers.keys import KeyPair, Keys
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.networks import Setting
-from pytest_virtainers.progress import Progress
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, check, merge
-from pytest_virtainers.store import Removed
-from pytest_virtainers.templates import Template
+from pytest_virtainers.guests import images
+from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching import container_plan
+from pytest_virtainers.launching import launcher as module
+from pytest_virtainers.launching.integrity import Checked
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.networks import Setting
+from pytest_virtainers.launching.templates import Template
+from pytest_virtainers.ssh.keys import KeyPair, Keys
+from pytest_virtainers.store.volume import Removed
+from pytest_virtainers.support.progress import Progress
+from pytest_virtainers.vm.vm import VM
 
 SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
 READY = cast("VM", SimpleNamespace(spec=SPEC))
@@ -313,7 +315,7 @@ def test_what_no_machine_could_run_is_told_before_its_image_is_built(
 
 @pytest.fixture
 def without_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(starting, "Container", Container)
+    monkeypatch.setattr(container_plan, "Container", Container)
     monkeypatch.setattr(Container, "made", [])
     monkeypatch.setattr(run.manager.starter, "_memory", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
     setting = Setting({}, {}, ())
@@ -387,7 +389,7 @@ def test_a_runtime_image_that_cannot_be_had_is_not_tried_again(run: Run, monkeyp
         tried.append(_)
         raise ImageError("no package mirror")
 
-    monkeypatch.setattr(runtime, "ensure", ensure)
+    monkeypatch.setattr(runtime_image, "ensure", ensure)
     for _ in range(2):
         with pytest.raises(ImageError, match=r"^no package mirror$"):
             run.manager.runtime_image()

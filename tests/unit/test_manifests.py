@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.manifests import Manifests
+from pytest_virtainers.store.manifests import Manifests
 
 FACTS = {"disk": {"sha256": "abc"}}
 

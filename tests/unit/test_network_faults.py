@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pytest_virtainers.config.network_spec import NetworkSpec
 from pytest_virtainers.errors import SpecError, VirtainerError
-from pytest_virtainers.handle.capture import Capture
-from pytest_virtainers.handle.network import Network
-from pytest_virtainers.network_spec import NetworkSpec
+from pytest_virtainers.vm.capture import Capture
+from pytest_virtainers.vm.network import Network
 
 
 class Stream:

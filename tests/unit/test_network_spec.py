@@ -5,11 +5,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from pytest_virtainers import network_spec
+from pytest_virtainers.config import network_spec
+from pytest_virtainers.config.network_spec import NetworkSpec, NicSpec
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.network_spec import NetworkSpec, NicSpec
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import check, merge
 
 
 def test_a_name_is_enough_for_a_network() -> None:

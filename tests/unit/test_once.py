@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_virtainers import templates as module
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled, QEMUCrashed, TemplateError
-from pytest_virtainers.holds import Holds
-from pytest_virtainers.images import Guest
-from pytest_virtainers.once import Once
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, merge
-from pytest_virtainers.templates import Templates
+from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching import templates as module
+from pytest_virtainers.launching.once import Once
+from pytest_virtainers.launching.templates import Templates
+from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.support.progress import SILENT
 
 if TYPE_CHECKING:
-    from pytest_virtainers.handle.vm import VM
-    from pytest_virtainers.keys import Keys
-    from pytest_virtainers.store import Workshop
+    from pytest_virtainers.ssh.keys import Keys
+    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.vm.vm import VM
 
 SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
 

@@ -15,8 +15,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from pytest_virtainers.handle import page
-from pytest_virtainers.handle.viewer import Display
+from pytest_virtainers.vm import page
+from pytest_virtainers.vm.viewer import Display
 
 FILES = {"/vnc.html": b"<title>noVNC</title>", "/app/ui.js": b"import x", "/app/icon.svg": b"<svg/>"}
 HELLO = b"RFB 003.008\n"

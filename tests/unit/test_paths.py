@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import paths
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.holds import Holds
+from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.support import paths
 
 
 def refused() -> str:
@@ -59,7 +59,7 @@ def test_a_lock_that_cannot_be_written_is_refused_in_words(monkeypatch: pytest.M
 
 HOLDER = """
 import sys
-from pytest_virtainers.paths import locked
+from pytest_virtainers.support.paths import locked
 
 with locked("store"):
     print("locked", flush=True)

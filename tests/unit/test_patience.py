@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.durations import TOTAL, Record, phase, recording
 from pytest_virtainers.errors import VMGone
-from pytest_virtainers.handle import patience
-from pytest_virtainers.handle.patience import TimedOut, patiently
+from pytest_virtainers.support import interruptible
+from pytest_virtainers.support.interruptible import TimedOut, patiently
+from pytest_virtainers.support.timings import TOTAL, Record, phase, recording
 
 
 class Blocked:
@@ -29,7 +29,7 @@ class Blocked:
 
 @pytest.fixture
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocked]:
-    monkeypatch.setattr(patience, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(interruptible, "POLL_SECONDS", 0.001)
     blocked = Blocked()
     yield blocked
     blocked.may_go_on.set()
@@ -97,8 +97,8 @@ def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatc
         if result_is_there.is_set():
             gone()
 
-    monkeypatch.setattr(patience, "threading", SimpleNamespace(Thread=thread, Lock=Lock))
-    monkeypatch.setattr(patience, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(interruptible, "threading", SimpleNamespace(Thread=thread, Lock=Lock))
+    monkeypatch.setattr(interruptible, "POLL_SECONDS", 0.001)
     unwanted: list[int] = []
     with pytest.raises(VMGone):
         patiently(lambda: 7, check=check, deadline=None, unwanted=unwanted.append)

@@ -20,8 +20,13 @@ def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunRe
 
 
 LOADED = {
-    "pytest_virtainers",
-    *(f"pytest_virtainers.{each}" for each in ("fixtures", "options", "plugin", "session", "time_limit")),
+    *(
+        "pytest_virtainers",
+        "pytest_virtainers.config",
+        "pytest_virtainers.config.options",
+        "pytest_virtainers.plugin",
+    ),
+    *(f"pytest_virtainers.plugin.{each}" for each in ("fixtures", "hooks", "session", "time_limit")),
 }
 """All that a run without VMs loads: where no bytecode can be written, Python compiles it each time."""
 
@@ -148,7 +153,7 @@ def test_damage_in_the_store_fails_a_run_in_which_all_tests_pass(
 ) -> None:
     pytester.makeconftest(
         """
-        from pytest_virtainers import session
+        from pytest_virtainers.plugin import session
 
         def damage(config):
             worker = getattr(config, "workerinput", {"workerid": "main" if not config.option.numprocesses else ""})

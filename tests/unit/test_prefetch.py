@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.prefetch import Prefetcher
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, merge
-from pytest_virtainers.upcoming import next_spec
+from pytest_virtainers.launching.prefetch import Prefetcher
+from pytest_virtainers.plugin.lookahead import next_spec
 
 BASE = resolve([]).shape
 SMALL, BIG = merge(BASE, {"ram": 512}), merge(BASE, {"ram": 2048})

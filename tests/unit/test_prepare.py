@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.prepare import digest
+from pytest_virtainers.config.prepare_digest import digest
 
 
 def load(source: str, **variables: Any) -> Callable[..., Any]:

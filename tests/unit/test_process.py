@@ -9,9 +9,9 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from pytest_virtainers import CommandTimeout, VirtainerError, VMGone
-from pytest_virtainers.handle import process as module
-from pytest_virtainers.handle.process import Process
-from pytest_virtainers.handle.shell import Leader
+from pytest_virtainers.vm import process as module
+from pytest_virtainers.vm.process import Process
+from pytest_virtainers.vm.shell import Leader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from pytest_virtainers.progress import Progress, bar, fitted
+from pytest_virtainers.support.progress import Progress, bar, fitted
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def test_bar(done_mib: float, whole_mib: int | None, drawn: str) -> None:
 
 THREADS = """
     from concurrent.futures import ThreadPoolExecutor
-    from pytest_virtainers import session
-    from pytest_virtainers.progress import LAUNCHING
+    from pytest_virtainers.plugin import session
+    from pytest_virtainers.support.progress import LAUNCHING
 
     def test_it(request):
         progress = session._progress(request.config)

@@ -9,16 +9,16 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.errors import BootTimeout, ProvisionTimeout
-from pytest_virtainers.handle import provision_limit, readiness
-from pytest_virtainers.handle.log import CommandLog
-from pytest_virtainers.handle.provision_limit import LOOK, Limit
-from pytest_virtainers.handle.readiness import Machine, wait_for_cloud_init
-from pytest_virtainers.handle.vm import VM
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.vm import provision_limit, readiness
+from pytest_virtainers.vm.log import CommandLog
+from pytest_virtainers.vm.provision_limit import LOOK, Limit
+from pytest_virtainers.vm.readiness import Machine, wait_for_cloud_init
+from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_output import Said
 
 SAID = b'{"stage": "modules-final"}\n\x01Unpacking ruby (1:3.3) ...\nUnpacking \x1b[1mpuppet\x1b[0m (8.4.2) ...\n\0'

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_virtainers import reach
+from pytest_virtainers.config import reach
 
 POOL = IPv4Network("10.213.0.0/16")
 

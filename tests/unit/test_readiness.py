@@ -6,10 +6,10 @@ import paramiko
 import pytest
 
 from pytest_virtainers.errors import BootTimeout, GuestPanic, SSHError
-from pytest_virtainers.handle import ssh
-from pytest_virtainers.handle.console import Console
-from pytest_virtainers.handle.readiness import Machine, cloud_init_errors, wait_for_login
-from pytest_virtainers.keys import KeyPair
+from pytest_virtainers.ssh import client
+from pytest_virtainers.ssh.keys import KeyPair
+from pytest_virtainers.vm.console import Console
+from pytest_virtainers.vm.readiness import Machine, cloud_init_errors, wait_for_login
 from tests.unit.fake_output import Said
 
 
@@ -87,10 +87,10 @@ def test_paramiko_stays_off_the_screen(caplog: pytest.LogCaptureFixture, capfd: 
     ours, theirs = socket.socketpair()
     theirs.sendall(b"not SSH at all\r\n")
     theirs.close()
-    from pytest_virtainers.keys import Keys
+    from pytest_virtainers.ssh.keys import Keys
 
-    with pytest.raises(ssh.FAILURES):
-        ssh.log_in(ours, "debian", Keys.generate(), timeout=5)
+    with pytest.raises(client.FAILURES):
+        client.log_in(ours, "debian", Keys.generate(), timeout=5)
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_virtainers.errors import TransferError
-from pytest_virtainers.handle import install, transfer
+from pytest_virtainers.vm import install, transfer
 
 MIB = 1024 * 1024
 TIB = 1024 * 1024 * MIB

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import reporting, session
+from pytest_virtainers.plugin import reports, session
 from tests.unit.fake_machine import machine
 
 READABLE = {
@@ -43,28 +43,28 @@ ALIKE = [
 
 @pytest.mark.parametrize("node_id", READABLE)
 def test_a_plain_id_is_read_in_its_folder(node_id: str) -> None:
-    assert reporting.slug(node_id) == READABLE[node_id]
+    assert reports.slug(node_id) == READABLE[node_id]
 
 
 def test_no_two_ids_share_a_folder_and_all_names_are_harmless() -> None:
-    slugs = {reporting.slug(each) for each in ALIKE}
+    slugs = {reports.slug(each) for each in ALIKE}
     assert len(slugs) == len(ALIKE)
     for each in slugs:
         assert re.fullmatch(r"[A-Za-z0-9_-]{1,110}", each), "no dot: that is for the number of a try"
-    assert reporting.slug("a/b.py::c[x y]").startswith("a-b-py-c-x-y-")
+    assert reports.slug("a/b.py::c[x y]").startswith("a-b-py-c-x-y-")
 
 
 def test_each_try_has_a_folder_and_the_oldest_go_when_asked(tmp_path: Path) -> None:
     for name in ("test_a", "test_a", "test_ab", "test_a-b", "test_a"):
-        reporting._next_try(tmp_path, name, None)
+        reports._next_try(tmp_path, name, None)
     kept = {"test_ab", "test_a-b", "test_a.txt", "test_a.2.old"}
     (tmp_path / "test_a.txt").touch()
     (tmp_path / "test_a.2.old").mkdir()
     assert {each.name for each in tmp_path.iterdir()} == {"test_a", "test_a.2", "test_a.3"} | kept
     (tmp_path / "test_a.10").mkdir()
-    assert reporting._next_try(tmp_path, "test_a", 2).name == "test_a.11"
+    assert reports._next_try(tmp_path, "test_a", 2).name == "test_a.11"
     assert {each.name for each in tmp_path.iterdir()} == {"test_a.10", "test_a.11"} | kept
-    assert reporting._next_try(tmp_path, "test_a", 1).name == "test_a.12"
+    assert reports._next_try(tmp_path, "test_a", 1).name == "test_a.12"
     assert {each.name for each in tmp_path.iterdir()} == {"test_a.12"} | kept
 
 
@@ -76,7 +76,7 @@ def item(folder: Path) -> Any:
 
 def test_machines_of_one_name_have_a_folder_each_in_that_of_the_try(tmp_path: Path) -> None:
     one = item(tmp_path)
-    made = [reporting._new_folder(one, machine("web")) for _ in range(2)]
+    made = [reports._new_folder(one, machine("web")) for _ in range(2)]
     assert [str(each.relative_to(tmp_path)) for each in made] == [
         "kept/test_a-py-test_b/web",
         "kept/test_a-py-test_b/web-2",
@@ -93,12 +93,12 @@ def test_a_worker_that_was_quicker_is_no_obstacle(tmp_path: Path, monkeypatch: p
         make(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    assert reporting._new_folder(item(tmp_path), machine()).is_dir()
+    assert reports._new_folder(item(tmp_path), machine()).is_dir()
 
 
 CONFTEST = """
     import pytest
-    from pytest_virtainers import session
+    from pytest_virtainers.plugin import session
     from tests.unit.fake_machine import FakeManager
 
     def pytest_configure(config):
@@ -249,7 +249,7 @@ def test_what_the_kernel_said_stands_in_the_failure(
 BLAME = """
     from datetime import UTC, datetime
     import pytest
-    from pytest_virtainers.handle.log import Entry
+    from pytest_virtainers.vm.log import Entry
 
     def serve(machine):
         machine.log.entries.append(Entry("serve", "debian", datetime.now(UTC)))
@@ -355,7 +355,7 @@ def test_what_is_kept_is_for_this_user_alone(pytester: pytest.Pytester, run: Any
 def test_a_capture_is_written_through_no_link(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "default.pcap").symlink_to("victim")
-    with reporting._private(tmp_path / "default.pcap") as file:
+    with reports._private(tmp_path / "default.pcap") as file:
         file.write(b"frames")
     assert (tmp_path / "victim").read_text() == "mine"
     assert (tmp_path / "default.pcap").read_bytes() == b"frames"
@@ -593,7 +593,7 @@ def test_a_failing_test_without_machines_loads_nothing_heavy(pytester: pytest.Py
         import sys
 
         def pytest_unconfigure():
-            heavy = ("docker", "paramiko", "tenacity", "requests", "pytest_virtainers.evidence")
+            heavy = ("docker", "paramiko", "tenacity", "requests", "pytest_virtainers.evidence.collect")
             print("heavy:", [each for each in heavy if each in sys.modules])
         """
     )

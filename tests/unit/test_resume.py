@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers import cli, evidence, resume
+from pytest_virtainers import cli
 from pytest_virtainers.errors import BadTemplate, ImageError, QEMUCrashed, SpecError
+from pytest_virtainers.evidence import collect, resume
 from tests.unit.fake_machine import KEYS, OVERLAY, machine
 from tests.unit.fake_qcow2 import head
 
@@ -38,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     vm = machine()
     vm.name = "db"
     vm._container.files["overlay.qcow2"] = OVERLAY * 1000
-    evidence.collect(vm, tmp_path, memory=True, about={"guest": GUEST})
+    collect.collect(vm, tmp_path, memory=True, about={"guest": GUEST})
     return tmp_path
 
 
@@ -83,7 +84,7 @@ def test_why_there_is_no_disk_is_told(folder: Path) -> None:
 def test_the_command_says_it_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_virtainers.manager.Manager", lambda *_: nullcontext())
+    monkeypatch.setattr("pytest_virtainers.launching.launcher.Manager", lambda *_: nullcontext())
     assert cli.main(["resume", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"virtainers: {tmp_path}/manifest.json: No such file or directory\n"
 
@@ -183,7 +184,7 @@ def test_memory_that_does_not_fit_does_not_cost_the_disk(
         raise BadTemplate("web has ended: the memory in /mounted/resume does not fit: QEMU")
 
     folder = tmp_path / "a test"
-    monkeypatch.setattr("pytest_virtainers.manager.Manager", lambda *_: nullcontext())
+    monkeypatch.setattr("pytest_virtainers.launching.launcher.Manager", lambda *_: nullcontext())
     vm = SimpleNamespace(console_command="docker exec", wait_until_resumed=wait)
     monkeypatch.setattr(resume, "read", lambda folder, **_: folder)
     monkeypatch.setattr(resume, "launch", lambda *_: vm)
@@ -207,7 +208,7 @@ def test_where_qemu_itself_crashes_it_is_started_anew_once(
         tries.append("launched")
         return SimpleNamespace(console_command="", wait_until_resumed=wait, close=lambda: closed.append(len(tries)))
 
-    monkeypatch.setattr("pytest_virtainers.manager.Manager", lambda *_: nullcontext())
+    monkeypatch.setattr("pytest_virtainers.launching.launcher.Manager", lambda *_: nullcontext())
     monkeypatch.setattr(resume, "read", lambda folder, **_: folder)
     monkeypatch.setattr(resume, "launch", launch)
     monkeypatch.setattr("sys.stdin", io.StringIO())
@@ -338,7 +339,7 @@ def test_evidence_is_kept_without_a_seal_where_there_is_no_place_for_its_key(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    evidence.collect(machine(), tmp_path, memory=True, about={"guest": GUEST})
+    collect.collect(machine(), tmp_path, memory=True, about={"guest": GUEST})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert "seal" not in manifest
     assert manifest["missing"]["seal"].startswith("SpecError: the locks against other processes")

@@ -8,11 +8,11 @@ from typing import Any
 import docker.errors
 import pytest
 
-from pytest_virtainers import runtime
+from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.errors import EngineError, ImageError
-from pytest_virtainers.paths import locked
-from pytest_virtainers.progress import SILENT, Progress
+from pytest_virtainers.support.paths import locked
+from pytest_virtainers.support.progress import SILENT, Progress
 
 OFFICIAL = "docker.io/library/debian:trixie-slim"
 OWN = "localhost/virtainers/base:trixie"
@@ -73,7 +73,7 @@ def ensure(engine: Engine) -> Callable[[], str]:
 
     def ensure() -> str:
         shown: list[str] = []
-        assert runtime.ensure(engine, Progress(shown.append, live=False)) == runtime.reference()
+        assert runtime_image.ensure(engine, Progress(shown.append, live=False)) == runtime_image.reference()
         return "".join(shown)
 
     return ensure
@@ -107,7 +107,7 @@ def test_the_official_base_goes_first(api: Api, ensure: Callable[[], str]) -> No
 
 
 def test_an_image_that_is_there_is_not_built(api: Api, ensure: Callable[[], str]) -> None:
-    api.images.add(runtime.reference())
+    api.images.add(runtime_image.reference())
     assert ensure() == ""
     assert api.built_from == []
 
@@ -192,21 +192,21 @@ def test_an_engine_that_goes_away_during_the_build_is_named(
     api.images.add(OFFICIAL)
     monkeypatch.setattr(api, "build", gone)
     with pytest.raises(EngineError, match=r"building the runtime image failed: docker 1 at unix:///x said: gone"):
-        runtime.ensure(engine, SILENT)
+        runtime_image.ensure(engine, SILENT)
 
 
 def test_who_waits_for_another_process_that_builds_is_told_so(
     api: Api, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_virtainers.paths._TELL_SECONDS", 0.01)
-    monkeypatch.setattr("pytest_virtainers.progress._QUIET_SECONDS", 0)
+    monkeypatch.setattr("pytest_virtainers.support.paths._TELL_SECONDS", 0.01)
+    monkeypatch.setattr("pytest_virtainers.support.progress._QUIET_SECONDS", 0)
     taken, told, shown = threading.Event(), threading.Event(), []
 
     def build_elsewhere() -> None:
         with locked("runtime-image"):
             taken.set()
             told.wait(5)
-            api.images.add(runtime.reference())
+            api.images.add(runtime_image.reference())
 
     def write(text: str) -> None:
         shown.append(text)
@@ -215,7 +215,7 @@ def test_who_waits_for_another_process_that_builds_is_told_so(
     other = threading.Thread(target=build_elsewhere)
     other.start()
     taken.wait()
-    runtime.ensure(engine, Progress(write, live=True))
+    runtime_image.ensure(engine, Progress(write, live=True))
     other.join()
     assert "virtainers: waiting for another process, which builds the runtime image (0 s)" in shown[0]
     assert api.built_from == []

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import scratch
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import owner, scratch
 
 KILLED = """
 import os, signal
-from pytest_virtainers import scratch
+from pytest_virtainers.engine import scratch
 
 folder = scratch.Folder("ssh")
 print(folder.name, flush=True)

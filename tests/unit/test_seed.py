@@ -10,11 +10,11 @@ import pycdlib
 import pytest
 import yaml
 
-from pytest_virtainers import seed
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, check, merge
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, check, merge
+from pytest_virtainers.launching import cloud_init
+from pytest_virtainers.ssh.keys import Keys
 
 KEYS = Keys.generate()
 
@@ -39,19 +39,21 @@ def read(iso: bytes) -> dict[str, Any]:
 
 
 def test_the_iso_has_what_nocloud_reads() -> None:
-    files = read(seed.iso(spec(name="db"), KEYS, "debian", "id-1"))
+    files = read(cloud_init.iso(spec(name="db"), KEYS, "debian", "id-1"))
     assert files["user-data"].startswith("#cloud-config\n")
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": "id-1", "local-hostname": "db"}
     assert yaml.safe_load(files["network-config"])["version"] == 2
 
 
 def test_meta_data_of_ones_own_goes_over_ours() -> None:
-    files = read(seed.iso(spec(name="db", meta_data="{local-hostname: other, tier: web}"), KEYS, "debian", "id-1"))
+    files = read(
+        cloud_init.iso(spec(name="db", meta_data="{local-hostname: other, tier: web}"), KEYS, "debian", "id-1")
+    )
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": "id-1", "local-hostname": "other", "tier": "web"}
 
 
 def test_an_instance_id_of_ones_own_is_the_beginning_of_ours() -> None:
-    files = read(seed.iso(spec(meta_data={"instance-id": "iid-local01"}), KEYS, "debian", "id-1"))
+    files = read(cloud_init.iso(spec(meta_data={"instance-id": "iid-local01"}), KEYS, "debian", "id-1"))
     assert yaml.safe_load(files["meta-data"])["instance-id"] == "iid-local01-id-1"
 
 
@@ -69,14 +71,14 @@ def ready(path: Path, **files: str) -> Path:
 
 def test_a_ready_seed_is_read(tmp_path: Path) -> None:
     own = tmp_path / "ours.iso"
-    own.write_bytes(seed.iso(spec(name="db", user_data={"timezone": "UTC"}), KEYS, "debian", "id-1"))
-    read, passed_over = seed.unpack(own)
+    own.write_bytes(cloud_init.iso(spec(name="db", user_data={"timezone": "UTC"}), KEYS, "debian", "id-1"))
+    read, passed_over = cloud_init.unpack(own)
     assert read["user_data"]["timezone"] == "UTC"
     assert (read["meta_data"], passed_over) == ({"instance-id": "id-1", "local-hostname": "db"}, ["network-config"])
     theirs = ready(tmp_path / "theirs.iso", user_data="#cloud-config\n", vendor_data="x", meta_data="{tier: web}")
-    assert seed.unpack(theirs) == ({"user_data": {}, "meta_data": {"tier": "web"}}, ["vendor-data"])
+    assert cloud_init.unpack(theirs) == ({"user_data": {}, "meta_data": {"tier": "web"}}, ["vendor-data"])
     windows = ready(tmp_path / "windows.iso", user_data="#cloud-config\r\ntimezone: UTC\r\n", key="\udcff")
-    assert seed.unpack(windows) == ({"user_data": {"timezone": "UTC"}, "meta_data": {}}, ["key"])
+    assert cloud_init.unpack(windows) == ({"user_data": {"timezone": "UTC"}, "meta_data": {}}, ["key"])
 
 
 @pytest.mark.parametrize(
@@ -95,25 +97,25 @@ def test_a_ready_seed_is_read(tmp_path: Path) -> None:
 )
 def test_what_is_no_seed_for_us(tmp_path: Path, files: dict[str, str], told: str) -> None:
     with pytest.raises(SpecError) as caught:
-        seed.unpack(ready(tmp_path / "x.iso", **files))
+        cloud_init.unpack(ready(tmp_path / "x.iso", **files))
     assert f"{tmp_path / 'x.iso'}" in str(caught.value)
     assert told in str(caught.value)
 
 
 def test_a_seed_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"x\.iso cannot be read: No such file or directory"):
-        seed.unpack(tmp_path / "x.iso")
+        cloud_init.unpack(tmp_path / "x.iso")
     whole = ready(tmp_path / "x.iso", user_data="#cloud-config\n").read_bytes()
     damaged = bytearray(whole)
     damaged[16 * 2048 + 156 : 16 * 2048 + 190] = b"\xff" * 34  # the record of its root folder
     for content in (b"no ISO", whole[: len(whole) // 2], bytes(damaged)):
         (tmp_path / "x.iso").write_bytes(content)
         with pytest.raises(SpecError, match=r"x\.iso is no ISO image of texts: "):
-            seed.unpack(tmp_path / "x.iso")
+            cloud_init.unpack(tmp_path / "x.iso")
 
 
 def test_login_is_by_key_alone_and_the_host_key_is_ours() -> None:
-    config = seed.user_data(spec(), KEYS, "debian")
+    config = cloud_init.user_data(spec(), KEYS, "debian")
     (account,) = config["users"]
     assert account["name"] == "debian"
     assert account["ssh_authorized_keys"] == [KEYS.login.public]
@@ -129,7 +131,7 @@ def test_what_the_marker_gives_is_kept_and_extended() -> None:
         run_commands=["echo $HOME", ["touch", "/a b"]],
         files={"/etc/motd": b"\xffhi"},
     )
-    config = seed.user_data(given, KEYS, "debian")
+    config = cloud_init.user_data(given, KEYS, "debian")
     assert [account["name"] for account in config["users"]] == ["alice", "debian"]
     assert config["packages"] == ["jq", "nginx"]
     assert config["runcmd"] == ["echo $HOME", ["touch", "/a b"]]
@@ -148,13 +150,13 @@ MANY = {"/opt/my data/big": b"\0\xff" * 300_000, "/etc/small": b"small"}
 
 
 def test_few_bytes_of_files_travel_in_user_data() -> None:
-    config = seed.user_data(spec(files={"/a": "b"}), KEYS, "debian")
+    config = cloud_init.user_data(spec(files={"/a": "b"}), KEYS, "debian")
     assert config["write_files"] == [{"path": "/a", "encoding": "b64", "content": "Yg=="}]
     assert "bootcmd" not in config
 
 
 def test_many_bytes_of_files_travel_beside_the_user_data() -> None:
-    iso = seed.iso(spec(files=MANY), KEYS, "debian", "id-1")
+    iso = cloud_init.iso(spec(files=MANY), KEYS, "debian", "id-1")
     assert len(read(iso)["user-data"]) < 8 * 1024
     image = pycdlib.PyCdlib()
     image.open_fp(io.BytesIO(iso))
@@ -167,7 +169,7 @@ def test_many_bytes_of_files_travel_beside_the_user_data() -> None:
 
 def test_many_bytes_of_files_are_copied_after_what_the_user_has_done_first() -> None:
     own = {"bootcmd": ["mkdir /opt"], "write_files": [{"path": "/etc/small", "content": "x"}, {"path": "/other"}]}
-    config = seed.user_data(spec(files=MANY, user_data=own), KEYS, "debian")
+    config = cloud_init.user_data(spec(files=MANY, user_data=own), KEYS, "debian")
     assert config["bootcmd"][0] == "mkdir /opt"
     assert config["bootcmd"][1][:3] == ["cloud-init-per", "instance", "virtainers-files"]
     assert config["write_files"] == [{"path": "/other"}], "the argument's files are the last, as in one list"
@@ -193,7 +195,7 @@ def test_the_copied_files_have_their_names_contents_and_modes(
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     files = {f"{tmp_path}{path}": content for path, content in MANY.items()}
-    config = seed.user_data(spec(files=files), KEYS, "debian")
+    config = cloud_init.user_data(spec(files=files), KEYS, "debian")
     subprocess.run(config["bootcmd"][0][3:], check=True, umask=0o077)
     for path, content in files.items():
         assert Path(path).read_bytes() == content

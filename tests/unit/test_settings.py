@@ -1,7 +1,7 @@
 import pytest
 
+from pytest_virtainers.config.settings import Source, environment, resolve
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.settings import Source, environment, resolve
 
 
 def source(called: str, **given: str) -> Source:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_virtainers.handle import shell
+from pytest_virtainers.vm import shell
 
 
 def run(line: str) -> subprocess.CompletedProcess[str]:

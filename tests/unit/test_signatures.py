@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import checksums, signatures
 from pytest_virtainers.errors import ImageError
-from pytest_virtainers.fetch import Digest
+from pytest_virtainers.guests import checksums, signatures
+from pytest_virtainers.guests.download import Digest
 from tests.unit.hostile_server import HostileServer, Request
 from tests.unit.test_checksums import NAME, OTHER, SHORT
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers import Arguments
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import PARSERS, SHARING, check, merge
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import PARSERS, SHARING, check, merge
 
 
 def refused(**arguments: object) -> str:

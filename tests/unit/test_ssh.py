@@ -12,8 +12,8 @@ import paramiko
 import pytest
 
 from pytest_virtainers import VMGone
-from pytest_virtainers.handle import ssh
-from pytest_virtainers.handle.patience import TimedOut
+from pytest_virtainers.ssh import client
+from pytest_virtainers.support.interruptible import TimedOut
 from tests.unit.test_line import KEYS, SECONDS, Sshd
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Printer(Sshd):
         return port
 
     def _answer(self, channel: paramiko.Channel, command: bytes) -> None:
-        with contextlib.suppress(*ssh.FAILURES):
+        with contextlib.suppress(*client.FAILURES):
             if command == b"flood":
                 channel.sendall_stderr(b"!")
             while command == b"flood":
@@ -48,13 +48,13 @@ class Printer(Sshd):
 
 
 @pytest.fixture
-def connection() -> Iterator[ssh.Connection]:
+def connection() -> Iterator[client.Connection]:
     ours, theirs = socket.socketpair()
     server: Any = paramiko.Transport(theirs, server_sig_algs=False)
-    server.set_log_channel(ssh.LOG_CHANNEL)
+    server.set_log_channel(client.LOG_CHANNEL)
     server.add_server_key(KEYS.host.paramiko())
     server.start_server(threading.Event(), Printer())
-    connection = ssh.log_in(ours, "debian", KEYS, SECONDS)
+    connection = client.log_in(ours, "debian", KEYS, SECONDS)
     yield connection
     connection.close()
     server.close()
@@ -70,7 +70,7 @@ def slowly(data: bytes) -> None:
     time.sleep(0.02)
 
 
-def test_a_deadline_holds_though_output_comes_faster_than_it_is_taken(connection: ssh.Connection) -> None:
+def test_a_deadline_holds_though_output_comes_faster_than_it_is_taken(connection: client.Connection) -> None:
     errors = bytearray()
     with pytest.raises(TimedOut):
         connection.execute(
@@ -79,7 +79,7 @@ def test_a_deadline_holds_though_output_comes_faster_than_it_is_taken(connection
     assert errors == b"!", "its other stream has its turn"
 
 
-def test_a_check_holds_though_output_comes_faster_than_it_is_taken(connection: ssh.Connection) -> None:
+def test_a_check_holds_though_output_comes_faster_than_it_is_taken(connection: client.Connection) -> None:
     def gone() -> None:
         raise VMGone("it has ended")
 
@@ -88,9 +88,9 @@ def test_a_check_holds_though_output_comes_faster_than_it_is_taken(connection: s
 
 
 def test_all_that_was_printed_is_passed_on_however_slowly_it_is_taken(
-    connection: ssh.Connection, monkeypatch: pytest.MonkeyPatch
+    connection: client.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "_AFTERMATH_SECONDS", 0.01)
+    monkeypatch.setattr(client, "_AFTERMATH_SECONDS", 0.01)
     taken = []
 
     def take(data: bytes) -> None:
@@ -102,9 +102,9 @@ def test_all_that_was_printed_is_passed_on_however_slowly_it_is_taken(
 
 
 def test_what_a_command_left_behind_is_not_listened_to_for_ever(
-    connection: ssh.Connection, monkeypatch: pytest.MonkeyPatch
+    connection: client.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "_AFTERMATH_SECONDS", 0.1)
+    monkeypatch.setattr(client, "_AFTERMATH_SECONDS", 0.1)
     output = bytearray()
     assert (
         connection.execute("behind", stdin=None, stdout=output.extend, stderr=bytes, deadline=None, check=fine) == 7
@@ -112,7 +112,7 @@ def test_what_a_command_left_behind_is_not_listened_to_for_ever(
     assert len(output) >= 3 * MIB
 
 
-def test_a_refused_keepalive_is_no_answer_to_what_else_is_asked(connection: ssh.Connection) -> None:
+def test_a_refused_keepalive_is_no_answer_to_what_else_is_asked(connection: client.Connection) -> None:
     asking = threading.Timer(0.05, connection.answers, (SECONDS,))
     asking.start()
     given = connection.listen(8001, lambda *_: None)

@@ -11,10 +11,10 @@ from typing import Any
 import click
 import pytest
 
-from pytest_virtainers import SpecError, cli, launch, machines
-from pytest_virtainers import standalone as module
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec
+from pytest_virtainers import SpecError, cli, detached, launch
+from pytest_virtainers import api as module
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_the_browser_is_not_given_the_password(monkeypatch: pytest.MonkeyPatch) 
     page = "http://127.0.0.1:1/vnc.html#autoconnect=true&resize=scale&password=secret"
     vm = SimpleNamespace(novnc=lambda *, port: contextlib.nullcontext(page), why_over="it is a fake")
     opened: list[str] = []
-    monkeypatch.setattr(machines, "attached", lambda *_: contextlib.nullcontext(vm))
+    monkeypatch.setattr(detached, "attached", lambda *_: contextlib.nullcontext(vm))
     monkeypatch.setattr(click, "launch", opened.append)
     assert cli.main(["vnc", "web", "--web", "--open"]) == 0
     assert opened == ["http://127.0.0.1:1/vnc.html#autoconnect=true&resize=scale"]
@@ -205,7 +205,7 @@ def test_a_machine_without_snapshots_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = SimpleNamespace(snapshots=list)
-    monkeypatch.setattr(machines, "attached", lambda *_: contextlib.nullcontext(vm))
+    monkeypatch.setattr(detached, "attached", lambda *_: contextlib.nullcontext(vm))
     assert cli.main(["restore", "web"]) == 1
     assert "web has no snapshot; virtainers snapshot web makes one" in capsys.readouterr().err
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers import store
 from pytest_virtainers.errors import StoreError
-from pytest_virtainers.manifests import Manifests
-from pytest_virtainers.store import Workshop
+from pytest_virtainers.store import volume
+from pytest_virtainers.store.manifests import Manifests
+from pytest_virtainers.store.volume import Workshop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
-    monkeypatch.setattr(store, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(volume, "MOUNT", str(tmp_path))
 
     def run(command: list[str], _on_output: object = None) -> tuple[int, bytes]:
         command = [each.replace("kill -9 -1", "true") for each in command]  # the processes of a container, not ours

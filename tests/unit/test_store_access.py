@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pytest_virtainers
-from pytest_virtainers import housekeeping, images, store
 from pytest_virtainers.engine import detect
 from pytest_virtainers.engine.container import Bind, Container, Plan
 from pytest_virtainers.errors import EngineError, StoreError
-from pytest_virtainers.store import Access, Removed
+from pytest_virtainers.guests import images
+from pytest_virtainers.store import eviction, volume
+from pytest_virtainers.store.volume import Access, Removed
 from tests.unit.fake_engine import FakeEngine, serving
 
 if TYPE_CHECKING:
@@ -114,12 +115,12 @@ def test_a_volume_that_is_not_there_yet_is_looked_at_again(access: Access, serve
     ],
 )
 def test_what_is_no_place_gets_no_further(place: str, access: Access) -> None:
-    shop: Any = store.Workshop(SimpleNamespace(run=None, ended=True), "here")  # type: ignore[arg-type]
+    shop: Any = volume.Workshop(SimpleNamespace(run=None, ended=True), "here")  # type: ignore[arg-type]
     for use in (
         lambda: access.binds([place]),
         lambda: shop.manifest(place),
         lambda: shop.new(place).__enter__(),
-        lambda: store.path(place),
+        lambda: volume.path(place),
     ):
         with pytest.raises(StoreError, match=r"is no place in the store: those are guests/KEY and templates/KEY$"):
             use()
@@ -128,7 +129,7 @@ def test_what_is_no_place_gets_no_further(place: str, access: Access) -> None:
 def test_the_key_of_a_fetched_image_is_a_place_whatever_its_address() -> None:
     for name in ("..", ".img", "-x", "$(id)", ""):
         found: Any = images.find(f"https://example.org/{name}")
-        assert store.is_place(found.place)
+        assert volume.is_place(found.place)
 
 
 def refusal(source: str) -> EngineError:
@@ -186,18 +187,18 @@ def test_what_is_in_a_directory_under_an_odd_name_is_not_listed() -> None:
     engine: Any = SimpleNamespace(api=api, failures=lambda _doing: nullcontext())
     shop: Any = SimpleNamespace()
     shop.shell = lambda _script: rows
-    assert [each.place for each in housekeeping.contents(engine, shop)] == ["guests/good"]
+    assert [each.place for each in eviction.contents(engine, shop)] == ["guests/good"]
 
 
 # TODO: disks.py, whose scripts have the path of a scratch folder in them.
-OTHERS = {"disks.py"}
+OTHERS = {"disk_format.py"}
 
 
 def test_no_name_becomes_part_of_a_shell_script() -> None:
     """Scripts that helpers of the store run are constants; names are their words."""
     found = 0
     for path in Path(pytest_virtainers.__file__).parent.rglob("*.py"):
-        if path.name in OTHERS or "handle" in path.parts:  # those run in guests
+        if path.name in OTHERS or "vm" in path.parts:  # those run in guests
             continue
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "shell":
@@ -210,7 +211,7 @@ def test_no_name_becomes_part_of_a_shell_script() -> None:
                 "-c",
             ]:
                 found += 1
-                assert is_constant(call.elts[2]) or path.name in {"store.py", "evidence.py"}, (
+                assert is_constant(call.elts[2]) or path.name in {"volume.py", "collect.py"}, (
                     f"{path.name}:{call.lineno}"
                 )
     assert found > 8

@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_virtainers import housekeeping, paths
 from pytest_virtainers.cli import store
-from pytest_virtainers.housekeeping import Kept
+from pytest_virtainers.store import eviction
+from pytest_virtainers.store.eviction import Kept
+from pytest_virtainers.support import paths
 
 PLAIN = Kept("templates/plain", 1, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
 COPIED = Kept("templates/copied", 1, 2, {"guest": "guests/base", "origin": "templates/plain"}, in_use=False)
@@ -19,8 +20,8 @@ OTHER = Kept("templates/other", 1, 4, {"guest": "guests/base", "origin": "templa
 def test_what_was_copied_from_a_damaged_template_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[str] = []
     monkeypatch.setattr(paths, "locked", lambda _name: nullcontext())
-    monkeypatch.setattr(housekeeping, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
-    monkeypatch.setattr(housekeeping, "remove", lambda _shop, places: removed.extend(places))
+    monkeypatch.setattr(eviction, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
+    monkeypatch.setattr(eviction, "remove", lambda _shop, places: removed.extend(places))
     manager, shop = cast("Any", SimpleNamespace(engine=None)), cast("Any", None)
     assert store._remove_damaged(manager, shop, {"templates/plain"}) == set()
     assert removed == ["templates/plain", "templates/copied"]

@@ -11,7 +11,7 @@ from virtainer import ending, individual
 from virtainer.ending import End, Reason
 
 from pytest_virtainers.engine.output import HEAD, TAIL, Output
-from pytest_virtainers.handle.supervisor import Supervisor, event
+from pytest_virtainers.vm.supervisor import Supervisor, event
 
 if TYPE_CHECKING:
     from collections.abc import Callable

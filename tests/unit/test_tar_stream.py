@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pytest_virtainers.handle import tar_stream
-from pytest_virtainers.handle.tar_stream import BrokenStream, Kind, Member, TarStream
+from pytest_virtainers.vm import tar_stream
+from pytest_virtainers.vm.tar_stream import BrokenStream, Kind, Member, TarStream
 
 MIB = 1024 * 1024
 KINDS = {

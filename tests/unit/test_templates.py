@@ -12,20 +12,21 @@ from virtainer import individual as supervisor
 from virtainer import line as supervisors_line
 from virtainer import network
 
-from pytest_virtainers import clone_helper, seed
-from pytest_virtainers.handle import individual, line
-from pytest_virtainers.holds import Holds
-from pytest_virtainers.images import Guest
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import check, merge
-from pytest_virtainers.templates import Template, Templates, _load, _manifest
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import check, merge
+from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching import cloud_init
+from pytest_virtainers.launching.templates import Template, Templates, _load, _manifest
+from pytest_virtainers.ssh import resumable
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.vm import clone_helper, individual
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from pytest_virtainers.store import Workshop
+    from pytest_virtainers.store.volume import Workshop
 
 GUEST = Guest("debian-13-abc", "debian", "digest")
 
@@ -107,7 +108,7 @@ class Shop:
 
 
 def test_a_manifest_brings_a_template_back() -> None:
-    session = line.Session({"A": "00ff"}, {"session_id": "01"})
+    session = resumable.Session({"A": "00ff"}, {"session_id": "01"})
     template = Template("abc", "guests/debian-13-abc", "alice", Keys.generate(), session, "no python3")
     spec = merge(resolve([]).shape)
     assert _load("abc", cast("Workshop", Shop(_manifest(template, spec, GUEST)))) == template
@@ -145,11 +146,11 @@ def test_a_condemned_template_goes_unless_another_one_has_its_place(
 
 
 def test_both_sides_of_a_clone_use_the_same_words() -> None:
-    ethernet = seed.NETWORK_CONFIG["ethernets"]
+    ethernet = cloud_init.NETWORK_CONFIG["ethernets"]
     assert isinstance(ethernet, dict)
     assert ethernet["eth0"]["match"] == {"macaddress": network.GUEST_MAC}
     assert individual._PORT == supervisor.PORT
-    assert (line._SERIAL_PORT, line.PORT) == (supervisors_line.NAME, supervisors_line.TCP_PORT)
+    assert (resumable._SERIAL_PORT, resumable.PORT) == (supervisors_line.NAME, supervisors_line.TCP_PORT)
     assert clone_helper.ASKS_FOR_TIME == supervisor.ASKS_FOR_TIME
 
 

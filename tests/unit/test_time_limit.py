@@ -6,7 +6,7 @@ import pytest
 SUITE = """
     import time
     import pytest
-    from pytest_virtainers import time_limit
+    from pytest_virtainers.plugin import time_limit
 
     @pytest.fixture
     def machine(pytestconfig):

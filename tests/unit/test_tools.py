@@ -13,14 +13,14 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.handle.tools import ssh_config_value
-from pytest_virtainers.handle.vm import VM
-from pytest_virtainers.keys import KeyPair, Keys
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.ssh.keys import KeyPair, Keys
+from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.vm.tools import ssh_config_value
+from pytest_virtainers.vm.vm import VM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

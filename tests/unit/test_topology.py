@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import markers, topology
+from pytest_virtainers.config.network_spec import NetworkSpec, NicSpec
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.network_spec import NetworkSpec, NicSpec
+from pytest_virtainers.plugin import machines_file, markers
 
 SHOP = """
     [networks.back]
@@ -36,7 +36,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_machines_have_what_all_have_and_their_own(tmp_path: Path) -> None:
-    read = topology.read(write(tmp_path, SHOP))
+    read = machines_file.read(write(tmp_path, SHOP))
     back = NetworkSpec("back", "isolated", IPv4Network("10.50.0.0/24"))
     assert read.machines == {
         "web": {"name": "web", "ram": 512, "nics": (NicSpec(back, 2), NicSpec(NetworkSpec("plain")))},
@@ -48,13 +48,13 @@ def test_the_nearest_file_above_counts_but_none_outside_of_the_root(tmp_path: Pa
     root, folder = tmp_path / "root", tmp_path / "root/tests/deep"
     folder.mkdir(parents=True)
     write(tmp_path, SHOP)
-    assert topology.near(folder, root) is None
+    assert machines_file.near(folder, root) is None
     above = write(root, "[machines.above]")
-    found = topology.near(folder, root)
+    found = machines_file.near(folder, root)
     assert found is not None
     assert (found.path, found.machines) == (above, {"above": {"name": "above"}})
     write(root / "tests", "[machines.nearest]")
-    found = topology.near(folder, root)
+    found = machines_file.near(folder, root)
     assert found is not None
     assert list(found.machines) == ["nearest"]
 
@@ -87,14 +87,14 @@ def test_the_nearest_file_above_counts_but_none_outside_of_the_root(tmp_path: Pa
 def test_a_wrong_file_is_told_of_with_its_line_and_a_hint(tmp_path: Path, text: str, words: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(SpecError) as caught:
-        topology.read(path)
+        machines_file.read(path)
     assert str(caught.value).startswith(f"{path}{words}"), str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "virtainers.toml").write_bytes(b"\xff")
     with pytest.raises(SpecError, match=r"virtainers\.toml: 'utf-8' codec can't decode"):
-        topology.near(tmp_path, tmp_path)
+        machines_file.near(tmp_path, tmp_path)
 
 
 @pytest.fixture

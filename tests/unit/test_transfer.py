@@ -11,7 +11,7 @@ from typing import IO
 import pytest
 
 from pytest_virtainers.errors import SSHError, TransferError
-from pytest_virtainers.handle import transfer
+from pytest_virtainers.vm import transfer
 
 MIB = 1024 * 1024
 NAMES = ["plain", "with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash", "$HOME;`id`", "trailing\n"]

@@ -12,10 +12,10 @@ import pytest
 
 from pytest_virtainers import SSHError, VMGone
 from pytest_virtainers.errors import GuestStalled
-from pytest_virtainers.handle import tunnels
-from pytest_virtainers.handle.console import Console
-from pytest_virtainers.handle.ssh import Connection
-from pytest_virtainers.handle.tunnels import Tunnels
+from pytest_virtainers.ssh.client import Connection
+from pytest_virtainers.vm import tunnels
+from pytest_virtainers.vm.console import Console
+from pytest_virtainers.vm.tunnels import Tunnels
 from tests.unit.fake_output import Said
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from virtainer.ending import End, Reason
 
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.errors import (
     BadTemplate,
     GuestPanic,
@@ -19,13 +21,12 @@ from pytest_virtainers.errors import (
     VirtainerError,
     VMGone,
 )
-from pytest_virtainers.handle import core, line, ssh
-from pytest_virtainers.handle.saving import Snapshot
-from pytest_virtainers.handle.vm import VM
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.ssh import client, resumable
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.vm import core
+from pytest_virtainers.vm.saving import Snapshot
+from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_output import Said
 
 
@@ -147,15 +148,15 @@ def connected(connection: Any) -> VM:
 
 
 def test_a_guest_without_the_port_serves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = subprocess.run(["sh", "-c", line.SERVE], capture_output=True, check=False).returncode
+    code = subprocess.run(["sh", "-c", resumable.SERVE], capture_output=True, check=False).returncode
     assert code != 0
-    monkeypatch.delattr(ssh, "log_in")
+    monkeypatch.delattr(client, "log_in")
     assert connected(Connection(code))._open_line() is None
 
 
 def test_a_line_that_breaks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     over_line = Connection(SSHError("'true' could not be started over SSH"))
-    monkeypatch.setattr(ssh, "log_in", lambda *_: over_line)
+    monkeypatch.setattr(client, "log_in", lambda *_: over_line)
     assert connected(Connection(0))._open_line() is None
     assert over_line.closed
 

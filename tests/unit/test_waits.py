@@ -10,10 +10,10 @@ import pytest
 
 from pytest_virtainers import CommandTimeout, Result, SSHError, UnitFailed, VMGone, WaitTimeout
 from pytest_virtainers.errors import GuestStalled
-from pytest_virtainers.handle import deadline
-from pytest_virtainers.handle.console import Console
-from pytest_virtainers.handle.patience import TimedOut
-from pytest_virtainers.handle.waits import Waits
+from pytest_virtainers.support import deadline
+from pytest_virtainers.support.interruptible import TimedOut
+from pytest_virtainers.vm.console import Console
+from pytest_virtainers.vm.waits import Waits
 from tests.unit.fake_output import Said
 
 if TYPE_CHECKING:
@@ -195,4 +195,4 @@ def test_what_a_failure_shows_last_is_the_line_of_the_test(pytester: pytest.Pyte
     pytester.makepyfile(f"from tests.unit.test_waits import {names}\ndef test_it():\n    {line}\n")
     shown = pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout
     shown.fnmatch_lines([f">   *{line}".replace("[", "[[]"), f"*.py:3: {error}"])
-    shown.no_fnmatch_line("*handle/*")
+    shown.no_fnmatch_line("*pytest_virtainers/vm/*")

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.usefixtures("recorder")
 CONFTEST = """
     import contextlib
     import pytest
-    from pytest_virtainers import session
+    from pytest_virtainers.plugin import session
     from pytest_virtainers.errors import BootTimeout
 
     class Manager:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pytest_virtainers.config.settings import Settings, environment, resolve
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.podman_service import runtime_options
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import Progress
-from pytest_virtainers.settings import Settings, environment, resolve
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.support.progress import Progress
 from tests.vm.parts import part_of
 
 _HERE = Path(__file__).parent

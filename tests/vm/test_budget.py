@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_virtainers import BootTimeout, BudgetError, SpecError, budget
-from pytest_virtainers.budget import QEMU_MIB, Budget, cloned_mib
+from pytest_virtainers import BootTimeout, BudgetError, SpecError
+from pytest_virtainers.config.settings import Settings
+from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import Settings
-from pytest_virtainers.spec import Spec
+from pytest_virtainers.launching import memory_budget
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.memory_budget import QEMU_MIB, Budget, cloned_mib
+from pytest_virtainers.support.progress import SILENT
 from tests.vm.test_templates import spec
 
 OURS, OTHERS = "ours", "theirs"
@@ -26,7 +27,7 @@ Start = Callable[..., Container]
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the VMs out of the count that other tests and test runs have on this engine."""
     for label in "MEMORY", "LIMIT":
-        monkeypatch.setattr(budget, label, f"{getattr(budget, label)}-{time.monotonic_ns()}")
+        monkeypatch.setattr(memory_budget, label, f"{getattr(memory_budget, label)}-{time.monotonic_ns()}")
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def start(engine: Engine, runtime_image: str) -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
         def start(run_id: str, least: int, most: int, *program: str) -> Container:
-            labels = {budget.MEMORY: str(least), budget.LIMIT: str(most)}
+            labels = {memory_budget.MEMORY: str(least), memory_budget.LIMIT: str(most)}
             name = f"virtainers-budget-{time.monotonic_ns()}"
             plan = Plan(name=name, kind="vm", image=runtime_image, entrypoint=program or ("cat",), labels=labels)
             container = Container(engine, plan, run_id)
@@ -94,7 +95,7 @@ def test_a_clone_counts_with_what_it_takes(engine: Engine, start: Start, monkeyp
     about = engine.api.info()
     if about.get("Rootless") and about.get("CgroupVersion") == "1":
         pytest.skip("a rootless engine cannot tell it with cgroups of version 1")
-    monkeypatch.setattr(budget, "_TRUST_SECONDS", 0.0)  # so that new containers are looked at, too
+    monkeypatch.setattr(memory_budget, "_TRUST_SECONDS", 0.0)  # so that new containers are looked at, too
     start(OTHERS, 0, 64 * 1024)
     with room(engine, 1000, spec("next")):
         pass

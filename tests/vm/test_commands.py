@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout, SSHError, TransferError, VMFactory, VMGone
-from pytest_virtainers.handle import core, limited
+from pytest_virtainers.vm import core, limited
 
 
 def test_as_another_user(session_vm: VM) -> None:
@@ -131,7 +131,7 @@ def test_a_failure_reads_well_and_points_at_the_test(pytester: pytest.Pytester) 
             "test_a_failure_reads_well_and_points_at_the_test.py:2: CommandFailed",
         ]
     )
-    assert "handle/commands.py" not in result.stdout.str()
+    assert "vm/commands.py" not in result.stdout.str()
 
 
 def test_a_process_that_is_killed_for_its_memory_is_named(session_vm: VM) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from pytest_virtainers.config.settings import Settings
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.sweep import sweep
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.settings import Settings
-from pytest_virtainers.spec import merge
+from pytest_virtainers.launching.launcher import Manager
 from tests.vm.processes import reaper_of
 
 pytestmark = [pytest.mark.alone, pytest.mark.each_engine]
@@ -137,9 +137,9 @@ def test_what_is_left_without_a_reaper_the_next_run_removes(start: Callable[...,
 
 CLONES = """
 import pytest_virtainers as virtainers
-from pytest_virtainers import manager
+from pytest_virtainers.launching import launcher
 
-manager.sweep = lambda _engine: []  # it would remove what the one before has left
+launcher.sweep = lambda _engine: []  # it would remove what the one before has left
 print("go", flush=True)
 while True:
     with virtainers.launch("debian-13", name="slain", ram="512M", disk="3G", cpus=2) as vm:

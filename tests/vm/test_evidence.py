@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.manager import Manager
+from pytest_virtainers.launching.launcher import Manager
 
 FAILING = """
 import threading

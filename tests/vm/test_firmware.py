@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers import VM
+from pytest_virtainers.config.settings import Settings
+from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.errors import BootError
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.settings import Settings
-from pytest_virtainers.spec import check, merge
+from pytest_virtainers.launching.launcher import Manager
 
 
 @pytest.mark.virtainer("uefi", ram="768M", firmware="uefi")

@@ -11,9 +11,9 @@ import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.handle import ssh
-from pytest_virtainers.handle.endpoint import RELAY, Endpoint
-from pytest_virtainers.keys import KeyPair, Keys
+from pytest_virtainers.ssh import client
+from pytest_virtainers.ssh.endpoint import RELAY, Endpoint
+from pytest_virtainers.ssh.keys import KeyPair, Keys
 
 MIB = 1024 * 1024
 ODD_NAMES = ["with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash;$HOME"]
@@ -49,10 +49,10 @@ def test_input_environment_folder_and_sudo(session_vm: VM) -> None:
 def test_another_host_key_than_the_pinned_one_is_refused(session_vm: VM) -> None:
     keys = Keys(session_vm.keys.login, KeyPair.generate())
     with pytest.raises(paramiko.BadHostKeyException):
-        ssh.log_in(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
+        client.log_in(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
     keys = Keys(KeyPair.generate(), session_vm.keys.host)
     with pytest.raises(paramiko.AuthenticationException):
-        ssh.log_in(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
+        client.log_in(session_vm._endpoint.dial(10), session_vm.user, keys, 30)
 
 
 def test_the_login_is_an_ordinary_user_and_passwords_are_refused(session_vm: VM) -> None:
@@ -177,7 +177,7 @@ def test_openssh_gets_in_with_the_printed_command(session_vm: VM) -> None:
 def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: Engine) -> None:
     relayed = Endpoint(engine, session_vm._container)
     relayed._direct = False
-    connection = ssh.log_in(relayed.dial(60), session_vm.user, session_vm.keys, 60)
+    connection = client.log_in(relayed.dial(60), session_vm.user, session_vm.keys, 60)
     output = bytearray()
     code = connection.execute(
         "head -c 3M /dev/zero",
@@ -195,13 +195,13 @@ def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: Engine) -
 def test_a_foreign_host_key_is_refused(session_vm: VM) -> None:
     import dataclasses
 
-    from pytest_virtainers.keys import KeyPair
+    from pytest_virtainers.ssh.keys import KeyPair
 
     expected = dataclasses.replace(session_vm.keys, host=KeyPair.generate())
     import paramiko
 
     with pytest.raises(paramiko.BadHostKeyException):
-        ssh.log_in(session_vm._endpoint.dial(60), session_vm.user, expected, 60)
+        client.log_in(session_vm._endpoint.dial(60), session_vm.user, expected, 60)
 
 
 def test_the_console_is_collected(session_vm: VM) -> None:

@@ -18,18 +18,19 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers import VM, evidence
-from pytest_virtainers import resume as evidence_reader
+from pytest_virtainers import VM
+from pytest_virtainers.config.settings import Settings
+from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.errors import BadTemplate, StoreError, VMGone
-from pytest_virtainers.keys import Keys
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.resume import MEMORY
-from pytest_virtainers.settings import Settings
-from pytest_virtainers.spec import check, merge
-from pytest_virtainers.store import Access
-from pytest_virtainers.templates import Template
+from pytest_virtainers.evidence import collect
+from pytest_virtainers.evidence import resume as evidence_reader
+from pytest_virtainers.evidence.resume import MEMORY
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.templates import Template
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.store.volume import Access
 from tests.vm.shapes import SMALL
 
 WORDS = "what only this disk has"
@@ -47,7 +48,7 @@ def original(vm: VM, manager: Manager, tmp_path_factory: pytest.TempPathFactory)
     """Evidence with memory that this user has written here."""
     folder = tmp_path_factory.mktemp("evidence")
     vm.run(f"echo {WORDS} >mark; sync; echo in memory >/dev/shm/file")
-    evidence.collect(vm, folder, memory=True, about=manager.facts(vm))
+    collect.collect(vm, folder, memory=True, about=manager.facts(vm))
     assert json.loads((folder / "manifest.json").read_text())["missing"] == {}
     return folder
 

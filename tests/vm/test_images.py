@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import cli, contained, disks, images
+from pytest_virtainers import cli
+from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.engine.streams import Log
 from pytest_virtainers.errors import EngineError, ImageError
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import environment, resolve
-from pytest_virtainers.store import Workshop, workshop
+from pytest_virtainers.guests import container_disk, disk_format, images
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.store.volume import Workshop, workshop
+from pytest_virtainers.support.progress import SILENT
 from tests.unit.hostile_server import HostileServer, cut
 from tests.unit.runtime import hostile_disks
 
@@ -179,7 +180,7 @@ def test_a_disk_that_keeps_qemu_img_busy_is_refused_in_time(shop: Workshop, tmp_
     """Two megabytes with 20 000 snapshots: `qemu-img check` would be at work for a day."""
     (tmp_path / "busy").write_bytes(hostile_disks.snapshots(20_000, 65_536))
     with SILENT.step("copying") as step, shop.scratch() as out:
-        disks.send(tmp_path / "busy", "busy", shop, out, step)
+        disk_format.send(tmp_path / "busy", "busy", shop, out, step)
         began = time.monotonic()
         code, output = shop.container.run(["import-disk", out, "2"])
         assert time.monotonic() - began < 15
@@ -319,12 +320,12 @@ def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: Engine, tm
             subprocess.run([*command_line(engine), "rm", "-f", name], check=True)
         with Manager(resolve([environment(os.environ)]), SILENT) as manager:
             original = manager.guest("debian-13")
-            assert contained.look(engine, tag, "auto", print).user == original.user
+            assert container_disk.look(engine, tag, "auto", print).user == original.user
             with (
                 manager.store() as shop,
                 pytest.raises((ImageError, EngineError), match=rf"^making image {tag} failed: "),
             ):  # though there is one of that name
-                contained.bake(original, tag, "localhost/virtainers-test/none", shop, print)
+                container_disk.bake(original, tag, "localhost/virtainers-test/none", shop, print)
             assert manager.guest(f"docker-image://{tag}").digest == original.digest
     finally:
         engine.api.remove_image(tag)

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers import StoreError
+from pytest_virtainers.config.settings import Settings, resolve
+from pytest_virtainers.config.spec import Spec, check, merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Bind, Container, Plan
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import Settings, resolve
-from pytest_virtainers.spec import Spec, check, merge
-from pytest_virtainers.store import BUILD_CAPABILITIES, MOUNT
-from pytest_virtainers.templates import Template
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.templates import Template
+from pytest_virtainers.store.volume import BUILD_CAPABILITIES, MOUNT
+from pytest_virtainers.support.progress import SILENT
 from tests.vm.shapes import SMALL
 
 FLIP = """
@@ -166,7 +166,7 @@ def test_a_damaged_template_is_replaced(store: Store, settings: Settings) -> Non
 TESTS = """
     import time
     import pytest
-    from pytest_virtainers import session
+    from pytest_virtainers.plugin import session
 
     pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
 

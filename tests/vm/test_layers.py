@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from pytest_virtainers import VM, BootError
-from pytest_virtainers.keys import KeyPair
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.settings import resolve
-from pytest_virtainers.spec import Spec, check, merge
-from pytest_virtainers.templates import Template
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, check, merge
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.templates import Template
+from pytest_virtainers.ssh.keys import KeyPair
 
 UNIQUE = uuid.uuid4().hex  # so that each run makes them
 

@@ -7,7 +7,7 @@ SUITE = """
     import time
     import docker
     import pytest
-    from pytest_virtainers import session
+    from pytest_virtainers.plugin import session
 
     pytestmark = pytest.mark.virtainer("ahead", ram=512, disk="3G", cpus=2, nics=["side"])
     AHEAD = {ahead}

@@ -12,14 +12,14 @@ import pytest
 
 from benchmarks.idle import share
 from pytest_virtainers import VM, Arguments, GuestPanic, StoreError, VMFactory
+from pytest_virtainers.config.settings import Settings, resolve
+from pytest_virtainers.config.spec import Spec, check, merge
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.handle import line, ssh
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import Settings, resolve
-from pytest_virtainers.spec import Spec, check, merge
-from pytest_virtainers.store import workshop
-from pytest_virtainers.templates import Template
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.templates import Template
+from pytest_virtainers.ssh import client, resumable
+from pytest_virtainers.store.volume import workshop
+from pytest_virtainers.support.progress import SILENT
 from tests.vm.shapes import SMALL
 
 
@@ -120,7 +120,7 @@ def test_where_no_route_leads_the_session_goes_on_through_an_exec_stream(
     def dial(*_: object) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr(ssh, "dial", dial)
+    monkeypatch.setattr(client, "dial", dial)
     vm = manager.launch(spec("far"))
     assert session_of(vm) == "UNKNOWN"
     manager.discard(vm)
@@ -285,7 +285,7 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     for _ in range(2):
         vm.restore(snapshot)
         assert vm._connection is not None
-        assert isinstance(vm._connection.transport, line.Recording), "no login was needed"
+        assert isinstance(vm._connection.transport, resumable.Recording), "no login was needed"
         before = time.time()
         guest = float(vm.run("date +%s.%N").stdout)
         assert before - 0.05 <= guest <= time.time() + 0.05
@@ -355,7 +355,7 @@ def test_a_shared_vm_that_was_lost_is_replaced(pytester: pytest.Pytester) -> Non
     pytester.makepyfile(
         """
         import pytest
-        from pytest_virtainers import session
+        from pytest_virtainers.plugin import session
 
         pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
 

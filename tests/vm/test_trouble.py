@@ -22,11 +22,11 @@ from pytest_virtainers import (
     VMFactory,
     VMGone,
 )
+from pytest_virtainers.config.settings import Settings, environment, resolve
+from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.manager import Manager
-from pytest_virtainers.progress import SILENT
-from pytest_virtainers.settings import Settings, environment, resolve
-from pytest_virtainers.spec import merge
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.support.progress import SILENT
 
 
 def containers(engine: Engine, name: str) -> list[object]:

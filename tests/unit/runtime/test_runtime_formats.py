@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtainer import formats
 
-from pytest_virtainers import disks
+from pytest_virtainers.guests import disk_format
 from tests.unit.runtime.hostile_disks import REFUSED, TAKEN, Disk, vmdk
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def test_the_stream_that_has_its_directory_at_the_end_is_taken(tmp_path: Path) -
 
 
 def test_what_is_looked_at_before_copying_is_the_same() -> None:
-    assert disks._MAGIC == (formats.QCOW2, formats.VMDK, formats.VHDX)
-    assert disks._BOOT_MARK == formats.BOOT_MARK
+    assert disk_format._MAGIC == (formats.QCOW2, formats.VMDK, formats.VHDX)
+    assert disk_format._BOOT_MARK == formats.BOOT_MARK
 
 
 @st.composite

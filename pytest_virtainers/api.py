@@ -1,0 +1,158 @@
+"""VMs for programs that are no tests: what `vm_factory` is to a test, `launch` is to any Python program."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from pytest_virtainers.config.settings import environment, resolve
+from pytest_virtainers.config.spec import check, merge, refuse_sharing
+from pytest_virtainers.errors import SpecError
+from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.lifetime import Tenure
+from pytest_virtainers.support.forks import disown_in_child
+from pytest_virtainers.support.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_virtainers.config.arguments import MachineArguments
+    from pytest_virtainers.config.settings import Settings
+    from pytest_virtainers.config.spec import Spec
+    from pytest_virtainers.vm.vm import VM
+
+
+@contextlib.contextmanager
+def launch(
+    image: str | os.PathLike[str] | None = None,
+    name: str = "vm",
+    *,
+    persist: str | os.PathLike[str] | None = None,
+    progress: Progress = SILENT,
+    **arguments: Unpack[MachineArguments],
+) -> Iterator[VM]:
+    """Give a VM that is ready, for a block; nothing of it remains after that but what `persist` says.
+
+    Settings come from `VIRTAINER_X` in the environment. VMs of several blocks do not reach each other. The next block
+    finds the connection to the engine, the place of the guest image, and an empty network; the last goes with the
+    process.
+
+    Args:
+        image: a name of the catalogue, a path, a URL, or `docker-image://NAME`; the default is the setting's.
+        name: of the VM, and of its guest.
+        persist: a folder of the engine's host in which its disk stays: the next VM with it finds what this one has
+            written. The VM boots, and is shut down at the end of the block.
+        progress: where long steps are shown; by default nowhere.
+        arguments: as the marker `virtainer` takes them, but for `scope` and `reset`.
+
+    Raises:
+        SpecError: an argument is unknown, or its value not allowed.
+        EngineNotFound: no engine answers.
+        VirtainerError: another of its children says why the VM did not get ready.
+    """
+    refuse_sharing(arguments, "launch", "here it ends with the block that has it")
+    settings = resolve([environment(os.environ)])
+    wanted = wish({"image": image, "name": name, **arguments}, settings, persist)
+    if persist is not None:
+        with launched(wanted, settings, persist, progress) as vm:
+            yield vm
+        return
+    with _manager(settings, progress) as manager:
+        yield manager.launch(wanted)
+
+
+class _Idle:
+    """The manager of the last block, for the next one: what it has learnt is not asked again.
+
+    It is used again with the same environment only, which says where engine and store are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: list[tuple[object, Manager]] = []
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """Leave it to a forked child's parent, of which another thread may have held the lock."""
+        self._lock, self._kept = threading.Lock(), []
+
+    def take(self, purpose: object) -> Manager | None:
+        """Return the manager if it is there for this purpose; one for another purpose is closed."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+        if kept and kept[0][0] == purpose:
+            return kept[0][1]
+        for _, manager in kept:
+            manager.close()
+        return None
+
+    def keep(self, purpose: object, manager: Manager) -> None:
+        """Keep a manager without VMs until the process ends; if there is one already, close it."""
+        with self._lock:
+            if not self._kept:
+                self._kept = [(purpose, manager)]
+                return
+        manager.close()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        self.take(None)
+
+
+_idle = _Idle()
+atexit.register(_idle.close)
+
+
+@contextlib.contextmanager
+def _manager(settings: Settings, progress: Progress) -> Iterator[Manager]:
+    """Return a manager for one VM, which ends with the block; after a failure the manager does, too."""
+    purpose = ({**os.environ}, progress)
+    with contextlib.ExitStack() as failed:
+        manager = _idle.take(purpose) or Manager(settings, progress)
+        failed.callback(manager.close)
+        yield manager
+        if not manager.is_ours:
+            return
+        manager.reset()
+        failed.pop_all()
+    _idle.keep(purpose, manager)
+
+
+@contextlib.contextmanager
+def launched(
+    wanted: Spec, settings: Settings, persist: str | os.PathLike[str] | None, progress: Progress
+) -> Iterator[VM]:
+    """Give the VM of `wish` for a block; otherwise as `launch`."""
+    with Manager(settings, progress, tenure=Tenure(folder=persistent(persist))) as manager:
+        vm = manager.launch(wanted)
+        try:
+            yield vm
+        finally:
+            if persist is not None and vm.runs:
+                vm.shutdown()
+
+
+def wish(
+    arguments: Mapping[str, Any], settings: Settings, persist: str | os.PathLike[str] | None, where: str = "launch"
+) -> Spec:
+    """Say what a VM is to be; `where` is who asks for it, for the message of the `SpecError` that this raises."""
+    if persist is not None and arguments.get("template"):
+        raise SpecError("launch: persist says where the disk is, and a clone has its template's: leave out template")
+    booted = {"template": False} if persist is not None else {}
+    return merge(settings.shape, check({**arguments, **booted}, where))
+
+
+def persistent(folder: str | os.PathLike[str] | None) -> str | None:
+    """Make the folder in which a disk is to stay, if this is the engine's host; raises `SpecError`."""
+    if folder is None:
+        return None
+    path = Path(folder).absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"persist={path}: {error.strerror}") from None
+    return str(path)

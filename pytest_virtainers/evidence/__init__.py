@@ -1,0 +1,1 @@
+"""What a failing test leaves, and machines that go on from it."""

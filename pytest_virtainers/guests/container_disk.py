@@ -1,0 +1,220 @@
+"""Prepared virtainers: container images with a guest disk in them, to start VMs from, and to make.
+
+Ours are the runtime image with the disk at `/image`, so that the engine's own `run` starts the VM. Taken are those,
+and containerDisks as KubeVirt has them, with one disk of any name in `/disk`
+(https://kubevirt.io/user-guide/storage/disks_and_volumes/#containerdisk).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import docker.errors
+
+from pytest_virtainers.config import parsing
+from pytest_virtainers.config.architecture import FIRMWARE, check_firmware
+from pytest_virtainers.engine import build_context
+from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.errors import ImageError, SpecError
+from pytest_virtainers.guests.catalogue import catalogue
+from pytest_virtainers.guests.disk_format import DISK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.store.volume import Workshop
+
+SCHEME = "docker-image://"
+PLACES = ("/image", "/disk")
+"""Where a disk may be in a container image."""
+_USER, _FIRMWARE, _ARCH = f"{LABEL}.user", f"{LABEL}.firmware", f"{LABEL}.arch"
+"""Labels of a container image with the login user of its guest, with what that boots from, and for what machine."""
+_PARSERS = {
+    _USER: parsing.user_name,
+    _FIRMWARE: parsing.choice("bios", "uefi"),
+    _ARCH: parsing.choice(*FIRMWARE),
+}
+_SETTLE = """
+cd "$1" && find . -type f -exec mv -T {} .found ';' && find . -mindepth 1 ! -path ./.found -delete &&
+    chown 0:0 .found && chmod 644 .found && mv .found "$2" && sha256sum "$2"
+"""
+_REPOSITORY = "localhost/virtainers"
+_PART = "[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+_TAG = re.compile(rf"(?:{_PART}(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]*)?", re.ASCII)
+_TAGGED = re.compile(r":[^/]+$")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A container image that the engine has.
+
+    Attributes:
+        reference: by which it was asked for.
+        id: the engine's; what the reference means may change.
+        user: the login user of its guest, if it says so.
+        firmware: from which that boots, if it says so; else empty.
+        arch: the architecture of the machines that it is for: by its label, else its own.
+    """
+
+    reference: str
+    id: str
+    user: str | None
+    firmware: str
+    arch: str
+
+    @property
+    def digest(self) -> str:
+        """Its id in hex."""
+        return self.id.removeprefix("sha256:")
+
+
+def look(engine: Engine, reference: str, arch: str, tell: Callable[[str], object]) -> Prepared:
+    """Find a container image on the engine, or have it pulled.
+
+    Args:
+        engine: that is to have it.
+        reference: its name.
+        arch: for which its guest is to be, or `auto`.
+        tell: called with what the engine says.
+
+    Raises:
+        ImageError: there is none, or it is for another architecture.
+        EngineError: the engine failed.
+    """
+    if not reference:
+        raise ImageError(f"image {SCHEME}: the name of a container image is missing")
+    with engine.failures(f"looking for image {reference}"):
+        found = _inspect(engine, reference)
+        if found is None:
+            said = engine.pull(reference, tell)
+            found = _inspect(engine, reference)
+            if found is not None and arch not in {"auto", _read(found, reference).arch}:
+                engine.pull(reference, tell, arch)  # a containerDisk for several
+                found = _inspect(engine, reference)
+            if found is None:
+                raise ImageError(
+                    f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. If that "
+                    f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
+                )
+    prepared = _read(found, reference)
+    if arch not in {"auto", prepared.arch}:
+        raise ImageError(
+            f"image {SCHEME}{reference}: its guest is for {prepared.arch}, not for {arch}. If there is one for that, "
+            f"have it: {engine.kind} pull --platform linux/{arch} {reference}"
+        )
+    return prepared
+
+
+def _inspect(engine: Engine, reference: str) -> dict[str, Any] | None:
+    try:
+        return cast("dict[str, Any]", engine.api.inspect_image(reference))  # type: ignore[no-untyped-call]
+    except docker.errors.ImageNotFound:
+        return None
+
+
+def _read(found: Mapping[str, Any], reference: str) -> Prepared:
+    """Take what the engine tells of an image; raises `ImageError`."""
+    labels = (found.get("Config") or {}).get("Labels") or {}
+    read: dict[str, str] = {}
+    for label, parse in _PARSERS.items():
+        try:  # it goes into configurations and command lines
+            if label in labels:
+                read[label] = parse(labels[label])
+        except ValueError as error:
+            raise ImageError(
+                f"image {SCHEME}{reference}: its label {label}={labels[label]!r} is wrong: {error}"
+            ) from None
+    firmware, arch = read.get(_FIRMWARE, ""), read.get(_ARCH, found["Architecture"])
+    try:
+        check_firmware(parsing.choice(*FIRMWARE)(arch), firmware)
+    except ValueError as error:
+        raise ImageError(f"image {SCHEME}{reference} is for {arch}: {error}") from None
+    return Prepared(reference, str(found["Id"]), read.get(_USER), firmware, arch)
+
+
+def take_out(image: Prepared, shop: Workshop, out: str) -> str:
+    """Copy the disk of a container image into the folder `out` of the store; give its SHA-256.
+
+    Raises:
+        ImageError: it has no disk, or several.
+        StoreError: the store cannot be written.
+        EngineError: the engine failed.
+    """
+    with shop.beside(image.id) as container:
+        for place in PLACES:
+            if (pieces := container.archive(place)) is not None:
+                shop.container.put_archive(out, pieces)
+                break
+    # As a file, whatever it is called and whose it was; a link would lead out of the image.
+    count = int(shop.shell('find "$1" -type f -printf x | wc -c', out))
+    if count != 1:
+        what = "no disk" if count == 0 else f"{count} files"
+        raise ImageError(
+            f"image {SCHEME}{image.reference}: it has {what} at {' or '.join(PLACES)}; a prepared virtainer has its "
+            "disk as the file /image, a containerDisk one file in the folder /disk"
+        )
+    said = shop.shell(_SETTLE, out, DISK)
+    return said.split()[0]
+
+
+def tag_for(image: str, tag: str | None) -> str:
+    """Say what a prepared virtainer is called: `debian-13` by default `localhost/virtainers/debian:13`.
+
+    Raises:
+        SpecError: this can be no container image's name, or the guest image has none of which one could be made.
+    """
+    if tag is not None:
+        if not _TAG.fullmatch(tag):
+            raise SpecError(f"{tag!r} is no name of a container image: it is like localhost/virtainers/debian:13")
+        return tag if _TAGGED.search(tag) else f"{tag}:latest"
+    known = catalogue()
+    if image not in known:
+        raise SpecError(f"{image} is not in the catalogue: say with --tag what its container image is called")
+    name = known[image].name
+    distribution, _, version = name.partition("-")
+    return f"{_REPOSITORY}/{distribution}:{version or 'latest'}"
+
+
+def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Callable[[str], object]) -> str:
+    """Make a container image of the runtime image and a guest disk of the store; give its name and tag.
+
+    Args:
+        guest: in the store.
+        tag: as `tag_for` gives it.
+        runtime_image: that it is made of.
+        shop: the store.
+        tell: called with what the engine says.
+
+    Raises:
+        ImageError: the engine does not build it.
+        EngineError: the engine failed.
+    """
+    engine, said = shop.engine, ""
+    machine = guest.machine("auto")
+    with engine.failures(f"making image {tag}"):
+        events = engine.api.build(
+            fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types know files only
+            custom_context=True,
+            tag=tag,
+            buildargs={"RUNTIME": runtime_image, **machine},
+            labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
+            rm=True,
+            forcerm=True,
+            decode=True,
+        )
+        for event in events:
+            said = str(event.get("error") or event.get("stream") or "").strip() or said
+            tell(said)
+            if event.get("error"):  # an older image of that name may be there
+                raise ImageError(f"making image {tag} failed: {engine} said: {said}")
+    return tag
+
+
+def _context(guest: Guest, shop: Workshop) -> Iterator[bytes]:
+    """Give what the image is built of, as a tar stream: the recipe, and the disk as the engine packs it."""
+    yield build_context.archive("prepared", goes_on=True)
+    yield from shop.container.archive(guest.disk) or ()

@@ -1,0 +1,173 @@
+"""Full checks of what the store holds, against the digests taken when it came there.
+
+A bit that flips on a disk or in memory would go into every clone, and no test would know. Each start of a VM looks at
+samples (`virtainer.image.fingerprint`). Here everything is read, by the runtime image's command `verify`: when a user
+asks for it, and once in each process in the background, for what this process starts VMs from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.store.volume import MOUNT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.store.volume import Workshop
+
+MISSING = "it is missing"
+"""The error of a file that is not there, as the runtime image says it."""
+_DELAY_SECONDS = 5.0  # a process that ends soon need not start a helper
+_END_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file of the store that was read.
+
+    Attributes:
+        place: the folder: `guests/KEY` or `templates/KEY`.
+        file: its name there.
+        sha256: its digest now; None when it cannot be read.
+        was: its digest when it was saved; None when none was taken.
+        error: why it cannot be read.
+    """
+
+    place: str
+    file: str
+    sha256: str | None
+    was: str | None
+    error: str = ""
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it is not what it was."""
+        return self.sha256 is None or (self.was is not None and self.sha256 != self.was)
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"{self.place}: {self.file}: {self.error}"
+        if self.damaged:
+            return f"{self.place}: {self.file} is damaged: its SHA-256 is {self.sha256}, and was {self.was}"
+        return f"{self.place}: {self.file}: {'as it was' if self.was else 'no digest was taken of it'}"
+
+
+def read(
+    container: Container,
+    places: Sequence[str],
+    *,
+    gently: bool = False,
+    on_progress: Callable[[], object] = lambda: None,
+) -> Iterator[Checked]:
+    """Read all files in these places of the store.
+
+    Args:
+        container: a helper that has the store.
+        places: folders of it.
+        gently: with what others leave of the machine.
+        on_progress: called now and then while it works.
+
+    Raises:
+        EngineError: the engine failed.
+        VirtainerError: the helper did.
+    """
+    words = ["verify", *(["--gently"] if gently else []), *(f"{MOUNT}/{place}" for place in places)]
+    code, output = container.run(words, lambda _piece: on_progress())
+    if code != 0:
+        raise VirtainerError(
+            f"reading {', '.join(places)} failed (exit code {code}): {output.decode(errors='replace')}"
+        )
+    for line in output.splitlines():
+        if line.strip():
+            row = json.loads(line)
+            place = row.pop("folder").removeprefix(f"{MOUNT}/")
+            yield Checked(place, **row)
+
+
+class _Stopped(Exception):
+    """The process ends."""
+
+
+class Watch:
+    """Reads, in the background and once, all that this process starts VMs from.
+
+    Args:
+        store: opens the store for reading.
+    """
+
+    def __init__(self, store: Callable[[], AbstractContextManager[Workshop]]) -> None:
+        self._store = store
+        self._known: set[tuple[str, str]] = set()
+        self._wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[Checked] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    def want(self, place: str, identity: str) -> None:
+        """Have a place read, unless this very content was, or will be.
+
+        Args:
+            place: its folder in the store.
+            identity: by which its content differs from another one that has its place later.
+        """
+        with self._lock:
+            if (place, identity) in self._known or self._stopping.is_set():
+                return
+            self._known.add((place, identity))
+            self._wanted.put(place)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="virtainers-verify", daemon=True)
+                self._thread.start()
+
+    def damage(self) -> list[Checked]:
+        """Return what was found since the last call."""
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._found.get_nowait())
+        return found
+
+    def stop(self) -> None:
+        """Read nothing any more; what is under way ends soon."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Stop, and wait for a moment until that is done."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join(_END_SECONDS)
+
+    def _work(self) -> None:
+        self._stopping.wait(_DELAY_SECONDS)
+        # Trouble with the engine or the store is told by the launches that meet it, too.
+        with contextlib.suppress(VirtainerError, _Stopped):
+            self._check()
+            with self._store() as shop:
+                while place := self._next():
+                    for each in read(shop.container, [place], gently=True, on_progress=self._check):
+                        if each.damaged and each.error != MISSING:  # another process has removed it
+                            self._found.put(each)
+
+    def _next(self) -> str:
+        """Return the next place; an empty text when there is none, and then this thread has ended."""
+        with self._lock:
+            self._check()
+            try:
+                return self._wanted.get_nowait()
+            except queue.Empty:
+                self._thread = None
+                return ""
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped

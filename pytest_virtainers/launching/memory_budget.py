@@ -1,0 +1,160 @@
+"""How much memory the VMs of this machine may take together, over all processes; who finds no room waits.
+
+A VM that boots is counted with all its RAM. A clone shares with its template what it does not change: it is counted
+with what its container really takes, and with a guess as long as it is new. The labels of the containers say who
+takes what, so all processes on one engine see the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers.engine import owner
+from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.errors import BudgetError, SpecError
+from pytest_virtainers.store.locks import Holds, is_held
+from pytest_virtainers.support.paths import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_virtainers.config.spec import Spec
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.support.progress import Progress
+
+MEMORY = f"{LABEL}.memory-mib"
+"""The label of a VM's container with the MiB that it is counted with, at least."""
+LIMIT = f"{LABEL}.memory-limit-mib"
+"""The label with the MiB that it can take at most."""
+
+QEMU_MIB = 128
+"""What QEMU and the supervisor take beside the guest's RAM: measured 60 to 110 MiB under emulation."""
+_SHARE_OF_A_CLONE = 8  # of its RAM, an idle clone of 1 GiB makes some 50 MiB its own, a busy one more
+_WAITING = "waits-for-memory"
+_POLL_SECONDS = 0.5
+_TRUST_SECONDS = 30.0
+_AT_ONCE = 8
+
+
+def booted_mib(spec: Spec) -> int:
+    """Give the MiB that a VM can take at most, and that one which boots is counted with."""
+    return spec.ram + QEMU_MIB
+
+
+def cloned_mib(spec: Spec) -> int:
+    """Give the MiB that a new clone is counted with."""
+    return spec.ram // _SHARE_OF_A_CLONE + QEMU_MIB
+
+
+class Budget:
+    """The memory for the VMs of one engine.
+
+    Args:
+        engine: that runs them.
+        share: gives the budget in MiB, from the memory of the engine's host in MiB.
+        run_id: of this process, whose own VMs nobody else will end.
+        progress: where waiting is shown.
+    """
+
+    def __init__(self, engine: Engine, share: Callable[[int], int], run_id: str, progress: Progress) -> None:
+        self._engine = engine
+        self._share = share
+        self._run_id = run_id
+        self._progress = progress
+        self._limit_mib: int | None = None
+        self._seen: dict[str, tuple[int, float]] = {}  # what containers take, and until when that is believed
+
+    def check(self, spec: Spec) -> None:
+        """Raise `SpecError` when such a VM can never fit."""
+        host_mib = self._host_mib()
+        if spec.ram > host_mib:
+            raise SpecError(f"{spec.name}: ram={spec.ram}M is more than the engine's host has ({host_mib}M)")
+        if booted_mib(spec) > self._limit():
+            raise SpecError(
+                f"{spec.name}: ram={spec.ram}M and {QEMU_MIB}M for QEMU are more than all VMs may take together "
+                f"({self._limit()}M): ask for less, or raise --virtainer-max-ram"
+            )
+
+    @contextmanager
+    def room(self, spec: Spec, mib: int, *, give_back: Callable[[], bool], patience: float) -> Iterator[None]:
+        """Wait until there is room for a VM that is counted with `mib`; the container is created inside the block.
+
+        Args:
+            spec: of the VM.
+            mib: `booted_mib` or `cloned_mib` of it.
+            give_back: frees memory of this process that nobody needs; tells whether there was some.
+            patience: seconds to wait for what other processes take; 0 lets those go first that wait.
+
+        Raises:
+            BudgetError: nobody else has the memory, or it did not become free in time.
+        """
+        deadline = time.monotonic() + patience
+        with contextlib.ExitStack() as stack:
+            with self._progress.step(f"waiting for memory for {spec.name}") as step, Holds() as waiting:
+                while True:
+                    if not patience and is_held(_WAITING):
+                        raise BudgetError(f"no memory for {spec.name}: a test of another process waits for some")
+                    with contextlib.ExitStack() as lock:
+                        lock.enter_context(locked("memory", step.update))
+                        ours, others = self._taken(booted_mib(spec))
+                        if ours + others + mib <= self._limit():
+                            stack.push(lock.pop_all())
+                            break
+                    if give_back():
+                        continue
+                    sums = (
+                        f"it needs {mib} MiB, and of {self._limit()} MiB for all VMs, this process's take {ours} MiB "
+                        f"and others {others} MiB"
+                    )
+                    if not others or time.monotonic() >= deadline:
+                        waited = f"; waited {patience:.0f} s for those" if others else ""
+                        raise BudgetError(
+                            f"no memory for {spec.name}: {sums}{waited}. End VMs earlier (scope), ask for less "
+                            "(ram), run fewer workers, or raise --virtainer-max-ram"
+                        )
+                    waiting.add(_WAITING)
+                    step.update(sums)
+                    time.sleep(_POLL_SECONDS)
+            yield
+
+    def _taken(self, most_of_next: int) -> tuple[int, int]:
+        """Give the MiB that VMs of this process take, and those of others."""
+        with self._engine.failures("asking which VMs there are"):
+            listed = self._engine.api.containers(all=True, filters={"label": [MEMORY]})
+        # Neither a VM that stays and is switched off, nor what only has labels of the image of somebody else.
+        found = [each for each in listed if each.get("State") != "exited" and LIMIT in each["Labels"]]
+        labels = {each["Id"]: each["Labels"] for each in found}
+        taken = {container: int(each[LIMIT]) for container, each in labels.items()}
+        if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter how much they really take
+            self._look_at(found)
+            taken = {container: self._seen[container][0] for container in labels}
+        ours = sum(mib for container, mib in taken.items() if owner.run(labels[container]) == self._run_id)
+        return ours, sum(taken.values()) - ours
+
+    def _look_at(self, containers: Sequence[dict[str, Any]]) -> None:
+        """Learn what containers take, not new ones and not often: a Docker elsewhere needs a second for each."""
+        now, today = time.monotonic(), time.time()
+        least = {each["Id"]: int(each["Labels"][MEMORY]) for each in containers}
+        most = {each["Id"]: int(each["Labels"][LIMIT]) for each in containers}
+        for each in containers:
+            if today - each["Created"] < _TRUST_SECONDS:
+                self._seen.setdefault(each["Id"], (least[each["Id"]], now + _TRUST_SECONDS))
+        old = [each for each in least if now > self._seen.get(each, (0, 0.0))[1]]
+        with self._engine.failures("asking how much memory VMs take"), ThreadPoolExecutor(_AT_ONCE) as threads:
+            for container, mib in zip(old, threads.map(self._engine.memory_used_mib, old), strict=True):
+                # Of all processes of its host together a rootless Podman tells, where cgroups are of version 1.
+                believed = min(max(mib, least[container]), most[container])
+                self._seen[container] = (believed, now + _TRUST_SECONDS)
+
+    def _host_mib(self) -> int:
+        with self._engine.failures("asking for the memory of the engine's host"):
+            return self._engine.memory_mib()
+
+    def _limit(self) -> int:
+        if self._limit_mib is None:
+            self._limit_mib = self._share(self._host_mib())
+        return self._limit_mib

@@ -1,0 +1,162 @@
+"""The networks of one run: made when a VM first asks for one, gone at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_virtainers.config.network_spec import DEFAULT
+from pytest_virtainers.engine import network as engine_network
+from pytest_virtainers.engine import owner
+from pytest_virtainers.errors import SpecError
+from pytest_virtainers.launching.isolation import Isolation
+from pytest_virtainers.support.forks import disown_in_child
+from pytest_virtainers.support.paths import locked
+from pytest_virtainers.vm.network import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pytest_virtainers.config.network_spec import NetworkSpec
+    from pytest_virtainers.config.reach import Net
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.container import Container
+
+# So that the guest is refused each call at once, and not some a second.
+_REFUSALS = {"net.ipv4.icmp_ratelimit": "0"}
+_IPV6 = {"net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf.default.disable_ipv6": "0"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a virtainer's container needs on its first network (docs/runtime-image.md, variables and IPv6)."""
+
+    environment: Mapping[str, str]
+    sysctls: Mapping[str, str]
+    dns_options: tuple[str, ...]
+
+
+class Networks:
+    """All networks of one run.
+
+    Args:
+        engine: where they are.
+        run_id: of the run.
+        recorded: whether all that is on them is captured, for the evidence of failing tests.
+        reached: what VMs on them may call though it would be closed to them.
+        note: is given what a person should know.
+        lasting: they are those of all VMs that are kept: one that is there is used again, and none is removed here.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run_id: str,
+        *,
+        recorded: bool,
+        reached: Sequence[Net] = (),
+        note: Callable[[str], object] = lambda _text: None,
+        lasting: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._run_id = run_id
+        self._recorded = recorded
+        self._lasting = lasting
+        self._made: dict[tuple[str, str | None], Network] = {}
+        self._isolation = Isolation(engine, reached, note)
+        self._lock = threading.Lock()
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """Leave them to a forked child's parent, of which another thread may have held the lock."""
+        self._lock = threading.Lock()
+
+    def get(self, spec: NetworkSpec) -> Network:
+        """Give a network, made if need be.
+
+        Raises:
+            SpecError: another VM of the run has asked for something else of this name.
+            EngineError: it cannot be made.
+        """
+        by_internet = spec.name == DEFAULT.name  # of this one there may be two: with and without a way out
+        key = (spec.name, spec.mode if by_internet else None)
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = Network(spec, self._make(spec), recorded=self._recorded)
+            found = self._made[key]
+        if found.spec != spec:
+            raise SpecError(
+                f"the network {spec.name} is {found.spec} for one VM and {spec} for another: describe it alike "
+                "everywhere, or give one of them another name"
+            )
+        return found
+
+    def all(self) -> list[Network]:
+        """List those that were made."""
+        with self._lock:
+            return list(self._made.values())
+
+    def setting(self, spec: NetworkSpec) -> Setting:
+        """Say what a virtainer needs whose first card is on this network; raises as `get` does."""
+        network = self.get(spec)
+        isolated = spec.mode == "isolated"
+        return Setting(
+            environment={**self._isolation.environment(network), **({"DNS": "names"} if isolated else {})},
+            sysctls={**_REFUSALS, **(_IPV6 if network.ipv6 else {})},
+            dns_options=("ndots:1",) if isolated else (),
+        )
+
+    def guard(self, container: Container, spec: NetworkSpec) -> None:
+        """Close to a started virtainer, whose first card is on this network, what the host gets while it runs.
+
+        One of those that are kept is not guarded: this process ends before it.
+        """
+        if not self._lasting:
+            self._isolation.guard(container, self.get(spec))
+
+    def reset(self) -> None:
+        """Remove all but the default networks, which serve other VMs when these have ended; raises `EngineError`."""
+        with contextlib.ExitStack() as stack, self._lock:
+            made, self._made = self._made, {}
+            for key, network in made.items():
+                if network.name == DEFAULT.name and network.recorder is None:
+                    self._made[key] = network.renewed()
+                else:
+                    stack.callback(network.close)
+            self._isolation.forget()
+
+    def close(self) -> None:
+        """Remove them all; raises `EngineError`."""
+        self._isolation.close()
+        with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
+            for network in () if self._lasting else self._made.values():
+                stack.callback(network.close)
+            self._made = {}
+
+    def _make(self, spec: NetworkSpec) -> engine_network.Network | engine_network.ExistingNetwork:
+        if spec.source is not None:
+            return engine_network.ExistingNetwork(self._engine, spec.source)
+        # Podman has no rules for its internal networks, and Docker's, where they are, too, drop what no rule passes:
+        # on a bridge as well, if the host lets the firewall look there (bridge-nf-call-iptables). So on Podman, it is
+        # the containers alone that leave their VMs no way out. (On a wire, they hide from the firewall.)
+        isolated = spec.mode == "isolated" and self._engine.kind != "podman"
+        shape = engine_network.Shape(
+            driver="macvlan" if spec.mode == "macvlan" else "bridge",
+            internal=isolated or spec.mode == "wire",
+            masquerade=spec.mode != "routed",
+            subnet=spec.subnet,
+            ipv6=spec.ipv6,
+            parent=spec.parent,
+        )
+        suffix = "-isolated" if spec.mode == "isolated" else ""
+        if not self._lasting:
+            name = f"virtainers-{self._run_id}-{spec.name}{suffix}"
+            return engine_network.Network(self._engine, name, owner.labels("network", self._run_id), shape)
+        name = f"virtainers-{spec.name}{suffix}"
+        with locked("machines-network"):
+            if engine_network.there_is(self._engine, name):
+                return engine_network.ExistingNetwork(self._engine, name)
+            labels = owner.labels(owner.MACHINES_NETWORK, self._run_id)
+            return engine_network.Network(self._engine, name, labels, shape)

@@ -1,0 +1,310 @@
+"""Templates: a machine of each shape is saved once; every VM of that shape is a clone of it.
+
+That machine is booted, or restored from the template of a simpler shape (`layering`).
+
+A template is kept in the store under a key made of everything that shapes it. Saving and restoring is the runtime
+image's work (`images/runtime/virtainer/template.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pytest_virtainers.config import parsing
+from pytest_virtainers.config.network_spec import DEFAULT
+from pytest_virtainers.config.prepare_digest import digest
+from pytest_virtainers.errors import StoreError, Unclonable
+from pytest_virtainers.launching import cloud_init, layering
+from pytest_virtainers.launching.once import Once
+from pytest_virtainers.ssh.keys import KeyPair, Keys
+from pytest_virtainers.ssh.resumable import SERVE, Session
+from pytest_virtainers.store import eviction
+from pytest_virtainers.store.volume import is_place, path
+from pytest_virtainers.support.paths import locked
+from pytest_virtainers.vm import individual, provisioning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+    from typing import Protocol
+
+    from pytest_virtainers.config.spec import Spec
+    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.store.locks import Holds
+    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.support.progress import Progress
+    from pytest_virtainers.vm.vm import VM
+
+    class Maker(Protocol):
+        """Starts the machine that becomes a template; what it raises passes through `Templates.ensure`."""
+
+        def boot(self, spec: Spec, keys: Keys, folder: str, /) -> VM:
+            """Boot a spec with these keys so that it can be saved into a folder of the store."""
+
+        def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template, /) -> VM:
+            """Do the same from a copy of its plain template; raises `NotLayered` if a boot may do better."""
+
+
+_FORMAT = 4
+_NO_KEYS = Keys(KeyPair("", ""), KeyPair("", ""))
+HOSTNAME = "vm"
+"""What a template's guest is called, as the VMs of markers without a name: those need not be renamed."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A saved machine in the store.
+
+    Attributes:
+        key: its name in the store.
+        base: the place of the guest image that its disk is made on.
+        user: the login user.
+        keys: by which one logs in to any of its clones, and knows them.
+        session: the SSH session that goes on in each clone, if there is one.
+        refusal: why machines of this shape cannot be cloned; empty when they can.
+        origin: the place of the template that it was made from; empty when it was booted.
+    """
+
+    key: str
+    base: str
+    user: str
+    keys: Keys
+    session: Session | None = None
+    refusal: str = ""
+    origin: str = ""
+
+    @property
+    def place(self) -> str:
+        """Its folder in the store."""
+        return _place(self.key)
+
+    @property
+    def identity(self) -> str:
+        """What tells it from another one that has its place in the store later."""
+        return self.keys.host.public
+
+    @property
+    def folder(self) -> str:
+        """Its folder in a container that has the store at `/store`."""
+        return path(self.place)
+
+
+class Templates:
+    """The templates of one run.
+
+    Args:
+        store: opens the store.
+        holds: keeps what is in it for us.
+        runtime_id: of the image that saves and restores.
+        progress: where long steps are shown.
+        once: what this run has failed to make.
+    """
+
+    def __init__(
+        self,
+        store: Callable[[], AbstractContextManager[Workshop]],
+        *,
+        holds: Holds,
+        runtime_id: str,
+        progress: Progress,
+        once: Once | None = None,
+    ) -> None:
+        self._store = store
+        self._holds = holds
+        self._runtime_id = runtime_id
+        self._progress = progress
+        self._once = once or Once()
+        self._known: dict[str, Template] = {}
+
+    def ensure(self, spec: Spec, guest: Guest, maker: Maker) -> Template:
+        """Give the template for `spec`, made if need be by whichever process needs it first.
+
+        Args:
+            spec: of a VM that is wanted.
+            guest: its image.
+            maker: starts the machine that is saved.
+
+        Raises:
+            VirtainerError: as booting does.
+            StoreError: the template cannot be kept.
+            TemplateError: it could not be made before in this run.
+        """
+        __tracebackhide__ = True
+        key = self._key(spec, guest)
+        if key not in self._known:
+            with self._store() as shop:
+                return self._ensure(key, spec, guest, maker, shop)
+        return self._known[key]
+
+    def _ensure(self, key: str, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template:
+        __tracebackhide__ = True
+        self._once.check(key, spec.name)
+        self._holds.add(_place(key))
+        self._known[key] = _recall(key, shop) or self._make_once(key, spec, guest, maker, shop)
+        return self._known[key]
+
+    def find(self, spec: Spec, guest: Guest) -> Template | None:
+        """Give the template for `spec` if there is one; raises `StoreError`."""
+        key = self._key(spec, guest)
+        if key not in self._known:
+            self._holds.add(_place(key))
+            with self._store() as shop:
+                found = _recall(key, shop)
+            if found is None:
+                return None
+            self._known[key] = found
+        return self._known[key]
+
+    def forget(self, template: Template, *, condemned: bool) -> bool:
+        """Look at the store anew when this template is asked for again; tell whether it was removed from there.
+
+        Args:
+            template: which did not restore.
+            condemned: remove it, unless another process has put another one in its place meanwhile. Running clones
+                keep what they have open.
+        """
+        self._known.pop(template.key, None)
+        if not condemned:
+            with self._store() as shop:
+                shop.forget(template.place)
+            return False
+        with self._store() as shop, self._lock(template.key):
+            stored = _load(template.key, shop)
+            if stored is not None and stored.keys != template.keys:
+                return False
+            eviction.remove(shop, [template.place])
+        return True
+
+    def known(self, place: str) -> Template | None:
+        """Return the template at this place of the store, if this process has used it."""
+        return next((each for each in self._known.values() if each.place == place), None)
+
+    def made_from(self, place: str) -> list[Template]:
+        """Return the templates which this process has used that were made from the one at this place."""
+        return [each for each in self._known.values() if each.origin == place]
+
+    def _make_once(self, key: str, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template:
+        __tracebackhide__ = True
+        with self._once.without_time_limit(), self._lock(key):
+            found = _load(key, shop)
+            if found is not None:
+                return found
+            with self._once.making(key, spec.name):
+                found = Template(key, guest.place, spec.user or guest.user, Keys.generate())
+                plain = self._plain(spec, guest, maker, shop)
+                with shop.new(found.place) as scratch:
+                    vm = None
+                    if plain is not None:
+                        try:
+                            vm = maker.restore(_alone(spec), found.keys, scratch, plain)
+                            found = replace(found, origin=plain.place)
+                        except layering.NotLayered as reason:
+                            self._progress.note(f"a VM of {spec.image} is booted for its template: {reason}")
+                            shop.shell('rm -rf "$1"/*', scratch)
+                    vm = vm or maker.boot(_alone(spec), found.keys, scratch)
+                    try:
+                        found = replace(found, session=vm.save(HOSTNAME))
+                    except Unclonable as refusal:
+                        found = replace(found, refusal=str(refusal))
+                    finally:
+                        vm.close()
+                    if found.refusal:
+                        shop.shell('rm -rf "$1"/*', scratch)
+                    shop.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})
+        return found
+
+    def _plain(self, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template | None:
+        """Return the template from which that of `spec` is made, itself made if need be; None: it is booted."""
+        __tracebackhide__ = True
+        if not layering.is_layer(spec):
+            return None
+        shape = layering.plain(spec)
+        key = self._key(shape, guest)
+        plain = self._known.get(key) or self._ensure(key, shape, guest, maker, shop)
+        return None if plain.refusal else plain
+
+    def _lock(self, key: str) -> AbstractContextManager[object]:
+        with self._progress.step("waiting for another process, which makes this template") as step:
+            return locked(f"template-{key}", step.update)
+
+    def _key(self, spec: Spec, guest: Guest) -> str:
+        """Name a template by what shapes it; who a VM is, and how it is waited for and shared, does not."""
+        shape = replace(spec, name=HOSTNAME, hostname=None, files={})
+        facts = {
+            "format": _FORMAT,
+            "runtime": self._runtime_id,
+            "disk": guest.digest,
+            "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, guest.arch, shape.internet],
+            "firmware": guest.boots_with(shape.firmware),
+            "env": shape.env,
+            "user-data": yaml.safe_dump(
+                cloud_init.user_data(shape, _NO_KEYS, spec.user or guest.user), sort_keys=False
+            ),
+            "meta-data": yaml.safe_dump(shape.meta_data, sort_keys=False),
+            "network-config": cloud_init.NETWORK_CONFIG,
+            "helper": [individual.helper(), individual.LEAVE, SERVE],
+            "prepare": digest(shape.prepare) if shape.prepare else "",
+            "provisioning": provisioning.SCRIPTS if layering.is_layer(spec) else [],
+        }
+        if spec.files:
+            facts["files"] = [(path, hashlib.sha256(content).hexdigest()) for path, content in spec.files.items()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def layers(place: str, shop: Workshop) -> list[str]:
+    """Return the places from which a VM runs that runs from `place`, the lowest last; raises `StoreError`."""
+    if not place.startswith("templates/"):
+        return [place]
+    manifest = shop.manifest(place)
+    if manifest is None or not is_place(manifest.get("guest")):
+        raise StoreError(f"{place} is not in the store any more, and the VM's disk is made on it")
+    return [place, manifest["guest"]]
+
+
+def _alone(spec: Spec) -> Spec:
+    """Give the spec of the VM that becomes the template: it is nobody, and meets nobody."""
+    return replace(spec, name=HOSTNAME, hostname=HOSTNAME, network=DEFAULT, ip=None, nics=())
+
+
+def _place(key: str) -> str:
+    return f"templates/{key}"
+
+
+def _recall(key: str, shop: Workshop) -> Template | None:
+    """Return a template as it was when some process looked last, or as it is."""
+    return _parsed(key, shop.recall(_place(key)))
+
+
+def _load(key: str, shop: Workshop) -> Template | None:
+    return _parsed(key, shop.manifest(_place(key)))
+
+
+def _parsed(key: str, manifest: Mapping[str, Any] | None) -> Template | None:
+    if manifest is None:
+        return None
+    try:
+        keys = Keys(**{name: KeyPair(**pair) for name, pair in manifest["keys"].items()})
+        session = Session(**manifest["session"]) if manifest["session"] else None
+        if not is_place(manifest["guest"]):
+            return None
+        user = parsing.user_name(manifest["user"])
+        origin = manifest["origin"]
+        if origin and not is_place(origin):
+            return None
+        return Template(key, manifest["guest"], user, keys, session, manifest["refusal"], origin)
+    except (AttributeError, KeyError, TypeError, ValueError):  # damaged: as if it were not there, it is made anew
+        return None
+
+
+def _manifest(template: Template, spec: Spec, guest: Guest) -> bytes:
+    facts = {"image": spec.image, "guest": guest.place, "architecture": guest.arch}
+    facts |= {name: getattr(spec, name) for name in ("ram", "cpus", "disk")}
+    about = {"user": template.user, "refusal": template.refusal, "keys": asdict(template.keys)}
+    about["origin"] = template.origin
+    session = template.session and asdict(template.session)
+    return json.dumps({**facts, **about, "session": session}, indent=2).encode()

@@ -1,0 +1,1 @@
+"""What pytest calls: hooks, fixtures, markers, reports."""

@@ -1,0 +1,85 @@
+"""Which VM the rest of the run will ask for next, as far as it can be told in advance."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers.config.spec import Spec, merge
+from pytest_virtainers.errors import SpecError
+from pytest_virtainers.plugin.markers import arguments, scope_node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+SEVERAL = frozenset({"vms", "vm_factory"})
+"""Fixtures whose VMs may look each other up by name, and should not find one that nobody has asked for yet."""
+
+_FIXTURE = "vm"
+_AHEAD = 20  # tests with a shared VM that is there already are passed over, but not hundreds of them each time
+_POSITIONS_KEY: pytest.StashKey[tuple[dict[pytest.Item, int], list[int]]] = pytest.StashKey()
+
+
+def next_spec(
+    item: pytest.Item,
+    following: pytest.Item | None,
+    base: Iterable[Mapping[str, Any]],
+    is_there: Callable[[pytest.Item | pytest.Collector, Spec], bool],
+) -> tuple[Spec | None, str]:
+    """Give the spec of the next VM that a test after `item` needs, and that test's id; None when none does.
+
+    Args:
+        item: the test that runs.
+        following: the one that follows (pytest's `nextitem`); None: `item` is the last.
+        base: the layers under the markers, as the last test had them.
+        is_there: tells whether a node of the collection has such a VM already.
+    """
+    if following is None or item.session.shouldstop or item.session.shouldfail:
+        return None, ""
+    for each in _after(item, following):
+        if _is_skipped(each):
+            continue
+        if SEVERAL & {*_fixtures(each)}:
+            break
+        try:
+            spec = merge(*base, *arguments(each))
+        except SpecError:  # the test itself will say so
+            continue
+        if not is_there(scope_node(each, spec.scope), spec):
+            return spec, each.nodeid
+    return None, ""
+
+
+def _after(item: pytest.Item, following: pytest.Item) -> list[pytest.Item]:
+    """List tests after `item` that use VMs of their own. A worker of pytest-xdist knows only of one."""
+    if hasattr(item.config, "workerinput"):
+        return [following] if _is_wanting(following) else []
+    items = item.session.items
+    if _POSITIONS_KEY not in item.session.stash:
+        wanting = [number for number, each in enumerate(items) if _is_wanting(each)]
+        item.session.stash[_POSITIONS_KEY] = ({each: number for number, each in enumerate(items)}, wanting)
+    positions, wanting = item.session.stash[_POSITIONS_KEY]
+    start = bisect_right(wanting, positions.get(item, len(items)))
+    return [items[number] for number in islice(wanting, start, start + _AHEAD)]
+
+
+def _is_wanting(item: pytest.Item) -> bool:
+    return bool({_FIXTURE, *SEVERAL} & {*_fixtures(item)})
+
+
+def _fixtures(item: pytest.Item) -> tuple[str, ...]:
+    return tuple(getattr(item, "fixturenames", ()))  # doctests have none
+
+
+def _is_skipped(item: pytest.Item) -> bool:
+    """Tell whether markers may keep a test from running; a condition written as text counts as met."""
+    unrun = (mark.kwargs.get("run", True) is False for mark in item.iter_markers("xfail"))
+    conditions = (
+        condition
+        for mark in item.iter_markers("skipif")
+        for condition in (*mark.args, mark.kwargs.get("condition", False))
+    )
+    return item.get_closest_marker("skip") is not None or any(unrun) or any(conditions)

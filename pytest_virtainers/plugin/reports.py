@@ -1,0 +1,322 @@
+"""Failing tests: the evidence of their machines, what the report says of it, and machines that are held."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.plugin import session
+from pytest_virtainers.terminal import one_line, printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_virtainers.vm.vm import VM
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where log and console of a machine stood when a test began to use it: what was before is not of that test."""
+
+    commands: int = 0
+    console: int = 0
+
+
+USED_KEY: pytest.StashKey[dict[VM, _Start]] = pytest.StashKey()
+"""The machines that a test has asked for."""
+SESSION_VM_KEY: pytest.StashKey[VM] = pytest.StashKey()
+"""The machine of `session_vm`, which tests use by the fixture's name alone."""
+_KEPT_KEY: pytest.StashKey[dict[VM, Path]] = pytest.StashKey()
+_FOLDER_KEY: pytest.StashKey[Path] = pytest.StashKey()
+
+# What must not hide why a test has failed: also that its time is up, which pytest-timeout says whenever it is.
+_TROUBLE = (Exception, pytest.fail.Exception)
+_LONGEST_SLUG = 100
+# Of such an id, the slug shows all parts; others get a hash.
+_PLAIN_ID = re.compile(r"(?:\w+/)*\w+\.py(?:::\w+)*", re.ASCII)
+_CONSOLE_LINES = 12
+_PROPERTY = "virtainer_artifacts"
+
+
+def begin(item: pytest.Item) -> None:
+    """Note that a try of a test begins: what was of another try is over."""
+    item.stash[USED_KEY], item.stash[_KEPT_KEY] = {}, {}
+    if _FOLDER_KEY in item.stash:
+        del item.stash[_FOLDER_KEY]
+    if _uses_session_vm(item):
+        used(item, item.config.stash[SESSION_VM_KEY], shared=True)
+    manager = session.present(item.config)
+    if manager is not None:
+        with contextlib.suppress(VirtainerError):  # the next run sweeps what stays
+            manager.bury()
+
+
+def used(item: pytest.Item, machine: VM, *, shared: bool = False) -> VM:
+    """Note that a test uses a machine, which others may have used before if it is `shared`, and give it."""
+    start = _Start(len(machine.log.entries), machine.console.size) if shared else _Start()
+    item.stash.setdefault(USED_KEY, {}).setdefault(machine, start)
+    return machine
+
+
+def machines(item: pytest.Item) -> list[VM]:
+    """List the machines that a test uses."""
+    if _uses_session_vm(item):  # made for this test, if `begin` has not seen it
+        used(item, item.config.stash[SESSION_VM_KEY])
+    return [*item.stash.setdefault(USED_KEY, {})]
+
+
+def _uses_session_vm(item: pytest.Item) -> bool:
+    return "session_vm" in getattr(item, "fixturenames", ()) and SESSION_VM_KEY in item.config.stash
+
+
+def report(item: pytest.Item, result: pytest.TestReport) -> None:
+    """Take evidence when one phase of a test has failed, and say in its report where it is; end what has ended.
+
+    After a failure, somebody may want to look at the machines: they stay until the next report, or the next test.
+    """
+    settings = session.settings(item.config)
+    manager = session.present(item.config)
+    if manager is None:
+        return
+    over = result.when == "teardown"
+    if (result.failed and settings.keep != "never") or (over and settings.keep == "always"):
+        for machine in [*machines(item), *manager.lost]:
+            _take(item, result, machine)
+    if (result.failed and settings.capture != "never") or (over and settings.capture == "always"):
+        _write_captures(item, result)
+    if result.failed:
+        for machine in [*machines(item), *manager.lost]:
+            _name_cause(item, result, machine)
+    if over and not result.failed:
+        try:
+            manager.bury()
+        except _TROUBLE as error:  # the next run sweeps what stays
+            _show(result, "virtainer", f"while machines were thrown away: {error}")
+
+
+def _show(result: pytest.TestReport, title: str, text: str) -> None:
+    """Add a section to a test's report, which a terminal will show; what is in it, a guest may have written."""
+    result.sections.append((one_line(title), printable(text)))
+
+
+def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
+    """Take the evidence of one machine, once in a test."""
+    kept = item.stash.setdefault(_KEPT_KEY, {})
+    settings = session.settings(item.config)
+    manager = session.manager(item.config)
+    is_new = machine not in kept
+    try:
+        if is_new:
+            folder = kept[machine] = _new_folder(item, machine)
+            from pytest_virtainers.evidence import collect
+
+            about = {"test": item.nodeid, "phase": result.when, "outcome": result.outcome, **manager.facts(machine)}
+            collect.collect(machine, folder, memory=settings.keep_memory, about=about, rescue=manager.rescue)
+            item.user_properties.append((_PROPERTY, str(folder)))
+            result.user_properties.append((_PROPERTY, str(folder)))
+        if result.failed:
+            _show(result, f"virtainer {machine.name}", _told(item, machine, kept[machine]))
+        if is_new:
+            _add_to_html(item, result, machine, kept[machine])
+    except _TROUBLE as error:
+        words = f"the evidence of {machine.name} could not be kept: {type(error).__name__}: {error}"
+        _show(result, f"virtainer {machine.name}", words)
+
+
+def _told(item: pytest.Item, machine: VM, folder: Path) -> str:
+    """Say in a few lines what there is to see."""
+    from pytest_virtainers.evidence.manifest_file import KEY, MANIFEST, OVERLAY
+
+    shown = _short(folder, item)
+    missing = json.loads((folder / MANIFEST).read_text())["missing"]
+    ended = [each for each in machine.log.entries[_start(item, machine).commands :] if each.seconds is not None]
+    failing = next((each for each in reversed(ended) if each.outcome not in {"exit 0", "done"}), None)
+    lines = [f"evidence: {shown}", *(f"missing: {name}: {why}" for name, why in missing.items())]
+    if not missing.keys() & {OVERLAY, KEY}:
+        lines.append(f"go on with it: virtainers resume {shown}")
+    if failing is not None:
+        lines.append(f"last command that did not end well: {failing}")
+    lines += _kernel_said(item, machine)
+    return "\n".join([*lines, "the console's last lines:", machine.console.tail(_CONSOLE_LINES)])
+
+
+def _start(item: pytest.Item, machine: VM) -> _Start:
+    return item.stash.setdefault(USED_KEY, {}).get(machine, _Start())
+
+
+def _kernel_said(item: pytest.Item, machine: VM) -> list[str]:
+    """Give what the guest's kernel has said that may be why a test has failed, also one that only sees the effect.
+
+    A panic is, whenever it was: the machine does not run since.
+    """
+    panic = machine.console.panic()
+    killed = machine.console.killed_for_memory(_start(item, machine).console)
+    return [*([panic] if panic else []), *killed]
+
+
+def _name_cause(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
+    """Add to the failure what its kernel has said, where its text has not got it."""
+    told = (printable(line) for line in _kernel_said(item, machine))
+    said = [line for line in told if line not in result.longreprtext]
+    if not said:
+        return
+    title = f"the kernel of {machine.name}"
+    failure: Any = result.longrepr
+    if hasattr(failure, "addsection"):
+        failure.addsection(title, "\n".join(said))
+    else:
+        result.longrepr = "\n".join([result.longreprtext, f"{title}:", *said])
+
+
+def _short(folder: Path, item: pytest.Item) -> str:
+    try:
+        return str(folder.relative_to(item.config.invocation_params.dir))
+    except ValueError:
+        return str(folder)
+
+
+def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
+    """Write what was on the networks of a test's machines since it began."""
+    used_ones = {*machines(item), *session.manager(item.config).lost}
+    for network in session.manager(item.config).networks.all():
+        if network.recorder is None or not used_ones.intersection(network.vms):
+            continue
+        try:
+            path = _folder(item) / f"{network.label}.pcap"
+            try:
+                with _private(path) as file:
+                    network.recorder.write(file, since=item.stash[session.BEGAN_KEY])
+            except BaseException:
+                path.unlink(missing_ok=True)  # a part is not wanted
+                raise
+        except _TROUBLE as error:
+            said = f"what was on it could not be kept: {type(error).__name__}: {error}"
+        else:
+            said = f"what was on it: {_short(path, item)}"
+        _show(result, f"virtainer network {network.label}", said)
+
+
+def _private(path: Path) -> IO[bytes]:
+    """Make a file that only this user can read, and open it for writing; of an earlier phase, nothing stays."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def _new_folder(item: pytest.Item, machine: VM) -> Path:
+    """Make the folder for one machine of this try of the test."""
+    folder = _folder(item)
+    number, name = 1, machine.name
+    while (folder / name).exists():
+        number += 1
+        name = f"{machine.name}-{number}"
+    (folder / name).mkdir(mode=0o700)
+    return folder / name
+
+
+def _folder(item: pytest.Item) -> Path:
+    """Give the folder for this try of the test, made if need be; each try has its own."""
+    if _FOLDER_KEY not in item.stash:
+        settings = session.settings(item.config)
+        root = item.config.rootpath / settings.artifacts
+        try:
+            root.mkdir(parents=True)
+        except FileExistsError:  # another worker may just have made it
+            pass
+        else:
+            (root / ".gitignore").write_text("*\n")
+        item.stash[_FOLDER_KEY] = _next_try(root, slug(item.nodeid), settings.retention)
+    return item.stash[_FOLDER_KEY]
+
+
+def _next_try(root: Path, name: str, retention: int | None) -> Path:
+    number = 1 + max(_tries(root, name), default=0)
+    while True:
+        folder = root / (name if number == 1 else f"{name}.{number}")
+        try:
+            folder.mkdir(mode=0o700)
+            break
+        except FileExistsError:  # another run of the same test
+            number += 1
+    if retention is not None:
+        tries = _tries(root, name)
+        for old in sorted(tries)[:-retention]:
+            shutil.rmtree(tries[old], ignore_errors=True)
+    return folder
+
+
+def _tries(root: Path, name: str) -> dict[int, Path]:
+    """Give the folders of this test's tries by their numbers."""
+    found = {}
+    for each in root.glob(f"{name}*"):
+        match = re.fullmatch(rf"{re.escape(name)}(?:\.(\d+))?", each.name)
+        if match:
+            found[int(match[1] or 1)] = each
+    return found
+
+
+def slug(node_id: str) -> str:
+    """Make a file name of a test's id; where that is too long, or could be another test's, too, a hash is added."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", node_id).strip("-")
+    if len(name) > _LONGEST_SLUG or not _PLAIN_ID.fullmatch(node_id) or name.split("-").count("py") > 1:
+        name = f"{name[:_LONGEST_SLUG]}-{hashlib.sha256(node_id.encode()).hexdigest()[:8]}"
+    return name
+
+
+def _add_to_html(item: pytest.Item, result: pytest.TestReport, machine: VM, folder: Path) -> None:
+    """Show it in pytest-html's report, where there is one."""
+    if not item.config.pluginmanager.hasplugin("html"):
+        return
+    from pytest_html import extras
+
+    shown: Any = result
+    shown.extras = [*getattr(result, "extras", []), extras.url(folder.as_uri(), name=f"{machine.name}: evidence")]
+    picture = folder / "screenshot.png"
+    if picture.exists():
+        content = base64.b64encode(picture.read_bytes()).decode()
+        shown.extras.append(extras.png(content, name=f"{machine.name}: screen"))
+
+
+def hold(item: pytest.Item) -> None:
+    """Say how to look into a failing test's machines; with the setting `hold`, wait until the person goes on."""
+    settings, manager = session.settings(item.config), session.present(item.config)
+    in_debugger = session.in_debugger(item.config)
+    if manager is None or not (settings.hold or in_debugger):
+        return
+    up = [each for each in (*machines(item), *manager.lost) if not each._container.ended]
+    if not up:
+        return
+    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend(in_=True)
+    try:
+        out = sys.stdout
+        for machine in up:
+            out.write(f"\nvirtainers: {machine.name} of {item.nodeid} is up\n")
+            for name, way in (("ssh:    ", "ssh_command"), ("console:", "console_command")):
+                try:
+                    shown = getattr(machine, way)
+                except (OSError, VirtainerError) as error:  # no room for the key's file, or just gone
+                    shown = f"({error})"
+                out.write(f"  {name} {shown}\n")
+        if settings.hold and not in_debugger:
+            if sys.stdin is not None and sys.stdin.isatty():
+                out.write("virtainers: press Enter to go on: ")
+                out.flush()
+                sys.stdin.readline()
+            else:
+                out.write("virtainers: there is no terminal to press Enter at, so it is not held\n")
+        out.flush()
+    finally:
+        if capture is not None:
+            capture.resume()

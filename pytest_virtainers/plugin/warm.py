@@ -1,0 +1,190 @@
+"""`pytest --virtainer-warm`: make the images and templates that the collected tests need, and run none of them.
+
+What a test needs follows from markers and the fixtures `virtainer_defaults` and `virtainer_prepare`. These are set
+up for each test that has a VM, with what they depend on; its other fixtures are not.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_virtainers.config.network_spec import DEFAULT
+from pytest_virtainers.config.spec import Spec, merge
+from pytest_virtainers.errors import VirtainerError
+from pytest_virtainers.plugin import session as run
+from pytest_virtainers.plugin.allocation import layers
+from pytest_virtainers.plugin.markers import arguments, by_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_FIXTURES = frozenset({"vm", "vms", "session_vm"})
+_FACTORY = "vm_factory"
+_OUTCOMES = (Exception, pytest.fail.Exception)
+_TESTS_SHOWN = 3
+
+
+@dataclass
+class Need:
+    """One shape of VM, and the tests that have such a VM."""
+
+    spec: Spec
+    tests: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        spec = self.spec
+        facts = [str(spec.image), f"{spec.ram} MiB", f"{spec.cpus} CPU", f"disk {spec.disk} MiB"]
+        facts += [each for each in (spec.accel, spec.arch, spec.firmware) if each != "auto"]
+        facts += [] if spec.internet else ["no internet"]
+        facts += [
+            f"{name} {', '.join(map(str, found))}"
+            for name in ("packages", "run_commands", "files", "user_data", "env")
+            if (found := getattr(spec, name))
+        ]
+        if spec.prepare is not None:
+            facts.append(f"prepare {getattr(spec.prepare, '__qualname__', 'function')}")
+        return ", ".join(facts) + ("" if spec.template else " (images only)")
+
+    @property
+    def whose(self) -> str:
+        """The tests, for a message."""
+        more = len(self.tests) - _TESTS_SHOWN
+        return ", ".join(self.tests[:_TESTS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+@dataclass
+class Needs:
+    """What the tests need, in their order, and why it is not known of some."""
+
+    shapes: list[Need] = field(default_factory=list)
+    unknown: list[tuple[str, str]] = field(default_factory=list)
+    factories: int = 0
+
+    def add(self, spec: Spec, test: str) -> None:
+        """Add the VM of a test."""
+        shape = _shape(spec)
+        for need in self.shapes:
+            if need.spec == shape:
+                need.tests += [test] if test not in need.tests else []
+                return
+        self.shapes.append(Need(shape, [test]))
+
+
+def _shape(spec: Spec) -> Spec:
+    """Leave out of a spec what is of no concern to images and templates."""
+    return replace(
+        spec,
+        name="vm",
+        hostname=None,
+        network=DEFAULT,
+        ip=None,
+        nics=(),
+        scope="function",
+        reset="none",
+        identity="template",
+    )
+
+
+def collect(items: Sequence[pytest.Item]) -> Needs:
+    """Return what these tests need; those that are skipped need nothing."""
+    needs = Needs()
+    wanting = [each for each in items if {*_FIXTURES, _FACTORY} & {*getattr(each, "fixturenames", ())}]
+    for item, following in zip(wanting, [*wanting[1:], None], strict=True):
+        needs.factories += _FACTORY in _names(item)
+        if not _FIXTURES & {*_names(item)}:
+            continue
+        try:
+            for spec in _specs(item, _base(item, following)):
+                needs.add(spec, item.nodeid)
+        except pytest.skip.Exception:
+            continue
+        except pytest.exit.Exception:
+            raise
+        except _OUTCOMES as error:
+            needs.unknown.append((item.nodeid, f"{type(error).__name__}: {error}"))
+    return needs
+
+
+def _names(item: pytest.Item) -> Sequence[str]:
+    found: Sequence[str] = getattr(item, "fixturenames", ())
+    return found
+
+
+def _base(item: Any, following: pytest.Item | None) -> list[Mapping[str, Any]]:
+    """Return the layers under a test's markers: set it up with these two fixtures alone, and tear it down."""
+    item.fixturenames, names = ["virtainer_defaults", "virtainer_prepare"], item.fixturenames
+    try:
+        item.ihook.pytest_runtest_setup(item=item)
+        values = item.funcargs
+        return layers(item.config, values["virtainer_defaults"], values["virtainer_prepare"])
+    finally:
+        try:
+            item.ihook.pytest_runtest_teardown(item=item, nextitem=following)
+        finally:
+            item.fixturenames = names
+
+
+def _specs(item: pytest.Item, base: list[Mapping[str, Any]]) -> Iterator[Spec]:
+    names = _names(item)
+    if "vm" in names:
+        yield merge(*base, *arguments(item))
+    if "vms" in names:
+        for named in by_name(item).values():
+            yield merge(*base, *named)
+    if "session_vm" in names:
+        yield merge(*base)
+
+
+def loop(session: pytest.Session) -> bool:
+    """Take the place of pytest's loop over the tests; make what fails a failure of the run."""
+    needs = collect(session.items)
+    failures = list(needs.unknown)
+    say = _writer(session.config)
+    if needs.factories:
+        say(f"{needs.factories} tests use {_FACTORY}: what it is called with is known only when they run")
+    if not needs.shapes:
+        say("no other test needs a VM" if needs.factories or failures else "no test needs a VM")
+    else:
+        failures += _make(session.config, needs.shapes)
+    session.testsfailed += len(failures)
+    if failures:
+        reporter: Any = session.config.pluginmanager.getplugin("terminalreporter")
+        reporter.section("virtainer: could not be made", sep="=", red=True, bold=True)
+        for what, why in failures:
+            reporter.write_line(f"{what}\n{why}\n")
+    return True
+
+
+def _make(config: pytest.Config, shapes: Sequence[Need]) -> list[tuple[str, str]]:
+    """Make all that is missing; return what could not be made, and why."""
+    say, failures = _writer(config), []
+    try:
+        with run.plain_errors():
+            manager = run.manager(config)
+    except pytest.skip.Exception as skipped:
+        say(f"the tests are skipped: {skipped.msg}")
+        return []
+    except VirtainerError as error:
+        return [("No VM can be made:", str(error))]
+    for number, need in enumerate(shapes, start=1):
+        began, before = time.monotonic(), len(manager.durations)
+        try:
+            manager.warm(need.spec, need.tests[0])
+        except pytest.exit.Exception:
+            raise
+        except _OUTCOMES as error:
+            failures.append((f"{need}, for {need.whose}:", f"{type(error).__name__}: {error}"))
+            manager.bury()
+            outcome = "failed"
+        else:
+            outcome = "made" if len(manager.durations) > before else "ready"
+        say(f"{number} of {len(shapes)}: {need}: {outcome} in {time.monotonic() - began:.1f} s")
+    return failures
+
+
+def _writer(config: pytest.Config) -> Any:
+    return lambda line: run.note(config, line)

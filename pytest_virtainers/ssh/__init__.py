@@ -1,0 +1,1 @@
+"""SSH to a guest: keys, connections, and sessions that outlive their connection."""

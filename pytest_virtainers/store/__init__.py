@@ -1,0 +1,1 @@
+"""The engine's volume with guest images and templates."""

@@ -1,0 +1,134 @@
+"""Do to a running guest what cloud-init does at a first boot: `files`, `packages` and `run_commands`.
+
+`packages` are the work of the guest's own cloud-init, and with them `run_commands`: so all is as the distribution has
+it. Without packages, its start would be most of the time that this takes. Then a shell does the same as its modules
+`write_files`, `runcmd` and `scripts_user`, which are alike on all distributions. Either way it happens in a service
+of its own, as at a boot: its output is on the console, in the journal and in cloud-init's log, and its result is
+where cloud-init leaves it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers.errors import BootError, Unclonable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_virtainers.config.spec import Spec
+    from pytest_virtainers.vm.vm import VM
+
+_LACKS = 90
+_CONFIG = "/etc/cloud/cloud.cfg.d/99_virtainers.cfg"
+_MODULES = ("package_update_upgrade_install", "runcmd", "scripts_user")
+# As cloud-init's write_files does: parents are made, links are followed, and what was there is overwritten in place.
+_WRITE = """
+umask 022
+put() {
+    mkdir -p "${1%/*}/"
+    base64 -d >"$1" && chmod 644 "$1" && chown root:root "$1"
+    ! command -v restorecon >/dev/null || restorecon "$1"
+}
+set -e
+"""
+# As /usr/lib/systemd/system/cloud-final.service has it; what it starts in the background stays.
+_SERVE = f"""
+[ -d /run/cloud-init ] && [ -d /var/lib/cloud/instance ] && command -v systemd-run >/dev/null || exit {_LACKS}
+umask 077
+cat >/run/virtainers-provision
+rm -f /run/cloud-init/result.json
+systemd-run --quiet --collect --unit=virtainers-provision --description='Packages and commands' \\
+    -p KillMode=process -p TasksMax=infinity -p StandardOutput=journal+console -p StandardError=inherit \\
+    -p SyslogIdentifier=cloud-init sh /run/virtainers-provision
+"""
+_BY_CLOUD_INIT = f"""
+rm -f "$0"
+cloud-init modules --mode=final
+rm -f {_CONFIG}
+[ -e /run/cloud-init/result.json ] || echo '{{"v1": {{"errors": []}}}}' >/run/cloud-init/result.json
+"""
+_BY_SHELL = r"""
+rm -f "$0"
+mkfifo -m 600 /run/virtainers-output
+tee -a /var/log/cloud-init-output.log </run/virtainers-output &
+exec >/run/virtainers-output 2>&1
+rm -f /run/virtainers-output
+/var/lib/cloud/instance/scripts/runcmd || python3 -I -S -c '
+import json
+error = "(\x27scripts_user\x27, RuntimeError(\x27Runparts: 1 failures (runcmd) in 1 attempted commands\x27))"
+path = "/run/cloud-init/status.json"
+with open(path) as file:
+    status = json.load(file)
+status["v1"]["modules-final"]["errors"].append(error)
+with open(path, "w") as file:
+    json.dump(status, file)
+'
+echo '{"v1": {"errors": []}}' >/run/cloud-init/result.json
+"""
+SCRIPTS = (_WRITE, _SERVE, _BY_CLOUD_INIT, _BY_SHELL, *_MODULES)
+"""All that runs in a guest, from which a template may differ that was made with others."""
+
+
+def provision(vm: VM, spec: Spec) -> None:
+    """Do in a guest what `spec` says of files, packages and commands, and wait until it is done.
+
+    Raises:
+        Unclonable: the guest has no cloud-init or no systemd-run; only files were written.
+        BootError: it failed; the message is that of a boot.
+    """
+    __tracebackhide__ = True
+    if spec.files:
+        vm.run("sh -s", input=write_script(spec.files), sudo=True)
+    if spec.packages:
+        vm.write_text(_CONFIG, config(spec), mode=0o600)
+        _serve(vm, _BY_CLOUD_INIT)
+    elif spec.run_commands:
+        scripts = "/var/lib/cloud/instance/scripts"
+        vm.run(
+            f"umask 077; mkdir -p {scripts} && cat >{scripts}/runcmd && chmod 700 {scripts}/runcmd",
+            input=shell_script(spec.run_commands),
+            sudo=True,
+        )
+        _serve(vm, _BY_SHELL)
+
+
+def write_script(files: Mapping[str, bytes]) -> str:
+    """Return a shell script that writes files."""
+    parts = [
+        f"put {shlex.quote(path)} <<'EOF'\n{base64.encodebytes(content).decode()}EOF\n"
+        for path, content in files.items()
+    ]
+    return _WRITE + "".join(parts)
+
+
+def shell_script(commands: Sequence[str | list[str]]) -> str:
+    """Return the script that cloud-init makes of `runcmd`."""
+    lines = [each if isinstance(each, str) else " ".join(map(_quote, each)) for each in commands]
+    return "".join(f"{line}\n" for line in ["#!/bin/sh", *lines])
+
+
+def config(spec: Spec) -> str:
+    """Return the settings with which cloud-init's last stage does this, and no more."""
+    facts: dict[str, Any] = {"cloud_final_modules": [[name, "always"] for name in _MODULES]}
+    facts["packages"] = list(spec.packages)
+    if spec.run_commands:
+        facts["runcmd"] = list(spec.run_commands)
+    return f"#cloud-config\n{json.dumps(facts)}\n"
+
+
+def _quote(word: str) -> str:
+    return "'" + word.replace("'", r"'\''") + "'"
+
+
+def _serve(vm: VM, script: str) -> None:
+    __tracebackhide__ = True
+    started = vm.run(_SERVE, input=script, sudo=True, check=False)
+    if started.exit_code == _LACKS:
+        raise Unclonable("the guest has no cloud-init, or no systemd-run")
+    if not started.ok:
+        raise BootError(f"{vm.name}: packages and commands could not be started: {started.stderr.strip()}")
+    vm.wait_until_provisioned()
