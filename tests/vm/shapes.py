@@ -1,6 +1,8 @@
 """Shapes that test files share: one of its own costs a boot on each engine."""
 
 from pytest_virtainers import Arguments
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, check, merge
 
 SMALL: Arguments = {"ram": "512M", "disk": "3G", "cpus": 2}  # two: the template boots faster
 LARGE = bytes(range(256)) * 4096  # more than travels in user-data
@@ -19,3 +21,8 @@ FULL: Arguments = {
     "run_commands": ["echo $((6*7)) $(id -un) $(stat -c '%s %a %U' /srv/large) >/srv/ran", ["touch", "/srv/a file"]],
 }
 """All that a marker can ask for without another image: for one that has no way out, too."""
+
+
+def spec(name: str, **arguments: object) -> Spec:
+    """Return what to launch: a small VM with these arguments."""
+    return merge(resolve([]).shape, check({**SMALL, "name": name, **arguments}, "here"))

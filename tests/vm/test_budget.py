@@ -17,7 +17,7 @@ from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.memory_budget import QEMU_MIB, Budget, cloned_mib
 from pytest_virtainers.support.progress import SILENT
-from tests.vm.test_templates import spec
+from tests.vm.shapes import spec
 
 OURS, OTHERS = "ours", "theirs"
 Start = Callable[..., Container]

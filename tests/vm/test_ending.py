@@ -20,6 +20,7 @@ from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.launching.launcher import Manager
 from tests.vm.processes import reaper_of
+from tests.vm.terminal import AT_TERMINAL
 
 pytestmark = [pytest.mark.alone, pytest.mark.each_engine]
 
@@ -38,8 +39,6 @@ def test_sleep(vm):
     pathlib.Path("ready").touch()
     time.sleep(600)
 """
-# Where these tests run in the background, SIGINT is ignored, and children inherit that; at a terminal it is not.
-AT_TERMINAL = ("env", "--default-signal=INT")
 
 
 class Run:

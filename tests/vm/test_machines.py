@@ -17,10 +17,10 @@ import requests
 
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.detect import command_line
-from tests.unit.test_seed import ready
+from tests.seeds import ready
 from tests.vm.processes import reaper_of
-from tests.vm.test_ending import AT_TERMINAL
-from tests.vm.test_viewer import Viewer
+from tests.vm.terminal import AT_TERMINAL
+from tests.vm.vnc_viewer import Viewer
 
 SHAPE = ("--ram", "512M", "--disk", "3G", "--cpus", "2")
 Virtainers = Callable[..., "subprocess.CompletedProcess[str]"]

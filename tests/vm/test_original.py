@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import paramiko
 import pytest
 
-from tests.unit.test_seed import ready
-from tests.vm.test_runtime_contract import BOOT, LEAST, LIMITS, OWNED, Container, new_network
+from tests.seeds import ready
+from tests.vm.plain_container import BOOT, LEAST, LIMITS, OWNED, Container, new_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,19 +12,15 @@ import pytest
 
 from benchmarks.idle import share
 from pytest_virtainers import VM, Arguments, GuestPanic, StoreError, VMFactory
-from pytest_virtainers.config.settings import Settings, resolve
-from pytest_virtainers.config.spec import Spec, check, merge
+from pytest_virtainers.config.settings import Settings
+from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.store.volume import workshop
 from pytest_virtainers.support.progress import SILENT
-from tests.vm.shapes import SMALL
-
-
-def spec(name: str, **arguments: object) -> Spec:
-    return merge(resolve([]).shape, check({**SMALL, "name": name, **arguments}, "here"))
+from tests.vm.shapes import SMALL, spec
 
 
 @pytest.fixture(scope="module")

@@ -192,7 +192,7 @@ def test_the_console_is_read_from_its_first_line_and_no_longer_than_the_machine_
 )
 def test_what_a_failure_shows_last_is_the_line_of_the_test(pytester: pytest.Pytester, line: str, error: str) -> None:
     names = "FORBIDDEN, REFUSED, Machine, result, unit"
-    pytester.makepyfile(f"from tests.unit.test_waits import {names}\ndef test_it():\n    {line}\n")
+    pytester.makepyfile(f"from tests.unit.vm.test_waits import {names}\ndef test_it():\n    {line}\n")
     shown = pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout
     shown.fnmatch_lines([f">   *{line}".replace("[", "[[]"), f"*.py:3: {error}"])
     shown.no_fnmatch_line("*pytest_virtainers/vm/*")

@@ -17,30 +17,7 @@ from pytest_virtainers.config.network_spec import NetworkSpec
 from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.vm.capture import Capture
 from pytest_virtainers.vm.network import Network
-
-
-class Stream:
-    """What a container's tcpdump writes, in pieces; it ends when it is asked to."""
-
-    def __init__(self, *pieces: bytes) -> None:
-        self.pieces, self.closed = list(pieces), False
-
-    def settimeout(self, _seconds: float | None) -> None:
-        pass
-
-    def recv(self, size: int) -> bytes:
-        if not self.pieces:
-            return b""
-        piece = self.pieces.pop(0)
-        if len(piece) > size:
-            self.pieces.insert(0, piece[size:])
-        return piece[:size]
-
-    def close_input(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
+from tests.unit.vm.fake_stream import Stream
 
 
 class FakeContainer:

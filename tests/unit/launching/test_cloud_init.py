@@ -15,6 +15,7 @@ from pytest_virtainers.config.spec import Spec, check, merge
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.launching import cloud_init
 from pytest_virtainers.ssh.keys import Keys
+from tests.seeds import ready
 
 KEYS = Keys.generate()
 
@@ -55,18 +56,6 @@ def test_meta_data_of_ones_own_goes_over_ours() -> None:
 def test_an_instance_id_of_ones_own_is_the_beginning_of_ours() -> None:
     files = read(cloud_init.iso(spec(meta_data={"instance-id": "iid-local01"}), KEYS, "debian", "id-1"))
     assert yaml.safe_load(files["meta-data"])["instance-id"] == "iid-local01-id-1"
-
-
-def ready(path: Path, **files: str) -> Path:
-    """Write somebody's seed."""
-    image = pycdlib.PyCdlib()
-    image.new(joliet=3, vol_ident="cidata")
-    for number, (name, content) in enumerate(files.items()):
-        data = content.encode(errors="surrogateescape")
-        image.add_fp(io.BytesIO(data), len(data), f"/F{number}.;1", joliet_path=f"/{name.replace('_', '-')}")
-    image.write(str(path))
-    image.close()
-    return path
 
 
 def test_a_ready_seed_is_read(tmp_path: Path) -> None:

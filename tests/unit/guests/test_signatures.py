@@ -11,8 +11,8 @@ import pytest
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.guests import checksums, signatures
 from pytest_virtainers.guests.download import Digest
+from tests.unit.guests.checksums import NAME, OTHER, SHORT
 from tests.unit.hostile_server import HostileServer, Request
-from tests.unit.test_checksums import NAME, OTHER, SHORT
 
 TEXT = f"{SHORT}  {NAME}\n".encode()
 

@@ -38,10 +38,10 @@ from pytest_virtainers.vm.network import Network
 from pytest_virtainers.vm.process import Process
 from pytest_virtainers.vm.shell import Leader
 from pytest_virtainers.vm.vm import VM
-from tests.unit import test_vm as said
 from tests.unit.fake_engine import Answer, serving
-from tests.unit.test_line import SECONDS, Wire, execute
-from tests.unit.test_network_faults import Stream
+from tests.unit.ssh.fake_sshd import SECONDS, Wire, execute
+from tests.unit.vm import fake_container
+from tests.unit.vm.fake_stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -416,7 +416,7 @@ FACTS = {"nics": {}, "alive": False, "runs": False}
 
 @pytest.fixture
 def vm() -> VM:
-    made = said.machine(said.Container(said.RUNS))
+    made = fake_container.machine(fake_container.Container(fake_container.RUNS))
     made._endpoint.engine = SimpleNamespace(kind="podman", url="unix:///x")  # type: ignore[assignment]
     return made
 

@@ -5,10 +5,8 @@ import pytest
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.guests import checksums
 from pytest_virtainers.guests.download import Digest
+from tests.unit.guests.checksums import LONG, NAME, OTHER, SHORT
 from tests.unit.hostile_server import HostileServer, cut, status
-
-SHORT, OTHER, LONG = "0123456789abcdef" * 4, "f" * 64, "0123456789abcdef" * 8
-NAME = "disk-1.2.x86_64.qcow2"
 
 
 @pytest.mark.parametrize(

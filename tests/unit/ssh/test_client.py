@@ -14,7 +14,7 @@ import pytest
 from pytest_virtainers import VMGone
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.interruptible import TimedOut
-from tests.unit.test_line import KEYS, SECONDS, Sshd
+from tests.unit.ssh.fake_sshd import KEYS, SECONDS, Sshd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from virtainer.ending import End, Reason
 from pytest_virtainers import VMGone
 from pytest_virtainers.errors import EngineError, GuestPanic, VirtainerError
 from pytest_virtainers.vm import power
-from tests.unit.test_vm import RUNS, Container, machine
+from tests.unit.vm.fake_container import RUNS, Container, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

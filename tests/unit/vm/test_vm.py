@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from virtainer.ending import End, Reason
 
-from pytest_virtainers.config.settings import resolve
-from pytest_virtainers.config.spec import merge
 from pytest_virtainers.errors import (
     BadTemplate,
     GuestPanic,
@@ -22,39 +20,11 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.ssh import client, resumable
-from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm import core
 from pytest_virtainers.vm.saving import Snapshot
 from pytest_virtainers.vm.vm import VM
-from tests.unit.fake_output import Said
+from tests.unit.vm.fake_container import RUNS, Container, machine
 
-
-class Container:
-    """Has written this on its serial console and through its supervisor, and may have ended."""
-
-    def __init__(self, *said: str, console: bytes = b"login: ", ended: bool = False) -> None:
-        self.stdout, self.ended = Said(console), ended
-        self.environment: dict[str, str] = {}
-        self.stderr = Said("".join(f"virtainer: {line}\n" for line in said).encode())
-
-    def wait(self, _seconds: float) -> bool:
-        return self.ended
-
-    def stream(self, _command: list[str]) -> None:
-        """Give nothing: nobody reads it here."""
-
-
-def machine(container: Any) -> VM:
-    endpoint: Any = SimpleNamespace(address="10.0.0.2")
-    network: Any = None
-    spec, keys = merge(resolve([]).shape), Keys.generate()
-    return VM(
-        spec, user="debian", keys=keys, container=container, endpoint=endpoint, network=network, progress=SILENT
-    )
-
-
-RUNS = "clone restored: prepared in 0.031 s, QEMU up in 0.042 s, state in 0.013 s"
 DISK_FAILED = "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: docker exec CONTAINER qmp …"
 CRASHED = "end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed"
 BAD_TEMPLATE = End(Reason.TEMPLATE, "the template /store/templates/abc does not restore: Invalid argument").line

@@ -13,7 +13,7 @@ import pytest
 from pytest_virtainers.errors import TransferError
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support import progress
-from tests.unit.test_vm import Container, machine
+from tests.unit.vm.fake_container import Container, machine
 
 MIB = 1024 * 1024
 
