@@ -47,7 +47,7 @@ def plugin(manager: Manager, spec: Spec) -> tuple[float, str]:
     began = time.perf_counter()
     vm = manager.launch(spec)
     taken = time.perf_counter() - began
-    accel = accelerator(vm._container.stderr)
+    accel = accelerator(vm.container.stderr)
     manager.discard(vm)
     return taken, accel
 

@@ -24,8 +24,8 @@ _BLOCK = 1024 * 1024
 
 def sftp(vm: VM, command: str) -> None:
     """Run one command of OpenSSH's sftp."""
-    words = shlex.split(vm.ssh_command)
-    words = ["sftp", *words[1:-1], "-b", "-", words[-1]]
+    _ssh, *options, _end_of_options, target = shlex.split(vm.ssh_command)
+    words = ["sftp", *options, "-b", "-", target]
     subprocess.run(words, input=command.encode(), check=True, stdout=subprocess.DEVNULL)
 
 

@@ -125,8 +125,8 @@ def keep(manager: Manager, spec: Spec) -> VM:
             "store": manager.store_location,
             **manager.facts(vm),
         }
-        vm._container.put("/", {PAPERS: json.dumps(papers).encode()})
-        vm._container.keep(owner.lasting_name(spec.name))
+        vm.container.put("/", {PAPERS: json.dumps(papers).encode()})
+        vm.container.keep(owner.lasting_name(spec.name))
     return vm
 
 

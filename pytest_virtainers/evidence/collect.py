@@ -77,7 +77,7 @@ def collect(
     with into.piece("console.log") as path:
         path.write_text(vm.console.text, errors="replace")
     with into.piece("supervisor.log") as path:
-        path.write_bytes(bytes(vm._container.stderr))
+        path.write_bytes(bytes(vm.container.stderr))
     with into.piece("screenshot.png") as path:
         vm.screenshot(path)
     with into.piece("commands.log") as path:
@@ -137,7 +137,7 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
     for name, command in commands.items():
         _log(vm, into, name, command, seconds_left())
     with into.piece("cores") as path:
-        into.missing |= cores.collect(vm._root_shell, path, seconds_left)
+        into.missing |= cores.collect(vm.root_shell, path, seconds_left)
 
 
 def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None:
@@ -145,7 +145,7 @@ def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None
     said, why = Limited(_MAX_LOG_BYTES), ""
     with into.piece(name) as path:
         try:
-            code, trouble = vm._root_shell(["sh", "-c", command], stdin=None, stdout=said, timeout=seconds)
+            code, trouble = vm.root_shell(["sh", "-c", command], stdin=None, stdout=said, timeout=seconds)
             if code != 0:
                 why = trouble.strip() or f"exit code {code}"
         except TooMuch:
@@ -205,8 +205,8 @@ def _open(
     vm: VM, rescue: Callable[[VM], AbstractContextManager[Container]] | None
 ) -> AbstractContextManager[Container]:
     """Give the machine's container, or one that has its disk."""
-    if not vm._container.ended:
-        return contextlib.nullcontext(vm._container)
+    if not vm.container.ended:
+        return contextlib.nullcontext(vm.container)
     if rescue is None:
         raise VirtainerError("its container is gone")
     return rescue(vm)

@@ -374,7 +374,7 @@ class Manager:
         self._given_up.set()
         for vm in list(self._starting):
             with contextlib.suppress(EngineError):
-                vm._container.close()
+                vm.container.close()
         wait(launches)
         self._given_up.clear()
         self._lose(launches)
@@ -399,7 +399,7 @@ class Manager:
             vm = self._prefetcher.claim(spec)
         if vm is not None:
             with _closing_on_failure(vm):
-                vm.network.join(vm, vm._container.joint().mac)
+                vm.network.join(vm, vm.container.joint().mac)
                 self._plug_cards(vm)  # not before: their networks have other VMs, which may count who is there
             record.kind = "prefetched"
             return vm
@@ -444,7 +444,7 @@ class Manager:
             for network in vm.networks:
                 if network.spec.source is not None:
                     with contextlib.suppress(EngineError):
-                        vm._container.disconnect(network.engine_name)
+                        vm.container.disconnect(network.engine_name)
 
     def _bury_lost(self, spec: Spec) -> None:
         """End what a launch has lost on its way, but not what others have that run beside it."""
@@ -522,8 +522,8 @@ class Manager:
             kind="helper",
             image=self.runtime_image(),
             entrypoint=("cat",),
-            environment=vm._container.environment,  # it says where disk and seed are
-            binds=vm._container.binds,
+            environment=vm.container.environment,  # it says where disk and seed are
+            binds=vm.container.binds,
             volume=vm.volume,
             offline=True,
         )

@@ -293,7 +293,7 @@ def hold(item: pytest.Item) -> None:
     in_debugger = session.in_debugger(item.config)
     if manager is None or not (settings.hold or in_debugger):
         return
-    up = [each for each in (*machines(item), *manager.lost) if not each._container.ended]
+    up = [each for each in (*machines(item), *manager.lost) if not each.container.ended]
     if not up:
         return
     capture: Any = item.config.pluginmanager.getplugin("capturemanager")

@@ -54,7 +54,7 @@ class Capture:
 
     def add(self, vm: Core, mac: str) -> None:
         """Record a VM's card, too; returns when that has begun; raises `VirtainerError`."""
-        stream = vm._container.stream(["capture", mac])
+        stream = vm.container.stream(["capture", mac])
         try:
             self._tracks.append(_Track(stream, mac))
         except OSError as error:

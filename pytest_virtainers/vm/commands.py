@@ -121,7 +121,7 @@ class Commands(Core):
             )
 
         process = Process(shown, self.name, execute, leader, self._signal, grace=self.scaled(_GRACE_SECONDS))
-        self._closing.callback(process.abandon)
+        self.ends_with_it.callback(process.abandon)
         return process
 
     def _perform(

@@ -65,9 +65,12 @@ class Core:
         user: the login user.
         keys: by which one logs in, and knows it.
         network: on which its first card is.
+        container: in which it runs.
+        endpoint: where SSH reaches it.
         seed_iso: the cloud-init seed that was made for it; empty for a clone, which has its template's.
         console: its serial console, since it was booted or cloned.
         log: all that was done in it.
+        ends_with_it: callbacks for what ends when it is closed, before it does.
         echo: where the output of commands is shown as it comes; None: nowhere.
         first_command: where the seconds of the next command are recorded; None: nowhere.
     """
@@ -95,8 +98,8 @@ class Core:
         self.log = CommandLog()
         self.echo: Callable[[str], object] | None = None
         self.first_command: timings.Record | None = None
-        self._container = container
-        self._endpoint = endpoint
+        self.container = container
+        self.endpoint = endpoint
         self._progress = progress
         self._connection: client.Connection | None = None
         self._connecting = threading.RLock()  # held by who makes a connection: others may find theirs broken, too
@@ -106,7 +109,7 @@ class Core:
         # Ports of the guest that lead to one of ours each, until the event.
         self._reversed: dict[int, tuple[int, threading.Event]] = {}
         self._nics: list[Nic] = []  # that were added
-        self._closing = contextlib.ExitStack()  # what ends with the machine, before it
+        self.ends_with_it = contextlib.ExitStack()
         self._owner = Owner(
             f"{spec.name}: this VM", "Use a thread, or open a session of its own with vm.ssh_command."
         )
@@ -124,32 +127,32 @@ class Core:
     @property
     def ip(self) -> str:
         """The IPv4 address at which other VMs of the network reach it."""
-        return self._endpoint.address
+        return self.endpoint.address
 
     @property
     def ip6(self) -> str:
         """The IPv6 address at which other VMs of the network reach it; empty when that has none."""
-        return self._container.joint().address6
+        return self.container.joint().address6
 
     @property
     def arch(self) -> str:
         """Its processor's architecture: `amd64` or `arm64`."""
-        return self._container.environment.get("ARCH", "amd64")
+        return self.container.environment.get("ARCH", "amd64")
 
     @property
     def firmware(self) -> str:
         """What it boots from: `bios` or `uefi`."""
-        return self._container.environment.get("FIRMWARE", "bios")
+        return self.container.environment.get("FIRMWARE", "bios")
 
     @property
     def volume(self) -> str | None:
         """The engine's volume with the machine's disk, if it has one."""
-        return self._container.volume
+        return self.container.volume
 
     @property
     def folder(self) -> str:
         """The folder of its container that has its disk: in the store as long as it is to become a template."""
-        return self._container.environment.get("IMAGE_DIR", "/mounted")
+        return self.container.environment.get("IMAGE_DIR", "/mounted")
 
     @property
     def runs(self) -> bool:
@@ -177,18 +180,18 @@ class Core:
     def disown(self) -> None:
         """Leave the machine to a forked child's parent: what acts on it, all goes through these."""
         nothing: Any = Disowned(self._owner)
-        self._container = self.console = self._supervisor = nothing
+        self.container = self.console = self._supervisor = nothing
 
     def close(self) -> None:
         """Throw the machine away; nothing of it remains. Raise `VirtainerError` in a forked child."""
         self._owner.check()
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from going
-            stack.callback(self._container.close)
+            stack.callback(self.container.close)
             if self._files is not None:
                 stack.callback(self._files.cleanup)
             if self._connection is not None:
                 stack.callback(self._connection.close)
-            stack.callback(self._closing.close)
+            stack.callback(self.ends_with_it.close)
 
     def _after_boot(self) -> None:
         """Do again what a guest forgets when it boots; parts of the handle have something to do."""
@@ -198,7 +201,7 @@ class Core:
     def _connect(self, seconds: float) -> client.Connection:
         deadline = time.monotonic() + seconds
         with timings.phase("connect"):
-            sock = self._endpoint.dial(seconds)
+            sock = self.endpoint.dial(seconds)
         return client.log_in(sock, self.user, self.keys, deadline - time.monotonic())
 
     def _take_turn(self) -> None:
@@ -374,9 +377,9 @@ class Core:
         def silence() -> float:
             silent = pulse.silence()
             address = connection.peer if silent > _ASTRAY_SECONDS else ""
-            if address and not self._endpoint.leads_to(address):
+            if address and not self.endpoint.leads_to(address):
                 network = f"network {self.network.label} ({self.network.engine_name})"
-                now = self._endpoint.address
+                now = self.endpoint.address
                 connection.astray = (
                     f"its container has another address on {network}: {now}"
                     if now
@@ -421,22 +424,35 @@ class Core:
         """Run one of our own scripts in the guest as root and give what it says; raises `VirtainerError`."""
         __tracebackhide__ = True
         output = bytearray()
-        code, said = self._root_shell(
+        code, said = self.root_shell(
             ["sh", "-c", script, "sh", *words], stdin=None, stdout=output.extend, timeout=timeout
         )
         if code != 0:
             raise VirtainerError(f"{self.name}: {said.strip() or bytes(output).decode(errors='replace').strip()}")
         return bytes(output)
 
-    def _root_shell(
+    def root_shell(
         self,
         script: list[str],
         *,
-        stdin: IO[bytes] | None,
-        stdout: Callable[[bytes], object],
-        timeout: float | None,
+        stdin: IO[bytes] | None = None,
+        stdout: Callable[[bytes], object] = lambda _data: None,
+        timeout: float | None = None,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> tuple[int, str]:
+        """Run a script as root in the guest; return its exit code, and what it wrote to its standard error.
+
+        Args:
+            script: the words of a command.
+            stdin: read to its end and written to the script's standard input.
+            stdout: called with each piece of standard output.
+            timeout: in seconds; None: no limit.
+            meanwhile: called four times a second; what it raises ends the script.
+
+        Raises:
+            TransferError: it was not done in time.
+            SSHError, VMGone: the connection broke; the VM has ended.
+        """
         __tracebackhide__ = True
         said = bytearray()
 
@@ -459,7 +475,7 @@ class Core:
         """
         __tracebackhide__ = True
         self._check_there()
-        code, said = self._container.run(list(command), patience=patience)
+        code, said = self.container.run(list(command), patience=patience)
         if code != 0:
             words = said.decode(errors="replace").strip()
             raise VirtainerError(f"{self.name}: {shlex.join(command)} failed: {words}")
@@ -485,7 +501,7 @@ class Core:
 
     def _end(self, grace_seconds: float = 0.0) -> str:
         """Say why its container or its QEMU is over (wait a moment for that); nothing when it is not."""
-        if self._container.wait(grace_seconds):
+        if self.container.wait(grace_seconds):
             return self._supervisor.last_words or "its container said nothing"
         return self._supervisor.over
 

@@ -187,7 +187,7 @@ class Devices(Power):
 
     def _plug_into(self, network: Network, name: str, ip: str | int | IPv4Address, undo: contextlib.ExitStack) -> Nic:
         __tracebackhide__ = True
-        joint = self._container.connect(network.port(self.spec.guest_hostname, ip))
+        joint = self.container.connect(network.port(self.spec.guest_hostname, ip))
         undo.callback(self._let_go_of, network)
         how = ("hidden",) if network.is_wire else () if network.has_host else ("open",)
         sender = ("any",) if ip in {"dhcp", "none"} else ()  # which addresses it will have is the guest's business
@@ -206,7 +206,7 @@ class Devices(Power):
     def _let_go_of(self, network: Network) -> None:
         network.leave(self)
         with contextlib.suppress(EngineError):
-            self._container.disconnect(network.engine_name)
+            self.container.disconnect(network.engine_name)
 
     def _set_up_nic(self, nic: Nic) -> str:
         """Have the guest use a card; give its name there."""
@@ -251,7 +251,7 @@ class Devices(Power):
         self._nics = [each for each in self._nics if each.name != nic.name]
         if nic.network is not None:
             nic.network.leave(self)
-            self._container.disconnect(nic.network.engine_name)
+            self.container.disconnect(nic.network.engine_name)
 
     def link_down(self, nic: Nic | None = None) -> None:
         """Pull the cable out of a card that was added, or of the first one.

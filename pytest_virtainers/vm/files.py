@@ -97,7 +97,7 @@ class Files(Commands):
             FileNotFoundError: it is not there.
         """
         __tracebackhide__ = True
-        return transfer.read(self._root_shell, path, timeout).decode("utf-8", "surrogateescape")
+        return transfer.read(self.root_shell, path, timeout).decode("utf-8", "surrogateescape")
 
     def write_text(
         self,
@@ -123,7 +123,7 @@ class Files(Commands):
         __tracebackhide__ = True
         content = text.encode("utf-8", "surrogateescape")
         with self.log.entry(f"write {path} ({len(content)} B)", "root"):
-            transfer.write(self._root_shell, path, content, mode=mode, owner=owner, timeout=timeout)
+            transfer.write(self.root_shell, path, content, mode=mode, owner=owner, timeout=timeout)
 
     @contextlib.contextmanager
     def _counting(self, title: str) -> Iterator[transfer.RootShell]:
@@ -152,7 +152,7 @@ class Files(Commands):
             ) -> tuple[int, str]:
                 # It is read in a thread of its own, from which nothing is shown.
                 source: Any = stdin and _Counted(stdin, count)
-                return self._root_shell(
+                return self.root_shell(
                     script, stdin=source, stdout=partial(receive, stdout), timeout=timeout, meanwhile=show
                 )
 

@@ -149,7 +149,7 @@ class Network:
             for capture in self._captures:
                 capture.add(vm, mac)
             self._macs[vm] = mac
-            vm._closing.callback(self.leave, vm)
+            vm.ends_with_it.callback(self.leave, vm)
 
     def leave(self, vm: Core) -> None:
         """Note that it has none any more."""
@@ -282,8 +282,8 @@ class Network:
         """Tell the containers of those whom these faults touch what is to be in force now."""
         __tracebackhide__ = True
         for vm in _touched(changed):
-            if vm in self._macs and not vm._container.ended:
-                code, said = vm._container.run(["wire", self._macs[vm], json.dumps(self._wanted(vm))])
+            if vm in self._macs and not vm.container.ended:
+                code, said = vm.container.run(["wire", self._macs[vm], json.dumps(self._wanted(vm))])
                 if code != 0:
                     raise VirtainerError(
                         f"{vm.name} on the network {self.name}: {said.decode(errors='replace').strip()}"

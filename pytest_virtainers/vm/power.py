@@ -46,7 +46,7 @@ class Power(Waits):
         self._check_there()
         texts = [json.dumps({"execute": command, "arguments": arguments}) for command, arguments in commands]
         try:
-            code, said = self._container.run(["qmp", *texts])
+            code, said = self.container.run(["qmp", *texts])
         except EngineError:
             self._check_there(_END_SECONDS)
             raise

@@ -127,7 +127,7 @@ class Saving(Power):
         """Make a session that was saved with the guest the connection; tell whether it answers."""
         trouble = (resumable.Unsuitable, EngineError, *client.FAILURES)
         with timings.phase("resume session"), contextlib.suppress(*trouble):
-            connection = resumable.resume(self._endpoint.dial_line(), session)
+            connection = resumable.resume(self.endpoint.dial_line(), session)
             if connection.open_ahead(_SESSION_SECONDS):
                 self._connection = connection
                 return True
@@ -180,7 +180,7 @@ class Saving(Power):
             if not self.run(resumable.SERVE, sudo=True, check=False).ok:
                 return None
             self._end_session()
-            stream = self._container.stream(resumable.COMMAND)
+            stream = self.container.stream(resumable.COMMAND)
             connection = client.log_in(stream, self.user, self.keys, _LOGIN_SECONDS, resumable.Recording)
             try:
                 # What sshd and the shell load for a command, the clones have then.
@@ -231,14 +231,14 @@ class Saving(Power):
             self._connection.close()
         # The guest's side of the former session ends, too.
         time.sleep(_SETTLE_SECONDS)
-        code, output = self._container.run(["save"])
+        code, output = self.container.run(["save"])
         if code != 0:
             raise StoreError(
                 f"saving a template of {self.spec.image} failed: {output.decode(errors='replace').strip()}"
             )
         with contextlib.suppress(EngineError):  # the container may be gone before the command's end is asked for
-            self._container.run(["qmp", '{"execute": "quit"}'])
-        if not self._container.wait(_CLONE_SECONDS):
+            self.container.run(["qmp", '{"execute": "quit"}'])
+        if not self.container.wait(_CLONE_SECONDS):
             raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
         return session
 
@@ -361,7 +361,7 @@ class Saving(Power):
         """Have the supervisor do it; tell whether it was done, which without a helper in the guest it may not be."""
         __tracebackhide__ = True
         self._check_there()
-        code, output = self._container.run(["snapshot", action, *arguments])
+        code, output = self.container.run(["snapshot", action, *arguments])
         if code not in {0, _NO_HELPER}:
             raise StoreError(f"snapshot {action} on {self.name} failed: {output.decode(errors='replace').strip()}")
         return code == 0

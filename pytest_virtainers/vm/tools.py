@@ -37,7 +37,7 @@ class Tools(Core):
         """Learn by which way its SSH is reached, for `ssh_command`, where nothing has been connected as yet."""
         for _ in range(_TRIES):
             with contextlib.suppress(EngineError, OSError):
-                sock = self._endpoint.dial(_WAY_SECONDS)
+                sock = self.endpoint.dial(_WAY_SECONDS)
                 try:
                     if sock.recv(1):
                         return
@@ -47,7 +47,7 @@ class Tools(Core):
     @property
     def console_command(self) -> str:
         """A shell line that opens the serial console; Ctrl-] leaves it."""
-        return shlex.join([*command_line(self._endpoint.engine), "exec", "-it", self._container.id, "console"])
+        return shlex.join([*command_line(self.endpoint.engine), "exec", "-it", self.container.id, "console"])
 
     def ssh_config(self) -> Path:
         """Give the path of an `ssh_config` file that knows this machine by its name: `ssh -F PATH NAME`.
@@ -100,7 +100,7 @@ class Tools(Core):
             "StrictHostKeyChecking": "yes",
             "HostKeyAlias": self.name,
             "LogLevel": "ERROR",
-            **self._endpoint.ssh_options(),
+            **self.endpoint.ssh_options(),
         }
 
     def _folder(self) -> Path:

@@ -90,7 +90,7 @@ class Viewer(Power):
 
     def _page(self) -> dict[str, bytes]:
         """Give noVNC's files by their paths on a server."""
-        pieces = self._container.archive(_NOVNC)
+        pieces = self.container.archive(_NOVNC)
         if pieces is None:
             raise EngineError(f"{self.name}: its container has no {_NOVNC}: another version has made it")
         with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as tar:
@@ -99,7 +99,7 @@ class Viewer(Power):
 
     def _show(self, password: str, viewer: socket.socket, over: threading.Event) -> None:
         with viewer, contextlib.suppress(EngineError, OSError):  # the viewer sees its connection end
-            stream = self._container.stream(["vnc", "--password"])
+            stream = self.container.stream(["vnc", "--password"])
             stream.settimeout(None)
             channel = _Channel(stream)
             channel.sendall(f"{password}\n".encode())  # each time: QEMU has one, and there may be other blocks

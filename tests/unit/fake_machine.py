@@ -73,8 +73,8 @@ class FakeMachine:
         self.network = SimpleNamespace(spec=DEFAULT.of_first_card(internet=True))
         self.keys = KEYS
         self.log = CommandLog()
-        self._container = FakeContainer()
-        self.console = Console(self._container, name)  # type: ignore[arg-type]
+        self.container = FakeContainer()
+        self.console = Console(self.container, name)  # type: ignore[arg-type]
         self.answers: Mapping[str, bytes | BaseException] = {}
         self.breaks: Mapping[str, BaseException] = {}
         self.picture: bytes | BaseException = b"\x89PNG"
@@ -95,7 +95,7 @@ class FakeMachine:
         word = _word(script)
         return _or_raise(self.answers.get(word, b"" if word == "coredump" else f"{word} said\n".encode()))
 
-    def _root_shell(
+    def root_shell(
         self, words: list[str], *, stdin: object, stdout: Callable[[bytes], object], timeout: float
     ) -> tuple[int, str]:
         """Run a script, or copy a file out of the guest: that never works."""

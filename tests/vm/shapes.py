@@ -6,7 +6,7 @@ from pytest_virtainers.config.spec import Spec, check, merge
 
 SMALL: Arguments = {"ram": "512M", "disk": "3G", "cpus": 2}  # two: the template boots faster
 LARGE = bytes(range(256)) * 4096  # more than travels in user-data
-FULL: Arguments = {
+OFFLINE: Arguments = {
     "ram": "640M",
     "cpus": 2,
     "disk": "20G",
@@ -17,6 +17,10 @@ FULL: Arguments = {
         "timezone": "Europe/Berlin",
         "users": [{"name": "bob", "shell": "/bin/bash"}],
     },
+}
+"""One without a way out, and the plain shape below `FULL`."""
+FULL: Arguments = {
+    **OFFLINE,
     "files": {"/etc/motd.d/note": b"\xffhi", "/srv/a b/c": "text", "/srv/large": LARGE},
     "run_commands": ["echo $((6*7)) $(id -un) $(stat -c '%s %a %U' /srv/large) >/srv/ran", ["touch", "/srv/a file"]],
 }

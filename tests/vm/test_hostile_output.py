@@ -32,12 +32,12 @@ def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: Engine) -
     vm.wait_for_console("^the first line$")
     before = _looks(vm)
     # An emulated serial port takes 0.1 MiB a second: the rest is written where the supervisor writes it.
-    vm._container.run(["sh", "-c", f"head -c {FLOOD} /dev/zero | tr '\\0' x | fold -w 79 >/proc/1/fd/1"])
+    vm.container.run(["sh", "-c", f"head -c {FLOOD} /dev/zero | tr '\\0' x | fold -w 79 >/proc/1/fd/1"])
     deadline = time.monotonic() + 60
     while vm.console.size < FLOOD and time.monotonic() < deadline:
         time.sleep(0.1)
     assert vm.console.size > FLOOD
-    assert len(vm._container.stdout._record.whole(lambda _: b"")) < HEAD + TAIL + MIB
+    assert len(vm.container.stdout._record.whole(lambda _: b"")) < HEAD + TAIL + MIB
     assert re.search(r"\[… \d+ characters not kept …\]", vm.console.text)
     assert len(vm.console.text) < HEAD + TAIL + MIB
     vm.run("printf '\\nthe last line\\n' >/dev/ttyS0", sudo=True)  # the flood ends within a line
@@ -45,7 +45,7 @@ def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: Engine) -
     assert vm.wait_for_console("^the first line$"), "what came first is kept"
     assert _looks(vm) < 20 * before + 0.05
     if engine.kind == "docker":  # Podman 4.3 does not tell
-        config = engine.api.inspect_container(vm._container.id)["HostConfig"]["LogConfig"]
+        config = engine.api.inspect_container(vm.container.id)["HostConfig"]["LogConfig"]
         assert config["Type"] not in {"json-file", "local"} or config["Config"]["max-size"] == "16m"
 
 
@@ -100,13 +100,13 @@ def test_what_a_guest_writes_to_its_helpers_port_decides_nothing(vm: VM) -> None
     assert said.helpers_done == done + 1, "one line is well-formed, and about this guest alone"
     assert vm.runs
     assert vm.run("echo on").stdout == "on\n"
-    shown = bytes(vm._container.stderr)
+    shown = bytes(vm.container.stderr)
     assert 10 < shown.count(b"something unexpected") <= 22
     assert b"further ones are not shown" in shown
     for line in shown.splitlines():
         assert line.startswith(b"virtainer: ")
         assert line.decode().isprintable()
-    assert vm._container.run(["true"])[0] == 0
+    assert vm.container.run(["true"])[0] == 0
 
 
 HOSTILE = r"""

@@ -19,7 +19,7 @@ from tests.vm.calling import container_reaches, reached_by, reaches
 from tests.vm.elsewhere import needs_root
 from tests.vm.forging import LISTEN, arp_reply, datagram, frame, send
 from tests.vm.hearing import heard, needs_ears
-from tests.vm.shapes import FULL
+from tests.vm.shapes import OFFLINE
 from tests.vm.stranger import PORT, web_server
 
 LAN, LAN_TOO = ({"name": name, "mode": "nat", "ipv6": True} for name in ("lan", "lan-too"))
@@ -30,8 +30,8 @@ pytestmark = [
     pytest.mark.virtainer("b"),
     pytest.mark.virtainer("other", network="other", nics=[LAN]),
     pytest.mark.virtainer("its-mate", network="other", nics=[LAN, {"network": LAN_TOO, "ip": "none"}]),
-    pytest.mark.virtainer("alone", **FULL),  # its `internet` is off
-    pytest.mark.virtainer("mate", **FULL),
+    pytest.mark.virtainer("alone", **OFFLINE),  # its `internet` is off
+    pytest.mark.virtainer("mate", **OFFLINE),
     pytest.mark.virtainer("six", network={"name": "six", "ipv6": True}),
     pytest.mark.virtainer("seven", network={"name": "six", "ipv6": True}),
 ]

@@ -52,14 +52,14 @@ def test_the_clock_is_the_hosts(pair: tuple[VM, VM]) -> None:
         after = time.time()
         assert before - 0.05 <= guest <= after + 0.05
     # By the supervisor's measure a guest whose word comes late on a busy host is behind, but never ahead.
-    said = [bytes(vm._container.stderr).decode() for vm in pair]
+    said = [bytes(vm.container.stderr).decode() for vm in pair]
     offsets_ms = [float(each.partition("clock ")[2].partition(" ms")[0]) for each in said]
     assert all(-5000 < each < 50 for each in offsets_ms), said
 
 
 def test_an_idle_clone_takes_little_of_a_core(pair: tuple[VM, VM]) -> None:
     # With an HPET it took 4.5 %. On a busy host the guest may still be finishing what a test before this one began.
-    shares = [share(pair[0]._container, 5) for _ in range(3)]
+    shares = [share(pair[0].container, 5) for _ in range(3)]
     assert min(shares) < 0.02, shares
 
 
@@ -166,7 +166,7 @@ def test_of_the_helper_nothing_remains_but_a_process(pair: tuple[VM, VM]) -> Non
 
 def test_a_clone_costs_less_memory_than_its_ram(pair: tuple[VM, VM]) -> None:
     # Nothing of what clones share is theirs: anonymous memory is what was written since.
-    top = pair[0]._container.run(["sh", "-c", "grep -h RssAnon /proc/[0-9]*/status | sort -rnk2 | head -n1"])[1]
+    top = pair[0].container.run(["sh", "-c", "grep -h RssAnon /proc/[0-9]*/status | sort -rnk2 | head -n1"])[1]
     assert int(top.split()[1]) < 300 * 1024, top
 
 
@@ -366,7 +366,7 @@ def test_a_shared_vm_that_was_lost_is_replaced(pytester: pytest.Pytester) -> Non
             manager = session.manager(pytestconfig)
             ours = [f"virtainers.run={manager._run_id}", "virtainers=vm"]
             there = manager.engine.api.containers(all=True, filters={"label": ours})
-            assert [each["Id"] for each in there] == [vm._container.id]
+            assert [each["Id"] for each in there] == [vm.container.id]
         """
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-prefetch=off").assert_outcomes(passed=3)

@@ -15,7 +15,7 @@ from pytest_virtainers import VM
 
 @pytest.fixture(params=["direct", "relay"])
 def vm_by(request: pytest.FixtureRequest, session_vm: VM) -> Iterator[VM]:
-    endpoint = session_vm._endpoint
+    endpoint = session_vm.endpoint
     direct = endpoint._direct
     if request.param == "direct" and endpoint.engine.kind == "podman" and os.geteuid() != 0:
         pytest.skip("no direct way leads to the containers of a rootless Podman")

@@ -87,7 +87,7 @@ def test_a_piece_that_cannot_be_had_is_named_and_the_others_are_there(
 
 def test_on_a_full_disk_what_has_room_is_kept_and_the_rest_is_named(tmp_path: Path) -> None:
     vm = machine()
-    vm._container.files["overlay.qcow2"] = bytes(200_000)
+    vm.container.files["overlay.qcow2"] = bytes(200_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -157,12 +157,12 @@ def test_memory_is_kept_on_request(tmp_path: Path) -> None:
     vm = machine()
     assert collected(vm, tmp_path, memory=True)["machine"]["memory"] is True
     assert (tmp_path / "memory.state").read_bytes() == b"memory"
-    assert vm._container.asked == [["evidence", "--memory"]]
+    assert vm.container.asked == [["evidence", "--memory"]]
 
 
 def test_without_its_memory_the_disk_is_better_than_nothing(tmp_path: Path) -> None:
     vm = machine()
-    vm._container.evidence = {("--memory",): (1, b"evidence: migrate: no room\n")}
+    vm.container.evidence = {("--memory",): (1, b"evidence: migrate: no room\n")}
     manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"memory.state": "evidence: migrate: no room"}
     assert manifest["machine"]["memory"] is False
@@ -171,7 +171,7 @@ def test_without_its_memory_the_disk_is_better_than_nothing(tmp_path: Path) -> N
 
 def test_why_a_machine_without_qemu_has_no_memory_is_told(tmp_path: Path) -> None:
     vm = machine()
-    vm._container.evidence = {("--memory",): (0, b'{"memory": false}\n')}
+    vm.container.evidence = {("--memory",): (0, b'{"memory": false}\n')}
     manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"memory.state": "QEMU has ended, or does not answer"}
     assert kept(tmp_path) == WITHOUT_MEMORY
@@ -181,15 +181,15 @@ def test_why_a_machine_without_qemu_has_no_memory_is_told(tmp_path: Path) -> Non
 def test_copies_do_not_stay_in_a_machine_that_others_share(ends: int, tmp_path: Path) -> None:
     vm = machine()
     if ends:
-        vm._container.evidence = {(): (ends, b"evidence: no space left\n")}
+        vm.container.evidence = {(): (ends, b"evidence: no space left\n")}
     collected(vm, tmp_path)
-    assert vm._container.files == {}
+    assert vm.container.files == {}
 
 
 @pytest.mark.parametrize("name", ["seed.iso", "state"])
 def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str, tmp_path: Path) -> None:
     vm = machine()
-    del vm._container.files[name]
+    del vm.container.files[name]
     manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"].keys() == {"seed.iso" if name == "seed.iso" else "memory.state"}
     assert manifest["machine"]["memory"] is (name != "state")
@@ -198,7 +198,7 @@ def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str,
 
 def test_a_disk_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path) -> None:
     vm = machine()
-    vm._container.evidence = {(): (1, b"evidence: no space left\n")}
+    vm.container.evidence = {(): (1, b"evidence: no space left\n")}
     manifest = collected(vm, tmp_path)
     assert manifest["missing"] == {"overlay.qcow2": "VirtainerError: evidence: no space left"}
     assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
@@ -207,17 +207,17 @@ def test_a_disk_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path) -> N
 def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(tmp_path: Path) -> None:
     vm = machine()
     vm.scaled = lambda seconds: 10 * seconds
-    vm._container.evidence = {("--memory",): EngineError("evidence in web has said nothing for 400 s")}
+    vm.container.evidence = {("--memory",): EngineError("evidence in web has said nothing for 400 s")}
     manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"overlay.qcow2": "EngineError: evidence in web has said nothing for 400 s"}
-    assert vm._container.asked == [["evidence", "--memory"]], "once is enough"
-    assert vm._container.patience == 400.0
+    assert vm.container.asked == [["evidence", "--memory"]], "once is enough"
+    assert vm.container.patience == 400.0
     assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
 
 
 def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_path: Path) -> None:
     vm, opened = machine(), []
-    vm._container.ended = True
+    vm.container.ended = True
 
     @contextmanager
     def rescue(whose: Any) -> Iterator[Any]:
@@ -226,19 +226,19 @@ def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_pat
 
     assert collected(vm, tmp_path, rescue=rescue)["missing"] == {}
     assert opened == [vm]
-    assert vm._container.asked == []
+    assert vm.container.asked == []
 
 
 def test_the_disk_of_what_was_to_become_a_template_is_in_the_store(tmp_path: Path) -> None:
     vm = machine()
-    vm.folder = vm._container.folder = "/store/.scratch-1"
+    vm.folder = vm.container.folder = "/store/.scratch-1"
     assert collected(vm, tmp_path)["missing"] == {}
     assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
 
 
 def test_the_seed_that_was_made_for_a_machine_does_not_go_with_its_container(tmp_path: Path) -> None:
     vm = machine()
-    vm.seed_iso, vm._container.ended = b"made for it", True
+    vm.seed_iso, vm.container.ended = b"made for it", True
     rescuer = FakeContainer()
     del rescuer.files["seed.iso"]  # it was put into the one that is gone
     assert collected(vm, tmp_path, rescue=lambda _: nullcontext(rescuer))["missing"] == {}
@@ -248,7 +248,7 @@ def test_the_seed_that_was_made_for_a_machine_does_not_go_with_its_container(tmp
 
 def test_an_engine_that_died_leaves_what_this_side_has(tmp_path: Path) -> None:
     vm = machine()
-    vm._container.ended, vm.alive, vm.picture = True, False, EngineError("connection refused")
+    vm.container.ended, vm.alive, vm.picture = True, False, EngineError("connection refused")
 
     def rescue(_vm: Any) -> Any:
         raise EngineError("connection refused")

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     """Evidence with memory, as it is written."""
     vm = machine()
     vm.name = "db"
-    vm._container.files["overlay.qcow2"] = OVERLAY * 1000
+    vm.container.files["overlay.qcow2"] = OVERLAY * 1000
     collect.collect(vm, tmp_path, memory=True, about={"guest": GUEST})
     return tmp_path
 

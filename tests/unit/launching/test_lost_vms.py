@@ -63,7 +63,7 @@ class World:
 
 class Machine:
     def __init__(self, world: World, spec: object, container: Any) -> None:
-        self.spec, self._container = spec, container
+        self.spec, self.container = spec, container
         self.networks = ()
         self.world, self.number = world, container.number
         self.folder = container.environment.get("IMAGE_DIR", "/mounted")
@@ -245,7 +245,7 @@ def test_the_disk_of_a_machine_outlives_the_container_that_rescues_it(
     monkeypatch.setattr(Container, "_create", create)
     monkeypatch.setattr(Container, "start", lambda _self: None)
     binds = (Bind("/store/guests/x", "/volumes/guests/x"),)
-    vm: Any = SimpleNamespace(volume=volume, _container=SimpleNamespace(environment=environment, binds=binds))
+    vm: Any = SimpleNamespace(volume=volume, container=SimpleNamespace(environment=environment, binds=binds))
     with manager.rescue(vm) as container:
         assert container.id == "0123"
     assert (made[0].volume, made[0].environment, made[0].kind) == (volume, environment, "helper")

@@ -61,7 +61,7 @@ class FakeVM:
     folder, networks = "/mounted", ()
 
     def __init__(self, world: World, spec: Spec, container: FakeContainer) -> None:
-        self.spec, self.name, self._container, self.world = spec, spec.name, container, world
+        self.spec, self.name, self.container, self.world = spec, spec.name, container, world
         self.first_command: object = None
 
     def wait_until_cloned(self, _session: object) -> None:
@@ -134,7 +134,7 @@ def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(
     def fate(vm: FakeVM) -> None:
         if vm.name != "one":  # that one is ready
             two_hang.wait()
-            assert vm._container.gone.wait(30)
+            assert vm.container.gone.wait(30)
             raise VMGone("its container is gone")
 
     def interrupted(launches: Any) -> object:

@@ -123,7 +123,7 @@ SUITE = """
             entry.outcome = "exit 2"
         with vm.log.entry("true", "debian") as entry:
             entry.outcome = "exit 0"
-        vm._container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\nlast line\\r\\n"
+        vm.container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\nlast line\\r\\n"
         assert not "of the test"
 
     def test_bad_end(bad_end): pass
@@ -214,19 +214,19 @@ KERNEL = """
     PANIC = b"Kernel panic - not syncing: sysrq\\r\\n" + 20 * b"Call trace\\r\\n"
 
     def test_panic(vm):
-        vm._container.stdout += PANIC
+        vm.container.stdout += PANIC
         assert not "of the test"
 
     @pytest.mark.xfail(strict=True)
     def test_without_exception(vm):
-        vm._container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n"
+        vm.container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n"
 
     def test_that_says_it(vm):
-        vm._container.stdout += PANIC
+        vm.container.stdout += PANIC
         raise OSError("vm: Kernel panic - not syncing: sysrq. More")
 
     def test_passes(vm):
-        vm._container.stdout += PANIC
+        vm.container.stdout += PANIC
 """
 
 
@@ -257,7 +257,7 @@ BLAME = """
     def spoil(machine):
         with machine.log.entry("make trouble", "debian") as entry:
             entry.outcome = "exit 2"
-        machine._container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n" + 20 * b"x\\r\\n"
+        machine.container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n" + 20 * b"x\\r\\n"
         serve(machine)
 
     @pytest.mark.virtainer(scope="module")
@@ -368,7 +368,7 @@ HOSTILE = r"""
         vm.name = "web"
         with vm.log.entry(f"make {EVIL}", "debian") as entry:
             entry.outcome = f"exit {EVIL}"
-        vm._container.stdout += f"Out of memory: Killed process 7 (c{EVIL}c)\r\nl{EVIL}\r\n".encode()
+        vm.container.stdout += f"Out of memory: Killed process 7 (c{EVIL}c)\r\nl{EVIL}\r\n".encode()
         vm.picture = OSError(EVIL)
         assert not "of the test"
 """
@@ -415,7 +415,7 @@ def test_what_evidence_lacks_is_told_and_without_a_disk_nothing_goes_on(broken: 
     result = run(
         f"""
         def test_it(vm):
-            vm._container.evidence = {{{broken}: (1, b"evidence: no space left"), ("--memory",): (1, b"no room")}}
+            vm.container.evidence = {{{broken}: (1, b"evidence: no space left"), ("--memory",): (1, b"no room")}}
             assert 0
         """,
         "--virtainer-keep-memory",
@@ -483,7 +483,7 @@ FLAKY = """
     @pytest.mark.parametrize("number", range(4))
     def test_it(vm, number):
         tries[number] = tries.get(number, 0) + 1
-        vm._container.stdout += f"try {tries[number]} of {number}".encode()
+        vm.container.stdout += f"try {tries[number]} of {number}".encode()
         assert number % 2 and tries[number] == 2
 """
 

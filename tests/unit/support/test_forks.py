@@ -417,7 +417,7 @@ FACTS = {"nics": {}, "alive": False, "runs": False}
 @pytest.fixture
 def vm() -> VM:
     made = fake_container.machine(fake_container.Container(fake_container.RUNS))
-    made._endpoint.engine = SimpleNamespace(kind="podman", url="unix:///x")  # type: ignore[assignment]
+    made.endpoint.engine = SimpleNamespace(kind="podman", url="unix:///x")  # type: ignore[assignment]
     return made
 
 
@@ -573,7 +573,7 @@ def test_what_was_recorded_stays_where_it_is_when_a_child_looks() -> None:
     capture = Capture()
     stream: Any = Stream(header, bytes(40))
     container: Any = SimpleNamespace(stream=lambda _command: stream)
-    vm: Any = SimpleNamespace(name="one", _container=container)
+    vm: Any = SimpleNamespace(name="one", container=container)
     capture.add(vm, "02:00:00:00:00:01")
     (track,) = capture._tracks
     track._thread.join(5)

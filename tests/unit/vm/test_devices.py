@@ -130,7 +130,7 @@ class Plugs(Devices):
         self.told: list[str] = []
         self._nics = []
         self.spec: Any = SimpleNamespace(guest_hostname="web")
-        self._container: Any = SimpleNamespace(connect=self._plugged, disconnect=self._unplugged)
+        self.container: Any = SimpleNamespace(connect=self._plugged, disconnect=self._unplugged)
 
     def _plugged(self, _port: object) -> Joint:
         self.told.append("connect")

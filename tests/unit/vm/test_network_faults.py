@@ -41,9 +41,9 @@ class FakeContainer:
 
 class FakeVM:
     def __init__(self, name: str) -> None:
-        self.name, self._container = name, FakeContainer()
+        self.name, self.container = name, FakeContainer()
         self.left: list[Callable[[], object]] = []
-        self._closing = self
+        self.ends_with_it = self
         self.network = SimpleNamespace(label="default-isolated")
 
     def callback(self, function: Callable[..., object], *arguments: object) -> None:
@@ -52,7 +52,7 @@ class FakeVM:
     @property
     def drops(self) -> dict[str, int]:
         """What it was told last to lose."""
-        return self._container.told[-1][1]["drop"]  # type: ignore[no-any-return]
+        return self.container.told[-1][1]["drop"]  # type: ignore[no-any-return]
 
 
 MACS = {name: f"02:42:0a:d5:00:0{number}" for number, name in enumerate("abc", 1)}
@@ -78,22 +78,22 @@ def test_a_partition_is_in_both_directions_and_ends_with_its_block(network: Netw
     with network.partition({a, b}, c):
         assert a.drops == b.drops == {MACS["c"]: 1000}
         assert c.drops == {MACS["a"]: 1000, MACS["b"]: 1000}
-    assert [vm._container.told[-1] for vm in (a, b, c)] == [(mac, EMPTY) for mac in MACS.values()]
+    assert [vm.container.told[-1] for vm in (a, b, c)] == [(mac, EMPTY) for mac in MACS.values()]
 
 
 def test_faults_add_up_and_each_ends_by_itself(network: Network, vms: dict[str, Any]) -> None:
     a, b, c = vms.values()
     with network.lose(a, b, share=0.25):
         assert b.drops == {MACS["a"]: 250}
-        assert not a._container.told
+        assert not a.container.told
         with network.partition({b}, {a, c}), network.slow(b, rate="2Mbit"):
-            assert b._container.told[-1][1] == {
+            assert b.container.told[-1][1] == {
                 **EMPTY,
                 "drop": {MACS["a"]: 1000, MACS["c"]: 1000},
                 "rate_kbit": 2000,
             }
         assert b.drops == {MACS["a"]: 250}
-    assert b._container.told[-1][1] == EMPTY
+    assert b.container.told[-1][1] == EMPTY
 
 
 def test_all_of_them_are_healed_at_once(network: Network, vms: dict[str, Any]) -> None:
@@ -101,23 +101,23 @@ def test_all_of_them_are_healed_at_once(network: Network, vms: dict[str, Any]) -
     with network.partition(a, b):
         network.heal()
         assert a.drops == b.drops == {}
-        told = len(a._container.told)
-    assert len(a._container.told) == told, "what is healed needs no end"
+        told = len(a.container.told)
+    assert len(a.container.told) == told, "what is healed needs no end"
 
 
 def test_what_a_kernel_cannot_do_leaves_nothing_in_force(network: Network, vms: dict[str, Any]) -> None:
     a, b, _ = vms.values()
-    b._container.refuses = True
+    b.container.refuses = True
     told = r"^b on the network lab: the host's kernel has no sch_netem$"
     with pytest.raises(VirtainerError, match=told), network.slow(delay=0.1):
         raise AssertionError
-    assert a._container.told[-1][1] == EMPTY
+    assert a.container.told[-1][1] == EMPTY
 
 
 def test_one_that_has_left_is_lost_no_more(network: Network, vms: dict[str, Any]) -> None:
     a, b, _ = vms.values()
     with network.partition(a, b):
-        a._container.ended = True
+        a.container.ended = True
         for each in a.left:
             each()
         assert b.drops == {}
@@ -145,7 +145,7 @@ def test_one_that_has_left_is_lost_no_more(network: Network, vms: dict[str, Any]
 def test_wrong_faults_are_told_in_words(network: Network, vms: dict[str, Any], wrong: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words), wrong(network, vms):
         raise AssertionError
-    assert not any(vm._container.told for vm in vms.values())
+    assert not any(vm.container.told for vm in vms.values())
 
 
 def test_addresses_are_of_the_subnet(network: Network) -> None:
@@ -189,9 +189,9 @@ def test_frames_are_merged_by_time_and_each_is_there_once(
     gateway = "02:42:00:00:00:01"
     of_a = pcap((1.0, MACS["a"], b"a to b"), (1.5, gateway, b"from outside"), (2.25, MACS["b"], b"b to a"))
     of_b = pcap((1.1, MACS["a"], b"a to b"), (2.0, MACS["b"], b"b to a"), magic=0xA1B23C4D, order=">")
-    a._container.streams = [Stream(of_a[:10], of_a[10:50], of_a[50:])]
-    b._container.streams = [Stream(of_b)]
-    c._container.streams = [Stream(pcap())]
+    a.container.streams = [Stream(of_a[:10], of_a[10:50], of_a[50:])]
+    b.container.streams = [Stream(of_b)]
+    c.container.streams = [Stream(pcap())]
     with network.capture(tmp_path / "x.pcap"):
         pass
     assert read(tmp_path / "x.pcap") == [(1.0, b"a to b"), (1.5, b"from outside"), (2.0, b"b to a")]
@@ -199,7 +199,7 @@ def test_frames_are_merged_by_time_and_each_is_there_once(
 
 def test_a_capture_that_does_not_begin_is_told(network: Network, vms: dict[str, Any], tmp_path: Path) -> None:
     streams = [Stream(pcap()), Stream(b"")]
-    vms["a"]._container.streams, vms["b"]._container.streams = [streams[0]], [streams[1]]
+    vms["a"].container.streams, vms["b"].container.streams = [streams[0]], [streams[1]]
     told = "b: capturing what its card 02:42:0a:d5:00:02 sends and gets failed"
     with pytest.raises(VirtainerError, match=told), network.capture(tmp_path / "x.pcap"):
         raise AssertionError
@@ -214,7 +214,7 @@ def test_a_file_that_cannot_be_made_is_told_before_the_block(network: Network, t
 def test_what_was_hidden_is_ip_again(tmp_path: Path) -> None:
     capture, vm = Capture(hidden=True), FakeVM("a")
     frames = [b"\x88\xb5v4", b"\x88\xb6v6", b"\x08\x06arp", b"\x88\xb7x"]
-    vm._container.streams = [Stream(pcap(*((1.0 + at, MACS["a"], frame) for at, frame in enumerate(frames))))]
+    vm.container.streams = [Stream(pcap(*((1.0 + at, MACS["a"], frame) for at, frame in enumerate(frames))))]
     capture.add(vm, MACS["a"])  # type: ignore[arg-type]
     capture.stop()
     with (tmp_path / "x.pcap").open("wb") as file:
@@ -225,7 +225,7 @@ def test_what_was_hidden_is_ip_again(tmp_path: Path) -> None:
 
 def test_a_recorder_gives_what_came_since_and_forgets_those_that_leave(tmp_path: Path) -> None:
     capture, vm = Capture(), FakeVM("a")
-    vm._container.streams = [
+    vm.container.streams = [
         Stream(pcap((1.0, MACS["a"], b"early"), (2.0, MACS["a"], b"late"), (3.0, MACS["a"], b"")))
     ]
     capture.add(vm, MACS["a"])  # type: ignore[arg-type]
@@ -249,7 +249,7 @@ HEADERS = st.builds(
 @example(0xA1B2C3D4, [struct.pack("<IIII", 1, 1, 2**32 - 1, 1)])
 def test_a_recording_of_any_bytes_becomes_a_file_that_can_be_read(magic: int, pieces: list[bytes]) -> None:
     capture, vm = Capture(), FakeVM("a")
-    vm._container.streams = [Stream(pcap(magic=magic), *[piece for piece in pieces if piece])]
+    vm.container.streams = [Stream(pcap(magic=magic), *[piece for piece in pieces if piece])]
     capture.add(vm, MACS["a"])  # type: ignore[arg-type]
     capture.stop()
     written = io.BytesIO()

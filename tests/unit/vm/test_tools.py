@@ -104,7 +104,7 @@ def test_a_destination_is_never_taken_for_an_option(vm: VM, tmp_path: Path) -> N
 @NEEDS_SSH
 def test_the_way_through_the_engine_is_one_shell_line(vm: VM, tmp_path: Path) -> None:
     words = ["printf", "%s", "%h %% $HOME 'b' \"c\" \\d"]
-    endpoint: Any = vm._endpoint
+    endpoint: Any = vm.endpoint
     endpoint.ssh_options = lambda: {
         "ProxyCommand": f"{shlex.join(words)} | tee {shlex.quote(str(tmp_path / 'said'))}"
     }

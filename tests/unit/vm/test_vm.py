@@ -196,7 +196,7 @@ def disconnected(monkeypatch: pytest.MonkeyPatch, connection: Silent, *, now: st
     monkeypatch.setattr(core, "_FIRST_PULSE_SECONDS", 0.0)
     monkeypatch.setattr(core, "_ASTRAY_SECONDS", 0.05)
     vm, through_engine = connected(connection), Connection(0)
-    monkeypatch.setattr(vm, "_endpoint", SimpleNamespace(address=now, leads_to=lambda address: address == now))
+    monkeypatch.setattr(vm, "endpoint", SimpleNamespace(address=now, leads_to=lambda address: address == now))
     monkeypatch.setattr(vm, "network", SimpleNamespace(label="front", engine_name="run-front"))
     monkeypatch.setattr(vm, "_connect", lambda _seconds: through_engine)
     return vm, through_engine
@@ -235,7 +235,7 @@ def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pyte
     vm, made = reconnecting(monkeypatch, broken)
     ends = threading.Event()
     threading.Thread(target=lambda: (vm._take_turn(), ends.wait(10)), daemon=True).start()
-    threading.Timer(0.1, lambda: setattr(vm._container, "ended", True)).start()
+    threading.Timer(0.1, lambda: setattr(vm.container, "ended", True)).start()
     with pytest.raises(VMGone):
         vm._connected()
     ends.set()
@@ -245,7 +245,7 @@ def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pyte
 def test_a_guest_that_is_slow_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its console goes on while no connection is let in; then it ends, and that is what is told."""
     vm = connected(Connection(BROKE))
-    container: Any = vm._container
+    container: Any = vm.container
     monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.15)
     tries = 0
 
