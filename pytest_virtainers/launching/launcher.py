@@ -113,7 +113,7 @@ class Manager:
         self._settings = settings
         self._progress = progress
         self._run_id = secrets.token_hex(4)
-        self._owner = Owner("this launcher", "Use a thread, or pytest_virtainers.launching in the child.")
+        self._owner = Owner("this launcher", "Use a thread, or pytest_virtainers.launch in the child.")
         self._vms: list[VM] = []
         self._retired: list[VM] = []
         self._starting: list[VM] = []
