@@ -125,7 +125,7 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
 
     rows: list[integrity.Checked] = []
     with Manager(settings(), progress()) as manager, manager.store() as shop:
-        known = [each.place for each in eviction.contents(manager.engine, shop)]
+        known = sorted(each.place for each in eviction.contents(manager.engine, shop))
         if unknown := [place for place in places if place not in known]:
             raise StoreError(f"{unknown[0]} is not in the store: see virtainers store ls")
         for place in places or known:
