@@ -7,7 +7,7 @@ import pycdlib
 
 
 def ready(path: Path, **files: str) -> Path:
-    """Write somebody's seed."""
+    """Write a seed with these files."""
     image = pycdlib.PyCdlib()
     image.new(joliet=3, vol_ident="cidata")
     for number, (name, content) in enumerate(files.items()):

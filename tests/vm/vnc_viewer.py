@@ -17,7 +17,7 @@ class Viewer:
         assert self._read(12) == b"RFB 003.008\n"
         self._sock.sendall(b"RFB 003.008\n")
         kinds = self._read(self._read(1)[0])
-        assert kinds == b"\x02", "nobody is let in without a password"
+        assert kinds == b"\x02", "a password is always asked for"
         self._sock.sendall(b"\x02")
         self._sock.sendall(_answer(password, self._read(16)))
         self.refusal = b""

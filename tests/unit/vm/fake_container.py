@@ -23,7 +23,7 @@ class Container:
         return self.ended
 
     def stream(self, _command: list[str]) -> None:
-        """Give nothing: nobody reads it here."""
+        """Return nothing: no test reads it."""
 
 
 def machine(container: Any) -> VM:
