@@ -24,7 +24,7 @@ class Viewer:
         if struct.unpack(">I", self._read(4)) != (0,):
             self.refusal = self._read(*struct.unpack(">I", self._read(4)))
             return
-        self._sock.sendall(b"\x00")  # alone, please: what viewers say unless they are told otherwise
+        self._sock.sendall(b"\x00")  # shared-flag 0: an exclusive session, the default of viewers
         self.width, self.height = struct.unpack(">HH", self._read(4))
         bits, *_ = self._read(16)
         self.pixel_bytes = bits // 8

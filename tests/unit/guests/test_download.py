@@ -33,11 +33,11 @@ RIGHT = Digest("sha256", hashlib.sha256(CONTENT).hexdigest())
 
 
 def get(server: HostileServer, folder: Path, digest: Digest | None = RIGHT) -> list[str]:
-    """Fetch; give what was told meanwhile."""
-    told: list[str] = []
-    content = download.fetch(server.url, digest, folder / "disk", told.append, wait=0.001)
+    """Fetch; return the progress messages."""
+    messages: list[str] = []
+    content = download.fetch(server.url, digest, folder / "disk", messages.append, wait=0.001)
     assert content == hashlib.sha256((folder / "disk").read_bytes()).hexdigest()
-    return told
+    return messages
 
 
 def left(folder: Path) -> list[str]:
@@ -64,10 +64,10 @@ def test_a_good_day(server: HostileServer, tmp_path: Path) -> None:
 
 def test_cut_connections_are_gone_on_with(server: HostileServer, tmp_path: Path) -> None:
     server.days = [cut(4 * PIECE + 10), status(503), cut(0), cut(8 * PIECE)]
-    told = get(server, tmp_path)
+    messages = get(server, tmp_path)
     assert (tmp_path / "disk").read_bytes() == CONTENT
     assert server.ranges == [None, *["bytes=262144-"] * 3, "bytes=786432-"]
-    assert any(line.startswith("broken off at 0 MiB; trying again in ") for line in told)
+    assert any(line.startswith("broken off at 0 MiB; trying again in ") for line in messages)
 
 
 def test_a_server_that_gives_no_more_is_left_for_the_next_run(server: HostileServer, tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def test_mirrors_that_name_one_file_differently_are_gone_on_with(server: Hostile
         return answer
 
     server.days = [mirror(number) for number in range(8)]
-    told = get(server, tmp_path)
+    messages = get(server, tmp_path)
     assert (tmp_path / "disk").read_bytes() == CONTENT
-    assert sum("trying again" in line for line in told) == 8
-    assert not any("once more" in line for line in told)
+    assert sum("trying again" in line for line in messages) == 8
+    assert not any("once more" in line for line in messages)
 
 
 def test_what_an_earlier_run_has_left_of_another_version_is_thrown_away(
@@ -164,14 +164,14 @@ def test_a_length_that_is_too_great_is_no_end(server: HostileServer, tmp_path: P
         get(server, tmp_path)
 
 
-def test_a_length_that_is_too_small_is_told_by_the_digest(server: HostileServer, tmp_path: Path) -> None:
+def test_a_length_that_is_too_small_fails_the_digest(server: HostileServer, tmp_path: Path) -> None:
     server.days = [lambda request: request.send(more=-1000)]
     with pytest.raises(ImageError, match=r"what came \(1047576 bytes\) has sha256 "):
         get(server, tmp_path)
 
 
 @pytest.mark.parametrize(("code", "reason"), [(404, "Not Found"), (403, "Forbidden")])
-def test_what_is_not_there_is_told_at_once(server: HostileServer, tmp_path: Path, code: int, reason: str) -> None:
+def test_what_is_not_there_fails_at_once(server: HostileServer, tmp_path: Path, code: int, reason: str) -> None:
     server.days = [status(code)]
     with pytest.raises(ImageError, match=rf"^fetching {server.url} failed: the server answered {code} {reason}$"):
         get(server, tmp_path)

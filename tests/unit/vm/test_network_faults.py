@@ -1,4 +1,4 @@
-"""Faults between VMs and captures: what the containers are told, and what becomes of what they say."""
+"""Faults between VMs and captures: what is sent to the containers, and what their answers lead to."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from tests.unit.vm.fake_stream import Stream
 class FakeContainer:
     def __init__(self) -> None:
         self.ended, self.refuses = False, False
-        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.sent: list[tuple[str, dict[str, Any]]] = []
         self.streams: list[Stream] = []
 
     def run(self, command: list[str]) -> tuple[int, bytes]:
@@ -31,7 +31,7 @@ class FakeContainer:
         assert word == "wire"
         if self.refuses and json.loads(state)["delay_ms"]:
             return 1, b"the host's kernel has no sch_netem"
-        self.told.append((mac, json.loads(state)))
+        self.sent.append((mac, json.loads(state)))
         return 0, b""
 
     def stream(self, command: list[str]) -> Stream:
@@ -51,8 +51,8 @@ class FakeVM:
 
     @property
     def drops(self) -> dict[str, int]:
-        """What it was told last to lose."""
-        return self.container.told[-1][1]["drop"]  # type: ignore[no-any-return]
+        """What was last sent to it as what to lose."""
+        return self.container.sent[-1][1]["drop"]  # type: ignore[no-any-return]
 
 
 MACS = {name: f"02:42:0a:d5:00:0{number}" for number, name in enumerate("abc", 1)}
@@ -78,22 +78,22 @@ def test_a_partition_is_in_both_directions_and_ends_with_its_block(network: Netw
     with network.partition({a, b}, c):
         assert a.drops == b.drops == {MACS["c"]: 1000}
         assert c.drops == {MACS["a"]: 1000, MACS["b"]: 1000}
-    assert [vm.container.told[-1] for vm in (a, b, c)] == [(mac, EMPTY) for mac in MACS.values()]
+    assert [vm.container.sent[-1] for vm in (a, b, c)] == [(mac, EMPTY) for mac in MACS.values()]
 
 
 def test_faults_add_up_and_each_ends_by_itself(network: Network, vms: dict[str, Any]) -> None:
     a, b, c = vms.values()
     with network.lose(a, b, share=0.25):
         assert b.drops == {MACS["a"]: 250}
-        assert not a.container.told
+        assert not a.container.sent
         with network.partition({b}, {a, c}), network.slow(b, rate="2Mbit"):
-            assert b.container.told[-1][1] == {
+            assert b.container.sent[-1][1] == {
                 **EMPTY,
                 "drop": {MACS["a"]: 1000, MACS["c"]: 1000},
                 "rate_kbit": 2000,
             }
         assert b.drops == {MACS["a"]: 250}
-    assert b.container.told[-1][1] == EMPTY
+    assert b.container.sent[-1][1] == EMPTY
 
 
 def test_all_of_them_are_healed_at_once(network: Network, vms: dict[str, Any]) -> None:
@@ -101,17 +101,17 @@ def test_all_of_them_are_healed_at_once(network: Network, vms: dict[str, Any]) -
     with network.partition(a, b):
         network.heal()
         assert a.drops == b.drops == {}
-        told = len(a.container.told)
-    assert len(a.container.told) == told, "what is healed needs no end"
+        sent = len(a.container.sent)
+    assert len(a.container.sent) == sent, "what is healed needs no end"
 
 
 def test_what_a_kernel_cannot_do_leaves_nothing_in_force(network: Network, vms: dict[str, Any]) -> None:
     a, b, _ = vms.values()
     b.container.refuses = True
-    told = r"^b on the network lab: the host's kernel has no sch_netem$"
-    with pytest.raises(VirtainerError, match=told), network.slow(delay=0.1):
+    said = r"^b on the network lab: the host's kernel has no sch_netem$"
+    with pytest.raises(VirtainerError, match=said), network.slow(delay=0.1):
         raise AssertionError
-    assert a.container.told[-1][1] == EMPTY
+    assert a.container.sent[-1][1] == EMPTY
 
 
 def test_one_that_has_left_is_lost_no_more(network: Network, vms: dict[str, Any]) -> None:
@@ -142,10 +142,10 @@ def test_one_that_has_left_is_lost_no_more(network: Network, vms: dict[str, Any]
         (lambda net, _vms: net.slow(rate="fast"), "text such as 512kbit, 10Mbit or 1Gbit"),
     ],
 )
-def test_wrong_faults_are_told_in_words(network: Network, vms: dict[str, Any], wrong: Any, words: str) -> None:
+def test_wrong_faults_are_refused_in_words(network: Network, vms: dict[str, Any], wrong: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words), wrong(network, vms):
         raise AssertionError
-    assert not any(vm.container.told for vm in vms.values())
+    assert not any(vm.container.sent for vm in vms.values())
 
 
 def test_addresses_are_of_the_subnet(network: Network) -> None:
@@ -197,16 +197,16 @@ def test_frames_are_merged_by_time_and_each_is_there_once(
     assert read(tmp_path / "x.pcap") == [(1.0, b"a to b"), (1.5, b"from outside"), (2.0, b"b to a")]
 
 
-def test_a_capture_that_does_not_begin_is_told(network: Network, vms: dict[str, Any], tmp_path: Path) -> None:
+def test_a_capture_that_does_not_begin_raises(network: Network, vms: dict[str, Any], tmp_path: Path) -> None:
     streams = [Stream(pcap()), Stream(b"")]
     vms["a"].container.streams, vms["b"].container.streams = [streams[0]], [streams[1]]
-    told = "b: capturing what its card 02:42:0a:d5:00:02 sends and gets failed"
-    with pytest.raises(VirtainerError, match=told), network.capture(tmp_path / "x.pcap"):
+    said = "b: capturing what its card 02:42:0a:d5:00:02 sends and gets failed"
+    with pytest.raises(VirtainerError, match=said), network.capture(tmp_path / "x.pcap"):
         raise AssertionError
     assert [each.closed for each in streams] == [True, True]
 
 
-def test_a_file_that_cannot_be_made_is_told_before_the_block(network: Network, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_made_is_refused_before_the_block(network: Network, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), network.capture(tmp_path / "no folder" / "x.pcap"):
         raise AssertionError
 
