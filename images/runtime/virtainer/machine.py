@@ -26,7 +26,7 @@ class Board(NamedTuple):
 # nothing is connected: each is a driver that the guest loads and a probe that it waits for. Without graphics the
 # firmware talks on the serial line, too: "No bootable device" is seen. Nobody looks at the screen but screenshots.
 # Linux uses the HPET while it boots only, but QEMU would keep it ticking 250 times a second as long as the VM lives.
-# A fifth level of page tables, which Linux uses where it can, makes each miss of the emulated TLB dearer: 2 s a boot.
+# A fifth level of page tables, which Linux uses where it can, makes each miss of the emulated TLB dearer.
 _OLD = Board(
     "qemu-system-x86_64",
     "pc-i440fx-10.0,graphics=off,hpet=off",
