@@ -131,7 +131,10 @@ class Connection:
         __tracebackhide__ = True
         last_seen, ended = time.monotonic(), float("inf")
         while True:
-            select.select([channel], [], [], POLL_SECONDS)
+            if channel.eof_received and not channel.recv_ready() and not channel.recv_stderr_ready():
+                channel.status_event.wait(POLL_SECONDS)  # select would return at once, again and again
+            else:
+                select.select([channel], [], [], POLL_SECONDS)
             drained = _drain(channel, stdout, stderr)
             now = time.monotonic()
             last_seen = now if drained else last_seen

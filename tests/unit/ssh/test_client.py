@@ -25,6 +25,7 @@ MIB = 1024 * 1024
 class Printer(Sshd):
     """The command `flood` prints for ever, `plenty` prints 3 MiB; `behind` ends, and what it has left prints on.
 
+    `mute` closes its output at once, and ends after a second.
     It listens where it is asked to, in a while, and knows no keepalives.
     """
 
@@ -38,7 +39,11 @@ class Printer(Sshd):
                 channel.sendall_stderr(b"!")
             while command == b"flood":
                 channel.sendall(bytes(MIB))
-            channel.sendall(bytes(3 * MIB))
+            if command == b"mute":
+                channel.shutdown_write()
+                time.sleep(1)
+            else:
+                channel.sendall(bytes(3 * MIB))
             channel.send_exit_status(7)
             while command == b"behind":
                 channel.sendall(b"x")
@@ -110,6 +115,15 @@ def test_what_a_command_left_behind_is_not_listened_to_for_ever(
         connection.execute("behind", stdin=None, stdout=output.extend, stderr=bytes, deadline=None, check=fine) == 7
     )
     assert len(output) >= 3 * MIB
+
+
+def test_waiting_for_a_command_that_has_closed_its_output_costs_nothing(connection: client.Connection) -> None:
+    checks = []
+    code = connection.execute(
+        "mute", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=lambda: checks.append(1)
+    )
+    assert code == 7
+    assert 1 < len(checks) < 10
 
 
 def test_a_refused_keepalive_is_no_answer_to_what_else_is_asked(connection: client.Connection) -> None:
