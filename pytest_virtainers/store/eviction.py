@@ -24,16 +24,18 @@ STORE = f"{LABEL}.store"
 """The label with the location of that store: another one may have the same places."""
 
 # The manifest's time is that of the last use (Workshop.manifest). What others remove meanwhile is left out.
-_LIST = f"""
-cd {MOUNT}
-for manifest in guests/*/manifest.json templates/*/manifest.json; do
-    place=${{manifest%/*}}
-    {{
-        size=$(du -sm "$place" | cut -f1) && [ "$size" ] &&
-            used=$(stat -c %Y "$manifest") && facts=$(tr -d '\\n' <"$manifest")
-    }} 2>/dev/null || continue
-    printf '%s\\t%s\\t%s\\t%s\\n' "$place" "$size" "$used" "$facts"
-done
+_LIST = """
+import contextlib, glob, json, os, sys
+def fail(error):
+    raise error
+os.chdir(sys.argv[1])
+for manifest in glob.glob("guests/*/manifest.json") + glob.glob("templates/*/manifest.json"):
+    place = os.path.dirname(manifest)
+    with contextlib.suppress(OSError), open(manifest, errors="replace") as file:
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(place, onerror=fail) for name in names]
+        size = sum(os.lstat(each).st_blocks for each in files)
+        used, facts = os.stat(manifest).st_mtime, file.read()
+        print(json.dumps([place, -(-size // 2048), int(used), facts]))
 """
 
 _REMOVE = """
@@ -90,9 +92,10 @@ def contents(engine: Engine, shop: Workshop) -> list[Kept]:
         running = engine.api.containers(all=True, filters={"label": [USES]})  # or about to
     labels = [each.get("Labels") or {} for each in running]
     uses = {each.get(USES) for each in labels if each.get(STORE, shop.location) == shop.location}
-    rows = [line.split("\t", 3) for line in shop.shell(_LIST).split("\n") if line]
+    listed = shop.shell('exec python3 -I -S -c "$1" "$2"', _LIST, MOUNT)
+    rows = [json.loads(line) for line in listed.splitlines()]
     found = [
-        Kept(place, int(size), max(int(used), last_held(place)), _facts(manifest), place in uses or is_held(place))
+        Kept(place, size, max(used, last_held(place)), _facts(manifest), place in uses or is_held(place))
         for place, size, used, manifest in rows
         if is_place(place)  # what else is in a directory is not ours
     ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
+_TAKEN_OVER = "/run/virtainer-taken-over"
 _LACKS = 90
 # With what the shell has built in: where the guest is emulated, each program that is started costs as much as all
 # of that.
@@ -55,6 +56,12 @@ while IFS= read -r line || [ "$line" ]; do
 done <"$file"
 [ "$found" ] || exit {_LACKS}
 printf %s "$lines$MORE" >"$file"
+: >{_TAKEN_OVER}
+"""
+# What a login reads (groups, PAM's limits and environment, sshd's settings) is in /etc.
+_CHANGED = f"""
+sync
+changed=$(find /etc -cnewer {_TAKEN_OVER} -print -quit) && [ ! "$changed" ]
 """
 # Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
 # the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
@@ -131,6 +138,12 @@ def take_over(vm: Commands, keys: Keys, more: Sequence[str]) -> None:
         raise BootError(f"{vm.name} could not be given keys of its own: {why}")
 
 
+def logins_are_the_same(vm: Commands) -> bool:
+    """Return whether nothing was changed in /etc since `take_over`; write what is in memory for the disk to it."""
+    __tracebackhide__ = True
+    return vm.run(_CHANGED, sudo=True, check=False).ok
+
+
 def helper() -> str:
-    """Give the source of the helper."""
+    """Return the source of the helper."""
     return Path(clone_helper.__file__).read_text()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.errors import BootError, Unclonable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.vm.vm import VM
@@ -25,25 +25,27 @@ if TYPE_CHECKING:
 _LACKS = 90
 _CONFIG = "/etc/cloud/cloud.cfg.d/99_virtainers.cfg"
 _MODULES = ("package_update_upgrade_install", "runcmd", "scripts_user")
+_COMMANDS = "/var/lib/cloud/instance/scripts/runcmd"
+_SCRIPT = "/run/virtainers-provision"
 # As cloud-init's write_files does: parents are made, links are followed, and what was there is overwritten in place.
 _WRITE = """
 umask 022
 put() {
     mkdir -p "${1%/*}/"
-    base64 -d >"$1" && chmod 644 "$1" && chown root:root "$1"
+    base64 -d >"$1" && chmod "$2" "$1" && chown root:root "$1"
     ! command -v restorecon >/dev/null || restorecon "$1"
 }
 set -e
 """
+_CHECK = f"""
+[ -d /run/cloud-init ] && [ -d /var/lib/cloud/instance ] && command -v systemd-run >/dev/null || exit {_LACKS}
+"""
 # As /usr/lib/systemd/system/cloud-final.service has it; what it starts in the background stays.
 _SERVE = f"""
-[ -d /run/cloud-init ] && [ -d /var/lib/cloud/instance ] && command -v systemd-run >/dev/null || exit {_LACKS}
-umask 077
-cat >/run/virtainers-provision
 rm -f /run/cloud-init/result.json
 systemd-run --quiet --collect --unit=virtainers-provision --description='Packages and commands' \\
     -p KillMode=process -p TasksMax=infinity -p StandardOutput=journal+console -p StandardError=inherit \\
-    -p SyslogIdentifier=cloud-init sh /run/virtainers-provision
+    -p SyslogIdentifier=cloud-init sh {_SCRIPT}
 """
 _BY_CLOUD_INIT = f"""
 rm -f "$0"
@@ -51,13 +53,13 @@ cloud-init modules --mode=final
 rm -f {_CONFIG}
 [ -e /run/cloud-init/result.json ] || echo '{{"v1": {{"errors": []}}}}' >/run/cloud-init/result.json
 """
-_BY_SHELL = r"""
+_BY_SHELL = rf"""
 rm -f "$0"
 mkfifo -m 600 /run/virtainers-output
 tee -a /var/log/cloud-init-output.log </run/virtainers-output &
 exec >/run/virtainers-output 2>&1
 rm -f /run/virtainers-output
-/var/lib/cloud/instance/scripts/runcmd || python3 -I -S -c '
+{_COMMANDS} || python3 -I -S -c '
 import json
 error = "(\x27scripts_user\x27, RuntimeError(\x27Runparts: 1 failures (runcmd) in 1 attempted commands\x27))"
 path = "/run/cloud-init/status.json"
@@ -67,9 +69,9 @@ status["v1"]["modules-final"]["errors"].append(error)
 with open(path, "w") as file:
     json.dump(status, file)
 '
-echo '{"v1": {"errors": []}}' >/run/cloud-init/result.json
+echo '{{"v1": {{"errors": []}}}}' >/run/cloud-init/result.json
 """
-SCRIPTS = (_WRITE, _SERVE, _BY_CLOUD_INIT, _BY_SHELL, *_MODULES)
+SCRIPTS = (_CHECK, _WRITE, _SERVE, _BY_CLOUD_INIT, _BY_SHELL, *_MODULES)
 """All that runs in a guest, from which a template may differ that was made with others."""
 
 
@@ -77,32 +79,39 @@ def provision(vm: VM, spec: Spec) -> None:
     """Do in a guest what `spec` says of files, packages and commands, and wait until it is done.
 
     Raises:
-        Unclonable: the guest has no cloud-init or no systemd-run; only files were written.
+        Unclonable: packages or commands need cloud-init and systemd-run, which the guest lacks; it is unchanged.
         BootError: it failed; the message is that of a boot.
     """
     __tracebackhide__ = True
-    if spec.files:
-        vm.run("sh -s", input=write_script(spec.files), sudo=True)
-    if spec.packages:
-        vm.write_text(_CONFIG, config(spec), mode=0o600)
-        _serve(vm, _BY_CLOUD_INIT)
-    elif spec.run_commands:
-        scripts = "/var/lib/cloud/instance/scripts"
-        vm.run(
-            f"umask 077; mkdir -p {scripts} && cat >{scripts}/runcmd && chmod 700 {scripts}/runcmd",
-            input=shell_script(spec.run_commands),
-            sudo=True,
+    if not (spec.files or spec.packages or spec.run_commands):
+        return
+    # In one command: where the guest is emulated, each sudo takes about half a second.
+    done = vm.run("sh -s", input=script(spec), sudo=True, check=False)
+    if done.exit_code == _LACKS:
+        raise Unclonable("the guest has no cloud-init, or no systemd-run")
+    if not done.ok:
+        raise BootError(
+            f"{vm.name}: files, packages and run_commands could not be brought into the guest: {done.stderr.strip()}"
         )
-        _serve(vm, _BY_SHELL)
+    if spec.packages or spec.run_commands:
+        vm.wait_until_provisioned()
 
 
-def write_script(files: Mapping[str, bytes]) -> str:
-    """Return a shell script that writes files."""
-    parts = [
-        f"put {shlex.quote(path)} <<'EOF'\n{base64.encodebytes(content).decode()}EOF\n"
-        for path, content in files.items()
-    ]
-    return _WRITE + "".join(parts)
+def script(spec: Spec) -> str:
+    """Return the shell script that writes files, and starts packages and commands as a service."""
+    files = [_put(path, content, "644") for path, content in spec.files.items()]
+    if spec.packages:
+        private, service = [_put(_CONFIG, config(spec).encode(), "600")], _BY_CLOUD_INIT
+    elif spec.run_commands:
+        private, service = [_put(_COMMANDS, shell_script(spec.run_commands).encode(), "700")], _BY_SHELL
+    else:
+        return "".join([_WRITE, *files])
+    private.append(_put(_SCRIPT, service.encode(), "600"))
+    return "".join([_CHECK, _WRITE, *files, "umask 077\n", *private, _SERVE])
+
+
+def _put(path: str, content: bytes, mode: str) -> str:
+    return f"put {shlex.quote(path)} {mode} <<'EOF'\n{base64.encodebytes(content).decode()}EOF\n"
 
 
 def shell_script(commands: Sequence[str | list[str]]) -> str:
@@ -122,13 +131,3 @@ def config(spec: Spec) -> str:
 
 def _quote(word: str) -> str:
     return "'" + word.replace("'", r"'\''") + "'"
-
-
-def _serve(vm: VM, script: str) -> None:
-    __tracebackhide__ = True
-    started = vm.run(_SERVE, input=script, sudo=True, check=False)
-    if started.exit_code == _LACKS:
-        raise Unclonable("the guest has no cloud-init, or no systemd-run")
-    if not started.ok:
-        raise BootError(f"{vm.name}: packages and commands could not be started: {started.stderr.strip()}")
-    vm.wait_until_provisioned()

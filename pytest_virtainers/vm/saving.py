@@ -56,6 +56,7 @@ class Saving(Power):
     # The names of the snapshots that were made through this handle, and those of them that are still there.
     _given: frozenset[str] = frozenset()
     _kept: frozenset[str] = frozenset()
+    _took_over = False  # whether it was restored from a template, to become that of another one
 
     def wait_until_ready(self) -> None:
         """Wait for SSH and cloud-init after a start; raises `BootError` and its children, `VMGone` or `SSHError`."""
@@ -164,12 +165,19 @@ class Saving(Power):
         self._check_alive()
         individual.take_over(self, keys, self.spec.authorized_keys)
         self.keys = keys
+        self._took_over = True
 
     def _connect_renewed(self, seconds: float) -> client.Connection:
         try:
             return self._connect(seconds)
         except paramiko.BadHostKeyException:  # sshd is just reading the new one
             raise ConnectionAbortedError("sshd still shows the template's host key") from None
+
+    def _session_that_stays(self) -> resumable.Session | None:
+        """Return the session in which we are, frozen, if a new login would be no different; None if not."""
+        if not self._took_over or not individual.logins_are_the_same(self):
+            return None
+        return self._frozen_session()
 
     def _open_line(self) -> resumable.Session | None:
         """Open the SSH session that clones resume, and close the current one; return None if there can be none.
@@ -224,13 +232,15 @@ class Saving(Power):
             ready = self._supervisor.helpers_ready
             individual.leave_helper(self, hostname)
             self._wait_for_helper(deadline, ready)
-        session = self._open_line()
+        session = self._session_that_stays()
         if session is None:
-            self.run("sync")
-        if self._connection is not None:
-            self._connection.close()
-        # The guest's side of the former session ends, too.
-        time.sleep(_SETTLE_SECONDS)
+            session = self._open_line()
+            if session is None:
+                self.run("sync")
+            if self._connection is not None:
+                self._connection.close()
+            # The guest's side of the former session ends, too.
+            time.sleep(_SETTLE_SECONDS)
         code, output = self.container.run(["save"])
         if code != 0:
             raise StoreError(

@@ -95,6 +95,16 @@ def test_the_session_of_a_layer_is_a_login_after_all_was_prepared(layer: VM) -> 
     assert layer.run("pgrep -fc '[s]shd-session: debian .priv'", check=False).stdout in {"1\n", "2\n"}
 
 
+def test_a_new_login_is_made_only_where_it_may_be_another(manager: Manager, layer: VM) -> None:
+    plain = manager.launch(spec("plain"))
+    kept = manager.launch(spec("kept", run_commands=[f"touch /srv/{UNIQUE}"]))
+    former, same, other = (vm.run("echo $PPID").stdout for vm in (plain, kept, layer))  # the sshd of the session
+    assert former == same != other
+    assert kept.run(f"sudo cat /etc/shadow >/dev/null; ls /srv/{UNIQUE}").ok
+    for vm in (plain, kept):
+        manager.discard(vm)
+
+
 def test_a_layer_needs_its_plain_template_no_more(manager: Manager, layer: VM) -> None:
     plain = template_of(manager, spec("plain"))
     with manager.store() as shop:

@@ -162,7 +162,7 @@ def test_files_are_written_as_cloud_init_does(tmp_path: Path) -> None:
     (tmp_path / "there").chmod(0o600)
     (tmp_path / "link").symlink_to("target")
     wanted = {"new/sub folder/it's": b"\xff\0x", "there": b"short", "link": b"through", "empty": b""}
-    script = provisioning.write_script({f"{tmp_path}/{name}": content for name, content in wanted.items()})
+    script = provisioning.script(spec(files={f"{tmp_path}/{name}": content for name, content in wanted.items()}))
     run(script.replace("chown root:root", "true"))
     assert {name: (tmp_path / name).read_bytes() for name in wanted} == wanted
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in wanted} == {0o644}
@@ -173,7 +173,7 @@ def test_files_are_written_as_cloud_init_does(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(subprocess.CalledProcessError):
-        run(provisioning.write_script({f"{tmp_path}/file/below": b"x", f"{tmp_path}/next": b"y"}))
+        run(provisioning.script(spec(files={f"{tmp_path}/file/below": b"x", f"{tmp_path}/next": b"y"})))
 
 
 def test_commands_are_texts_for_the_shell_or_lists_of_words() -> None:
@@ -192,6 +192,16 @@ def test_cloud_init_does_what_is_asked_for_and_nothing_else() -> None:
     ]
     assert config == {"packages": ["hello", "ed"], "runcmd": ["true", ["echo", "x"]]}
     assert "runcmd" not in yaml.safe_load(provisioning.config(spec(packages=["hello"])))
+
+
+@pytest.mark.parametrize("arguments", [{"packages": ["hello"]}, {"run_commands": ["true"]}])
+def test_a_guest_without_cloud_init_is_left_as_it_is(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    script = provisioning.script(spec(files={f"{tmp_path}/file": b"x"}, **arguments))
+    script = script.replace("[ -d /run/cloud-init ]", f"[ -d {tmp_path}/cloud-init ]")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run(script)
+    assert caught.value.returncode == provisioning._LACKS
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_login_key_is_replaced_and_others_stay(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -176,19 +177,24 @@ def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None
 def test_what_goes_or_is_replaced_while_the_contents_are_listed_is_left_out(
     shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    du = tmp_path / "bin" / "du"
-    du.parent.mkdir()
-    du.write_text(
-        f"""#!/bin/sh
-        PATH={os.environ["PATH"]}
-        [ "$2" != templates/old ] || rm -r "$2"
-        [ "$2" != templates/new ] || mv "$2" away
-        du "$@"
-        [ ! -e away ] || mv away "$2"
-        """
-    )
-    du.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{du.parent}:{os.environ['PATH']}")
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(f"""#!{sys.executable}
+import os, shutil, sys
+walk = os.walk
+def walk_while_others_work(place, **options):
+    if place == "templates/old":
+        shutil.rmtree(place)
+    if place == "templates/new":
+        os.rename(place, "away")
+    yield from walk(place, **options)
+os.walk = walk_while_others_work
+*_, script, folder = sys.argv
+sys.argv = ["-c", folder]
+exec(script)
+""")
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
     shop.keep("guests/unused", 50, "{}")
     found = eviction.contents(shop.engine, shop)
     assert [each.place for each in found] == ["guests/base", "guests/other", "guests/unused"]

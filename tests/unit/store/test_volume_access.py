@@ -182,11 +182,11 @@ def test_a_container_is_created_with_these_binds_and_without_a_network() -> None
 
 
 def test_what_is_in_a_directory_under_an_odd_name_is_not_listed() -> None:
-    rows = "guests/x; id\t1\t1\t{}\nguests/good\t1\t2\t{}\n"
+    rows = '["guests/x; id", 1, 1, "{}"]\n["guests/good", 1, 2, "{}"]\n'
     api = SimpleNamespace(containers=lambda **_: [])
     engine: Any = SimpleNamespace(api=api, failures=lambda _doing: nullcontext())
     shop: Any = SimpleNamespace()
-    shop.shell = lambda _script: rows
+    shop.shell = lambda _script, *_words: rows
     assert [each.place for each in eviction.contents(engine, shop)] == ["guests/good"]
 
 
