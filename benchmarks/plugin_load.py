@@ -29,9 +29,9 @@ def milliseconds(folder: str, environ: dict[str, str], *options: str) -> float:
 def measure() -> list[Row]:
     """Measure in turn."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
         Path(folder, "test_nothing.py").write_text("def test_nothing(): pass\n")
-        package = Path(folder, "without-bytecode", "pytest_virtainers")
+        package = Path(elsewhere, "pytest_virtainers")  # not in the folder, where pytest would look for tests in it
         shutil.copytree(
             Path(pytest_virtainers.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "images")
         )
