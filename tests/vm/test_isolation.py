@@ -39,7 +39,7 @@ pytestmark = [
 
 def wait_until_out_of_reach(vm: VM, address: str, port: int) -> None:
     """Wait the moment that it takes until a VM's container knows a new address of the host."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while reaches(vm, address, port):
         assert time.monotonic() < deadline, f"{vm.name} reaches {address}"
 
