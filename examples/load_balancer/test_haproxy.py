@@ -11,7 +11,7 @@ BALANCER = """
 defaults
     mode http
     option redispatch
-    timeout connect 2s
+    timeout connect 10s
     timeout client 30s
     timeout server 30s
     timeout check 10s
@@ -22,7 +22,7 @@ frontend web
 
 backend servers
     option httpchk GET /
-    default-server check inter 2s fall 2 rise 2
+    default-server check inter 5s fall 2 rise 2
     server red red:80
     server blue blue:80
 """

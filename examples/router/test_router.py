@@ -61,8 +61,8 @@ def test_the_desk_has_its_address_from_the_router(machines: tuple[VM, VM, VM]) -
 
 def test_only_the_router_leads_to_the_lab(machines: tuple[VM, VM, VM]) -> None:
     router, desk, server = machines
-    ping = f"ping -c1 -W2 {server.nics['lab'].ip}"
-    assert "ttl=63" in desk.run(ping).stdout  # one less than the server has sent
+    ping = f"ping -c1 -W5 {server.nics['lab'].ip}"
+    assert "ttl=63" in desk.wait_until_succeeds(ping).stdout  # one less than the server has sent
 
     router.link_down(router.nics["lab"])
     assert not desk.run(ping, check=False)

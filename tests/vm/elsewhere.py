@@ -61,7 +61,7 @@ def machine(addresses: Sequence[str], *, gateways: Sequence[str]) -> Iterator[No
             subprocess.Popen(["ip", "netns", "exec", name, *serve], stderr=subprocess.DEVNULL)
         )
         undo.callback(server.terminate)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         for address in addresses:
             while not reached(address):
                 assert time.monotonic() < deadline, address

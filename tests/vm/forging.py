@@ -1,7 +1,9 @@
 """Frames that a guest's root may send, whatever they say of their sender."""
 
+import itertools
 import socket
 import struct
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from pytest_virtainers import VM
@@ -22,11 +24,17 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as card:
     for frame in sys.argv[2:]:
         card.send(bytes.fromhex(frame))
 """
+LAST = "last"  # sent by a later command than what has to be there before it
 _ARP, _IPV4, _IPV6, _VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
 
 
 def send(vm: VM, device: str, *frames: bytes) -> None:
     vm.run(["python3", "-c", _SEND, device, *(frame.hex() for frame in frames)], sudo=True)
+
+
+def heard_before_last(heard: Iterator[str]) -> list[str]:
+    """Return the texts that arrive before `LAST`, sorted: datagrams of one command may overtake each other."""
+    return sorted(itertools.takewhile(lambda text: text != LAST, heard))
 
 
 def datagram(sender: str, receiver: str, text: str) -> tuple[int, bytes]:

@@ -28,7 +28,7 @@ LEAST = [
 OWNED = [f"--label={name}={value}" for name, value in owner.labels("vm", "contract").items()]
 LIMITS = ["--ulimit", "nofile=1024", "--ulimit", "nproc=4096"]  # Podman's own may exceed the host's
 BOOT = 400  # seconds until SSH answers, emulated on a busy machine
-FIRMWARE = 60  # seconds until a boot sector runs
+FIRMWARE = 180  # seconds until a boot sector runs
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Container:
     cli: list[str]
     name: str
 
-    def engine(self, *words: str, stdin: str = "", check: bool = True, timeout: float = 60) -> str:
+    def engine(self, *words: str, stdin: str = "", check: bool = True, timeout: float = 180) -> str:
         done = subprocess.run(
             [*self.cli, *words], input=stdin, capture_output=True, text=True, check=False, timeout=timeout
         )
@@ -75,7 +75,7 @@ class Container:
     def running(self) -> bool:
         return self.engine("inspect", "-f", "{{.State.Running}}", self.name).strip() == "true"
 
-    def end(self, seconds: float = 60) -> tuple[int, str]:
+    def end(self, seconds: float = 180) -> tuple[int, str]:
         """Wait for the end; return exit code and last line on stderr."""
         code = int(self.engine("wait", self.name, timeout=seconds))
         return code, self.said.splitlines()[-1]
@@ -92,7 +92,8 @@ class Container:
 def new_network(engine_cli: list[str], octets: str, *options: str) -> Iterator[str]:
     name = f"contract-{uuid.uuid4().hex[:8]}"
     # A subnet of our own: among Docker's is one that holds the guests' inner network.
-    subnet = f"{octets}.{uuid.uuid4().int % 256}.0/24"
+    number = uuid.uuid4().int % 128 * 2 + (engine_cli[0] == "podman")  # tests of both engines may run at one time
+    subnet = f"{octets}.{number}.0/24"
     subprocess.run(
         [*engine_cli, "network", "create", *options, "--subnet", subnet, name], capture_output=True, check=True
     )

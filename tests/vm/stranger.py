@@ -26,7 +26,7 @@ def web_server(engine: Engine, runtime_image: str) -> Iterator[Container]:
         container = Container(engine, Plan(network.name, "helper", runtime_image, entrypoint=serve, port=port), run)
         stack.callback(container.close)
         container.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while container.run(["python3", "-c", _IS_UP])[0] != 0:
             assert time.monotonic() < deadline
         yield container

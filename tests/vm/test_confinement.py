@@ -15,7 +15,7 @@ _LISTENING = "ss --listening --tcp --numeric --no-header 'sport = :{}'"
 
 
 def test_qemu_has_no_rights_to_lose(session_vm: VM) -> None:
-    code, seen = session_vm.container.run(["sh", "-c", "grep -l ^qemu-system /proc/[0-9]*/cmdline | xargs dirname"])
+    code, seen = session_vm.container.run(["sh", "-c", "grep -ls ^qemu-system /proc/[0-9]*/cmdline | xargs dirname"])
     assert code == 0, seen
     (process,) = seen.decode().split()
     lines = session_vm.container.run(["cat", f"{process}/status"])[1].decode().splitlines()

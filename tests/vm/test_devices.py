@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import shlex
 import string
 import struct
@@ -75,6 +76,7 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
 
 def test_without_its_cable_the_guest_hears_nothing(session_vm: VM) -> None:
     with session_vm.popen("while :; do cat /sys/class/net/eth0/carrier; sleep 0.2; done >/tmp/carrier"):
+        session_vm.wait_until_succeeds("grep 1 /tmp/carrier")
         session_vm.link_down()
         time.sleep(session_vm.scaled(0.5))
         session_vm.link_up()
@@ -107,12 +109,15 @@ def test_the_console_opens_in_a_terminal(session_vm: VM) -> None:
     process = subprocess.Popen(shlex.split(session_vm.console_command), stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     seen = b""
-    os.write(master, b"\r")
-    while b"login: " not in seen:
+    while b"Ctrl-] to leave" not in seen:
         seen += os.read(master, 4096)
-    assert b"Ctrl-] to leave" in seen
+    while b"login: " not in seen:
+        if select.select([master], [], [], 5)[0]:
+            seen += os.read(master, 4096)
+        else:  # the last one may have come before the terminal was ready
+            os.write(master, b"\r")
     os.write(master, b"\x1d")
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     os.close(master)
 
 
@@ -142,7 +147,7 @@ def test_the_screen_shows_what_is_typed(session_vm: VM, tmp_path: Path) -> None:
 def arrived(vm: VM, terminal: str, text: str) -> str:
     """Give what `cat` has read from a terminal, when it is as much as `text` or no more comes."""
     seen, quiet = "", 0
-    while len(seen) < len(text) and quiet < 10:
+    while len(seen) < len(text) and quiet < 60:
         before, seen = seen, vm.run(["cat", f"/tmp/{terminal}"], sudo=True).stdout
         quiet = quiet + 1 if seen == before else 0
         time.sleep(0.5)

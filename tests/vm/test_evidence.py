@@ -69,7 +69,7 @@ def test_killed(vm):
     vm.run("sleep 600")
 
 
-@pytest.mark.virtainer("slow", template=False, boot_timeout=6)
+@pytest.mark.virtainer("slow", template=False, boot_timeout=15, user_data={"bootcmd": ["sleep 600"]})
 def test_setup_that_takes_too_long(vm):
     pass
 
@@ -96,11 +96,12 @@ CAUSES = {
     "hung_kernel": r"GuestStalled: failing: the guest hangs: it has not answered for \d+ s",
     "powered_off": r"VMGone: failing has ended: the guest switched itself off",
     "killed": r"VMGone: failing has ended: ",
-    "setup_that_takes_too_long": r"BootTimeout: slow did not let us log in over SSH within 6 s",
+    "setup_that_takes_too_long": r"BootTimeout: slow did not let us log in over SSH within 15 s",
     "teardown": r"CommandFailed: 'echo at the end; exit 5' on failing ended with exit code 5",
 }
-# From the test's start to its failure. Where the guest has to act, as long as that takes without KVM.
-SECONDS = dict.fromkeys(CAUSES, 100.0) | {"panic": 30.0, "killed": 30.0, "powered_off": 150.0}
+# From the test's start to its failure, without KVM on a busy host. There, what does not answer is called hung after
+# 50 s; what the tests do would take 600 s.
+SECONDS = dict.fromkeys(CAUSES, 300.0) | {"panic": 45.0, "killed": 45.0}
 WITHOUT_SSH = {"panic", "dead_sshd", "hung_kernel", "powered_off", "killed", "setup_that_takes_too_long"}
 
 
@@ -131,7 +132,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
     }
     assert folders.keys() == CAUSES.keys()
     for seconds, name in re.findall(r"([\d.]+)s call +test_it\.py::test_(\w+)", output):
-        assert float(seconds) < SECONDS.get(name, 100), f"{name} took {seconds} s"
+        assert float(seconds) < SECONDS.get(name, 300), f"{name} took {seconds} s"
     for name, cause in CAUSES.items():
         shown = section(output, name)
         assert re.search(cause, shown), f"{name}:\n{shown}"
@@ -241,7 +242,7 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
     said = virtainers("resume", str(folder), "--", look).splitlines()
     at = said.index("runs")
     assert said[at + 1] == "only in memory"
-    assert int(said[at + 3]) - int(said[at + 2]) < 60, "the same life"
+    assert 0 <= int(said[at + 3]) - int(said[at + 2]) < 600, "the same life"
 
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -461,14 +462,14 @@ def test_a_failing_machine_is_held_until_one_goes_on(
 
     def read_until(pattern: bytes) -> re.Match[bytes]:
         nonlocal seen
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (found := re.search(pattern, seen)):
             assert time.monotonic() < deadline, seen.decode()
             seen += os.read(master, 65536)
         return found
 
     ssh = read_until(rb"ssh: +(ssh [^\r\n]+)\r\n +console: +\w+ [^\r\n]*exec -it \w+ console\r\n")[1].decode()
-    assert subprocess.run(f"{ssh} test -e /tmp/held", shell=True, check=False, timeout=60).returncode == 0  # noqa: S602
+    assert subprocess.run(f"{ssh} test -e /tmp/held", shell=True, check=False, timeout=120).returncode == 0  # noqa: S602
     for answer in answers:
         read_until(rb"press Enter to go on: " if "hold" in options[0] else rb"\(Pdb\) $")
         if answer != answers[0]:

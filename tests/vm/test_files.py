@@ -21,7 +21,7 @@ def test_a_file_with_holes_goes_there_and_back(session_vm: VM, tmp_path: Path) -
     began = time.monotonic()
     session_vm.put(source, "/var/tmp/disk")
     back = session_vm.get("/var/tmp/disk", tmp_path / "back")
-    assert time.monotonic() - began < 30, "the holes did not travel"
+    assert time.monotonic() - began < 120, "the holes did not travel: that would take minutes"
     size, blocks = map(int, session_vm.run("stat -c '%s %b' /var/tmp/disk").stdout.split())
     assert size == back.stat().st_size == 1024 * MIB
     assert blocks * 512 < MIB

@@ -71,7 +71,7 @@ def test_fifty_megabytes_on_both_streams(session_vm: VM) -> None:
 def test_a_process_left_behind_does_not_hold_the_call(session_vm: VM) -> None:
     began = time.monotonic()
     assert session_vm.run("sleep 300 & echo started").stdout == "started\n"
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100
     session_vm.run("pkill sleep")
 
 
@@ -86,10 +86,10 @@ def test_nor_does_one_that_goes_on_talking(session_vm: VM) -> None:
 def test_a_timeout_keeps_what_was_printed(session_vm: VM) -> None:
     began = time.monotonic()
     with pytest.raises(CommandTimeout) as caught:
-        session_vm.run("echo early; exec sleep 300", timeout=3)
-    assert time.monotonic() - began < 10
+        session_vm.run("echo early; exec sleep 300", timeout=8)
+    assert time.monotonic() - began < 40
     assert caught.value.result.stdout == "early\n"
-    assert "was still running after 3.0 s" in str(caught.value)
+    assert "was still running after 8.0 s" in str(caught.value)
     assert session_vm.run("echo alive").stdout == "alive\n"
 
 
@@ -100,10 +100,10 @@ def test_a_timeout_holds_when_the_guest_hangs(session_vm: VM) -> None:
     try:
         with pytest.raises(CommandTimeout):
             session_vm.run("true", timeout=3)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         with pytest.raises(CommandTimeout):  # more than all buffers on the way take
             session_vm.run("cat", input=bytes(64 * MIB), timeout=3)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
     finally:
         container.run(["qmp", '{"execute": "cont"}'])
     assert session_vm.run("echo back", timeout=60).stdout == "back\n"
@@ -206,7 +206,7 @@ def test_a_foreign_host_key_is_refused(session_vm: VM) -> None:
 
 def test_the_console_is_collected(session_vm: VM) -> None:
     session_vm.run("printf '\\033[1mhello\\033[0m console\\n' >/dev/ttyS0", sudo=True)
-    time.sleep(1)
+    session_vm.wait_for_console("hello console$")
     assert "hello console\n" in session_vm.console.text
 
 

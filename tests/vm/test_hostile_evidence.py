@@ -84,7 +84,7 @@ def resume(folder: Path, *words: str, cache: Path | None = None) -> tuple[int, s
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -263,7 +263,7 @@ def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(manager: Ma
         ]
         container = manager.starter.start(spec, (guest.place,), {**environment, "ACCEL": "none"}, "")
         try:
-            assert container.wait(30), "it ends at once, as its setting is wrong"
+            assert container.wait(120), "it ends at once, as its setting is wrong"
         finally:
             container.close()
         assert shop.shell('ls -A "$1" "$2"', scratch, other)

@@ -183,8 +183,8 @@ def test_a_disk_that_keeps_qemu_img_busy_is_refused_in_time(shop: Workshop, tmp_
         disk_format.send(tmp_path / "busy", "busy", shop, out, step)
         began = time.monotonic()
         code, output = shop.container.run(["import-disk", out, "2"])
-        assert time.monotonic() - began < 15
-        assert "qemu-img" not in shop.shell("cat /proc/[0-9]*/comm")
+        assert time.monotonic() - began < 60
+        assert "qemu-img" not in shop.shell("cat /proc/[0-9]*/comm 2>/dev/null || true")
     assert code == 0
     assert json.loads(output) == {
         "refused": "takes more work than an honest disk of its size: qemu-img check was still at work after 2 s"

@@ -138,7 +138,7 @@ def test_store_verify_finds_each_flipped_bit(
 
 
 def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -172,7 +172,7 @@ TESTS = """
 
     def test_first(vm, pytestconfig):
         found = session.manager(pytestconfig)._watch._found
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while found.empty():
             assert time.monotonic() < deadline
             time.sleep(0.1)

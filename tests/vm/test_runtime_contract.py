@@ -370,8 +370,20 @@ def test_without_a_network(start: Callable[..., Container], tiny: Path) -> None:
 @pytest.mark.each_engine
 def test_the_console_is_stdout_a_file_and_interactive(start: Callable[..., Container], tiny: Path) -> None:
     vm = running_tiny(start, tiny)
-    assert vm.exec("console", stdin="abc").endswith("abc")
-    assert vm.exec("console", stdin="def").endswith("def")
+    for keys in (b"abc", b"def"):
+        with subprocess.Popen(
+            [*vm.cli, "exec", "-i", vm.name, "console"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as console:
+            assert console.stdin
+            assert console.stdout
+            console.stdin.write(keys)
+            console.stdin.flush()
+            seen = b""
+            while not seen.endswith(keys):
+                piece = os.read(console.stdout.fileno(), 100)
+                assert piece, seen
+                seen += piece
+            console.communicate(timeout=60)  # it ends with its input
     vm.exec("console", stdin="\n")
     vm.wait_for("abcdef\n")
     assert "abcdef" in vm.exec("cat", "/run/virtainer/console.log")
@@ -406,7 +418,7 @@ def test_a_second_signal_ends_it_at_once(start: Callable[..., Container], tiny: 
     vm.signal("TERM")
     vm.wait_for("asking the guest to shut down")
     vm.signal("INT")
-    assert vm.end(10) == (2, "virtainer: end: killed: SIGINT came again")
+    assert vm.end(45) == (2, "virtainer: end: killed: SIGINT came again")
 
 
 @pytest.mark.each_engine
@@ -414,7 +426,7 @@ def test_qmp_serves_many_and_quits(start: Callable[..., Container], tiny: Path) 
     vm = running_tiny(start, tiny)
     command = [*vm.cli, "exec", vm.name, "qmp", '{"execute": "query-status"}']
     at_once = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
-    assert [json.loads(process.communicate(timeout=30)[0])["return"]["status"] for process in at_once] == [
+    assert [json.loads(process.communicate(timeout=120)[0])["return"]["status"] for process in at_once] == [
         "running"
     ] * 4
     assert "root" in vm.exec("stat", "-c", "%U %a", "/run/virtainer")
@@ -442,7 +454,7 @@ def test_the_lease(start: Callable[..., Container], tiny: Path, engine_cli: list
         time.sleep(1)
         vm.wait_for(">\n")
         os.killpg(holder.pid, signal.SIGKILL)
-        code, line = vm.end(10)
+        code, line = vm.end(45)
         assert (code, line.partition(",")[0]) == (3, "virtainer: end: lease-gone: the holder of the lease")
     finally:
         holder.kill()
@@ -464,7 +476,7 @@ def test_stop_while_it_prepares(start: Callable[..., Container], network: str) -
     vm = start("--network", network, "-e", "IMAGE_URL=http://slow:8000/disk")
     vm.wait_for("virtainer: fetching")
     vm.signal("TERM")
-    assert vm.end(10) == (0, "virtainer: end: stopped: SIGTERM came before the VM ran")
+    assert vm.end(45) == (0, "virtainer: end: stopped: SIGTERM came before the VM ran")
 
 
 # ---------------------------------------------------------------------------------------------- overlay
@@ -500,7 +512,7 @@ class Debian:
     vm: Container
     key: Path
 
-    def ssh(self, command: str, seconds: float = 60, *, check: bool = True) -> str:
+    def ssh(self, command: str, seconds: float = 300, *, check: bool = True) -> str:
         relay = shlex.join([*self.vm.cli, "exec", "-i", self.vm.name, "relay", "22"])
         options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
         done = subprocess.run(
@@ -526,7 +538,7 @@ class Debian:
         deadline = time.monotonic() + BOOT
         while True:
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-                self.ssh("true", 30)
+                self.ssh("true", 60)
                 return
             assert self.vm.running(), self.vm.said
             assert time.monotonic() < deadline, self.vm.console[-3000:]
@@ -564,7 +576,7 @@ import socket, struct, sys
 def checksum(data):
     total = sum(struct.unpack(f"!{len(data) // 2}H", data)); total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
-s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); s.settimeout(10); s.connect((sys.argv[1], 0))
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); s.settimeout(60); s.connect((sys.argv[1], 0))
 head = lambda code: struct.pack("!BBHHH", 8, 0, code, 77, 1)
 s.send(head(checksum(head(0) + b"virtainr")) + b"virtainr")
 reply = s.recv(100); print(reply[20], reply[8])  # type 0 is an echo reply; its time to live tells who sent it
@@ -593,7 +605,7 @@ def test_the_guest_gets_its_address_name_and_disk(debian: Debian) -> None:
 
 @pytest.mark.each_engine
 def test_all_protocols_reach_the_guest_at_the_containers_address(debian: Debian, peer: Container) -> None:
-    tcp = "import socket,sys; print(socket.create_connection((sys.argv[1], 22), 10).recv(99))"
+    tcp = "import socket,sys; print(socket.create_connection((sys.argv[1], 22), 60).recv(99))"
     assert "SSH-2.0-OpenSSH" in peer.exec("python3", "-c", tcp, "alpha")
     assert (
         peer.exec("python3", "-c", PING, debian.vm.address()) == "0 63\n"
@@ -605,12 +617,12 @@ def test_all_protocols_reach_the_guest_at_the_containers_address(debian: Debian,
 def test_the_relay_waits_a_moment_for_a_port(debian: Debian) -> None:
     began = time.monotonic()
     debian.vm.exec("relay", "4567", check=False)  # refused, each time that it is tried
-    assert 2.5 < time.monotonic() - began < 20
+    assert 2.5 < time.monotonic() - began < 60
 
 
 @pytest.mark.each_engine
 def test_the_guest_finds_others_by_name(debian: Debian, peer: Container) -> None:
-    fetch = "import urllib.request; print(urllib.request.urlopen('http://{}/', timeout=20).status)"
+    fetch = "import urllib.request; print(urllib.request.urlopen('http://{}/', timeout=120).status)"
     assert debian.ssh("getent hosts web.virtainer.internal").split()[0] == peer.address()
     assert debian.ssh("getent hosts web").split()[0] == peer.address()
     assert debian.ssh(f"python3 -c {shlex.quote(fetch.format('web.virtainer.internal'))}") == "200\n"
@@ -618,7 +630,7 @@ def test_the_guest_finds_others_by_name(debian: Debian, peer: Container) -> None
 
 @pytest.mark.each_engine
 def test_a_guest_that_calls_its_own_container_reaches_itself(debian: Debian) -> None:
-    code = f"import socket; print(socket.create_connection(({debian.vm.address()!r}, 22), 10).recv(99))"
+    code = f"import socket; print(socket.create_connection(({debian.vm.address()!r}, 22), 60).recv(99))"
     assert "SSH-2.0-OpenSSH" in debian.ssh(f"python3 -c {shlex.quote(code)}")
 
 
@@ -649,9 +661,10 @@ def test_a_card_joins_a_network_that_is_harmed_and_recorded(
     card = f"$(ip -o link | grep {mac} | cut -d: -f2)"
     debian.ssh(f"sudo ip addr add {address} dev {card} && sudo ip link set {card} up")
 
-    def reached(count: int = 3) -> int:
-        said = debian.ssh(f"ping -c {count} -i 0.3 -W 3 {other.address()}", check=False)
-        return said.count("bytes from")
+    def reached(seconds: int = 20) -> int:
+        """Return how many of three pings, one after the other, are answered within some seconds."""
+        ping = f"ping -c 1 -W {seconds} {other.address()}"
+        return debian.ssh(f"for each in 1 2 3; do {ping}; done", check=False).count("bytes from")
 
     with subprocess.Popen(
         [*debian.vm.cli, "exec", "-i", debian.vm.name, "capture", mac],
@@ -668,7 +681,7 @@ def test_a_card_joins_a_network_that_is_harmed_and_recorded(
     assert bytes.fromhex(f"{others.replace(':', '')}0800") in recorded, "and got"
 
     debian.vm.exec("wire", mac, json.dumps({"drop": {others: 1000}}))
-    assert reached(1) == 0
+    assert reached(2) == 0
     debian.vm.exec("wire", mac, "{}")
     assert reached() == 3
     debian.vm.exec("device", "remove", "nic1")

@@ -18,12 +18,12 @@ import pytest
 @pytest.mark.virtainer("b")
 def test_call(vms):
     a, b = vms["a"], vms["b"]
-    a.run("ping -c2 -W5 b")
+    a.run("ping -c1 -W30 b && ping -c1 -W30 b")
     pathlib.Path("addresses").write_text(f"{a.ip} {b.ip}")
     assert not "of the test"
 
 @pytest.mark.virtainer("c")
-@pytest.mark.virtainer("slow", template=False, boot_timeout=6)
+@pytest.mark.virtainer("slow", template=False, boot_timeout=15, user_data={"bootcmd": ["sleep 600"]})
 def test_setup(vms):
     pass
 """

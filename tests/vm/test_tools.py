@@ -27,7 +27,7 @@ def vm_by(request: pytest.FixtureRequest, session_vm: VM) -> Iterator[VM]:
 
 def tool(*words: str, **environment: str) -> str:
     done = subprocess.run(
-        words, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
+        words, capture_output=True, text=True, check=False, timeout=900, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -27,6 +27,7 @@ from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.support.progress import SILENT
+from tests.vm.processes import console_of
 
 
 def containers(engine: Engine, name: str) -> list[object]:
@@ -109,10 +110,11 @@ def test_a_store_directory_that_is_not_there() -> None:
 
 
 def test_a_boot_that_takes_too_long(manager: Manager, settings: Settings, engine: Engine) -> None:
+    shape = {"name": "too-slow", "user_data": {"bootcmd": ["sleep 600"]}}
     with pytest.raises(
-        BootTimeout, match=r"too-slow did not let us log in over SSH within 8 s\. The last try: "
+        BootTimeout, match=r"too-slow did not let us log in over SSH within 15 s\. The last try: "
     ) as caught:
-        manager.launch(merge(settings.shape, {"name": "too-slow", "boot_timeout": 8.0, "template": False}))
+        manager.launch(merge(settings.shape, {**shape, "boot_timeout": 15.0, "template": False}))
     assert "The last lines of its console:\n  | " in str(caught.value)
     assert "boot_timeout" in str(caught.value)
     assert containers(engine, "too-slow") == []
@@ -120,10 +122,10 @@ def test_a_boot_that_takes_too_long(manager: Manager, settings: Settings, engine
 
 def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: Engine) -> None:
     def kill() -> None:
-        while not (found := containers(engine, "killed-early")):
+        running = {"label": "virtainers.vm=killed-early", "status": "running"}
+        while not (found := engine.api.containers(filters=running)) or not console_of(engine, found[0]["Id"]):
             time.sleep(0.1)
-        time.sleep(4)
-        engine.api.kill(found[0]["Id"])  # type: ignore[index]
+        engine.api.kill(found[0]["Id"])
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -131,8 +133,8 @@ def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: E
     with pytest.raises(VMGone, match=r"killed-early has ended: .*The last lines of its console:") as caught:
         vm_factory("killed-early", template=False)
     killer.join()
-    assert time.monotonic() - began < 30, str(caught.value)
-    deadline = time.monotonic() + 10  # the engine removes it by itself
+    assert time.monotonic() - began < 150, str(caught.value)  # it would wait for 300
+    deadline = time.monotonic() + 60  # the engine removes it by itself
     while containers(engine, "killed-early"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -162,7 +164,7 @@ def test_a_kernel_panic_is_told_at_once(vm_factory: VMFactory) -> None:
     began = time.monotonic()
     with pytest.raises(GuestPanic, match="panicking: Kernel panic - not syncing: sysrq triggered crash"):
         vm.run("echo c >/proc/sysrq-trigger; sleep 600", sudo=True)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 45  # what only does not answer is called hung after 50
     with pytest.raises(GuestPanic):
         vm.run("true")
 
@@ -176,8 +178,11 @@ def test_a_bridge_that_gets_another_address_holds_nothing_up(manager: Manager, s
     vm = manager.launch(spec)
     assert vm.endpoint._direct, "the address belongs to another host"
     route = subprocess.run(["ip", "-j", "route", "get", vm.ip], capture_output=True, check=True).stdout
-    took = []
+    quiet, took = [], []  # without a change, and with one
     for number in range(6):
+        began = time.monotonic()
+        vm.run("sleep 1; echo answered")
+        quiet.append(time.monotonic() - began)
         address = f"02:00:00:00:{time.time_ns() % 256:02x}:{number:02x}"
         change = ["ip", "link", "set", "dev", json.loads(route)[0]["dev"], "address", address]
         timer = threading.Timer(0.3, subprocess.run, [change], {"check": True})
@@ -187,4 +192,5 @@ def test_a_bridge_that_gets_another_address_holds_nothing_up(manager: Manager, s
         took.append(time.monotonic() - began)
         timer.join()
     manager.discard(vm)
-    assert statistics.median(took) < 5, took  # else each one is held up; a busy host does that to some
+    # Else each one is held up, for five seconds or more; a busy host does that to some.
+    assert statistics.median(took) < statistics.median(quiet) + 4, (quiet, took)

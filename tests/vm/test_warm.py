@@ -12,6 +12,7 @@ from pytest_virtainers import VM, ProvisionTimeout
 
 SHAPE = 'ram="512M", disk="3G", cpus=2'
 UNIQUE = os.urandom(8).hex()
+SLOW = {"final_message": UNIQUE, "bootcmd": ["sleep 600"]}  # with KVM, too
 
 
 def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResult:
@@ -25,18 +26,18 @@ def test_a_time_limit_does_not_end_a_template_and_a_failed_one_is_not_tried_agai
     suite = f"""
         import pytest
 
-        pytestmark = pytest.mark.virtainer({SHAPE}, boot_timeout=10, user_data={{"final_message": "{UNIQUE}"}})
+        pytestmark = pytest.mark.virtainer({SHAPE}, boot_timeout=30, user_data={SLOW})
 
         @pytest.mark.parametrize("number", range(4))
         def test_it(vm, number): pass
     """
-    result = run(pytester, suite, "--timeout=4", "--timeout-method=thread", "--virtainer-keep=never")
+    result = run(pytester, suite, "--timeout=15", "--timeout-method=thread", "--virtainer-keep=never")
     result.assert_outcomes(errors=4)
     shown = result.stdout.str()
     assert shown.count("virtainers: booting vm (debian-13): failed in ") == 1
-    assert shown.count("BootTimeout: vm did not let us log in over SSH within 10 s") == 4
+    assert shown.count("BootTimeout: vm did not let us log in over SSH within 30 s") == 4
     assert shown.count("TemplateError: vm: its template could not be made in this run, and is not tried again.") == 3
-    assert "::test_it[0], 4 s, starts again: what was made now is made once" in shown
+    assert "::test_it[0], 15 s, starts again: what was made now is made once" in shown
     assert "pytest --virtainer-warm" in shown
 
 
@@ -44,7 +45,7 @@ def test_workers_share_what_has_failed(pytester: pytest.Pytester) -> None:
     suite = f"""
         import pytest
 
-        pytestmark = pytest.mark.virtainer({SHAPE}, boot_timeout=6, user_data={{"final_message": "{UNIQUE}"}})
+        pytestmark = pytest.mark.virtainer({SHAPE}, boot_timeout=15, user_data={SLOW})
 
         @pytest.mark.parametrize("number", range(4))
         def test_it(vm, number): pass
@@ -92,7 +93,7 @@ def test_what_is_made_ahead_is_there_for_the_tests(pytester: pytest.Pytester) ->
     ahead.stdout.fnmatch_lines(["*no tests ran in *"])
     again = run(pytester, suite, "--virtainer-warm")
     again.stdout.fnmatch_lines(["virtainers: 1 of 1: *: ready in *"])
-    tests = run(pytester, suite, "--timeout=30", "--virtainer-durations")
+    tests = run(pytester, suite, "--timeout=120", "--virtainer-durations")
     tests.assert_outcomes(passed=2)
     tests.stdout.no_re_match_line(r" +(.* )?(layer|template)\b")  # the table's heading
 
