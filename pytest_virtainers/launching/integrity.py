@@ -144,8 +144,8 @@ class Watch:
     def close(self) -> None:
         """Stop, and wait for a moment until that is done."""
         self.stop()
-        if self._thread is not None:
-            self._thread.join(_END_SECONDS)
+        if (thread := self._thread) is not None:  # it forgets itself when it has read all
+            thread.join(_END_SECONDS)
 
     def _work(self) -> None:
         self._stopping.wait(_DELAY_SECONDS)

@@ -218,7 +218,7 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
     container = Container.adopt(engine, INSPECTED)
     assert container.environment == {"RAM": "512", "IMAGE_DIR": "/mounted", "EMPTY": ""}
     container.follow()
-    assert container.wait(10)
+    assert container.wait(60)
     assert (bytes(container.stdout), bytes(container.stderr)) == (said[1], said[2])
     assert [(each["since"][0], each["follow"][0]) for each in asked] == [("1700000000.05", "1")]
     container.close()
@@ -320,7 +320,7 @@ def test_completion_in_bash(line: str, offered: str, tmp_path: Path) -> None:
     """
     nowhere = {"VIRTAINER_ENGINE": "docker", "DOCKER_HOST": f"unix://{tmp_path}/none.sock", "HOME": str(tmp_path)}
     run = subprocess.run(
-        ["bash", "-c", script], env=os.environ | nowhere, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", script], env=os.environ | nowhere, capture_output=True, text=True, timeout=300, check=False
     )
     assert (run.stdout.split("\n")[0], run.stderr) == (offered, "")
 
@@ -339,7 +339,7 @@ def test_a_silent_log_does_not_end_and_close_wakes_its_reader(engine: Engine, se
     assert not container.wait(1.0), "three times as long as an answer may take"
     assert bytes(container.stdout) == b"hello"
     container.close()
-    assert container.wait(5)
+    assert container.wait(60)
 
 
 @pytest.mark.parametrize(("text", "words"), [("-----BEGIN OPENSSH PRIVATE KEY-----", "this is a private key")])

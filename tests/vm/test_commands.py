@@ -135,7 +135,7 @@ def test_a_failure_reads_well_and_points_at_the_test(pytester: pytest.Pytester) 
 
 
 def test_a_process_that_is_killed_for_its_memory_is_named(session_vm: VM) -> None:
-    limited = "systemd-run --quiet --wait -p MemoryMax=32M -p MemorySwapMax=0 tail /dev/zero"
+    limited = "systemd-run --quiet --wait --collect -p MemoryMax=32M -p MemorySwapMax=0 tail /dev/zero"
     with pytest.raises(
         CommandFailed, match=r"--- the guest's kernel\nMemory cgroup out of memory: Killed process \d+ \(tail\)"
     ):

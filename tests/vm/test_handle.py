@@ -236,8 +236,8 @@ def test_the_labels_name_run_owner_and_test(session_vm: VM, engine: Engine) -> N
     assert len(labels["virtainers.run"]) == 8
 
 
-def test_the_guest_is_a_healthy_debian(session_vm: VM) -> None:
-    assert session_vm.run("systemctl is-system-running --wait", check=False, timeout=120).stdout == "running\n"
-    assert session_vm.run("systemctl --failed --no-legend").stdout == ""
-    disk_mib = int(session_vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
-    assert disk_mib > 0.85 * session_vm.spec.disk, "grown to what was asked for"
+def test_the_guest_is_a_healthy_debian(vm: VM) -> None:
+    assert vm.run("systemctl is-system-running --wait", check=False, timeout=300).stdout == "running\n"
+    assert vm.run("systemctl --failed --no-legend").stdout == ""
+    disk_mib = int(vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
+    assert disk_mib > 0.85 * vm.spec.disk, "grown to what was asked for"

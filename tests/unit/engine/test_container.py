@@ -167,7 +167,7 @@ def test_a_command_may_be_silent_for_so_long_at_a_time(container: Container, ser
 
     def talk(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(begin)
-        for _ in range(4):
+        for _ in range(8):
             time.sleep(0.3)
             request.wfile.write(struct.pack(">BxxxL", 1, 1) + b".")
 
@@ -176,7 +176,7 @@ def test_a_command_may_be_silent_for_so_long_at_a_time(container: Container, ser
         "POST /exec/e/start": talk,
         "GET /exec/e/json": (200, {"ExitCode": 0}),
     }
-    assert container.run(["evidence"], patience=1.0) == (0, b"....")
+    assert container.run(["evidence"], patience=2.0) == (0, b"........")
     server.answers["POST /exec/e/start"] = silent(begin)
     with pytest.raises(EngineError, match=r"^evidence in db has said nothing for 0\.1 s$"):
         container.run(["evidence"], patience=0.1)

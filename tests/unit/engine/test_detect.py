@@ -209,7 +209,7 @@ def test_a_podman_that_does_not_serve_speaks_for_itself(monkeypatch: pytest.Monk
     began = time.monotonic()
     with pytest.raises(EngineNotFound, match=r"did not start: cannot clone: Operation not permitted"):
         detect.find("auto", {**NOBODY, "PATH": str(tmp_path)})
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert [path.name for path in tmp_path.iterdir()] == ["podman"]
 
 
@@ -261,7 +261,7 @@ def test_a_service_of_our_own_ends_when_we_are_killed(deaf_podman: Path) -> None
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     service = int((deaf_podman.parent / "pid").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while runs(service) or list(deaf_podman.parent.glob("virtainers-podman-*")):
         assert time.monotonic() < deadline, "the service, or its folder, is still there"
         time.sleep(0.05)

@@ -205,7 +205,7 @@ def test_who_waits_for_another_process_that_builds_is_told_so(
     def build_elsewhere() -> None:
         with locked("runtime-image"):
             taken.set()
-            told.wait(5)
+            told.wait(60)
             api.images.add(runtime_image.reference())
 
     def write(text: str) -> None:

@@ -336,7 +336,7 @@ def test_machines_that_start_together_each_go_without_kvm(without_kvm: Run, monk
         try:
             start(container)
         except EngineError:
-            refused.wait(10)
+            refused.wait(60)
             raise
 
     monkeypatch.setattr(Container, "start", start_together)

@@ -111,7 +111,7 @@ def test_one_that_cannot_be_ended_is_told_at_the_end_and_fails_no_test(made: Mad
     prefetcher = Prefetcher(made.clone)
     for spec, ask in ((SMALL, prefetcher.want), (BIG, prefetcher.claim)):
         prefetcher.want(spec, spec.name)
-        prefetcher._machine.result(5)
+        prefetcher._machine.result(60)
         made[-1].cannot_end, made[-1].alive = True, False
         ask(BIG)
     prefetcher.want(SMALL)
@@ -128,7 +128,7 @@ def test_an_interrupted_claim_leaves_the_vm_to_be_ended(made: Made, monkeypatch:
 
     prefetcher = Prefetcher(made.clone)
     prefetcher.want(SMALL)
-    prefetcher._machine.result(5)
+    prefetcher._machine.result(60)
     with monkeypatch.context() as patch:
         patch.setattr(Future, "result", interrupted)
         with pytest.raises(KeyboardInterrupt):

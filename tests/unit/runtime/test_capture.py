@@ -57,9 +57,9 @@ def test_it_says_that_it_listens_and_ends(start: list[str], tmp_path: Path, end:
     assert process.stderr.readline() == b"listening\n"
     if end == "signal":
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(60)
     process.stdin.close()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert process.stdout
     assert process.stdout.read() == b"rest\n", "it had time to write what it had"
     process.stdout.close()
@@ -70,5 +70,5 @@ def test_a_tool_that_fails_is_told(start: list[str], tmp_path: Path) -> None:
     process = run(start, "echo 'tcpdump: eth1: no permission' >&2; exit 1", tmp_path)
     assert process.stderr
     assert process.stderr.readline() == b"capture: tcpdump: eth1: no permission\n"
-    assert process.wait(10) == 1
+    assert process.wait(60) == 1
     process.communicate()

@@ -34,14 +34,14 @@ class Line:
 
     def client(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
-        client.settimeout(5)
+        client.settimeout(60)
         client.connect(self.path)
         client.sendall(b"\r")
         assert self.guest.recv(1) == b"\r"  # only now is it surely among the clients
         return client
 
     def wait_for_log(self, length: int) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while self.log.stat().st_size < length:
             assert time.monotonic() < deadline, f"the log has {self.log.stat().st_size} of {length} bytes"
             time.sleep(0.01)
@@ -53,7 +53,7 @@ def line(tmp_path: Path) -> Iterator[Line]:
     yield line
     line.guest.close()
     os.close(line.reader)
-    line.console.finish(5)
+    line.console.finish(60)
     os.close(line.writer)
     line.line.close()
     line.console._log.close()
@@ -112,7 +112,7 @@ def test_the_log_is_bounded_and_has_the_last_of_it(line: Line, monkeypatch: pyte
     drain.start()
     line.guest.sendall(b"the beginning" + 2**20 * b"x")
     line.guest.sendall(b"the end")
-    drain.join(10)
+    drain.join(60)
     files = sorted(line.log.parent.glob("console.log*"))
     assert [each.name for each in files] == ["console.log", "console.log.1"]
     assert all(each.stat().st_size < 2**18 for each in files)
@@ -130,5 +130,5 @@ def test_a_client_that_does_not_read_stalls_nobody(line: Line) -> None:
 def test_what_is_left_reaches_stdout_before_the_end(line: Line) -> None:
     line.guest.sendall(b"reboot: Power down\n")
     line.guest.close()
-    line.console.finish(5)
+    line.console.finish(60)
     assert os.read(line.reader, 100) == b"reboot: Power down\n"

@@ -58,11 +58,11 @@ def test_a_guest_that_talks_nonsense_to_its_supervisor_is_soon_not_heard(
     for number in range(5000):
         theirs.sendall(b"virtainer: over: %d\n" % number)
     theirs.sendall(individual.READY)
-    deadline = time.monotonic() + 10
-    while not waits.exists() and time.monotonic() < deadline:
+    deadline, lines = time.monotonic() + 60, list[str]()
+    while "virtainer: helper: ready" not in lines and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.1)
-    lines = said()
+        lines += said()
+    assert waits.exists()
     assert len(lines) == 22
     assert all(line.startswith("virtainer: helper: something unexpected: b'virtainer: over: ") for line in lines[:20])
     assert lines[20:] == [
@@ -79,6 +79,6 @@ def test_a_guest_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     began = time.monotonic()
     for _ in range(10_000):
         helper.after_restore(clone=True)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 50
     theirs.close()
     ours.close()

@@ -126,7 +126,7 @@ def test_who_waits_is_told_that_the_copy_goes_on(
         if argv[1] == "convert":
             for step in range(steps):
                 Path(argv[-1]).write_bytes(b"x" * (step + 1) * 2**16)
-                growing.wait(0.05)
+                growing.wait(0.2)
             growing.wait(0.3)  # it does no more
         return tools.run(*argv)
 

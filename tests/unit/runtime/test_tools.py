@@ -42,7 +42,7 @@ def test_a_program_is_stopped_at_its_limits(limits: tools.Limits, program: str, 
         tools.run_limited(sys.executable, "-c", f"{restored}\n{program}", limits=limits)
     assert words in str(caught.value)
     assert isinstance(caught.value, tools.Stopped) == ("was still" in words or "wrote more" in words)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50
 
 
 def test_processor_time_is_limited_for_what_nobody_waits_for() -> None:

@@ -16,7 +16,7 @@ from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.ssh.keys import Keys
 
 KEYS = Keys.generate()
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 class Sshd(paramiko.ServerInterface):

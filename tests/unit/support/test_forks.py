@@ -46,7 +46,7 @@ from tests.unit.vm.fake_stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_CHILD_SECONDS = 20
+_CHILD_SECONDS = 60
 
 
 class Child:
@@ -497,7 +497,7 @@ def test_a_process_is_not_waited_for_in_a_child_and_its_input_ends_without_it(tm
         assert answer.startswith(refusal("'cat' on web"))
         process.write("all of it")
         process.stdin.close()
-        assert process.wait(5).exit_code == 0, "the child's copy of the pipe kept it waiting"
+        assert process.wait(60).exit_code == 0, "the child's copy of the pipe kept it waiting"
     assert received == [b"all of it", b""]
 
 
@@ -510,7 +510,7 @@ def test_a_tunnel_goes_on_when_a_child_leaves_its_block() -> None:
     with contextlib.ExitStack() as block:
         port = block.enter_context(tunnels.listening("tunnel", serve))
         with socket.create_connection(("127.0.0.1", port)) as caller:
-            caller.settimeout(5)
+            caller.settimeout(60)
             caller.sendall(b"one")
             assert caller.recv(10) == b"ONE"
             with Child(block.close) as answer:
@@ -527,7 +527,7 @@ def test_a_page_is_served_on_when_a_child_leaves_its_block() -> None:
     display: Any = SimpleNamespace(host="127.0.0.1", port=1, password="")
 
     def answers(port: int) -> bool:
-        with socket.create_connection(("127.0.0.1", port), 5) as caller:
+        with socket.create_connection(("127.0.0.1", port), 60) as caller:
             caller.sendall(b"GET /vnc.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
             return caller.recv(100).startswith(b"HTTP/1.1 200")
 
@@ -576,7 +576,7 @@ def test_what_was_recorded_stays_where_it_is_when_a_child_looks() -> None:
     vm: Any = SimpleNamespace(name="one", container=container)
     capture.add(vm, "02:00:00:00:00:01")
     (track,) = capture._tracks
-    track._thread.join(5)
+    track._thread.join(60)
     end = track._file.tell()
 
     def look() -> object:

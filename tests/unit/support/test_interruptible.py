@@ -67,7 +67,7 @@ def test_a_result_that_comes_too_late_is_unwanted(blocked: Blocked) -> None:
         patiently(blocked, check=gone, deadline=None, unwanted=unwanted.put)
     assert unwanted.empty()
     blocked.may_go_on.set()
-    assert unwanted.get(timeout=5) == "late"
+    assert unwanted.get(timeout=60) == "late"
 
 
 def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatc
             self._lock.release()
             if threading.current_thread() is not caller:
                 result_is_there.set()
-                caller_has_left.wait(5)
+                caller_has_left.wait(60)
 
     def check() -> None:
         if result_is_there.is_set():
@@ -103,7 +103,7 @@ def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatc
     with pytest.raises(VMGone):
         patiently(lambda: 7, check=check, deadline=None, unwanted=unwanted.append)
     caller_has_left.set()
-    threads[0].join(5)
+    threads[0].join(60)
     assert unwanted == [7]
 
 

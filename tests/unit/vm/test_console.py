@@ -80,7 +80,9 @@ def test_after_sending_only_what_is_new_counts(guest: Guest, console: Console) -
     guest.stdout += b"$ "
     console.send("echo x\n")
     threading.Timer(0.02, lambda: guest.stdout.append(b"x\r\n\x1b[32m$\x1b[0m ")).start()
-    assert console.expect(r"^x\n\$", timeout=5)[0] == "x\n$", "without escape sequences, and not the prompt of before"
+    assert console.expect(r"^x\n\$", timeout=60)[0] == "x\n$", (
+        "without escape sequences, and not the prompt of before"
+    )
 
 
 def test_what_does_not_come_is_told_with_the_last_lines(guest: Guest, console: Console) -> None:

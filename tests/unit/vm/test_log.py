@@ -53,11 +53,11 @@ def test_entries_stand_in_the_order_in_which_they_began() -> None:
     def long() -> None:
         with log.entry("first", "root"):
             began.set()
-            may_end.wait(5)
+            may_end.wait(60)
 
     thread = threading.Thread(target=long)
     thread.start()
-    began.wait(5)
+    began.wait(60)
     with log.entry("second", "root"):
         may_end.set()
         thread.join()

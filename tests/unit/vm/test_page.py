@@ -103,7 +103,7 @@ def test_its_end_waits_for_no_browser_and_leaves_no_files_open(display: Display)
     assert time.monotonic() - started < 8
     while open_files() > before and time.monotonic() - started < 12:
         time.sleep(0.1)  # the server behind the display has an end to close, too
-    assert open_files() == before
+    assert open_files() <= before
 
 
 @pytest.mark.parametrize("origin", [Origin("http://elsewhere"), None])

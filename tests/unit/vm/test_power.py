@@ -113,7 +113,7 @@ def test_there_is_a_pause_before_qemu_is_asked_again(monkeypatch: pytest.MonkeyP
     began = time.monotonic()
     with pytest.raises(VirtainerError, match="QEMU refuses cont: Resetting"):
         machine(qemu).start()
-    assert 0.1 < time.monotonic() - began < 5
+    assert 0.1 < time.monotonic() - began < 50
     assert len(qemu.asked) < 8
 
 

@@ -35,13 +35,13 @@ class Guest:
             self.stdin, self.out, self.err = stdin, out, err
             self.leader.pass_on = err
             started.set()
-            self.over.wait(10)
+            self.over.wait(60)
             if isinstance(self.outcome, BaseException):
                 raise self.outcome
             return self.outcome
 
         self.process = Process("make", "web", execute, self.leader, self._take, grace=grace)
-        assert started.wait(5)
+        assert started.wait(60)
 
     def _take(self, session: int, name: str) -> None:
         self.signals.append((session, name))
@@ -62,7 +62,7 @@ def guest() -> Iterator[Guest]:
 
 
 def test_each_line_comes_as_soon_as_it_is_whole(guest: Guest) -> None:
-    lines = guest.process.lines(timeout=5)
+    lines = guest.process.lines(timeout=60)
     guest.out(b"one\ntw")
     assert next(lines) == "one"
     threading.Timer(0.05, guest.out, [b"o\n\n\xff"]).start()
@@ -76,8 +76,8 @@ def test_lines_that_nobody_has_read_yet_are_found_in_no_time(guest: Guest) -> No
     guest.out(b"some line of a log that is followed from its start\n" * 100_000)
     guest.end()
     began = time.monotonic()
-    assert sum(1 for _ in guest.process.lines(timeout=5)) == 100_000
-    assert time.monotonic() - began < 5
+    assert sum(1 for _ in guest.process.lines(timeout=60)) == 100_000
+    assert time.monotonic() - began < 30
 
 
 def test_what_was_printed_so_far_is_in_a_timeout(guest: Guest) -> None:
@@ -93,7 +93,7 @@ def test_its_end_gives_the_whole_result(guest: Guest) -> None:
     guest.out(b"out")
     guest.err(b"err")
     guest.end(3)
-    result = guest.process.wait(5)
+    result = guest.process.wait(60)
     assert (result.exit_code, result.stdout, result.stderr) == (3, "out", "err")
     assert guest.process.poll() == 3
     assert guest.process.wait() == result, "its duration does not grow"
@@ -109,7 +109,7 @@ def test_what_is_written_arrives_at_once(guest: Guest) -> None:
 
 
 def test_a_machine_that_went_away_is_told_wherever_one_waits(guest: Guest) -> None:
-    lines = guest.process.lines(timeout=5)
+    lines = guest.process.lines(timeout=60)
     guest.out(b"one\n")
     guest.end(VMGone("web has ended"))
     assert next(lines) == "one"
@@ -121,7 +121,7 @@ def test_a_machine_that_went_away_is_told_wherever_one_waits(guest: Guest) -> No
 def test_a_block_ends_with_its_own_failure(guest: Guest) -> None:
     guest.end(VMGone("web has ended"))
     with pytest.raises(VMGone):
-        guest.process.wait(5)
+        guest.process.wait(60)
     with pytest.raises(ValueError, match="of the test"), guest.process:
         raise ValueError("of the test")
 
@@ -134,7 +134,7 @@ def test_signals_are_sent_by_name_to_the_session(guest: Guest) -> None:
     guest.process.kill()
     assert guest.signals == [(4711, "USR1"), (4711, "HUP"), (4711, "TERM"), (4711, "KILL")]
     guest.end()
-    guest.process.wait(5)
+    guest.process.wait(60)
     guest.process.kill()
     assert len(guest.signals) == 4, "there is nobody any more"
 

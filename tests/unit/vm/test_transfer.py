@@ -113,7 +113,7 @@ def test_a_guest_whose_tar_knows_no_holes_gets_zeros(tmp_path: Path) -> None:
             stdin = io.BytesIO(sent[0])
         return local_shell(script, stdin=stdin, stdout=stdout, timeout=timeout)
 
-    transfer.put(busybox, source, f"{tmp_path}/there", None, 10)
+    transfer.put(busybox, source, f"{tmp_path}/there", None, 60)
     assert len(sent[0]) > 64 * MIB
     assert (tmp_path / "there").read_bytes() == source.read_bytes()
 

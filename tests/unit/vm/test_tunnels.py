@@ -68,7 +68,7 @@ class Transport:
         return self.channels[-1]
 
     def request_port_forward(self, _address: str, port: int, handler: Callable[[Any, Any, Any], None]) -> int:
-        self.hangs.wait(5)
+        self.hangs.wait(60)
         if port == 22:
             from paramiko import SSHException
 
@@ -78,7 +78,7 @@ class Transport:
 
     def global_request(self, kind: str, data: Any, wait: bool) -> None:
         assert (kind, wait) == ("cancel-tcpip-forward", True)
-        self.hangs.wait(5)
+        self.hangs.wait(60)
         self.cancelled.append(data)
         self.gave_back.set()
 
@@ -115,12 +115,12 @@ def machine() -> Iterator[Machine]:
     machine = Machine()
     yield machine
     for channel in machine.transport.channels:
-        assert channel.over.wait(5), "a channel is left"
+        assert channel.over.wait(60), "a channel is left"
         channel.guest.close()
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=5)
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def channel_of(machine: Machine, caller: socket.socket) -> Channel:
@@ -151,7 +151,7 @@ def test_open_connections_end_with_the_block(machine: Machine) -> None:
             caller = stack.enter_context(connect(url.port))
             channel = channel_of(machine, caller)
         assert caller.recv(100) == b""
-        assert channel.over.wait(5)
+        assert channel.over.wait(60)
         with pytest.raises(OSError, match="refused"):
             connect(url.port)
 
@@ -169,7 +169,7 @@ def service(answer: bytes) -> Iterator[int]:
         thread.start()
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+        thread.join(60)
 
 
 def test_each_port_of_the_guest_leads_to_its_own_service(machine: Machine) -> None:
@@ -221,5 +221,5 @@ def test_a_port_that_is_given_too_late_is_given_back(machine: Machine, monkeypat
     with pytest.raises(GuestStalled):
         machine.reverse(9, guest_port=0).__enter__()
     machine.transport.hangs.set()
-    assert machine.transport.gave_back.wait(5)
+    assert machine.transport.gave_back.wait(60)
     assert machine.transport.cancelled == [("127.0.0.1", 40001)]

@@ -101,7 +101,7 @@ class Connection:
         self.transport: object = None
 
     def execute(self, _command: str, **_: object) -> int:
-        self._all_there.wait(10)
+        self._all_there.wait(60)
         code = self._codes.pop(0)
         if isinstance(code, Exception):
             raise code
@@ -177,7 +177,7 @@ class Silent:
     def execute(self, _command: str, *, check: Any, started: Any, **_: object) -> int:
         if self._starts:
             started()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.alive:
             assert time.monotonic() < deadline
             check()
@@ -233,8 +233,15 @@ def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pyte
     broken = Connection()
     broken.alive = False
     vm, made = reconnecting(monkeypatch, broken)
-    ends = threading.Event()
-    threading.Thread(target=lambda: (vm._take_turn(), ends.wait(10)), daemon=True).start()
+    connects, ends = threading.Event(), threading.Event()
+
+    def connect() -> None:
+        vm._take_turn()
+        connects.set()
+        ends.wait(60)
+
+    threading.Thread(target=connect, daemon=True).start()
+    assert connects.wait(60)
     threading.Timer(0.1, lambda: setattr(vm.container, "ended", True)).start()
     with pytest.raises(VMGone):
         vm._connected()
@@ -246,13 +253,13 @@ def test_a_guest_that_is_slow_to_end_is_waited_for(monkeypatch: pytest.MonkeyPat
     """Its console goes on while no connection is let in; then it ends, and that is what is told."""
     vm = connected(Connection(BROKE))
     container: Any = vm.container
-    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.15)
+    monkeypatch.setattr(vm, "scaled", lambda _seconds: 1.0)
     tries = 0
 
     def refuse(_seconds: float) -> None:
         nonlocal tries
         tries += 1
-        time.sleep(0.03)
+        time.sleep(0.15)
         container.stdout += b"a unit is stopping\r\n"
         container.ended = tries == 10
         raise ConnectionRefusedError("Connection refused")
