@@ -396,7 +396,7 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json:
       virtainers snapshot web clean; virtainers restore web clean; virtainers snapshot -d web clean
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.vm.saving import free_name
+    from pytest_virtainers.vm.snapshots import free_name
     from pytest_virtainers.vm.vm import Snapshot
 
     if (listed and (delete or tag)) or (delete and not tag):

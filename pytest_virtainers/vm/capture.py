@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_virtainers.engine.streams import ExecStream
-    from pytest_virtainers.vm.core import Core
+    from pytest_virtainers.vm.machine import Core
 
 _START_SECONDS = 30.0
 _END_SECONDS = 10.0

@@ -11,9 +11,9 @@ from typing import IO, TYPE_CHECKING
 from pytest_virtainers.errors import CommandFailed, CommandTimeout, VirtainerError
 from pytest_virtainers.support.interruptible import TimedOut
 from pytest_virtainers.vm import shell
-from pytest_virtainers.vm.core import Core
 from pytest_virtainers.vm.echo import Echo
 from pytest_virtainers.vm.limited import outputs
+from pytest_virtainers.vm.machine import Core
 from pytest_virtainers.vm.process import Process
 from pytest_virtainers.vm.result import Result
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.config import parsing
 from pytest_virtainers.errors import VirtainerError
-from pytest_virtainers.vm.devices import Devices
+from pytest_virtainers.vm.nics import Devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.network_spec import NetworkSpec
     from pytest_virtainers.engine.network import ExistingNetwork
     from pytest_virtainers.engine.network import Network as EngineNetwork
-    from pytest_virtainers.vm.core import Core
+    from pytest_virtainers.vm.machine import Core
 
 _WHOLE = 1000  # the runtime counts losses in thousandths
 _NO_SHAPE = {"rate_kbit": None, "delay_ms": None, "jitter_ms": None}

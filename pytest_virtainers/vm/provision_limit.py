@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_virtainers.support.progress import Step
-    from pytest_virtainers.vm.core import Core
+    from pytest_virtainers.vm.machine import Core
     from pytest_virtainers.vm.vm import VM
 
 _IN_ALL = 10

@@ -16,7 +16,7 @@ from pytest_virtainers.errors import SSHError, VirtainerError
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.forks import close_in_child
 from pytest_virtainers.support.interruptible import TimedOut, patiently
-from pytest_virtainers.vm.core import SILENCE_SECONDS, Core
+from pytest_virtainers.vm.machine import SILENCE_SECONDS, Core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

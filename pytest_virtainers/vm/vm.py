@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pytest_virtainers.vm.access import Tools
 from pytest_virtainers.vm.faults import Faults
 from pytest_virtainers.vm.files import Files
-from pytest_virtainers.vm.saving import Saving, Snapshot
-from pytest_virtainers.vm.tools import Tools
+from pytest_virtainers.vm.screen import Viewer
+from pytest_virtainers.vm.snapshots import Saving, Snapshot
 from pytest_virtainers.vm.tunnels import Tunnels
-from pytest_virtainers.vm.viewer import Viewer
 
 __all__ = ["VM", "Snapshot"]
 

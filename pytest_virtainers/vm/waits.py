@@ -14,7 +14,7 @@ from pytest_virtainers.support.deadline import NOTHING, Deadline
 from pytest_virtainers.support.interruptible import TimedOut, patiently
 from pytest_virtainers.vm import provision_limit, readiness
 from pytest_virtainers.vm.commands import Commands
-from pytest_virtainers.vm.core import SILENCE_SECONDS
+from pytest_virtainers.vm.machine import SILENCE_SECONDS
 
 if TYPE_CHECKING:
     import re

@@ -19,7 +19,7 @@ from pytest_virtainers.engine.output import Output
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.support.progress import SILENT
-from pytest_virtainers.vm.tools import ssh_config_value
+from pytest_virtainers.vm.access import ssh_config_value
 from pytest_virtainers.vm.vm import VM
 
 if TYPE_CHECKING:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from pytest_virtainers.ssh.endpoint import Endpoint
     from pytest_virtainers.ssh.keys import Keys
     from pytest_virtainers.support.progress import Progress
-    from pytest_virtainers.vm.devices import Nic
     from pytest_virtainers.vm.network import Network
+    from pytest_virtainers.vm.nics import Nic
 
 _SLOWER_WITHOUT_KVM = 10
 _RECONNECT_SECONDS = 20.0

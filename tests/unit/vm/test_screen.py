@@ -7,8 +7,8 @@ import pytest
 
 from pytest_virtainers.engine.container import Joint
 from pytest_virtainers.errors import VirtainerError
-from pytest_virtainers.vm import devices
-from pytest_virtainers.vm.devices import Devices
+from pytest_virtainers.vm import nics as devices
+from pytest_virtainers.vm.nics import Devices
 
 
 class Keyboard(Devices):

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from pytest_virtainers.engine import scratch
 from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.errors import EngineError, SpecError
-from pytest_virtainers.vm.core import Core
+from pytest_virtainers.vm.machine import Core
 
 _COMMAND = "ProxyCommand"
 _EXPANDED = {"HostName", "IdentityFile", "UserKnownHostsFile", _COMMAND}

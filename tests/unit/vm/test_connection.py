@@ -20,8 +20,8 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.ssh import client, resumable
-from pytest_virtainers.vm import core
-from pytest_virtainers.vm.saving import Snapshot
+from pytest_virtainers.vm import machine as core
+from pytest_virtainers.vm.snapshots import Snapshot
 from pytest_virtainers.vm.vm import VM
 from tests.unit.vm.fake_container import RUNS, Container, machine
 
