@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from pytest_virtainers.plugin.fixtures import VMFactory
+    from pytest_virtainers.vm.hotplug import Nic
     from pytest_virtainers.vm.network import Network
-    from pytest_virtainers.vm.nics import Nic
     from pytest_virtainers.vm.result import Result
     from pytest_virtainers.vm.vm import VM, Snapshot
 
@@ -92,7 +92,7 @@ _ELSEWHERE = {
     "WaitTimeout": "errors",
     "Arguments": "config.arguments",
     "Network": "vm.network",
-    "Nic": "vm.nics",
+    "Nic": "vm.hotplug",
     "Result": "vm.result",
     "Snapshot": "vm.vm",
     "VM": "vm.vm",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_virtainers.engine.streams import ExecStream
-    from pytest_virtainers.vm.machine import Core
+    from pytest_virtainers.vm.machine import Machine
 
 _START_SECONDS = 30.0
 _END_SECONDS = 10.0
@@ -52,15 +52,15 @@ class Capture:
         self._ethertypes = _HIDDEN if hidden else {}
         self._tracks: list[_Track] = []
 
-    def add(self, vm: Core, mac: str) -> None:
-        """Record a VM's card, too; returns when that has begun; raises `VirtainerError`."""
-        stream = vm.container.stream(["capture", mac])
+    def add(self, machine: Machine, mac: str) -> None:
+        """Record a VM's card, too; return when that has begun. Raise `VirtainerError` if it cannot."""
+        stream = machine.container.stream(["capture", mac])
         try:
             self._tracks.append(_Track(stream, mac))
         except OSError as error:
             stream.close()
             raise VirtainerError(
-                f"{vm.name}: capturing what its card {mac} sends and gets failed: {error}"
+                f"{machine.name}: capturing what its card {mac} sends and gets failed: {error}"
             ) from error
 
     def forget(self, mac: str) -> None:

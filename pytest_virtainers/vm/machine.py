@@ -1,78 +1,70 @@
-"""The machine under the handle: its container, its console and its SSH connection, and whether it is still well."""
+"""The machine under a `VM`: its container, console, SSH connection and health, and what launching it takes.
+
+Features (`commands.py`, `power.py`, `nics.py` …) are classes that take a `Machine`. Tests do not use it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
-import threading
 import time
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING, Any
 
-from pytest_virtainers.errors import (
-    BadTemplate,
-    BootError,
-    BootTimeout,
-    EngineError,
-    GuestPanic,
-    GuestStalled,
-    QEMUCrashed,
-    SSHError,
-    StoreError,
-    TransferError,
-    VirtainerError,
-    VMGone,
-)
-from pytest_virtainers.ssh import client
-from pytest_virtainers.ssh.keepalive import Pulse
+import paramiko
+
+from pytest_virtainers.errors import EngineError, SSHError, StoreError, TransferError, VirtainerError
+from pytest_virtainers.ssh import client, resumable
+from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
 from pytest_virtainers.support.forks import Disowned, Owner, disown_in_child
-from pytest_virtainers.support.interruptible import POLL_SECONDS, TimedOut
-from pytest_virtainers.vm import firmware, provision_limit, readiness, shell
-from pytest_virtainers.vm.console import Console
+from pytest_virtainers.support.interruptible import TimedOut
+from pytest_virtainers.vm import individual, provision_limit, shell
+from pytest_virtainers.vm.commands import Commands
+from pytest_virtainers.vm.connection import SSHConnection
+from pytest_virtainers.vm.health import Health
 from pytest_virtainers.vm.log import CommandLog
-from pytest_virtainers.vm.supervisor import Supervisor
+from pytest_virtainers.vm.qmp import QMP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.engine.container import Container
-    from pytest_virtainers.engine.scratch import Folder
     from pytest_virtainers.ssh.endpoint import Endpoint
     from pytest_virtainers.ssh.keys import Keys
     from pytest_virtainers.support.progress import Progress
+    from pytest_virtainers.vm.console import Console
     from pytest_virtainers.vm.network import Network
-    from pytest_virtainers.vm.nics import Nic
 
-_SLOWER_WITHOUT_KVM = 10
-_RECONNECT_SECONDS = 20.0
-# When a connection broke, a new one is tried until the console has said nothing for so long; but no longer than
-# systemd waits for a unit that does not stop (DefaultTimeoutStopSec, 90 s).
-_BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
-# A guest that does not answer a question for so long hangs; one is asked so often. Both with KVM.
-SILENCE_SECONDS, _PULSE_SECONDS = 5.0, 1.0
-# Long before that, the engine is asked whether the container is still on its network; without KVM just as soon.
-_FIRST_PULSE_SECONDS, _MAX_PULSE_SECONDS, _ASTRAY_SECONDS = 1.0, 5.0, 1.0
-_MAX_SAID_BYTES = 64 * 1024  # of the errors of our own scripts
+_MAX_STDERR_BYTES = 64 * 1024  # of our own scripts
+RESTORE_SECONDS = 60.0
+"""Restoring a saved machine may take so long."""
+_LOGIN_SECONDS = 60.0
+_SETTLE_SECONDS = 0.5
 
 
-class Core:
-    """What all parts of the handle stand on.
+class Machine:
+    """One machine in its container, from its start on.
 
     Attributes:
-        name: of the machine.
-        spec: what it was asked to be.
+        name: its name.
+        spec: what was requested.
         user: the login user.
-        keys: by which one logs in, and knows it.
-        network: on which its first card is.
-        container: in which it runs.
+        keys: the login's key and the host key.
+        network: the network of its first card.
+        container: the container in which it runs.
         endpoint: where SSH reaches it.
+        progress: where long steps are shown.
         seed_iso: the cloud-init seed that was made for it; empty for a clone, which has its template's.
-        console: its serial console, since it was booted or cloned.
-        log: all that was done in it.
-        ends_with_it: callbacks for what ends when it is closed, before it does.
-        echo: where the output of commands is shown as it comes; None: nowhere.
-        first_command: where the seconds of the next command are recorded; None: nowhere.
+        log: its commands and transfers.
+        echo: where the output of commands is shown while they run; `None`: nowhere.
+        first_command: where the seconds of the next command are recorded; `None`: nowhere.
+        health: whether it is still well.
+        ssh: its SSH connection.
+        commands: runs commands in it.
+        qmp: sends commands to its QEMU.
+        on_close: callbacks for what ends just before the machine does.
     """
 
     def __init__(
@@ -92,343 +84,113 @@ class Core:
         self.user = user
         self.keys = keys
         self.network = network
+        self.container = container
+        self.endpoint = endpoint
+        self.progress = progress
         self.seed_iso = b""
-        self._supervisor = Supervisor(container.stderr)
-        self.console = Console(container, spec.name, check=self._check_going, scaled=self.scaled)
         self.log = CommandLog()
         self.echo: Callable[[str], object] | None = None
         self.first_command: timings.Record | None = None
-        self.container = container
-        self.endpoint = endpoint
-        self._progress = progress
-        self._connection: client.Connection | None = None
-        self._connecting = threading.RLock()  # held by who makes a connection: others may find theirs broken, too
-        self._files: Folder | None = None
-        self._silent = False  # whether it did not answer, when it was asked last
-        self._halted = ""  # why it does not run, when we have halted it
-        # Ports of the guest that lead to one of ours each, until the event.
-        self._reversed: dict[int, tuple[int, threading.Event]] = {}
-        self._nics: list[Nic] = []  # that were added
-        self.ends_with_it = contextlib.ExitStack()
+        self.health = Health(spec.name, container)
+        self.ssh = SSHConnection(self)
+        self.commands = Commands(self)
+        self.qmp = QMP(self)
+        self.on_close = contextlib.ExitStack()
         self._owner = Owner(
-            f"{spec.name}: this VM", "Use a thread, or open a session of its own with vm.ssh_command."
+            f"{spec.name}: this VM", "Use a thread, or open a session of its own with vm.access.ssh_command."
         )
         disown_in_child(self)
 
-    def __repr__(self) -> str:
-        return f"<VM {self.name} ({self.spec.image}) at {self.ip}>"
+    # Facts
 
-    def __reduce__(self) -> NoReturn:
-        """Raise `TypeError`, as for all that cannot be pickled."""
-        raise TypeError(
-            f"{self.name}: a VM's handle cannot be sent to another process. Use a thread, or send vm.ssh_command"
-        )
+    @property
+    def console(self) -> Console:
+        """The serial console, since the machine was booted or cloned."""
+        return self.health.console
 
     @property
     def ip(self) -> str:
-        """The IPv4 address at which other VMs of the network reach it."""
+        """The IPv4 address at which other VMs of the network reach the machine."""
         return self.endpoint.address
 
     @property
     def ip6(self) -> str:
-        """The IPv6 address at which other VMs of the network reach it; empty when that has none."""
+        """The IPv6 address at which other VMs of the network reach the machine; empty if that has none."""
         return self.container.joint().address6
 
     @property
     def arch(self) -> str:
-        """Its processor's architecture: `amd64` or `arm64`."""
+        """The processor's architecture: `amd64` or `arm64`."""
         return self.container.environment.get("ARCH", "amd64")
 
     @property
     def firmware(self) -> str:
-        """What it boots from: `bios` or `uefi`."""
+        """What the machine boots from: `bios` or `uefi`."""
         return self.container.environment.get("FIRMWARE", "bios")
 
     @property
     def volume(self) -> str | None:
-        """The engine's volume with the machine's disk, if it has one."""
+        """The engine's volume with the disk, if there is one."""
         return self.container.volume
 
     @property
     def folder(self) -> str:
-        """The folder of its container that has its disk: in the store as long as it is to become a template."""
+        """The folder of the container with the disk: in the store if the machine is to become a template."""
         return self.container.environment.get("IMAGE_DIR", "/mounted")
 
     @property
     def runs(self) -> bool:
-        """Whether the machine runs, as far as this side knows: not ended, not halted, its kernel has not panicked."""
-        try:
-            self._check_alive()
-        except VirtainerError:
-            return False
-        return True
+        """Whether the machine runs, as far as this side knows: not ended, not halted, no kernel panic."""
+        return self.health.runs
 
     @property
     def alive(self) -> bool:
         """Whether the machine runs and its SSH connection stands, as far as this side knows."""
-        return self.runs and not self._silent and self._connection is not None and self._connection.alive
+        return self.runs and not self.health.silent and self.ssh.alive
 
     @property
-    def why_over(self) -> str:
-        """Why its container or its QEMU is over; empty as long as it can be looked at, whatever the guest does."""
-        return self._end()
+    def exit_reason(self) -> str:
+        """Why the container or QEMU ended; empty while both run, whatever the guest does."""
+        return self.health.exit_reason()
 
     def scaled(self, seconds: float) -> float:
-        """Give the seconds that something takes here which takes `seconds` with KVM: ten times as long without."""
-        return seconds if self._supervisor.accel == "kvm" else seconds * _SLOWER_WITHOUT_KVM
+        """Return how long something may take here that takes `seconds` with KVM: ten times as long without."""
+        return self.health.scaled(seconds)
+
+    # Its end
 
     def disown(self) -> None:
-        """Leave the machine to a forked child's parent: what acts on it, all goes through these."""
+        """Leave the machine to a forked child's parent: whatever acts on it goes through these parts."""
         nothing: Any = Disowned(self._owner)
-        self.container = self.console = self._supervisor = nothing
+        self.container = nothing
+        self.health.disown(nothing)
 
     def close(self) -> None:
-        """Throw the machine away; nothing of it remains. Raise `VirtainerError` in a forked child."""
+        """Remove the machine and its disk. Raise `VirtainerError` in a forked child."""
         self._owner.check()
-        with contextlib.ExitStack() as stack:  # one failure must not keep the rest from going
+        with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
             stack.callback(self.container.close)
-            if self._files is not None:
-                stack.callback(self._files.cleanup)
-            if self._connection is not None:
-                stack.callback(self._connection.close)
-            stack.callback(self.ends_with_it.close)
+            stack.callback(self.ssh.close)
+            stack.callback(self.on_close.close)
 
-    def _after_boot(self) -> None:
-        """Do again what a guest forgets when it boots; parts of the handle have something to do."""
+    # Our own scripts
 
-    # The connection
-
-    def _connect(self, seconds: float) -> client.Connection:
-        deadline = time.monotonic() + seconds
-        with timings.phase("connect"):
-            sock = self.endpoint.dial(seconds)
-        return client.log_in(sock, self.user, self.keys, deadline - time.monotonic())
-
-    def _take_turn(self) -> None:
-        """Acquire the lock of who makes a connection; who waits for it looks whether the machine lives."""
-        __tracebackhide__ = True
-        while not self._connecting.acquire(timeout=POLL_SECONDS):
-            self._check_alive()
-
-    @contextlib.contextmanager
-    def _connection_replaced(self) -> Iterator[None]:
-        """Close the connection, and let nobody else make a new one during the block; the machine may be off."""
-        __tracebackhide__ = True
-        while not self._connecting.acquire(timeout=POLL_SECONDS):
-            self._check_there()
-        try:
-            if self._connection is not None:
-                self._connection.close()
-            yield
-        finally:
-            self._connecting.release()
-
-    def _wait(
-        self,
-        title: str,
-        connect: Callable[[float], client.Connection],
-        timeout: float,
-        settle: Callable[[readiness.Machine, client.Connection], None] | None = None,
-        *,
-        provisions: bool = False,
-    ) -> None:
-        """Log in, then wait for `settle`, which by default is for cloud-init.
+    def run_as_root(self, script: str, *words: str, timeout: float | None = None) -> bytes:
+        """Run one of our own scripts as root in the guest; return its standard output.
 
         Args:
-            title: of the step that is shown.
-            connect: logs in within so many seconds.
-            timeout: seconds for all of it; for the login alone, if it `provisions`.
-            settle: waits for what comes after the login.
-            provisions: whether cloud-init then has the time of `provision_timeout`.
+            script: for `sh`.
+            words: its arguments.
+            timeout: seconds; `None`: no limit.
+
+        Raises:
+            VirtainerError: it failed; the message has its standard error.
         """
-        __tracebackhide__ = True
-        self._take_turn()
-        try:
-            self._wait_in_turn(title, connect, timeout, settle, provisions=provisions)
-        finally:
-            self._connecting.release()
-
-    def _wait_in_turn(
-        self,
-        title: str,
-        connect: Callable[[float], client.Connection],
-        timeout: float,
-        settle: Callable[[readiness.Machine, client.Connection], None] | None,
-        *,
-        provisions: bool,
-    ) -> None:
-        __tracebackhide__ = True
-        deadline = time.monotonic() + timeout
-        if self._connection is not None:
-            self._connection.close()
-        watch, boots = firmware.Watch(self.arch), settle is None
-        told = 0 if self._connection is None else self.console.position  # by former lives
-        limit: provision_limit.Limit | None = None
-        with self._progress.step(title) as step:
-
-            def check() -> None:
-                __tracebackhide__ = True
-                self._check_alive()
-                if boots and (complaint := watch.look(self.console.recent(told))):
-                    raise BootError(
-                        f"{self.name}: {complaint}. The last lines of its console:\n{self.console.tail()}"
-                    )
-                shown = limit.lines[-1:] if limit is not None else []
-                step.update("".join(shown) or self.console.tail(1).removeprefix("  | "))
-
-            machine = readiness.Machine(self.name, self.console, check)
-            if settle is None:
-                with timings.phase("boot"):
-                    try:
-                        self._connection = readiness.wait_for_login(machine, connect, timeout)
-                    except BootTimeout as error:
-                        if suspicion := watch.suspicion():
-                            raise BootTimeout(f"{error}\n{suspicion}") from error
-                        raise
-                boots = False  # from here on, the lines are the guest's own
-                left = deadline - time.monotonic()
-                limit = provision_limit.of(self) if provisions else provision_limit.Limit(left)
-                with timings.phase("cloud-init"):
-                    readiness.wait_for_cloud_init(machine, self._connection, limit)
-            else:
-                self._connection = readiness.wait_for_login(machine, connect, timeout)
-                settle(machine, self._connection)
-
-    def _connected(self) -> client.Connection:
-        """Give the connection; one that has broken (sshd was started anew, the network was away) is made anew."""
-        __tracebackhide__ = True
-        self._check_alive()
-        if self._connection is None:
-            raise SSHError(f"{self.name} has no SSH connection yet")
-        if not self._connection.alive:
-            self._take_turn()
-            try:
-                if not self._connection.alive:  # else somebody has made a new one meanwhile
-                    self._connect_again()
-            finally:
-                self._connecting.release()
-        return self._connection
-
-    def _connect_again(self) -> None:
-        __tracebackhide__ = True
-        try:
-            self._wait(f"connecting to {self.name} again", self._connect, self.scaled(2.0), settle=lambda *_: None)
-        except BootTimeout as error:
-            raise SSHError(str(error).partition("\nIf it is only slow")[0]) from error
-
-    def _execute(
-        self,
-        text: str,
-        *,
-        stdin: IO[bytes] | None,
-        stdout: Callable[[bytes], object],
-        stderr: Callable[[bytes], object],
-        timeout: float | None,
-        meanwhile: Callable[[], object] = lambda: None,
-    ) -> int:
-        """Run `text` as `ssh.Connection.execute` does, calling `meanwhile` again and again in this thread."""
-        __tracebackhide__ = True
-        deadline = None if timeout is None else time.monotonic() + timeout
-        connection = self._connected()
-        record, self.first_command = self.first_command, None
-        silence, started = self._silence_of(connection), threading.Event()
-
-        def check() -> None:
-            __tracebackhide__ = True
-            meanwhile()
-            self._check_alive()
-            self._silent = silence() > self.scaled(SILENCE_SECONDS)
-            if self._silent:
-                raise self._hangs()
-
-        try:
-            with timings.recording(record):
-                return connection.execute(
-                    text,
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stderr,
-                    deadline=deadline,
-                    check=check,
-                    started=started.set,
-                )
-        except SSHError as error:
-            broken = str(error)
-        if connection.astray and not started.is_set():
-            left = None if deadline is None else deadline - time.monotonic()
-            return self._execute(text, stdin=stdin, stdout=stdout, stderr=stderr, timeout=left, meanwhile=meanwhile)
-        if connection.astray:
-            self._check_alive(grace_seconds=0.25)  # a container that ends loses its network, too
-            raise SSHError(
-                f"{self.name}: {connection.astray}; {broken}, and it may still run. The next command goes through "
-                "the engine, or to the new address"
-            )
-        met = self._look_after_break(connection)  # it may raise: that has its own words, and need not show these
-        raise SSHError(f"{self.name}: {broken}{met}. The last lines of its console:\n{self.console.tail()}")
-
-    def _silence_of(self, connection: client.Connection) -> Callable[[], float]:
-        """Return a function that gives the seconds for which the guest's side has not answered.
-
-        It closes the connection when its container is no longer at the address to which that leads.
-        """
-        every = min(self.scaled(_PULSE_SECONDS), _MAX_PULSE_SECONDS)
-        pulse = Pulse(connection, every, _FIRST_PULSE_SECONDS)
-
-        def silence() -> float:
-            silent = pulse.silence()
-            address = connection.peer if silent > _ASTRAY_SECONDS else ""
-            if address and not self.endpoint.leads_to(address):
-                network = f"network {self.network.label} ({self.network.engine_name})"
-                now = self.endpoint.address
-                connection.astray = (
-                    f"its container has another address on {network}: {now}"
-                    if now
-                    else f"its container was disconnected from {network}"
-                )
-                connection.close()
-            return silent
-
-        return silence
-
-    def _hangs(self) -> GuestStalled:
-        """Note that the guest has not answered a question; give the error that says so."""
-        self._silent = True
-        return GuestStalled(
-            f"{self.name}: the guest hangs: it has not answered for {self.scaled(SILENCE_SECONDS):g} s. "
-            f"The last lines of its console:\n{self.console.tail(30)}"
-        )
-
-    def _look_after_break(self, broken: client.Connection) -> str:
-        """Learn why a connection broke: raise when the machine goes; else have a new one, or say why not."""
-        __tracebackhide__ = True
-        met, told = "", self.console.size
-        end = time.monotonic() + self.scaled(_BREAK_SECONDS)
-        latest = time.monotonic() + _SHUTDOWN_SECONDS
-        while time.monotonic() < end:
-            self._check_alive(grace_seconds=0.25)
-            if self.console.size > told:  # it is on its way down, and waits for something
-                told, end = self.console.size, min(time.monotonic() + self.scaled(_BREAK_SECONDS), latest)
-            self._take_turn()
-            try:
-                if self._connection is broken:  # else somebody has made a new one meanwhile
-                    self._connection = self._connect(_RECONNECT_SECONDS)
-            except (EngineError, *client.FAILURES) as error:
-                met = f"; a new connection was tried, and met: {error or type(error).__name__}"
-            else:
-                return ""
-            finally:
-                self._connecting.release()
-        return met
-
-    def _as_root(self, script: str, *words: str, timeout: float | None = None) -> bytes:
-        """Run one of our own scripts in the guest as root and give what it says; raises `VirtainerError`."""
         __tracebackhide__ = True
         output = bytearray()
-        code, said = self.root_shell(
-            ["sh", "-c", script, "sh", *words], stdin=None, stdout=output.extend, timeout=timeout
-        )
+        code, trouble = self.root_shell(["sh", "-c", script, "sh", *words], stdout=output.extend, timeout=timeout)
         if code != 0:
-            raise VirtainerError(f"{self.name}: {said.strip() or bytes(output).decode(errors='replace').strip()}")
+            raise VirtainerError(f"{self.name}: {trouble.strip() or bytes(output).decode(errors='replace').strip()}")
         return bytes(output)
 
     def root_shell(
@@ -438,7 +200,7 @@ class Core:
         stdin: IO[bytes] | None = None,
         stdout: Callable[[bytes], object] = lambda _data: None,
         timeout: float | None = None,
-        meanwhile: Callable[[], object] = lambda: None,
+        on_poll: Callable[[], object] = lambda: None,
     ) -> tuple[int, str]:
         """Run a script as root in the guest; return its exit code, and what it wrote to its standard error.
 
@@ -446,104 +208,181 @@ class Core:
             script: the words of a command.
             stdin: read to its end and written to the script's standard input.
             stdout: called with each piece of standard output.
-            timeout: in seconds; None: no limit.
-            meanwhile: called four times a second; what it raises ends the script.
+            timeout: seconds; `None`: no limit.
+            on_poll: called four times a second; what it raises ends the script.
 
         Raises:
-            TransferError: it was not done in time.
-            SSHError, VMGone: the connection broke; the VM has ended.
+            TransferError: it did not finish in time.
+            SSHError, VMGone: the connection broke; the VM ended.
         """
         __tracebackhide__ = True
-        said = bytearray()
+        trouble = bytearray()
 
-        def hear(data: bytes) -> None:
-            said.extend(data[: _MAX_SAID_BYTES - len(said)])
+        def collect(data: bytes) -> None:
+            trouble.extend(data[: _MAX_STDERR_BYTES - len(trouble)])
 
         text = shell.line(script, sudo=self.user != "root")
         try:
-            code = self._execute(text, stdin=stdin, stdout=stdout, stderr=hear, timeout=timeout, meanwhile=meanwhile)
+            code = self.ssh.execute(
+                text, stdin=stdin, stdout=stdout, stderr=collect, timeout=timeout, on_poll=on_poll
+            )
         except TimedOut:
             raise TransferError(
-                f"what we do as root in {self.name} was not done after {timeout:.0f} s; give it more (timeout=)"
+                f"{self.name}: a root command did not finish within {timeout:.0f} s. Allow more time (timeout=)"
             ) from None
-        return code, said.decode(errors="replace")
+        return code, trouble.decode(errors="replace")
 
-    def _control(self, *command: str, patience: float | None = None) -> bytes:
-        """Run a command in the container (not in the guest) and give what it says; raises `VirtainerError`.
+    def control(self, *command: str, patience: float | None = None) -> bytes:
+        """Run a command in the container, not in the guest; return its output.
 
-        `patience` is that of `Container.run`.
+        Args:
+            command: its words.
+            patience: seconds without output after which it is given up, as in `Container.run`.
+
+        Raises:
+            VirtainerError: it failed; the message has its output.
         """
         __tracebackhide__ = True
-        self._check_there()
-        code, said = self.container.run(list(command), patience=patience)
+        self.health.check_there()
+        code, output = self.container.run(list(command), patience=patience)
         if code != 0:
-            words = said.decode(errors="replace").strip()
+            words = output.decode(errors="replace").strip()
             raise VirtainerError(f"{self.name}: {shlex.join(command)} failed: {words}")
-        return said
+        return output
 
-    # What the supervisor says
+    # Bring-up
 
-    def _wait_until_said(self, what: str, fact: Callable[[], bool], deadline: float) -> None:
-        """Wait until the supervisor has said what makes `fact` true; `what` names it in messages."""
+    def wait_until_ready(self) -> None:
+        """Wait for SSH and cloud-init after a first boot.
+
+        Raises:
+            BootError, BootTimeout, ProvisionTimeout: it did not get ready.
+            VMGone, SSHError: the machine ended; another host key was shown.
+        """
         __tracebackhide__ = True
-        with timings.phase(f"wait: {what}"):
-            heard = self._supervisor.wait_for(fact, max(0.0, deadline - time.monotonic()))
-        if not heard:
-            self._check_alive()
-            raise BootTimeout(
-                f"{self.name}: the supervisor has not said {what!r} in time; it said:\n{self._supervisor.words}"
-            )
+        self.ssh.wait_for_boot(f"booting {self.name} ({self.spec.image})", self.spec.boot_timeout, provisions=True)
+        self.commands.run("sync")  # a power cut should not undo what the first boot has made, such as host keys
 
-    @property
-    def _off(self) -> bool:
-        """Whether the guest has switched itself off, and was not started again."""
-        return self._supervisor.off
+    def wait_until_provisioned(self) -> None:
+        """Wait until cloud-init has finished, as long as `provision_timeout` allows.
 
-    def _end(self, grace_seconds: float = 0.0) -> str:
-        """Say why its container or its QEMU is over (wait a moment for that); nothing when it is not."""
-        if self.container.wait(grace_seconds):
-            return self._supervisor.last_words or "its container said nothing"
-        return self._supervisor.over
-
-    def _check_there(self, grace_seconds: float = 0.0) -> None:
-        """Raise when QEMU is over (wait a moment for that); one whose guest is halted, off or hangs does answer."""
+        Raises:
+            ProvisionTimeout: it took longer.
+            BootError: it reports errors; the message has them.
+        """
         __tracebackhide__ = True
-        if self._end(grace_seconds):
-            self._check_alive()
+        self.ssh.wait_for_cloud_init(provision_limit.of(self))
 
-    def _check_going(self) -> None:
-        """Raise when the machine does not run; but not when we have halted it, as then we may let it go on."""
+    def wait_until_resumed(self) -> None:
+        """Connect to a machine that runs already, or continues from its evidence; raises as `wait_until_ready`."""
         __tracebackhide__ = True
-        if not self._halted:
-            self._check_alive()
+        self.ssh.establish(f"resuming {self.name} ({self.spec.image})", self.spec.boot_timeout)
 
-    def _check_alive(self, grace_seconds: float = 0.0) -> None:
-        """Raise when the machine does not run: it is over (wait a moment for that), halted, hangs or has panicked."""
+    def wait_until_cloned(self, session: resumable.Session | None) -> None:
+        """Wait until a clone runs, has its identity, and accepts commands.
+
+        Args:
+            session: the SSH session that was open when its template was saved; without one, or if it does not
+                answer, a login is made.
+
+        Raises:
+            BootTimeout: restoring took too long.
+            VMGone, SSHError: the machine ended; the login failed.
+        """
         __tracebackhide__ = True
-        panic = self.console.panic()
-        if panic is not None:
-            raise GuestPanic(f"{self.name}: {panic}. The last lines of its console:\n{self.console.tail(30)}")
-        why = self._end(grace_seconds)
-        if not why and self._halted:
-            raise VMGone(f"{self.name} does not run: {self._halted}")
-        if not why and self._off:
-            why = "the guest switched itself off"
-        if why:
-            raise self._kind_of_end()(
-                f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}"
-            )
-        if cause := self._supervisor.disk_failure:
+        deadline = time.monotonic() + min(RESTORE_SECONDS, self.spec.boot_timeout)
+        supervisor = self.health.supervisor
+        self.health.wait_until_reported("clone restored", lambda: supervisor.restored, deadline)
+        for part, seconds in supervisor.restoring.items():
+            timings.part(part, seconds)
+        if session is not None and self.ssh.resume(session):
+            individual.wait_until_done(self, deadline)
+            return
+        self.ssh.establish(
+            f"cloning {self.name} ({self.spec.image})",
+            deadline - time.monotonic(),
+            settle=lambda: individual.wait_until_done(self, deadline),
+        )
+
+    def renew_identity(self) -> None:
+        """Replace a clone's machine-id and SSH host key, and connect again; raises as `wait_until_cloned`."""
+        __tracebackhide__ = True
+        host_key = KeyPair.generate()
+        individual.renew(self, host_key)
+        self.keys = replace(self.keys, host=host_key)
+
+        def log_in(seconds: float) -> client.Connection:
+            try:
+                return self.ssh.log_in(seconds)
+            except paramiko.BadHostKeyException:  # sshd is just reading the new one
+                raise ConnectionAbortedError("sshd still shows the template's host key") from None
+
+        self.ssh.establish(f"renewing {self.name}", RESTORE_SECONDS, log_in=log_in)
+
+    def become_another(self, keys: Keys) -> None:
+        """Turn a clone into the machine of another template, with these keys and a machine-id of its own.
+
+        The open session stays; later logins use the new keys. Raises `BootError` if the guest cannot do it.
+        """
+        __tracebackhide__ = True
+        self.health.check_alive()
+        individual.take_over(self, keys, self.spec.authorized_keys)
+        self.keys = keys
+
+    def save(self, hostname: str) -> resumable.Session | None:
+        """Save this machine, called `hostname`, as a template into its folder; it ends.
+
+        Returns:
+            The SSH session that its clones continue, if they can.
+
+        Raises:
+            Unclonable: the guest lacks what gives clones an identity.
+            StoreError: it could not be saved; the message has the supervisor's words.
+        """
+        __tracebackhide__ = True
+        deadline = time.monotonic() + RESTORE_SECONDS
+        if not self._has_helper_of_template():
+            individual.leave_helper(self, hostname, deadline)
+        session = self._open_line()
+        if session is None:
+            self.commands.run("sync")
+        self.ssh.close()
+        time.sleep(_SETTLE_SECONDS)  # the guest's side of the former session ends, too
+        code, output = self.container.run(["save"])
+        if code != 0:
             raise StoreError(
-                f"{self.name} stands still, because its disk could not be written: {cause}. "
-                "Make room on the engine's disk, or let the VM write less"
+                f"saving a template of {self.spec.image} failed: {output.decode(errors='replace').strip()}"
             )
-        if self.console.stalled():
-            raise GuestStalled(
-                f"{self.name}: the guest's kernel hangs (it reports one RCU stall again and again). "
-                f"The last lines of its console:\n{self.console.tail(30)}"
-            )
+        with contextlib.suppress(EngineError):  # the container may be gone before the command's end is known
+            self.container.run(["qmp", '{"execute": "quit"}'])
+        if not self.container.wait(RESTORE_SECONDS):
+            raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
+        return session
 
-    def _kind_of_end(self) -> type[VMGone]:
-        if self._supervisor.reason == "bad-template":
-            return BadTemplate
-        return QEMUCrashed if self._supervisor.crashed else VMGone
+    def _has_helper_of_template(self) -> bool:
+        """Return whether the helper still waits that was saved with the template from which this machine started."""
+        supervisor = self.health.supervisor
+        if not supervisor.restored or supervisor.helpers_ready or not supervisor.helpers_done:
+            return False
+        return any(each["label"] == "port" and each["frontend-open"] for each in self.qmp.execute("query-chardev"))
+
+    def _open_line(self) -> resumable.Session | None:
+        """Open the SSH session that clones continue, and close the current one; return `None` if there can be none.
+
+        What the guest has in memory for its disk is written out, or each clone would begin with that.
+        """
+        with contextlib.suppress(resumable.Unsuitable, EngineError, SSHError, *client.FAILURES):
+            if not self.commands.run(resumable.SERVE, sudo=True, check=False).ok:
+                return None
+            self.ssh.end_session()
+            stream = self.container.stream(resumable.COMMAND)
+            connection = client.log_in(stream, self.user, self.keys, _LOGIN_SECONDS, resumable.Recording)
+            try:
+                # The clones then have what sshd and the shell load for a command.
+                connection.execute(
+                    "sync", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self.health.check_alive
+                )
+                return resumable.freeze(connection, _LOGIN_SECONDS)
+            finally:
+                connection.close()
+        return None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.network_spec import NetworkSpec
     from pytest_virtainers.engine.network import ExistingNetwork
     from pytest_virtainers.engine.network import Network as EngineNetwork
-    from pytest_virtainers.vm.machine import Core
+    from pytest_virtainers.vm.vm import VM
 
 _WHOLE = 1000  # the runtime counts losses in thousandths
 _NO_SHAPE = {"rate_kbit": None, "delay_ms": None, "jitter_ms": None}
@@ -35,8 +35,8 @@ _NO_SHAPE = {"rate_kbit": None, "delay_ms": None, "jitter_ms": None}
 class _Loss:
     """What `receiver` does not get of `sender`."""
 
-    sender: Core
-    receiver: Core
+    sender: VM
+    receiver: VM
     permille: int
 
 
@@ -44,7 +44,7 @@ class _Loss:
 class _Shape:
     """How `sender` is slowed down."""
 
-    sender: Core
+    sender: VM
     rate_kbit: int | None
     delay_ms: float | None
     jitter_ms: float | None
@@ -80,7 +80,7 @@ class Network:
         self._made = made
         self._lock = threading.RLock()
         self._owner = Owner(f"the network {spec.name}", "Use a thread.")
-        self._macs: dict[Core, str] = {}
+        self._macs: dict[VM, str] = {}
         self._faults: list[_Fault] = []
         self._captures: list[Capture] = []
         self.recorder = self.record() if recorded else None
@@ -95,7 +95,7 @@ class Network:
         return f"{self.name}-isolated" if self.spec == DEFAULT.of_first_card(internet=False) else self.name
 
     @property
-    def vms(self) -> tuple[Core, ...]:
+    def vms(self) -> tuple[VM, ...]:
         """The VMs that are on it now."""
         with self._lock:
             return tuple(self._macs)
@@ -143,15 +143,15 @@ class Network:
             raise SpecError(f"ip={number}: the subnet {self.subnet} of the network {self.name} has no such address")
         return self.subnet[number]
 
-    def join(self, vm: Core, mac: str) -> None:
+    def join(self, vm: VM, mac: str) -> None:
         """Note that a VM has a card here, with this address on the wire."""
         with self._lock:
             for capture in self._captures:
-                capture.add(vm, mac)
+                capture.add(vm.machine, mac)
             self._macs[vm] = mac
-            vm.ends_with_it.callback(self.leave, vm)
+            vm.machine.on_close.callback(self.leave, vm)
 
-    def leave(self, vm: Core) -> None:
+    def leave(self, vm: VM) -> None:
         """Note that it has none any more."""
         with self._lock:
             mac = self._macs.pop(vm, None)
@@ -165,7 +165,7 @@ class Network:
     # Faults
 
     @contextlib.contextmanager
-    def partition(self, *groups: Core | Iterable[Core]) -> Iterator[None]:
+    def partition(self, *groups: VM | Iterable[VM]) -> Iterator[None]:
         """Let nothing through between VMs of different groups during the block; of others, all gets through.
 
         It is as if a switch between them were off: frames of any protocol are lost, in both directions. The test
@@ -191,7 +191,7 @@ class Network:
             yield
 
     @contextlib.contextmanager
-    def lose(self, sender: Core, receiver: Core, *, share: float = 1.0) -> Iterator[None]:
+    def lose(self, sender: VM, receiver: VM, *, share: float = 1.0) -> Iterator[None]:
         """Lose frames on their way from one VM to another during the block, but not those on the way back.
 
         Args:
@@ -212,7 +212,7 @@ class Network:
 
     @contextlib.contextmanager
     def slow(
-        self, *vms: Core, rate: str | int | None = None, delay: float | None = None, jitter: float | None = None
+        self, *vms: VM, rate: str | int | None = None, delay: float | None = None, jitter: float | None = None
     ) -> Iterator[None]:
         """Slow down what VMs send on this network during the block.
 
@@ -282,14 +282,14 @@ class Network:
         """Tell the containers of those whom these faults touch what is to be in force now."""
         __tracebackhide__ = True
         for vm in _touched(changed):
-            if vm in self._macs and not vm.container.ended:
-                code, said = vm.container.run(["wire", self._macs[vm], json.dumps(self._wanted(vm))])
+            if vm in self._macs and not vm.machine.container.ended:
+                code, said = vm.machine.container.run(["wire", self._macs[vm], json.dumps(self._wanted(vm))])
                 if code != 0:
                     raise VirtainerError(
                         f"{vm.name} on the network {self.name}: {said.decode(errors='replace').strip()}"
                     )
 
-    def _wanted(self, vm: Core) -> Mapping[str, object]:
+    def _wanted(self, vm: VM) -> Mapping[str, object]:
         drop: dict[str, int] = {}
         shape: dict[str, object] = dict(_NO_SHAPE)
         for fault in self._faults:
@@ -330,7 +330,7 @@ class Network:
         with self._lock:
             try:
                 for vm, mac in self._macs.items():
-                    capture.add(vm, mac)
+                    capture.add(vm.machine, mac)
             except BaseException:
                 capture.close()
                 raise
@@ -345,12 +345,12 @@ class Network:
         capture.stop()
 
 
-def _touched(faults: Sequence[_Fault]) -> list[Core]:
+def _touched(faults: Sequence[_Fault]) -> list[VM]:
     """List the VMs whose containers do something for these faults."""
     receivers = (loss.receiver for fault in faults for loss in fault.losses)
     senders = (shape.sender for fault in faults for shape in fault.shapes)
     return list(dict.fromkeys((*receivers, *senders)))
 
 
-def _concerned(fault: _Fault) -> set[Core]:
+def _concerned(fault: _Fault) -> set[VM]:
     return {*_touched([fault]), *(loss.sender for loss in fault.losses)}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_virtainers.support.progress import Step
-    from pytest_virtainers.vm.machine import Core
+    from pytest_virtainers.vm.machine import Machine
     from pytest_virtainers.vm.vm import VM
 
 _IN_ALL = 10
@@ -95,10 +95,10 @@ class Limit:
         )
 
 
-def of(vm: Core) -> Limit:
+def of(machine: Machine) -> Limit:
     """Return the limit that a VM's `provision_timeout` sets, from now on."""
-    seconds = vm.spec.provision_timeout
-    scaled = vm.scaled(seconds)
+    seconds = machine.spec.provision_timeout
+    scaled = machine.scaled(seconds)
     return Limit(scaled, setting(seconds, scaled))
 
 

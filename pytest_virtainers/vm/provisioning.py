@@ -131,4 +131,4 @@ def _serve(vm: VM, script: str) -> None:
         raise Unclonable("the guest has no cloud-init, or no systemd-run")
     if not started.ok:
         raise BootError(f"{vm.name}: packages and commands could not be started: {started.stderr.strip()}")
-    vm.wait_until_provisioned()
+    vm.machine.wait_until_provisioned()

@@ -104,11 +104,11 @@ def test_the_log_has_all_that_was_done(session_vm: VM) -> None:
 
 def test_what_commands_print_is_shown_as_it_comes(session_vm: VM) -> None:
     shown: list[str] = []
-    session_vm.echo = shown.append
+    session_vm.machine.echo = shown.append
     try:
         session_vm.run("echo one; echo two >&2; printf three")
     finally:
-        session_vm.echo = None
+        session_vm.machine.echo = None
     assert sorted(shown) == ["vm: one\n", "vm: three\n", "vm: two\n"]
 
 
@@ -154,7 +154,7 @@ def test_a_process_that_memory_is_missing_for_is_named(vm: VM) -> None:
 def test_a_connection_that_broke_is_made_anew(session_vm: VM) -> None:
     session_vm.popen("sleep 1; pkill -9 -x sshd-session", sudo=True)
     began = time.monotonic()
-    while session_vm._connection is not None and session_vm._connection.alive:
+    while session_vm.machine.ssh.current is not None and session_vm.machine.ssh.current.alive:
         assert time.monotonic() - began < 60
         time.sleep(0.1)
     assert session_vm.run("echo again").stdout == "again\n"

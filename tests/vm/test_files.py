@@ -38,7 +38,7 @@ def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, 
     for number in range(100):
         (tree / str(number)).write_bytes(bytes(4 * MIB))
     session_vm.run("mkdir -p /var/tmp/broken/tree && echo old >/var/tmp/broken/tree/old")
-    connection = session_vm._connection
+    connection = session_vm.machine.ssh.current
     assert connection is not None
 
     def break_it() -> None:  # when the upload is surely under way

@@ -1,5 +1,6 @@
-"""The handle of a VM whose container only says things."""
+"""The SSH connection of a VM whose container only produces output: breaks, reconnecting, and why a VM ended."""
 
+import json
 import subprocess
 import threading
 import time
@@ -20,14 +21,14 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.ssh import client, resumable
-from pytest_virtainers.vm import machine as core
-from pytest_virtainers.vm.snapshots import Snapshot
+from pytest_virtainers.vm import connection as module
 from pytest_virtainers.vm.vm import VM
 from tests.unit.vm.fake_container import RUNS, Container, machine
 
 DISK_FAILED = "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: docker exec CONTAINER qmp …"
 CRASHED = "end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed"
 BAD_TEMPLATE = End(Reason.TEMPLATE, "the template /store/templates/abc does not restore: Invalid argument").line
+S1 = {"name": "s1", "date-sec": 0, "date-nsec": 0}
 OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
 
 
@@ -71,28 +72,32 @@ OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
     ],
     ids=["disk full", "bad template", "crashed", "ended", "silent", "panic"],
 )
-def test_a_machine_that_cannot_go_on_says_why(container: Container, kind: type[VirtainerError], words: str) -> None:
+def test_the_error_has_the_reason_why_a_vm_does_not_run(
+    container: Container, kind: type[VirtainerError], words: str
+) -> None:
     with pytest.raises(VirtainerError) as caught:
         machine(container).run("true")
     assert (type(caught.value), str(caught.value)) == (kind, words)
 
 
-def test_what_a_panicking_kernel_says_until_it_goes_back_in_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restore_forgets_the_panic_of_the_kernel_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     container = Container(RUNS, console=b"Kernel panic - not syncing: so\r\n")
     vm = machine(container)
 
-    def load(*_: object) -> None:
-        container.stdout += b"---[ end Kernel panic - not syncing: so ]---\r\n"
+    def run(command: list[str]) -> tuple[int, bytes]:
+        if command[0] == "snapshot":
+            container.stdout += b"---[ end Kernel panic - not syncing: so ]---\r\n"
+            return 0, b""
+        return 0, json.dumps({"return": [{"node-name": "disk", "image": {"snapshots": [S1]}}]}).encode()
 
-    monkeypatch.setattr(vm, "_in_place", load)
-    monkeypatch.setattr(vm, "_wait", lambda *_, **__: vm._check_alive())
-    monkeypatch.setattr(vm, "snapshots", lambda: ["s1"])
-    vm.restore(Snapshot(vm, "s1"))
-    assert vm.runs
+    monkeypatch.setattr(container, "run", run, raising=False)
+    monkeypatch.setattr(vm.machine.ssh, "establish", lambda *_, **__: vm.machine.health.check_alive())
+    vm.restore("s1")
+    assert vm.machine.runs
 
 
 class Connection:
-    """Each command ends with the next of these exit codes, or breaks the connection, when so many are under way."""
+    """Each command has the next of these exit codes, or breaks the connection, once so many run together."""
 
     def __init__(self, *codes: int | Exception, together: int = 1) -> None:
         self._codes = list(codes)
@@ -113,21 +118,21 @@ class Connection:
 
 def connected(connection: Any) -> VM:
     vm = machine(Container(RUNS))
-    vm._connection = connection
+    vm.machine.ssh.current = connection
     return vm
 
 
-def test_a_guest_without_the_port_serves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_without_the_serial_port_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     code = subprocess.run(["sh", "-c", resumable.SERVE], capture_output=True, check=False).returncode
     assert code != 0
     monkeypatch.delattr(client, "log_in")
-    assert connected(Connection(code))._open_line() is None
+    assert connected(Connection(code)).machine._open_line() is None
 
 
-def test_a_line_that_breaks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     over_line = Connection(SSHError("'true' could not be started over SSH"))
     monkeypatch.setattr(client, "log_in", lambda *_: over_line)
-    assert connected(Connection(0))._open_line() is None
+    assert connected(Connection(0)).machine._open_line() is None
     assert over_line.closed
 
 
@@ -135,7 +140,7 @@ BROKE = SSHError("the SSH connection broke while 'x' ran")
 
 
 def reconnecting(monkeypatch: pytest.MonkeyPatch, connection: Connection) -> tuple[Any, list[Connection]]:
-    """Give a machine that takes a moment to connect again, and the connections that it has made."""
+    """Return a VM that takes a moment to connect again, and the connections that it makes."""
     vm, made = connected(connection), list[Connection]()
 
     def connect(_seconds: float) -> Connection:
@@ -143,31 +148,31 @@ def reconnecting(monkeypatch: pytest.MonkeyPatch, connection: Connection) -> tup
         made.append(Connection())
         return made[-1]
 
-    monkeypatch.setattr(vm, "_connect", connect)
+    monkeypatch.setattr(vm.machine.ssh, "log_in", connect)
     return vm, made
 
 
-def test_a_broken_connection_is_made_anew_once_by_all_who_find_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_find_a_broken_connection_reconnect_once(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Connection()
     broken.alive = False
     vm, made = reconnecting(monkeypatch, broken)
     with ThreadPoolExecutor(4) as pool:
-        given = list(pool.map(lambda _: vm._connected(), range(4)))
+        given = list(pool.map(lambda _: vm.machine.ssh.connected(), range(4)))
     assert given == made * 4
     assert not made[0].closed
 
 
-def test_a_connection_that_breaks_under_several_commands_is_made_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_commands_on_a_connection_that_breaks_reconnect_once(monkeypatch: pytest.MonkeyPatch) -> None:
     vm, made = reconnecting(monkeypatch, Connection(*[BROKE] * 4, together=4))
     with ThreadPoolExecutor(4) as pool:
         for each in [pool.submit(vm.run, "x") for _ in range(4)]:
             with pytest.raises(SSHError, match="the SSH connection broke while 'x' ran"):
                 each.result()
-    assert made == [vm._connection]
+    assert made == [vm.machine.ssh.current]
 
 
 class Silent:
-    """A direct connection on which the guest's side is silent, until we close it; commands may have started."""
+    """A direct connection on which the guest is silent until this side closes it; commands may have started."""
 
     peer, alive, astray = "10.0.0.2", True, ""
 
@@ -192,13 +197,13 @@ class Silent:
 
 
 def disconnected(monkeypatch: pytest.MonkeyPatch, connection: Silent, *, now: str = "") -> tuple[VM, Connection]:
-    """Give a machine whose container has lost its network, and the connection that it makes next."""
-    monkeypatch.setattr(core, "_FIRST_PULSE_SECONDS", 0.0)
-    monkeypatch.setattr(core, "_ASTRAY_SECONDS", 0.05)
+    """Return a VM whose container lost its network, and the connection that it makes next."""
+    monkeypatch.setattr(module, "_FIRST_PULSE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_ASTRAY_SECONDS", 0.05)
     vm, through_engine = connected(connection), Connection(0)
-    monkeypatch.setattr(vm, "endpoint", SimpleNamespace(address=now, leads_to=lambda address: address == now))
-    monkeypatch.setattr(vm, "network", SimpleNamespace(label="front", engine_name="run-front"))
-    monkeypatch.setattr(vm, "_connect", lambda _seconds: through_engine)
+    monkeypatch.setattr(vm.machine, "endpoint", SimpleNamespace(address=now, leads_to=lambda address: address == now))
+    monkeypatch.setattr(vm.machine, "network", SimpleNamespace(label="front", engine_name="run-front"))
+    monkeypatch.setattr(vm.machine.ssh, "log_in", lambda _seconds: through_engine)
     return vm, through_engine
 
 
@@ -209,7 +214,7 @@ def disconnected(monkeypatch: pytest.MonkeyPatch, connection: Silent, *, now: st
         ("10.0.0.9", "its container has another address on network front (run-front): 10.0.0.9"),
     ],
 )
-def test_a_command_under_which_its_network_goes_says_so(
+def test_a_command_whose_network_was_disconnected_says_so(
     monkeypatch: pytest.MonkeyPatch, now: str, words: str
 ) -> None:
     vm, through_engine = disconnected(monkeypatch, Silent(starts=True), now=now)
@@ -220,58 +225,58 @@ def test_a_command_under_which_its_network_goes_says_so(
         "the engine, or to the new address"
     )
     assert vm.run("x").ok
-    assert vm._connection is through_engine  # type: ignore[comparison-overlap]
+    assert vm.machine.ssh.current is through_engine  # type: ignore[comparison-overlap]
 
 
-def test_a_command_that_was_not_started_goes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_has_not_started_is_sent_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
     vm, through_engine = disconnected(monkeypatch, Silent(starts=False))
     assert vm.run("x").ok
-    assert vm._connection is through_engine  # type: ignore[comparison-overlap]
+    assert vm.machine.ssh.current is through_engine  # type: ignore[comparison-overlap]
 
 
-def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_waits_for_another_to_connect_sees_the_vm_end(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Connection()
     broken.alive = False
     vm, made = reconnecting(monkeypatch, broken)
     ends = threading.Event()
-    threading.Thread(target=lambda: (vm._take_turn(), ends.wait(10)), daemon=True).start()
-    threading.Timer(0.1, lambda: setattr(vm.container, "ended", True)).start()
+    threading.Thread(target=lambda: (vm.machine.ssh._acquire(), ends.wait(10)), daemon=True).start()
+    threading.Timer(0.1, lambda: setattr(vm.machine.container, "ended", True)).start()
     with pytest.raises(VMGone):
-        vm._connected()
+        vm.machine.ssh.connected()
     ends.set()
     assert made == []
 
 
 def test_a_guest_that_is_slow_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its console goes on while no connection is let in; then it ends, and that is what is told."""
+    """Its console shows lines while it refuses connections; then it ends, and the error says so."""
     vm = connected(Connection(BROKE))
-    container: Any = vm.container
-    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.15)
+    container: Any = vm.machine.container
+    monkeypatch.setattr(vm.machine, "scaled", lambda _seconds: 0.5)
     tries = 0
 
     def refuse(_seconds: float) -> None:
         nonlocal tries
         tries += 1
-        time.sleep(0.03)
+        time.sleep(0.1)
         container.stdout += b"a unit is stopping\r\n"
         container.ended = tries == 10
         raise ConnectionRefusedError("Connection refused")
 
-    monkeypatch.setattr(vm, "_connect", refuse)
+    monkeypatch.setattr(vm.machine.ssh, "log_in", refuse)
     with pytest.raises(VMGone, match=r"^vm has ended: "):
         vm.run("poweroff")
     assert tries == 10
 
 
-def test_a_new_connection_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "_BREAK_SECONDS", 0.01)
+def test_the_error_has_the_reason_why_reconnecting_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BREAK_SECONDS", 0.01)
     connection = Connection(BROKE)
     vm = connected(connection)
 
     def refuse(_seconds: float) -> None:
         raise ConnectionRefusedError("Connection refused")
 
-    monkeypatch.setattr(vm, "_connect", refuse)
+    monkeypatch.setattr(vm.machine.ssh, "log_in", refuse)
     with pytest.raises(SSHError) as caught:
         vm.run("x")
     assert str(caught.value) == (
@@ -279,7 +284,7 @@ def test_a_new_connection_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatc
         "The last lines of its console:\n  | login: "
     )
     connection.alive = False
-    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.1)
+    monkeypatch.setattr(vm.machine, "scaled", lambda _seconds: 0.1)
     with pytest.raises(
         SSHError, match=r"did not let us log in over SSH .* The last try: Connection refused"
     ) as caught:

@@ -43,7 +43,7 @@ class FakeVM:
     def __init__(self, name: str) -> None:
         self.name, self.container = name, FakeContainer()
         self.left: list[Callable[[], object]] = []
-        self.ends_with_it = self
+        self.machine = self.on_close = self
         self.network = SimpleNamespace(label="default-isolated")
 
     def callback(self, function: Callable[..., object], *arguments: object) -> None:

@@ -83,7 +83,12 @@ def test_one_that_is_halted_and_then_gone_is_gone() -> None:
     with pytest.raises(VMGone, match="it is paused"):
         vm.run("true")
     qemu.be_over()
-    for use in (lambda: vm.run("true"), vm.resume, lambda: vm.qmp("query-status"), lambda: vm._control("screenshot")):
+    for use in (
+        lambda: vm.run("true"),
+        vm.resume,
+        lambda: vm.qmp("query-status"),
+        lambda: vm.machine.control("screenshot"),
+    ):
         with pytest.raises(VMGone, match="vm has ended: QEMU was killed"):
             use()
 

@@ -9,17 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_virtainers.config.settings import resolve
-from pytest_virtainers.config.spec import merge
 from pytest_virtainers.errors import BootTimeout, ProvisionTimeout
-from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm import provision_limit, readiness
 from pytest_virtainers.vm.log import CommandLog
 from pytest_virtainers.vm.provision_limit import LOOK, Limit
-from pytest_virtainers.vm.readiness import Machine, wait_for_cloud_init
+from pytest_virtainers.vm.readiness import Target, wait_for_cloud_init
 from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_output import Said
+from tests.unit.vm import fake_container
 
 SAID = b'{"stage": "modules-final"}\n\x01Unpacking ruby (1:3.3) ...\nUnpacking \x1b[1mpuppet\x1b[0m (8.4.2) ...\n\0'
 
@@ -98,10 +96,10 @@ class Connection:
 
 def test_the_message_names_the_limit_the_real_time_and_what_cloud_init_was_at() -> None:
     console = cast("Any", SimpleNamespace(tail=lambda *_: "  | login:"))
-    machine = Machine("web", console, lambda: None)
+    target = Target("web", console, lambda: None)
     limit = Limit(0.3, provision_limit.setting(0.3, 3))
     with pytest.raises(ProvisionTimeout) as caught:
-        wait_for_cloud_init(machine, cast("Any", Connection(SAID, None)), limit)
+        wait_for_cloud_init(target, cast("Any", Connection(SAID, None)), limit)
     assert str(caught.value) == (
         "web let us log in, but cloud-init (packages, run_commands, user_data) has not finished after 0 s, the "
         "last 0 s without progress. The limit is provision_timeout=0.3, 3 s without KVM; give it more if a step "
@@ -156,7 +154,7 @@ def test_what_a_prepare_raises_is_raised() -> None:
     ("wait", "said"),
     [
         (
-            lambda vm: vm.wait_until_ready(),
+            lambda vm: vm.machine.wait_until_ready(),
             "after 1201 s, the last 1201 s without progress. The limit is provision_timeout=120, 1200 s without KVM;",
         ),
         (
@@ -169,16 +167,14 @@ def test_what_a_prepare_raises_is_raised() -> None:
 def test_the_limit_of_the_boot_ends_with_the_login_of_the_first_one(
     monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, wait: Callable[[VM], None], said: str
 ) -> None:
-    container = SimpleNamespace(stdout=Said(b""), stderr=Said(b""), ended=False, environment={})
-    vm = VM(
-        merge(resolve([]).shape),
-        user="debian",
-        keys=Keys.generate(),
-        container=cast("Any", container),
-        endpoint=cast("Any", SimpleNamespace(address="")),
-        network=cast("Any", None),
-        progress=SILENT,
+    container = SimpleNamespace(
+        stdout=Said(b""),
+        stderr=Said(b""),
+        environment={},
+        wait=lambda _seconds: False,
+        run=lambda _command: (0, b'{"return": {}}'),
     )
+    vm = fake_container.machine(container)
 
     class Waits(Connection):
         def execute(self, *words: Any, check: Callable[[], None], **named: Any) -> int:
@@ -186,7 +182,5 @@ def test_the_limit_of_the_boot_ends_with_the_login_of_the_first_one(
             return super().execute(*words, check=check, **named)
 
     monkeypatch.setattr(readiness, "wait_for_login", lambda *_: Waits(b"", None))
-    monkeypatch.setattr(VM, "qmp", lambda *_: None)
-    monkeypatch.setattr(VM, "_check_alive", lambda _vm: None)
     with pytest.raises(ProvisionTimeout, match=re.escape(f"has not finished {said}")):
         wait(vm)

@@ -9,7 +9,7 @@ from pytest_virtainers.errors import BootTimeout, GuestPanic, SSHError
 from pytest_virtainers.ssh import client
 from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.vm.console import Console
-from pytest_virtainers.vm.readiness import Machine, cloud_init_errors, wait_for_login
+from pytest_virtainers.vm.readiness import Target, cloud_init_errors, wait_for_login
 from tests.unit.fake_output import Said
 
 
@@ -25,7 +25,7 @@ def console(text: bytes = b"[    0.1] Linux version 6.12\r\n\x1b[32mlogin:\x1b[0
 
 
 def wait(connect: Callable[[float], Any], check: Callable[[], None] = lambda: None, timeout: float = 5) -> Any:
-    return wait_for_login(Machine("web", console(), check), connect, timeout)
+    return wait_for_login(Target("web", console(), check), connect, timeout)
 
 
 def test_it_tries_until_the_login_works() -> None:

@@ -1,39 +1,54 @@
-"""Keys by their names: what is pressed for a text, and for chords; cards that do not come to be."""
+"""Keyboard and pointer: what QEMU is asked to press for chords, text and clicks."""
 
-from types import SimpleNamespace
+import json
 from typing import Any
 
 import pytest
 
-from pytest_virtainers.engine.container import Joint
-from pytest_virtainers.errors import VirtainerError
-from pytest_virtainers.vm import nics as devices
-from pytest_virtainers.vm.nics import Devices
+from pytest_virtainers.vm import screen
+from tests.unit.vm.fake_container import RUNS, Container, machine
 
 
-class Keyboard(Devices):
-    """The part of a machine that has to do with keys: it notes what QEMU is asked."""
+class Qemu(Container):
+    """Its screen has 1280x800 pixels; it records the QMP commands that it gets."""
 
     def __init__(self) -> None:
-        self.pressed: list[list[str]] = []
-        self._halted = ""
+        super().__init__(RUNS)
+        self.asked: list[tuple[str, dict[str, Any]]] = []
 
-    def _ask_qemu(self, *commands: tuple[str, dict[str, Any]]) -> list[Any]:
-        assert commands, "QEMU has to be asked something"
-        for command, arguments in commands:
+    def run(self, command: list[str], **_: object) -> tuple[int, bytes]:
+        if command == ["screenshot"]:
+            return 0, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x05\0\0\0\x03\x20"
+        assert command[0] == "qmp"
+        texts = [json.loads(text) for text in command[1:]]
+        assert texts, "QEMU has to be asked something"
+        self.asked += [(text["execute"], text["arguments"]) for text in texts]
+        return 0, b'{"return": {}}\n' * len(texts)
+
+
+class Keyboard:
+    """The screen of a VM, with the keys that were pressed."""
+
+    def __init__(self) -> None:
+        self._qemu = Qemu()
+        screen = machine(self._qemu).screen
+        self.send_keys, self.type = screen.send_keys, screen.type
+
+    @property
+    def pressed(self) -> list[list[str]]:
+        for command, arguments in self._qemu.asked:
             assert (command, arguments["hold-time"]) == ("send-key", 20)
             assert all(each["type"] == "qcode" for each in arguments["keys"])
-            self.pressed.append([each["data"] for each in arguments["keys"]])
-        return []
+        return [[each["data"] for each in arguments["keys"]] for _, arguments in self._qemu.asked]
 
 
-def test_chords_are_pressed_one_after_another() -> None:
+def test_send_keys_presses_chords_in_order() -> None:
     keyboard = Keyboard()
     keyboard.send_keys("Ctrl-Alt-F2", "enter", "Del", "super-space", "minus")
     assert keyboard.pressed == [["ctrl", "alt", "f2"], ["ret"], ["delete"], ["meta_l", "spc"], ["minus"]]
 
 
-def test_text_is_typed_as_on_a_us_keyboard() -> None:
+def test_type_uses_a_us_keyboard() -> None:
     keyboard = Keyboard()
     keyboard.type("aZ1-_~|\n")
     shift = "shift"
@@ -43,39 +58,22 @@ def test_text_is_typed_as_on_a_us_keyboard() -> None:
     ]
 
 
-def test_every_printable_character_has_a_chord_of_its_own() -> None:
+def test_each_printable_character_has_its_own_chord() -> None:
     printable = [chr(code) for code in range(0x20, 0x7F)]
-    chords = [devices._chord(each) for each in printable]
+    chords = [screen._chord(each) for each in printable]
     assert len(set(chords)) == len(printable)
     for chord in chords:
         assert chord.rpartition("-")[0] in {"", "shift"}
 
 
-class Tablet(Devices):
-    """The part of a machine that has to do with its pointer; its screen has 1280x800 pixels."""
-
-    name = "desk"
-
-    def __init__(self) -> None:
-        self.felt: list[list[dict[str, Any]]] = []
-        self._halted = ""
-
-    def _picture(self) -> bytes:
-        return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x05\0\0\0\x03\x20"
-
-    def _ask_qemu(self, *commands: tuple[str, dict[str, Any]]) -> list[Any]:
-        assert {command for command, _ in commands} == {"input-send-event"}
-        self.felt += [arguments["events"] for _, arguments in commands]
-        return []
-
-
 @pytest.mark.parametrize(
     ("x", "y", "at"), [(0, 0, (13, 20)), (640, 400, (16396, 16404)), (1279, 799, (32754, 32747))]
 )
-def test_a_click_is_a_move_and_a_press_and_its_end(x: int, y: int, at: tuple[int, int]) -> None:
-    tablet = Tablet()
-    tablet.click(x, y, button="right")
-    move, press, end = tablet.felt
+def test_click_moves_presses_and_releases(x: int, y: int, at: tuple[int, int]) -> None:
+    qemu = Qemu()
+    machine(qemu).screen.click(x, y, button="right")
+    assert {command for command, _ in qemu.asked} == {"input-send-event"}
+    move, press, end = [arguments["events"] for _, arguments in qemu.asked]
     assert [(each["data"]["axis"], each["data"]["value"]) for each in move] == [("x", at[0]), ("y", at[1])]
     assert [each["data"] for each in (*press, *end)] == [
         {"button": "right", "down": True},
@@ -84,19 +82,19 @@ def test_a_click_is_a_move_and_a_press_and_its_end(x: int, y: int, at: tuple[int
 
 
 @pytest.mark.parametrize(("x", "y"), [(1280, 0), (0, 800), (-1, 0)])
-def test_beside_the_screen_is_nothing_to_click_on(x: int, y: int) -> None:
-    with pytest.raises(ValueError, match=f"{x},{y} is not on the screen of desk, which has 1280x800 pixels"):
-        Tablet().click(x, y)
+def test_click_refuses_points_outside_the_screen(x: int, y: int) -> None:
+    with pytest.raises(ValueError, match=f"{x},{y} is not on the screen of vm, which has 1280x800 pixels"):
+        machine(Qemu()).screen.click(x, y)
 
 
-def test_nothing_to_type_is_nothing_to_press() -> None:
+def test_empty_text_presses_nothing() -> None:
     keyboard = Keyboard()
     keyboard.type("")
     assert keyboard.pressed == []
 
 
 @pytest.mark.parametrize("text", ["ä", "\x07", "٣"])
-def test_what_such_a_keyboard_has_no_key_for_is_refused(text: str) -> None:
+def test_type_refuses_characters_without_a_key(text: str) -> None:
     keyboard = Keyboard()
     with pytest.raises(ValueError, match="a US keyboard has no key for"):
         keyboard.type(f"a{text}")
@@ -104,7 +102,7 @@ def test_what_such_a_keyboard_has_no_key_for_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a" * 1000, "A" * 1000, "a" * 33])
-def test_a_long_text_is_typed_in_parts_for_which_qemu_has_room(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_text_is_typed_in_parts_that_fit_into_qemus_queue(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     keyboard = Keyboard()
     parts: list[int] = []
     slept: list[float] = []
@@ -118,62 +116,5 @@ def test_a_long_text_is_typed_in_parts_for_which_qemu_has_room(text: str, monkey
     assert len(keyboard.pressed) == len(text)
     assert sum(parts) == sum(map(len, keyboard.pressed))
     for keys, seconds in zip(parts, slept, strict=True):
-        assert 6 * keys < 1024, "steps that QEMU notes"
+        assert 6 * keys < 1024, "steps in QEMU's queue"
         assert seconds > 0.04 * keys, "its time for them"
-
-
-class Plugs(Devices):
-    """The part of a machine that has to do with cards: it notes what its container is told; its guest shows none."""
-
-    def __init__(self) -> None:
-        self.name = "web"
-        self.told: list[str] = []
-        self._nics = []
-        self.spec: Any = SimpleNamespace(guest_hostname="web")
-        self.container: Any = SimpleNamespace(connect=self._plugged, disconnect=self._unplugged)
-
-    def _plugged(self, _port: object) -> Joint:
-        self.told.append("connect")
-        return Joint("02:42:0a:d5:00:80", "10.1.0.128")
-
-    def _unplugged(self, network: str) -> None:
-        self.told.append(f"disconnect {network}")
-
-    def _control(self, *command: str, **_patience: object) -> bytes:
-        self.told.append(" ".join(command))
-        return b'{"mac": "02:42:0a:d5:00:80", "addresses": ["10.1.0.128/24"], "mtu": 1500}'
-
-    def _as_root(self, *_script: object, **_timeout: object) -> bytes:
-        raise VirtainerError("the guest does not show the network card")
-
-
-def test_a_card_that_the_guest_does_not_show_is_pulled_out_again() -> None:
-    vm, network = Plugs(), NetworkOfOne()
-    with pytest.raises(VirtainerError, match="the guest does not show the network card"):
-        vm.add_nic(network)  # type: ignore[arg-type]
-    assert vm.told == [
-        "connect",
-        "device join nic1 02:42:0a:d5:00:80",
-        "device remove nic1",
-        "disconnect engine-lab",
-    ]
-    assert (network.there, vm.nics) == ([], {})
-    with pytest.raises(VirtainerError, match="the guest does not show the network card"):
-        vm.add_nic()
-    assert vm.told[-2:] == ["device add-nic nic2 52:54:00:76:70:02", "device remove nic2"]
-
-
-class NetworkOfOne:
-    engine_name, has_host, is_wire = "engine-lab", True, False
-
-    def __init__(self) -> None:
-        self.there: list[object] = []
-
-    def port(self, _name: str, _ip: object) -> None:
-        pass
-
-    def join(self, vm: object, _mac: str) -> None:
-        self.there.append(vm)
-
-    def leave(self, vm: object) -> None:
-        self.there.remove(vm)

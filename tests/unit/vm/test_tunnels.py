@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +13,8 @@ from pytest_virtainers import SSHError, VMGone
 from pytest_virtainers.errors import GuestStalled
 from pytest_virtainers.ssh.client import Connection
 from pytest_virtainers.vm import tunnels
-from pytest_virtainers.vm.console import Console
-from pytest_virtainers.vm.tunnels import Tunnels
-from tests.unit.fake_output import Said
+from tests.unit.vm import fake_container
+from tests.unit.vm.fake_container import KVM, Container
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +52,8 @@ class Channel:
 class Transport:
     """The guest's sshd: opens channels, and listens on ports but 22."""
 
+    sock = None
+
     def __init__(self) -> None:
         self.channels: list[Channel] = []
         self.handler: Callable[[Any, Any, Any], None]
@@ -61,6 +61,9 @@ class Transport:
         self.gave_back = threading.Event()
         self.hangs = threading.Event()
         self.hangs.set()
+
+    def is_active(self) -> bool:
+        return True
 
     def open_channel(self, kind: str, target: tuple[str, int], _origin: tuple[str, int]) -> Channel:
         assert (kind, target) == ("direct-tcpip", ("localhost", 80))
@@ -90,24 +93,18 @@ class Transport:
         return channel.guest
 
 
-class Machine(Tunnels):
+class Machine:
+    """A VM called `web`, with its guest's sshd."""
+
     def __init__(self) -> None:
-        self.name = "web"
         self.transport = Transport()
-        self.connection = Connection(self.transport)  # type: ignore[arg-type]
-        self.console = Console(SimpleNamespace(stdout=Said(b"login:\n")))  # type: ignore[arg-type]
-        self._reversed = {}
-        self.is_gone = False
+        self._container = Container(KVM, console=b"login:\n")
+        vm = fake_container.machine(self._container, name="web")
+        vm.machine.ssh.current = Connection(self.transport)  # type: ignore[arg-type]
+        self.forward, self.reverse = vm.forward, vm.reverse
 
-    def _connected(self) -> Any:
-        return self.connection
-
-    def _check_alive(self, _grace_seconds: float = 0.0) -> None:
-        if self.is_gone:
-            raise VMGone("web has ended")
-
-    def scaled(self, seconds: float) -> float:
-        return seconds
+    def end(self) -> None:
+        self._container.ended = True
 
 
 @pytest.fixture
@@ -209,7 +206,7 @@ def test_a_guest_that_hangs_does_not_hold_the_start_of_a_block(
     machine.transport.hangs.clear()
     with pytest.raises(GuestStalled, match=r"web: the guest hangs: it has not answered for .*\n  \| login:"):
         machine.reverse(9).__enter__()
-    machine.is_gone = True
+    machine.end()
     with pytest.raises(VMGone):
         machine.reverse(9).__enter__()
     machine.transport.hangs.set()
