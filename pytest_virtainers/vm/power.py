@@ -38,7 +38,7 @@ class Power:
         __tracebackhide__ = True
         machine = self._machine
         before = machine.commands.run(_BOOT_ID).stdout
-        machine.console.start_anew()
+        machine.console.forget_reports()
         with contextlib.suppress(SSHError):  # the command and the connection go down with the guest
             machine.commands.run("systemctl reboot || reboot", sudo=True, check=False)
 
@@ -122,7 +122,7 @@ class Power:
         """Switch the machine on, and wait until the guest is ready."""
         __tracebackhide__ = True
         machine = self._machine
-        machine.console.start_anew()
+        machine.console.forget_reports()
         self._qmp.execute("system_reset")
         deadline = time.monotonic() + machine.scaled(_RESET_SECONDS)
         while True:  # QEMU resets when it comes to it, and does not let a machine run before that

@@ -111,7 +111,7 @@ class Snapshots:
             machine.qmp.execute("system_reset")
         with self._ssh.replaced():
             self._in_place("load", snapshot.name)
-            machine.console.start_anew()  # only now: a kernel that panicked still writes about it
+            machine.console.forget_reports()  # only now: a kernel that panicked still writes about it
             if stood_still:  # QEMU leaves it so
                 machine.qmp.execute("cont")
                 health.wait_until_on(deadline)

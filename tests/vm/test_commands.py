@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout, SSHError, TransferError, VMFactory, VMGone
-from pytest_virtainers.vm import core, limited
+from pytest_virtainers.vm import connection, limited
 
 
 def test_as_another_user(session_vm: VM) -> None:
@@ -161,7 +161,7 @@ def test_a_connection_that_broke_is_made_anew(session_vm: VM) -> None:
 
 
 def test_an_sshd_that_is_dead_is_told(vm_factory: VMFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "_RECONNECT_SECONDS", 5.0)
+    monkeypatch.setattr(connection, "_RECONNECT_SECONDS", 5.0)
     deaf = vm_factory("deaf")
     tried = r"deaf: the SSH connection broke while .* ran; a new connection was tried, and met: .*refused"
     with pytest.raises(SSHError, match=tried):

@@ -117,7 +117,7 @@ def test_keys_that_nobody_takes_are_told(guest: Guest, monkeypatch: pytest.Monke
         raise BrokenPipeError("Broken pipe")
 
     monkeypatch.setattr(guest, "send", refuse)
-    with pytest.raises(EngineError, match=r"web: its console took no keys \(Broken pipe\)"):
+    with pytest.raises(EngineError, match=r"web: its console accepted no input \(Broken pipe\)"):
         Console(guest, "web").send("root\n")  # type: ignore[arg-type]
     assert guest.done == ["close"]
 
@@ -133,7 +133,7 @@ def test_keys_may_end_the_machine(guest: Guest) -> None:
 
 def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest: Guest, console: Console) -> None:
     guest.stdout += OOM % (1, 2)
-    console.start_anew()
+    console.forget_reports()
     assert console.killed_for_memory() == []
     guest.stdout += OOM % (5, 7) + CGROUP_OOM
     assert console.killed_for_memory() == [
@@ -148,14 +148,14 @@ def test_what_was_before_a_certain_time_may_be_left_out(guest: Guest, console: C
     assert console.killed_for_memory(then) == []
     guest.stdout += CGROUP_OOM
     assert console.killed_for_memory(then) == ["Memory cgroup out of memory: Killed process 3 (x)"]
-    console.start_anew()
+    console.forget_reports()
     assert console.killed_for_memory(then) == []
 
 
 def test_a_panic_is_one_of_this_life(guest: Guest, console: Console) -> None:
     guest.stdout += b"[ 1.0] Kernel panic - not syncing: sysrq\r\n"
     assert console.panic() == "Kernel panic - not syncing: sysrq"
-    console.start_anew()
+    console.forget_reports()
     assert console.panic() is None
 
 

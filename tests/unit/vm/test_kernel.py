@@ -49,14 +49,14 @@ def test_where_reports_were_is_known() -> None:
     kernel = fed(OOM + CGROUP_OOM, 10)
     assert len(kernel.killed(1)) == 2
     assert kernel.killed(len(OOM)) == ["Memory cgroup out of memory: Killed process 3 (x)"]
-    kernel.start_anew(len(OOM) + len(CGROUP_OOM))
+    kernel.forget(len(OOM) + len(CGROUP_OOM))
     assert kernel.killed(0) == []
 
 
 def test_what_is_on_a_line_when_the_guest_starts_anew_is_of_before() -> None:
     kernel = Kernel()
     kernel.feed(0, b"Kernel panic - not syncing: old")
-    kernel.start_anew(31)
+    kernel.forget(31)
     assert kernel.panic() is None
     kernel.feed(31, b" one\n")
     assert kernel.panic() is None

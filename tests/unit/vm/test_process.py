@@ -149,7 +149,7 @@ def test_a_signal_waits_until_the_session_is_known_and_no_longer(guest: Guest) -
 
 def test_a_session_that_stays_unknown_is_an_error(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_START_SECONDS", 0.01)
-    with pytest.raises(VirtainerError, match="'make' on web: its shell has not said the number of its session"):
+    with pytest.raises(VirtainerError, match="'make' on web: its shell did not report its session"):
         guest.process.terminate()
 
 

@@ -139,7 +139,7 @@ def test_what_a_kernel_met_before_it_started_anew_is_over() -> None:
     panic = b"[  9.1] Kernel panic - not syncing: %s\r\n"
     output = Output(panic % b"old" + stall(-811) * 2)
     seen = Console(output)  # type: ignore[arg-type]
-    seen.start_anew()
+    seen.forget_reports()
     assert seen.panic() is None
     assert not seen.stalled()
     output.stdout += stall(-811)
