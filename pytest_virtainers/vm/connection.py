@@ -107,7 +107,7 @@ class SSHConnection:
         """Close the connection, and let no other thread connect during the block; the machine may be off."""
         __tracebackhide__ = True
         while not self._connecting.acquire(timeout=POLL_SECONDS):
-            self._health.check_there()
+            self._health.check_qemu()
         try:
             self.close()
             yield

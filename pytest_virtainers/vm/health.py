@@ -44,7 +44,7 @@ class Health:
     def __init__(self, name: str, container: Container) -> None:
         self._name, self._container = name, container
         self.supervisor = Supervisor(container.stderr)
-        self.console = Console(container, name, check=self.check_going, scaled=self.scaled)
+        self.console = Console(container, name, check=self.check_unless_halted, scaled=self.scaled)
         self.halted = ""
         self.silent = False
 
@@ -80,13 +80,13 @@ class Health:
             return self.supervisor.last_words or "its container said nothing"
         return self.supervisor.over
 
-    def check_there(self, grace_seconds: float = 0.0) -> None:
+    def check_qemu(self, grace_seconds: float = 0.0) -> None:
         """Raise if QEMU has ended; one whose guest is halted, off or hangs still answers."""
         __tracebackhide__ = True
         if self.exit_reason(grace_seconds):
             self.check_alive()
 
-    def check_going(self) -> None:
+    def check_unless_halted(self) -> None:
         """Raise if the machine does not run, unless this side has halted it, and may resume it."""
         __tracebackhide__ = True
         if not self.halted:
@@ -167,5 +167,5 @@ class Health:
         """Wait until the supervisor has reported that the machine runs again; `deadline` is on `time.monotonic()`."""
         __tracebackhide__ = True
         while self.is_off and time.monotonic() < deadline:
-            self.check_there()
+            self.check_qemu()
             time.sleep(_POLL_SECONDS)

@@ -243,7 +243,7 @@ class Machine:
             VirtainerError: it failed; the message has its output.
         """
         __tracebackhide__ = True
-        self.health.check_there()
+        self.health.check_qemu()
         code, output = self.container.run(list(command), patience=patience)
         if code != 0:
             words = output.decode(errors="replace").strip()

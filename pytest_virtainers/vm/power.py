@@ -142,7 +142,7 @@ class Power:
         """Stop the machine's processors and its time."""
         __tracebackhide__ = True
         self._qmp.execute("stop")
-        self._health.halted = "it is paused; vm.resume() lets it go on"
+        self._health.halted = "it is paused; vm.resume() continues it"
 
     def resume(self) -> None:
         """Continue a paused machine."""

@@ -28,12 +28,12 @@ class QMP:
         """Send commands, each with its arguments, until one is refused; return their results. Raises as `VM.qmp`."""
         __tracebackhide__ = True
         machine, health = self._machine, self._machine.health
-        health.check_there()
+        health.check_qemu()
         texts = [json.dumps({"execute": command, "arguments": arguments}) for command, arguments in commands]
         try:
             code, output = machine.container.run(["qmp", *texts])
         except EngineError:
-            health.check_there(_END_SECONDS)
+            health.check_qemu(_END_SECONDS)
             raise
         lines = output.decode(errors="replace").strip().splitlines()
         try:
@@ -41,7 +41,7 @@ class QMP:
         except ValueError:
             replies = []
         if not replies or code not in {0, 1}:
-            health.check_there(_END_SECONDS)
+            health.check_qemu(_END_SECONDS)
             raise VirtainerError(f"{machine.name}: QEMU did not answer {commands[0][0]}: {' '.join(lines)}")
         for reply, (command, _) in zip(replies, commands, strict=False):
             if "error" in reply:

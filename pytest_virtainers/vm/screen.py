@@ -165,7 +165,7 @@ class Screen:
             OSError: the port is in use.
         """
         __tracebackhide__ = True
-        self._machine.health.check_there()
+        self._machine.health.check_qemu()
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
         with listening(f"{self._machine.name}-vnc", functools.partial(self._show, password), port) as given:
             yield Display("127.0.0.1", given, password)

@@ -98,7 +98,8 @@ class Snapshots:
         snapshot = self._find(snapshot)  # first, as QEMU would stop the machine before it looks
         if removed := snapshot.nic_names - self._hotplug.nic_names:
             raise StoreError(
-                f"{machine.name}: cannot restore {snapshot.name}: network cards were removed since: {sorted(removed)}"
+                f"{machine.name}: cannot restore {snapshot.name}: network cards were removed since: "
+                f"{sorted(removed)}. Restore an earlier snapshot, or boot a new VM"
             )
         stood_still = health.is_off or bool(health.halted)
         try:
@@ -149,7 +150,7 @@ class Snapshots:
         """Let the supervisor do it; return whether it did, which may require a helper in the guest."""
         __tracebackhide__ = True
         machine = self._machine
-        self._health.check_there()
+        self._health.check_qemu()
         code, output = machine.container.run(["snapshot", action, *arguments])
         if code not in {0, _NO_HELPER}:
             words = output.decode(errors="replace").strip()

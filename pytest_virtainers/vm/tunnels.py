@@ -122,9 +122,7 @@ class Tunnels:
         except TimedOut:
             raise self._machine.health.stalled() from None
         except paramiko.SSHException as error:
-            raise SSHError(
-                f"{self._machine.name}: its sshd does not listen on port {wanted} for us ({error})"
-            ) from error
+            raise SSHError(f"{self._machine.name}: its sshd refuses to listen on port {wanted} ({error})") from error
         self._ssh.reversed_ports[given] = port, over
         try:
             yield given

@@ -132,7 +132,7 @@ class Waits:
         except paramiko.ChannelException as refusal:
             if refusal.code != OPEN_FAILED_CONNECT_FAILED:  # it has not even tried
                 raise SSHError(
-                    f"{machine.name}: its sshd does not try to reach port {port} of {host} for us "
+                    f"{machine.name}: its sshd refuses to connect to port {port} of {host} "
                     f"({refusal.text or refusal}); sshd_config's AllowTcpForwarding and PermitOpen may forbid it"
                 ) from None
             deadline.seen = f"no connection ({refusal.text or refusal})"
@@ -174,7 +174,7 @@ class Waits:
             deadline.seen = f"\n{console.tail()}"
             found = search.look()
             if found is None:
-                self._machine.health.check_going()
+                self._machine.health.check_unless_halted()
             return found
 
         return deadline.poll(attempt)

@@ -173,7 +173,7 @@ def test_an_sshd_that_is_dead_is_told(vm_factory: VMFactory, monkeypatch: pytest
 def test_a_machine_that_is_away_says_so(session_vm: VM) -> None:
     session_vm.pause()
     try:
-        with pytest.raises(VMGone, match=r"vm does not run: it is paused; vm\.resume\(\) lets it go on"):
+        with pytest.raises(VMGone, match=r"vm does not run: it is paused; vm\.resume\(\) continues it"):
             session_vm.run("true")
     finally:
         session_vm.resume()

@@ -193,9 +193,7 @@ def test_a_guest_that_hangs_does_not_hold_the_end_of_a_block(
 
 
 def test_a_port_that_is_taken_in_the_guest_is_told(machine: Machine) -> None:
-    with pytest.raises(
-        SSHError, match=r"web: its sshd does not listen on port 22 for us \(TCP forwarding .*denied\)"
-    ):
+    with pytest.raises(SSHError, match=r"web: its sshd refuses to listen on port 22 \(TCP forwarding .*denied\)"):
         machine.reverse(9, guest_port=22).__enter__()
 
 

@@ -149,7 +149,7 @@ def test_the_message_has_the_reason_why_a_port_is_closed() -> None:
 
 @pytest.mark.parametrize("wait", [VM.wait_for_port, VM.wait_for_closed_port])
 def test_an_sshd_that_forbids_forwarding_is_an_error(wait: Callable[..., None]) -> None:
-    with pytest.raises(SSHError, match=r"web: its sshd does not try to reach port 80 of db .*\(Administratively pro"):
+    with pytest.raises(SSHError, match=r"web: its sshd refuses to connect to port 80 of db .*\(Administratively pro"):
         wait(web(FORBIDDEN), 80, host="db")
 
 
