@@ -63,7 +63,7 @@ def fill(guest: Guest, **arguments: Any) -> Any:
     return Faults(machine).fill_disk(str(guest.full), **arguments)
 
 
-def test_the_disk_is_full_during_the_block(tmp_path: Path) -> None:
+def test_fill_disk_lasts_as_long_as_its_block(tmp_path: Path) -> None:
     guest = Guest(tmp_path, FALLOCATE)
     with fill(guest):
         assert guest.files == ["0", "1"]

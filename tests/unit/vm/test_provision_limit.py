@@ -1,4 +1,4 @@
-"""How long a guest may take to be set up, and what is said when it takes longer."""
+"""Time limits for provisioning, and the errors after them."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return ours
 
 
-def test_cloud_init_goes_on_as_long_as_it_makes_progress(clock: SimpleNamespace) -> None:
+def test_cloud_init_may_run_as_long_as_it_makes_progress(clock: SimpleNamespace) -> None:
     limit = Limit(120, "provision_timeout=120")
     for number in range(10):
         clock.now += 100
@@ -40,7 +40,7 @@ def test_cloud_init_goes_on_as_long_as_it_makes_progress(clock: SimpleNamespace)
     assert limit.passed().startswith("after 1121 s, the last 121 s without progress. The limit is provision_")
 
 
-def test_what_looks_as_before_is_no_progress(clock: SimpleNamespace) -> None:
+def test_unchanged_output_is_no_progress(clock: SimpleNamespace) -> None:
     limit = Limit(120, "provision_timeout=120")
     for _ in range(3):
         limit.look(SAID[:9])
@@ -49,7 +49,7 @@ def test_what_looks_as_before_is_no_progress(clock: SimpleNamespace) -> None:
     assert "150 s without progress" in limit.passed()
 
 
-def test_progress_does_not_go_on_for_ever(clock: SimpleNamespace) -> None:
+def test_progress_is_limited_too(clock: SimpleNamespace) -> None:
     limit = Limit(120, "provision_timeout=120")
     for number in range(13):
         clock.now += 100
@@ -59,7 +59,7 @@ def test_progress_does_not_go_on_for_ever(clock: SimpleNamespace) -> None:
     )
 
 
-def test_a_reboot_has_the_time_that_it_was_given(clock: SimpleNamespace) -> None:
+def test_a_reboot_has_its_own_limit(clock: SimpleNamespace) -> None:
     limit = Limit(20)
     limit.look(SAID)
     clock.now += 19
@@ -68,12 +68,12 @@ def test_a_reboot_has_the_time_that_it_was_given(clock: SimpleNamespace) -> None
     assert limit.passed().startswith("after 21 s. That is all of its time; give it more (timeout, or boot_timeout)")
 
 
-def test_the_limit_is_named_with_what_it_is_without_kvm() -> None:
+def test_the_setting_names_the_limit_without_kvm() -> None:
     assert provision_limit.setting(120.0, 120.0) == "provision_timeout=120"
     assert provision_limit.setting(120.0, 1200.0) == "provision_timeout=120, 1200 s without KVM"
 
 
-def test_a_guest_that_floods_fills_no_memory() -> None:
+def test_a_guest_that_floods_does_not_fill_memory() -> None:
     limit = Limit(1)
     for _ in range(100):
         limit.look(b"x" * 100_000)
@@ -81,20 +81,20 @@ def test_a_guest_that_floods_fills_no_memory() -> None:
 
 
 class Connection:
-    """Runs the guest's script here, where there is no cloud-init, or one that is under way."""
+    """Checks the guest's script, and ends with an exit code or not at all."""
 
     def __init__(self, said: bytes = b"", code: int | None = 0) -> None:
         self.said, self.code = said, code
 
     def execute(self, command: str, *, stderr: Callable[[bytes], object], check: Callable[[], None], **_: Any) -> int:
-        assert subprocess.run(["sh", "-nc", command], check=False).returncode == 0, "it is no shell script"
+        assert subprocess.run(["sh", "-nc", command], check=False).returncode == 0, "it is not a shell script"
         stderr(self.said)
         while self.code is None:
             check()
         return self.code
 
 
-def test_the_message_names_the_limit_the_real_time_and_what_cloud_init_was_at() -> None:
+def test_the_error_has_the_limit_the_time_and_the_output_of_cloud_init() -> None:
     console = cast("Any", SimpleNamespace(tail=lambda *_: "  | login:"))
     target = Target("web", console, lambda: None)
     limit = Limit(0.3, provision_limit.setting(0.3, 3))
@@ -110,7 +110,7 @@ def test_the_message_names_the_limit_the_real_time_and_what_cloud_init_was_at() 
     assert isinstance(caught.value, BootTimeout)
 
 
-def test_the_look_is_two_parts_and_ends_with_a_zero() -> None:
+def test_a_look_has_two_parts_and_ends_with_a_zero() -> None:
     once = subprocess.run(["sh", "-c", f"{LOOK}look"], capture_output=True, check=False)
     assert once.stdout == b"\x01\0", "there is no cloud-init here"
     shown = subprocess.run(
@@ -124,7 +124,7 @@ def machine(prepare: Callable[[Any], object], provision_timeout: float = 0.1) ->
     return SimpleNamespace(name="web", spec=spec, scaled=lambda seconds: seconds, log=CommandLog())
 
 
-def test_a_prepare_that_does_not_end_is_given_up() -> None:
+def test_a_prepare_that_does_not_end_is_abandoned() -> None:
     forever = threading.Event()
 
     def set_up(vm: Any) -> None:
@@ -135,14 +135,14 @@ def test_a_prepare_that_does_not_end_is_given_up() -> None:
     with SILENT.step("preparing") as step, pytest.raises(ProvisionTimeout) as caught:
         provision_limit.prepare(machine(set_up), step)
     forever.set()
-    name = "test_a_prepare_that_does_not_end_is_given_up.<locals>.set_up"
+    name = "test_a_prepare_that_does_not_end_is_abandoned.<locals>.set_up"
     assert str(caught.value) == (
         f"web: prepare={name} did not end within 1 s. Its last command: apt-get install nginx (exit 100). "
         "The limit is 10 times provision_timeout=0.1"
     )
 
 
-def test_what_a_prepare_raises_is_raised() -> None:
+def test_an_exception_of_prepare_is_raised() -> None:
     def set_up(_vm: Any) -> None:
         raise FileNotFoundError("app.tar")
 
@@ -164,7 +164,7 @@ def test_what_a_prepare_raises_is_raised() -> None:
     ],
     ids=["first boot", "later boot"],
 )
-def test_the_limit_of_the_boot_ends_with_the_login_of_the_first_one(
+def test_only_at_the_first_boot_provisioning_has_its_own_limit(
     monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, wait: Callable[[VM], None], said: str
 ) -> None:
     container = SimpleNamespace(

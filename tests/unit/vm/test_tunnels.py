@@ -1,4 +1,4 @@
-"""Tunnels through an SSH connection that is played by sockets."""
+"""Tunnels through a fake SSH connection made of sockets."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def connect(port: int) -> socket.socket:
 
 
 def channel_of(machine: Machine, caller: socket.socket) -> Channel:
-    """Give the channel to which a caller is led, as it says something."""
+    """Return the channel that serves a caller, which sends something."""
     caller.sendall(b"hello")
     while not machine.transport.channels:
         pass
@@ -130,7 +130,7 @@ def channel_of(machine: Machine, caller: socket.socket) -> Channel:
     return channel
 
 
-def test_a_caller_and_the_guest_talk_until_both_have_said_all(machine: Machine) -> None:
+def test_forward_copies_until_both_sides_have_sent_all(machine: Machine) -> None:
     with machine.forward(80) as url:
         assert (url, url.host) == (f"http://127.0.0.1:{url.port}", "127.0.0.1")
         with connect(url.port) as caller:
@@ -169,7 +169,7 @@ def service(answer: bytes) -> Iterator[int]:
         thread.join(5)
 
 
-def test_each_port_of_the_guest_leads_to_its_own_service(machine: Machine) -> None:
+def test_each_reverse_port_leads_to_its_own_service(machine: Machine) -> None:
     with service(b"database") as database, service(b"mail") as mail, machine.reverse(database, guest_port=5432):
         with machine.reverse(mail, guest_port=0) as port:
             assert port == 40001
@@ -177,12 +177,12 @@ def test_each_port_of_the_guest_leads_to_its_own_service(machine: Machine) -> No
                 assert caller.recv(100) == b"mail"
         assert machine.transport.cancelled == [("127.0.0.1", 40001)]
         with machine.transport.call(5432) as caller:
-            assert caller.recv(100) == b"database", "the end of the other was not its end"
+            assert caller.recv(100) == b"database", "the end of the other block did not close it"
         with machine.transport.call(40001) as caller:
-            assert caller.recv(100) == b"", "a port that leads nowhere any more"
+            assert caller.recv(100) == b"", "a port that leads nowhere"
 
 
-def test_a_guest_that_hangs_does_not_hold_the_end_of_a_block(
+def test_a_guest_that_hangs_does_not_delay_the_end_of_a_block(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnels, "_CANCEL_SECONDS", 0.01)
@@ -192,12 +192,12 @@ def test_a_guest_that_hangs_does_not_hold_the_end_of_a_block(
     machine.transport.hangs.set()
 
 
-def test_a_port_that_is_taken_in_the_guest_is_told(machine: Machine) -> None:
+def test_a_port_in_use_in_the_guest_is_an_error(machine: Machine) -> None:
     with pytest.raises(SSHError, match=r"web: its sshd refuses to listen on port 22 \(TCP forwarding .*denied\)"):
         machine.reverse(9, guest_port=22).__enter__()
 
 
-def test_a_guest_that_hangs_does_not_hold_the_start_of_a_block(
+def test_a_guest_that_hangs_does_not_delay_the_start_of_a_block(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnels, "SILENCE_SECONDS", 0.01)
@@ -210,7 +210,7 @@ def test_a_guest_that_hangs_does_not_hold_the_start_of_a_block(
     machine.transport.hangs.set()
 
 
-def test_a_port_that_is_given_too_late_is_given_back(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_the_guest_opens_too_late_is_closed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnels, "SILENCE_SECONDS", 0.01)
     machine.transport.hangs.clear()
     with pytest.raises(GuestStalled):
