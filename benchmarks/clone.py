@@ -60,7 +60,7 @@ def empty_container(manager: Manager, spec: Spec, number: int) -> float:
 def login(vm: VM) -> float:
     """Log in and run one command; return the seconds."""
     began = time.perf_counter()
-    connection = client.log_in(vm.endpoint.dial(10), vm.user, vm.keys, 30)
+    connection = client.log_in(vm.machine.endpoint.dial(10), vm.user, vm.machine.keys, 30)
     connection.execute("true", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=lambda: None)
     taken = time.perf_counter() - began
     connection.close()

@@ -47,7 +47,7 @@ def plugin(manager: Manager, spec: Spec) -> tuple[float, str]:
     began = time.perf_counter()
     vm = manager.launch(spec)
     taken = time.perf_counter() - began
-    accel = accelerator(vm.container.stderr)
+    accel = accelerator(vm.machine.container.stderr)
     manager.discard(vm)
     return taken, accel
 
@@ -79,9 +79,9 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
         def check() -> None:
             assert not container.ended, bytes(container.stderr).decode()
 
-        machine = readiness.Machine("by hand", Console(container), check)
-        connection = readiness.wait_for_login(machine, connect, spec.boot_timeout)
-        readiness.wait_for_cloud_init(machine, connection, provision_limit.Limit(spec.boot_timeout))
+        target = readiness.Target("by hand", Console(container), check)
+        connection = readiness.wait_for_login(target, connect, spec.boot_timeout)
+        readiness.wait_for_cloud_init(target, connection, provision_limit.Limit(spec.boot_timeout))
         taken = time.perf_counter() - began
         connection.close()
     finally:

@@ -24,7 +24,7 @@ _BLOCK = 1024 * 1024
 
 def sftp(vm: VM, command: str) -> None:
     """Run one command of OpenSSH's sftp."""
-    _ssh, *options, _end_of_options, target = shlex.split(vm.ssh_command)
+    _ssh, *options, _end_of_options, target = shlex.split(vm.access.ssh_command)
     words = ["sftp", *options, "-b", "-", target]
     subprocess.run(words, input=command.encode(), check=True, stdout=subprocess.DEVNULL)
 

@@ -54,7 +54,7 @@ def measure() -> list[Row]:
             peer.start()
             time.sleep(_SETTLE_SECONDS)
             for _ in range(ROUNDS):
-                ours.append(100 * share(vm.container, SECONDS))
+                ours.append(100 * share(vm.machine.container, SECONDS))
                 peers.append(100 * share(peer, SECONDS))
         finally:
             peer.close()

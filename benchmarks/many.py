@@ -21,7 +21,7 @@ ROUNDS, CLONES = 5, 50
 
 def memory_mb(manager: Manager, vm: VM, kind: str = "Pss") -> float:
     """Sum the memory of a container's processes: proportional, or what is `Anonymous`, so its own."""
-    first = manager.engine.api.inspect_container(vm.container.id)["State"]["Pid"]
+    first = manager.engine.api.inspect_container(vm.machine.container.id)["State"]["Pid"]
     ours = _namespace(Path(f"/proc/{first}"))
     pids = [each.name for each in Path("/proc").glob("[0-9]*") if _namespace(each) == ours]
     rows = [line.split() for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from pytest_virtainers.plugin.fixtures import VMFactory
-    from pytest_virtainers.vm.devices import Nic
+    from pytest_virtainers.vm.hotplug import Nic
     from pytest_virtainers.vm.network import Network
     from pytest_virtainers.vm.result import Result
     from pytest_virtainers.vm.vm import VM, Snapshot
@@ -92,7 +92,7 @@ _ELSEWHERE = {
     "WaitTimeout": "errors",
     "Arguments": "config.arguments",
     "Network": "vm.network",
-    "Nic": "vm.devices",
+    "Nic": "vm.hotplug",
     "Result": "vm.result",
     "Snapshot": "vm.vm",
     "VM": "vm.vm",

@@ -132,7 +132,7 @@ def launched(
         try:
             yield vm
         finally:
-            if persist is not None and vm.runs:
+            if persist is not None and vm.machine.runs:
                 vm.shutdown()
 
 

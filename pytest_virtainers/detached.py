@@ -31,6 +31,7 @@ from pytest_virtainers.ssh.endpoint import Endpoint
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.store.eviction import USES
 from pytest_virtainers.support.paths import locked
+from pytest_virtainers.vm import machine as vm_machine
 from pytest_virtainers.vm.network import Network
 from pytest_virtainers.vm.vm import VM
 
@@ -117,16 +118,17 @@ def keep(manager: Manager, spec: Spec) -> VM:
                 "this one another name"
             )
         vm = manager.launch(spec)
+        remembered = {name: getattr(spec, name) for name in REMEMBERED}
         papers = {
             "format": _FORMAT,
-            "spec": {**{name: getattr(spec, name) for name in REMEMBERED}, "arch": vm.arch, "firmware": vm.firmware},
+            "spec": {**remembered, "arch": vm.machine.arch, "firmware": vm.machine.firmware},
             "user": vm.user,
-            "keys": asdict(vm.keys),
+            "keys": asdict(vm.machine.keys),
             "store": manager.store_location,
             **manager.facts(vm),
         }
-        vm.container.put("/", {PAPERS: json.dumps(papers).encode()})
-        vm.container.keep(owner.lasting_name(spec.name))
+        vm.machine.container.put("/", {PAPERS: json.dumps(papers).encode()})
+        vm.machine.container.keep(owner.lasting_name(spec.name))
     return vm
 
 
@@ -134,7 +136,7 @@ def keep(manager: Manager, spec: Spec) -> VM:
 def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
     """Give the handle of a kept VM that runs, for a block; it goes on after that.
 
-    Nothing is connected yet: `wait_until_resumed` does that, or `wait_until_ready` when it was just switched on.
+    Nothing is connected yet: `Machine.wait_until_resumed` does that, or `Machine.wait_until_ready` after a start.
 
     Raises:
         SpecError: there is none of this name.
@@ -153,7 +155,7 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
             spec = manifest_file.spec(papers["spec"], container.name)
             login, host = (KeyPair(**papers["keys"][whose]) for whose in ("login", "host"))
             network = ExistingNetwork(engine, container.network)
-            vm = VM(
+            launched = vm_machine.Machine(
                 spec,
                 user=papers["user"],
                 keys=Keys(login, host),
@@ -162,8 +164,8 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
                 network=Network(spec.first_network, network),
                 progress=progress,
             )
-            undo.callback(vm.close)
-            yield vm
+            undo.callback(launched.close)
+            yield VM(launched)
 
 
 def inspect(engine: Engine, name: str) -> dict[str, Any]:
@@ -204,7 +206,7 @@ def start(settings: Settings, name: str, progress: Progress) -> None:
             engine.api.start(machine.container)
     try:
         with attached(settings, name, progress) as vm:
-            vm.wait_until_ready()
+            vm.machine.wait_until_ready()
     except MachineOff:
         with connected(settings) as engine:
             said = b"".join(output(engine, name, follow=False)).decode(errors="replace").strip()

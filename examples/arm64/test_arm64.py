@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.thorough, pytest.mark.virtainer("arm", arch="arm64", b
 
 def test_it_is_another_processor(vm: VM, tmp_path: Path) -> None:
     assert vm.run("uname -m; dpkg --print-architecture").stdout.split() == ["aarch64", "arm64"]
-    assert vm.screenshot(tmp_path / "screen.png").read_bytes().startswith(b"\x89PNG")
+    assert vm.screen.screenshot(tmp_path / "screen.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_each_test_has_a_fresh_one(vm: VM) -> None:

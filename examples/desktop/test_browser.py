@@ -27,10 +27,10 @@ def test_a_link_leads_to_another_page(vm: VM, tmp_path: Path) -> None:
     vm.write_text("/srv/first.html", FIRST, owner="root")
     vm.write_text("/srv/second.html", SECOND, owner="root")
     shows(vm, "Welcome")
-    vm.send_keys("ctrl-l")
-    vm.type("file:///srv/first.html\n")
+    vm.screen.send_keys("ctrl-l")
+    vm.screen.type("file:///srv/first.html\n")
     shows(vm, "First")
-    before = vm.screenshot(tmp_path / "first.png").read_bytes()
-    vm.click(640, 400)
+    before = vm.screen.screenshot(tmp_path / "first.png").read_bytes()
+    vm.screen.click(640, 400)
     shows(vm, "Second")
-    assert vm.screenshot(tmp_path / "second.png").read_bytes() != before
+    assert vm.screen.screenshot(tmp_path / "second.png").read_bytes() != before

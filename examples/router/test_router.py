@@ -35,7 +35,7 @@ def classless_route(to: IPv4Network, via: IPv4Address) -> str:
 def machines(vms: Mapping[str, VM]) -> tuple[VM, VM, VM]:
     """Give router, desk and server; the desk's cable is put in when the router is there."""
     router, desk, server = vms.values()
-    desk.link_down(desk.nics["office"])
+    desk.nics.link_down(desk.nics["office"])
 
     device = router.nics["office"].device
     office, lab = (IPv4Interface(router.nics[name].addresses[0]) for name in ("office", "lab"))
@@ -45,7 +45,7 @@ def machines(vms: Mapping[str, VM]) -> tuple[VM, VM, VM]:
     router.run(f"sysctl net.ipv4.ip_forward=1 && networkctl reload && networkctl up {device}", sudo=True)
     server.run(f"ip route add {office.network} via {lab.ip}", sudo=True)
 
-    desk.link_up(desk.nics["office"])
+    desk.nics.link_up(desk.nics["office"])
     desk.wait_until_succeeds(f"ip route show {lab.network} | grep 'via {office.ip}'")
     return router, desk, server
 
@@ -64,9 +64,9 @@ def test_only_the_router_leads_to_the_lab(machines: tuple[VM, VM, VM]) -> None:
     ping = f"ping -c1 -W5 {server.nics['lab'].ip}"
     assert "ttl=63" in desk.wait_until_succeeds(ping).stdout  # one less than the server has sent
 
-    router.link_down(router.nics["lab"])
+    router.nics.link_down(router.nics["lab"])
     assert not desk.run(ping, check=False)
-    router.link_up(router.nics["lab"])
+    router.nics.link_up(router.nics["lab"])
     desk.wait_until_succeeds(ping)
 
     router.run("sysctl net.ipv4.ip_forward=0", sudo=True)

@@ -61,7 +61,7 @@ def test_it_keeps_what_it_is_told(vm: VM) -> None:
 
 def test_a_full_disk_is_told_and_survived(vm: VM) -> None:
     with vm.forward(8080) as url:
-        with vm.fill_disk("/var/lib"):
+        with vm.faults.fill_disk("/var/lib"):
             assert post(url, "x" * 100_000) == 507
         assert post(url, "two\n") == 204
 

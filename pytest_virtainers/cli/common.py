@@ -85,7 +85,7 @@ def check_ssh() -> None:
 
 def ssh(vm: VM, line: str = "", *, terminal: bool = False) -> int:
     """Open a shell in a VM with OpenSSH, or run a shell line there; give its exit code."""
-    command, *words = shlex.split(vm.ssh_command)
+    command, *words = shlex.split(vm.access.ssh_command)
     with subprocess.Popen([command, *(["-t"] if terminal else []), *words, *([line] if line else [])]) as client:
         try:
             return client.wait()

@@ -66,13 +66,13 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
         vm = _kept(manager, evidence)
         try:
             try:
-                vm.wait_until_resumed()
+                vm.machine.wait_until_resumed()
             except QEMUCrashed as error:  # as when a machine boots: once more
                 tell(str(error))
                 tell("QEMU has crashed: starting it anew, once")
-                vm.close()
+                vm.machine.close()
                 vm = _kept(manager, evidence)
-                vm.wait_until_resumed()
+                vm.machine.wait_until_resumed()
         except BadTemplate as error:
             report(error)
             booted = shlex.join(["virtainers", "resume", "--disk-only", str(folder)])
@@ -91,7 +91,7 @@ def _kept(manager: Manager, evidence: Evidence) -> VM:
     from pytest_virtainers.evidence import resume
 
     vm = resume.launch(manager, evidence)
-    tell(f"its console: {vm.console_command}")
+    tell(f"its console: {vm.access.console_command}")
     return vm
 
 

@@ -97,8 +97,8 @@ def run(words: tuple[str, ...], **given: Any) -> int:
     if detach:
         return _detach(spec, ours, persist, words, auto_remove=auto_remove)
     with launched(spec, ours, persist, progress()) as vm:
-        tell(f"{vm.name} ({vm.spec.image}) is at {vm.ip}; its console: {vm.console_command}")
-        with vm.vnc() if vnc else contextlib.nullcontext() as display:
+        tell(f"{vm.name} ({vm.spec.image}) is at {vm.ip}; its console: {vm.access.console_command}")
+        with vm.screen.vnc() if vnc else contextlib.nullcontext() as display:
             if display is not None:
                 tell(f"its screen: {display}, password {display.password}")
             # ssh hands one line to the guest's shell: quoted, so that the words arrive as they were given.
@@ -160,7 +160,7 @@ def _reached(name: str) -> Iterator[VM]:
     from pytest_virtainers import detached
 
     with detached.attached(settings(), name, progress()) as vm:
-        vm.find_way()
+        vm.machine.endpoint.find_way()
         yield vm
 
 
@@ -170,7 +170,7 @@ def _attached(name: str) -> Iterator[VM]:
     from pytest_virtainers import detached
 
     with detached.attached(settings(), name, progress()) as vm:
-        vm.wait_until_resumed()
+        vm.machine.wait_until_resumed()
         yield vm
 
 
@@ -396,8 +396,7 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json:
       virtainers snapshot web clean; virtainers restore web clean; virtainers snapshot -d web clean
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.vm.saving import free_name
-    from pytest_virtainers.vm.vm import Snapshot
+    from pytest_virtainers.vm.snapshots import free_name
 
     if (listed and (delete or tag)) or (delete and not tag):
         raise click.UsageError("a tag is needed with --delete, and has no meaning with --list")
@@ -406,7 +405,7 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json:
     if listed or delete:
         with detached.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
             if tag:
-                vm.delete_snapshot(Snapshot(vm, tag))
+                vm.delete_snapshot(tag)
             elif as_json:
                 show([{"tag": each} for each in vm.snapshots()], as_json=True)
             else:
@@ -429,13 +428,12 @@ def restore(name: str, tag: str | None) -> None:
       virtainers restore web clean
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.vm.vm import Snapshot
 
     with detached.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
         there = [] if tag else vm.snapshots()
         if not tag and not there:
             raise SpecError(f"{name} has no snapshot; virtainers snapshot {name} makes one")
-        vm.restore(Snapshot(vm, tag or there[-1]))
+        vm.restore(tag or there[-1])
 
 
 @click.command
@@ -473,7 +471,7 @@ def screenshot(name: str, file: Path) -> None:
     from pytest_virtainers import detached
 
     with detached.attached(settings(), name, progress()) as vm:
-        print(vm.screenshot(file))
+        print(vm.screen.screenshot(file))
 
 
 @click.command
@@ -496,17 +494,17 @@ def vnc(name: str, port: int, web: bool, open_it: bool) -> None:
 
     with detached.attached(settings(), name, progress()) as vm, contextlib.ExitStack() as stack:
         if web:
-            url = stack.enter_context(vm.novnc(port=port))
+            url = stack.enter_context(vm.screen.novnc(port=port))
             print(url, flush=True)
         else:
-            display = stack.enter_context(vm.vnc(port=port))
+            display = stack.enter_context(vm.screen.vnc(port=port))
             url = str(display)
             print(f"{url}, password {display.password}", flush=True)
         if open_it:
             click.launch(url.partition("&password=")[0])  # on a command line, others could read it; noVNC asks for it
-        while not vm.why_over:  # one whose kernel has panicked can be looked at, too
+        while not vm.machine.exit_reason:  # one whose kernel has panicked can be looked at, too
             time.sleep(1)
-        tell(f"{name} has ended: {vm.why_over}")
+        tell(f"{name} has ended: {vm.machine.exit_reason}")
 
 
 COMMANDS = (

@@ -77,29 +77,29 @@ def collect(
     with into.piece("console.log") as path:
         path.write_text(vm.console.text, errors="replace")
     with into.piece("supervisor.log") as path:
-        path.write_bytes(bytes(vm.container.stderr))
+        path.write_bytes(bytes(vm.machine.container.stderr))
     with into.piece("screenshot.png") as path:
-        vm.screenshot(path)
+        vm.screen.screenshot(path)
     with into.piece("commands.log") as path:
         path.write_text(vm.log.text, errors="replace")
     _ask_guest(vm, into)
-    if vm.seed_iso:  # also of a container that is gone, with what was put into it
+    if vm.machine.seed_iso:  # also of a container that is gone, with what was put into it
         with into.piece(SEED) as path:
             path.touch(mode=0o600)
-            path.write_bytes(vm.seed_iso)
+            path.write_bytes(vm.machine.seed_iso)
     facts = _keep_disk(vm, into, memory=memory, rescue=rescue)
     with into.piece(KEY) as path:
         path.touch(mode=0o600)
-        path.write_text(vm.keys.login.private)
+        path.write_text(vm.machine.keys.login.private)
     manifest = {
         "format": FORMAT,
         "name": vm.name,
         "user": vm.user,
-        "host_key": vm.keys.host.public,
+        "host_key": vm.machine.keys.host.public,
         "spec": {
             **{name: getattr(vm.spec, name) for name in REMEMBERED},
-            "arch": vm.arch,
-            "firmware": vm.firmware,
+            "arch": vm.machine.arch,
+            "firmware": vm.machine.firmware,
             "internet": vm.spec.internet and vm.network.spec.mode != "isolated",
         },
         "machine": facts,
@@ -126,7 +126,7 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
         "journal.txt": "journalctl --no-pager -b -o short-precise",
         "dmesg.txt": "dmesg --time-format iso 2>/dev/null || dmesg",
     }
-    if not vm.alive:
+    if not vm.machine.alive:
         into.missing |= dict.fromkeys(commands, "the machine could not be reached over SSH")
         return
     end = time.monotonic() + vm.scaled(_SSH_SECONDS)
@@ -137,7 +137,7 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
     for name, command in commands.items():
         _log(vm, into, name, command, seconds_left())
     with into.piece("cores") as path:
-        into.missing |= cores.collect(vm.root_shell, path, seconds_left)
+        into.missing |= cores.collect(vm.machine.root_shell, path, seconds_left)
 
 
 def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None:
@@ -145,7 +145,7 @@ def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None
     said, why = Limited(_MAX_LOG_BYTES), ""
     with into.piece(name) as path:
         try:
-            code, trouble = vm.root_shell(["sh", "-c", command], stdin=None, stdout=said, timeout=seconds)
+            code, trouble = vm.machine.root_shell(["sh", "-c", command], stdin=None, stdout=said, timeout=seconds)
             if code != 0:
                 why = trouble.strip() or f"exit code {code}"
         except TooMuch:
@@ -171,7 +171,7 @@ def _keep_disk(
     facts: dict[str, Any] = {}
     with into.piece(OVERLAY), _open(vm, rescue) as container:
         options = ["--memory"] if memory else []
-        patience, there = vm.scaled(_STILL_SECONDS), f"{vm.folder}/evidence"
+        patience, there = vm.scaled(_STILL_SECONDS), f"{vm.machine.folder}/evidence"
         code, said = container.run(["evidence", *options], patience=patience)
         if code != 0 and options:  # the disk alone is better than nothing
             into.missing[STATE] = said.decode(errors="replace").strip()
@@ -183,7 +183,7 @@ def _keep_disk(
             if memory and not facts["memory"]:
                 into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
             names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
-            if not vm.seed_iso:
+            if not vm.machine.seed_iso:
                 names["seed.iso"] = SEED
             for name, here in names.items():
                 with into.piece(here) as path:
@@ -205,8 +205,8 @@ def _open(
     vm: VM, rescue: Callable[[VM], AbstractContextManager[Container]] | None
 ) -> AbstractContextManager[Container]:
     """Give the machine's container, or one that has its disk."""
-    if not vm.container.ended:
-        return contextlib.nullcontext(vm.container)
+    if not vm.machine.container.ended:
+        return contextlib.nullcontext(vm.machine.container)
     if rescue is None:
         raise VirtainerError("its container is gone")
     return rescue(vm)

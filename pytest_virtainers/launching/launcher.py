@@ -54,6 +54,7 @@ from pytest_virtainers.support.forks import Owner
 from pytest_virtainers.support.progress import LAUNCHING
 from pytest_virtainers.support.timings import Record, phase, recording
 from pytest_virtainers.vm import provision_limit
+from pytest_virtainers.vm.machine import Machine
 from pytest_virtainers.vm.provisioning import provision
 from pytest_virtainers.vm.vm import VM
 
@@ -294,7 +295,7 @@ class Manager:
             vm = self._take_or_make(spec, node_id, record)
         self._vms.append(vm)
         self._bury_lost(spec)  # on the way
-        vm.first_command = record
+        vm.machine.first_command = record
         self.durations.append(record)
         return vm
 
@@ -374,7 +375,7 @@ class Manager:
         self._given_up.set()
         for vm in list(self._starting):
             with contextlib.suppress(EngineError):
-                vm.container.close()
+                vm.machine.container.close()
         wait(launches)
         self._given_up.clear()
         self._lose(launches)
@@ -386,7 +387,7 @@ class Manager:
             if self._keeps_lost:
                 self.lost.append(vm)
             else:
-                vm.close()
+                vm.machine.close()
 
     def _check_wanted(self) -> None:
         """Raise in a thread of `launch_all` that was interrupted, so that it does not begin or try again."""
@@ -399,7 +400,7 @@ class Manager:
             vm = self._prefetcher.claim(spec)
         if vm is not None:
             with _closing_on_failure(vm):
-                vm.network.join(vm, vm.container.joint().mac)
+                vm.network.join(vm, vm.machine.container.joint().mac)
                 self._plug_cards(vm)  # not before: their networks have other VMs, which may count who is there
             record.kind = "prefetched"
             return vm
@@ -444,13 +445,13 @@ class Manager:
             for network in vm.networks:
                 if network.spec.source is not None:
                     with contextlib.suppress(EngineError):
-                        vm.container.disconnect(network.engine_name)
+                        vm.machine.container.disconnect(network.engine_name)
 
     def _bury_lost(self, spec: Spec) -> None:
         """End what a launch has lost on its way, but not what others have that run beside it."""
         for vm in [each for each in self.lost if each.spec == spec or each.spec not in self._together]:
             self.lost.remove(vm)
-            vm.close()
+            vm.machine.close()
 
     def bury(self, *, retired: bool = True) -> None:
         """End all lost VMs, with the templates that they were to become, and all `retired` ones."""
@@ -460,7 +461,7 @@ class Manager:
             if self._scratch:
                 stack.callback(self._clear_scratch)
             for vm in (*self.lost, *(self._retired if retired else ())):
-                stack.callback(vm.close)
+                stack.callback(vm.machine.close)
             self.lost = []
             if retired:
                 self._retired = []
@@ -522,9 +523,9 @@ class Manager:
             kind="helper",
             image=self.runtime_image(),
             entrypoint=("cat",),
-            environment=vm.container.environment,  # it says where disk and seed are
-            binds=vm.container.binds,
-            volume=vm.volume,
+            environment=vm.machine.container.environment,  # it says where disk and seed are
+            binds=vm.machine.container.binds,
+            volume=vm.machine.volume,
             offline=True,
         )
         container = Container(self.engine, plan, self._run_id)
@@ -563,7 +564,7 @@ class Manager:
         """End one VM now; a forked child leaves it to its parent."""
         if self.is_ours and vm in self._vms:
             self._vms.remove(vm)
-            vm.close()
+            vm.machine.close()
 
     def reset(self) -> None:
         """End all VMs, and keep what others can use: the engine, what was learnt of the store, the default network.
@@ -576,7 +577,7 @@ class Manager:
         with contextlib.ExitStack() as stack:
             stack.callback(self.networks.reset)
             for vm in self._vms:
-                stack.callback(vm.close)
+                stack.callback(vm.machine.close)
             stack.callback(self.bury)
             stack.callback(self._prefetcher.give_back)
             stack.callback(self._note_damage)
@@ -596,7 +597,7 @@ class Manager:
             stack.callback(self.networks.close)
             stack.callback(self._holds.close)
             for vm in self._vms:
-                stack.callback(vm.close)
+                stack.callback(vm.machine.close)
             stack.callback(self.bury)
             stack.callback(self._prefetcher.close)
             stack.callback(self._note_damage)
@@ -713,12 +714,12 @@ class Manager:
             template.user,
             template.keys,
             container,
-            lambda vm: vm.wait_until_cloned(template.session),
+            lambda vm: vm.machine.wait_until_cloned(template.session),
             ahead=ahead,
         )
         if spec.identity == "fresh":
             with _closing_on_failure(vm):
-                vm.renew_identity()
+                vm.machine.renew_identity()
         self._have_read(template.place, template.identity)
         self._have_read(guest.place, guest.digest)
         return vm
@@ -732,7 +733,7 @@ class Manager:
         """Give a VM its further cards."""
         __tracebackhide__ = True
         for card in vm.spec.nics:
-            vm.add_nic(self.networks.get(card.network.of_more_cards()), card.ip)
+            vm.nics.add(self.networks.get(card.network.of_more_cards()), card.ip)
 
     def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
         __tracebackhide__ = True
@@ -749,7 +750,7 @@ class Manager:
         container = self.starter.start(spec, (guest.place,), environment, node_id, files=files)
 
         def get_ready(vm: VM) -> None:
-            vm.wait_until_ready()
+            vm.machine.wait_until_ready()
             if not save_into:
                 self._plug_cards(vm)
             if spec.prepare is not None:
@@ -806,8 +807,8 @@ class Manager:
         def get_ready(vm: VM) -> None:
             __tracebackhide__ = True
             try:
-                vm.wait_until_cloned(plain.session)
-                vm.become_another(keys)
+                vm.machine.wait_until_cloned(plain.session)
+                vm.machine.become_another(keys)
             except (BootError, VMGone, SSHError) as error:
                 raise NotLayered(str(error).splitlines()[0]) from error
             title = f"provisioning {vm.name} ({spec.image})"
@@ -839,8 +840,8 @@ class Manager:
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             vm = self._handle(spec, user, keys, container, ahead=ahead)
-            vm.echo, vm.seed_iso = self.echo, seed_iso
-            undo.callback(vm.close)
+            vm.machine.echo, vm.machine.seed_iso = self.echo, seed_iso
+            undo.callback(vm.machine.close)
             self._starting.append(vm)
             undo.callback(self._starting.remove, vm)
             if not ahead:
@@ -850,8 +851,8 @@ class Manager:
             except BaseException:  # whatever a `prepare` raises, or a plugin when a test's time is up
                 if self._keeps_lost and not ahead:
                     self.lost.append(vm)
-                    if vm.folder.startswith(f"{MOUNT}/"):
-                        self._scratch.add(vm.folder)
+                    if vm.machine.folder.startswith(f"{MOUNT}/"):
+                        self._scratch.add(vm.machine.folder)
                     undo.pop_all()
                     self._starting.remove(vm)
                 raise
@@ -862,7 +863,7 @@ class Manager:
     def _handle(self, spec: Spec, user: str, keys: Keys, container: Container, *, ahead: bool = False) -> VM:
         """Make the handle of a started container; one made `ahead` is not counted on its network as yet."""
         endpoint, network = Endpoint(self.engine, container), self.networks.get(spec.first_network)
-        vm = VM(
+        machine = Machine(
             spec,
             user=user,
             keys=keys,
@@ -871,6 +872,7 @@ class Manager:
             network=network,
             progress=self._progress,
         )
+        vm = VM(machine)
         if not ahead:
             network.join(vm, container.joint().mac)
         return vm
@@ -898,5 +900,5 @@ def _closing_on_failure(vm: VM) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        vm.close()
+        vm.machine.close()
         raise

@@ -45,7 +45,7 @@ class Prefetcher:
         if spec != self._spec:
             return None
         machine = self._take()
-        if machine is not None and not machine.alive:
+        if machine is not None and not machine.machine.alive:
             self._end(machine)
             return None
         return machine
@@ -76,7 +76,7 @@ class Prefetcher:
 
     def _end(self, machine: VM) -> None:
         try:
-            machine.close()
+            machine.machine.close()
         except VirtainerError as error:
             self._failure = error
 

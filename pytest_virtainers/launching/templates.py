@@ -208,11 +208,11 @@ class Templates:
                             shop.shell('rm -rf "$1"/*', scratch)
                     vm = vm or maker.boot(_alone(spec), found.keys, scratch)
                     try:
-                        found = replace(found, session=vm.save(HOSTNAME))
+                        found = replace(found, session=vm.machine.save(HOSTNAME))
                     except Unclonable as refusal:
                         found = replace(found, refusal=str(refusal))
                     finally:
-                        vm.close()
+                        vm.machine.close()
                     if found.refusal:
                         shop.shell('rm -rf "$1"/*', scratch)
                     shop.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})

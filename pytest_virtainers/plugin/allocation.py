@@ -98,17 +98,17 @@ def _shared(node: pytest.Item | pytest.Collector) -> list[tuple[VM, Snapshot | N
     return node.stash[_SHARED_KEY]
 
 
-def _is_usable(machine: VM, start: Snapshot | None) -> bool:
+def _is_usable(vm: VM, start: Snapshot | None) -> bool:
     """Restore a shared VM to its snapshot, if it has one; return whether the next test can use it.
 
     One that was lost in an earlier test is replaced, as that test's failure has said all about it.
     """
     if start is not None:
         try:
-            machine.restore(start)
+            vm.restore(start)
         except VirtainerError:
             return False
-    return machine.runs
+    return vm.machine.runs
 
 
 def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:

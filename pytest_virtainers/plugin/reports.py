@@ -293,7 +293,7 @@ def hold(item: pytest.Item) -> None:
     in_debugger = session.in_debugger(item.config)
     if manager is None or not (settings.hold or in_debugger):
         return
-    up = [each for each in (*machines(item), *manager.lost) if not each.container.ended]
+    up = [each for each in (*machines(item), *manager.lost) if not each.machine.container.ended]
     if not up:
         return
     capture: Any = item.config.pluginmanager.getplugin("capturemanager")
@@ -305,7 +305,7 @@ def hold(item: pytest.Item) -> None:
             out.write(f"\nvirtainers: {machine.name} of {item.nodeid} is up\n")
             for name, way in (("ssh:    ", "ssh_command"), ("console:", "console_command")):
                 try:
-                    shown = getattr(machine, way)
+                    shown = getattr(machine.access, way)
                 except (OSError, VirtainerError) as error:  # no room for the key's file, or just gone
                     shown = f"({error})"
                 out.write(f"  {name} {shown}\n")

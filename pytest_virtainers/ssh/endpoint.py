@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 _DIRECT_SECONDS = 1.0
 _RELAY_EVERY = 4
+_TRIES, _WAY_SECONDS = _RELAY_EVERY + 1, 5.0
 _SOCAT = re.compile(r"(?s).* socat\[\d+\] [A-Z] ")  # what stands before its words
 RELAY = ["relay", str(client.PORT)]
 """The command in the runtime image that connects its stdin and stdout to a port of the guest."""
@@ -99,6 +100,17 @@ class Endpoint:
             undo.pop_all()
         self._direct = False
         return stream
+
+    def find_way(self) -> None:
+        """Connect once, so that `ssh_options` returns the way that works."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(EngineError, OSError):
+                sock = self.dial(_WAY_SECONDS)
+                try:
+                    if sock.recv(1):
+                        return
+                finally:
+                    sock.close()
 
     def dial_line(self) -> Any:
         """Open a connection to the line of a clone that runs, as a socket for paramiko; raises as `dial` does."""

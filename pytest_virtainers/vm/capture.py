@@ -1,7 +1,7 @@
-"""What was on a network's wires, as a pcap file.
+"""Captures of a network as pcap files.
 
-Each VM's container records what its card sends and gets. Put together, a frame from one VM to another would be there
-twice; the one of its sender stays. Format: https://www.ietf.org/archive/id/draft-gharris-opsawg-pcap-01.html
+Each VM's container records what its card sends and gets. A frame from one VM to another is recorded twice; the record
+of its sender is kept. Format: https://www.ietf.org/archive/id/draft-gharris-opsawg-pcap-01.html
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_virtainers.engine.streams import ExecStream
-    from pytest_virtainers.vm.core import Core
+    from pytest_virtainers.vm.machine import Machine
 
 _START_SECONDS = 30.0
 _END_SECONDS = 10.0
@@ -34,7 +34,7 @@ _WHOLE_FRAME = 262144  # bytes: more than any frame has
 
 
 class Frame(NamedTuple):
-    """One frame: when it was seen (ns since 1970), how long it was, and its bytes."""
+    """One frame: its time (ns since 1970), its length, and its bytes."""
 
     time: int
     length: int
@@ -42,36 +42,36 @@ class Frame(NamedTuple):
 
 
 class Capture:
-    """What the VMs of one network send and get, from now on.
+    """A capture of what the VMs of one network send and get, from now on.
 
     Args:
-        hidden: whether IP comes with the EtherTypes by which it is hidden (images/runtime/virtainer/joined.py).
+        hidden: whether IP has the EtherTypes that hide it (images/runtime/virtainer/joined.py).
     """
 
     def __init__(self, *, hidden: bool = False) -> None:
         self._ethertypes = _HIDDEN if hidden else {}
         self._tracks: list[_Track] = []
 
-    def add(self, vm: Core, mac: str) -> None:
-        """Record a VM's card, too; returns when that has begun; raises `VirtainerError`."""
-        stream = vm.container.stream(["capture", mac])
+    def add(self, machine: Machine, mac: str) -> None:
+        """Record a VM's card, too; return when that has begun. Raise `VirtainerError` if it cannot."""
+        stream = machine.container.stream(["capture", mac])
         try:
             self._tracks.append(_Track(stream, mac))
         except OSError as error:
             stream.close()
             raise VirtainerError(
-                f"{vm.name}: capturing what its card {mac} sends and gets failed: {error}"
+                f"{machine.name}: capturing what its card {mac} sends and gets failed: {error}"
             ) from error
 
     def forget(self, mac: str) -> None:
-        """Forget what a card has sent and got."""
+        """Delete the record of a card."""
         address = _bytes(mac)
         for track in [each for each in self._tracks if each.mac == address]:
             self._tracks.remove(track)
             track.close()
 
     def write(self, file: IO[bytes], *, since: float = 0.0) -> None:
-        """Write what was recorded so far, since a time in seconds since 1970, to a file; raises `OSError`."""
+        """Write the frames that were recorded after a time, in seconds since 1970; raise `OSError` if that fails."""
         macs = {track.mac for track in self._tracks}
         file.write(_FILE_HEADER.pack(_NANOSECONDS, 2, 4, 0, 0, _WHOLE_FRAME, _ETHERNET))
         for frame in heapq.merge(*(track.frames(macs, int(since * 1e9)) for track in self._tracks)):
@@ -81,23 +81,23 @@ class Capture:
             file.write(frame.data[:12] + self._ethertypes.get(ethertype, ethertype) + frame.data[14:])
 
     def stop(self) -> None:
-        """Record no more; what was recorded can still be written."""
+        """Stop recording; the frames can still be written."""
         for track in self._tracks:
             track.ask_to_stop()
         for track in self._tracks:
             track.stop()
 
     def close(self) -> None:
-        """Record no more, and forget what was recorded."""
+        """Stop recording, and delete the frames."""
         for track in self._tracks:
             track.close()
 
 
 class _Track:
-    """What one card sends and gets, in a temporary file that has no name."""
+    """The record of one card, in a temporary file without a name."""
 
     def __init__(self, stream: ExecStream, mac: str) -> None:
-        """Start to read; raises `OSError` when nothing comes: the file's header does so when tcpdump listens."""
+        """Start to read. tcpdump sends the file's header when it listens; raise `OSError` if none comes."""
         self.mac = _bytes(mac)
         self._stream = stream
         stream.settimeout(_START_SECONDS)
@@ -105,12 +105,12 @@ class _Track:
         while len(head) < _FILE_HEADER.size:
             data = stream.recv(_FILE_HEADER.size - len(head))
             if not data:
-                raise OSError("tcpdump has ended at once")
+                raise OSError("tcpdump ended at once")
             head += data
         stream.settimeout(None)
         self._order = "<" if head[:4] in {b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1"} else ">"
         self._nanoseconds = 1 if struct.unpack(f"{self._order}I", head[:4])[0] == _NANOSECONDS else 1000
-        # Without a buffer, which a forked child would write, too.
+        # Unbuffered: a forked child would write the buffer, too.
         self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (`close` does)
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._read, name="virtainers-capture", daemon=True)
@@ -118,7 +118,7 @@ class _Track:
         disown_in_child(self)
 
     def disown(self) -> None:
-        """Have nothing in a forked child, which would move the place in the file at which its parent writes."""
+        """Drop the file in a forked child, which would move its parent's position in it."""
         self._lock, self._file = threading.Lock(), io.BytesIO()
 
     def _read(self) -> None:
@@ -129,7 +129,7 @@ class _Track:
                     self._file.write(data)
 
     def frames(self, macs: set[bytes], since: int) -> Iterator[Frame]:
-        """Give what it sends, and what it gets from others than `macs`, from a time in ns on."""
+        """Yield the frames that the card sends, or gets from others than `macs`, from a time in ns on."""
         header, at = struct.Struct(f"{self._order}IIII"), 0
         while True:
             with self._lock:
@@ -143,24 +143,24 @@ class _Track:
                     return  # not the header of a frame: the rest cannot be read
                 data = self._file.read(size)
             if len(data) < size:
-                return  # it is just being written
+                return  # it is being written
             at += header.size + size
             sender, when = data[6:12], seconds * _SECOND + fraction
             if when >= since and (sender == self.mac or sender not in macs):
                 yield Frame(when, length, data)
 
     def ask_to_stop(self) -> None:
-        """Let tcpdump end."""
+        """Ask tcpdump to end."""
         self._stream.close_input()
 
     def stop(self) -> None:
-        """Wait until all that tcpdump has seen is here."""
+        """Wait until everything that tcpdump recorded has arrived."""
         self._thread.join(_END_SECONDS)
         self._stream.close()
         self._thread.join(_END_SECONDS)
 
     def close(self) -> None:
-        """Record no more, and forget what was."""
+        """Stop recording, and delete the frames."""
         self._stream.close()
         self._thread.join(_END_SECONDS)
         self._file.close()

@@ -1,4 +1,4 @@
-"""Commands in the guest: `run` waits for one, `popen` lets it run."""
+"""Commands in the guest: `run` waits for the end of one, `popen` does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import IO, TYPE_CHECKING
 from pytest_virtainers.errors import CommandFailed, CommandTimeout, VirtainerError
 from pytest_virtainers.support.interruptible import TimedOut
 from pytest_virtainers.vm import shell
-from pytest_virtainers.vm.core import Core
 from pytest_virtainers.vm.echo import Echo
 from pytest_virtainers.vm.limited import outputs
 from pytest_virtainers.vm.process import Process
@@ -20,12 +19,17 @@ from pytest_virtainers.vm.result import Result
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pytest_virtainers.vm.machine import Machine
+
 # With KVM: for killing what is left of a command, and between asking a process to end and killing it.
 _KILL_SECONDS, _GRACE_SECONDS = 3.0, 2.0
 
 
-class Commands(Core):
-    """The part of the handle that runs commands."""
+class Commands:
+    """Runs commands in one machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
 
     def run(
         self,
@@ -39,30 +43,13 @@ class Commands(Core):
         sudo: bool = False,
         user: str | None = None,
     ) -> Result:
-        """Run a command in the guest and wait for its end.
-
-        Args:
-            command: text is for the guest's shell; a sequence of words is quoted.
-            check: raise when the exit code is not 0.
-            input: what the command reads from its standard input (text as UTF-8); nothing when None.
-            timeout: seconds; holds even when the guest no longer answers, and then all processes of the command's
-                session are killed. None: no limit.
-            env: variables for the command.
-            cwd: folder to run in.
-            sudo: run it as root.
-            user: run it as this user.
-
-        Raises:
-            CommandFailed: the exit code is not 0 (with `check`).
-            CommandTimeout: it was still running after `timeout` seconds.
-            TransferError: it printed more than 1 GiB on a stream.
-            VMGone, GuestPanic, SSHError: the machine or the connection went away.
-        """
+        """Run a command and wait for its end, as `VM.run` documents."""
         __tracebackhide__ = True
+        machine = self._machine
         data = input.encode() if isinstance(input, str) else input
         shown = command if isinstance(command, str) else shlex.join(command)
-        stdout, stderr = outputs(shown, self.name)
-        shown_before = self.console.size
+        stdout, stderr = outputs(shown, machine.name)
+        shown_before = machine.console.size
         began = time.monotonic()
 
         def result(exit_code: int, seconds: float) -> Result:
@@ -72,7 +59,7 @@ class Commands(Core):
             exit_code = self._perform(
                 shell.line(command, sudo=sudo, user=user, env=env, cwd=cwd),
                 shown,
-                user or ("root" if sudo else self.user),
+                user or ("root" if sudo else machine.user),
                 stdin=None if data is None else io.BytesIO(data),
                 stdout=stdout.take,
                 stderr=stderr.take,
@@ -81,10 +68,10 @@ class Commands(Core):
             )
         except TimedOut:
             # Not the time until its processes were killed: that may take seconds more.
-            raise CommandTimeout(result(-1, timeout or 0), self.name) from None
+            raise CommandTimeout(result(-1, timeout or 0), machine.name) from None
         finished = result(exit_code, time.monotonic() - began)
         if check and not finished.ok:
-            raise CommandFailed(finished, self.name, self.console.killed_for_memory(shown_before))
+            raise CommandFailed(finished, machine.name, machine.console.killed_for_memory(shown_before))
         return finished
 
     def popen(
@@ -96,32 +83,22 @@ class Commands(Core):
         sudo: bool = False,
         user: str | None = None,
     ) -> Process:
-        """Start a command in the guest and let it run; it ends with the machine at the latest.
-
-        Args:
-            command: text is for the guest's shell; a sequence of words is quoted.
-            env: variables for the command.
-            cwd: folder to run in.
-            sudo: run it as root.
-            user: run it as this user.
-
-        Raises:
-            VMGone, GuestPanic, SSHError: the machine or the connection is away.
-        """
+        """Start a command and return at once, as `VM.popen` documents."""
         __tracebackhide__ = True
-        self._connected()
+        machine = self._machine
+        machine.ssh.connected()
         script = shell.line(command, sudo=sudo, user=user, env=env, cwd=cwd)
         shown = command if isinstance(command, str) else shlex.join(command)
         leader = shell.Leader()
 
         def execute(stdin: IO[bytes], stdout: Callable[[bytes], object], stderr: Callable[[bytes], object]) -> int:
-            who = user or ("root" if sudo else self.user)
+            who = user or ("root" if sudo else machine.user)
             return self._perform(
                 script, shown, who, stdin=stdin, stdout=stdout, stderr=stderr, leader=leader, timeout=None
             )
 
-        process = Process(shown, self.name, execute, leader, self._signal, grace=self.scaled(_GRACE_SECONDS))
-        self.ends_with_it.callback(process.abandon)
+        process = Process(shown, machine.name, execute, leader, self._signal, grace=machine.scaled(_GRACE_SECONDS))
+        machine.on_close.callback(process.abandon)
         return process
 
     def _perform(
@@ -136,10 +113,11 @@ class Commands(Core):
         leader: shell.Leader | None,
         timeout: float | None,
     ) -> int:
-        """Run a shell line, write it down, and show what it prints if that is wanted; raises `TimedOut`."""
+        """Run a shell line, log it, and echo its output if that is on; raise `TimedOut` after the timeout."""
         __tracebackhide__ = True
-        echoes = Echo(self.name, self.echo), Echo(self.name, self.echo)
-        with self.log.entry(shown, who) as entry:
+        machine = self._machine
+        echoes = Echo(machine.name, machine.echo), Echo(machine.name, machine.echo)
+        with machine.log.entry(shown, who) as entry:
 
             def out(data: bytes) -> None:
                 entry.out += len(data)
@@ -153,10 +131,10 @@ class Commands(Core):
 
             try:
                 if leader is None:
-                    code = self._execute(script, stdin=stdin, stdout=out, stderr=err, timeout=timeout)
+                    code = machine.ssh.execute(script, stdin=stdin, stdout=out, stderr=err, timeout=timeout)
                 else:
                     leader.pass_on = err
-                    code = self._execute(
+                    code = machine.ssh.execute(
                         shell.with_leader(script), stdin=stdin, stdout=out, stderr=leader, timeout=timeout
                     )
             except TimedOut:
@@ -172,20 +150,21 @@ class Commands(Core):
             return code
 
     def _kill(self, leader: shell.Leader | None) -> None:
-        """Kill what is left of a command, if the guest still listens."""
-        if leader is None or leader.session is None or self._connection is None or not self._connection.alive:
+        """Kill what is left of a command, if the guest still answers."""
+        machine, connection = self._machine, self._machine.ssh.current
+        if leader is None or leader.session is None or connection is None or not connection.alive:
             return
         kill = ["sh", "-c", shell.KILL_SESSION, "sh", str(leader.session)]
         with contextlib.suppress(VirtainerError, TimedOut):
-            self._connection.execute(
-                shell.line(kill, sudo=self.user != "root"),
+            connection.execute(
+                shell.line(kill, sudo=machine.user != "root"),
                 stdin=None,
                 stdout=bytes,
                 stderr=bytes,
-                deadline=time.monotonic() + self.scaled(_KILL_SECONDS),
+                deadline=time.monotonic() + machine.scaled(_KILL_SECONDS),
                 check=lambda: None,
             )
 
     def _signal(self, session: int, name: str) -> None:
         script = shell.KILL_SESSION if name == "KILL" else shell.SIGNAL_SESSION
-        self._as_root(script, str(session), name)
+        self._machine.run_as_root(script, str(session), name)

@@ -1,4 +1,4 @@
-"""What the guest has written on its serial console."""
+"""The serial console of a guest: its output as text, and input to it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _LONGEST_LINE = 1000  # characters of one that an error message shows
 
 
 class Console:
-    """The serial console of one VM, collected from its first byte: of very much, the beginning and the end are kept.
+    """The serial console of one VM, recorded from its first byte. Of very long output, only both ends are kept.
 
     Args:
-        container: of the VM.
-        name: of the VM, for messages.
-        check: raises `VirtainerError` when nothing more will be shown.
-        scaled: gives the seconds that something takes here which takes so many with KVM.
+        container: the VM's container.
+        name: the VM's name, for messages.
+        check: raises `VirtainerError` if nothing more will be shown.
+        scaled: returns how long something may take here that takes so many seconds with KVM.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Console:
         self._check, self._scaled = check, scaled
         self._kernel = Kernel()
         self._plain, self._text = Plain(), Record("")
-        self._arrived = 0  # the position in the container's output up to which it has been looked at
-        self._lock = threading.Lock()  # who collects the output adds to it, any thread looks
+        self._arrived = 0  # the position in the container's output that was read up to
+        self._lock = threading.Lock()  # the thread that collects output adds to the text; any thread reads it
         self._expected = 0
         container.stdout.follow(self._add)
 
     def _add(self, position: int, data: bytes) -> None:
-        """Look at what has arrived, once."""
+        """Add a piece of output."""
         with self._lock:
             if missing := position - self._arrived:
                 self._plain = Plain()
@@ -64,37 +64,40 @@ class Console:
     def text(self) -> str:
         """All text so far, without escape sequences and control characters.
 
-        What is between the first million characters and the last four is not kept; a line says how much that was.
+        Only the first million characters and the last four million are kept; a line says how many are missing.
         """
         with self._lock:
             return self._text.whole(lambda missing: _mark(missing, "characters"))
 
     @property
     def position(self) -> int:
-        """How many characters of text it has shown so far."""
+        """The number of characters of text so far."""
         return self._text.size
 
     @property
     def size(self) -> int:
-        """How many bytes it has shown so far."""
+        """The number of bytes so far."""
         return self._arrived
 
     def recent(self, since: int = 0) -> str:
-        """Return the last of the text, at most 64 Ki characters, and no more than was shown since a position."""
+        """Return the end of the text since a position, at most 64 Ki characters."""
         with self._lock:
             return self._text.since(max(since, self._text.size - _RECENT))[1]
 
     def tail(self, lines: int = 15) -> str:
-        """Give the last lines that are not empty, indented for an error message."""
+        """Return the last lines that are not empty, indented for an error message."""
         kept = [line[:_LONGEST_LINE] for line in self.recent().splitlines() if line.strip()][-lines:]
         return "\n".join(f"  | {line}" for line in kept) if kept else "  | (the console is empty)"
 
     def send(self, text: str) -> None:
-        """Type text; a newline is the Enter key. What is shown from here on is what `expect` looks at.
+        """Type text; `expect` then matches what is shown from here on.
+
+        Args:
+            text: a newline is the Enter key.
 
         Raises:
-            VMGone, GuestPanic: nobody is there to take the keys.
-            EngineError: they were refused.
+            VMGone, GuestPanic: the machine does not run.
+            EngineError: the console does not accept input.
         """
         __tracebackhide__ = True
         self._check()
@@ -105,23 +108,23 @@ class Console:
             while data:
                 data = data[stream.send(data) :]
             stream.close_input()
-            while stream.recv(_CHUNK_BYTES):  # until it has all been passed on
+            while stream.recv(_CHUNK_BYTES):  # until all of it was written
                 pass
         except OSError as error:
-            raise EngineError(f"{self._name}: its console took no keys ({error})") from error
+            raise EngineError(f"{self._name}: its console accepted no input ({error})") from error
         finally:
             stream.close()
 
     def expect(self, pattern: str, *, timeout: float = 30.0) -> re.Match[str]:
-        """Wait until a regular expression is shown after what was sent or expected last; give the match.
+        """Wait until a regular expression is shown after what was sent or expected last; return the match.
 
         Args:
-            pattern: `^` and `$` are the ends of lines. A match may have 64 Ki characters.
+            pattern: `^` and `$` match at the ends of lines. A match may have 64 Ki characters.
             timeout: seconds with KVM; ten times as many without.
 
         Raises:
-            WaitTimeout: it was not shown in time; the message has the last lines.
-            VMGone, GuestPanic: it will not be shown any more.
+            WaitTimeout: the time passed; the message has the last lines.
+            VMGone, GuestPanic: the machine ended before that.
         """
         __tracebackhide__ = True
         deadline = Deadline(f"{pattern!r} on the console of {self._name}", self._scaled(timeout))
@@ -133,7 +136,7 @@ class Console:
             try:
                 self._check()
             except VirtainerError:
-                found = search.look()  # it may be the last that was shown
+                found = search.look()  # in the last output
                 if found is None:
                     raise
                 return found
@@ -144,40 +147,40 @@ class Console:
         return found
 
     def search(self, pattern: str, since: int = 0) -> Search:
-        """Return a search for a regular expression in what is shown from a position on."""
+        """Return a search for a regular expression in the text from a position on."""
         return Search(self._text, self._lock, re.compile(pattern, re.MULTILINE), since)
 
-    def start_anew(self) -> None:
-        """Note that the guest starts anew or goes back in time: what its kernel has met before is over."""
+    def forget_reports(self) -> None:
+        """Forget the kernel's reports so far: the guest restarts, or is restored."""
         with self._lock:
-            self._kernel.start_anew(self._arrived)
+            self._kernel.forget(self._arrived)
 
     def panic(self) -> str | None:
-        """Give the line with which the guest's Linux kernel panicked in this life; None when it did not."""
+        """Return the line with which the guest's Linux kernel panicked since its last start; `None` if it did not."""
         with self._lock:
             return self._kernel.panic()
 
     def killed_for_memory(self, since: int = 0) -> list[str]:
-        """List the kernel's reports of processes that it killed because there was no memory left, in this life.
+        """List the kernel's reports of processes that it killed for lack of memory since its last start.
 
         Args:
-            since: the console's size at that time; 0: from the beginning.
+            since: a former `size` of the console; 0: all.
         """
         with self._lock:
             return self._kernel.killed(since)
 
     def stalled(self) -> bool:
-        """Tell whether the guest's Linux kernel hangs: it has reported the same stalled grace period twice."""
+        """Return whether the guest's Linux kernel hangs: it reported the same stalled grace period twice."""
         with self._lock:
             return self._kernel.hangs()
 
 
 class Search:
-    """Looks for a regular expression in a text that grows; each look is at what is new, and a bit before.
+    """A search for a regular expression in a growing text; each look reads what is new, and a bit before it.
 
     Attributes:
-        end: the position where the match ends.
-        looked_at: how many characters were looked at so far.
+        end: the position at which the match ends.
+        looked_at: the number of characters that were searched.
     """
 
     def __init__(self, text: Record[str], lock: threading.Lock, pattern: re.Pattern[str], since: int) -> None:
@@ -186,12 +189,12 @@ class Search:
         self.end, self.looked_at = since, 0
 
     def look(self) -> re.Match[str] | None:
-        """Return the match, when there is one."""
+        """Return the match, if there is one."""
         with self._lock:
             if self._text.size == self._seen:
                 return None
             begin = max(self._since, self._seen - _RECENT)
-            parts = list(self._text.parts(max(0, begin - 1)))  # what is before may be the end of a line
+            parts = list(self._text.parts(max(0, begin - 1)))  # the character before may end a line
             self._seen = self._text.size
         for position, part in parts:
             start = max(0, begin - position)

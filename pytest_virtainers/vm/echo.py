@@ -1,4 +1,4 @@
-"""Show what commands print while they run, line by line, with the machine's name in front."""
+"""Show the output of commands while they run, each line after the machine's name."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 
 
 class Echo:
-    """One stream of one command; nothing is shown where `show` is None."""
+    """One stream of one command; nothing is shown if `show` is `None`."""
 
     def __init__(self, name: str, show: Callable[[str], object] | None) -> None:
         self._name, self._show = name, show
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece; show the lines that it completes."""
+        """Add a piece of output, and show the lines that it completes."""
         if self._show is not None:
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                self._tell(line)
+                self._print(line)
 
     def end(self) -> None:
-        """Show what is left without an end of line."""
+        """Show the rest, which has no end of line."""
         if self._rest:
-            self._tell(self._rest)
+            self._print(self._rest)
             self._rest = b""
 
-    def _tell(self, line: bytes) -> None:
-        assert self._show is not None  # noqa: S101  (or else there would be no line)
+    def _print(self, line: bytes) -> None:
+        assert self._show is not None  # noqa: S101  (without it, there is no line)
         self._show(f"{self._name}: {printable(line.decode('utf-8', 'backslashreplace').rstrip())}\n")

@@ -1,4 +1,4 @@
-"""Files and trees to and from the guest."""
+"""Copying and reading files of the guest, as root there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pytest_virtainers.support.progress import bar
 from pytest_virtainers.vm import transfer
-from pytest_virtainers.vm.commands import Commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pytest_virtainers.vm.machine import Machine
 
 _GLOB = """
 for each in $1; do
@@ -21,115 +22,60 @@ done
 """
 
 
-class Files(Commands):
-    """The part of the handle that has to do with files. All of it acts as root in the guest."""
+class Files:
+    """Copies, reads and writes files of one machine."""
 
-    def put(self, source: str | Path, dest: str, *, owner: str | None = None, timeout: float | None = None) -> str:
-        """Copy a local file or tree into the guest, as `cp -a SOURCE DEST` would; modes, links and holes are kept.
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
 
-        Args:
-            source: local path.
-            dest: path in the guest; folders on the way are made.
-            owner: `user` or `user:group`; by default the owner of the folder that it goes into.
-            timeout: seconds; None: no limit.
-
-        Returns:
-            The path of what was written in the guest.
-
-        Raises:
-            FileNotFoundError: `source` is not there.
-            TransferError: the copy failed; what was at `dest` before is untouched.
-        """
+    def put(self, source: str | Path, dest: str, *, owner: str | None, timeout: float | None) -> str:
+        """Copy a local file or tree into the guest, as `VM.put` documents."""
         __tracebackhide__ = True
         with (
-            self.log.entry(f"put {source} {dest}", "root"),
-            self._counting(f"copying {source} to {self.name}") as shell,
+            self._machine.log.entry(f"put {source} {dest}", "root"),
+            self._counting(f"copying {source} to {self._machine.name}") as shell,
         ):
             return transfer.put(shell, Path(source), dest, owner, timeout)
 
-    def get(self, source: str, dest: str | Path, *, special: bool = False, timeout: float | None = None) -> Path:
-        """Copy a file or tree of the guest to here, as `cp -a SOURCE DEST` would; modes, links and holes are kept.
-
-        The guest is not trusted. FIFOs, devices and symbolic links that lead out of the tree are skipped, which the
-        command log and the terminal show; setuid and setgid bits are dropped. What is there is merged, and symbolic
-        links at or below `dest` are replaced, never followed.
-
-        Args:
-            source: path in the guest; a symbolic link is refused.
-            dest: local path; folders on the way are made.
-            special: copy special files (devices only as root) and all links, and keep setuid and setgid bits.
-            timeout: seconds; `None`: no limit.
-
-        Returns:
-            The path of what was written here.
-
-        Raises:
-            FileNotFoundError: `source` is not there in the guest.
-            TransferError: the copy failed.
-        """
+    def get(self, source: str, dest: str | Path, *, special: bool, timeout: float | None) -> Path:
+        """Copy a file or tree out of the guest, as `VM.get` documents."""
         __tracebackhide__ = True
-        with self.log.entry(f"get {source} {dest}", "root") as entry:
-            with self._counting(f"copying {source} of {self.name}") as shell:
+        name = self._machine.name
+        with self._machine.log.entry(f"get {source} {dest}", "root") as entry:
+            with self._counting(f"copying {source} of {name}") as shell:
                 received = transfer.get(shell, source, dest, timeout, special=special)
             if received.skipped:
                 entry.outcome = received.skipped
-                self._progress.note(f"{self.name}: get {source}: {received.skipped}")
+                self._machine.progress.note(f"{name}: get {source}: {received.skipped}")
         return received.path
 
     def glob(self, pattern: str) -> list[str]:
-        """List the paths in the guest that match a pattern of its shell (`/var/log/*.log`), in order.
-
-        Raises:
-            ValueError: the pattern is not absolute, or has blanks or quotes, which a pattern cannot hold.
-        """
+        """List the paths that match a pattern, as `VM.glob` documents."""
         __tracebackhide__ = True
         if not pattern.startswith("/") or any(each in pattern for each in " \t\n'\"\\$`"):
             raise ValueError(
                 f"{pattern!r}: an absolute pattern without blanks, quotes, backslashes, $ and ` is needed"
             )
-        found = self._as_root(_GLOB, pattern).decode("utf-8", "surrogateescape")
+        found = self._machine.run_as_root(_GLOB, pattern).decode("utf-8", "surrogateescape")
         return [each for each in found.split("\0") if each]
 
-    def read_text(self, path: str, *, timeout: float | None = None) -> str:
-        """Give the content of a file of the guest; bytes that are not UTF-8 survive as surrogate escapes.
-
-        Raises:
-            FileNotFoundError: it is not there.
-        """
+    def read_text(self, path: str, *, timeout: float | None) -> str:
+        """Return the content of a file, as `VM.read_text` documents."""
         __tracebackhide__ = True
-        return transfer.read(self.root_shell, path, timeout).decode("utf-8", "surrogateescape")
+        return transfer.read(self._machine.root_shell, path, timeout).decode("utf-8", "surrogateescape")
 
-    def write_text(
-        self,
-        path: str,
-        text: str,
-        *,
-        mode: int | None = None,
-        owner: str | None = None,
-        timeout: float | None = None,
-    ) -> None:
-        """Write a file of the guest in one step (readers see the old or the new content, never a part).
-
-        Args:
-            path: in the guest; folders on the way are made, a symbolic link is followed.
-            text: written as UTF-8.
-            mode: permission bits; by default those of the file that was there, 0644 for a new one.
-            owner: `user` or `user:group`; by default the file's former owner, or the owner of its folder.
-            timeout: seconds; None: no limit.
-
-        Raises:
-            TransferError: it could not be written; what was there before is untouched.
-        """
+    def write_text(self, path: str, text: str, *, mode: int | None, owner: str | None, timeout: float | None) -> None:
+        """Write a file, as `VM.write_text` documents."""
         __tracebackhide__ = True
         content = text.encode("utf-8", "surrogateescape")
-        with self.log.entry(f"write {path} ({len(content)} B)", "root"):
-            transfer.write(self.root_shell, path, content, mode=mode, owner=owner, timeout=timeout)
+        with self._machine.log.entry(f"write {path} ({len(content)} B)", "root"):
+            transfer.write(self._machine.root_shell, path, content, mode=mode, owner=owner, timeout=timeout)
 
     @contextlib.contextmanager
     def _counting(self, title: str) -> Iterator[transfer.RootShell]:
-        """Give a root shell that shows how much has gone through it, once that takes long."""
+        """Yield a root shell that shows how much has passed through it, once that takes long."""
         moved = 0
-        with self._progress.step(title) as step:
+        with self._machine.progress.step(title) as step:
 
             def count(data: bytes) -> bytes:
                 nonlocal moved
@@ -150,17 +96,17 @@ class Files(Commands):
                 stdout: Callable[[bytes], object],
                 timeout: float | None,
             ) -> tuple[int, str]:
-                # It is read in a thread of its own, from which nothing is shown.
+                # It is read in another thread, from which nothing must be shown.
                 source: Any = stdin and _Counted(stdin, count)
-                return self.root_shell(
-                    script, stdin=source, stdout=partial(receive, stdout), timeout=timeout, meanwhile=show
+                return self._machine.root_shell(
+                    script, stdin=source, stdout=partial(receive, stdout), timeout=timeout, on_poll=show
                 )
 
             yield shell
 
 
 class _Counted:
-    """As much of a file as is needed to read it, with what is read told to `count`."""
+    """A file to read from; `count` is called with each piece."""
 
     def __init__(self, file: IO[bytes], count: Callable[[bytes], bytes]) -> None:
         self._file, self._count = file, count

@@ -1,4 +1,4 @@
-"""What a console shows when firmware finds nothing to boot from: after that, nothing comes any more."""
+"""Signs on a console that firmware found nothing to boot from: nothing follows them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 
 _BIOS, _UEFI = "No bootable device", "BdsDxe: Press any key to enter the Boot Manager Menu"
 _SHELL = "Shell>"  # what UEFI starts when nothing else is left
-# The first sector of a disk for UEFI may say that it can be started, with nothing in it: the BIOS does so.
+# The first sector of a disk for UEFI may be marked as bootable although it is empty; the BIOS then starts it.
 _STARTED = "Booting from Hard Disk..."
 _QUIET_SECONDS = 30.0
 
 
 class Watch:
-    """Looks at what a console has shown since the guest was started, again and again, until it has booted."""
+    """Checks what a console has shown since the guest was started, until it has booted."""
 
     def __init__(self, arch: str = "amd64") -> None:
         self._arch = arch
         self._last, self._since = "", time.monotonic()
 
     def look(self, text: str) -> str:
-        """Say what is wrong with the disk, when firmware has said so last; empty: as yet nothing."""
+        """Return what is wrong with the disk, if firmware reported that last; empty if not."""
         last = text.rstrip().rpartition("\n")[2].strip()
         if last != self._last:
             self._last, self._since = last, time.monotonic()
@@ -31,11 +31,11 @@ class Watch:
         return ""
 
     def suspicion(self) -> str:
-        """Say what may be wrong when nothing has come of it: what BIOS has started may be silent for good reasons."""
+        """Return what may be wrong after a timeout; what BIOS has started may be silent for good reasons."""
         quiet = time.monotonic() - self._since
         if self._last != _STARTED or quiet < _QUIET_SECONDS:
             return ""
-        return f"Its BIOS has started the disk {quiet:.0f} s ago, and nothing was seen of that: {_hint('uefi')}."
+        return f"Its BIOS started the disk {quiet:.0f} s ago, which has shown nothing since: {_hint('uefi')}."
 
     def _other_than_uefi(self) -> str:
         if self._arch == "amd64":

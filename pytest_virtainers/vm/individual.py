@@ -1,7 +1,7 @@
-"""Make a machine that went back in time catch up: its clock, its random numbers and, in a clone, its name.
+"""Give a restored guest the right clock, new random numbers and, in a clone, its name.
 
-A guest that is saved, as a template or in a snapshot, is left with a helper (`clone_helper.py`) that does so as soon
-as it goes on, with the supervisor at the other end, and waits for the next time.
+A guest that is saved, as a template or in a snapshot, is left with a helper (`clone_helper.py`). The helper does this
+as soon as the guest continues, with the supervisor at the other end, and then waits for the next time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_virtainers.ssh.keys import KeyPair, Keys
-    from pytest_virtainers.vm.commands import Commands
+    from pytest_virtainers.vm.machine import Machine
 
 _PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
 _TAKEN_OVER = "/run/virtainer-taken-over"
 _LACKS = 90
-# With what the shell has built in: where the guest is emulated, each program that is started costs as much as all
-# of that.
+# Built-ins of the shell only: where the guest is emulated, starting one program costs as much as all of this.
 # journalctl reads the folder of the current machine-id only, while journald keeps writing to the folder it opened.
 _RENEW = """
 set -e
@@ -85,39 +84,68 @@ fi
 """
 
 
-def leave_helper(vm: Commands, hostname: str) -> None:
-    """Start the helper in the guest; raises `Unclonable` when it cannot run there.
+def leave_helper(machine: Machine, hostname: str, deadline: float) -> None:
+    """Start the helper in the guest, and wait until it is ready.
 
-    A guest that is called `hostname` will be called as its container is; with an empty one, it keeps its name.
+    Args:
+        machine: the machine that will be saved.
+        hostname: a guest of this name is renamed after its container; with an empty one, it keeps its name.
+        deadline: on `time.monotonic()`.
+
+    Raises:
+        Unclonable: the helper cannot run there.
+        BootError: the helper did not start.
+        BootTimeout: it was not ready in time.
     """
     __tracebackhide__ = True
-    left = vm.run(LEAVE, input=helper(), env={"FORMER": hostname}, sudo=True, check=False)
+    supervisor = machine.health.supervisor
+    before = supervisor.helpers_ready
+    left = machine.commands.run(LEAVE, input=helper(), env={"FORMER": hostname}, sudo=True, check=False)
     if left.exit_code == _LACKS:
         raise Unclonable("the guest has no python3, its kernel no virtio_console, or its machine no virtio devices")
     if not left.ok:
         raise BootError(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
+    machine.health.wait_until_reported("ready", lambda: supervisor.helpers_ready > before, deadline)
 
 
-def renew(vm: Commands, host_key: KeyPair) -> None:
-    """Give the guest a machine-id of its own, and this SSH host key as its only one, for new connections.
+def wait_until_done(machine: Machine, deadline: float, before: int = 0) -> None:
+    """Wait until the helper has done its work.
 
-    What has read the machine-id before keeps the old one until it is started again: machine-id(5).
+    Args:
+        machine: the machine that was restored.
+        deadline: on `time.monotonic()`.
+        before: how often a helper had done so before the restore (`Supervisor.helpers_done`).
+
+    Raises:
+        BootTimeout: it was not done in time.
+    """
+    __tracebackhide__ = True
+    supervisor = machine.health.supervisor
+    machine.health.wait_until_reported("individual", lambda: supervisor.helpers_done > before, deadline)
+
+
+def renew(machine: Machine, host_key: KeyPair) -> None:
+    """Give the guest a new machine-id, and this SSH host key as its only one, for new connections.
+
+    What has read the machine-id before keeps the old one until it is restarted: machine-id(5).
 
     Raises:
         BootError: the guest could not do it.
     """
     __tracebackhide__ = True
-    renewed = vm.run(_RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True, check=False)
+    renewed = machine.commands.run(
+        _RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True, check=False
+    )
     if not renewed.ok:
-        raise BootError(f"{vm.name} could not be given an identity of its own: {renewed.stderr.strip()}")
+        raise BootError(f"{machine.name} could not be given an identity of its own: {renewed.stderr.strip()}")
 
 
-def take_over(vm: Commands, keys: Keys, more: Sequence[str]) -> None:
-    """Make what was restored from a template another machine: with these keys, and a machine-id of its own.
+def take_over(machine: Machine, keys: Keys, more: Sequence[str]) -> None:
+    """Turn what was restored from a template into another machine, with these keys and a new machine-id.
 
     Args:
-        vm: which has the keys of the template.
-        keys: the next ones.
+        machine: a clone, which has the keys of its template.
+        keys: the new ones.
         more: further public keys that may log in.
 
     Raises:
@@ -125,8 +153,8 @@ def take_over(vm: Commands, keys: Keys, more: Sequence[str]) -> None:
     """
     __tracebackhide__ = True
     lines = "".join(f"{line}\n" for line in more)
-    admit = {"LOGIN": vm.user, "FORMER": vm.keys.login.public, "NEXT": keys.login.public, "MORE": lines}
-    renewed = vm.run(
+    admit = {"LOGIN": machine.user, "FORMER": machine.keys.login.public, "NEXT": keys.login.public, "MORE": lines}
+    renewed = machine.commands.run(
         _RENEW + _ADMIT,
         input=keys.host.private,
         env={"PUBLIC": keys.host.public, **admit},
@@ -135,13 +163,13 @@ def take_over(vm: Commands, keys: Keys, more: Sequence[str]) -> None:
     )
     if not renewed.ok:
         why = "its authorized_keys lack ours" if renewed.exit_code == _LACKS else renewed.stderr.strip()
-        raise BootError(f"{vm.name} could not be given keys of its own: {why}")
+        raise BootError(f"{machine.name} could not be given keys of its own: {why}")
 
 
-def logins_are_the_same(vm: Commands) -> bool:
-    """Return whether nothing was changed in /etc since `take_over`; write what is in memory for the disk to it."""
+def logins_are_the_same(machine: Machine) -> bool:
+    """Write the guest's dirty pages to its disk; return whether nothing was changed in /etc since `take_over`."""
     __tracebackhide__ = True
-    return vm.run(_CHANGED, sudo=True, check=False).ok
+    return machine.commands.run(_CHANGED, sudo=True, check=False).ok
 
 
 def helper() -> str:

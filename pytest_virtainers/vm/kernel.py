@@ -1,7 +1,6 @@
-"""What a guest's Linux kernel reports on its console: a panic, processes that it killed, stalls.
+"""Reports of a guest's Linux kernel on its console: a panic, processes that it killed, stalls.
 
-The console is looked at once, as it arrives, whatever it is cut into. What is kept of it is little: who writes it may
-be hostile.
+The console is read once, as it arrives, in pieces of any size. Little of it is kept, as a hostile guest may write it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]{0,%d}" % _LONGEST)
 _KILLED = re.compile(rb"(?:Out of memory|Memory cgroup out of memory): Killed process[^\r\n]{0,%d}" % _LONGEST)
 # https://docs.kernel.org/RCU/stallwarn.html: reported after 21 s and then each 63 s, with the grace period's number.
 _STALL = re.compile(rb"rcu: [^\r\n:]{0,200}\bg=(-?\d{1,20})(?=\D)")
-# Each with what is in it and quickly found: mostly, a console has none.
+# Each with a text that is found quickly: most consoles have none.
 _SIGNS = ((b"Kernel panic", _PANIC), (b"Killed process", _KILLED), (b"rcu: ", _STALL))
 _LONGEST_LINE = 4 * _LONGEST
 _REPORTS = 200
@@ -33,15 +32,15 @@ class _Report:
 
 
 class Kernel:
-    """The reports of the life that the guest has now; of very many, the newest."""
+    """The reports since the guest's last start; of very many, the newest."""
 
     def __init__(self) -> None:
-        self._line = b""  # what has come of the last line
+        self._line = b""  # the unfinished last line
         self._at = 0  # its position
-        self.start_anew(0)
+        self.forget(0)
 
-    def start_anew(self, position: int) -> None:
-        """Note that the guest has started anew there: what was before is over."""
+    def forget(self, position: int) -> None:
+        """Forget the reports before a position, at which the guest was started or restored."""
         self._life = position
         self._panic: str | None = None
         self._killed: deque[tuple[int, str]] = deque(maxlen=_REPORTS)
@@ -49,7 +48,7 @@ class Kernel:
         self._hangs = False
 
     def feed(self, position: int, data: bytes) -> None:
-        """Look at what has arrived at `position`."""
+        """Read a piece of output, which is at `position`."""
         if position != self._at + len(self._line):  # something is missing
             self._line, self._at = b"", position
         seen = self._line + data
@@ -62,7 +61,7 @@ class Kernel:
         self._line, self._at = seen[done:], self._at + done
 
     def _reports(self, seen: bytes) -> list[_Report]:
-        """List what is reported in `seen`, which begins where the unfinished line does."""
+        """List the reports in `seen`, which begins with the unfinished line."""
         return [
             _Report(self._at + found.start(), pattern, found)
             for sign, pattern in _SIGNS

@@ -1,4 +1,4 @@
-"""What a guest says, up to a number of bytes: a guest that floods must not fill this process's memory."""
+"""Output of a guest up to a limit: a guest that floods must not fill this process's memory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import reprlib
 from pytest_virtainers.errors import TransferError
 
 COMMAND_MIB = 1024
-"""Limit for a stream of a command of the test."""
+"""Limit for each stream of a test's command."""
 _MIB = 1024 * 1024
 
 
 class TooMuch(Exception):
-    """The guest has said more than the limit."""
+    """The guest sent more than the limit."""
 
 
 class Limited:
     """Collects output; raises `TooMuch` once it is longer than `limit` bytes, which ends the command.
 
     Attributes:
-        data: what has come, at most `limit` bytes.
+        data: the output so far, at most `limit` bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -27,7 +27,7 @@ class Limited:
         self._limit = limit
 
     def __call__(self, data: bytes) -> None:
-        """Take the next piece."""
+        """Add the next piece."""
         room = self._limit - len(self.data)
         self.data += data[:room]
         if len(data) > room:
@@ -35,12 +35,12 @@ class Limited:
 
 
 class Collected(bytearray):
-    """A stream that is kept whole, up to a limit.
+    """All output of a stream, up to a limit.
 
     Args:
-        what: names the stream in the message, as its subject.
+        what: the name of the stream, the subject of the error message.
         limit: MiB.
-        remedy: what to do instead, as a sentence; empty when there is nothing.
+        remedy: a sentence with what to do instead, or empty.
     """
 
     def __init__(self, what: str, limit: int, remedy: str = "") -> None:
@@ -48,14 +48,14 @@ class Collected(bytearray):
         self._what, self._limit, self._remedy = what, limit, remedy
 
     def take(self, data: bytes) -> None:
-        """Keep the next piece; raise `TransferError` when the limit is exceeded."""
+        """Add the next piece; raise `TransferError` if the limit is exceeded."""
         if len(self) + len(data) > self._limit * _MIB:
             raise TransferError(f"{self._what} has more than {self._limit} MiB. {self._remedy}".rstrip())
         self.extend(data)
 
 
 def outputs(command: str, vm_name: str) -> tuple[Collected, Collected]:
-    """Make the collectors of a command's standard output and standard error."""
+    """Return collectors for a command's standard output and standard error."""
     of = f"of {reprlib.repr(command)} on {vm_name}"
     remedy = "Let it write into a file of the guest, and copy that with get()."
     return (

@@ -1,4 +1,4 @@
-"""What was done in a machine: a line for each command and transfer, for `commands.log`."""
+"""The log of a machine's commands and transfers, for `commands.log`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Entry:
     """One command or transfer; `outcome` is filled in when it ends.
 
     Attributes:
-        what: as it was asked for, on one line.
-        user: who ran it.
-        began: wall-clock time of this side.
-        seconds: it took; None while it runs.
-        outcome: `exit 0`, or what else became of it.
-        out: bytes on standard output.
-        err: bytes on standard error.
+        what: the command or transfer, as one line.
+        user: the user that ran it.
+        began: this machine's time.
+        seconds: its duration; `None` while it runs.
+        outcome: `exit 0`, or how else it ended.
+        out: the number of bytes on standard output.
+        err: the number of bytes on standard error.
     """
 
     what: str
@@ -43,7 +43,7 @@ class Entry:
 
 
 class CommandLog:
-    """The entries of one machine, in the order in which they began."""
+    """The commands and transfers of one machine, in the order in which they began."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -51,7 +51,7 @@ class CommandLog:
 
     @contextmanager
     def entry(self, what: str, user: str) -> Iterator[Entry]:
-        """Write down what runs inside the block; an exception is its outcome, unless the block gave another."""
+        """Log what the block does; an exception is its outcome, unless the block sets another."""
         one = Entry(what.encode("unicode_escape").decode(), user, datetime.now(UTC))
         with self._lock:
             self.entries.append(one)
@@ -70,6 +70,6 @@ class CommandLog:
 
     @property
     def text(self) -> str:
-        """All of it, a line each."""
+        """The log as text, one line for each entry."""
         with self._lock:
             return "".join(f"{each}\n" for each in self.entries)

@@ -1,4 +1,4 @@
-"""A network of VMs as a test sees it: faults between them, and what was on the wire."""
+"""A network of VMs: faults between them, and captures of what they send."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.network_spec import NetworkSpec
     from pytest_virtainers.engine.network import ExistingNetwork
     from pytest_virtainers.engine.network import Network as EngineNetwork
-    from pytest_virtainers.vm.core import Core
+    from pytest_virtainers.vm.vm import VM
 
-_WHOLE = 1000  # the runtime counts losses in thousandths
+_WHOLE = 1000  # the runtime image has losses in thousandths
 _NO_SHAPE = {"rate_kbit": None, "delay_ms": None, "jitter_ms": None}
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """What `receiver` does not get of `sender`."""
+    """The share of frames from `sender` that `receiver` does not get."""
 
-    sender: Core
-    receiver: Core
+    sender: VM
+    receiver: VM
     permille: int
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """How `sender` is slowed down."""
+    """How slowly `sender` sends."""
 
-    sender: Core
+    sender: VM
     rate_kbit: int | None
     delay_ms: float | None
     jitter_ms: float | None
@@ -57,17 +57,19 @@ class _Fault:
 
 
 class Network:
-    """A network and the VMs that are on it.
+    """A network and the VMs on it.
+
+    Faults (`partition`, `lose`, `slow`) last as long as their block, and add up. The test still reaches all VMs.
 
     Attributes:
-        spec: what it was asked to be.
-        name: by which markers call it.
-        engine_name: the engine's name for it.
-        subnet: its IPv4 addresses; None: the engine does not know them.
-        ipv6: whether it has IPv6, too.
+        spec: what was requested.
+        name: its name in markers.
+        engine_name: its name in the engine.
+        subnet: its IPv4 addresses; `None`: the engine does not know them.
+        ipv6: whether it also has IPv6.
         has_host: whether the engine's host is on it.
-        is_wire: whether the VMs' frames are hidden from that one's firewall (images/runtime/virtainer/joined.py).
-        recorder: captures all that is on it, for the evidence of failing tests; None: that is not wanted.
+        is_wire: whether the VMs' frames are hidden from the host's firewall (images/runtime/virtainer/joined.py).
+        recorder: captures everything on it, for the evidence of failing tests; `None`: nothing is captured.
     """
 
     def __init__(self, spec: NetworkSpec, made: EngineNetwork | ExistingNetwork, *, recorded: bool = False) -> None:
@@ -80,7 +82,7 @@ class Network:
         self._made = made
         self._lock = threading.RLock()
         self._owner = Owner(f"the network {spec.name}", "Use a thread.")
-        self._macs: dict[Core, str] = {}
+        self._macs: dict[VM, str] = {}
         self._faults: list[_Fault] = []
         self._captures: list[Capture] = []
         self.recorder = self.record() if recorded else None
@@ -91,17 +93,17 @@ class Network:
 
     @property
     def label(self) -> str:
-        """Its name; that of the default network without a way out is told from that of the other one."""
+        """The name, which also distinguishes the default networks with and without internet."""
         return f"{self.name}-isolated" if self.spec == DEFAULT.of_first_card(internet=False) else self.name
 
     @property
-    def vms(self) -> tuple[Core, ...]:
-        """The VMs that are on it now."""
+    def vms(self) -> tuple[VM, ...]:
+        """The VMs that are on the network now."""
         with self._lock:
             return tuple(self._macs)
 
     def close(self) -> None:
-        """Remove it from the engine, if it is ours; raises `EngineError`. A forked child has none to remove."""
+        """Remove the network from the engine, if this process made it; raise `EngineError` if that fails."""
         if not self._owner.is_here:
             return
         if self.recorder is not None:
@@ -109,25 +111,25 @@ class Network:
         self._made.close()
 
     def renewed(self) -> Network:
-        """Return the same network of the engine, without VMs, faults and captures, for others to use."""
+        """Return the same network of the engine, without VMs, faults and captures."""
         return Network(self.spec, self._made)
 
     def disown(self) -> None:
-        """Leave all that is on it to a forked child's parent."""
+        """Leave the network to a forked child's parent."""
         self._lock = threading.RLock()
 
-    # Who is on it
+    # Its VMs
 
     def port(self, name: str, ip: str | int | IPv4Address | None, *, first: bool = False) -> Port:
-        """Say how a container called `name` is connected.
+        """Return how a container is connected.
 
-        Others find it as `name.network`. Only on its first network they do so as `name`, too: Podman gives all
-        addresses of a name, and the one that others must use would be one of them.
+        Others find it as `name.network`, and on its first network also as `name`. Not on others: Podman returns all
+        addresses of a name, of which the one to use would be only one.
 
         Args:
-            name: of the VM.
-            first: whether it is its first network.
-            ip: its address, or that one's number in the subnet; anything else: the engine's choice.
+            name: the name of the VM.
+            ip: its address, or the number of the address in the subnet; anything else: the engine chooses.
+            first: whether it is the VM's first network.
 
         Raises:
             SpecError: the subnet has no such address.
@@ -143,37 +145,42 @@ class Network:
             raise SpecError(f"ip={number}: the subnet {self.subnet} of the network {self.name} has no such address")
         return self.subnet[number]
 
-    def join(self, vm: Core, mac: str) -> None:
-        """Note that a VM has a card here, with this address on the wire."""
+    def join(self, vm: VM, mac: str) -> None:
+        """Add a VM that has a card here; `mac` is the card's address on the wire."""
         with self._lock:
             for capture in self._captures:
-                capture.add(vm, mac)
+                capture.add(vm.machine, mac)
             self._macs[vm] = mac
-            vm.ends_with_it.callback(self.leave, vm)
+            vm.machine.on_close.callback(self.leave, vm)
 
-    def leave(self, vm: Core) -> None:
-        """Note that it has none any more."""
+    def leave(self, vm: VM) -> None:
+        """Remove a VM, if it is here."""
         with self._lock:
             mac = self._macs.pop(vm, None)
             if mac is None:
                 return
             if self.recorder is not None:
                 self.recorder.forget(mac)
-            with contextlib.suppress(VirtainerError):  # another VM may get its address on the wire
+            with contextlib.suppress(VirtainerError):  # another VM may get its MAC address
                 self._apply([fault for fault in self._faults if vm in _concerned(fault)])
 
     # Faults
 
     @contextlib.contextmanager
-    def partition(self, *groups: Core | Iterable[Core]) -> Iterator[None]:
-        """Let nothing through between VMs of different groups during the block; of others, all gets through.
+    def partition(self, *groups: VM | Iterable[VM]) -> Iterator[None]:
+        """Separate groups of VMs, for the duration of the block, as if a switch between them were off.
 
-        It is as if a switch between them were off: frames of any protocol are lost, in both directions. The test
-        itself still reaches all of them.
+        Frames of any protocol are lost between the groups, in both directions. VMs in no group are not affected.
+
+        Args:
+            groups: each a VM or several.
 
         Raises:
-            ValueError: there is only one group, or a VM is in two, or has no card on this network.
+            ValueError: there is only one group, a VM is in two, or a VM has no card on this network.
             VirtainerError: the container cannot do it.
+
+        Example:
+            `with vm.network.partition({a, b}, c): a.wait_until_fails("ping -c1 c")`
         """
         __tracebackhide__ = True
         sides = [{*group} if isinstance(group, Iterable) else {group} for group in groups]
@@ -191,16 +198,16 @@ class Network:
             yield
 
     @contextlib.contextmanager
-    def lose(self, sender: Core, receiver: Core, *, share: float = 1.0) -> Iterator[None]:
-        """Lose frames on their way from one VM to another during the block, but not those on the way back.
+    def lose(self, sender: VM, receiver: VM, *, share: float = 1.0) -> Iterator[None]:
+        """Lose frames from one VM to another, but not those back, for the duration of the block.
 
         Args:
-            sender: sends them.
-            receiver: does not get them.
-            share: of them, from 0.001 to 1, chosen at random.
+            sender: the VM that sends them.
+            receiver: the VM that does not get them.
+            share: the share that is lost, from 0.001 to 1, at random.
 
         Raises:
-            ValueError: the share is none, or a VM has no card on this network.
+            ValueError: the share is out of range, or a VM has no card on this network.
             VirtainerError: the container cannot do it.
         """
         __tracebackhide__ = True
@@ -212,20 +219,20 @@ class Network:
 
     @contextlib.contextmanager
     def slow(
-        self, *vms: Core, rate: str | int | None = None, delay: float | None = None, jitter: float | None = None
+        self, *vms: VM, rate: str | int | None = None, delay: float | None = None, jitter: float | None = None
     ) -> Iterator[None]:
-        """Slow down what VMs send on this network during the block.
+        """Slow down what VMs send on this network, for the duration of the block.
 
-        On their first card that is what they send to the test, too.
+        On a first card, this includes what they send to the test.
 
         Args:
-            vms: which; by default all that are on it.
+            vms: the VMs; by default all on the network.
             rate: bits a second, or text such as `"512kbit"` or `"10Mbit"`.
-            delay: seconds that each frame takes longer.
-            jitter: seconds by which that varies.
+            delay: seconds by which each frame is delayed.
+            jitter: seconds by which the delay varies.
 
         Raises:
-            ValueError: an argument is none, or a VM has no card on this network.
+            ValueError: there is neither rate nor delay, a value is out of range, or a VM has no card on this network.
             VirtainerError: the kernel of the engine's host cannot do it (the message names its module).
         """
         __tracebackhide__ = True
@@ -239,7 +246,7 @@ class Network:
             yield
 
     def heal(self) -> None:
-        """End all faults of this network, those of blocks that are still open included; raises `VirtainerError`."""
+        """End all faults of this network, also those of open blocks; raise `VirtainerError` if a container cannot."""
         __tracebackhide__ = True
         self._owner.check()
         with self._lock:
@@ -266,7 +273,7 @@ class Network:
                 raise
         try:
             yield
-        except BaseException:  # that it cannot be undone does not cover why the block has failed
+        except BaseException:  # a failure to undo the fault does not hide this exception
             with contextlib.suppress(VirtainerError):
                 self._end(fault)
             raise
@@ -274,22 +281,22 @@ class Network:
 
     def _end(self, fault: _Fault) -> None:
         with self._lock:
-            if fault in self._faults:  # else `heal` has ended it
+            if fault in self._faults:  # else `heal` ended it
                 self._faults.remove(fault)
                 self._apply([fault])
 
     def _apply(self, changed: Sequence[_Fault]) -> None:
-        """Tell the containers of those whom these faults touch what is to be in force now."""
+        """Send their present faults to the containers of the VMs that these faults affect."""
         __tracebackhide__ = True
         for vm in _touched(changed):
-            if vm in self._macs and not vm.container.ended:
-                code, said = vm.container.run(["wire", self._macs[vm], json.dumps(self._wanted(vm))])
+            if vm in self._macs and not vm.machine.container.ended:
+                code, said = vm.machine.container.run(["wire", self._macs[vm], json.dumps(self._wanted(vm))])
                 if code != 0:
                     raise VirtainerError(
                         f"{vm.name} on the network {self.name}: {said.decode(errors='replace').strip()}"
                     )
 
-    def _wanted(self, vm: Core) -> Mapping[str, object]:
+    def _wanted(self, vm: VM) -> Mapping[str, object]:
         drop: dict[str, int] = {}
         shape: dict[str, object] = dict(_NO_SHAPE)
         for fault in self._faults:
@@ -302,18 +309,21 @@ class Network:
                     shape = {"rate_kbit": each.rate_kbit, "delay_ms": each.delay_ms, "jitter_ms": each.jitter_ms}
         return {"drop": drop, **shape}
 
-    # What was on the wire
+    # Captures
 
     @contextlib.contextmanager
     def capture(self, path: str | Path) -> Iterator[None]:
-        """Write all frames that the VMs of this network send and get during the block to a pcap file.
+        """Capture all frames that the VMs of this network send and get, for the duration of the block.
 
-        It is written at the end of the block, in the order of the frames' times; a frame from one VM to another is in
-        it once, as it was sent. VMs that come during the block are in it, too.
+        The file is written at the end of the block, in the order of the frames' times. It has a frame from one VM to
+        another once, as it was sent. VMs that join during the block are included.
+
+        Args:
+            path: the pcap file.
 
         Raises:
-            OSError: the file cannot be written; whether it can be made is seen before the block.
-            VirtainerError: the container cannot do it.
+            OSError: the file cannot be written; it is created before the block.
+            VirtainerError: the container cannot capture.
         """
         __tracebackhide__ = True
         with Path(path).open("wb") as file, contextlib.closing(self.record()) as capture:
@@ -324,13 +334,13 @@ class Network:
                 capture.write(file)
 
     def record(self) -> Capture:
-        """Begin to capture; raises `VirtainerError`."""
+        """Start a capture; raise `VirtainerError` if a container cannot."""
         self._owner.check()
         capture = Capture(hidden=self.is_wire)
         with self._lock:
             try:
                 for vm, mac in self._macs.items():
-                    capture.add(vm, mac)
+                    capture.add(vm.machine, mac)
             except BaseException:
                 capture.close()
                 raise
@@ -338,19 +348,19 @@ class Network:
         return capture
 
     def stop(self, capture: Capture) -> None:
-        """Capture no more; what was recorded is still there."""
+        """Stop a capture; what it has recorded is kept."""
         self._owner.check()
         with self._lock:
             self._captures.remove(capture)
         capture.stop()
 
 
-def _touched(faults: Sequence[_Fault]) -> list[Core]:
-    """List the VMs whose containers do something for these faults."""
+def _touched(faults: Sequence[_Fault]) -> list[VM]:
+    """List the VMs whose containers implement these faults."""
     receivers = (loss.receiver for fault in faults for loss in fault.losses)
     senders = (shape.sender for fault in faults for shape in fault.shapes)
     return list(dict.fromkeys((*receivers, *senders)))
 
 
-def _concerned(fault: _Fault) -> set[Core]:
+def _concerned(fault: _Fault) -> set[VM]:
     return {*_touched([fault]), *(loss.sender for loss in fault.losses)}

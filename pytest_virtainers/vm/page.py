@@ -22,7 +22,7 @@ from pytest_virtainers.support.forks import Owner, close_in_child
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_virtainers.vm.viewer import Display
+    from pytest_virtainers.vm.screen import Display
 
 _SOCKET = "/websockify"  # noVNC's default
 _CHUNK_BYTES = 64 * 1024

@@ -1,4 +1,4 @@
-"""A command that runs in the guest while the test goes on."""
+"""A command that runs in the guest while the test continues."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ _END_SECONDS = 30.0
 
 
 class Process:
-    """A running command.
+    """A running command, which `VM.popen` returns.
+
+    As a context manager it ends with the block: by SIGTERM, or 2 s later (20 s without KVM) by SIGKILL.
 
     Attributes:
-        command: as it was given to the guest's shell.
-        stdin: write bytes to it; closing it is the end of the command's input.
+        command: the command, as one line.
+        stdin: the standard input, for bytes; closing it ends the input.
     """
 
     def __init__(
@@ -42,15 +44,15 @@ class Process:
         *,
         grace: float,
     ) -> None:
-        """Start it.
+        """Start the command.
 
         Args:
-            command: as it was given to the guest's shell.
-            vm_name: of the machine, for messages.
-            execute: runs it with standard input, output and error, and gives its exit code.
-            leader: learns its session.
-            send_signal: sends to a session a signal, by name.
-            grace: seconds that it has for its end when a block ends.
+            command: the command, as one line.
+            vm_name: the VM's name, for messages.
+            execute: runs the command with standard input, output and error, and returns its exit code.
+            leader: finds out the command's session.
+            send_signal: sends a signal, by its name, to a session.
+            grace: seconds between SIGTERM and SIGKILL at the end of a block.
         """
         self.command = command
         self._vm_name = vm_name
@@ -67,7 +69,7 @@ class Process:
         self._read = 0
         reader, writer = os.pipe()
         self.stdin: IO[bytes] = os.fdopen(writer, "wb", buffering=0)
-        # Unbuffered: a buffered reader would wait until a whole chunk is there.
+        # Unbuffered: a buffered reader would wait for a whole chunk.
         source = os.fdopen(reader, "rb", buffering=0)
         self._owner = Owner(f"{command!r} on {vm_name}", "Use a thread.")
         disown_in_child(self)
@@ -77,12 +79,12 @@ class Process:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """End it: SIGTERM, and SIGKILL for all its processes if it still runs after a moment's grace."""
+        """End the command: SIGTERM, then SIGKILL for all its processes if it still runs after a moment."""
         __tracebackhide__ = True
         try:
             if not self._over:
                 self._end()
-        except (VirtainerError, CommandTimeout):  # that must not cover why the block has failed
+        except (VirtainerError, CommandTimeout):  # this must not hide an exception of the block
             if kind is None:
                 raise
         finally:
@@ -98,14 +100,17 @@ class Process:
             self.wait(_END_SECONDS)
 
     def lines(self, timeout: float | None = None) -> Iterator[str]:
-        """Give the lines of standard output that were not given yet, each as soon as it is whole, until its end.
+        """Yield the lines of standard output that were not read yet, each as soon as it is complete.
 
         Args:
-            timeout: seconds to wait for each; None: no limit.
+            timeout: seconds to wait for each line; `None`: no limit.
 
         Raises:
-            CommandTimeout: no further line came in time.
-            VMGone, GuestPanic, SSHError: the machine or the connection went away.
+            CommandTimeout: no line came in time.
+            VMGone, GuestPanic, SSHError: the machine ended, or the connection broke.
+
+        Example:
+            `assert "ready" in next(process.lines(timeout=10))`
         """
         __tracebackhide__ = True
         while True:
@@ -125,24 +130,24 @@ class Process:
         self._raise_failure()
 
     def write(self, data: str | bytes) -> None:
-        """Write to standard input."""
+        """Write to standard input; text is encoded as UTF-8."""
         self.stdin.write(data.encode() if isinstance(data, str) else data)
 
     def poll(self) -> int | None:
-        """Give the exit code, None while it runs; raises as `wait` does when the machine went away."""
+        """Return the exit code, or `None` while the command runs; raise as `wait` if the machine ended."""
         __tracebackhide__ = True
         self._raise_failure()
         return self._exit_code
 
     def wait(self, timeout: float | None = None) -> Result:
-        """Wait for its end; give all that it has printed.
+        """Wait for the end of the command; return its result, with all output.
 
         Args:
-            timeout: seconds; None: no limit. The command goes on when they are over.
+            timeout: seconds; `None`: no limit. The command continues after them.
 
         Raises:
-            CommandTimeout: it still runs.
-            VMGone, GuestPanic, SSHError: the machine or the connection went away.
+            CommandTimeout: the command still runs.
+            VMGone, GuestPanic, SSHError: the machine ended, or the connection broke.
         """
         __tracebackhide__ = True
         with self._changed:
@@ -152,7 +157,10 @@ class Process:
         return self._result(-1 if self._exit_code is None else self._exit_code)
 
     def send_signal(self, number: int | str) -> None:
-        """Send a signal to all processes of the command: `signal.SIGUSR1`, or `"USR1"`.
+        """Send a signal to all processes of the command.
+
+        Args:
+            number: `signal.SIGUSR1`, or its name `"USR1"`.
 
         Raises:
             VirtainerError: it could not be sent.
@@ -162,31 +170,29 @@ class Process:
         with self._changed:
             known = self._changed.wait_for(lambda: self._leader.session is not None or self._over, _START_SECONDS)
         if not known:
-            raise VirtainerError(
-                f"{self.command!r} on {self._vm_name}: its shell has not said the number of its session"
-            )
+            raise VirtainerError(f"{self.command!r} on {self._vm_name}: its shell did not report its session")
         if self._leader.session is not None and not self._over:
             self._send_signal(self._leader.session, name.removeprefix("SIG"))
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
+        """Send SIGTERM to all processes of the command."""
         __tracebackhide__ = True
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Send SIGKILL to all processes of the command."""
         __tracebackhide__ = True
         self.send_signal(signal.SIGKILL)
 
     def disown(self) -> None:
-        """Leave the command to a forked child's parent; its open input would keep the guest waiting for more."""
+        """Leave the command to a forked child's parent, and close the child's copy of its input."""
         self._changed = threading.Condition()
         self.abandon()
         if not self._over:
             self._failure = self._owner.refusal()
 
     def abandon(self) -> None:
-        """Give it no more input."""
+        """Close the standard input."""
         with contextlib.suppress(OSError):
             self.stdin.close()
 
@@ -208,7 +214,7 @@ class Process:
         try:
             with stdin:
                 code = self._execute(stdin, self._add(self._stdout), self._add(self._stderr))
-        except BaseException as error:  # noqa: BLE001  (it is raised where somebody waits)
+        except BaseException as error:  # noqa: BLE001  (`wait` and `lines` raise it)
             failure = error
         with self._changed:
             self._exit_code, self._failure, self._ended = code, failure, time.monotonic()

@@ -1,7 +1,7 @@
-"""How long a guest that has booted may take to be set up: by cloud-init, then by a `prepare` function.
+"""Time limits for provisioning a guest: by cloud-init, then by a `prepare` function.
 
-cloud-init goes on as long as it makes progress: how many minutes packages take cannot be known.
-In all it may take `_IN_ALL` times what it may take without progress, or a loop that prints something would never end.
+cloud-init may run as long as it makes progress, as the time that packages take cannot be known. In all it may take
+`_IN_ALL` times the limit without progress, or a loop that prints something would never end.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_virtainers.support.progress import Step
-    from pytest_virtainers.vm.core import Core
+    from pytest_virtainers.vm.machine import Machine
     from pytest_virtainers.vm.vm import VM
 
 _IN_ALL = 10
-_MOST_BYTES = 16 * 1024  # of what is shown at one time; the guest says how much it is
+_MOST_BYTES = 16 * 1024  # of what the guest shows at one time
 _LINES_SHOWN = 8
 
-# Prints every few seconds what cloud-init is at: its stages, then the end of its output (not all users may read it).
+# Prints every few seconds what cloud-init does: its stages, then the end of its output (not all users may read it).
 LOOK = r"""
 look() {
     cat /run/cloud-init/status.json
@@ -66,7 +66,7 @@ class Limit:
 
     @property
     def lines(self) -> list[str]:
-        """The last lines of cloud-init's output, as far as they are known."""
+        """The last lines of cloud-init's output that were read."""
         text = self._seen.rpartition(b"\1")[2].decode(errors="replace")
         return [each.rstrip() for each in text.splitlines() if each.strip()]
 
@@ -87,7 +87,7 @@ class Limit:
         return f"It makes progress, but in all it may take {_IN_ALL} times the limit without: {self._setting}"
 
     def story(self) -> str:
-        """Show what cloud-init was at."""
+        """Return the last lines of cloud-init's output, for an error message."""
         if not self.lines:
             return ""
         return "\nThe last lines of cloud-init's output:\n" + "\n".join(
@@ -95,10 +95,10 @@ class Limit:
         )
 
 
-def of(vm: Core) -> Limit:
+def of(machine: Machine) -> Limit:
     """Return the limit that a VM's `provision_timeout` sets, from now on."""
-    seconds = vm.spec.provision_timeout
-    scaled = vm.scaled(seconds)
+    seconds = machine.spec.provision_timeout
+    scaled = machine.scaled(seconds)
     return Limit(scaled, setting(seconds, scaled))
 
 
@@ -111,7 +111,7 @@ def setting(seconds: float, scaled: float) -> str:
 def prepare(vm: VM, step: Step) -> None:
     """Call the VM's `prepare` function.
 
-    It runs in a thread, which is left behind when it does not end; its next use of the VM then fails.
+    It runs in a thread. If it does not end, that is abandoned, and its next use of the VM fails.
 
     Raises:
         ProvisionTimeout: it did not end in its time.

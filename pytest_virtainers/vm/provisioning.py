@@ -94,7 +94,7 @@ def provision(vm: VM, spec: Spec) -> None:
             f"{vm.name}: files, packages and run_commands could not be brought into the guest: {done.stderr.strip()}"
         )
     if spec.packages or spec.run_commands:
-        vm.wait_until_provisioned()
+        vm.machine.wait_until_provisioned()
 
 
 def script(spec: Spec) -> str:

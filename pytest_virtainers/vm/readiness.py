@@ -1,7 +1,6 @@
 """Wait until a guest is ready: SSH login works, cloud-init has finished, logins are open.
 
-One deadline covers all of it, and waiting ends at once when it has become pointless: the virtainer has ended, or
-the guest's kernel has panicked.
+Waiting ends at once when it has become pointless: the virtainer ended, or the guest's kernel panicked.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ if [ -d /run/cloud-init ]; then cat /run/cloud-init/status.json; fi
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What waiting has to know of a VM: its name, its console, and a check that raises when waiting is pointless."""
+class Target:
+    """The VM that is waited for: its name, its console, and a check that raises if waiting is pointless."""
 
     name: str
     console: Console
@@ -46,14 +45,14 @@ class Machine:
 
 
 def wait_for_login(
-    machine: Machine, connect: Callable[[float], client.Connection], timeout: float
+    target: Target, connect: Callable[[float], client.Connection], timeout: float
 ) -> client.Connection:
     """Try to log in until it works.
 
     Args:
-        machine: to log in to.
-        connect: logs in, within the seconds that it is given.
-        timeout: seconds from now.
+        target: the VM.
+        connect: logs in within so many seconds.
+        timeout: in seconds.
 
     Raises:
         BootTimeout: no login within `timeout`; the message has the last failure and the last console lines.
@@ -62,11 +61,11 @@ def wait_for_login(
     deadline = time.monotonic() + timeout
 
     def attempt() -> client.Connection:
-        machine.check()
+        target.check()
         seconds = max(1.0, min(_LOGIN_SECONDS, deadline - time.monotonic()))
         return patiently(
             lambda: connect(seconds),
-            check=machine.check,
+            check=target.check,
             deadline=time.monotonic() + seconds,
             unwanted=lambda connection: connection.close(),
         )
@@ -81,23 +80,23 @@ def wait_for_login(
     except tenacity.RetryError as error:
         last = error.last_attempt.exception()
         raise BootTimeout(
-            f"{machine.name} did not let us log in over SSH within {timeout:.0f} s. The last try: "
-            f"{str(last) or type(last).__name__}. The last lines of its console:\n{machine.console.tail()}\n"
+            f"{target.name} did not let us log in over SSH within {timeout:.0f} s. The last try: "
+            f"{str(last) or type(last).__name__}. The last lines of its console:\n{target.console.tail()}\n"
             "If it is only slow, give it more time (boot_timeout); a slow machine without KVM needs minutes."
         ) from last
     except paramiko.BadHostKeyException as error:
         raise SSHError(
-            f"{machine.name} shows another SSH host key than the one that was given to it through cloud-init; "
+            f"{target.name} shows another SSH host key than the one that was given to it through cloud-init; "
             f"someone else answers at its address, or the image ignores cloud-init's ssh_keys ({error})"
         ) from error
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Tell whether a failed login may be due to a boot that is still under way."""
+    """Return whether a login may have failed because the boot is still under way."""
     return isinstance(error, (*client.FAILURES, TimedOut)) and not isinstance(error, paramiko.BadHostKeyException)
 
 
-def wait_for_cloud_init(machine: Machine, connection: client.Connection, limit: provision_limit.Limit) -> None:
+def wait_for_cloud_init(target: Target, connection: client.Connection, limit: provision_limit.Limit) -> None:
     """Wait until cloud-init has finished and logins are open.
 
     Raises:
@@ -112,11 +111,11 @@ def wait_for_cloud_init(machine: Machine, connection: client.Connection, limit: 
         del errors[:-_MOST_ERROR_BYTES]
 
     def check() -> None:
-        machine.check()
+        target.check()
         if passed := limit.passed():
             raise ProvisionTimeout(
-                f"{machine.name} let us log in, but cloud-init (packages, run_commands, user_data) has not finished "
-                f"{passed}.{limit.story()}\nThe last lines of its console:\n{machine.console.tail()}"
+                f"{target.name} let us log in, but cloud-init (packages, run_commands, user_data) has not finished "
+                f"{passed}.{limit.story()}\nThe last lines of its console:\n{target.console.tail()}"
             )
 
     code = connection.execute(
@@ -130,14 +129,14 @@ def wait_for_cloud_init(machine: Machine, connection: client.Connection, limit: 
     if code != 0:
         said = errors.rpartition(b"\0")[2].decode(errors="replace").strip()
         raise BootError(
-            f"{machine.name} let us log in, but cloud-init's state could not be read (exit code {code}): {said}"
+            f"{target.name} let us log in, but cloud-init's state could not be read (exit code {code}): {said}"
         )
     failures = cloud_init_errors(output.decode(errors="replace"))
     if failures:
         raise BootError(
-            f"cloud-init in {machine.name} reports errors; look at user_data, packages and run_commands:\n"
+            f"cloud-init in {target.name} reports errors; look at user_data, packages and run_commands:\n"
             + "\n".join(f"  {each}" for each in failures)
-            + f"\nThe last lines of its console:\n{machine.console.tail()}"
+            + f"\nThe last lines of its console:\n{target.console.tail()}"
         )
 
 

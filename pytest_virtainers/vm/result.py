@@ -1,4 +1,4 @@
-"""What a command in the guest left behind."""
+"""The result of a command in the guest."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _SHOWN_CHARACTERS, _SHOWN_LINES = 4000, 40
 
 @dataclass(frozen=True)
 class Result:
-    """A finished command.
+    """The result of a command; it is true if the exit code is 0.
 
     Attributes:
-        command: as it was given to the guest's shell.
-        exit_code: 0 to 255; -1 when a signal or a timeout ended it.
-        stdout_bytes: standard output, exactly as it came.
-        stderr_bytes: standard error, exactly as it came.
-        duration: wall time in seconds, as seen from the test.
+        command: the command, as one line.
+        exit_code: 0 to 255; -1 if a signal or a timeout ended it.
+        stdout_bytes: standard output, unchanged.
+        stderr_bytes: standard error, unchanged.
+        duration: wall time in seconds, measured by the test.
     """
 
     command: str
@@ -34,19 +34,19 @@ class Result:
 
     @property
     def stdout(self) -> str:
-        """Standard output as UTF-8; other bytes survive as surrogate escapes (PEP 383)."""
+        """Standard output as UTF-8; other bytes are kept as surrogate escapes (PEP 383)."""
         return self.stdout_bytes.decode("utf-8", "surrogateescape")
 
     @property
     def stderr(self) -> str:
-        """Standard error as UTF-8; other bytes survive as surrogate escapes (PEP 383)."""
+        """Standard error as UTF-8; other bytes are kept as surrogate escapes (PEP 383)."""
         return self.stderr_bytes.decode("utf-8", "surrogateescape")
 
     def __bool__(self) -> bool:
         return self.ok
 
     def streams(self) -> str:
-        """Both streams for a person to read: printable, and each cut in the middle when it is long."""
+        """Return both streams as printable text; the middle of a long one is left out."""
         return "\n".join(
             f"--- {name} ({len(data)} bytes)\n{_shorten(data)}".rstrip()
             for name, data in (("stdout", self.stdout_bytes), ("stderr", self.stderr_bytes))

@@ -1,4 +1,4 @@
-"""Turn what `vm.run` was given into one line for the guest's shell, with everything quoted."""
+"""Compose one line for the guest's shell from the arguments of `vm.run`, with everything quoted."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def line(
     """Compose the shell line.
 
     Args:
-        command: text is for the shell as it is; a sequence is quoted word by word.
+        command: text is passed to the shell unchanged; a sequence is quoted word by word.
         sudo: run it as root, without asking for a password.
         user: run it as this user instead.
         env: variables to set; names are checked, values quoted.
-        cwd: folder to run in; when it cannot be entered, the command does not run.
+        cwd: working directory; if it cannot be entered, the command does not run.
 
     Raises:
         ValueError: a name in `env` cannot name a variable, or the command is empty.
@@ -50,12 +50,12 @@ def line(
 
 
 def with_leader(script: str) -> str:
-    """Have the shell say the number of its session first of all, on standard error (see `Leader`)."""
+    """Let the shell first write the number of its session to standard error (see `Leader`)."""
     return _SAY_LEADER + script
 
 
 class Leader:
-    """Takes the number that `with_leader` has said off the front of standard error, and passes the rest on.
+    """Removes the session's number (see `with_leader`) from the front of standard error, and passes on the rest.
 
     sshd makes each command the leader of a session (setsid(2)); its number is that of the shell.
     """
@@ -66,7 +66,7 @@ class Leader:
         self._start: bytes | None = b""
 
     def __call__(self, data: bytes) -> None:
-        """Take the next piece of standard error."""
+        """Read the next piece of standard error."""
         if self._start is None:
             self.pass_on(data)
             return
@@ -76,25 +76,25 @@ class Leader:
         number, newline, rest = self._start.partition(b"\n")
         if newline and number.isdigit():
             self.session = int(number)
-        else:  # no shell of the kind that we know
+        else:  # an unknown shell
             rest = self._start
         self._start = None
-        self.pass_on(rest)  # even when it is empty: somebody may wait for the number
+        self.pass_on(rest)  # even if it is empty: a thread may wait for the number
 
     def end(self) -> None:
-        """Pass on what was too short to be told from a number."""
+        """Pass on what was too short to be known as a number."""
         if self._start:
             self.pass_on(self._start)
         self._start = None
 
 
-# As root: what sudo has started belongs to others. The session's shell goes, too: it could start the next process.
-# That nobody is there any more (pkill's 1) is well.
+# As root: processes of sudo have other owners. The session's shell is killed, too: it could start the next process.
+# pkill's exit code 1, that no process is left, is fine.
 KILL_SESSION = """
 if command -v pkill >/dev/null; then pkill -KILL -s "$1" || [ $? = 1 ]; else kill -s KILL -- "-$1" || :; fi
 """
-# The shell of a session waits for what it runs, and sudo passes on what it gets: neither is meant. Processes that end
-# meanwhile have needed no signal.
+# The shell of a session waits for its commands, and sudo passes signals on: neither is signalled. It is no error if a
+# process has just ended.
 SIGNAL_SESSION = """
 for each in $(pgrep -s "$1"); do
     [ "$each" = "$1" ] || [ "$(cat /proc/$each/comm)" = sudo ] || targets="$targets $each"

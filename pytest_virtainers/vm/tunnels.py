@@ -16,10 +16,12 @@ from pytest_virtainers.errors import SSHError, VirtainerError
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.forks import close_in_child
 from pytest_virtainers.support.interruptible import TimedOut, patiently
-from pytest_virtainers.vm.core import SILENCE_SECONDS, Core
+from pytest_virtainers.vm.health import SILENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pytest_virtainers.vm.machine import Machine
 
 T = TypeVar("T")
 _CHUNK_BYTES = 256 * 1024
@@ -29,11 +31,11 @@ _CANCEL_SECONDS = 2.0  # with KVM
 
 
 class Address(str):
-    """An address as an URL: `http://127.0.0.1:40123`.
+    """An address of this machine as a URL: `http://127.0.0.1:40123`.
 
     Attributes:
-        host: the first part of it.
-        port: the second one.
+        host: its host, `127.0.0.1`.
+        port: its TCP port.
     """
 
     host: str
@@ -42,29 +44,24 @@ class Address(str):
     __slots__ = ("host", "port")
 
     def __new__(cls, host: str, port: int) -> Address:
-        """Make `http://HOST:PORT`."""
+        """Return `http://HOST:PORT`."""
         made = super().__new__(cls, f"http://{host}:{port}")
         made.host, made.port = host, port
         return made
 
 
-class Tunnels(Core):
-    """The part of the handle that has to do with tunnels."""
+class Tunnels:
+    """Forwards TCP ports to and from the guest of one machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._ssh = machine, machine.ssh
 
     @contextlib.contextmanager
-    def forward(self, port: int, *, host: str = "localhost") -> Iterator[Address]:
-        """Give a local address that leads to a TCP port of the guest during the block, for any number of callers.
-
-        Args:
-            port: in the guest.
-            host: as the guest knows it; another machine that only the guest reaches, for instance.
-
-        Raises:
-            VMGone, GuestPanic, SSHError: the machine or the connection is away.
-        """
+    def forward(self, port: int, *, host: str) -> Iterator[Address]:
+        """Open a local address that leads to a TCP port of the guest, as `VM.forward` documents."""
         __tracebackhide__ = True
-        self._connected()
-        with listening(f"{self.name}:{port}", functools.partial(self._serve, host, port)) as given:
+        self._ssh.connected()
+        with listening(f"{self._machine.name}:{port}", functools.partial(self._serve, host, port)) as given:
             yield Address("127.0.0.1", given)
 
     def _serve(self, host: str, port: int, caller: socket.socket, over: threading.Event) -> None:
@@ -74,7 +71,7 @@ class Tunnels(Core):
                 lambda connection: connection.transport.open_channel("direct-tcpip", (host, port), origin),
                 unwanted=lambda _connection, late: late.close(),
             )
-            join(caller, channel, over, meanwhile=self._silence_of(connection))
+            join(caller, channel, over, on_poll=self._ssh.silence_of(connection))
 
     def _ask(
         self,
@@ -83,18 +80,18 @@ class Tunnels(Core):
         unwanted: Callable[[client.Connection, T], object],
         timeout: float | None = None,
     ) -> tuple[client.Connection, T]:
-        """Ask the guest's sshd, and ask again through the engine if the container has lost its network.
+        """Ask the guest's sshd, and ask again through the engine if the container lost its network.
 
         Raises:
             TimedOut: there was no answer within `timeout` seconds.
         """
         __tracebackhide__ = True
         while True:
-            connection = self._connected()
-            silence = self._silence_of(connection)
+            connection = self._ssh.connected()
+            silence = self._ssh.silence_of(connection)
 
             def check(silence: Callable[[], float] = silence) -> None:
-                self._check_alive()
+                self._machine.health.check_alive()
                 silence()
 
             try:
@@ -111,20 +108,8 @@ class Tunnels(Core):
                 return connection, answer
 
     @contextlib.contextmanager
-    def reverse(self, port: int, *, guest_port: int | None = None) -> Iterator[int]:
-        """Let the guest reach a TCP port of this machine at a port of its own (on localhost) during the block.
-
-        Args:
-            port: on this machine's 127.0.0.1.
-            guest_port: in the guest; by default the same number, 0 for any that is free there.
-
-        Returns:
-            The port in the guest.
-
-        Raises:
-            SSHError: the guest's sshd refuses, for instance because the port is taken.
-            GuestStalled: it does not answer.
-        """
+    def reverse(self, port: int, *, guest_port: int | None) -> Iterator[int]:
+        """Open a port of the guest that leads to one of this machine, as `VM.reverse` documents."""
         __tracebackhide__ = True
         wanted = port if guest_port is None else guest_port
         over = threading.Event()
@@ -132,40 +117,40 @@ class Tunnels(Core):
             connection, given = self._ask(
                 lambda connection: connection.listen(wanted, self._arrived),
                 unwanted=lambda connection, late: connection.request(_CANCEL, ("127.0.0.1", late)),
-                timeout=self.scaled(SILENCE_SECONDS),
+                timeout=self._machine.scaled(SILENCE_SECONDS),
             )
         except TimedOut:
-            raise self._hangs() from None
+            raise self._machine.health.stalled() from None
         except paramiko.SSHException as error:
-            raise SSHError(f"{self.name}: its sshd does not listen on port {wanted} for us ({error})") from error
-        self._reversed[given] = port, over
+            raise SSHError(f"{self._machine.name}: its sshd refuses to listen on port {wanted} ({error})") from error
+        self._ssh.reversed_ports[given] = port, over
         try:
             yield given
         finally:
-            del self._reversed[given]
+            del self._ssh.reversed_ports[given]
             over.set()
             with contextlib.suppress(TimedOut, *client.FAILURES):  # the guest may hang
                 # Not paramiko's `cancel_port_forward`: that would be the end of all others, too.
                 patiently(
                     lambda: connection.request(_CANCEL, ("127.0.0.1", given)),
                     check=lambda: None,
-                    deadline=time.monotonic() + self.scaled(_CANCEL_SECONDS),
+                    deadline=time.monotonic() + self._machine.scaled(_CANCEL_SECONDS),
                 )
 
     def _arrived(self, channel: paramiko.Channel, _origin: tuple[str, int], server: tuple[str, int]) -> None:
-        """Lead a caller on from the guest; paramiko has one such function for all ports of a connection."""
-        port, over = self._reversed.get(server[1], (0, threading.Event()))
+        """Serve a caller in the guest; paramiko calls this for all ports of a connection."""
+        port, over = self._ssh.reversed_ports.get(server[1], (0, threading.Event()))
         threading.Thread(target=_lead_on, args=(channel, port, over), daemon=True).start()
 
 
 @contextlib.contextmanager
 def listening(name: str, serve: Callable[[socket.socket, threading.Event], object], port: int = 0) -> Iterator[int]:
-    """Listen on 127.0.0.1 during the block; gives the port, which is any free one for 0.
+    """Listen on 127.0.0.1 for the duration of the block, which gets the port.
 
     Args:
-        name: of the thread that waits for callers.
-        serve: has a thread of its own for each caller; the event is set when the block is over.
-        port: to listen on.
+        name: of the thread that accepts callers.
+        serve: called in a new thread for each caller, with an event that is set at the end of the block.
+        port: the port; 0: any free one.
     """
     with socket.create_server(("127.0.0.1", port), backlog=64) as server, contextlib.ExitStack() as callers:
         close_in_child(server)
@@ -201,32 +186,32 @@ def _lead_on(channel: paramiko.Channel, port: int, over: threading.Event) -> Non
 
 
 class Channel(Protocol):
-    """What `join` needs of one end, as paramiko's channels have it."""
+    """One end for `join`, with the interface of paramiko's channels."""
 
     @property
     def closed(self) -> bool:
-        """Whether it is over."""
+        """Whether it is closed."""
 
     def recv(self, size: int) -> bytes:
-        """Read at most `size` bytes; empty at its end."""
+        """Read at most `size` bytes; none at its end."""
 
     def sendall(self, data: bytes) -> None:
         """Write all of `data`."""
 
     def shutdown_write(self) -> None:
-        """Write no more."""
+        """End the output."""
 
     def close(self) -> None:
-        """End it."""
+        """Close it."""
 
 
 def join(
     sock: socket.socket,
     channel: Channel,
     over: threading.Event,
-    meanwhile: Callable[[], object] = lambda: None,
+    on_poll: Callable[[], object] = lambda: None,
 ) -> None:
-    """Copy both ways until both ends have said all, or it is over; call `meanwhile` again and again."""
+    """Copy in both directions until both ends have sent all, or `over` is set; call `on_poll` twice a second."""
 
     def from_channel() -> None:
         with contextlib.suppress(*client.FAILURES):
@@ -240,7 +225,7 @@ def join(
     with contextlib.suppress(*client.FAILURES), selectors.DefaultSelector() as arriving:
         arriving.register(sock, selectors.EVENT_READ)
         while not (channel.closed or over.is_set()):
-            meanwhile()
+            on_poll()
             if arriving.select(_POLL_SECONDS):
                 data = sock.recv(_CHUNK_BYTES)
                 if not data:

@@ -1,4 +1,4 @@
-"""Wait for something in the guest. Times are those of a machine with KVM; without, there is ten times as much."""
+"""Waiting for events in the guest. Timeouts are for a machine with KVM; without it, they are ten times as long."""
 
 from __future__ import annotations
 
@@ -12,34 +12,28 @@ from pytest_virtainers.errors import CommandTimeout, SSHError, UnitFailed
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.deadline import NOTHING, Deadline
 from pytest_virtainers.support.interruptible import TimedOut, patiently
-from pytest_virtainers.vm import provision_limit, readiness
-from pytest_virtainers.vm.commands import Commands
-from pytest_virtainers.vm.core import SILENCE_SECONDS
+from pytest_virtainers.vm import provision_limit
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Sequence
 
+    from pytest_virtainers.vm.machine import Machine
     from pytest_virtainers.vm.result import Result
 
 T = TypeVar("T")
-_SECONDS = 30.0
 
 
-class Waits(Commands):
-    """The part of the handle that waits. All raise `WaitTimeout`, an `AssertionError`, when the time is up."""
+class Waits:
+    """Waits for events in one machine; each method is documented as the one of `VM` with its name."""
 
-    def wait_for(self, condition: Callable[[], T], *, timeout: float = _SECONDS, what: str = "") -> T:
-        """Call `condition` until it gives something true, and give that.
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._commands = machine, machine.commands
 
-        Args:
-            condition: its exceptions end the wait.
-            timeout: seconds with KVM; ten times as many without.
-            what: for the message; by default the function's name.
-        """
+    def wait_for(self, condition: Callable[[], T], *, timeout: float, what: str = "") -> T:
+        """Call `condition` until its result is true; return that."""
         __tracebackhide__ = True
-        name = what or getattr(condition, "__name__", repr(condition))
-        deadline = Deadline(f"{name} on {self.name}", self.scaled(timeout))
+        deadline = self._deadline(what or getattr(condition, "__name__", repr(condition)), timeout, "on")
 
         def attempt() -> T | None:
             __tracebackhide__ = True
@@ -49,23 +43,15 @@ class Waits(Commands):
 
         return deadline.poll(attempt)
 
-    def wait_until_succeeds(
-        self, command: str | Sequence[str], *, timeout: float = _SECONDS, **arguments: Any
-    ) -> Result:
-        """Run a command (with `run`'s arguments but `check`) until its exit code is 0; give its last result."""
-        __tracebackhide__ = True
-        return self._until(command, "success", timeout, arguments)
+    def _deadline(self, what: str, timeout: float, where: str = "of") -> Deadline:
+        return Deadline(f"{what} {where} {self._machine.name}", self._machine.scaled(timeout))
 
-    def wait_until_fails(
-        self, command: str | Sequence[str], *, timeout: float = _SECONDS, **arguments: Any
+    def wait_until(
+        self, end: str, command: str | Sequence[str], *, timeout: float, arguments: dict[str, Any]
     ) -> Result:
-        """Run a command (with `run`'s arguments but `check`) until its exit code is not 0; give its last result."""
+        """Run a command until it ends with `end`, which is `success` or `failure`; return its last result."""
         __tracebackhide__ = True
-        return self._until(command, "failure", timeout, arguments)
-
-    def _until(self, command: str | Sequence[str], end: str, timeout: float, arguments: dict[str, Any]) -> Result:
-        __tracebackhide__ = True
-        deadline = Deadline(f"the {end} of {command!r} on {self.name}", self.scaled(timeout))
+        deadline = self._deadline(f"the {end} of {command!r}", timeout, "on")
 
         def attempt() -> Result | None:
             __tracebackhide__ = True
@@ -78,24 +64,19 @@ class Waits(Commands):
         return deadline.poll(attempt)
 
     def _try(self, command: str | Sequence[str], deadline: Deadline, **arguments: Any) -> Result | None:
-        """Run a command for as long as there is time; None when that was not enough for it."""
+        """Run a command for as long as there is time; return `None` if that was not enough for it."""
         __tracebackhide__ = True
         try:
-            return self.run(command, check=False, timeout=deadline.remaining, **arguments)
+            return self._commands.run(command, check=False, timeout=deadline.remaining, **arguments)
         except CommandTimeout as error:
             if deadline.seen == NOTHING:  # else an earlier try has seen more
                 deadline.seen = str(error)
             return None
 
-    def wait_for_unit(self, unit: str, *, timeout: float = _SECONDS) -> None:
-        """Wait until a systemd unit is active.
-
-        Raises:
-            UnitFailed: it has failed; the message has the end of its journal. This is told at once.
-            WaitTimeout: it has not become active in time.
-        """
+    def wait_for_unit(self, unit: str, *, timeout: float) -> None:
+        """Wait until a systemd unit is active."""
         __tracebackhide__ = True
-        deadline = Deadline(f"unit {unit} of {self.name}", self.scaled(timeout))
+        deadline = self._deadline(f"unit {unit}", timeout)
         ask = ["systemctl", "show", "-p", "LoadState,ActiveState,SubState,Result", "--", unit]
 
         def attempt() -> bool | None:
@@ -107,7 +88,7 @@ class Waits(Commands):
             deadline.seen = ", ".join(f"{name} {value}" for name, value in state.items())
             if state.get("ActiveState") == "failed":
                 raise UnitFailed(
-                    f"unit {unit} of {self.name} has failed ({deadline.seen}). The end of its journal:\n"
+                    f"unit {unit} of {self._machine.name} has failed ({deadline.seen}). The end of its journal:\n"
                     + self._journal_of(unit, deadline.remaining)
                 )
             return state.get("ActiveState") == "active" or None
@@ -117,57 +98,47 @@ class Waits(Commands):
     def _journal_of(self, unit: str, seconds: float) -> str:
         __tracebackhide__ = True
         read = ["journalctl", "--no-pager", "-o", "short", "-n", "20", "-u", unit]
-        lines = self.run(read, sudo=self.user != "root", check=False, timeout=max(5.0, seconds)).stdout
+        lines = self._commands.run(read, sudo=self._needs_sudo, check=False, timeout=max(5.0, seconds)).stdout
         return "\n".join(f"  | {line}" for line in lines.splitlines())
 
-    def wait_for_port(self, port: int, *, host: str = "localhost", timeout: float = _SECONDS) -> None:
-        """Wait until a TCP connection to a port can be made from within the guest.
+    @property
+    def _needs_sudo(self) -> bool:
+        return self._machine.user != "root"
 
-        Raises:
-            SSHError: the guest's sshd does not try, for instance because it forbids forwarding.
-            GuestStalled: the guest does not answer any more.
-        """
+    def wait_for_port(self, port: int, *, host: str, timeout: float, is_open: bool) -> None:
+        """Wait until a TCP port, as the guest reaches it, is open or closed."""
         __tracebackhide__ = True
-        deadline = Deadline(f"port {port} of {host} on {self.name}", self.scaled(timeout))
-        self._poll_port(host, port, deadline, wanted=True)
-
-    def wait_for_closed_port(self, port: int, *, host: str = "localhost", timeout: float = _SECONDS) -> None:
-        """Wait until no TCP connection to a port can be made from within the guest; raises as `wait_for_port`."""
-        __tracebackhide__ = True
-        deadline = Deadline(f"the end of port {port} of {host} on {self.name}", self.scaled(timeout))
-        self._poll_port(host, port, deadline, wanted=False)
-
-    def _poll_port(self, host: str, port: int, deadline: Deadline, *, wanted: bool) -> None:
-        __tracebackhide__ = True
+        what = "port" if is_open else "the end of port"
+        deadline = self._deadline(f"{what} {port} of {host}", timeout, "on")
 
         def attempt() -> bool | None:
             __tracebackhide__ = True
-            return self._is_open(host, port, deadline) is wanted or None
+            return self._is_open(host, port, deadline) is is_open or None
 
         deadline.poll(attempt)
 
     def _is_open(self, host: str, port: int, deadline: Deadline) -> bool | None:
-        """Let the guest's sshd try: that needs no program in the guest. None: it could not be asked."""
+        """Let the guest's sshd connect, which needs no program in the guest; return `None` if it was not asked."""
         __tracebackhide__ = True
-        connection = self._connected()
+        machine = self._machine
+        connection = machine.ssh.connected()
         try:
             channel = patiently(
                 lambda: connection.transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0)),
-                check=self._check_alive,
+                check=machine.health.check_alive,
                 deadline=time.monotonic() + deadline.remaining,
                 unwanted=lambda late: late.close(),
             )
         except paramiko.ChannelException as refusal:
             if refusal.code != OPEN_FAILED_CONNECT_FAILED:  # it has not even tried
                 raise SSHError(
-                    f"{self.name}: its sshd does not try to reach port {port} of {host} for us "
+                    f"{machine.name}: its sshd refuses to connect to port {port} of {host} "
                     f"({refusal.text or refusal}); sshd_config's AllowTcpForwarding and PermitOpen may forbid it"
                 ) from None
             deadline.seen = f"no connection ({refusal.text or refusal})"
             return False
         except TimedOut:
-            if not connection.answers(self.scaled(SILENCE_SECONDS)):
-                raise self._hangs() from None
+            machine.ssh.check_answer(connection)
             deadline.seen = "no answer"
             return False
         except client.FAILURES as error:
@@ -177,43 +148,38 @@ class Waits(Commands):
         deadline.seen = "a connection"
         return True
 
-    def wait_for_file(self, path: str, *, timeout: float = _SECONDS) -> None:
-        """Wait until a file or folder is there (a symbolic link to nowhere is not)."""
+    def wait_for_file(self, path: str, *, timeout: float) -> None:
+        """Wait until a file or folder exists."""
         __tracebackhide__ = True
-        deadline = Deadline(f"file {path} of {self.name}", self.scaled(timeout))
+        deadline = self._deadline(f"file {path}", timeout)
         deadline.seen = "no such file"
         look = ["test", "-e", path]
 
         def attempt() -> bool | None:
             __tracebackhide__ = True
-            found = self._try(look, deadline, sudo=self.user != "root")
+            found = self._try(look, deadline, sudo=self._needs_sudo)
             return (found is not None and found.ok) or None
 
         deadline.poll(attempt)
 
-    def wait_for_console(self, pattern: str, *, timeout: float = _SECONDS) -> re.Match[str]:
-        """Wait until the serial console shows a regular expression, from its first line on; give the match."""
+    def wait_for_console(self, pattern: str, *, timeout: float) -> re.Match[str]:
+        """Wait until the serial console shows a regular expression; return the match."""
         __tracebackhide__ = True
-        deadline = Deadline(f"{pattern!r} on the console of {self.name}", self.scaled(timeout))
-        search = self.console.search(pattern)
+        console = self._machine.console
+        deadline = self._deadline(f"{pattern!r} on the console", timeout)
+        search = console.search(pattern)
 
         def attempt() -> re.Match[str] | None:
             __tracebackhide__ = True
-            deadline.seen = f"\n{self.console.tail()}"
+            deadline.seen = f"\n{console.tail()}"
             found = search.look()
             if found is None:
-                self._check_going()
+                self._machine.health.check_unless_halted()
             return found
 
         return deadline.poll(attempt)
 
-    def wait_for_cloud_init(self, *, timeout: float = _SECONDS) -> None:
-        """Wait until cloud-init has finished, for instance after a reboot with changed data.
-
-        Raises:
-            BootTimeout: not in time.
-            BootError: it reports errors; the message has them.
-        """
+    def wait_for_cloud_init(self, *, timeout: float) -> None:
+        """Wait until cloud-init has finished."""
         __tracebackhide__ = True
-        machine = readiness.Machine(self.name, self.console, self._check_alive)
-        readiness.wait_for_cloud_init(machine, self._connected(), provision_limit.Limit(self.scaled(timeout)))
+        self._machine.ssh.wait_for_cloud_init(provision_limit.Limit(self._machine.scaled(timeout)))

@@ -1,4 +1,4 @@
-"""A stand-in for a machine whose evidence is taken: nothing of it runs."""
+"""A stand-in for a VM whose evidence is collected: nothing of it runs."""
 
 from __future__ import annotations
 
@@ -81,6 +81,12 @@ class FakeMachine:
         self.asked: list[str] = []
         self.refuses_to_go = False
         self.runs = True
+
+    @property
+    def machine(self) -> FakeMachine:
+        return self
+
+    screen = access = machine
 
     def scaled(self, seconds: float) -> float:
         return seconds

@@ -24,7 +24,8 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
 
     def take(spec: Spec) -> Any:
         specs.append(spec)
-        return SimpleNamespace(name=spec.name, spec=spec, ip="", console_command="", ssh_command="echo ssh")
+        access = SimpleNamespace(console_command="", ssh_command="echo ssh")
+        return SimpleNamespace(name=spec.name, spec=spec, ip="", access=access)
 
     managers: list[str] = []
 
@@ -174,7 +175,8 @@ def test_what_an_option_names_is_read_once(wanted: list[Spec], tmp_path: Path) -
 def test_the_browser_is_not_given_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others may read command lines."""
     page = "http://127.0.0.1:1/vnc.html#autoconnect=true&resize=scale&password=secret"
-    vm = SimpleNamespace(novnc=lambda *, port: contextlib.nullcontext(page), why_over="it is a fake")
+    screen = SimpleNamespace(novnc=lambda *, port: contextlib.nullcontext(page))
+    vm = SimpleNamespace(screen=screen, machine=SimpleNamespace(exit_reason="it is a fake"))
     opened: list[str] = []
     monkeypatch.setattr(detached, "attached", lambda *_: contextlib.nullcontext(vm))
     monkeypatch.setattr(click, "launch", opened.append)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout, SSHError, TransferError, VMFactory, VMGone
-from pytest_virtainers.vm import core, limited
+from pytest_virtainers.vm import connection, limited
 
 
 def test_as_another_user(session_vm: VM) -> None:
@@ -104,11 +104,11 @@ def test_the_log_has_all_that_was_done(session_vm: VM) -> None:
 
 def test_what_commands_print_is_shown_as_it_comes(session_vm: VM) -> None:
     shown: list[str] = []
-    session_vm.echo = shown.append
+    session_vm.machine.echo = shown.append
     try:
         session_vm.run("echo one; echo two >&2; printf three")
     finally:
-        session_vm.echo = None
+        session_vm.machine.echo = None
     assert sorted(shown) == ["vm: one\n", "vm: three\n", "vm: two\n"]
 
 
@@ -154,14 +154,14 @@ def test_a_process_that_memory_is_missing_for_is_named(vm: VM) -> None:
 def test_a_connection_that_broke_is_made_anew(session_vm: VM) -> None:
     session_vm.popen("sleep 1; pkill -9 -x sshd-session", sudo=True)
     began = time.monotonic()
-    while session_vm._connection is not None and session_vm._connection.alive:
+    while session_vm.machine.ssh.current is not None and session_vm.machine.ssh.current.alive:
         assert time.monotonic() - began < 60
         time.sleep(0.1)
     assert session_vm.run("echo again").stdout == "again\n"
 
 
 def test_an_sshd_that_is_dead_is_told(vm_factory: VMFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "_RECONNECT_SECONDS", 5.0)
+    monkeypatch.setattr(connection, "_RECONNECT_SECONDS", 5.0)
     deaf = vm_factory("deaf")
     tried = r"deaf: the SSH connection broke while .* ran; a new connection was tried, and met: .*refused"
     with pytest.raises(SSHError, match=tried):
@@ -173,7 +173,7 @@ def test_an_sshd_that_is_dead_is_told(vm_factory: VMFactory, monkeypatch: pytest
 def test_a_machine_that_is_away_says_so(session_vm: VM) -> None:
     session_vm.pause()
     try:
-        with pytest.raises(VMGone, match=r"vm does not run: it is paused; vm\.resume\(\) lets it go on"):
+        with pytest.raises(VMGone, match=r"vm does not run: it is paused; vm\.resume\(\) continues it"):
             session_vm.run("true")
     finally:
         session_vm.resume()

@@ -15,10 +15,12 @@ _LISTENING = "ss --listening --tcp --numeric --no-header 'sport = :{}'"
 
 
 def test_qemu_has_no_rights_to_lose(session_vm: VM) -> None:
-    code, seen = session_vm.container.run(["sh", "-c", "grep -ls ^qemu-system /proc/[0-9]*/cmdline | xargs dirname"])
+    code, seen = session_vm.machine.container.run(
+        ["sh", "-c", "grep -ls ^qemu-system /proc/[0-9]*/cmdline | xargs dirname"]
+    )
     assert code == 0, seen
     (process,) = seen.decode().split()
-    lines = session_vm.container.run(["cat", f"{process}/status"])[1].decode().splitlines()
+    lines = session_vm.machine.container.run(["cat", f"{process}/status"])[1].decode().splitlines()
     status = dict(line.split(":\t", 1) for line in lines)
     assert set(status["Uid"].split()) == {"64055"}
     assert len(set(status["Gid"].split())) == 1
@@ -62,9 +64,9 @@ def test_the_bridges_link_local_address_is_out_of_reach(session_vm: VM) -> None:
         threading.Thread(target=_accept, args=(server,), daemon=True).start()
         port = str(server.getsockname()[1])
         call = ["python3", "-c", CONNECT.format(5)]
-        has_ipv6 = session_vm.container.run(["test", "-s", "/proc/net/if_inet6"])[0] == 0
+        has_ipv6 = session_vm.machine.container.run(["test", "-s", "/proc/net/if_inet6"])[0] == 0
         if has_ipv6:
-            code, said = session_vm.container.run([*call, f"{link_local}%eth0", port])
+            code, said = session_vm.machine.container.run([*call, f"{link_local}%eth0", port])
             assert code == 0, f"its container reaches it: {said.decode()}"
         assert not session_vm.run([*call, f"{link_local}%eth0", port], check=False, timeout=60)
 

@@ -17,41 +17,41 @@ from pytest_virtainers import VM, StoreError, VirtainerError, VMGone, WaitTimeou
 
 
 def test_disks_come_and_go(session_vm: VM) -> None:
-    disk = session_vm.add_disk("64M")
+    disk = session_vm.disks.add("64M")
     assert session_vm.run(["blockdev", "--getsize64", disk.path], sudo=True).stdout == f"{64 * 2**20}\n"
     session_vm.run(
         f"mkfs.ext4 -q {disk.path} && mount {disk.path} /mnt && echo hi >/mnt/file && umount /mnt", sudo=True
     )
-    other = session_vm.add_disk(32)
+    other = session_vm.disks.add(32)
     assert other.path != disk.path
     for each in (disk, other):
-        session_vm.remove_disk(each)
+        session_vm.disks.remove(each)
         session_vm.wait_until_fails(["test", "-e", each.path])
 
 
 def test_cards_come_and_go(session_vm: VM) -> None:
-    nic = session_vm.add_nic()
+    nic = session_vm.nics.add()
     find = f"ip -o link | grep -i {nic.mac} | cut -d: -f2"
     name = session_vm.wait_until_succeeds(f"{find} | grep .").stdout.strip()
     session_vm.run(f"ip link set {name} up", sudo=True)
     session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 1")
     session_vm.wait_until_succeeds(f"ip -4 addr show dev {name} | grep 'inet 10[.]'")
     assert session_vm.run(f"ip route show default dev {name}").stdout == "", "answers to the test would go that way"
-    session_vm.link_down(nic)
+    session_vm.nics.link_down(nic)
     session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 0")
-    session_vm.link_up(nic)
+    session_vm.nics.link_up(nic)
     session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 1")
-    session_vm.remove_nic(nic)
+    session_vm.nics.remove(nic)
     session_vm.wait_until_fails(f"{find} | grep .")
 
 
 @pytest.mark.virtainer(nics=["devices"])
 def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
     card, devices = vm.nics["devices"], "ls /sys/class/net; ls /sys/block"
-    disk = vm.add_disk(32)
+    disk = vm.disks.add(32)
     with pytest.raises(StoreError, match=rf"of added disks \({disk.name}\) nothing is kept: remove them first"):
         vm.snapshot()
-    vm.remove_disk(disk)
+    vm.disks.remove(disk)
     vm.pause()
     with pytest.raises(VMGone, match="it is paused"):
         vm.snapshot()
@@ -59,8 +59,8 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
     before = vm.run(devices).stdout
     snapshot = vm.snapshot()
     for halt in (None, vm.pause, vm.shutdown):
-        vm.add_disk(32)
-        vm.add_nic()
+        vm.disks.add(32)
+        vm.nics.add()
         assert vm.run(devices).stdout != before
         if halt is not None:
             halt()
@@ -68,8 +68,8 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
         assert vm.run(devices).stdout == before
         assert vm.nics == {"devices": card}
         assert card.ip in vm.run(["ip", "addr", "show", card.device]).stdout
-    vm.remove_nic(card)
-    with pytest.raises(StoreError, match=f"has not the network cards any more that {snapshot.name} has"):
+    vm.nics.remove(card)
+    with pytest.raises(StoreError, match=f"cannot restore {snapshot.name}: network cards were removed since"):
         vm.restore(snapshot)
     assert vm.run("true").ok, "it goes on"
 
@@ -77,9 +77,9 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
 def test_without_its_cable_the_guest_hears_nothing(session_vm: VM) -> None:
     with session_vm.popen("while :; do cat /sys/class/net/eth0/carrier; sleep 0.2; done >/tmp/carrier"):
         session_vm.wait_until_succeeds("grep 1 /tmp/carrier")
-        session_vm.link_down()
+        session_vm.nics.link_down()
         time.sleep(session_vm.scaled(0.5))
-        session_vm.link_up()
+        session_vm.nics.link_up()
         session_vm.wait_until_succeeds("tail -n1 /tmp/carrier | grep 1")
     assert "0\n" in session_vm.read_text("/tmp/carrier")
 
@@ -106,7 +106,9 @@ def test_the_console_is_a_place_to_talk(session_vm: VM) -> None:
 
 def test_the_console_opens_in_a_terminal(session_vm: VM) -> None:
     master, slave = pty.openpty()
-    process = subprocess.Popen(shlex.split(session_vm.console_command), stdin=slave, stdout=slave, stderr=slave)
+    process = subprocess.Popen(
+        shlex.split(session_vm.access.console_command), stdin=slave, stdout=slave, stderr=slave
+    )
     os.close(slave)
     seen = b""
     while b"Ctrl-] to leave" not in seen:
@@ -132,16 +134,16 @@ def pixels(png: Path) -> tuple[int, int, bytes]:
 
 
 def test_the_screen_shows_what_is_typed(session_vm: VM, tmp_path: Path) -> None:
-    first = pixels(session_vm.screenshot(tmp_path / "before.png"))
+    first = pixels(session_vm.screen.screenshot(tmp_path / "before.png"))
     assert first[0] >= 640
     assert first[1] >= 400
-    session_vm.type("Hello,(World)!")  # at the login prompt
+    session_vm.screen.type("Hello,(World)!")  # at the login prompt
     session_vm.wait_until_succeeds("grep -aF 'Hello,(World)!' /dev/vcs1", sudo=True)
-    session_vm.send_keys("ctrl-u", "a", "b", "backspace")
+    session_vm.screen.send_keys("ctrl-u", "a", "b", "backspace")
     session_vm.wait_until_succeeds("fold -w80 /dev/vcs1 | grep -aE '(login: |^)a +$'", sudo=True)
-    assert pixels(session_vm.screenshot(tmp_path / "after.png")) != first
+    assert pixels(session_vm.screen.screenshot(tmp_path / "after.png")) != first
     with pytest.raises(ValueError, match="a US keyboard has no key for 'ü'"):
-        session_vm.type("ü")
+        session_vm.screen.type("ü")
 
 
 def arrived(vm: VM, terminal: str, text: str) -> str:
@@ -168,7 +170,7 @@ def test_nothing_of_a_long_text_is_lost(session_vm: VM, terminal: str, login: st
     with session_vm.popen(f"exec cat </dev/{terminal} >/tmp/{terminal}", sudo=True):
         session_vm.wait_until_succeeds(["pgrep", "-x", "cat"])
         if terminal == "tty1":
-            session_vm.type(text)
+            session_vm.screen.type(text)
         else:
             session_vm.console.send(text)
         assert arrived(session_vm, terminal, text) == text
@@ -179,7 +181,7 @@ def test_a_machine_that_stands_still_hears_no_keys(session_vm: VM) -> None:
     session_vm.pause()
     try:
         with pytest.raises(VMGone, match=r"vm does not run: it is paused"):
-            session_vm.type("lost")
+            session_vm.screen.type("lost")
     finally:
         session_vm.resume()
 

@@ -33,11 +33,11 @@ def vm(network: Network, vm_factory: VMFactory) -> VM:
 
 
 def disconnect(engine: Engine, vm: VM, network: str) -> None:
-    engine.api.disconnect_container_from_network(vm.container.id, network, force=True)
+    engine.api.disconnect_container_from_network(vm.machine.container.id, network, force=True)
 
 
 def reached_directly(vm: VM) -> bool:
-    return vm.endpoint.ssh_options() == {}
+    return vm.machine.endpoint.ssh_options() == {}
 
 
 def fetched(url: str) -> bytes:
@@ -68,7 +68,7 @@ def test_the_command_that_runs_says_so_and_the_next_one_goes_through_the_engine(
         assert not vm.ip
         vm.run("pkill -x sleep")
 
-    engine.api.connect_container_to_network(vm.container.id, network.name, ipv4_address=before)
+    engine.api.connect_container_to_network(vm.machine.container.id, network.name, ipv4_address=before)
     assert vm.ip == before
     assert vm.run("hostname").stdout == "web\n"
 
@@ -94,6 +94,6 @@ def test_a_network_that_is_removed_takes_only_its_card_with_it(
     vm = vm_factory("web", nics=[{"name": network.name, "mode": "existing", "source": network.name}])
     disconnect(engine, vm, network.name)
     network.close()
-    vm.remove_nic(vm.nics[network.name])
+    vm.nics.remove(vm.nics[network.name])
     assert vm.nics == {}
     assert vm.run("hostname").stdout == "web\n"

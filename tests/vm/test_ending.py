@@ -338,7 +338,7 @@ def test_many_clones_leave_nothing(
     before, descriptors = present(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(int(os.environ.get("CYCLES", "5"))):
         vm = manager.launch(spec)
-        assert vm.ssh_command
+        assert vm.access.ssh_command
         vm.run("true")
         manager.discard(vm)
     deadline = time.monotonic() + 30

@@ -38,7 +38,7 @@ def test_out_of_memory(vm):
 
 
 def test_full_disk(vm):
-    full = vm.fill_disk()
+    full = vm.faults.fill_disk()
     full.__enter__()  # and so it is while the evidence is taken
     vm.run("head -c 1M /dev/zero >/var/tmp/file", sudo=True)
 
@@ -65,7 +65,7 @@ def test_powered_off(vm):
 
 def test_killed(vm):
     vm.run("echo on disk >/home/debian/mark; sync")
-    threading.Timer(1, vm.container._api.kill, [vm.container.id]).start()
+    threading.Timer(1, vm.machine.container._api.kill, [vm.machine.container.id]).start()
     vm.run("sleep 600")
 
 
@@ -201,7 +201,7 @@ def test_a_machine_that_was_booted_and_killed_goes_on_with_its_own_seed(pytester
         @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2, template=False)
         def test_it(vm):
             vm.run("cat /var/lib/cloud/data/instance-id >mark; sync")
-            vm.container._api.kill(vm.container.id)
+            vm.machine.container._api.kill(vm.machine.container.id)
             vm.run("true")
         """
     )
@@ -228,7 +228,7 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
             vm.run("echo only in memory >/dev/shm/file; cut -d. -f1 /proc/uptime >/dev/shm/uptime; false")
 
         def test_nothing_of_it_stays_in_the_container(vm):
-            code, listed = vm.container.run(["ls", vm.folder])
+            code, listed = vm.machine.container.run(["ls", vm.machine.folder])
             assert code == 0
             assert b"local_image.qcow2" in listed
             assert b"evidence" not in listed
@@ -266,7 +266,7 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
         UNIQUE = str(time.time_ns())  # no template of an earlier run
 
         def begin(vm, name):
-            pathlib.Path("test_it." + name).write_text(vm.folder)
+            pathlib.Path("test_it." + name).write_text(vm.machine.folder)
             vm.run("echo on disk >mark; sync; echo in memory >/dev/shm/file")
 
         def fail(vm, unique=UNIQUE):
@@ -275,7 +275,7 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
 
         def die(vm, unique=UNIQUE):
             begin(vm, "dies")
-            vm.container._api.kill(vm.container.id)
+            vm.machine.container._api.kill(vm.machine.container.id)
             vm.run("true")
 
         def interrupt(vm, unique=UNIQUE):
@@ -337,8 +337,8 @@ def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_
 
         @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
         def test_it(vm):
-            vm.remove_disk(vm.add_disk("64M"))
-            vm.add_nic()
+            vm.disks.remove(vm.disks.add("64M"))
+            vm.nics.add()
             vm.run("echo on disk >mark; sync; false")
         """
     )
@@ -362,7 +362,7 @@ def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(pytester: pytest.Pyt
 
         @pytest.mark.virtainer("web", ram="512M", disk="3G", cpus=2)
         def test_it(vm):
-            vm.container.run(["sh", "-c", "printf '#!/bin/sh\\nexec sleep 600' >/usr/local/bin/evidence"])
+            vm.machine.container.run(["sh", "-c", "printf '#!/bin/sh\\nexec sleep 600' >/usr/local/bin/evidence"])
             vm.run("false")
         """
     )

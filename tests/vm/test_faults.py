@@ -10,13 +10,13 @@ from tests.vm.shapes import SMALL
 
 
 def test_a_full_disk(session_vm: VM) -> None:
-    with session_vm.fill_disk("/var/tmp"):
+    with session_vm.faults.fill_disk("/var/tmp"):
         full = session_vm.run("head -c 1M /dev/zero >/var/tmp/more", sudo=True, check=False)
         assert "No space left on device" in full.stderr
     session_vm.run("head -c 1M /dev/zero >/var/tmp/more && rm /var/tmp/more", sudo=True)
-    with session_vm.fill_disk("/var/tmp", leave="20M"):
+    with session_vm.faults.fill_disk("/var/tmp", leave="20M"):
         session_vm.run("head -c 5M /dev/zero >/var/tmp/more && rm /var/tmp/more", sudo=True)
-    with pytest.raises(CommandFailed, match="No space left"), session_vm.fill_disk("/var/tmp"):
+    with pytest.raises(CommandFailed, match="No space left"), session_vm.faults.fill_disk("/var/tmp"):
         session_vm.run("head -c 1M /dev/zero >/var/tmp/more", sudo=True)
     assert session_vm.glob("/var/tmp/.virtainer-fill*") == []
 
@@ -27,7 +27,7 @@ def test_a_disk_that_is_not_filled_to_the_end_is_emptied(session_vm: VM) -> None
     breaks = '#!/bin/sh\n/usr/bin/fallocate "$@" && touch /run/fell && kill -9 $PPID\n'
     session_vm.write_text("/usr/local/bin/fallocate", breaks, mode=0o755)
     try:
-        with pytest.raises(VirtainerError), session_vm.fill_disk("/var/tmp"):
+        with pytest.raises(VirtainerError), session_vm.faults.fill_disk("/var/tmp"):
             pytest.fail("it is not full")
     finally:
         session_vm.run("rm /usr/local/bin/fallocate", sudo=True)
@@ -38,7 +38,7 @@ def test_a_disk_that_is_not_filled_to_the_end_is_emptied(session_vm: VM) -> None
 
 def test_another_time(session_vm: VM) -> None:
     session_vm.run("systemctl start systemd-timesyncd", sudo=True)
-    with session_vm.set_time(datetime(2038, 1, 19, 3, 14, tzinfo=UTC)):
+    with session_vm.faults.set_time(datetime(2038, 1, 19, 3, 14, tzinfo=UTC)):
         assert session_vm.run("date -u +%F").stdout == "2038-01-19\n"
         assert not session_vm.run("systemctl is-active systemd-timesyncd", check=False)
     before = time.time()
@@ -51,12 +51,12 @@ def test_no_network_but_our_own(vm_factory: VMFactory) -> None:
     first, second = vm_factory("first", **SMALL), vm_factory("second", **SMALL)
     ping, patient_ping = (["ping", "-c", "1", "-W", seconds, second.ip] for seconds in ("3", "30"))
     first.run(patient_ping)
-    with first.block_network():
+    with first.faults.block_network():
         assert not first.run(ping, check=False)
         assert not second.run(["ping", "-c", "1", "-W", "3", first.ip], check=False)
         assert not first.run("getent hosts second", check=False)
-        assert first.ssh_command  # and a new connection works, too
-        first._connection.close()  # type: ignore[union-attr]
+        assert first.access.ssh_command  # and a new connection works, too
+        first.machine.ssh.current.close()  # type: ignore[union-attr]
         assert first.run("echo still").stdout == "still\n"
     first.run(patient_ping)
 
@@ -71,6 +71,6 @@ def test_a_slow_disk(session_vm: VM, limit: dict[str, int]) -> None:
 
     seconds()
     fast = min(seconds() for _ in range(3))
-    with session_vm.slow_disk(**limit):
+    with session_vm.faults.slow_disk(**limit):
         assert seconds() > max(2.5, 2 * fast)  # unhindered, it takes a tenth of a second
     assert any(seconds() < 2.5 for _ in range(5))

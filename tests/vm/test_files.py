@@ -38,7 +38,7 @@ def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, 
     for number in range(100):
         (tree / str(number)).write_bytes(bytes(4 * MIB))
     session_vm.run("mkdir -p /var/tmp/broken/tree && echo old >/var/tmp/broken/tree/old")
-    connection = session_vm._connection
+    connection = session_vm.machine.ssh.current
     assert connection is not None
 
     def break_it() -> None:  # when the upload is surely under way
@@ -51,7 +51,7 @@ def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, 
         session_vm.put(tree, "/var/tmp/broken")
     breaking.join()
     assert session_vm.run("cd /var/tmp/broken && find . -type f", sudo=True).stdout == "./tree/old\n"
-    with pytest.raises(TransferError, match="not done after 1 s"):
+    with pytest.raises(TransferError, match="did not finish within 1 s"):
         session_vm.put(tree, "/var/tmp/broken", timeout=1)
     assert session_vm.run("cd /var/tmp/broken && find . -type f", sudo=True).stdout == "./tree/old\n"
 

@@ -53,5 +53,5 @@ def test_a_disk_that_does_not_boot_from_it_is_told_at_once(
 def test_a_desktop_is_drawn_with_uefi(vm: VM, tmp_path: Path) -> None:
     vm.wait_until_succeeds("DISPLAY=:0 xdotool search --onlyvisible --name Welcome")
     assert vm.run("DISPLAY=:0 xdotool getdisplaygeometry").stdout == "1280 800\n"
-    picture = vm.screenshot(tmp_path / "screen.png").read_bytes()
+    picture = vm.screen.screenshot(tmp_path / "screen.png").read_bytes()
     assert struct.unpack(">II", picture[16:24]) == (1280, 800)

@@ -50,7 +50,7 @@ with virtainers.launch("debian-13", name="forking", ram="512M", disk="3G", cpus=
     uses = {
         "run": lambda: vm.run("true"),
         "get": lambda: vm.get("/etc/hostname", "hostname"),
-        "close": lambda: vm.close(),
+        "close": lambda: vm.machine.close(),
         "snapshot": lambda: vm.snapshot(),
         "popen": lambda: vm.popen("true"),
     }
@@ -86,7 +86,7 @@ with virtainers.launch("debian-13", name="forking", ram="512M", disk="3G", cpus=
 """
 REFUSAL = (
     "forking: this VM belongs to process PARENT; its forked child CHILD cannot use it. "
-    "Use a thread, or open a session of its own with vm.ssh_command."
+    "Use a thread, or open a session of its own with vm.access.ssh_command."
 )
 SAID = f"""\
 exception 1 on
@@ -154,13 +154,13 @@ pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
 
 
 def test_fork(vm):
-    vm.ssh_command
+    vm.access.ssh_command
     child = os.fork()
     if child == 0:
         sys.exit("the child goes on with the rest of the session")
     os.waitpid(child, 0)
     assert vm.run("echo on").stdout == "on\\n"
-    open(vm.ssh_config()).read()
+    open(vm.access.ssh_config()).read()
 
 
 def test_next(vm):

@@ -47,12 +47,12 @@ def test_input_environment_folder_and_sudo(session_vm: VM) -> None:
 
 
 def test_another_host_key_than_the_pinned_one_is_refused(session_vm: VM) -> None:
-    keys = Keys(session_vm.keys.login, KeyPair.generate())
+    keys = Keys(session_vm.machine.keys.login, KeyPair.generate())
     with pytest.raises(paramiko.BadHostKeyException):
-        client.log_in(session_vm.endpoint.dial(10), session_vm.user, keys, 30)
-    keys = Keys(KeyPair.generate(), session_vm.keys.host)
+        client.log_in(session_vm.machine.endpoint.dial(10), session_vm.user, keys, 30)
+    keys = Keys(KeyPair.generate(), session_vm.machine.keys.host)
     with pytest.raises(paramiko.AuthenticationException):
-        client.log_in(session_vm.endpoint.dial(10), session_vm.user, keys, 30)
+        client.log_in(session_vm.machine.endpoint.dial(10), session_vm.user, keys, 30)
 
 
 def test_the_login_is_an_ordinary_user_and_passwords_are_refused(session_vm: VM) -> None:
@@ -94,7 +94,7 @@ def test_a_timeout_keeps_what_was_printed(session_vm: VM) -> None:
 
 
 def test_a_timeout_holds_when_the_guest_hangs(session_vm: VM) -> None:
-    container = session_vm.container
+    container = session_vm.machine.container
     assert container.run(["qmp", '{"execute": "stop"}'])[0] == 0
     began = time.monotonic()
     try:
@@ -161,23 +161,23 @@ def test_text_files(session_vm: VM) -> None:
 
 def test_openssh_gets_in_with_the_printed_command(session_vm: VM) -> None:
     def ssh_says() -> str:
-        words = [*shlex.split(session_vm.ssh_command), "echo $((6*7))"]
+        words = [*shlex.split(session_vm.access.ssh_command), "echo $((6*7))"]
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
 
     assert ssh_says() == "42\n"
-    endpoint = session_vm.endpoint
+    endpoint = session_vm.machine.endpoint
     direct, endpoint._direct = endpoint._direct, False
     try:
-        assert "pytest_virtainers.engine.relay" in session_vm.ssh_command
+        assert "pytest_virtainers.engine.relay" in session_vm.access.ssh_command
         assert ssh_says() == "42\n", "through the relay"
     finally:
         endpoint._direct = direct
 
 
 def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: Engine) -> None:
-    relayed = Endpoint(engine, session_vm.container)
+    relayed = Endpoint(engine, session_vm.machine.container)
     relayed._direct = False
-    connection = client.log_in(relayed.dial(60), session_vm.user, session_vm.keys, 60)
+    connection = client.log_in(relayed.dial(60), session_vm.user, session_vm.machine.keys, 60)
     output = bytearray()
     code = connection.execute(
         "head -c 3M /dev/zero",
@@ -197,11 +197,11 @@ def test_a_foreign_host_key_is_refused(session_vm: VM) -> None:
 
     from pytest_virtainers.ssh.keys import KeyPair
 
-    expected = dataclasses.replace(session_vm.keys, host=KeyPair.generate())
+    expected = dataclasses.replace(session_vm.machine.keys, host=KeyPair.generate())
     import paramiko
 
     with pytest.raises(paramiko.BadHostKeyException):
-        client.log_in(session_vm.endpoint.dial(60), session_vm.user, expected, 60)
+        client.log_in(session_vm.machine.endpoint.dial(60), session_vm.user, expected, 60)
 
 
 def test_the_console_is_collected(session_vm: VM) -> None:
@@ -211,16 +211,16 @@ def test_the_console_is_collected(session_vm: VM) -> None:
 
 
 def test_the_container_has_least_privileges(session_vm: VM, engine: Engine) -> None:
-    about = engine.api.inspect_container(session_vm.container.id)
+    about = engine.api.inspect_container(session_vm.machine.container.id)
     host = about["HostConfig"]
     assert not host["Privileged"]
     assert host["PortBindings"] in ({}, None)
-    status = session_vm.container.run(["cat", "/proc/1/status"])[1].decode()
+    status = session_vm.machine.container.run(["cat", "/proc/1/status"])[1].decode()
     (held,) = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapBnd:")]
     # SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN, NET_RAW, by their numbers in linux/capability.h
     assert held == sum(1 << bit for bit in (6, 7, 10, 12, 13))
     assert "NoNewPrivs:\t1" in status
-    code, qemu = session_vm.container.run(["sh", "-c", "grep -h ^Uid /proc/[0-9]*/status | sort -u"])
+    code, qemu = session_vm.machine.container.run(["sh", "-c", "grep -h ^Uid /proc/[0-9]*/status | sort -u"])
     assert code == 0
     assert b"64055" in qemu, "QEMU runs as a user of its own"
 
@@ -228,7 +228,7 @@ def test_the_container_has_least_privileges(session_vm: VM, engine: Engine) -> N
 def test_the_labels_name_run_owner_and_test(session_vm: VM, engine: Engine) -> None:
     import os
 
-    labels = engine.api.inspect_container(session_vm.container.id)["Config"]["Labels"]
+    labels = engine.api.inspect_container(session_vm.machine.container.id)["Config"]["Labels"]
     assert labels["virtainers"] == "vm"
     assert labels["virtainers.owner-pid"] == str(os.getpid())
     assert labels["virtainers.vm"] == "vm"

@@ -187,7 +187,7 @@ def test_where_a_disk_is_used_its_header_is_looked_at_again(
         with pytest.raises(
             VMGone, match=r"the overlay /mounted/local_image\.qcow2 keeps its data in another file: remove"
         ):
-            vm.wait_until_resumed()
+            vm.machine.wait_until_resumed()
     finally:
         manager.discard(vm)
 
@@ -213,8 +213,8 @@ def test_honest_evidence_of_others_is_exported(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, manager: Manager) -> None:
-    template = vm.container.environment["TEMPLATE"]
-    code, listed = vm.container.run(["find", "/store", "-mindepth", "1", "-maxdepth", "2", "-type", "d"])
+    template = vm.machine.container.environment["TEMPLATE"]
+    code, listed = vm.machine.container.run(["find", "/store", "-mindepth", "1", "-maxdepth", "2", "-type", "d"])
     assert code == 0
     (guest,) = {each for each in listed.decode().split() if each.startswith("/store/guests/")}
     assert set(listed.decode().split()) == {"/store/guests", "/store/templates", template, guest}
@@ -224,9 +224,9 @@ def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, manager: Manager) -> 
             with shop.scratch() as scratch:
                 others = {scratch}
     for other in others:
-        assert vm.container.run(["cat", f"{other}/manifest.json"])[0] != 0
+        assert vm.machine.container.run(["cat", f"{other}/manifest.json"])[0] != 0
     for place in (template, guest):
-        code, said = vm.container.run(["touch", f"{place}/new"])
+        code, said = vm.machine.container.run(["touch", f"{place}/new"])
         assert code != 0
         assert b"Read-only file system" in said
 
@@ -237,7 +237,7 @@ def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
     """Or the engine's `volume prune` would take the disk that its own is made on."""
     if settings.store.startswith("/"):
         pytest.skip("the store is no volume")
-    places = [vm.container.environment["TEMPLATE"].removeprefix("/store/")]
+    places = [vm.machine.container.environment["TEMPLATE"].removeprefix("/store/")]
     binds = Access(engine, settings.store, manager.store).binds(places, lasting=True)
     plan = Plan("virtainers-lasting", "helper", manager.runtime_image(), entrypoint=("cat",), binds=binds)
     with contextlib.closing(Container(engine, plan, secrets.token_hex(4))) as container:

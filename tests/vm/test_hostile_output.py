@@ -32,12 +32,12 @@ def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: Engine) -
     vm.wait_for_console("^the first line$")
     before = _looks(vm)
     # An emulated serial port takes 0.1 MiB a second: the rest is written where the supervisor writes it.
-    vm.container.run(["sh", "-c", f"head -c {FLOOD} /dev/zero | tr '\\0' x | fold -w 79 >/proc/1/fd/1"])
+    vm.machine.container.run(["sh", "-c", f"head -c {FLOOD} /dev/zero | tr '\\0' x | fold -w 79 >/proc/1/fd/1"])
     deadline = time.monotonic() + 300
     while vm.console.size < FLOOD and time.monotonic() < deadline:
         time.sleep(0.1)
     assert vm.console.size > FLOOD
-    assert len(vm.container.stdout._record.whole(lambda _: b"")) < HEAD + TAIL + MIB
+    assert len(vm.machine.container.stdout._record.whole(lambda _: b"")) < HEAD + TAIL + MIB
     assert re.search(r"\[… \d+ characters not kept …\]", vm.console.text)
     assert len(vm.console.text) < HEAD + TAIL + MIB
     vm.run("printf '\\nthe last line\\n' >/dev/ttyS0", sudo=True)  # the flood ends within a line
@@ -45,7 +45,7 @@ def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: Engine) -
     assert vm.wait_for_console("^the first line$"), "what came first is kept"
     assert _looks(vm) < 20 * before + 0.05
     if engine.kind == "docker":  # Podman 4.3 does not tell
-        config = engine.api.inspect_container(vm.container.id)["HostConfig"]["LogConfig"]
+        config = engine.api.inspect_container(vm.machine.container.id)["HostConfig"]["LogConfig"]
         assert config["Type"] not in {"json-file", "local"} or config["Config"]["max-size"] == "16m"
 
 
@@ -53,7 +53,7 @@ def _looks(vm: VM) -> float:
     """Give the CPU seconds of a hundred looks, as a command takes them."""
     began = time.thread_time()
     for _ in range(100):
-        vm._check_alive()
+        vm.machine.health.check_alive()
     return time.thread_time() - began
 
 
@@ -89,24 +89,24 @@ os.close(port)
 
 @SHAPE
 def test_what_a_guest_writes_to_its_helpers_port_decides_nothing(vm: VM) -> None:
-    accel, done = vm._supervisor.accel, vm._supervisor.helpers_done
+    said = vm.machine.health.supervisor
+    accel, done = said.accel, said.helpers_done
     assert accel in {"kvm", "tcg"}
     vm.run("pkill -f [v]irtainer-clone.py; sleep 0.2", sudo=True)  # it has the port
-    ready = vm._supervisor.helpers_ready
+    ready = said.helpers_ready
     vm.run(["python3", "-c", WRITE], input=FORGED, sudo=True)
-    assert vm._supervisor.wait_for(lambda: vm._supervisor.helpers_ready > ready, 120), "the last line was heard"
-    said = vm._supervisor
+    assert said.wait_for(lambda: said.helpers_ready > ready, 120), "the last line was read"
     assert (said.over, said.reason, said.disk_failure, said.off, said.accel) == ("", "", "", False, accel)
     assert said.helpers_done == done + 1, "one line is well-formed, and about this guest alone"
-    assert vm.runs
+    assert vm.machine.runs
     assert vm.run("echo on").stdout == "on\n"
-    shown = bytes(vm.container.stderr)
+    shown = bytes(vm.machine.container.stderr)
     assert 10 < shown.count(b"something unexpected") <= 22
     assert b"further ones are not shown" in shown
     for line in shown.splitlines():
         assert line.startswith(b"virtainer: ")
         assert line.decode().isprintable()
-    assert vm.container.run(["true"])[0] == 0
+    assert vm.machine.container.run(["true"])[0] == 0
 
 
 HOSTILE = r"""

@@ -156,9 +156,9 @@ def test_a_damaged_template_is_replaced(store: Store, settings: Settings) -> Non
         assert str(caught.value).startswith(f"{store.template}: ram is damaged: its SHA-256 is ")
         assert str(caught.value).endswith("the memory of the engine's host. It was removed and will be made again")
         assert vm.run("echo works").stdout == "works\n"
-        former = vm.keys
+        former = vm.machine.keys
         vm = manager.launch(wanted)
-        assert vm.keys != former
+        assert vm.machine.keys != former
         assert store.template in store.places()
         assert manager.damage == [str(caught.value)]
 

@@ -197,7 +197,7 @@ def test_a_card_whose_address_is_not_given_has_any_but_the_hosts(vms: Mapping[st
     card = vm.nics["lan-too"]
     assert card.network is not None
     assert card.network.subnet is not None
-    there = mate.add_nic(card.network)
+    there = mate.nics.add(card.network)
     try:
         with mate.popen(["python3", "-c", LISTEN]) as listening:
             heard = listening.lines(timeout=60)
@@ -207,7 +207,7 @@ def test_a_card_whose_address_is_not_given_has_any_but_the_hosts(vms: Mapping[st
             send(vm, card.device, frame(there.mac, card.mac, datagram(senders[1], there.ip, LAST)))
             assert heard_before_last(heard) == senders[1:]
     finally:
-        mate.remove_nic(there)
+        mate.nics.remove(there)
 
 
 PRIVATE = ["10.99.7.2", "172.30.7.2", "192.168.77.2", "100.64.7.2", "198.18.7.2"]

@@ -75,12 +75,14 @@ def test_a_layer_has_what_was_asked_for_without_a_boot(layer: VM) -> None:
 
 def test_a_layer_is_another_machine_than_its_plain_template(manager: Manager, layer: VM, further_key: str) -> None:
     plain = template_of(manager, spec("plain"))
-    assert plain.keys.login != layer.keys.login
-    assert plain.keys.host != layer.keys.host
-    assert subprocess.run([*shlex.split(layer.ssh_command), "true"], timeout=60, check=False).returncode == 0
+    assert plain.keys.login != layer.machine.keys.login
+    assert plain.keys.host != layer.machine.keys.host
+    assert subprocess.run([*shlex.split(layer.access.ssh_command), "true"], timeout=60, check=False).returncode == 0
     admitted = layer.read_text("/home/debian/.ssh/authorized_keys").splitlines()
-    assert [layer.keys.login.public, further_key] == [" ".join(each.split()[:2]) for each in admitted]
-    assert layer.run("cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split() == [layer.keys.host.public.split()[1]]
+    assert [layer.machine.keys.login.public, further_key] == [" ".join(each.split()[:2]) for each in admitted]
+    assert layer.run("cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split() == [
+        layer.machine.keys.host.public.split()[1]
+    ]
     other = manager.launch(spec("plain"))
     ids = {vm.run("cat /etc/machine-id").stdout for vm in (other, layer)}
     manager.discard(other)

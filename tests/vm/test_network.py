@@ -105,7 +105,7 @@ def test_no_firewall_of_the_host_harms_a_wire(vms: Mapping[str, VM]) -> None:
 def test_the_first_card_stays_the_way_out(vms: Mapping[str, VM]) -> None:
     for vm in vms.values():
         assert [line.split()[4] for line in vm.run("ip route show default").stdout.splitlines()] == ["eth0"]
-        code, said = vm.container.run(["ip", "route", "show", "default"])
+        code, said = vm.machine.container.run(["ip", "route", "show", "default"])
         assert (code, len(said.splitlines())) == (0, 1)
         assert vm.network.subnet is not None
         assert f"via {vm.network.subnet[1]} ".encode() in said
@@ -195,7 +195,7 @@ def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
 def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
     slow = wire(vms, "a-wire").slow(b, delay=0.2)
-    if b.container.run(["tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us"])[0] == 0:
+    if b.machine.container.run(["tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us"])[0] == 0:
         with slow:
             answer = a.run(["ping", "-c1", b.nics["a-wire"].ip], sudo=True).stdout
         assert float(answer.partition("time=")[2].split()[0]) >= 200
@@ -213,8 +213,8 @@ def test_what_was_on_the_wire(vms: Mapping[str, VM], tmp_path: Path) -> None:
         assert patient_pings(a, b.nics["a-wire"].ip) == 3
         assert patient_pings(b, a.ip) == 3
     for name, asks, answers in (("a-wire", a.nics["a-wire"].ip, b.nics["a-wire"].ip), ("nat", b.ip, a.ip)):
-        a.container.put("/tmp", {f"{name}.pcap": (tmp_path / f"{name}.pcap").read_bytes()})
-        _, read = a.container.run(["tcpdump", "-n", "-r", f"/tmp/{name}.pcap", "icmp"])
+        a.machine.container.put("/tmp", {f"{name}.pcap": (tmp_path / f"{name}.pcap").read_bytes()})
+        _, read = a.machine.container.run(["tcpdump", "-n", "-r", f"/tmp/{name}.pcap", "icmp"])
         lines = [line for line in read.decode().splitlines() if "ICMP" in line]
         requests = [f"IP {asks} > {answers}: ICMP echo request" in line for line in lines]
         assert requests == [True, False] * 3, "each frame once, in their order"

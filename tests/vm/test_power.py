@@ -74,7 +74,7 @@ def test_a_snapshot_brings_one_back_that_is_off(vm: VM) -> None:
 
 def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engine: Engine) -> None:
     victim = vm_factory("victim")
-    threading.Timer(0.5, engine.api.kill, (victim.container.id,)).start()
+    threading.Timer(0.5, engine.api.kill, (victim.machine.container.id,)).start()
     with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:"):
         victim.shutdown()
 
@@ -89,7 +89,7 @@ done 2>/dev/null
 
 def signal_qemu(vm: VM, engine: Engine, name: str) -> None:
     command = ["sh", "-c", SIGNAL, "sh", name]
-    session = engine.api.exec_create(vm.container.id, command, user="qemu")["Id"]
+    session = engine.api.exec_create(vm.machine.container.id, command, user="qemu")["Id"]
     if name == "KILL":  # the container ends with QEMU, and the answer may be lost
         engine.api.exec_start(session, detach=True)
     else:
@@ -108,10 +108,10 @@ def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine
 
 def test_a_qemu_that_stands_still_is_thrown_away(vm_factory: VMFactory, engine: Engine) -> None:
     still = vm_factory("still")
-    container = still.container.id
+    container = still.machine.container.id
     signal_qemu(still, engine, "STOP")
     began = time.monotonic()
-    still.close()
+    still.machine.close()
     assert time.monotonic() - began < 60
     with pytest.raises(docker.errors.NotFound):
         engine.api.inspect_container(container)
@@ -128,8 +128,8 @@ def test_a_qemu_that_is_killed_is_named(vm_factory: VMFactory, engine: Engine) -
 
 def test_a_qemu_without_memory_is_named(vm_factory: VMFactory, engine: Engine) -> None:
     victim = vm_factory("victim")
-    least = f"{engine.memory_used_mib(victim.container.id) + 60}m"
-    engine.api.update_container(victim.container.id, mem_limit=least, memswap_limit=least)
+    least = f"{engine.memory_used_mib(victim.machine.container.id) + 60}m"
+    engine.api.update_container(victim.machine.container.id, mem_limit=least, memswap_limit=least)
     with pytest.raises(
         VMGone, match=r"victim has ended: .*QEMU was killed \(SIGKILL\): has the container too little"
     ):

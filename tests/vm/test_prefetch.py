@@ -32,7 +32,7 @@ SUITE = """
         vm.run("test ! -e /tmp/seen && touch /tmp/seen")
         side = vm.nics["side"]
         assert side.ip in vm.run(["ip", "addr", "show", side.device]).stdout
-        assert (vm.container.id in before) == (AHEAD and number > 1)
+        assert (vm.machine.container.id in before) == (AHEAD and number > 1)
         before.update(wait_for(pytestconfig, 2 if AHEAD and number < 3 else 1))
 
     @pytest.mark.skip

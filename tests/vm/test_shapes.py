@@ -58,7 +58,7 @@ def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine
             import docker
             other = vm_factory("beside")
             labels = [c["Labels"]["virtainers.vm"] for c in
-                      other.container._api.containers(filters={"label": "virtainers=vm"})
+                      other.machine.container._api.containers(filters={"label": "virtainers=vm"})
                       if c["Labels"].get("virtainers.owner-pid") == str(__import__("os").getpid())]
             assert labels == ["beside"]
             assert "unknown argument" in str(pytest.raises(Exception, vm_factory, "x", memory="1G").value)

@@ -63,16 +63,16 @@ def test_the_clock_is_the_hosts(manager: Manager, pair: tuple[VM, VM]) -> None:
         manager.discard(vm)
     assert min(behind) <= 0.05, behind
     # By the supervisor's measure, too.
-    said = [bytes(vm.container.stderr).decode() for vm in pair]
+    said = [bytes(vm.machine.container.stderr).decode() for vm in pair]
     offsets_ms = [float(each.partition("clock ")[2].partition(" ms")[0]) for each in said]
     assert all(-5000 < each < 50 for each in offsets_ms), said
 
 
 def test_an_idle_clone_takes_little_of_a_core(pair: tuple[VM, VM]) -> None:
     # With an HPET it took 4.5 %. On a busy host the guest may still be finishing what a test before this one began.
-    shares = [share(pair[0].container, 5)]
+    shares = [share(pair[0].machine.container, 5)]
     while min(shares) >= 0.02 and len(shares) < 12:
-        shares.append(share(pair[0].container, 5))
+        shares.append(share(pair[0].machine.container, 5))
     assert min(shares) < 0.02, shares
 
 
@@ -99,10 +99,10 @@ def test_a_fresh_identity_on_request(manager: Manager) -> None:
     for number in range(2):
         vm = manager.launch(spec(f"fresh-{number}", identity="fresh"))
         facts = vm.run("cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split()
-        assert facts[1] == vm.keys.host.public.split()[1], "by which we know it, and its only one"
+        assert facts[1] == vm.machine.keys.host.public.split()[1], "by which we know it, and its only one"
         assert vm.run("journalctl -q -b -n 1", sudo=True).stdout, "what was logged before is shown"
         seen |= set(facts)
-        assert subprocess.run([*shlex.split(vm.ssh_command), "true"], timeout=120, check=False).returncode == 0
+        assert subprocess.run([*shlex.split(vm.access.ssh_command), "true"], timeout=120, check=False).returncode == 0
         manager.discard(vm)
     assert len(seen) == 4
     assert all(len(each) in {32, 68} for each in seen), seen
@@ -115,7 +115,7 @@ def session_of(vm: VM) -> str:
 def test_clones_go_on_with_the_session_of_their_template(pair: tuple[VM, VM]) -> None:
     for vm in pair:
         assert session_of(vm) == "UNKNOWN", "sshd does not know where its virtio-serial port leads"
-        vm._connection.transport.renegotiate_keys()  # type: ignore[union-attr]
+        vm.machine.ssh.current.transport.renegotiate_keys()  # type: ignore[union-attr]
         assert vm.run("echo works").stdout == "works\n"
         holders = "for each in /proc/[0-9]*; do ls -l $each/fd | grep -q /dev/vport && cat $each/comm; done"
         held_by = set(vm.run(holders, sudo=True, check=False).stdout.split())
@@ -179,7 +179,9 @@ def test_of_the_helper_nothing_remains_but_a_process(pair: tuple[VM, VM]) -> Non
 
 def test_a_clone_costs_less_memory_than_its_ram(pair: tuple[VM, VM]) -> None:
     # Nothing of what clones share is theirs: anonymous memory is what was written since.
-    top = pair[0].container.run(["sh", "-c", "grep -hs RssAnon /proc/[0-9]*/status | sort -rnk2 | head -n1"])[1]
+    top = pair[0].machine.container.run(["sh", "-c", "grep -hs RssAnon /proc/[0-9]*/status | sort -rnk2 | head -n1"])[
+        1
+    ]
     assert int(top.split()[1]) < 300 * 1024, top
 
 
@@ -250,7 +252,7 @@ def test_a_damaged_template_is_made_anew(
         make_anew(manager, wanted, former, capfd)
         # What the other process has known of it is no longer true. It finds that out.
         vm = other.launch(wanted)
-        assert vm.keys == place_of(manager, wanted).keys
+        assert vm.machine.keys == place_of(manager, wanted).keys
         assert vm.run("cat /srv/file").stdout == "content"
 
 
@@ -295,8 +297,8 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     behind: list[float] = []
     while len(drawn) < 2 or (min(behind) > 0.05 and len(behind) < 8):
         vm.restore(snapshot)
-        assert vm._connection is not None
-        assert isinstance(vm._connection.transport, resumable.Recording), "no login was needed"
+        assert vm.machine.ssh.current is not None
+        assert isinstance(vm.machine.ssh.current.transport, resumable.Recording), "no login was needed"
         behind.append(seconds_behind(vm))
         assert vm.run("cat /tmp/file; pgrep -x sleep >/dev/null && echo runs").stdout == "before\nruns\n"
         drawn.append(vm.run(draw).stdout)
@@ -335,7 +337,7 @@ def test_no_message_on_the_line_waits_for_the_next_one(pair: tuple[VM, VM]) -> N
     longest = 0.0
     for _ in range(1000):
         began = time.monotonic()
-        assert vm._frozen_session() is not None
+        assert vm.machine.ssh.freeze() is not None
         vm.run("true")
         longest = max(longest, time.monotonic() - began)
     assert longest < 5.0
@@ -381,7 +383,7 @@ def test_a_shared_vm_that_was_lost_is_replaced(pytester: pytest.Pytester) -> Non
             manager = session.manager(pytestconfig)
             ours = [f"virtainers.run={manager._run_id}", "virtainers=vm"]
             there = manager.engine.api.containers(all=True, filters={"label": ours})
-            assert [each["Id"] for each in there] == [vm.container.id]
+            assert [each["Id"] for each in there] == [vm.machine.container.id]
         """
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-prefetch=off").assert_outcomes(passed=3)

@@ -15,7 +15,7 @@ from pytest_virtainers import VM
 
 @pytest.fixture(params=["direct", "relay"])
 def vm_by(request: pytest.FixtureRequest, session_vm: VM) -> Iterator[VM]:
-    endpoint = session_vm.endpoint
+    endpoint = session_vm.machine.endpoint
     direct = endpoint._direct
     if request.param == "direct" and endpoint.engine.kind == "podman" and os.geteuid() != 0:
         pytest.skip("no direct way leads to the containers of a rootless Podman")
@@ -47,7 +47,7 @@ def put_rsync(vm: VM, folder: Path) -> str:
 
 
 def test_openssh_and_its_kin(vm_by: VM, tmp_path: Path) -> None:
-    config = str(vm_by.ssh_config())
+    config = str(vm_by.access.ssh_config())
     assert tool("ssh", "-F", config, "vm", "echo $((6*7))") == "42\n"
     (tmp_path / "file").write_text("content")
     tool("scp", "-F", config, str(tmp_path / "file"), "vm:/tmp/by-scp")
@@ -58,7 +58,7 @@ def test_openssh_and_its_kin(vm_by: VM, tmp_path: Path) -> None:
 
 
 def test_testinfra(vm_by: VM) -> None:
-    host = vm_by.testinfra
+    host = vm_by.access.testinfra
     assert host.service("ssh").is_running
     assert host.file("/etc/shadow").contains("root")
     assert host.package("openssh-server").is_installed
@@ -77,7 +77,7 @@ PLAY = """
 def play(vm: VM, folder: Path) -> str:
     (folder / "play.yml").write_text(PLAY)
     return tool(
-        *(str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(vm.ansible_inventory())),
+        *(str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(vm.access.ansible_inventory())),
         str(folder / "play.yml"),
         ANSIBLE_LOCAL_TEMP=str(folder),
         LC_ALL="C.UTF-8",
@@ -85,7 +85,7 @@ def play(vm: VM, folder: Path) -> str:
 
 
 def test_ansible(vm_by: VM, tmp_path: Path) -> None:
-    assert vm_by.ansible_vars()["ansible_user"] == "debian"
+    assert vm_by.access.ansible_vars()["ansible_user"] == "debian"
     assert "failed=0" in play(vm_by, tmp_path)
     assert vm_by.read_text("/etc/by-ansible") == "by ansible\n"
 

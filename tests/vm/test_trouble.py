@@ -176,7 +176,7 @@ def test_a_bridge_that_gets_another_address_holds_nothing_up(manager: Manager, s
     """A Podman network's bridge does when containers come and go; here, on any engine, while a VM is to answer."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
     vm = manager.launch(spec)
-    assert vm.endpoint._direct, "the address belongs to another host"
+    assert vm.machine.endpoint._direct, "the address belongs to another host"
     route = subprocess.run(["ip", "-j", "route", "get", vm.ip], capture_output=True, check=True).stdout
     quiet, took = [], []  # without a change, and with one
     for number in range(6):

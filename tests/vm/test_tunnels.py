@@ -47,7 +47,7 @@ def test_a_service_of_ours_in_the_guest(session_vm: VM, tmp_path: Path) -> None:
         with session_vm.reverse(server.server_port, guest_port=8001) as port:
             assert port == 8001
             assert session_vm.run("curl -s http://localhost:8001/hello").stdout == "from outside"
-            with pytest.raises(SSHError, match="its sshd does not listen on port 8001 for us"):
+            with pytest.raises(SSHError, match="its sshd refuses to listen on port 8001"):
                 session_vm.reverse(server.server_port, guest_port=8001).__enter__()
         session_vm.wait_until_fails("curl -s http://localhost:8001/hello")
         server.shutdown()

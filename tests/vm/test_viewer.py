@@ -17,8 +17,8 @@ from tests.vm.vnc_viewer import Viewer
 
 
 def test_a_viewer_sees_the_screen_and_types(session_vm: VM, tmp_path: Path) -> None:
-    size = struct.unpack(">II", session_vm.screenshot(tmp_path / "screen.png").read_bytes()[16:24])
-    with session_vm.vnc() as display:
+    size = struct.unpack(">II", session_vm.screen.screenshot(tmp_path / "screen.png").read_bytes()[16:24])
+    with session_vm.screen.vnc() as display:
         assert str(display) == f"vnc://127.0.0.1:{display.port}"
         with Viewer(display.port, display.password) as viewer, Viewer(display.port, display.password) as other:
             assert (viewer.width, viewer.height) == (other.width, other.height) == size
@@ -34,7 +34,7 @@ def test_a_viewer_sees_the_screen_and_types(session_vm: VM, tmp_path: Path) -> N
 
 
 def test_a_browser_has_a_page_and_only_that_has_the_screen(session_vm: VM) -> None:
-    with session_vm.novnc() as url:
+    with session_vm.screen.novnc() as url:
         place = urlsplit(url)
         assert (place.hostname, place.path) == ("127.0.0.1", "/vnc.html")
         assert "password=" in place.fragment, "which browsers keep for themselves"
@@ -58,12 +58,12 @@ def test_a_browser_has_a_page_and_only_that_has_the_screen(session_vm: VM) -> No
 
 @pytest.mark.thorough
 def test_a_browser_shows_the_screen_and_types(vm: VM, tmp_path: Path) -> None:
-    with vm.novnc() as url, browsing(url) as page:
+    with vm.screen.novnc() as url, browsing(url) as page:
         page.wait_until("document.documentElement.classList.contains('noVNC_connected')")
         canvas = "document.querySelector('#noVNC_container canvas')"
         pixels = f"{canvas}.getContext('2d').getImageData(0, 0, {canvas}.width, {canvas}.height).data"
         page.wait_until(f"new Set(new Uint32Array({pixels}.buffer)).size > 1")
-        width, height = struct.unpack(">II", vm.screenshot(tmp_path / "screen.png").read_bytes()[16:24])
+        width, height = struct.unpack(">II", vm.screen.screenshot(tmp_path / "screen.png").read_bytes()[16:24])
         assert page.value(f"`${{{canvas}.width}} ${{{canvas}.height}}`") == f"{width} {height}"
         page.type("seeninabrowser")
         vm.wait_until_succeeds("grep -a seeninabrowser /dev/vcs1", sudo=True)
@@ -72,9 +72,9 @@ def test_a_browser_shows_the_screen_and_types(vm: VM, tmp_path: Path) -> None:
 
 
 def test_nobody_else_is_let_in(session_vm: VM) -> None:
-    with session_vm.vnc() as display, Viewer(display.port, "guessed!") as viewer:
+    with session_vm.screen.vnc() as display, Viewer(display.port, "guessed!") as viewer:
         assert viewer.refusal
-    with session_vm.vnc() as one, session_vm.vnc() as two:
+    with session_vm.screen.vnc() as one, session_vm.screen.vnc() as two:
         for display, other in ((one, two), (two, one)):
             with Viewer(display.port, display.password) as viewer, Viewer(display.port, other.password) as stranger:
                 assert stranger.refusal, "each block has a password of its own"

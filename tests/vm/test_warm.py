@@ -59,11 +59,11 @@ def test_workers_share_what_has_failed(pytester: pytest.Pytester) -> None:
 def test_provisioning_goes_on_while_there_is_progress(vm: VM) -> None:
     """Here something in a clone does what cloud-init does while it runs."""
     steps = "for n in $(seq 25); do echo step $n; sleep 1; done >>/var/log/cloud-init-output.log"
-    vm.spec = replace(vm.spec, provision_timeout=15 / vm.scaled(1))
+    vm.machine.spec = replace(vm.spec, provision_timeout=15 / vm.scaled(1))
     vm.run("rm /run/cloud-init/result.json", sudo=True)
     vm.run(f"({steps}) >/dev/null 2>&1 &", sudo=True)
     with pytest.raises(ProvisionTimeout) as caught:
-        vm.wait_until_provisioned()
+        vm.machine.wait_until_provisioned()
     said = re.match(
         r"vm let us log in, but cloud-init \(packages, run_commands, user_data\) has not finished after (\d+) s, "
         r"the last \d+ s without progress\. The limit is provision_timeout=(?:15|1\.5, 15 s without KVM); give it "
@@ -73,7 +73,7 @@ def test_provisioning_goes_on_while_there_is_progress(vm: VM) -> None:
     assert said, str(caught.value)
     assert int(said[1]) > 35, "it went on while it made progress"
     vm.run("touch /run/cloud-init/result.json", sudo=True)
-    vm.wait_until_provisioned()
+    vm.machine.wait_until_provisioned()
 
 
 def test_what_is_made_ahead_is_there_for_the_tests(pytester: pytest.Pytester) -> None:

@@ -98,7 +98,7 @@ def test_on_a_full_disk_what_has_room_is_kept_and_the_rest_is_named(tmp_path: Pa
     assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2"}, "no part of it"
 
 
-LONG = TransferError("what we do as root in web was not done after 6 s; give it more (timeout=)")
+LONG = TransferError("web: a root command did not finish within 6 s. Allow more time (timeout=)")
 
 
 @pytest.mark.parametrize(

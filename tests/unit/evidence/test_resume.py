@@ -185,7 +185,8 @@ def test_memory_that_does_not_fit_does_not_cost_the_disk(
 
     folder = tmp_path / "a test"
     monkeypatch.setattr("pytest_virtainers.launching.launcher.Manager", lambda *_: nullcontext())
-    vm = SimpleNamespace(console_command="docker exec", wait_until_resumed=wait)
+    machine = SimpleNamespace(wait_until_resumed=wait)
+    vm = SimpleNamespace(access=SimpleNamespace(console_command="docker exec"), machine=machine)
     monkeypatch.setattr(resume, "read", lambda folder, **_: folder)
     monkeypatch.setattr(resume, "launch", lambda *_: vm)
     assert cli.main(["resume", str(folder)]) == 1
@@ -206,7 +207,8 @@ def test_where_qemu_itself_crashes_it_is_started_anew_once(
 
     def launch(*_: object) -> SimpleNamespace:
         tries.append("launched")
-        return SimpleNamespace(console_command="", wait_until_resumed=wait, close=lambda: closed.append(len(tries)))
+        machine = SimpleNamespace(wait_until_resumed=wait, close=lambda: closed.append(len(tries)))
+        return SimpleNamespace(access=SimpleNamespace(console_command=""), machine=machine)
 
     monkeypatch.setattr("pytest_virtainers.launching.launcher.Manager", lambda *_: nullcontext())
     monkeypatch.setattr(resume, "read", lambda folder, **_: folder)

@@ -100,14 +100,14 @@ class Maker:
 
     def boot(self, spec: Spec, _keys: Keys, _folder: str) -> Any:
         self.made.append(("boot", *spec.packages))
-        return SimpleNamespace(save=lambda _hostname: None, close=lambda: None)
+        return SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
 
     def restore(self, spec: Spec, keys: Keys, _folder: str, plain: Template) -> Any:
         assert keys != plain.keys, "a template has keys of its own"
         self.made.append(("restore", *spec.packages))
         if self.lack:
             raise layering.NotLayered(self.lack)
-        return SimpleNamespace(save=lambda _hostname: None, close=lambda: None)
+        return SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ class Machine:
     def __init__(self, world: World, spec: object, container: Any) -> None:
         self.spec, self.container = spec, container
         self.networks = ()
+        self.machine = self
         self.world, self.number = world, container.number
         self.folder = container.environment.get("IMAGE_DIR", "/mounted")
 
@@ -87,7 +88,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(Starter, "start", world.start)
     monkeypatch.setattr(Manager, "store", world.store)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
-    monkeypatch.setattr(module, "VM", world.machine)
+    monkeypatch.setattr(module, "Machine", world.machine)
+    monkeypatch.setattr(module, "VM", lambda machine: machine)
     monkeypatch.setattr(Networks, "get", lambda *_: SimpleNamespace(join=lambda *_: None))
     return world
 
@@ -147,7 +149,7 @@ def test_one_that_was_to_become_a_template_ends_before_its_half_made_folder_goes
     world.fates = [fate]
     with pytest.raises(type(fate)):
         manager.launch(CLONE)
-    assert [each.folder for each in manager.lost] == ["/store/.scratch-1"]
+    assert [each.machine.folder for each in manager.lost] == ["/store/.scratch-1"]
     assert world.events == ["start 1"]
     manager.bury(retired=False)
     assert world.events == ["start 1", "end 1", 'rm -rf "$@" /store/.scratch-1']
@@ -245,9 +247,10 @@ def test_the_disk_of_a_machine_outlives_the_container_that_rescues_it(
     monkeypatch.setattr(Container, "_create", create)
     monkeypatch.setattr(Container, "start", lambda _self: None)
     binds = (Bind("/store/guests/x", "/volumes/guests/x"),)
-    vm: Any = SimpleNamespace(volume=volume, container=SimpleNamespace(environment=environment, binds=binds))
-    with manager.rescue(vm) as container:
-        assert container.id == "0123"
+    container = SimpleNamespace(environment=environment, binds=binds)
+    vm: Any = SimpleNamespace(machine=SimpleNamespace(volume=volume, container=container))
+    with manager.rescue(vm) as helper:
+        assert helper.id == "0123"
     assert (made[0].volume, made[0].environment, made[0].kind) == (volume, environment, "helper")
     assert (made[0].binds, made[0].offline) == (binds, True), "it has what the machine had, and no network"
     assert [each for each in server.asked if each.startswith("DELETE")] == ["DELETE /containers/0123"]

@@ -43,7 +43,7 @@ class World:
         self.boots += 1
         if self.failures:
             raise self.failures.pop(0)
-        return cast("VM", SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
+        return cast("VM", SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None)))
 
     def restore(self, *_: object) -> "VM":
         raise AssertionError("a plain template is booted")

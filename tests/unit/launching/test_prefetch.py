@@ -19,6 +19,7 @@ SMALL, BIG = merge(BASE, {"ram": 512}), merge(BASE, {"ram": 2048})
 class Machine:
     def __init__(self, spec: Spec, test: str) -> None:
         self.spec, self.test, self.alive, self.closed = spec, test, True, False
+        self.machine = self
         self.cannot_end = False
 
     def close(self) -> None:
@@ -73,7 +74,7 @@ def test_a_claim_waits_for_what_is_under_way(prefetcher: Prefetcher, made: Made)
     threading.Timer(0.1, made.may_go_on.set).start()
     machine = prefetcher.claim(SMALL)
     assert machine is not None
-    machine.close()
+    machine.machine.close()
 
 
 def test_what_is_no_longer_wanted_is_thrown_away(prefetcher: Prefetcher, made: Made) -> None:
@@ -104,7 +105,7 @@ def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Ma
     prefetcher.want(SMALL)
     machine = prefetcher.claim(SMALL)
     assert machine is not None
-    machine.close()
+    machine.machine.close()
 
 
 def test_one_that_cannot_be_ended_is_told_at_the_end_and_fails_no_test(made: Made) -> None:

@@ -63,6 +63,7 @@ class FakeVM:
     def __init__(self, world: World, spec: Spec, container: FakeContainer) -> None:
         self.spec, self.name, self.container, self.world = spec, spec.name, container, world
         self.first_command: object = None
+        self.machine = self
 
     def wait_until_cloned(self, _session: object) -> None:
         self.world.fate(self)
@@ -75,7 +76,8 @@ class FakeVM:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setattr(container_plan, "Container", world.container)
-    monkeypatch.setattr(module, "VM", world.vm)
+    monkeypatch.setattr(module, "Machine", world.vm)
+    monkeypatch.setattr(module, "VM", lambda machine: machine)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
     return world
 

@@ -33,9 +33,15 @@ from pytest_virtainers.ssh import client
 from pytest_virtainers.store.locks import Holds, is_held
 from pytest_virtainers.support import paths
 from pytest_virtainers.vm import tunnels
+from pytest_virtainers.vm.access import Access
 from pytest_virtainers.vm.capture import Capture
+from pytest_virtainers.vm.disks import Disks
+from pytest_virtainers.vm.faults import Faults
+from pytest_virtainers.vm.machine import Machine
 from pytest_virtainers.vm.network import Network
+from pytest_virtainers.vm.nics import Nics
 from pytest_virtainers.vm.process import Process
+from pytest_virtainers.vm.screen import Screen
 from pytest_virtainers.vm.shell import Leader
 from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_engine import Answer, serving
@@ -380,74 +386,87 @@ def test_a_podman_service_ends_with_its_process_and_not_with_a_child(
         assert not path.exists(), "the child lives on"
 
 
-# The handle
+# The VM
 
-WHAT: dict[str, tuple[object, ...]] = {
+ARGUMENTS: dict[str, tuple[object, ...]] = {
     "wait_for": (lambda: True,),
     "wait_for_console": ("x",),
     "wait_for_file": ("/x",),
-    "wait_until_cloned": (None,),
-    "click": (1, 2),
-    "put": (__file__, "/tmp/"),
-    "get": ("/etc/hostname", "/nowhere/x"),
-    "set_time": (0,),
-    "write_text": ("/tmp/x", "text"),
     "wait_for_port": (1,),
     "wait_for_closed_port": (1,),
-    "add_disk": ("1G",),
+    "put": (__file__, "/tmp/"),
+    "get": ("/etc/hostname", "/nowhere/x"),
+    "write_text": ("/tmp/x", "text"),
     "glob": ("/*",),
-    "send_keys": ("enter",),
     "forward": (80,),
     "reverse": (80,),
+    "disks.add": ("1G",),
+    "disks.remove": (SimpleNamespace(name="x"),),
+    "nics.remove": (SimpleNamespace(name="x", network=None),),
+    "faults.set_time": (0,),
+    "screen.click": (1, 2),
+    "screen.send_keys": ("enter",),
+    "machine.wait_until_cloned": (None,),
 }
-# Of these, a child has what its parent knew, or a way in of its own.
+GROUPS = {"disks": Disks, "nics": Nics, "screen": Screen, "faults": Faults, "access": Access, "machine": Machine}
+# A child knows what its parent knew, and can connect by itself.
 HARMLESS = {
-    "find_way",
-    "ip",
-    "ssh_command",
-    "ssh_config",
-    "testinfra",
-    "ansible_vars",
-    "ansible_inventory",
-    "networks",
+    *(
+        "access.ssh_command",
+        "access.ssh_config",
+        "access.testinfra",
+        "access.ansible_vars",
+        "access.ansible_inventory",
+    ),
+    *("name", "spec", "user", "ip", "network", "networks", "log", "machine.ip", "machine.disown", "machine.scaled"),
+    *(f"nics.{name}" for name in ("get", "items", "keys", "values")),
 }
-FACTS = {"nics": {}, "alive": False, "runs": False}
+# Those that return something; asked for by a child, it is no use to it.
+FACTS: dict[str, object] = {"machine.alive": False, "machine.runs": False}
 
 
 @pytest.fixture
 def vm() -> VM:
     made = fake_container.machine(fake_container.Container(fake_container.RUNS))
-    made.endpoint.engine = SimpleNamespace(kind="podman", url="unix:///x")  # type: ignore[assignment]
+    endpoint: Any = made.machine.endpoint
+    endpoint.engine = SimpleNamespace(kind="podman", url="unix:///x")
     return made
 
 
 def use(vm: VM, name: str) -> object:
-    """Use a public attribute of the handle, whatever it is."""
-    found = getattr(vm, name)
+    """Use a public attribute of a VM or of one of its groups, whatever it is."""
+    group, _, attribute = name.rpartition(".")
+    found = getattr(getattr(vm, group) if group else vm, attribute)
+    if attribute == "console":
+        return found.text
     if not callable(found):
         return found
-    wanted = [
+    required = [
         each
         for each in inspect.signature(found).parameters.values()
         if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
     ]
-    takes_thing = name in {"restore", "delete_snapshot", "remove_disk", "remove_nic"}
-    thing = SimpleNamespace(vm=vm, name="x", cards=frozenset()) if takes_thing else "x"
-    given = found(*WHAT.get(name, tuple(thing for _ in wanted)))
+    given = found(*ARGUMENTS.get(name, tuple("x" for _ in required)))
     return given.__enter__() if hasattr(given, "__enter__") else given
 
 
-PUBLIC = sorted({name for name in dir(VM) if not name.startswith("_")} - HARMLESS - {"disown", "scaled"})
+def public(kind: type, prefix: str = "") -> set[str]:
+    return {f"{prefix}{name}" for name in dir(kind) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_any_use_of_the_handle_in_a_child_is_one_clear_error(vm: VM, name: str) -> None:
+PUBLIC = (public(VM) - GROUPS.keys()).union(*(public(kind, f"{name}.") for name, kind in GROUPS.items())) - HARMLESS
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_any_use_of_a_vm_in_a_child_is_one_clear_error(vm: VM, name: str) -> None:
     answer = in_child(lambda: use(vm, name))
     if name in FACTS:
         assert answer == FACTS[name]
     else:
         assert answer.startswith(refusal("vm: this VM"))
-        assert answer.endswith("cannot use it. Use a thread, or open a session of its own with vm.ssh_command.")
+        assert answer.endswith(
+            "cannot use it. Use a thread, or open a session of its own with vm.access.ssh_command."
+        )
 
 
 def test_a_child_knows_what_the_vm_is(vm: VM) -> None:

@@ -62,13 +62,13 @@ def console(guest: Guest) -> Console:
     return Console(guest, "web")  # type: ignore[arg-type]
 
 
-def test_all_that_is_sent_arrives_before_it_returns(guest: Guest, console: Console) -> None:
+def test_send_returns_when_all_text_was_written(guest: Guest, console: Console) -> None:
     console.send("rööt\n")
     assert bytes(guest.stdout) == "rööt\n".encode()
     assert guest.done == ["close_input", "recv", "close"]
 
 
-def test_each_expectation_starts_where_the_last_one_ended(guest: Guest, console: Console) -> None:
+def test_expect_starts_where_the_last_match_ended(guest: Guest, console: Console) -> None:
     guest.stdout += b"login: one\r\nlogin: two\r\n"
     assert console.expect(r"^login: (\w+)$")[1] == "one"
     assert console.expect(r"login: (\w+)")[1] == "two"
@@ -76,7 +76,7 @@ def test_each_expectation_starts_where_the_last_one_ended(guest: Guest, console:
         console.expect("login", timeout=0.01)
 
 
-def test_after_sending_only_what_is_new_counts(guest: Guest, console: Console) -> None:
+def test_expect_after_send_matches_only_new_text(guest: Guest, console: Console) -> None:
     guest.stdout += b"$ "
     console.send("echo x\n")
     threading.Timer(0.02, lambda: guest.stdout.append(b"x\r\n\x1b[32m$\x1b[0m ")).start()
@@ -85,7 +85,7 @@ def test_after_sending_only_what_is_new_counts(guest: Guest, console: Console) -
     )
 
 
-def test_what_does_not_come_is_told_with_the_last_lines(guest: Guest, console: Console) -> None:
+def test_expect_times_out_with_the_last_lines(guest: Guest, console: Console) -> None:
     guest.stdout += b"first\nlast\n"
     with pytest.raises(WaitTimeout) as caught:
         console.expect("login:", timeout=0.01)
@@ -96,7 +96,7 @@ def gone() -> None:
     raise VMGone("web has ended")
 
 
-def test_what_a_machine_that_has_ended_did_not_show_is_not_waited_for(guest: Guest) -> None:
+def test_expect_ends_with_the_machine(guest: Guest) -> None:
     guest.stdout += b"Power down\r\n"
     console = Console(guest, "web", check=gone)  # type: ignore[arg-type]
     assert console.expect("^Power down$"), "what is there is there"
@@ -104,13 +104,13 @@ def test_what_a_machine_that_has_ended_did_not_show_is_not_waited_for(guest: Gue
         console.expect("login:", timeout=3600)
 
 
-def test_the_time_to_expect_something_is_that_of_a_machine_with_kvm(guest: Guest) -> None:
+def test_expect_timeout_is_scaled_without_kvm(guest: Guest) -> None:
     console = Console(guest, "web", scaled=lambda seconds: seconds * 10)  # type: ignore[arg-type]
     with pytest.raises(WaitTimeout, match=r"waited 0\.01 s"):
         console.expect("login:", timeout=0.001)
 
 
-def test_keys_that_nobody_takes_are_told(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_to_a_console_that_accepts_no_input_is_an_error(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VMGone):
         Console(guest, "web", check=gone).send("root\n")  # type: ignore[arg-type]
     assert guest.stdout.size == 0
@@ -119,12 +119,12 @@ def test_keys_that_nobody_takes_are_told(guest: Guest, monkeypatch: pytest.Monke
         raise BrokenPipeError("Broken pipe")
 
     monkeypatch.setattr(guest, "send", refuse)
-    with pytest.raises(EngineError, match=r"web: its console took no keys \(Broken pipe\)"):
+    with pytest.raises(EngineError, match=r"web: its console accepted no input \(Broken pipe\)"):
         Console(guest, "web").send("root\n")  # type: ignore[arg-type]
     assert guest.done == ["close"]
 
 
-def test_keys_may_end_the_machine(guest: Guest) -> None:
+def test_text_may_end_the_machine(guest: Guest) -> None:
     def ended_by_keys() -> None:
         if guest.stdout.size:
             gone()
@@ -133,9 +133,9 @@ def test_keys_may_end_the_machine(guest: Guest) -> None:
     assert bytes(guest.stdout) == b"poweroff\n"
 
 
-def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest: Guest, console: Console) -> None:
+def test_killed_for_memory_lists_reports_since_the_last_start(guest: Guest, console: Console) -> None:
     guest.stdout += OOM % (1, 2)
-    console.start_anew()
+    console.forget_reports()
     assert console.killed_for_memory() == []
     guest.stdout += OOM % (5, 7) + CGROUP_OOM
     assert console.killed_for_memory() == [
@@ -144,20 +144,20 @@ def test_processes_killed_for_memory_are_listed_for_this_life_of_the_guest(guest
     ]
 
 
-def test_what_was_before_a_certain_time_may_be_left_out(guest: Guest, console: Console) -> None:
+def test_killed_for_memory_can_start_at_a_size(guest: Guest, console: Console) -> None:
     guest.stdout += OOM % (1, 2)
     then = console.size
     assert console.killed_for_memory(then) == []
     guest.stdout += CGROUP_OOM
     assert console.killed_for_memory(then) == ["Memory cgroup out of memory: Killed process 3 (x)"]
-    console.start_anew()
+    console.forget_reports()
     assert console.killed_for_memory(then) == []
 
 
-def test_a_panic_is_one_of_this_life(guest: Guest, console: Console) -> None:
+def test_a_panic_counts_until_the_next_start(guest: Guest, console: Console) -> None:
     guest.stdout += b"[ 1.0] Kernel panic - not syncing: sysrq\r\n"
     assert console.panic() == "Kernel panic - not syncing: sysrq"
-    console.start_anew()
+    console.forget_reports()
     assert console.panic() is None
 
 
@@ -181,7 +181,7 @@ class Counting(Record[str]):
             yield start, part
 
 
-def test_a_look_costs_the_same_whatever_was_printed_before(guest: Guest, console: Console) -> None:
+def test_a_search_reads_only_new_text(guest: Guest, console: Console) -> None:
     console._text = text = Counting("")
     costs = []
     for size in (100_000, FLOOD):
@@ -199,7 +199,7 @@ def test_a_look_costs_the_same_whatever_was_printed_before(guest: Guest, console
     assert len(console._kernel._line) < 100, "what was looked at is not looked at again"
 
 
-def test_of_a_flood_the_beginning_and_the_end_are_kept_and_found(guest: Guest, console: Console) -> None:
+def test_both_ends_of_a_flood_are_kept_and_found(guest: Guest, console: Console) -> None:
     guest.stdout += b"the first line\r\n"
     flooded(guest, FLOOD)
     guest.stdout += OOM % (1, 2) + b"the last line\r\n"
@@ -216,7 +216,7 @@ def test_of_a_flood_the_beginning_and_the_end_are_kept_and_found(guest: Guest, c
     assert console.expect("^login: $").string[-7:] == "login: "
 
 
-def test_what_a_flood_hides_was_seen_as_it_came(guest: Guest, console: Console) -> None:
+def test_reports_inside_a_flood_are_seen(guest: Guest, console: Console) -> None:
     flooded(guest, HEAD + 100_000)
     guest.stdout += b"Kernel panic - not syncing: early\r\n"
     flooded(guest, FLOOD)
@@ -224,7 +224,7 @@ def test_what_a_flood_hides_was_seen_as_it_came(guest: Guest, console: Console) 
     assert console.panic() == "Kernel panic - not syncing: early"
 
 
-def test_a_match_may_come_in_pieces(guest: Guest, console: Console) -> None:
+def test_a_match_may_arrive_in_pieces(guest: Guest, console: Console) -> None:
     search = console.search("^begin.*?end$")
     guest.stdout += b"x\nbeg"
     assert search.look() is None
@@ -234,7 +234,7 @@ def test_a_match_may_come_in_pieces(guest: Guest, console: Console) -> None:
     assert search.look()
 
 
-def test_sequences_leave_nothing_in_the_text(guest: Guest, console: Console) -> None:
+def test_escape_sequences_are_not_in_the_text(guest: Guest, console: Console) -> None:
     for piece in (
         b"a\x1b",
         b"]0;own",
@@ -249,12 +249,12 @@ def test_sequences_leave_nothing_in_the_text(guest: Guest, console: Console) -> 
     assert console.text == "abcde€\n"
 
 
-def test_a_long_line_is_cut_in_messages(guest: Guest, console: Console) -> None:
+def test_long_lines_are_cut_in_messages(guest: Guest, console: Console) -> None:
     guest.stdout += b"first\n" + 100_000 * b"x"
     assert console.tail() == f"  | {1000 * 'x'}"
 
 
-def test_the_console_of_a_machine_that_is_taken_over_late_says_what_is_missing(guest: Guest) -> None:
+def test_a_console_that_is_followed_late_marks_what_is_missing(guest: Guest) -> None:
     flooded(guest, 2 * FLOOD)
     console = Console(guest, "web")  # type: ignore[arg-type]
     assert re.search(r"\[… \d+ bytes not kept …\]", console.text)

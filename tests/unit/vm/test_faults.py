@@ -1,4 +1,4 @@
-"""Faults are over when their block is, however that ends; the guest's shell is this machine's, with other tools."""
+"""Faults end with their block, however that ends. The guest's shell is the one of this machine, with other tools."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ kill -9 $PPID
 """
 
 
-class Guest(Faults):
-    """Runs as this user, with a `stat` and a `fallocate` of its own, what should be run as root."""
+class Guest:
+    """Runs the scripts for root as this user, with another `stat` and `fallocate`."""
 
     def __init__(self, folder: Path, fallocate: str) -> None:
         self.full = folder / "disk"
@@ -42,7 +42,7 @@ class Guest(Faults):
             (tools / name).chmod(0o755)
         self._environ = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "FOLDER": str(self.full)}
 
-    def _as_root(self, script: str, *words: str, timeout: float | None = 60) -> bytes:
+    def run_as_root(self, script: str, *words: str, timeout: float | None = 60) -> bytes:
         done = subprocess.run(
             ["sh", "-c", script, "sh", *words], env=self._environ, capture_output=True, check=False, timeout=timeout
         )
@@ -59,10 +59,11 @@ class Guest(Faults):
 
 
 def fill(guest: Guest, **arguments: Any) -> Any:
-    return guest.fill_disk(str(guest.full), **arguments)
+    machine: Any = guest
+    return Faults(machine).fill_disk(str(guest.full), **arguments)
 
 
-def test_the_disk_is_full_during_the_block(tmp_path: Path) -> None:
+def test_fill_disk_lasts_as_long_as_its_block(tmp_path: Path) -> None:
     guest = Guest(tmp_path, FALLOCATE)
     with fill(guest):
         assert guest.files == ["0", "1"]
@@ -85,9 +86,9 @@ def test_a_script_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
     assert list(guest.full.iterdir()) == []
 
 
-def test_neither_does_one_that_we_do_not_hear_the_end_of(tmp_path: Path) -> None:
+def test_a_script_whose_end_is_not_seen_leaves_nothing(tmp_path: Path) -> None:
     guest = Guest(tmp_path, FALLOCATE)
     guest.loses_us = True
     with pytest.raises(pytest.fail.Exception, match="Timeout"), fill(guest):
-        pytest.fail("nobody has heard that it is full")
+        pytest.fail("the script did not return")
     assert list(guest.full.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The file methods of a handle whose guest only takes what it is sent."""
+"""File methods of a VM whose guest only reads what it is sent."""
 
 import io
 import tarfile
@@ -19,7 +19,7 @@ MIB = 1024 * 1024
 
 
 class Connection:
-    """Reads what a command is given in a thread, and meanwhile calls `check`, as `ssh.Connection` does."""
+    """Reads the input of a command in a thread, and calls `check` in this one, as `ssh.Connection` does."""
 
     alive = True
 
@@ -47,14 +47,12 @@ class Connection:
         return 0
 
 
-def test_how_much_is_uploaded_is_shown_by_the_thread_that_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_put_shows_progress_in_the_thread_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[str, threading.Thread]] = []
     vm = machine(Container())
     connection: Any = Connection()
-    vm._connection = connection
-    vm._progress = progress.Progress(lambda text: shown.append((text, threading.current_thread())), live=True)
+    vm.machine.ssh.current = connection
+    vm.machine.progress = progress.Progress(lambda text: shown.append((text, threading.current_thread())), live=True)
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)  # a short path, which leaves room on the line
     Path("source").write_bytes(bytes(3 * MIB))
@@ -73,13 +71,13 @@ def archive(*links: tuple[str, str]) -> bytes:
     return made.getvalue()
 
 
-def test_what_is_skipped_is_shown_and_in_the_command_log(tmp_path: Path) -> None:
+def test_get_shows_and_logs_what_it_skips(tmp_path: Path) -> None:
     shown: list[str] = []
     vm = machine(Container())
     sending: Any = SimpleNamespace(
         alive=True, execute=lambda _command, *, stdout, **_: stdout(archive(("tree/x", "/etc/\x1b[31m"))) or 0
     )
-    vm._connection, vm._progress = sending, progress.Progress(shown.append, live=False)
+    vm.machine.ssh.current, vm.machine.progress = sending, progress.Progress(shown.append, live=False)
     assert vm.get("/srv/tree", tmp_path / "out") == tmp_path / "out"
     skipped = r"skipped 1 of 2: x -> /etc/\x1b[31m (link out of the tree); special=True (--special) keeps them"
     assert shown == [f"virtainers: vm: get /srv/tree: {skipped}\n"]
@@ -89,7 +87,7 @@ def test_what_is_skipped_is_shown_and_in_the_command_log(tmp_path: Path) -> None
     assert (shown, vm.log.entries[-1].outcome) == ([], "done")
 
 
-def test_what_our_own_scripts_say_is_bounded() -> None:
+def test_standard_error_of_our_scripts_is_bounded() -> None:
     def flood(_command: str, *, stderr: Callable[[bytes], object], **_: object) -> int:
         for _number in range(100):
             stderr(b"x" * MIB)
@@ -97,14 +95,14 @@ def test_what_our_own_scripts_say_is_bounded() -> None:
 
     vm = machine(Container())
     flooding: Any = SimpleNamespace(alive=True, execute=flood)
-    vm._connection = flooding
+    vm.machine.ssh.current = flooding
     with pytest.raises(TransferError) as caught:
         vm.read_text("/etc/hostname")
     assert len(str(caught.value)) < MIB
 
 
-def test_input_that_was_closed_meanwhile_ends_without_a_word() -> None:
-    """As the local tar's is, when the guest's has ended early."""
+def test_input_closed_by_its_owner_ends_silently() -> None:
+    """The local tar closes it when the guest's ended early."""
     source = io.BytesIO(b"more")
     channel: Any = SimpleNamespace(settimeout=lambda _seconds: None, sendall=lambda _data: source.close())
     client._feed(channel, source)

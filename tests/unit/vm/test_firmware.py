@@ -45,7 +45,7 @@ def test_what_was_started_and_is_silent_is_suspected_only(monkeypatch: pytest.Mo
     now = 161.0
     assert watch.look(text) == ""
     assert watch.suspicion().startswith(
-        "Its BIOS has started the disk 61 s ago, and nothing was seen of that: a disk for"
+        "Its BIOS started the disk 61 s ago, which has shown nothing since: a disk for"
     )
     watch.look(f"{text}\nGRUB loading.")
     now = 300.0

@@ -20,7 +20,7 @@ def fed(data: bytes, size: int) -> Kernel:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 10_000])
-def test_reports_are_found_once_whatever_the_console_is_cut_into(size: int) -> None:
+def test_reports_are_found_once_in_pieces_of_any_size(size: int) -> None:
     said = b"boot\r\n" * 100 + OOM + STALL % 12 + CGROUP_OOM + STALL % 1 + PANIC + STALL % 12 + b"login: "
     kernel = fed(said, size)
     assert kernel.killed(0) == [
@@ -31,7 +31,7 @@ def test_reports_are_found_once_whatever_the_console_is_cut_into(size: int) -> N
     assert kernel.hangs()
 
 
-def test_a_line_that_has_not_ended_counts_and_counts_once() -> None:
+def test_an_unfinished_line_counts_once() -> None:
     kernel = Kernel()
     kernel.feed(0, OOM[:-2])
     assert len(kernel.killed(0)) == 1
@@ -45,25 +45,25 @@ def test_a_line_that_has_not_ended_counts_and_counts_once() -> None:
     assert not kernel.hangs(), "of a number that is cut, nothing is known"
 
 
-def test_where_reports_were_is_known() -> None:
+def test_reports_have_positions() -> None:
     kernel = fed(OOM + CGROUP_OOM, 10)
     assert len(kernel.killed(1)) == 2
     assert kernel.killed(len(OOM)) == ["Memory cgroup out of memory: Killed process 3 (x)"]
-    kernel.start_anew(len(OOM) + len(CGROUP_OOM))
+    kernel.forget(len(OOM) + len(CGROUP_OOM))
     assert kernel.killed(0) == []
 
 
-def test_what_is_on_a_line_when_the_guest_starts_anew_is_of_before() -> None:
+def test_an_unfinished_line_belongs_to_the_time_before_a_restart() -> None:
     kernel = Kernel()
     kernel.feed(0, b"Kernel panic - not syncing: old")
-    kernel.start_anew(31)
+    kernel.forget(31)
     assert kernel.panic() is None
     kernel.feed(31, b" one\n")
     assert kernel.panic() is None
 
 
 @pytest.mark.parametrize("size", [100, 5000, 10**6])
-def test_a_line_without_end_hides_nothing_and_takes_no_room(size: int) -> None:
+def test_an_endless_line_hides_nothing_and_takes_no_memory(size: int) -> None:
     flood = b"\0" * 100_000 + PANIC[:-2] + b"\0" * 100_000 + OOM[:-2] + b"x" * 100_000
     kernel = fed(flood, size)
     assert kernel.panic()
@@ -80,7 +80,7 @@ def test_of_very_many_reports_the_newest_are_kept() -> None:
     assert kernel.killed(0)[-1] == "Out of memory: Killed process 9999 (x)"
 
 
-def test_a_missing_piece_joins_no_lines() -> None:
+def test_lines_on_both_sides_of_a_gap_are_not_joined() -> None:
     kernel = Kernel()
     kernel.feed(0, b"Kernel panic ")
     kernel.feed(1000, b"- not syncing: never\n")

@@ -43,7 +43,7 @@ class FakeVM:
     def __init__(self, name: str) -> None:
         self.name, self.container = name, FakeContainer()
         self.left: list[Callable[[], object]] = []
-        self.ends_with_it = self
+        self.machine = self.on_close = self
         self.network = SimpleNamespace(label="default-isolated")
 
     def callback(self, function: Callable[..., object], *arguments: object) -> None:
@@ -73,7 +73,7 @@ def vms(network: Network) -> dict[str, Any]:
     return made
 
 
-def test_a_partition_is_in_both_directions_and_ends_with_its_block(network: Network, vms: dict[str, Any]) -> None:
+def test_partition_works_in_both_directions_and_ends_with_its_block(network: Network, vms: dict[str, Any]) -> None:
     a, b, c = vms.values()
     with network.partition({a, b}, c):
         assert a.drops == b.drops == {MACS["c"]: 1000}
@@ -81,7 +81,7 @@ def test_a_partition_is_in_both_directions_and_ends_with_its_block(network: Netw
     assert [vm.container.sent[-1] for vm in (a, b, c)] == [(mac, EMPTY) for mac in MACS.values()]
 
 
-def test_faults_add_up_and_each_ends_by_itself(network: Network, vms: dict[str, Any]) -> None:
+def test_faults_add_up_and_end_separately(network: Network, vms: dict[str, Any]) -> None:
     a, b, c = vms.values()
     with network.lose(a, b, share=0.25):
         assert b.drops == {MACS["a"]: 250}
@@ -96,7 +96,7 @@ def test_faults_add_up_and_each_ends_by_itself(network: Network, vms: dict[str, 
     assert b.container.sent[-1][1] == EMPTY
 
 
-def test_all_of_them_are_healed_at_once(network: Network, vms: dict[str, Any]) -> None:
+def test_heal_ends_all_faults(network: Network, vms: dict[str, Any]) -> None:
     a, b, _ = vms.values()
     with network.partition(a, b):
         network.heal()
@@ -105,7 +105,7 @@ def test_all_of_them_are_healed_at_once(network: Network, vms: dict[str, Any]) -
     assert len(a.container.sent) == sent, "what is healed needs no end"
 
 
-def test_what_a_kernel_cannot_do_leaves_nothing_in_force(network: Network, vms: dict[str, Any]) -> None:
+def test_a_fault_that_the_kernel_refuses_leaves_nothing(network: Network, vms: dict[str, Any]) -> None:
     a, b, _ = vms.values()
     b.container.refuses = True
     said = r"^b on the network lab: the host's kernel has no sch_netem$"
@@ -114,7 +114,7 @@ def test_what_a_kernel_cannot_do_leaves_nothing_in_force(network: Network, vms: 
     assert a.container.sent[-1][1] == EMPTY
 
 
-def test_one_that_has_left_is_lost_no_more(network: Network, vms: dict[str, Any]) -> None:
+def test_a_vm_that_left_has_no_faults(network: Network, vms: dict[str, Any]) -> None:
     a, b, _ = vms.values()
     with network.partition(a, b):
         a.container.ended = True
@@ -142,13 +142,13 @@ def test_one_that_has_left_is_lost_no_more(network: Network, vms: dict[str, Any]
         (lambda net, _vms: net.slow(rate="fast"), "text such as 512kbit, 10Mbit or 1Gbit"),
     ],
 )
-def test_wrong_faults_are_refused_in_words(network: Network, vms: dict[str, Any], wrong: Any, words: str) -> None:
+def test_wrong_arguments_of_faults_are_refused(network: Network, vms: dict[str, Any], wrong: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words), wrong(network, vms):
         raise AssertionError
     assert not any(vm.container.sent for vm in vms.values())
 
 
-def test_addresses_are_of_the_subnet(network: Network) -> None:
+def test_addresses_must_be_in_the_subnet(network: Network) -> None:
     assert network.port("web", 7).address == "10.1.0.7"
     assert network.port("web", IPv4Address("10.1.0.9")).address == "10.1.0.9"
     assert network.port("web", "dhcp").address is network.port("web", None).address is None
@@ -182,7 +182,7 @@ def read(path: Path) -> list[tuple[float, bytes]]:
     return frames
 
 
-def test_frames_are_merged_by_time_and_each_is_there_once(
+def test_captures_merge_frames_by_time_without_duplicates(
     network: Network, vms: dict[str, Any], tmp_path: Path
 ) -> None:
     a, b, c = vms.values()
@@ -197,7 +197,7 @@ def test_frames_are_merged_by_time_and_each_is_there_once(
     assert read(tmp_path / "x.pcap") == [(1.0, b"a to b"), (1.5, b"from outside"), (2.0, b"b to a")]
 
 
-def test_a_capture_that_does_not_begin_raises(network: Network, vms: dict[str, Any], tmp_path: Path) -> None:
+def test_a_capture_that_does_not_start_is_an_error(network: Network, vms: dict[str, Any], tmp_path: Path) -> None:
     streams = [Stream(pcap()), Stream(b"")]
     vms["a"].container.streams, vms["b"].container.streams = [streams[0]], [streams[1]]
     said = "b: capturing what its card 02:42:0a:d5:00:02 sends and gets failed"
@@ -206,12 +206,12 @@ def test_a_capture_that_does_not_begin_raises(network: Network, vms: dict[str, A
     assert [each.closed for each in streams] == [True, True]
 
 
-def test_a_file_that_cannot_be_made_is_refused_before_the_block(network: Network, tmp_path: Path) -> None:
+def test_capture_refuses_a_file_that_cannot_be_created(network: Network, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), network.capture(tmp_path / "no folder" / "x.pcap"):
         raise AssertionError
 
 
-def test_what_was_hidden_is_ip_again(tmp_path: Path) -> None:
+def test_captures_restore_hidden_ethertypes(tmp_path: Path) -> None:
     capture, vm = Capture(hidden=True), FakeVM("a")
     frames = [b"\x88\xb5v4", b"\x88\xb6v6", b"\x08\x06arp", b"\x88\xb7x"]
     vm.container.streams = [Stream(pcap(*((1.0 + at, MACS["a"], frame) for at, frame in enumerate(frames))))]
@@ -223,7 +223,7 @@ def test_what_was_hidden_is_ip_again(tmp_path: Path) -> None:
     assert [frame for _, frame in read(tmp_path / "x.pcap")] == [b"\x08\x00v4", b"\x86\xddv6", *frames[2:]]
 
 
-def test_a_recorder_gives_what_came_since_and_forgets_those_that_leave(tmp_path: Path) -> None:
+def test_a_recorder_writes_recent_frames_and_drops_vms_that_left(tmp_path: Path) -> None:
     capture, vm = Capture(), FakeVM("a")
     vm.container.streams = [
         Stream(pcap((1.0, MACS["a"], b"early"), (2.0, MACS["a"], b"late"), (3.0, MACS["a"], b"")))
@@ -247,7 +247,7 @@ HEADERS = st.builds(
 @given(st.sampled_from([0xA1B2C3D4, 0xA1B23C4D]), st.lists(HEADERS | st.binary(max_size=120), max_size=9))
 @example(0xA1B2C3D4, [struct.pack("<IIII", 2**32 - 1, 10**6, 0, 0)])  # one second behind the last one there is
 @example(0xA1B2C3D4, [struct.pack("<IIII", 1, 1, 2**32 - 1, 1)])
-def test_a_recording_of_any_bytes_becomes_a_file_that_can_be_read(magic: int, pieces: list[bytes]) -> None:
+def test_a_capture_of_any_bytes_is_a_readable_file(magic: int, pieces: list[bytes]) -> None:
     capture, vm = Capture(), FakeVM("a")
     vm.container.streams = [Stream(pcap(magic=magic), *[piece for piece in pieces if piece])]
     capture.add(vm, MACS["a"])  # type: ignore[arg-type]

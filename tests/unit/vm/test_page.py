@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from pytest_virtainers.vm import page
-from pytest_virtainers.vm.viewer import Display
+from pytest_virtainers.vm.screen import Display
 
 FILES = {"/vnc.html": b"<title>noVNC</title>", "/app/ui.js": b"import x", "/app/icon.svg": b"<svg/>"}
 HELLO = b"RFB 003.008\n"

@@ -1,4 +1,4 @@
-"""Switching a machine off and on while things happen to it; its container answers as QEMU would."""
+"""Switching a VM off and on while it ends, panics or hangs; its container answers as QEMU would."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Qemu(Container):
-    """Does what `happens` when it is asked for something, then answers."""
+    """Calls `happens` for each request, then answers."""
 
     def __init__(self, happens: Callable[[Qemu], object] = bool) -> None:
         super().__init__(RUNS)
@@ -49,7 +49,7 @@ class Qemu(Container):
         self.stdout += b"Kernel panic - not syncing: so\r\n"
 
     def be_over(self) -> None:
-        """Have no QEMU any more, and a supervisor that stays."""
+        """Let QEMU end; the supervisor stays."""
         self.say(KILLED)
         self.answer = 1, b"no socket /run/virtainer/qmp.sock"
 
@@ -62,34 +62,39 @@ class Qemu(Container):
         (Qemu.be_over, VMGone, r"vm has ended: QEMU was killed \(SIGKILL\)"),
     ],
 )
-def test_what_happens_to_a_machine_that_shuts_down_is_told_at_once(
+def test_shutdown_reports_another_end_at_once(
     happens: Callable[[Qemu], object], kind: type[VirtainerError], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
         machine(Qemu(happens)).shutdown(timeout=3600)
 
 
-def test_a_machine_that_has_switched_itself_off_is_down() -> None:
+def test_a_vm_that_switched_itself_off_is_shut_down() -> None:
     vm = machine(Qemu(lambda qemu: qemu.say(OFF)))
     vm.shutdown()
     with pytest.raises(VMGone, match=r"it was shut down; vm\.start\(\) switches it on"):
         vm.run("true")
 
 
-def test_one_that_is_halted_and_then_gone_is_gone() -> None:
+def test_a_paused_vm_whose_qemu_ends_is_gone() -> None:
     qemu = Qemu()
     vm = machine(qemu)
     vm.pause()
     with pytest.raises(VMGone, match="it is paused"):
         vm.run("true")
     qemu.be_over()
-    for use in (lambda: vm.run("true"), vm.resume, lambda: vm.qmp("query-status"), lambda: vm._control("screenshot")):
+    for use in (
+        lambda: vm.run("true"),
+        vm.resume,
+        lambda: vm.qmp("query-status"),
+        lambda: vm.machine.control("screenshot"),
+    ):
         with pytest.raises(VMGone, match="vm has ended: QEMU was killed"):
             use()
 
 
 @pytest.mark.parametrize("kind", [VMGone, GuestPanic])
-def test_a_machine_that_is_gone_is_not_started(kind: type[VirtainerError]) -> None:
+def test_start_refuses_a_vm_that_is_gone(kind: type[VirtainerError]) -> None:
     def end(qemu: Qemu) -> None:
         if "cont" in qemu.asked[-1]:
             qemu.be_over()
@@ -102,7 +107,7 @@ def test_a_machine_that_is_gone_is_not_started(kind: type[VirtainerError]) -> No
     assert len(qemu.asked) == 2
 
 
-def test_there_is_a_pause_before_qemu_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_pauses_before_it_asks_qemu_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power, "_RESET_SECONDS", 0.1 / 10)
 
     def refuse(qemu: Qemu) -> None:
@@ -117,7 +122,7 @@ def test_there_is_a_pause_before_qemu_is_asked_again(monkeypatch: pytest.MonkeyP
     assert len(qemu.asked) < 8
 
 
-def test_an_engine_that_fails_because_the_container_has_just_gone_is_no_matter() -> None:
+def test_an_engine_error_while_the_container_ends_is_an_ended_vm() -> None:
     def fail(qemu: Any) -> None:
         qemu.end()
         raise EngineError("no such container")

@@ -61,7 +61,7 @@ def guest() -> Iterator[Guest]:
     guest.process.abandon()
 
 
-def test_each_line_comes_as_soon_as_it_is_whole(guest: Guest) -> None:
+def test_lines_yields_each_line_as_soon_as_it_is_complete(guest: Guest) -> None:
     lines = guest.process.lines(timeout=60)
     guest.out(b"one\ntw")
     assert next(lines) == "one"
@@ -72,7 +72,7 @@ def test_each_line_comes_as_soon_as_it_is_whole(guest: Guest) -> None:
     assert list(guest.process.lines()) == []
 
 
-def test_lines_that_nobody_has_read_yet_are_found_in_no_time(guest: Guest) -> None:
+def test_unread_lines_are_found_quickly(guest: Guest) -> None:
     guest.out(b"some line of a log that is followed from its start\n" * 100_000)
     guest.end()
     began = time.monotonic()
@@ -80,7 +80,7 @@ def test_lines_that_nobody_has_read_yet_are_found_in_no_time(guest: Guest) -> No
     assert time.monotonic() - began < 30
 
 
-def test_what_was_printed_so_far_is_in_a_timeout(guest: Guest) -> None:
+def test_a_timeout_has_the_output_so_far(guest: Guest) -> None:
     guest.out(b"half a line")
     with pytest.raises(CommandTimeout, match=r"'make' on web was still running after .*\n.*\nhalf a line"):
         next(guest.process.lines(timeout=0.01))
@@ -89,7 +89,7 @@ def test_what_was_printed_so_far_is_in_a_timeout(guest: Guest) -> None:
     assert guest.process.poll() is None
 
 
-def test_its_end_gives_the_whole_result(guest: Guest) -> None:
+def test_wait_returns_the_whole_result(guest: Guest) -> None:
     guest.out(b"out")
     guest.err(b"err")
     guest.end(3)
@@ -99,7 +99,7 @@ def test_its_end_gives_the_whole_result(guest: Guest) -> None:
     assert guest.process.wait() == result, "its duration does not grow"
 
 
-def test_what_is_written_arrives_at_once(guest: Guest) -> None:
+def test_written_input_arrives_at_once(guest: Guest) -> None:
     guest.process.write("zwölf\n")
     assert guest.stdin.read(4096) == "zwölf\n".encode()
     guest.process.write(b"\xff")
@@ -108,7 +108,7 @@ def test_what_is_written_arrives_at_once(guest: Guest) -> None:
     assert guest.stdin.read(4096) == b""
 
 
-def test_a_machine_that_went_away_is_told_wherever_one_waits(guest: Guest) -> None:
+def test_the_end_of_the_machine_is_raised_by_every_wait(guest: Guest) -> None:
     lines = guest.process.lines(timeout=60)
     guest.out(b"one\n")
     guest.end(VMGone("web has ended"))
@@ -118,7 +118,7 @@ def test_a_machine_that_went_away_is_told_wherever_one_waits(guest: Guest) -> No
             waiting()
 
 
-def test_a_block_ends_with_its_own_failure(guest: Guest) -> None:
+def test_a_block_raises_its_own_exception(guest: Guest) -> None:
     guest.end(VMGone("web has ended"))
     with pytest.raises(VMGone):
         guest.process.wait(60)
@@ -126,7 +126,7 @@ def test_a_block_ends_with_its_own_failure(guest: Guest) -> None:
         raise ValueError("of the test")
 
 
-def test_signals_are_sent_by_name_to_the_session(guest: Guest) -> None:
+def test_signals_are_sent_to_the_session_by_name(guest: Guest) -> None:
     guest.leader(b"4711\n")
     guest.process.send_signal("SIGUSR1")
     guest.process.send_signal("HUP")
@@ -139,7 +139,7 @@ def test_signals_are_sent_by_name_to_the_session(guest: Guest) -> None:
     assert len(guest.signals) == 4, "there is nobody any more"
 
 
-def test_a_signal_waits_until_the_session_is_known_and_no_longer(guest: Guest) -> None:
+def test_a_signal_waits_until_the_session_is_known(guest: Guest) -> None:
     threading.Timer(0.05, guest.leader, [b"4711\n"]).start()
     began = time.monotonic()
     guest.process.terminate()
@@ -147,13 +147,13 @@ def test_a_signal_waits_until_the_session_is_known_and_no_longer(guest: Guest) -
     assert time.monotonic() - began < 10
 
 
-def test_a_session_that_stays_unknown_is_an_error(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_session_is_an_error(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_START_SECONDS", 0.01)
-    with pytest.raises(VirtainerError, match="'make' on web: its shell has not said the number of its session"):
+    with pytest.raises(VirtainerError, match="'make' on web: its shell did not report its session"):
         guest.process.terminate()
 
 
-def test_the_end_of_a_block_terminates_what_runs() -> None:
+def test_the_end_of_a_block_terminates_the_command() -> None:
     guest = Guest()
     guest.leader(b"1\n")
     with guest.process:
@@ -162,7 +162,7 @@ def test_the_end_of_a_block_terminates_what_runs() -> None:
     assert guest.process.stdin.closed
 
 
-def test_what_does_not_end_with_its_block_is_killed() -> None:
+def test_a_command_that_ignores_sigterm_is_killed() -> None:
     guest = Guest(grace=0.01)
     guest.leader(b"1\n")
     guest.heeds = {"KILL": -1}
@@ -173,7 +173,7 @@ def test_what_does_not_end_with_its_block_is_killed() -> None:
     assert guest.process.stdin.closed
 
 
-def test_what_not_even_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_survives_sigkill_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_END_SECONDS", 0.01)
     guest = Guest(grace=0.01)
     guest.leader(b"1\n")
@@ -183,7 +183,7 @@ def test_what_not_even_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     guest.end()
 
 
-def test_that_it_cannot_be_ended_does_not_cover_why_a_block_has_failed() -> None:
+def test_a_failed_end_does_not_hide_the_exception_of_the_block() -> None:
     guest = Guest()
     guest.leader(b"1\n")
     guest.heeds = {"TERM": VMGone("web has ended")}

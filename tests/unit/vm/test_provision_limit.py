@@ -1,4 +1,4 @@
-"""How long a guest may take to be set up, and what is said when it takes longer."""
+"""Time limits for provisioning, and the errors after them."""
 
 import re
 import subprocess
@@ -9,17 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_virtainers.config.settings import resolve
-from pytest_virtainers.config.spec import merge
 from pytest_virtainers.errors import BootTimeout, ProvisionTimeout
-from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm import provision_limit, readiness
 from pytest_virtainers.vm.log import CommandLog
 from pytest_virtainers.vm.provision_limit import LOOK, Limit
-from pytest_virtainers.vm.readiness import Machine, wait_for_cloud_init
+from pytest_virtainers.vm.readiness import Target, wait_for_cloud_init
 from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_output import Said
+from tests.unit.vm import fake_container
 
 SAID = b'{"stage": "modules-final"}\n\x01Unpacking ruby (1:3.3) ...\nUnpacking \x1b[1mpuppet\x1b[0m (8.4.2) ...\n\0'
 
@@ -32,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return ours
 
 
-def test_cloud_init_goes_on_as_long_as_it_makes_progress(clock: SimpleNamespace) -> None:
+def test_cloud_init_may_run_as_long_as_it_makes_progress(clock: SimpleNamespace) -> None:
     limit = Limit(120, "provision_timeout=120")
     for number in range(10):
         clock.now += 100
@@ -42,7 +40,7 @@ def test_cloud_init_goes_on_as_long_as_it_makes_progress(clock: SimpleNamespace)
     assert limit.passed().startswith("after 1121 s, the last 121 s without progress. The limit is provision_")
 
 
-def test_what_looks_as_before_is_no_progress(clock: SimpleNamespace) -> None:
+def test_unchanged_output_is_no_progress(clock: SimpleNamespace) -> None:
     limit = Limit(120, "provision_timeout=120")
     for _ in range(3):
         limit.look(SAID[:9])
@@ -51,7 +49,7 @@ def test_what_looks_as_before_is_no_progress(clock: SimpleNamespace) -> None:
     assert "150 s without progress" in limit.passed()
 
 
-def test_progress_does_not_go_on_for_ever(clock: SimpleNamespace) -> None:
+def test_progress_is_limited_too(clock: SimpleNamespace) -> None:
     limit = Limit(120, "provision_timeout=120")
     for number in range(13):
         clock.now += 100
@@ -61,7 +59,7 @@ def test_progress_does_not_go_on_for_ever(clock: SimpleNamespace) -> None:
     )
 
 
-def test_a_reboot_has_the_time_that_it_was_given(clock: SimpleNamespace) -> None:
+def test_a_reboot_has_its_own_limit(clock: SimpleNamespace) -> None:
     limit = Limit(20)
     limit.look(SAID)
     clock.now += 19
@@ -70,12 +68,12 @@ def test_a_reboot_has_the_time_that_it_was_given(clock: SimpleNamespace) -> None
     assert limit.passed().startswith("after 21 s. That is all of its time; give it more (timeout, or boot_timeout)")
 
 
-def test_the_limit_is_named_with_what_it_is_without_kvm() -> None:
+def test_the_setting_names_the_limit_without_kvm() -> None:
     assert provision_limit.setting(120.0, 120.0) == "provision_timeout=120"
     assert provision_limit.setting(120.0, 1200.0) == "provision_timeout=120, 1200 s without KVM"
 
 
-def test_a_guest_that_floods_fills_no_memory() -> None:
+def test_a_guest_that_floods_does_not_fill_memory() -> None:
     limit = Limit(1)
     for _ in range(100):
         limit.look(b"x" * 100_000)
@@ -83,25 +81,25 @@ def test_a_guest_that_floods_fills_no_memory() -> None:
 
 
 class Connection:
-    """Runs the guest's script here, where there is no cloud-init, or one that is under way."""
+    """Checks the guest's script, and ends with an exit code or not at all."""
 
     def __init__(self, said: bytes = b"", code: int | None = 0) -> None:
         self.said, self.code = said, code
 
     def execute(self, command: str, *, stderr: Callable[[bytes], object], check: Callable[[], None], **_: Any) -> int:
-        assert subprocess.run(["sh", "-nc", command], check=False).returncode == 0, "it is no shell script"
+        assert subprocess.run(["sh", "-nc", command], check=False).returncode == 0, "it is not a shell script"
         stderr(self.said)
         while self.code is None:
             check()
         return self.code
 
 
-def test_the_message_names_the_limit_the_real_time_and_what_cloud_init_was_at() -> None:
+def test_the_error_has_the_limit_the_time_and_the_output_of_cloud_init() -> None:
     console = cast("Any", SimpleNamespace(tail=lambda *_: "  | login:"))
-    machine = Machine("web", console, lambda: None)
+    target = Target("web", console, lambda: None)
     limit = Limit(0.3, provision_limit.setting(0.3, 3))
     with pytest.raises(ProvisionTimeout) as caught:
-        wait_for_cloud_init(machine, cast("Any", Connection(SAID, None)), limit)
+        wait_for_cloud_init(target, cast("Any", Connection(SAID, None)), limit)
     assert re.sub(r"(after|last) \d+ s", r"\1 N s", str(caught.value)) == (
         "web let us log in, but cloud-init (packages, run_commands, user_data) has not finished after N s, the "
         "last N s without progress. The limit is provision_timeout=0.3, 3 s without KVM; give it more if a step "
@@ -112,7 +110,7 @@ def test_the_message_names_the_limit_the_real_time_and_what_cloud_init_was_at() 
     assert isinstance(caught.value, BootTimeout)
 
 
-def test_the_look_is_two_parts_and_ends_with_a_zero() -> None:
+def test_a_look_has_two_parts_and_ends_with_a_zero() -> None:
     once = subprocess.run(["sh", "-c", f"{LOOK}look"], capture_output=True, check=False)
     assert once.stdout == b"\x01\0", "there is no cloud-init here"
     shown = subprocess.run(
@@ -126,7 +124,7 @@ def machine(prepare: Callable[[Any], object], provision_timeout: float = 0.1) ->
     return SimpleNamespace(name="web", spec=spec, scaled=lambda seconds: seconds, log=CommandLog())
 
 
-def test_a_prepare_that_does_not_end_is_given_up() -> None:
+def test_a_prepare_that_does_not_end_is_abandoned() -> None:
     forever = threading.Event()
 
     def set_up(vm: Any) -> None:
@@ -137,14 +135,14 @@ def test_a_prepare_that_does_not_end_is_given_up() -> None:
     with SILENT.step("preparing") as step, pytest.raises(ProvisionTimeout) as caught:
         provision_limit.prepare(machine(set_up), step)
     forever.set()
-    name = "test_a_prepare_that_does_not_end_is_given_up.<locals>.set_up"
+    name = "test_a_prepare_that_does_not_end_is_abandoned.<locals>.set_up"
     assert str(caught.value) == (
         f"web: prepare={name} did not end within 1 s. Its last command: apt-get install nginx (exit 100). "
         "The limit is 10 times provision_timeout=0.1"
     )
 
 
-def test_what_a_prepare_raises_is_raised() -> None:
+def test_an_exception_of_prepare_is_raised() -> None:
     def set_up(_vm: Any) -> None:
         raise FileNotFoundError("app.tar")
 
@@ -156,7 +154,7 @@ def test_what_a_prepare_raises_is_raised() -> None:
     ("wait", "said"),
     [
         (
-            lambda vm: vm.wait_until_ready(),
+            lambda vm: vm.machine.wait_until_ready(),
             "after 1201 s, the last 1201 s without progress. The limit is provision_timeout=120, 1200 s without KVM;",
         ),
         (
@@ -166,19 +164,17 @@ def test_what_a_prepare_raises_is_raised() -> None:
     ],
     ids=["first boot", "later boot"],
 )
-def test_the_limit_of_the_boot_ends_with_the_login_of_the_first_one(
+def test_only_at_the_first_boot_provisioning_has_its_own_limit(
     monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, wait: Callable[[VM], None], said: str
 ) -> None:
-    container = SimpleNamespace(stdout=Said(b""), stderr=Said(b""), ended=False, environment={})
-    vm = VM(
-        merge(resolve([]).shape),
-        user="debian",
-        keys=Keys.generate(),
-        container=cast("Any", container),
-        endpoint=cast("Any", SimpleNamespace(address="")),
-        network=cast("Any", None),
-        progress=SILENT,
+    container = SimpleNamespace(
+        stdout=Said(b""),
+        stderr=Said(b""),
+        environment={},
+        wait=lambda _seconds: False,
+        run=lambda _command: (0, b'{"return": {}}'),
     )
+    vm = fake_container.machine(container)
 
     class Waits(Connection):
         def execute(self, *words: Any, check: Callable[[], None], **named: Any) -> int:
@@ -186,7 +182,5 @@ def test_the_limit_of_the_boot_ends_with_the_login_of_the_first_one(
             return super().execute(*words, check=check, **named)
 
     monkeypatch.setattr(readiness, "wait_for_login", lambda *_: Waits(b"", None))
-    monkeypatch.setattr(VM, "qmp", lambda *_: None)
-    monkeypatch.setattr(VM, "_check_alive", lambda _vm: None)
     with pytest.raises(ProvisionTimeout, match=re.escape(f"has not finished {said}")):
         wait(vm)

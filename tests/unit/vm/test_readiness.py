@@ -9,7 +9,7 @@ from pytest_virtainers.errors import BootTimeout, GuestPanic, SSHError
 from pytest_virtainers.ssh import client
 from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.vm.console import Console
-from pytest_virtainers.vm.readiness import Machine, cloud_init_errors, wait_for_login
+from pytest_virtainers.vm.readiness import Target, cloud_init_errors, wait_for_login
 from tests.unit.fake_output import Said
 
 
@@ -25,10 +25,10 @@ def console(text: bytes = b"[    0.1] Linux version 6.12\r\n\x1b[32mlogin:\x1b[0
 
 
 def wait(connect: Callable[[float], Any], check: Callable[[], None] = lambda: None, timeout: float = 5) -> Any:
-    return wait_for_login(Machine("web", console(), check), connect, timeout)
+    return wait_for_login(Target("web", console(), check), connect, timeout)
 
 
-def test_it_tries_until_the_login_works() -> None:
+def test_login_is_tried_until_it_works() -> None:
     failures = [ConnectionRefusedError(), paramiko.AuthenticationException("nologin"), EOFError()]
 
     def connect(_seconds: float) -> str:
@@ -52,7 +52,7 @@ def test_a_timeout_shows_the_last_failure_and_the_console() -> None:
     )
 
 
-def test_it_gives_up_at_once_when_there_is_no_point() -> None:
+def test_waiting_ends_at_once_if_it_is_pointless() -> None:
     def connect(_seconds: float) -> None:
         raise ConnectionRefusedError
 
@@ -63,7 +63,7 @@ def test_it_gives_up_at_once_when_there_is_no_point() -> None:
         wait(connect, check, timeout=3600)
 
 
-def test_a_foreign_host_key_is_not_tried_again() -> None:
+def test_another_host_key_is_not_tried_again() -> None:
     ours, theirs = KeyPair.generate().paramiko(), KeyPair.generate().paramiko()
 
     def connect(_seconds: float) -> None:
@@ -73,7 +73,7 @@ def test_a_foreign_host_key_is_not_tried_again() -> None:
         wait(connect, timeout=3600)
 
 
-def test_errors_of_ours_are_not_tried_again() -> None:
+def test_programming_errors_are_not_retried() -> None:
     def connect(_seconds: float) -> None:
         raise SSHError("no")
 
@@ -81,7 +81,7 @@ def test_errors_of_ours_are_not_tried_again() -> None:
         wait(connect, timeout=3600)
 
 
-def test_paramiko_stays_off_the_screen(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+def test_paramiko_prints_nothing(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     import socket
 
     ours, theirs = socket.socketpair()
@@ -113,7 +113,7 @@ def test_cloud_init_errors_are_listed_by_stage() -> None:
     assert cloud_init_errors("") == []
 
 
-def test_the_console_is_readable_and_knows_a_panic() -> None:
+def test_console_text_is_readable_and_a_panic_is_known() -> None:
     assert console().text == "[    0.1] Linux version 6.12\nlogin:"
     assert console().panic() is None
     panicked = console(b"x\r\n[  9.1] Kernel panic - not syncing: sysrq triggered crash\r\nCPU: 0\r\n")
@@ -135,11 +135,11 @@ def test_a_kernel_that_reports_one_stall_twice_hangs() -> None:
     assert console(stall(-811) + stall(-811)).stalled()
 
 
-def test_what_a_kernel_met_before_it_started_anew_is_over() -> None:
+def test_reports_before_a_restart_are_forgotten() -> None:
     panic = b"[  9.1] Kernel panic - not syncing: %s\r\n"
     output = Output(panic % b"old" + stall(-811) * 2)
     seen = Console(output)  # type: ignore[arg-type]
-    seen.start_anew()
+    seen.forget_reports()
     assert seen.panic() is None
     assert not seen.stalled()
     output.stdout += stall(-811)

@@ -1,11 +1,10 @@
-"""Tunnels through an SSH connection that is played by sockets."""
+"""Tunnels through a fake SSH connection made of sockets."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +13,8 @@ from pytest_virtainers import SSHError, VMGone
 from pytest_virtainers.errors import GuestStalled
 from pytest_virtainers.ssh.client import Connection
 from pytest_virtainers.vm import tunnels
-from pytest_virtainers.vm.console import Console
-from pytest_virtainers.vm.tunnels import Tunnels
-from tests.unit.fake_output import Said
+from tests.unit.vm import fake_container
+from tests.unit.vm.fake_container import KVM, Container
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +52,8 @@ class Channel:
 class Transport:
     """The guest's sshd: opens channels, and listens on ports but 22."""
 
+    sock = None
+
     def __init__(self) -> None:
         self.channels: list[Channel] = []
         self.handler: Callable[[Any, Any, Any], None]
@@ -61,6 +61,9 @@ class Transport:
         self.gave_back = threading.Event()
         self.hangs = threading.Event()
         self.hangs.set()
+
+    def is_active(self) -> bool:
+        return True
 
     def open_channel(self, kind: str, target: tuple[str, int], _origin: tuple[str, int]) -> Channel:
         assert (kind, target) == ("direct-tcpip", ("localhost", 80))
@@ -90,24 +93,18 @@ class Transport:
         return channel.guest
 
 
-class Machine(Tunnels):
+class Machine:
+    """A VM called `web`, with its guest's sshd."""
+
     def __init__(self) -> None:
-        self.name = "web"
         self.transport = Transport()
-        self.connection = Connection(self.transport)  # type: ignore[arg-type]
-        self.console = Console(SimpleNamespace(stdout=Said(b"login:\n")))  # type: ignore[arg-type]
-        self._reversed = {}
-        self.is_gone = False
+        self._container = Container(KVM, console=b"login:\n")
+        vm = fake_container.machine(self._container, name="web")
+        vm.machine.ssh.current = Connection(self.transport)  # type: ignore[arg-type]
+        self.forward, self.reverse = vm.forward, vm.reverse
 
-    def _connected(self) -> Any:
-        return self.connection
-
-    def _check_alive(self, _grace_seconds: float = 0.0) -> None:
-        if self.is_gone:
-            raise VMGone("web has ended")
-
-    def scaled(self, seconds: float) -> float:
-        return seconds
+    def end(self) -> None:
+        self._container.ended = True
 
 
 @pytest.fixture
@@ -124,7 +121,7 @@ def connect(port: int) -> socket.socket:
 
 
 def channel_of(machine: Machine, caller: socket.socket) -> Channel:
-    """Give the channel to which a caller is led, as it says something."""
+    """Return the channel that serves a caller, which sends something."""
     caller.sendall(b"hello")
     while not machine.transport.channels:
         pass
@@ -133,7 +130,7 @@ def channel_of(machine: Machine, caller: socket.socket) -> Channel:
     return channel
 
 
-def test_a_caller_and_the_guest_talk_until_both_have_said_all(machine: Machine) -> None:
+def test_forward_copies_until_both_sides_have_sent_all(machine: Machine) -> None:
     with machine.forward(80) as url:
         assert (url, url.host) == (f"http://127.0.0.1:{url.port}", "127.0.0.1")
         with connect(url.port) as caller:
@@ -172,7 +169,7 @@ def service(answer: bytes) -> Iterator[int]:
         thread.join(60)
 
 
-def test_each_port_of_the_guest_leads_to_its_own_service(machine: Machine) -> None:
+def test_each_reverse_port_leads_to_its_own_service(machine: Machine) -> None:
     with service(b"database") as database, service(b"mail") as mail, machine.reverse(database, guest_port=5432):
         with machine.reverse(mail, guest_port=0) as port:
             assert port == 40001
@@ -180,12 +177,12 @@ def test_each_port_of_the_guest_leads_to_its_own_service(machine: Machine) -> No
                 assert caller.recv(100) == b"mail"
         assert machine.transport.cancelled == [("127.0.0.1", 40001)]
         with machine.transport.call(5432) as caller:
-            assert caller.recv(100) == b"database", "the end of the other was not its end"
+            assert caller.recv(100) == b"database", "the end of the other block did not close it"
         with machine.transport.call(40001) as caller:
-            assert caller.recv(100) == b"", "a port that leads nowhere any more"
+            assert caller.recv(100) == b"", "a port that leads nowhere"
 
 
-def test_a_guest_that_hangs_does_not_hold_the_end_of_a_block(
+def test_a_guest_that_hangs_does_not_delay_the_end_of_a_block(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnels, "_CANCEL_SECONDS", 0.01)
@@ -195,27 +192,25 @@ def test_a_guest_that_hangs_does_not_hold_the_end_of_a_block(
     machine.transport.hangs.set()
 
 
-def test_a_port_that_is_taken_in_the_guest_is_told(machine: Machine) -> None:
-    with pytest.raises(
-        SSHError, match=r"web: its sshd does not listen on port 22 for us \(TCP forwarding .*denied\)"
-    ):
+def test_a_port_in_use_in_the_guest_is_an_error(machine: Machine) -> None:
+    with pytest.raises(SSHError, match=r"web: its sshd refuses to listen on port 22 \(TCP forwarding .*denied\)"):
         machine.reverse(9, guest_port=22).__enter__()
 
 
-def test_a_guest_that_hangs_does_not_hold_the_start_of_a_block(
+def test_a_guest_that_hangs_does_not_delay_the_start_of_a_block(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnels, "SILENCE_SECONDS", 0.01)
     machine.transport.hangs.clear()
     with pytest.raises(GuestStalled, match=r"web: the guest hangs: it has not answered for .*\n  \| login:"):
         machine.reverse(9).__enter__()
-    machine.is_gone = True
+    machine.end()
     with pytest.raises(VMGone):
         machine.reverse(9).__enter__()
     machine.transport.hangs.set()
 
 
-def test_a_port_that_is_given_too_late_is_given_back(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_the_guest_opens_too_late_is_closed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnels, "SILENCE_SECONDS", 0.01)
     machine.transport.hangs.clear()
     with pytest.raises(GuestStalled):

@@ -1,294 +1,74 @@
-"""The handle of a VM whose container only says things."""
+"""The public interface of a VM: its names and its documentation."""
 
-import subprocess
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from typing import Any
+import pydoc
 
 import pytest
-from virtainer.ending import End, Reason
 
-from pytest_virtainers.errors import (
-    BadTemplate,
-    GuestPanic,
-    QEMUCrashed,
-    SSHError,
-    StoreError,
-    VirtainerError,
-    VMGone,
-)
-from pytest_virtainers.ssh import client, resumable
-from pytest_virtainers.vm import core
-from pytest_virtainers.vm.saving import Snapshot
-from pytest_virtainers.vm.vm import VM
+from pytest_virtainers import VM, Result
+from pytest_virtainers.vm.access import Access
+from pytest_virtainers.vm.disks import Disks
+from pytest_virtainers.vm.faults import Faults
+from pytest_virtainers.vm.nics import Nics
+from pytest_virtainers.vm.process import Process
+from pytest_virtainers.vm.screen import Screen
 from tests.unit.vm.fake_container import RUNS, Container, machine
 
-DISK_FAILED = "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: docker exec CONTAINER qmp …"
-CRASHED = "end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed"
-BAD_TEMPLATE = End(Reason.TEMPLATE, "the template /store/templates/abc does not restore: Invalid argument").line
-OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
+MAPPING = {"get", "items", "keys", "values"}
+PUBLIC: dict[type, set[str]] = {
+    VM: {
+        *("name", "spec", "user", "ip", "ip6", "network", "networks", "console", "log", "scaled"),
+        *("disks", "nics", "screen", "faults", "access", "qmp"),
+        *("run", "popen", "put", "get", "glob", "read_text", "write_text", "forward", "reverse"),
+        *("wait_for", "wait_until_succeeds", "wait_until_fails", "wait_for_unit", "wait_for_port"),
+        *("wait_for_closed_port", "wait_for_file", "wait_for_console", "wait_for_cloud_init"),
+        *("reboot", "reset", "shutdown", "crash", "start", "pause", "resume"),
+        *("snapshot", "snapshots", "restore", "delete_snapshot"),
+    },
+    Disks: {"add", "remove"},
+    Nics: {"add", "remove", "link_down", "link_up", *MAPPING},
+    Screen: {"screenshot", "send_keys", "type", "click", "vnc", "novnc"},
+    Faults: {"fill_disk", "stop_clock_sync", "set_time", "block_network", "slow_disk"},
+    Access: {
+        *("ssh_command", "ssh_config", "console_command"),
+        *("testinfra", "ansible_vars", "ansible_inventory"),
+    },
+    Result: {"ok", "stdout", "stderr", "streams"},
+}
 
 
-@pytest.mark.parametrize(
-    ("container", "kind", "words"),
-    [
-        (
-            Container(RUNS, DISK_FAILED),
-            StoreError,
-            "vm stands still, because its disk could not be written: no space left in IMAGE_DIR. "
-            "Make room on the engine's disk, or let the VM write less",
-        ),
-        (
-            Container(BAD_TEMPLATE, ended=True),
-            BadTemplate,
-            "vm has ended: virtainer: end: bad-template: the template /store/templates/abc does not restore: "
-            "Invalid argument. The last lines of its console:\n  | login: ",
-        ),
-        (
-            Container(CRASHED, ended=True),
-            QEMUCrashed,
-            "vm has ended: virtainer: end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed. "
-            "The last lines of its console:\n  | login: ",
-        ),
-        (
-            Container(RUNS, DISK_FAILED, OUT_OF_MEMORY, ended=True),
-            VMGone,
-            "vm has ended: virtainer: end: qemu-failed: QEMU was killed (SIGKILL). "
-            "The last lines of its console:\n  | login: ",
-        ),
-        (
-            Container(console=b"", ended=True),
-            VMGone,
-            "vm has ended: its container said nothing. The last lines of its console:\n  | (the console is empty)",
-        ),
-        (
-            Container(console=b"Kernel panic - not syncing: so\r\n", ended=True),
-            GuestPanic,
-            "vm: Kernel panic - not syncing: so. The last lines of its console:\n  | Kernel panic - not syncing: so",
-        ),
-    ],
-    ids=["disk full", "bad template", "crashed", "ended", "silent", "panic"],
-)
-def test_a_machine_that_cannot_go_on_says_why(container: Container, kind: type[VirtainerError], words: str) -> None:
-    with pytest.raises(VirtainerError) as caught:
-        machine(container).run("true")
-    assert (type(caught.value), str(caught.value)) == (kind, words)
+def public(thing: object) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
 
 
-def test_what_a_panicking_kernel_says_until_it_goes_back_in_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    container = Container(RUNS, console=b"Kernel panic - not syncing: so\r\n")
-    vm = machine(container)
-
-    def load(*_: object) -> None:
-        container.stdout += b"---[ end Kernel panic - not syncing: so ]---\r\n"
-
-    monkeypatch.setattr(vm, "_in_place", load)
-    monkeypatch.setattr(vm, "_wait", lambda *_, **__: vm._check_alive())
-    monkeypatch.setattr(vm, "snapshots", lambda: ["s1"])
-    vm.restore(Snapshot(vm, "s1"))
-    assert vm.runs
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
+def test_public_names_are_these(kind: type) -> None:
+    assert public(kind) == PUBLIC[kind]
 
 
-class Connection:
-    """Each command ends with the next of these exit codes, or breaks the connection, when so many are under way."""
-
-    def __init__(self, *codes: int | Exception, together: int = 1) -> None:
-        self._codes = list(codes)
-        self._all_there = threading.Barrier(together)
-        self.closed, self.alive, self.astray = False, True, ""
-        self.transport: object = None
-
-    def execute(self, _command: str, **_: object) -> int:
-        self._all_there.wait(60)
-        code = self._codes.pop(0)
-        if isinstance(code, Exception):
-            raise code
-        return code
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def connected(connection: Any) -> VM:
+def test_a_vm_has_no_other_public_attribute_than_its_machine() -> None:
     vm = machine(Container(RUNS))
-    vm._connection = connection
-    return vm
+    assert public(vm) == PUBLIC[VM] | {"machine"}
+    for group in (vm.disks, vm.nics, vm.screen, vm.faults, vm.access):
+        assert public(group) == PUBLIC[type(group)]
 
 
-def test_a_guest_without_the_port_serves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = subprocess.run(["sh", "-c", resumable.SERVE], capture_output=True, check=False).returncode
-    assert code != 0
-    monkeypatch.delattr(client, "log_in")
-    assert connected(Connection(code))._open_line() is None
+@pytest.mark.parametrize("kind", [*PUBLIC, Process], ids=lambda kind: kind.__name__)
+def test_each_public_name_is_documented(kind: type) -> None:
+    assert kind.__doc__
+    for name in public(kind) - MAPPING:
+        first, *_ = (getattr(kind, name).__doc__ or "").splitlines() or [""]
+        assert first.endswith((".", "`", ")")), f"{kind.__name__}.{name}"
 
 
-def test_a_line_that_breaks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    over_line = Connection(SSHError("'true' could not be started over SSH"))
-    monkeypatch.setattr(client, "log_in", lambda *_: over_line)
-    assert connected(Connection(0))._open_line() is None
-    assert over_line.closed
+def test_help_is_a_manual_page_of_one_class() -> None:
+    shown = pydoc.plain(pydoc.render_doc(VM))
+    assert "class VM(builtins.object)" in shown
+    assert "Methods inherited from" not in shown
+    for internal in ("wait_until_cloned", "renew_identity", "save(", "become_another", " |  _"):
+        assert internal not in shown.replace(" |  __", ""), internal
+    for name in PUBLIC[VM]:
+        assert f" |  {name}" in shown
 
 
-BROKE = SSHError("the SSH connection broke while 'x' ran")
-
-
-def reconnecting(monkeypatch: pytest.MonkeyPatch, connection: Connection) -> tuple[Any, list[Connection]]:
-    """Give a machine that takes a moment to connect again, and the connections that it has made."""
-    vm, made = connected(connection), list[Connection]()
-
-    def connect(_seconds: float) -> Connection:
-        time.sleep(0.1)
-        made.append(Connection())
-        return made[-1]
-
-    monkeypatch.setattr(vm, "_connect", connect)
-    return vm, made
-
-
-def test_a_broken_connection_is_made_anew_once_by_all_who_find_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Connection()
-    broken.alive = False
-    vm, made = reconnecting(monkeypatch, broken)
-    with ThreadPoolExecutor(4) as pool:
-        given = list(pool.map(lambda _: vm._connected(), range(4)))
-    assert given == made * 4
-    assert not made[0].closed
-
-
-def test_a_connection_that_breaks_under_several_commands_is_made_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    vm, made = reconnecting(monkeypatch, Connection(*[BROKE] * 4, together=4))
-    with ThreadPoolExecutor(4) as pool:
-        for each in [pool.submit(vm.run, "x") for _ in range(4)]:
-            with pytest.raises(SSHError, match="the SSH connection broke while 'x' ran"):
-                each.result()
-    assert made == [vm._connection]
-
-
-class Silent:
-    """A direct connection on which the guest's side is silent, until we close it; commands may have started."""
-
-    peer, alive, astray = "10.0.0.2", True, ""
-
-    def __init__(self, *, starts: bool) -> None:
-        self._starts = starts
-
-    def execute(self, _command: str, *, check: Any, started: Any, **_: object) -> int:
-        if self._starts:
-            started()
-        deadline = time.monotonic() + 60
-        while self.alive:
-            assert time.monotonic() < deadline
-            check()
-            time.sleep(0.01)
-        raise BROKE
-
-    def answers(self, _seconds: float) -> bool:
-        return False
-
-    def close(self) -> None:
-        self.alive = False
-
-
-def disconnected(monkeypatch: pytest.MonkeyPatch, connection: Silent, *, now: str = "") -> tuple[VM, Connection]:
-    """Give a machine whose container has lost its network, and the connection that it makes next."""
-    monkeypatch.setattr(core, "_FIRST_PULSE_SECONDS", 0.0)
-    monkeypatch.setattr(core, "_ASTRAY_SECONDS", 0.05)
-    vm, through_engine = connected(connection), Connection(0)
-    monkeypatch.setattr(vm, "endpoint", SimpleNamespace(address=now, leads_to=lambda address: address == now))
-    monkeypatch.setattr(vm, "network", SimpleNamespace(label="front", engine_name="run-front"))
-    monkeypatch.setattr(vm, "_connect", lambda _seconds: through_engine)
-    return vm, through_engine
-
-
-@pytest.mark.parametrize(
-    ("now", "words"),
-    [
-        ("", "its container was disconnected from network front (run-front)"),
-        ("10.0.0.9", "its container has another address on network front (run-front): 10.0.0.9"),
-    ],
-)
-def test_a_command_under_which_its_network_goes_says_so(
-    monkeypatch: pytest.MonkeyPatch, now: str, words: str
-) -> None:
-    vm, through_engine = disconnected(monkeypatch, Silent(starts=True), now=now)
-    with pytest.raises(SSHError) as caught:
-        vm.run("x")
-    assert str(caught.value) == (
-        f"vm: {words}; the SSH connection broke while 'x' ran, and it may still run. The next command goes through "
-        "the engine, or to the new address"
-    )
-    assert vm.run("x").ok
-    assert vm._connection is through_engine  # type: ignore[comparison-overlap]
-
-
-def test_a_command_that_was_not_started_goes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    vm, through_engine = disconnected(monkeypatch, Silent(starts=False))
-    assert vm.run("x").ok
-    assert vm._connection is through_engine  # type: ignore[comparison-overlap]
-
-
-def test_who_waits_for_another_to_connect_sees_the_machine_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Connection()
-    broken.alive = False
-    vm, made = reconnecting(monkeypatch, broken)
-    connects, ends = threading.Event(), threading.Event()
-
-    def connect() -> None:
-        vm._take_turn()
-        connects.set()
-        ends.wait(60)
-
-    threading.Thread(target=connect, daemon=True).start()
-    assert connects.wait(60)
-    threading.Timer(0.1, lambda: setattr(vm.container, "ended", True)).start()
-    with pytest.raises(VMGone):
-        vm._connected()
-    ends.set()
-    assert made == []
-
-
-def test_a_guest_that_is_slow_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its console goes on while no connection is let in; then it ends, and that is what is told."""
-    vm = connected(Connection(BROKE))
-    container: Any = vm.container
-    monkeypatch.setattr(vm, "scaled", lambda _seconds: 1.0)
-    tries = 0
-
-    def refuse(_seconds: float) -> None:
-        nonlocal tries
-        tries += 1
-        time.sleep(0.15)
-        container.stdout += b"a unit is stopping\r\n"
-        container.ended = tries == 10
-        raise ConnectionRefusedError("Connection refused")
-
-    monkeypatch.setattr(vm, "_connect", refuse)
-    with pytest.raises(VMGone, match=r"^vm has ended: "):
-        vm.run("poweroff")
-    assert tries == 10
-
-
-def test_a_new_connection_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "_BREAK_SECONDS", 0.01)
-    connection = Connection(BROKE)
-    vm = connected(connection)
-
-    def refuse(_seconds: float) -> None:
-        raise ConnectionRefusedError("Connection refused")
-
-    monkeypatch.setattr(vm, "_connect", refuse)
-    with pytest.raises(SSHError) as caught:
-        vm.run("x")
-    assert str(caught.value) == (
-        "vm: the SSH connection broke while 'x' ran; a new connection was tried, and met: Connection refused. "
-        "The last lines of its console:\n  | login: "
-    )
-    connection.alive = False
-    monkeypatch.setattr(vm, "scaled", lambda _seconds: 0.1)
-    with pytest.raises(
-        SSHError, match=r"did not let us log in over SSH .* The last try: Connection refused"
-    ) as caught:
-        vm.run("x")
-    assert str(caught.value).endswith("  | login: "), "and nothing of slow boots"
+def test_repr_has_name_image_and_address() -> None:
+    assert repr(machine(Container(RUNS))) == "<VM vm (debian-13) at 10.0.0.2>"

@@ -1,4 +1,4 @@
-"""What is waited for in a guest, here one that only answers."""
+"""Waiting for events in a guest whose SSH connection only has results."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 import pytest
 
-from pytest_virtainers import CommandTimeout, Result, SSHError, UnitFailed, VMGone, WaitTimeout
+from pytest_virtainers import Result, SSHError, UnitFailed, VMGone, WaitTimeout
 from pytest_virtainers.errors import GuestStalled
 from pytest_virtainers.support import deadline
 from pytest_virtainers.support.interruptible import TimedOut
-from pytest_virtainers.vm.console import Console
-from pytest_virtainers.vm.waits import Waits
-from tests.unit.fake_output import Said
+from pytest_virtainers.vm.vm import VM
+from tests.unit.vm.fake_container import KVM, Container, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,88 +36,87 @@ def unit(state: str, sub: str) -> Result:
     return result(f"LoadState=loaded\nActiveState={state}\nSubState={sub}\nResult=success\n")
 
 
-class Machine(Waits):
-    """Gives the next of its answers to each command and each connection; the last one again and again."""
+class Connection:
+    """An SSH connection whose commands and channels have these results in turn; the last one is repeated."""
 
-    def __init__(self, *answers: Any) -> None:
-        self.name, self.user, self._halted = "web", "debian", ""
-        self.given = list(answers)
+    alive = True
+
+    def __init__(self, results: list[Any]) -> None:
+        self.results = results
         self.asked: list[Any] = []
-        self.output = SimpleNamespace(stdout=Said(b"login:\n"))
-        self.console = Console(self.output)  # type: ignore[arg-type]
-        self.is_gone, self.hangs = False, False
+        self.transport = self
+        self.hangs = False
+
+    def next_result(self) -> Any:
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def execute(self, command: str, *, stdout: Any, **_: object) -> int:
+        self.asked.append(command)
+        result: Result = self.next_result()
+        stdout(result.stdout_bytes)
+        return result.exit_code
+
+    def open_channel(self, kind: str, target: tuple[str, int], _origin: object) -> Any:
+        self.asked.append((kind, target))
+        return self.next_result()
 
     def answers(self, _seconds: float) -> bool:
         return not self.hangs
 
-    def _next(self) -> Any:
-        answer = self.given.pop(0) if len(self.given) > 1 else self.given[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
-    def run(self, command: Any, **arguments: Any) -> Result:
-        self.asked.append((command, arguments))
-        answer: Result = self._next()
-        return answer
-
-    def open_channel(self, kind: str, target: tuple[str, int], _origin: object) -> Any:
-        self.asked.append((kind, target))
-        return self._next()
-
-    @property
-    def transport(self) -> Any:
-        return self
-
-    def close(self) -> None:
-        pass
-
-    def _connected(self) -> Any:
-        return self
-
-    def _check_alive(self, _grace_seconds: float = 0.0) -> None:
-        if self.is_gone:
-            raise VMGone("web has ended")
-
-    def scaled(self, seconds: float) -> float:
-        return seconds
+def waiting(*results: Any, hangs: bool = False) -> tuple[VM, Connection]:
+    """Return a VM called `web` with these results, and its connection."""
+    vm = machine(Container(KVM, console=b"login:\n"), name="web")
+    connection = Connection(list(results))
+    connection.hangs = hangs
+    made: Any = connection
+    vm.machine.ssh.current = made
+    return vm, connection
 
 
-def test_a_command_is_run_until_it_succeeds_or_fails() -> None:
-    machine = Machine(result(code=1), CommandTimeout(result(code=-1), "web"), result("done"))
-    assert machine.wait_until_succeeds("make", user="nobody").stdout == "done"
-    assert all(arguments["user"] == "nobody" for _, arguments in machine.asked)
-    assert Machine(result(), result(code=3)).wait_until_fails("make").exit_code == 3
+def web(*results: Any, hangs: bool = False) -> VM:
+    return waiting(*results, hangs=hangs)[0]
 
 
-def test_what_a_command_said_last_is_in_the_message() -> None:
+def test_commands_run_until_they_succeed_or_fail() -> None:
+    vm, connection = waiting(result(code=1), TimedOut(), result("done"))
+    assert vm.wait_until_succeeds("make", user="nobody").stdout == "done"
+    assert len(connection.asked) == 3
+    assert all("sudo -n -u nobody" in command for command in connection.asked)
+    assert web(result(), result(code=3)).wait_until_fails("make").exit_code == 3
+
+
+def test_the_message_has_the_last_output() -> None:
     with pytest.raises(WaitTimeout) as caught:
-        Machine(result("not yet", 7)).wait_until_succeeds(["is", "it"], timeout=0.01)
+        web(result("not yet", 7)).wait_until_succeeds(["is", "it"], timeout=0.01)
     assert str(caught.value) == (
         "waited 0.01 s for the success of ['is', 'it'] on web; seen last: exit code 7\n"
         "--- stdout (7 bytes)\nnot yet\n--- stderr (0 bytes)"
     )
 
 
-def test_a_condition_is_named_and_shown() -> None:
+def test_the_message_names_the_condition_and_its_result() -> None:
     def is_full() -> list[int]:
         return []
 
     with pytest.raises(WaitTimeout, match=r"waited 0.01 s for is_full on web; seen last: \[\]"):
-        Machine().wait_for(is_full, timeout=0.01)
-    assert Machine().wait_for(lambda: 7) == 7
+        web().wait_for(is_full, timeout=0.01)
+    assert web().wait_for(lambda: 7) == 7
 
 
 def test_a_unit_may_still_be_starting() -> None:
-    machine = Machine(unit("inactive", "dead"), unit("activating", "start"), unit("active", "running"))
-    machine.wait_for_unit("nginx")
-    assert len(machine.asked) == 3
+    vm, connection = waiting(unit("inactive", "dead"), unit("activating", "start"), unit("active", "running"))
+    vm.wait_for_unit("nginx")
+    assert len(connection.asked) == 3
 
 
-def test_a_failed_unit_is_told_at_once_with_its_journal() -> None:
-    machine = Machine(unit("failed", "failed"), result("bind: no such port\n"))
+def test_a_failed_unit_ends_the_wait_with_its_journal() -> None:
+    vm = web(unit("failed", "failed"), result("bind: no such port\n"))
     with pytest.raises(UnitFailed) as caught:
-        machine.wait_for_unit("nginx", timeout=3600)
+        vm.wait_for_unit("nginx", timeout=3600)
     assert str(caught.value) == (
         "unit nginx of web has failed (LoadState loaded, ActiveState failed, SubState failed, Result success). "
         "The end of its journal:\n  | bind: no such port"
@@ -128,70 +126,72 @@ def test_a_failed_unit_is_told_at_once_with_its_journal() -> None:
 @pytest.mark.parametrize(
     ("wait", "answers"),
     [
-        (Machine.wait_for_port, [REFUSED, BROKEN, "a channel"]),
-        (Machine.wait_for_closed_port, ["a channel", BROKEN, REFUSED]),
+        (VM.wait_for_port, [REFUSED, BROKEN, "a channel"]),
+        (VM.wait_for_closed_port, ["a channel", BROKEN, REFUSED]),
     ],
 )
-def test_a_port_is_tried_by_the_guest_and_a_broken_connection_says_nothing_of_it(
+def test_ports_are_tried_from_the_guest_and_a_broken_connection_proves_nothing(
     wait: Callable[..., None], answers: list[Any]
 ) -> None:
-    machine = Machine(*(SimpleNamespace(close=lambda: None) if isinstance(each, str) else each for each in answers))
-    wait(machine, 80, host="db")
-    assert machine.asked == [("direct-tcpip", ("db", 80))] * 3
+    vm, connection = waiting(
+        *(SimpleNamespace(close=lambda: None) if isinstance(each, str) else each for each in answers)
+    )
+    wait(vm, 80, host="db")
+    assert connection.asked == [("direct-tcpip", ("db", 80))] * 3
 
 
-def test_a_port_that_stays_shut_says_how() -> None:
+def test_the_message_has_the_reason_why_a_port_is_closed() -> None:
     with pytest.raises(
         WaitTimeout, match=r"for port 80 of localhost on web; seen last: no connection \(Connect failed"
     ):
-        Machine(REFUSED).wait_for_port(80, timeout=0.01)
+        web(REFUSED).wait_for_port(80, timeout=0.01)
 
 
-@pytest.mark.parametrize("wait", [Machine.wait_for_port, Machine.wait_for_closed_port])
-def test_an_sshd_that_does_not_try_knows_nothing_of_a_port(wait: Callable[..., None]) -> None:
-    with pytest.raises(SSHError, match=r"web: its sshd does not try to reach port 80 of db .*\(Administratively pro"):
-        wait(Machine(FORBIDDEN), 80, host="db")
+@pytest.mark.parametrize("wait", [VM.wait_for_port, VM.wait_for_closed_port])
+def test_an_sshd_that_forbids_forwarding_is_an_error(wait: Callable[..., None]) -> None:
+    with pytest.raises(SSHError, match=r"web: its sshd refuses to connect to port 80 of db .*\(Administratively pro"):
+        wait(web(FORBIDDEN), 80, host="db")
 
 
-@pytest.mark.parametrize("wait", [Machine.wait_for_port, Machine.wait_for_closed_port])
-def test_a_guest_that_hangs_has_no_closed_port(wait: Callable[..., None]) -> None:
-    machine = Machine(TimedOut())
-    machine.hangs = True
+@pytest.mark.parametrize("wait", [VM.wait_for_port, VM.wait_for_closed_port])
+def test_a_guest_that_hangs_has_no_closed_ports(wait: Callable[..., None]) -> None:
+    vm = web(TimedOut(), hangs=True)
     with pytest.raises(GuestStalled, match=r"web: the guest hangs: it has not answered for 5 s.*\n  \| login:"):
-        wait(machine, 80)
+        wait(vm, 80)
 
 
-def test_a_port_that_gives_no_answer_is_closed_if_the_guest_does() -> None:
-    Machine(TimedOut()).wait_for_closed_port(80)
+def test_a_port_without_an_answer_is_closed_if_the_guest_answers() -> None:
+    web(TimedOut()).wait_for_closed_port(80)
     with pytest.raises(WaitTimeout, match="seen last: no answer"):
-        Machine(TimedOut()).wait_for_port(80, timeout=0.01)
+        web(TimedOut()).wait_for_port(80, timeout=0.01)
 
 
-def test_the_console_is_read_from_its_first_line_and_no_longer_than_the_machine_lives() -> None:
-    machine = Machine()
-    assert machine.wait_for_console("^log(.*):$")[1] == "in"
-    machine.is_gone = True
-    assert machine.wait_for_console("login"), "what is there is there"
+def test_wait_for_console_reads_from_the_first_line_until_the_vm_ends() -> None:
+    vm = web()
+    assert vm.wait_for_console("^log(.*):$")[1] == "in"
+    container: Any = vm.machine.container
+    container.ended = True
+    assert vm.wait_for_console("login"), "what is there is there"
     with pytest.raises(VMGone):
-        machine.wait_for_console("password", timeout=3600)
+        vm.wait_for_console("password", timeout=3600)
 
 
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("Machine(unit('failed', 'failed'), result()).wait_for_unit('nginx')", "UnitFailed"),
-        ("Machine(unit('inactive', 'dead')).wait_for_unit('nginx', timeout=0)", "WaitTimeout"),
-        ("Machine(result(code=1)).wait_until_succeeds('x', timeout=0)", "WaitTimeout"),
-        ("Machine(result(code=1)).wait_for_file('/x', timeout=0)", "WaitTimeout"),
-        ("Machine(REFUSED).wait_for_port(80, timeout=0)", "WaitTimeout"),
-        ("Machine(FORBIDDEN).wait_for_closed_port(80)", "SSHError"),
-        ("Machine().wait_for_console('Welcome', timeout=0)", "WaitTimeout"),
-        ("Machine().console.expect('Welcome', timeout=0)", "WaitTimeout"),
-        ("Machine().wait_for(lambda: 0, timeout=0)", "WaitTimeout"),
+        ("web(unit('failed', 'failed'), result()).wait_for_unit('nginx')", "UnitFailed"),
+        ("web(unit('inactive', 'dead')).wait_for_unit('nginx', timeout=0)", "WaitTimeout"),
+        ("web(result(code=1)).wait_until_succeeds('x', timeout=0)", "WaitTimeout"),
+        ("web(result(code=1)).wait_for_file('/x', timeout=0)", "WaitTimeout"),
+        ("web(REFUSED).wait_for_port(80, timeout=0)", "WaitTimeout"),
+        ("web(FORBIDDEN).wait_for_closed_port(80)", "SSHError"),
+        ("web().wait_for_console('Welcome', timeout=0)", "WaitTimeout"),
+        ("web().console.expect('Welcome', timeout=0)", "WaitTimeout"),
+        ("web().wait_for(lambda: 0, timeout=0)", "WaitTimeout"),
     ],
 )
-def test_what_a_failure_shows_last_is_the_line_of_the_test(pytester: pytest.Pytester, line: str, error: str) -> None:
-    names = "FORBIDDEN, REFUSED, Machine, result, unit"
+def test_a_failure_shows_the_line_of_the_test_last(pytester: pytest.Pytester, line: str, error: str) -> None:
+    names = "FORBIDDEN, REFUSED, result, unit, web"
     pytester.makepyfile(f"from tests.unit.vm.test_waits import {names}\ndef test_it():\n    {line}\n")
     shown = pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout
     shown.fnmatch_lines([f">   *{line}".replace("[", "[[]"), f"*.py:3: {error}"])

@@ -1,4 +1,4 @@
-"""What other tools are told of a machine."""
+"""What other tools get to know of a VM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from pytest_virtainers.engine.output import Output
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.support.progress import SILENT
-from pytest_virtainers.vm.tools import ssh_config_value
+from pytest_virtainers.vm.access import ssh_config_value
+from pytest_virtainers.vm.machine import Machine
 from pytest_virtainers.vm.vm import VM
 
 if TYPE_CHECKING:
@@ -36,20 +37,20 @@ def vm() -> Iterator[VM]:
     keys = Keys(KeyPair("PRIVATE", ""), KeyPair("", "ssh-ed25519 AAAA"))
     network: Any = None
     spec = merge(resolve([]).shape)
-    made = VM(
+    made = Machine(
         spec, user="debian", keys=keys, container=container, endpoint=endpoint, network=network, progress=SILENT
     )
-    yield made
+    yield VM(made)
     made.close()
 
 
-def test_ansible_goes_on_with_no_connection_to_another_machine_of_this_name(vm: VM) -> None:
-    words = shlex.split(vm.ansible_vars()["ansible_ssh_common_args"])
-    assert words == ["-F", str(vm.ssh_config()), "-o", "ControlPath=none"]
+def test_ansible_reuses_no_connection_to_another_vm_of_this_name(vm: VM) -> None:
+    words = shlex.split(vm.access.ansible_vars()["ansible_ssh_common_args"])
+    assert words == ["-F", str(vm.access.ssh_config()), "-o", "ControlPath=none"]
 
 
-def test_the_console_is_opened_in_the_engine_that_has_the_machine(vm: VM) -> None:
-    assert vm.console_command == "podman --url 'unix:///tmp/x y.sock' exec -it 0123 console"
+def test_console_command_names_the_engine_of_the_vm(vm: VM) -> None:
+    assert vm.access.console_command == "podman --url 'unix:///tmp/x y.sock' exec -it 0123 console"
 
 
 NEEDS_SSH = pytest.mark.skipif(shutil.which("ssh") is None, reason="without OpenSSH")
@@ -59,7 +60,7 @@ NEEDS_SSH = pytest.mark.skipif(shutil.which("ssh") is None, reason="without Open
     params=["plain", "two words", 'quo"te', "per%cent", "back\\slash", "ha#sh", "it's", "a=b", "percent %h"]
 )
 def odd_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go, by a name that configurations could take for something else."""
+    """A folder for temporary files whose name has characters that configuration files interpret."""
     folder = tmp_path / str(request.param)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -67,15 +68,15 @@ def odd_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 
 
 def understood(*words: str) -> dict[str, str]:
-    """Return what OpenSSH makes of its options, by their names."""
+    """Return the options as OpenSSH reads them, by their names."""
     done = subprocess.run([*words[:1], "-G", *words[1:]], capture_output=True, text=True, check=True)
     return dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
 
 
 @NEEDS_SSH
-def test_openssh_understands_paths_with_any_name(vm: VM, odd_folder: Path) -> None:
-    config = str(vm.ssh_config())
-    for words in (["ssh", "-F", config, "vm"], shlex.split(vm.ssh_command)):
+def test_openssh_reads_paths_with_any_name(vm: VM, odd_folder: Path) -> None:
+    config = str(vm.access.ssh_config())
+    for words in (["ssh", "-F", config, "vm"], shlex.split(vm.access.ssh_command)):
         found = understood(*words)
         # It shows the paths before it replaces its tokens.
         for option, name in (("identityfile", "key"), ("userknownhostsfile", "known_hosts")):
@@ -86,29 +87,30 @@ def test_openssh_understands_paths_with_any_name(vm: VM, odd_folder: Path) -> No
 
 
 @NEEDS_SSH
-def test_what_follows_the_line_that_opens_a_session_is_a_command(vm: VM, tmp_path: Path) -> None:
-    line = shlex.split(vm.ssh_command)
+def test_words_after_ssh_command_are_a_command(vm: VM, tmp_path: Path) -> None:
+    line = shlex.split(vm.access.ssh_command)
     assert line[-2:] == ["--", "debian@10.0.0.2"]
     for word in ("true", f"-oProxyCommand=touch {tmp_path}/ran"):
         assert understood(*line, word) == understood(*line)
 
 
 @NEEDS_SSH
-def test_a_destination_is_never_taken_for_an_option(vm: VM, tmp_path: Path) -> None:
-    vm.user = f"-oProxyCommand=touch {tmp_path}/ran;#"
+def test_ssh_command_destination_is_never_an_option(vm: VM, tmp_path: Path) -> None:
+    vm.machine.user = f"-oProxyCommand=touch {tmp_path}/ran;#"
     for options in ([], ["-v"]):
-        subprocess.run([*shlex.split(vm.ssh_command), *options, "true"], capture_output=True, check=False, timeout=30)
+        line = shlex.split(vm.access.ssh_command)
+        subprocess.run([*line, *options, "true"], capture_output=True, check=False, timeout=30)
     assert not (tmp_path / "ran").exists()
 
 
 @NEEDS_SSH
-def test_the_way_through_the_engine_is_one_shell_line(vm: VM, tmp_path: Path) -> None:
+def test_proxy_command_is_one_shell_line(vm: VM, tmp_path: Path) -> None:
     words = ["printf", "%s", "%h %% $HOME 'b' \"c\" \\d"]
-    endpoint: Any = vm.endpoint
+    endpoint: Any = vm.machine.endpoint
     endpoint.ssh_options = lambda: {
         "ProxyCommand": f"{shlex.join(words)} | tee {shlex.quote(str(tmp_path / 'said'))}"
     }
-    for line in (["ssh", "-F", str(vm.ssh_config()), "vm"], shlex.split(vm.ssh_command)):
+    for line in (["ssh", "-F", str(vm.access.ssh_config()), "vm"], shlex.split(vm.access.ssh_command)):
         (tmp_path / "said").unlink(missing_ok=True)
         subprocess.run([*line, "true"], capture_output=True, check=False, timeout=30)
         assert (tmp_path / "said").read_text() == words[2]
@@ -123,20 +125,21 @@ def test_the_way_through_the_engine_is_one_shell_line(vm: VM, tmp_path: Path) ->
         ("IdentityFile", "/${HOME}/key"),
     ],
 )
-def test_what_a_configuration_cannot_hold_is_refused(name: str, value: str) -> None:
+def test_ssh_config_value_refuses_what_the_file_cannot_hold(name: str, value: str) -> None:
     with pytest.raises(SpecError, match=rf"^ssh_config cannot hold {name}='"):
         ssh_config_value(name, value)
 
 
-def test_ansible_and_testinfra_find_the_configuration_by_any_name(
+def test_ansible_and_testinfra_read_a_configuration_with_any_name(
     vm: VM, odd_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = shlex.split(vm.ansible_vars()["ansible_ssh_common_args"])
-    assert words == ["-F", str(vm.ssh_config()), "-o", "ControlPath=none"]
-    assert yaml.safe_load(vm.ansible_inventory().read_text())["all"]["hosts"]["vm"] == vm.ansible_vars()
+    words = shlex.split(vm.access.ansible_vars()["ansible_ssh_common_args"])
+    assert words == ["-F", str(vm.access.ssh_config()), "-o", "ControlPath=none"]
+    assert yaml.safe_load(vm.access.ansible_inventory().read_text())["all"]["hosts"]["vm"] == vm.access.ansible_vars()
     asked: list[str] = []
     testinfra = pytest.importorskip("testinfra")
     monkeypatch.setattr(testinfra, "get_host", lambda url, sudo: asked.append(url))
-    assert vm.testinfra is None
+    assert vm.access.testinfra is None
     url = urlsplit(asked[0])
-    assert (url.scheme, url.netloc, parse_qs(url.query)) == ("ssh", "vm", {"ssh_config": [str(vm.ssh_config())]})
+    assert (url.scheme, url.netloc) == ("ssh", "vm")
+    assert parse_qs(url.query) == {"ssh_config": [str(vm.access.ssh_config())]}

@@ -1,62 +1,65 @@
-"""Ways in for other tools: OpenSSH and its kin, testinfra, Ansible."""
+"""Access for other tools: OpenSSH, scp, rsync, testinfra, Ansible."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pytest_virtainers.engine import scratch
 from pytest_virtainers.engine.detect import command_line
-from pytest_virtainers.errors import EngineError, SpecError
-from pytest_virtainers.vm.core import Core
+from pytest_virtainers.errors import SpecError
+
+if TYPE_CHECKING:
+    from pytest_virtainers.vm.machine import Machine
 
 _COMMAND = "ProxyCommand"
 _EXPANDED = {"HostName", "IdentityFile", "UserKnownHostsFile", _COMMAND}
-"""Options in whose values OpenSSH replaces %-tokens; in the files' names, also variables of the environment."""
+"""Options in whose values OpenSSH replaces %-tokens; in file names, also environment variables."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLAIN = re.compile(r"[\w./:%+,-]+", re.ASCII)
-_TRIES, _WAY_SECONDS = 5, 5.0  # the endpoint tries the relay each fourth time
 
 
-class Tools(Core):
-    """The part of the handle that other tools use. Key and known hosts are private files that go with the machine."""
+class Access:
+    """Access to a VM for other tools: `vm.access`.
+
+    The key and the known hosts are private files, which are removed with the VM.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._files: scratch.Folder | None = None
 
     @property
     def ssh_command(self) -> str:
-        """A shell line that opens a session on this machine."""
+        """A shell line that opens a session on the VM."""
+        machine = self._machine
         words = ["ssh", "-F", "none"]
         for name, value in self._ssh_options().items():
             words += ["-o", f"{name}={ssh_config_value(name, value)}"]
-        return shlex.join([*words, "--", f"{self.user}@{self.ip or self.name}"])
-
-    def find_way(self) -> None:
-        """Learn by which way its SSH is reached, for `ssh_command`, where nothing has been connected as yet."""
-        for _ in range(_TRIES):
-            with contextlib.suppress(EngineError, OSError):
-                sock = self.endpoint.dial(_WAY_SECONDS)
-                try:
-                    if sock.recv(1):
-                        return
-                finally:
-                    sock.close()
+        return shlex.join([*words, "--", f"{machine.user}@{machine.ip or machine.name}"])
 
     @property
     def console_command(self) -> str:
         """A shell line that opens the serial console; Ctrl-] leaves it."""
-        return shlex.join([*command_line(self.endpoint.engine), "exec", "-it", self.container.id, "console"])
+        machine = self._machine
+        return shlex.join([*command_line(machine.endpoint.engine), "exec", "-it", machine.container.id, "console"])
 
     def ssh_config(self) -> Path:
-        """Give the path of an `ssh_config` file that knows this machine by its name: `ssh -F PATH NAME`.
+        """Write an `ssh_config` file for the VM; return its path: `ssh -F PATH NAME`.
 
         scp, sftp, rsync (`-e "ssh -F PATH"`) and VS Code's Remote-SSH read the same format.
         """
-        options = {"HostName": self.ip or self.name, "User": self.user, **self._ssh_options()}
+        machine = self._machine
+        options = {
+            "HostName": machine.ip or machine.name,
+            "User": machine.user,
+            **self._ssh_options(),
+        }
         rows = [
-            f"Host {self.name}",
+            f"Host {machine.name}",
             *(f"  {name} {ssh_config_value(name, value)}" for name, value in options.items()),
         ]
         path = self._folder() / "config"
@@ -65,32 +68,35 @@ class Tools(Core):
 
     @property
     def testinfra(self) -> Any:
-        """A testinfra host: `vm.testinfra.service("nginx").is_running` (needs pytest-testinfra)."""
+        """A testinfra host: `vm.access.testinfra.service("nginx").is_running` (requires pytest-testinfra)."""
+        machine = self._machine
         import testinfra
 
         config = quote(str(self.ssh_config()), safe="")
-        return testinfra.get_host(f"ssh://{self.name}?ssh_config={config}", sudo=self.user != "root")
+        return testinfra.get_host(f"ssh://{machine.name}?ssh_config={config}", sudo=machine.user != "root")
 
     def ansible_vars(self) -> dict[str, str]:
-        """Give what Ansible has to know of this machine, by the names of its inventory variables."""
+        """Return the Ansible inventory variables of the VM."""
+        machine = self._machine
         return {
-            "ansible_host": self.name,
-            "ansible_user": self.user,
-            # By default Ansible leaves a connection open for the next play, by host name, port and user: those of any
-            # machine of this name.
+            "ansible_host": machine.name,
+            "ansible_user": machine.user,
+            # By default Ansible keeps a connection open for the next play, by host name, port and user. That could be
+            # one to another VM with this name.
             "ansible_ssh_common_args": f"-F {shlex.quote(str(self.ssh_config()))} -o ControlPath=none",
             "ansible_python_interpreter": "auto_silent",
         }
 
     def ansible_inventory(self) -> Path:
-        """Write an inventory with this machine in it; give its path: `ansible-playbook -i PATH play.yml`."""
+        """Write an Ansible inventory with the VM; return its path: `ansible-playbook -i PATH play.yml`."""
         import yaml
 
         path = self._folder() / "inventory.yml"
-        path.write_text(yaml.safe_dump({"all": {"hosts": {self.name: self.ansible_vars()}}}))
+        path.write_text(yaml.safe_dump({"all": {"hosts": {self._machine.name: self.ansible_vars()}}}))
         return path
 
     def _ssh_options(self) -> dict[str, str]:
+        machine = self._machine
         folder = self._folder()
         return {
             "IdentityFile": str(folder / "key"),
@@ -98,28 +104,29 @@ class Tools(Core):
             "UserKnownHostsFile": str(folder / "known_hosts"),
             "GlobalKnownHostsFile": "none",
             "StrictHostKeyChecking": "yes",
-            "HostKeyAlias": self.name,
+            "HostKeyAlias": machine.name,
             "LogLevel": "ERROR",
-            **self.endpoint.ssh_options(),
+            **machine.endpoint.ssh_options(),
         }
 
     def _folder(self) -> Path:
-        """Give the folder with the key, and the host key as it is now."""
+        """Return the folder with the key and the current host key."""
         if self._files is None:
             self._files = scratch.Folder("ssh")
+            self._machine.on_close.callback(self._files.cleanup)
             key = Path(self._files.name, "key")
             key.touch(mode=0o600)
-            key.write_text(self.keys.login.private)
+            key.write_text(self._machine.keys.login.private)
         folder = Path(self._files.name)
-        (folder / "known_hosts").write_text(f"{self.name} {self.keys.host.public}\n")
+        (folder / "known_hosts").write_text(f"{self._machine.name} {self._machine.keys.host.public}\n")
         return folder
 
 
 def ssh_config_value(name: str, value: str) -> str:
-    """Write the value of an option as ssh_config(5) reads it, and nothing else into it.
+    """Quote the value of an option for ssh_config(5).
 
     Raises:
-        SpecError: it cannot be written there.
+        SpecError: the file cannot hold it.
     """
     if _CONTROL.search(value):
         raise SpecError(f"ssh_config cannot hold {name}={value!r}: it has a line break or another control character")

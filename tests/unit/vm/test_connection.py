@@ -1,0 +1,299 @@
+"""The SSH connection of a VM whose container only produces output: breaks, reconnecting, and why a VM ended."""
+
+import json
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from virtainer.ending import End, Reason
+
+from pytest_virtainers.errors import (
+    BadTemplate,
+    GuestPanic,
+    QEMUCrashed,
+    SSHError,
+    StoreError,
+    VirtainerError,
+    VMGone,
+)
+from pytest_virtainers.ssh import client, resumable
+from pytest_virtainers.vm import connection as module
+from pytest_virtainers.vm.vm import VM
+from tests.unit.vm.fake_container import RUNS, Container, machine
+
+DISK_FAILED = "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: docker exec CONTAINER qmp …"
+CRASHED = "end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed"
+BAD_TEMPLATE = End(Reason.TEMPLATE, "the template /store/templates/abc does not restore: Invalid argument").line
+S1 = {"name": "s1", "date-sec": 0, "date-nsec": 0}
+OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
+
+
+@pytest.mark.parametrize(
+    ("container", "kind", "words"),
+    [
+        (
+            Container(RUNS, DISK_FAILED),
+            StoreError,
+            "vm stands still, because its disk could not be written: no space left in IMAGE_DIR. "
+            "Make room on the engine's disk, or let the VM write less",
+        ),
+        (
+            Container(BAD_TEMPLATE, ended=True),
+            BadTemplate,
+            "vm has ended: virtainer: end: bad-template: the template /store/templates/abc does not restore: "
+            "Invalid argument. The last lines of its console:\n  | login: ",
+        ),
+        (
+            Container(CRASHED, ended=True),
+            QEMUCrashed,
+            "vm has ended: virtainer: end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed. "
+            "The last lines of its console:\n  | login: ",
+        ),
+        (
+            Container(RUNS, DISK_FAILED, OUT_OF_MEMORY, ended=True),
+            VMGone,
+            "vm has ended: virtainer: end: qemu-failed: QEMU was killed (SIGKILL). "
+            "The last lines of its console:\n  | login: ",
+        ),
+        (
+            Container(console=b"", ended=True),
+            VMGone,
+            "vm has ended: its container said nothing. The last lines of its console:\n  | (the console is empty)",
+        ),
+        (
+            Container(console=b"Kernel panic - not syncing: so\r\n", ended=True),
+            GuestPanic,
+            "vm: Kernel panic - not syncing: so. The last lines of its console:\n  | Kernel panic - not syncing: so",
+        ),
+    ],
+    ids=["disk full", "bad template", "crashed", "ended", "silent", "panic"],
+)
+def test_the_error_has_the_reason_why_a_vm_does_not_run(
+    container: Container, kind: type[VirtainerError], words: str
+) -> None:
+    with pytest.raises(VirtainerError) as caught:
+        machine(container).run("true")
+    assert (type(caught.value), str(caught.value)) == (kind, words)
+
+
+def test_restore_forgets_the_panic_of_the_kernel_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = Container(RUNS, console=b"Kernel panic - not syncing: so\r\n")
+    vm = machine(container)
+
+    def run(command: list[str]) -> tuple[int, bytes]:
+        if command[0] == "snapshot":
+            container.stdout += b"---[ end Kernel panic - not syncing: so ]---\r\n"
+            return 0, b""
+        return 0, json.dumps({"return": [{"node-name": "disk", "image": {"snapshots": [S1]}}]}).encode()
+
+    monkeypatch.setattr(container, "run", run, raising=False)
+    monkeypatch.setattr(vm.machine.ssh, "establish", lambda *_, **__: vm.machine.health.check_alive())
+    vm.restore("s1")
+    assert vm.machine.runs
+
+
+class Connection:
+    """Each command has the next of these exit codes, or breaks the connection, once so many run together."""
+
+    def __init__(self, *codes: int | Exception, together: int = 1) -> None:
+        self._codes = list(codes)
+        self._all_there = threading.Barrier(together)
+        self.closed, self.alive, self.astray = False, True, ""
+        self.transport: object = None
+
+    def execute(self, _command: str, **_: object) -> int:
+        self._all_there.wait(60)
+        code = self._codes.pop(0)
+        if isinstance(code, Exception):
+            raise code
+        return code
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def connected(connection: Any) -> VM:
+    vm = machine(Container(RUNS))
+    vm.machine.ssh.current = connection
+    return vm
+
+
+def test_a_guest_without_the_serial_port_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = subprocess.run(["sh", "-c", resumable.SERVE], capture_output=True, check=False).returncode
+    assert code != 0
+    monkeypatch.delattr(client, "log_in")
+    assert connected(Connection(code)).machine._open_line() is None
+
+
+def test_a_line_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    over_line = Connection(SSHError("'true' could not be started over SSH"))
+    monkeypatch.setattr(client, "log_in", lambda *_: over_line)
+    assert connected(Connection(0)).machine._open_line() is None
+    assert over_line.closed
+
+
+BROKE = SSHError("the SSH connection broke while 'x' ran")
+
+
+def reconnecting(monkeypatch: pytest.MonkeyPatch, connection: Connection) -> tuple[Any, list[Connection]]:
+    """Return a VM that takes a moment to connect again, and the connections that it makes."""
+    vm, made = connected(connection), list[Connection]()
+
+    def connect(_seconds: float) -> Connection:
+        time.sleep(0.1)
+        made.append(Connection())
+        return made[-1]
+
+    monkeypatch.setattr(vm.machine.ssh, "log_in", connect)
+    return vm, made
+
+
+def test_threads_that_find_a_broken_connection_reconnect_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Connection()
+    broken.alive = False
+    vm, made = reconnecting(monkeypatch, broken)
+    with ThreadPoolExecutor(4) as pool:
+        given = list(pool.map(lambda _: vm.machine.ssh.connected(), range(4)))
+    assert given == made * 4
+    assert not made[0].closed
+
+
+def test_several_commands_on_a_connection_that_breaks_reconnect_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, made = reconnecting(monkeypatch, Connection(*[BROKE] * 4, together=4))
+    with ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(vm.run, "x") for _ in range(4)]:
+            with pytest.raises(SSHError, match="the SSH connection broke while 'x' ran"):
+                each.result()
+    assert made == [vm.machine.ssh.current]
+
+
+class Silent:
+    """A direct connection on which the guest is silent until this side closes it; commands may have started."""
+
+    peer, alive, astray = "10.0.0.2", True, ""
+
+    def __init__(self, *, starts: bool) -> None:
+        self._starts = starts
+
+    def execute(self, _command: str, *, check: Any, started: Any, **_: object) -> int:
+        if self._starts:
+            started()
+        deadline = time.monotonic() + 60
+        while self.alive:
+            assert time.monotonic() < deadline
+            check()
+            time.sleep(0.01)
+        raise BROKE
+
+    def answers(self, _seconds: float) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.alive = False
+
+
+def disconnected(monkeypatch: pytest.MonkeyPatch, connection: Silent, *, now: str = "") -> tuple[VM, Connection]:
+    """Return a VM whose container lost its network, and the connection that it makes next."""
+    monkeypatch.setattr(module, "_FIRST_PULSE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_ASTRAY_SECONDS", 0.05)
+    vm, through_engine = connected(connection), Connection(0)
+    monkeypatch.setattr(vm.machine, "endpoint", SimpleNamespace(address=now, leads_to=lambda address: address == now))
+    monkeypatch.setattr(vm.machine, "network", SimpleNamespace(label="front", engine_name="run-front"))
+    monkeypatch.setattr(vm.machine.ssh, "log_in", lambda _seconds: through_engine)
+    return vm, through_engine
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ("", "its container was disconnected from network front (run-front)"),
+        ("10.0.0.9", "its container has another address on network front (run-front): 10.0.0.9"),
+    ],
+)
+def test_a_command_whose_network_was_disconnected_says_so(
+    monkeypatch: pytest.MonkeyPatch, now: str, words: str
+) -> None:
+    vm, through_engine = disconnected(monkeypatch, Silent(starts=True), now=now)
+    with pytest.raises(SSHError) as caught:
+        vm.run("x")
+    assert str(caught.value) == (
+        f"vm: {words}; the SSH connection broke while 'x' ran, and it may still run. The next command goes through "
+        "the engine, or to the new address"
+    )
+    assert vm.run("x").ok
+    assert vm.machine.ssh.current is through_engine  # type: ignore[comparison-overlap]
+
+
+def test_a_command_that_has_not_started_is_sent_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, through_engine = disconnected(monkeypatch, Silent(starts=False))
+    assert vm.run("x").ok
+    assert vm.machine.ssh.current is through_engine  # type: ignore[comparison-overlap]
+
+
+def test_a_thread_that_waits_for_another_to_connect_sees_the_vm_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Connection()
+    broken.alive = False
+    vm, made = reconnecting(monkeypatch, broken)
+    connects, ends = threading.Event(), threading.Event()
+
+    def connect() -> None:
+        vm.machine.ssh._acquire()
+        connects.set()
+        ends.wait(60)
+
+    threading.Thread(target=connect, daemon=True).start()
+    assert connects.wait(60)
+    threading.Timer(0.1, lambda: setattr(vm.machine.container, "ended", True)).start()
+    with pytest.raises(VMGone):
+        vm.machine.ssh.connected()
+    ends.set()
+    assert made == []
+
+
+def test_a_guest_that_is_slow_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its console shows lines while it refuses connections; then it ends, and the error says so."""
+    vm = connected(Connection(BROKE))
+    container: Any = vm.machine.container
+    monkeypatch.setattr(vm.machine, "scaled", lambda _seconds: 1.0)
+    tries = 0
+
+    def refuse(_seconds: float) -> None:
+        nonlocal tries
+        tries += 1
+        time.sleep(0.15)
+        container.stdout += b"a unit is stopping\r\n"
+        container.ended = tries == 10
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr(vm.machine.ssh, "log_in", refuse)
+    with pytest.raises(VMGone, match=r"^vm has ended: "):
+        vm.run("poweroff")
+    assert tries == 10
+
+
+def test_the_error_has_the_reason_why_reconnecting_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BREAK_SECONDS", 0.01)
+    connection = Connection(BROKE)
+    vm = connected(connection)
+
+    def refuse(_seconds: float) -> None:
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr(vm.machine.ssh, "log_in", refuse)
+    with pytest.raises(SSHError) as caught:
+        vm.run("x")
+    assert str(caught.value) == (
+        "vm: the SSH connection broke while 'x' ran; a new connection was tried, and met: Connection refused. "
+        "The last lines of its console:\n  | login: "
+    )
+    connection.alive = False
+    monkeypatch.setattr(vm.machine, "scaled", lambda _seconds: 0.1)
+    with pytest.raises(
+        SSHError, match=r"did not let us log in over SSH .* The last try: Connection refused"
+    ) as caught:
+        vm.run("x")
+    assert str(caught.value).endswith("  | login: "), "and nothing of slow boots"
