@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 PORT = 50022
-"""The TCP port at which a clone's container lets the engine's host in (`images/runtime/virtainer/line.py`)."""
+"""The TCP port at which a clone's container lets the engine's host in (`images/runtime/virtainer/ssh_serial.py`)."""
 COMMAND = ["line"]
 """The command in the runtime image that connects its stdin and stdout to the line."""
 

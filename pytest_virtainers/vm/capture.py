@@ -45,7 +45,7 @@ class Capture:
     """What the VMs of one network send and get, from now on.
 
     Args:
-        hidden: whether IP comes with the EtherTypes by which it is hidden (images/runtime/virtainer/joined.py).
+        hidden: whether IP comes with the EtherTypes by which it is hidden (images/runtime/virtainer/bridged_nic.py).
     """
 
     def __init__(self, *, hidden: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 Standard library only, without anything of this package, and of that only what Python has loaded anyway or is written
 in C: where the guest is emulated, `socket`, `pathlib` and `contextlib` make the start half a second longer. The other
-end of its virtio-serial port is the supervisor (`images/runtime/virtainer/individual.py`, where the words are
+end of its virtio-serial port is the supervisor (`images/runtime/virtainer/clone_agent.py`, where the words are
 explained). Started with the port's name and a hostname: a guest that is called otherwise keeps its name. It stays, so
 that a snapshot of what has gone on need not wait for another one; of its file nothing remains.
 """

@@ -66,7 +66,7 @@ class Network:
         subnet: its IPv4 addresses; None: the engine does not know them.
         ipv6: whether it has IPv6, too.
         has_host: whether the engine's host is on it.
-        is_wire: whether the VMs' frames are hidden from that one's firewall (images/runtime/virtainer/joined.py).
+        is_wire: whether that one's firewall cannot see the VMs' frames (images/runtime/virtainer/bridged_nic.py).
         recorder: captures all that is on it, for the evidence of failing tests; None: that is not wanted.
     """
 

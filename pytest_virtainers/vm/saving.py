@@ -15,7 +15,7 @@ from pytest_virtainers.errors import EngineError, SSHError, StoreError, Unclonab
 from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
-from pytest_virtainers.vm import individual, provision_limit, readiness
+from pytest_virtainers.vm import identity, provision_limit, readiness
 from pytest_virtainers.vm.power import Power
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Saving(Power):
         """Give a clone its own machine-id and SSH host key, and connect anew; raises as `wait_until_cloned`."""
         __tracebackhide__ = True
         host_key = KeyPair.generate()
-        individual.renew(self, host_key)
+        identity.renew(self, host_key)
         self.keys = replace(self.keys, host=host_key)
         self._wait(f"renewing {self.name}", self._connect_renewed, _CLONE_SECONDS, settle=lambda *_: None)
 
@@ -162,7 +162,7 @@ class Saving(Power):
         """
         __tracebackhide__ = True
         self._check_alive()
-        individual.take_over(self, keys, self.spec.authorized_keys)
+        identity.take_over(self, keys, self.spec.authorized_keys)
         self.keys = keys
 
     def _connect_renewed(self, seconds: float) -> client.Connection:
@@ -222,7 +222,7 @@ class Saving(Power):
         deadline = time.monotonic() + _CLONE_SECONDS
         if not self._helper_came_along():
             ready = self._supervisor.helpers_ready
-            individual.leave_helper(self, hostname)
+            identity.leave_helper(self, hostname)
             self._wait_for_helper(deadline, ready)
         session = self._open_line()
         if session is None:
@@ -280,7 +280,7 @@ class Saving(Power):
         __tracebackhide__ = True
         ready = self._supervisor.helpers_ready
         try:
-            individual.leave_helper(self, hostname="")
+            identity.leave_helper(self, hostname="")
         except Unclonable as lack:
             raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
         self._wait_for_helper(deadline, ready)

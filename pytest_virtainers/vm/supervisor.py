@@ -1,7 +1,7 @@
 """What the supervisor in a VM's container has said, as facts.
 
 It speaks on the container's stderr, one event a line (`images/runtime/virtainer`: run.py, supervise.py,
-individual.py, ending.py). A guest can make it quote foreign words. So each whole line is compared with all of a
+clone_agent.py, exit_reasons.py). A guest can make it quote foreign words. So each whole line is compared with a whole
 sentence, never searched, and the supervisor lets no foreign word begin a line. No other module reads stderr but to
 show it.
 """

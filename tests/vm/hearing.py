@@ -14,7 +14,7 @@ needs_ears = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root hears what the host sends"
 )
 _ALL_FRAMES = 3  # linux/if_ether.h: ETH_P_ALL
-_HIDDEN = {0x88B5, 0x88B6}  # images/runtime/virtainer/joined.py
+_HIDDEN = {0x88B5, 0x88B6}  # images/runtime/virtainer/bridged_nic.py
 
 
 @contextlib.contextmanager

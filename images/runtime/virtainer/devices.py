@@ -27,8 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from virtainer import interfaces, isolation, joined, qmp
-from virtainer.ending import End
+from virtainer import bridged_nic, interfaces, isolation, qmp
+from virtainer.exit_reasons import End
 from virtainer.machine import BUILT_IN, PLUGS
 from virtainer.network import MAX_MTU, make_tap
 from virtainer.settings import Settings
@@ -77,21 +77,21 @@ def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
         raise
 
 
-def join(connection: socket.socket, name: str, mac: str, *how: str) -> joined.Taken:
+def join(connection: socket.socket, name: str, mac: str, *how: str) -> bridged_nic.Taken:
     """Plug a network card in that takes over the interface with this MAC; return what that had.
 
     If it is `open`, nothing is closed to it (see isolation.py); if `hidden`, the host's firewall does not see what it
-    sends (see joined.py); with `any`, it may send from any address (see sources.py).
+    sends (see bridged_nic.py); with `any`, it may send from any address (see sources.py).
 
     Raises interfaces.Missing, ToolError or End, too.
     """
-    if joined.exists(mac):
+    if bridged_nic.exists(mac):
         raise qmp.Refused(f"the interface with the MAC {mac} has been joined already")
     settings = Settings.from_env(os.environ)
-    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated and "open" not in how)
+    taken = bridged_nic.look(mac, MAX_MTU, for_host=settings.isolated and "open" not in how)
     monitor = qmp.Monitor(connection)
     with contextlib.ExitStack() as undo:
-        tap = make_tap(joined.tap_name(mac))
+        tap = make_tap(bridged_nic.tap_name(mac))
         try:
             pass_descriptor(connection, tap)
             monitor.ask("getfd", fdname=f"{name}-tap")
@@ -103,10 +103,10 @@ def join(connection: socket.socket, name: str, mac: str, *how: str) -> joined.Ta
             monitor.ask("closefd", fdname=f"{name}-tap")  # with it goes the tap
             raise
         undo.callback(monitor.ask, "netdev_del", id=f"{name}-net")
-        undo.callback(joined.give_back, taken)
+        undo.callback(bridged_nic.give_back, taken)
         with isolation.unchanged():
             closed = None if "open" in how else isolation.look(settings, taken.addresses)
-            joined.connect(taken, closed, hidden="hidden" in how, any_sender="any" in how)
+            bridged_nic.connect(taken, closed, hidden="hidden" in how, any_sender="any" in how)
         card = {"driver": "virtio-net-pci", "netdev": f"{name}-net", "mac": mac, "romfile": ""}
         _plug(monitor, id=name, host_mtu=taken.mtu, **card)
         undo.pop_all()
@@ -132,8 +132,8 @@ def remove(monitor: qmp.Monitor, name: str, *, reset: bool = False) -> None:
         _delete_node(monitor, name, deadline)
         disk.unlink()
     else:
-        if joined.exists(mac):
-            joined.disconnect(mac)
+        if bridged_nic.exists(mac):
+            bridged_nic.disconnect(mac)
         monitor.ask("netdev_del", id=f"{name}-net")
 
 

@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from virtainer import qcow2
-from virtainer.ending import End, Reason, say
+from virtainer.exit_reasons import End, Reason, say
 from virtainer.image import no_room
 from virtainer.tools import ToolError, start
 

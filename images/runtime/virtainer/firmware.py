@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 from virtainer.image import no_room
 
 CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")

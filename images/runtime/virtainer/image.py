@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from virtainer.ending import End, Reason, say
+from virtainer.exit_reasons import End, Reason, say
 from virtainer.tools import Stopped, ToolError, check_disk, limits_for
 
 if TYPE_CHECKING:

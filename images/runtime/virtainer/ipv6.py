@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
-from virtainer.ending import say
+from virtainer.exit_reasons import say
 
 GATEWAY, GUEST, NETWORK = "fd76:6972:7461::1", "fd76:6972:7461::2", "fd76:6972:7461::/64"
 _LINK_LOCAL = "fe80::1"  # of the gateway: routers are known by such an address, so it is the same everywhere

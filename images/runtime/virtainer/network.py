@@ -15,9 +15,9 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
 
-from virtainer import ipv6, names, sources
-from virtainer.ending import End, Reason
-from virtainer.line import TCP_PORT
+from virtainer import dns, ipv6, sources
+from virtainer.exit_reasons import End, Reason
+from virtainer.ssh_serial import TCP_PORT
 from virtainer.tools import ToolError, run
 
 WAY_OUT = Path("/run/virtainer/way_out")
@@ -221,7 +221,7 @@ def dnsmasq_argv(network: Network, names_port: int, *, names_only: bool = False)
 
     It asks the servers of the container's /etc/resolv.conf, such as the engine's, that knows the names of
     other containers; it answers from the container's /etc/hosts too, so `--add-host` reaches the guest.
-    `names_port` is where names.serve() listens. With `names_only` it is the only server, for names without dots, too;
+    `names_port` is where dns.serve() listens. With `names_only` it is the only server, for names without dots, too;
     all other questions are refused.
     """
     fixed = f"{GUEST_MAC},{network.guest}{f',[{ipv6.GUEST}]' if network.ipv6 else ''}"
@@ -239,10 +239,10 @@ def dnsmasq_argv(network: Network, names_port: int, *, names_only: bool = False)
         f"--dhcp-range={network.cidr}.0,static",
         f"--dhcp-host={fixed},{network.guest_name},infinite",
         f"--dhcp-option=option:mtu,{network.mtu}",
-        f"--dhcp-option=option:domain-search,{names.DOMAIN}",
-        f"--server=/{names.DOMAIN}/127.0.0.1#{names_port}",
+        f"--dhcp-option=option:domain-search,{dns.DOMAIN}",
+        f"--server=/{dns.DOMAIN}/127.0.0.1#{names_port}",
         *(("--no-resolv", f"--server=//127.0.0.1#{names_port}") if names_only else ()),
-        *(ipv6.dnsmasq_options(names.DOMAIN) if network.ipv6 else ()),
+        *(ipv6.dnsmasq_options(dns.DOMAIN) if network.ipv6 else ()),
         "--dhcp-authoritative",
         "--leasefile-ro",
         "--no-ping",  # it would wait three seconds for an answer before its first offer

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 # Numbers from linux/capability.h. NET_ADMIN: tap and NAT; the next two: dnsmasq; the last two: to become other users.
 CAPABILITIES = {"NET_ADMIN": 12, "NET_BIND_SERVICE": 10, "NET_RAW": 13, "SETUID": 7, "SETGID": 6}

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtainer import (
+    clone_agent,
     disk,
+    dns,
     image,
-    individual,
     ipv6,
     isolation,
     machine,
-    names,
     network,
     privileges,
     qmp,
-    requests,
     seed,
+    signals,
+    ssh_serial,
     template,
 )
-from virtainer import line as serial_line
 from virtainer.console import Console
-from virtainer.ending import End, Reason, say
+from virtainer.exit_reasons import End, Reason, say
 from virtainer.settings import CACHE_MODES, Settings
 from virtainer.supervise import Supervisor, linger
 
@@ -61,10 +61,10 @@ def main() -> None:
 def run() -> End:
     """Prepare the VM, start it, and stay until it ends."""
     started = time.monotonic()
-    requests.end_at_once()
+    signals.end_at_once()
     settings = Settings.from_env(os.environ)
     if settings.lease:
-        requests.watch_lease()
+        signals.watch_lease()
     privileges.require()
     RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -72,7 +72,7 @@ def run() -> End:
     kvm = privileges.open_kvm(settings.accel, settings.arch)
     storage = _storage(settings, kvm)
 
-    queue = requests.queue()
+    queue = signals.queue()
     line, qemu_line = socket.socketpair()
     link, qemu_link = socket.socketpair()
     port, qemu_port = socket.socketpair()
@@ -105,11 +105,11 @@ def run() -> End:
     dnsmasq = _start_dnsmasq(net, names_only=settings.names_only)
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
     monitor = qmp.Monitor(link)
-    helper = individual.Individual(port, settings.name)
-    joined = serial_line.Line(session, _listen(RUN / "line.sock"), kept=settings.template_save)
+    helper = clone_agent.CloneAgent(port, settings.name)
+    joined = ssh_serial.SSHSerial(session, _listen(RUN / "line.sock"), kept=settings.template_save)
     restored = False
     if callers:
-        joined.listen(socket.create_server(("", serial_line.TCP_PORT)), callers)
+        joined.listen(socket.create_server(("", ssh_serial.TCP_PORT)), callers)
 
     def tell(restoring: float) -> None:
         nonlocal restored
@@ -187,7 +187,7 @@ def _restore(
 
 def _start_dnsmasq(net: network.Network, *, names_only: bool) -> int:
     only = isolation.own_networks() if names_only else None
-    argv = network.dnsmasq_argv(net, names.serve(only, ipv6=net.ipv6), names_only=names_only)
+    argv = network.dnsmasq_argv(net, dns.serve(only, ipv6=net.ipv6), names_only=names_only)
     with DNSMASQ_LOG.open("wb") as log, _small_files():
         return subprocess.Popen(
             argv,

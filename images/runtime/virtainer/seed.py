@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from virtainer.ending import End, Reason, say
+from virtainer.exit_reasons import End, Reason, say
 from virtainer.tools import ToolError, run
 
 SOURCES = Path("/tmp")  # noqa: S108  (the contract's place, as `docker run -v` users know it)

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

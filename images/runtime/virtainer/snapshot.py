@@ -4,7 +4,7 @@
     docker exec CONTAINER snapshot save NAME --helper
 
 With `--helper`, only if a helper waits in the guest, which puts it right whenever it goes on from there
-(`virtainer.individual`).
+(`virtainer.clone_agent`).
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (snapshot-save and its kin are jobs)
 """
@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any
 
-from virtainer import individual, qmp
+from virtainer import clone_agent, qmp
 
 _NODE = "disk"  # where the RAM is kept, too
 _POLL_SECONDS = 0.005
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
             monitor = qmp.Monitor(connection)
             if arguments[0] == "save":
                 check(monitor)
-            if helper and not individual.waits(monitor):
+            if helper and not clone_agent.waits(monitor):
                 print("snapshot: no helper waits in the guest", file=sys.stderr)
                 return _NO_HELPER
             run(monitor, *arguments)

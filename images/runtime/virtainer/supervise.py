@@ -10,8 +10,8 @@ import signal
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from virtainer import line, requests, snapshot
-from virtainer.ending import End, Reason, Sparing, say
+from virtainer import signals, snapshot, ssh_serial
+from virtainer.exit_reasons import End, Reason, Sparing, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ class Supervisor:
             for key, _ in self._selector.select(None if wake == float("inf") else max(0.0, wake)):
                 key.data()
             if self._lease_gone:
-                return End(Reason.LEASE, requests.LEASE_END)  # the VM is for nobody: nothing to save
+                return End(Reason.LEASE, signals.LEASE_END)  # the VM is for nobody: nothing to save
             if time.monotonic() >= self._deadline:
                 if self._request == "kill":
                     return End(Reason.KILLED, f"{self._cause}, and QEMU did not quit in {_QUIT_TIME:g} s")
@@ -106,7 +106,7 @@ class Supervisor:
 
     def _read_requests(self) -> None:
         for number in os.read(self._queue, 4096):
-            if number == requests.LEASE_GONE:
+            if number == signals.LEASE_GONE:
                 self._lease_gone = True
             elif number == signal.SIGCHLD:
                 self._reap()
@@ -163,7 +163,7 @@ class Supervisor:
             elif event == "JOB_STATUS_CHANGE" and (done := snapshot.finished(data)):
                 for tell in self._on_snapshot:
                     tell(*done)
-            elif event == "VSERPORT_CHANGE" and data["id"] == line.DEVICE and not data["open"]:
+            elif event == "VSERPORT_CHANGE" and data["id"] == ssh_serial.DEVICE and not data["open"]:
                 self._on_line_closed()
             elif event == "GUEST_PANICKED":
                 self._of_guest.say("guest panicked")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtainer import disk, image, qmp
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 from virtainer.machine import STATE, board
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from virtainer import disk
-from virtainer.ending import End
+from virtainer.exit_reasons import End
 from virtainer.image import Base
 from virtainer.qcow2 import Header
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from virtainer import evidence, machine, qmp, template
-from virtainer.ending import End
+from virtainer.exit_reasons import End
 from virtainer.settings import Settings
 
 from tests.unit.fake_qcow2 import head

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from virtainer import firmware
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 from virtainer.settings import Settings
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtainer import requests, supervise
-from virtainer.ending import End, Reason
+from virtainer import signals, supervise
+from virtainer.exit_reasons import End, Reason
 from virtainer.qmp import Monitor
 from virtainer.supervise import Supervisor, outcome
 
@@ -164,7 +164,7 @@ def test_a_qemu_that_does_not_even_quit_is_left_to_the_kernel(monkeypatch: pytes
 
 def test_the_lease_ends_it_without_a_word_to_the_guest() -> None:
     qemu = Qemu()
-    qemu.request(requests.LEASE_GONE)
+    qemu.request(signals.LEASE_GONE)
     assert qemu.supervise().reason is Reason.LEASE
     assert qemu.commands == ["qmp_capabilities"]
 
@@ -217,15 +217,15 @@ def test_orphans_are_reaped() -> None:
 
 def test_the_end_of_stdin_is_a_request() -> None:
     reader, writer = os.pipe()
-    before = {number: signal.getsignal(number) for number in (*requests.STOP, requests.LEASE_GONE)}
-    requests.end_at_once()
+    before = {number: signal.getsignal(number) for number in (*signals.STOP, signals.LEASE_GONE)}
+    signals.end_at_once()
 
     def end_it() -> None:
         os.close(writer)
         threading.Event().wait(5)
 
     try:
-        requests.watch_lease(reader)
+        signals.watch_lease(reader)
         os.write(writer, b"means nothing")
         with pytest.raises(End) as caught:
             end_it()
@@ -261,7 +261,7 @@ def test_a_stop_ends_one_that_has_switched_itself_off() -> None:
 def test_what_is_over_by_itself_stays_until_it_is_told(reason: Reason, capfd: pytest.CaptureFixture[str]) -> None:
     queue, requests_ = os.pipe()
     os.write(requests_, bytes([signal.SIGCHLD]))
-    threading.Timer(0.2, os.write, [requests_, bytes([requests.LEASE_GONE])]).start()
+    threading.Timer(0.2, os.write, [requests_, bytes([signals.LEASE_GONE])]).start()
     supervise.linger(End(reason, "why"), queue)
     assert capfd.readouterr().err == "virtainer: over: why\n"
     os.close(queue)

@@ -9,8 +9,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from virtainer import digests, disk, image, individual, machine, qmp, snapshot, template
-from virtainer.ending import End, Reason
+from virtainer import clone_agent, digests, disk, image, machine, qmp, snapshot, template
+from virtainer.exit_reasons import End, Reason
 from virtainer.settings import Settings
 
 from tests.unit.runtime.fake_qemu import FakeQemu
@@ -299,15 +299,15 @@ def test_wrong_usage_of_snapshot_is_told(words: list[str], capsys: pytest.Captur
 def test_a_snapshot_that_needs_a_helper_is_not_made_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(individual, "WAITS", tmp_path / "waits")
+    monkeypatch.setattr(clone_agent, "WAITS", tmp_path / "waits")
     monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
-    opened, closed = ([{"label": individual.CHARDEV, "frontend-open": each}] for each in (True, False))
+    opened, closed = ([{"label": clone_agent.CHARDEV, "frontend-open": each}] for each in (True, False))
     done = [{"id": "save-a", "status": "concluded"}]
     fake = FakeQemu(query_chardev=[opened, [], closed, opened], query_jobs=[done])
     words = ["save", "a", "--helper"]
     with fake.listening(qmp.SOCKET):
         assert snapshot.main(words) == 3, "it has never said that it waits"
-        individual.WAITS.touch()
+        clone_agent.WAITS.touch()
         assert [snapshot.main(words) for _ in range(3)] == [3, 3, 0]
     assert capsys.readouterr().err == "snapshot: no helper waits in the guest\n" * 3
     assert fake.arguments("snapshot-save") == [
@@ -326,7 +326,7 @@ def test_a_snapshot_that_needs_a_helper_is_not_made_without(
     ],
 )
 def test_what_the_helper_says_is_put_into_words(line: bytes, words: str) -> None:
-    assert individual.heard(line, 100.0) == words
+    assert clone_agent.heard(line, 100.0) == words
 
 
 def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Pat
     waits.touch()  # left over
     ours, theirs = socket.socketpair()
     theirs.settimeout(0.2)
-    supervisor = individual.Individual(ours, "db", waits)
+    supervisor = clone_agent.CloneAgent(ours, "db", waits)
     assert not waits.exists()
 
     def told() -> bool:
@@ -345,7 +345,7 @@ def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Pat
 
     supervisor.after_snapshot("save", "without")
     assert not told()
-    theirs.sendall(b"what?\n" + individual.READY)
+    theirs.sendall(b"what?\n" + clone_agent.READY)
     while not waits.exists():
         pass
     supervisor.after_snapshot("save", "with")

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 from pytest_virtainers import VMGone
 from pytest_virtainers.errors import EngineError, GuestPanic, VirtainerError

@@ -7,8 +7,8 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import ending, individual
-from virtainer.ending import End, Reason
+from virtainer import clone_agent, exit_reasons
+from virtainer.exit_reasons import End, Reason
 
 from pytest_virtainers.engine.output import HEAD, TAIL, Output
 from pytest_virtainers.vm.supervisor import Supervisor, event
@@ -89,13 +89,13 @@ def test_what_happens_to_a_guest_is_known() -> None:
     ],
 )
 def test_why_a_container_ends_is_known(end: End, reason: str, crashed: bool) -> None:
-    supervisor = Supervisor(Output(speak(lambda: ending.say(end.line))))
+    supervisor = Supervisor(Output(speak(lambda: exit_reasons.say(end.line))))
     assert (supervisor.reason, supervisor.crashed) == (reason, crashed)
 
 
 def test_the_helper_is_heard_as_the_supervisor_puts_it() -> None:
-    words = [individual.heard(line, 100.0) for line in (b"ready\n", b"done db 99.990000\n", b"ready\n")]
-    supervisor = Supervisor(Output(speak(*(lambda each=each: ending.say(f"helper: {each}") for each in words))))
+    words = [clone_agent.heard(line, 100.0) for line in (b"ready\n", b"done db 99.990000\n", b"ready\n")]
+    supervisor = Supervisor(Output(speak(*(lambda each=each: exit_reasons.say(f"helper: {each}") for each in words))))
     assert (supervisor.helpers_ready, supervisor.helpers_done) == (2, 1)
 
 
@@ -107,10 +107,10 @@ def test_no_word_of_a_guest_or_of_qemu_decides_anything(words: str, before: byte
 
     def speaks() -> None:
         for line in foreign.splitlines(keepends=True):
-            ending.say(f"helper: {individual.heard(line, 0.0)}")
-        ending.say(f"qemu: {text}")
-        ending.say(f"helper: {individual.heard(b'done ' + foreign.replace(b' ', b'_') + b' 1.0', 0.0)}")
-        ending.say(f"dnsmasq {text}")
+            exit_reasons.say(f"helper: {clone_agent.heard(line, 0.0)}")
+        exit_reasons.say(f"qemu: {text}")
+        exit_reasons.say(f"helper: {clone_agent.heard(b'done ' + foreign.replace(b' ', b'_') + b' 1.0', 0.0)}")
+        exit_reasons.say(f"dnsmasq {text}")
 
     heard = speak(speaks)
     assert all(line.startswith((b"virtainer: helper: something unexpected", b"virtainer: qemu: ",
@@ -120,7 +120,7 @@ def test_no_word_of_a_guest_or_of_qemu_decides_anything(words: str, before: byte
 
 def test_a_hostname_may_be_anything_but_no_line() -> None:
     line = b"done x\x1b]0;y\x07\xc2\x85virtainer:\xff 1.000000\n"
-    heard = speak(lambda: ending.say(f"helper: {individual.heard(line, 1.0)}"))
+    heard = speak(lambda: exit_reasons.say(f"helper: {clone_agent.heard(line, 1.0)}"))
     assert heard.count(b"\n") == 1
     assert heard.decode().strip().isprintable()
     assert Supervisor(Output(heard)).helpers_done == 1, "the guest may say so, with whatever name"

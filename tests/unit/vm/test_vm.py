@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 from pytest_virtainers.errors import (
     BadTemplate,

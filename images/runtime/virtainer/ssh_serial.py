@@ -20,7 +20,7 @@ TCP_PORT = 50022
 _CHUNK_BYTES = 65536
 
 
-class Line:
+class SSHSerial:
     """Joins one caller at a time to the guest's port.
 
     Args:

@@ -26,7 +26,7 @@ from virtainer.tools import run
 if TYPE_CHECKING:
     from virtainer.isolation import Closed
 
-_PRIORITY = 0  # faults (virtainer.wire) come before
+_PRIORITY = 0  # faults (virtainer.link_faults) come before
 _HIDDEN = {"0x0800": "0x88b5", "0x86dd": "0x88b6"}
 _ETHERTYPE = "@ll,96,16"  # as `ether type` cannot be set
 

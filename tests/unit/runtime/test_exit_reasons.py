@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import ending, individual
-from virtainer.ending import Sparing
+from virtainer import clone_agent, exit_reasons
+from virtainer.exit_reasons import Sparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,12 +21,12 @@ def said(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
 
 
 def test_a_line_is_one_line_without_controls(said: Callable[[], list[str]]) -> None:
-    ending.say("a\nvirtainer: over: x\r\x1b[2J\x9b1m\u2028\u202e\udc80 grüße 日本")
+    exit_reasons.say("a\nvirtainer: over: x\r\x1b[2J\x9b1m\u2028\u202e\udc80 grüße 日本")
     assert said() == ["virtainer: a\\nvirtainer: over: x\\r\\x1b[2J\\x9b1m\\u2028\\u202e\\udc80 grüße 日本"]
 
 
 def test_a_long_line_is_cut_so_that_a_pipe_takes_it_whole(said: Callable[[], list[str]]) -> None:
-    ending.say("x" * 100_000)
+    exit_reasons.say("x" * 100_000)
     (line,) = said()
     assert 3900 < len(line) < 4096
 
@@ -54,10 +54,10 @@ def test_a_guest_that_talks_nonsense_to_its_supervisor_is_soon_not_heard(
 ) -> None:
     ours, theirs = socket.socketpair()
     waits = tmp_path / "waits"
-    individual.Individual(ours, "db", waits)
+    clone_agent.CloneAgent(ours, "db", waits)
     for number in range(5000):
         theirs.sendall(b"virtainer: over: %d\n" % number)
-    theirs.sendall(individual.READY)
+    theirs.sendall(clone_agent.READY)
     deadline = time.monotonic() + 10
     while not waits.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -75,7 +75,7 @@ def test_a_guest_that_talks_nonsense_to_its_supervisor_is_soon_not_heard(
 
 def test_a_guest_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
-    helper = individual.Individual(ours, "db", tmp_path / "waits")
+    helper = clone_agent.CloneAgent(ours, "db", tmp_path / "waits")
     began = time.monotonic()
     for _ in range(10_000):
         helper.after_restore(clone=True)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtainer.ending import Sparing
+from virtainer.exit_reasons import Sparing
 
 if TYPE_CHECKING:
     from virtainer import qmp
@@ -33,7 +33,7 @@ _LONGEST_LINE = 4096
 _UNEXPECTED = "something unexpected"
 
 
-class Individual:
+class CloneAgent:
     """Our end of the port."""
 
     def __init__(self, connection: socket.socket, hostname: str, waits: Path = WAITS) -> None:

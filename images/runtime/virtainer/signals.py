@@ -11,7 +11,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 if TYPE_CHECKING:
     from types import FrameType
