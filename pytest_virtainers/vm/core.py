@@ -27,6 +27,7 @@ from pytest_virtainers.ssh.keepalive import Pulse
 from pytest_virtainers.support import timings
 from pytest_virtainers.support.forks import Disowned, Owner, disown_in_child
 from pytest_virtainers.support.interruptible import POLL_SECONDS, TimedOut
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm import firmware, provision_limit, readiness, shell
 from pytest_virtainers.vm.console import Console
 from pytest_virtainers.vm.log import CommandLog
@@ -152,7 +153,7 @@ class Core:
     @property
     def folder(self) -> str:
         """The folder of its container that has its disk: in the store as long as it is to become a template."""
-        return self.container.environment.get("IMAGE_DIR", "/mounted")
+        return self.container.environment.get("IMAGE_DIR", protocol.IMAGE_DIR)
 
     @property
     def runs(self) -> bool:
@@ -481,17 +482,17 @@ class Core:
             raise VirtainerError(f"{self.name}: {shlex.join(command)} failed: {words}")
         return said
 
-    # What the supervisor says
+    # The supervisor's events
 
-    def _wait_until_said(self, what: str, fact: Callable[[], bool], deadline: float) -> None:
-        """Wait until the supervisor has said what makes `fact` true; `what` names it in messages."""
+    def _wait_for_event(self, what: str, fact: Callable[[], bool], deadline: float) -> None:
+        """Wait until the supervisor's events make `fact` true; `what` names it in messages."""
         __tracebackhide__ = True
         with timings.phase(f"wait: {what}"):
-            heard = self._supervisor.wait_for(fact, max(0.0, deadline - time.monotonic()))
-        if not heard:
+            happened = self._supervisor.wait_for(fact, max(0.0, deadline - time.monotonic()))
+        if not happened:
             self._check_alive()
             raise BootTimeout(
-                f"{self.name}: the supervisor has not said {what!r} in time; it said:\n{self._supervisor.words}"
+                f"{self.name}: the supervisor did not report {what} in time. It reported:\n{self._supervisor.words}"
             )
 
     @property
@@ -544,6 +545,6 @@ class Core:
             )
 
     def _kind_of_end(self) -> type[VMGone]:
-        if self._supervisor.reason == "bad-template":
+        if self._supervisor.reason == protocol.Reason.TEMPLATE.word:
             return BadTemplate
         return QEMUCrashed if self._supervisor.crashed else VMGone

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import BootError, Unclonable
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm import clone_helper
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from pytest_virtainers.ssh.keys import KeyPair, Keys
     from pytest_virtainers.vm.commands import Commands
 
-_PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
 _LACKS = 90
 # With what the shell has built in: where the guest is emulated, each program that is started costs as much as all
@@ -61,14 +61,14 @@ printf %s "$lines$MORE" >"$file"
 LEAVE = f"""
 command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} || exit {_LACKS}
 tries=0
-until grep -qsx {_PORT} /sys/class/virtio-ports/*/name; do
+until grep -qsx {protocol.CLONE_PORT} /sys/class/virtio-ports/*/name; do
     tries=$((tries + 1))
     [ $tries -lt 50 ] || exit {_LACKS}
     sleep 0.1
 done
 umask 077
 cat >{_PATH} || exit
-set -- python3 -I -S {_PATH} {_PORT} "$FORMER"
+set -- python3 -I -S {_PATH} {protocol.CLONE_PORT} "$FORMER"
 scope=/sys/fs/cgroup/init.scope/cgroup.procs
 if [ -w $scope ] || ! command -v systemd-run >/dev/null; then
     setsid -f sh -c 'echo $$ >"$0" || :; exec "$@" </dev/null >/dev/null 2>&1' $scope "$@"

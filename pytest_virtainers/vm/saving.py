@@ -15,6 +15,7 @@ from pytest_virtainers.errors import EngineError, SSHError, StoreError, Unclonab
 from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm import identity, provision_limit, readiness
 from pytest_virtainers.vm.power import Power
 
@@ -30,7 +31,6 @@ _SESSION_SECONDS = 10.0
 _FREEZE_SECONDS = 10.0
 _SETTLE_SECONDS = 0.5
 _POLL_SECONDS = 0.02
-_NO_HELPER = 3  # an exit code of the supervisor's (images/runtime/virtainer/snapshot.py)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Saving(Power):
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + min(_CLONE_SECONDS, self.spec.boot_timeout)
-        self._wait_until_said("clone restored", lambda: self._supervisor.restored, deadline)
+        self._wait_for_event("restored", lambda: self._supervisor.restored, deadline)
         for part, seconds in self._supervisor.restoring.items():
             timings.part(part, seconds)
         if session is not None and self._go_on_in(session):
@@ -116,12 +116,12 @@ class Saving(Power):
     def _wait_until_individual(self, deadline: float, before: int = 0) -> None:
         """Wait until the helper in the guest has done its work once more than `before`."""
         __tracebackhide__ = True
-        self._wait_until_said("individual", lambda: self._supervisor.helpers_done > before, deadline)
+        self._wait_for_event("helper-done", lambda: self._supervisor.helpers_done > before, deadline)
 
     def _wait_for_helper(self, deadline: float, before: int = 0) -> None:
         """Wait until a helper in the guest waits, once more than `before`."""
         __tracebackhide__ = True
-        self._wait_until_said("ready", lambda: self._supervisor.helpers_ready > before, deadline)
+        self._wait_for_event("helper-ready", lambda: self._supervisor.helpers_ready > before, deadline)
 
     def _go_on_in(self, session: resumable.Session) -> bool:
         """Make a session that was saved with the guest the connection; tell whether it answers."""
@@ -206,7 +206,9 @@ class Saving(Power):
         """Return whether the helper still waits that was saved with the template from which this machine started."""
         if not self._supervisor.restored or self._supervisor.helpers_ready or not self._supervisor.helpers_done:
             return False
-        return any(each["label"] == "port" and each["frontend-open"] for each in self.qmp("query-chardev"))
+        return any(
+            each["label"] == protocol.CLONE_DEVICE and each["frontend-open"] for each in self.qmp("query-chardev")
+        )
 
     def save(self, hostname: str) -> resumable.Session | None:
         """Save this machine, called `hostname`, as a template into its folder; it ends.
@@ -362,6 +364,6 @@ class Saving(Power):
         __tracebackhide__ = True
         self._check_there()
         code, output = self.container.run(["snapshot", action, *arguments])
-        if code not in {0, _NO_HELPER}:
+        if code not in {0, protocol.NO_HELPER}:
             raise StoreError(f"snapshot {action} on {self.name} failed: {output.decode(errors='replace').strip()}")
         return code == 0

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtainer import interfaces, isolation, network, sources
+from virtainer.protocol import HIDDEN_ETHERTYPES
 from virtainer.tools import run
 
 if TYPE_CHECKING:
     from virtainer.isolation import Closed
 
 _PRIORITY = 0  # faults (virtainer.link_faults) come before
-_HIDDEN = {"0x0800": "0x88b5", "0x86dd": "0x88b6"}
+_HIDDEN = {f"0x{seen:04x}": f"0x{hidden:04x}" for seen, hidden in HIDDEN_ETHERTYPES.items()}
 _ETHERTYPE = "@ll,96,16"  # as `ether type` cannot be set
 
 

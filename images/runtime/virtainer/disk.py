@@ -9,8 +9,10 @@ import stat
 from typing import TYPE_CHECKING
 
 from virtainer import qcow2
-from virtainer.exit_reasons import End, Reason, say
+from virtainer.events import note
+from virtainer.exit_reasons import End, Reason
 from virtainer.image import no_room
+from virtainer.protocol import OVERLAY
 from virtainer.tools import ToolError, start
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def overlay(base: Base, directory: Path, size: int) -> Callable[[], Path]:
 
 def path(directory: Path) -> Path:
     """Where the overlay of a directory is."""
-    return directory / "local_image.qcow2"
+    return directory / OVERLAY
 
 
 def open_overlay(path: Path, *, direct: bool) -> int:
@@ -91,7 +93,7 @@ def _accept(path: Path, base: Base) -> None:
         complaint = f"{refused}: remove it"
     if complaint:
         raise End(Reason.STORAGE, f"the overlay {path} {complaint}, or give this VM an IMAGE_DIR of its own")
-    say(f"using the overlay {path} again ({header.size / 2**30:.1f} GiB)")
+    note(f"using the overlay {path} again ({header.size / 2**30:.1f} GiB)")
 
 
 def read_header(path: Path) -> qcow2.Header:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virtainer import disk, qcow2, qmp, template
+from virtainer import disk, protocol, qcow2, qmp, template
 from virtainer.devices import added, pass_file
 from virtainer.privileges import open_kvm
 from virtainer.settings import Settings
@@ -36,7 +36,7 @@ _TELL_SECONDS = 1.0
 
 def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
     """Fill the folder and return the facts. Raises ToolError, OSError, or qmp.Refused with QEMU's words."""
-    folder = settings.image_dir / "evidence"
+    folder = settings.image_dir / protocol.EVIDENCE
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     facts: dict[str, Any] = {"memory": False}
@@ -56,7 +56,7 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
             monitor.ask("stop")
         try:
             if memory:
-                _save_state(monitor, connection, folder / "state")
+                _save_state(monitor, connection, folder / protocol.EVIDENCE_STATE)
                 kvm = open_kvm(settings.accel, settings.arch)
                 facts |= {"memory": True, "machine": template.machine_facts(settings, kvm)}
             return {**facts, **_disk(settings, folder)}
@@ -104,7 +104,7 @@ def _save_state(monitor: qmp.Monitor, connection: socket.socket, path: Path) -> 
 
 
 def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
-    overlay, copy = disk.path(settings.image_dir), folder / "overlay.qcow2"
+    overlay, copy = disk.path(settings.image_dir), folder / protocol.EVIDENCE_DISK
     _check(overlay)
     layers = json.loads(
         run("qemu-img", "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", str(overlay))
@@ -117,9 +117,9 @@ def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
         run("qemu-img", "rebase", "-q", "-f", "qcow2", "-F", base["format"], "-b", base["filename"], str(copy))
     cloned = settings.template if not settings.template_save else None
     seed = cloned / "seed.iso" if cloned else settings.seed_iso
-    for each in (seed, Path("/tmp/cloud_init.iso")):  # noqa: S108  (the contract's)
+    for each in (seed, Path(protocol.SEEDS, protocol.SEED_ISO)):
         if each.exists() and each.stat().st_size:
-            shutil.copyfile(each, folder / "seed.iso")
+            shutil.copyfile(each, folder / protocol.EVIDENCE_SEED)
             break
     return {"base": base["filename"], "virtual_size": layers[0]["virtual-size"]}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
-from virtainer.exit_reasons import say
+from virtainer.events import note
 
 GATEWAY, GUEST, NETWORK = "fd76:6972:7461::1", "fd76:6972:7461::2", "fd76:6972:7461::/64"
 _LINK_LOCAL = "fe80::1"  # of the gateway: routers are known by such an address, so it is the same everywhere
@@ -29,7 +29,7 @@ def usable(uplink: str) -> bool:
         if not _switched(_CONF / switch, wanted)
     ]
     if missing:
-        say(f"no IPv6 for the guest, though the container has it: docker run {' '.join(missing)} …")
+        note(f"no IPv6 for the guest, though the container has it: docker run {' '.join(missing)} …")
     return not missing
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import clone_agent, ssh_serial
-from virtainer.network import GUEST_MAC
+from virtainer.protocol import CLONE_DEVICE, CLONE_PORT, GUEST_MAC, SSH_DEVICE, SSH_PORT
 from virtainer.settings import CACHE_MODES
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ STATE, _LAYER, _CODE, _VARIABLES = "/dev/fdset/5", "/dev/fdset/6", "/dev/fdset/7
 
 PLUGS = 8
 """How many devices may be added while the machine runs (`virtainer.devices`)."""
-BUILT_IN = frozenset({"disk0", "nic0", ssh_serial.DEVICE, *(f"plug{each}" for each in range(PLUGS))})
+BUILT_IN = frozenset({"disk0", "nic0", SSH_DEVICE, *(f"plug{each}" for each in range(PLUGS))})
 """The devices with names that every machine may have from its start."""
 
 
@@ -207,11 +206,11 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
         devices += ["virtio-tablet-pci", "virtio-rng-pci", f"{ports[0]},multifunction=on", *ports[1:]]
     port: tuple[str, ...] = ()
     if handles.port is not None:
-        port = ("-chardev", f"socket,id={clone_agent.CHARDEV},fd={handles.port}")
-        devices += ["virtio-serial-pci", f"virtserialport,chardev={clone_agent.CHARDEV},name={clone_agent.PORT}"]
+        port = ("-chardev", f"socket,id={CLONE_DEVICE},fd={handles.port}")
+        devices += ["virtio-serial-pci", f"virtserialport,chardev={CLONE_DEVICE},name={CLONE_PORT}"]
     if handles.line is not None:
         port += ("-chardev", f"socket,id=line,fd={handles.line}")
-        devices.append(f"virtserialport,id={ssh_serial.DEVICE},chardev=line,name={ssh_serial.NAME}")
+        devices.append(f"virtserialport,id={SSH_DEVICE},chardev=line,name={SSH_PORT}")
     return [
         *("-netdev", f"tap,id=net0,fd={handles.tap}"),
         *port,

@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 from virtainer import dns, ipv6, sources
 from virtainer.exit_reasons import End, Reason
-from virtainer.ssh_serial import TCP_PORT
+from virtainer.protocol import GUEST_MAC, SSH_TCP_PORT
 from virtainer.tools import ToolError, run
 
 WAY_OUT = Path("/run/virtainer/way_out")
 """What `ip -batch` makes the container's first way out of: noted at the start, for when another network is joined."""
 TAP = "virtainer0"  # not tap0: in a rootless Podman's container that is the way out
-GUEST_MAC = "52:54:00:76:69:02"
 GATEWAY_MAC = "52:54:00:76:69:01"
 MAX_MTU = 9000  # rootless Podman's own interface says 65520, more than emulated network cards take
 
@@ -197,7 +196,7 @@ def nft_rules(network: Network, callers: set[str]) -> str:
     any address of this container, those of networks joined later included. The last rule is for a guest that calls
     its own container: the reply has to come back this way.
     """
-    to_line = f"ip saddr {{ {', '.join(sorted(callers))} }} tcp dport {TCP_PORT} accept" if callers else ""
+    to_line = f"ip saddr {{ {', '.join(sorted(callers))} }} tcp dport {SSH_TCP_PORT} accept" if callers else ""
     return f"""\
 table ip virtainer {{
     chain arriving {{

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from virtainer.exit_reasons import End, Reason
+from virtainer.protocol import EVENTS, FIRMWARE, IMAGE_DIR, JSON, SHUTDOWN_SECONDS, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,8 +86,10 @@ class Settings(NamedTuple):
             except ValueError:
                 raise End(Reason.SETTING, f"{name}={value!r}: allowed is {allowed}") from None
 
-        arch = read("ARCH", "amd64", _one_of("amd64", "arm64"), "amd64 or arm64")
-        firmwares = ("bios", "uefi") if arch == "amd64" else ("uefi",)
+        # `virtainer.events` reads it before there are settings, so that it can report a bad one.
+        read(EVENTS, TEXT, _one_of(TEXT, JSON), f"{TEXT} or {JSON}")
+        arch = read("ARCH", "amd64", _one_of(*FIRMWARE), " or ".join(FIRMWARE))
+        firmwares = FIRMWARE[arch]
         systems = _matching(r"[a-z0-9][a-z0-9._-]*" if arch == "amd64" else rf"(?!{NO_VIRTIO.pattern})[a-z0-9._-]+")
         return cls(
             arch=arch,
@@ -106,7 +109,7 @@ class Settings(NamedTuple):
                 )
             ),
             disk_size=read("DISK_SIZE", "40G", _size, "a size such as 512M, 40G or 1T, from 1M"),
-            image_dir=read("IMAGE_DIR", "/mounted", _absolute, "an absolute path"),
+            image_dir=read("IMAGE_DIR", IMAGE_DIR, _absolute, "an absolute path"),
             seed_iso=read("CLOUD_INIT_DISK", "/cloud_init.iso", _absolute, "an absolute path"),
             cidr=read("CIDR", "192.168.100", _three_octets, "the first three octets of a private /24: 192.168.100"),
             image_url=read(
@@ -122,7 +125,9 @@ class Settings(NamedTuple):
             lease=read("LEASE", "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
             linger=read("LINGER", "off", _one_of("off", "on"), "off or on") == "on",
             cache=read("DISK_CACHE", "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),
-            shutdown_timeout=read("SHUTDOWN_TIMEOUT", "60", _whole(0, 86400), "whole seconds, from 0 to 86400"),
+            shutdown_timeout=read(
+                "SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS), _whole(0, 86400), "whole seconds, from 0 to 86400"
+            ),
             template=read("TEMPLATE", "/", _absolute, "an absolute path") if env.get("TEMPLATE") else None,
             template_save=read("TEMPLATE_SAVE", "off", _one_of("off", "on"), "off or on") == "on",
             resume=read("RESUME", "/", _absolute, "an absolute path") if env.get("RESUME") else None,

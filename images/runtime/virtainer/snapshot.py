@@ -17,11 +17,11 @@ import time
 from typing import Any
 
 from virtainer import clone_agent, qmp
+from virtainer.protocol import NO_HELPER
 
 _NODE = "disk"  # where the RAM is kept, too
 _POLL_SECONDS = 0.005
 _USAGE = "usage: snapshot save|load|delete NAME (of letters, digits, - and _)"
-_NO_HELPER = 3
 
 
 def run(monitor: qmp.Monitor, action: str, name: str) -> None:
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
                 check(monitor)
             if helper and not clone_agent.waits(monitor):
                 print("snapshot: no helper waits in the guest", file=sys.stderr)
-                return _NO_HELPER
+                return NO_HELPER
             run(monitor, *arguments)
     except (OSError, EOFError, qmp.Refused) as error:
         print(f"snapshot: {error or 'QEMU ended'}", file=sys.stderr)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import disk, image, qmp
+from virtainer import disk, image, protocol, qmp
 from virtainer.exit_reasons import End, Reason
 from virtainer.machine import STATE, board
 
@@ -165,10 +165,10 @@ def copy_files(settings: Settings, template: Template) -> dict[str, int]:
 def state_to_resume(settings: Settings, folder: Path, kvm: int | None) -> dict[str, int]:
     """Open the state that was kept as evidence; raises End when it is that of another machine than ours."""
     try:
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = json.loads((folder / protocol.RESUME_FACTS).read_text())
         if complaint := difference(facts["machine"], machine_facts(settings, kvm)):
             raise End(Reason.TEMPLATE, f"the memory in {folder} does not fit: {complaint}")
-        return {"state": os.open(folder / "state", os.O_RDONLY)}
+        return {"state": os.open(folder / protocol.EVIDENCE_STATE, os.O_RDONLY)}
     except (OSError, ValueError, KeyError) as error:
         raise End(Reason.TEMPLATE, f"{folder} keeps no memory: {type(error).__name__}: {error}") from None
 
@@ -187,11 +187,11 @@ def open_files(template: Template, *, restore: bool) -> dict[str, int]:
         raise End(Reason.TEMPLATE, f"the template {template.folder} is not whole: {error}") from None
 
 
-def resume(monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[float], None]) -> None:
+def resume(monitor: qmp.Monitor, *, ram_from_file: bool, before_it_runs: Callable[[float], None]) -> None:
     """Restore the state, with or without RAM in it, and let the VM run.
 
-    `tell` is called in between, with the seconds that the state took: what is written to the VM then is there before
-    it runs.
+    `before_it_runs` is called in between, with the seconds that the state took: the VM finds what is written to it
+    then as soon as it runs.
 
     Raises End when QEMU refuses or does not answer (its socket has a time limit), EOFError when it is gone.
     """
@@ -201,7 +201,7 @@ def resume(monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[float],
         monitor.ask("migrate-incoming", uri=f"file:{STATE}")
         while monitor.ask("query-status")["status"] == "inmigrate":
             time.sleep(_POLL_SECONDS)
-        tell(time.monotonic() - began)
+        before_it_runs(time.monotonic() - began)
         monitor.ask("cont")
         _let_ram_be(monitor, on=False)  # for snapshots of the clone
     except (qmp.Refused, TimeoutError) as error:

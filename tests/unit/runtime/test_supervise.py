@@ -25,8 +25,8 @@ GUEST = {"guest": True, "reason": "guest-shutdown"}
     ("status", "shutdown", "asked", "reason", "sentence"),
     [
         (0, GUEST, False, Reason.POWERED_OFF, "the guest switched itself off"),
-        (0, GUEST, True, Reason.STOPPED, "the guest shut down as it was asked to"),
-        (0, {"guest": False, "reason": "host-qmp-quit"}, False, Reason.QUIT, "QEMU was told to quit through QMP"),
+        (0, GUEST, True, Reason.STOPPED, "the guest shut down as requested"),
+        (0, {"guest": False, "reason": "host-qmp-quit"}, False, Reason.QUIT, "a QMP command ended QEMU"),
         (9, {}, False, Reason.QEMU, "QEMU was killed (SIGKILL): has the container too little memory"),
         (7, {}, False, Reason.STORAGE, "QEMU could not write its memory file (SIGBUS): no space left in IMAGE_DIR"),
         (11, {}, False, Reason.QEMU, "QEMU ended by itself (SIGSEGV): last words"),
@@ -38,10 +38,11 @@ def test_outcome(status: int, shutdown: dict[str, Any], asked: bool, reason: Rea
     end = outcome(status, shutdown, "last words", asked=asked)
     assert end.reason is reason
     assert str(end).startswith(sentence)
+    assert end.crashed == (status == 11)
 
 
-def test_the_last_line_is_one_line() -> None:
-    assert End(Reason.QEMU, "one\n  two").line == "end: qemu-failed: one two"
+def test_the_sentence_of_an_end_is_one_line() -> None:
+    assert str(End(Reason.QEMU, "one\n  two")) == "one two"
 
 
 def test_exit_codes_are_those_of_the_documentation() -> None:
@@ -62,6 +63,7 @@ class Qemu:
         self.queue, self.requests = os.pipe()
         self.commands: list[str] = []
         self.snapshots: list[tuple[str, str]] = []
+        self.dnsmasq = 0
         self._obeyed = {"system_powerdown": obeys_powerdown, "quit": obeys_quit}
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -97,7 +99,8 @@ class Qemu:
         supervisor = Supervisor(
             qemu=self.process.pid,
             stderr=self.process.stderr,
-            helpers={},
+            dnsmasq=self.dnsmasq,
+            dnsmasq_log="/dnsmasq.log",
             monitor=Monitor(self.ours),
             monitor_fd=self.ours.fileno(),
             queue=self.queue,
@@ -180,6 +183,18 @@ def test_events_are_told(capfd: pytest.CaptureFixture[str]) -> None:
     told = capfd.readouterr().err.splitlines()
     assert told[:2] == ["virtainer: guest rebooted", "virtainer: guest panicked"]
     assert told[2].startswith("virtainer: guest paused, its disk failed: no space left in IMAGE_DIR.")
+
+
+def test_the_end_of_dnsmasq_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
+    qemu = Qemu()
+    dnsmasq = subprocess.Popen(["sh", "-c", "exit 3"])
+    qemu.dnsmasq = dnsmasq.pid
+    os.waitid(os.P_PID, dnsmasq.pid, os.WEXITED | os.WNOWAIT)
+    qemu.end("guest-shutdown")
+    qemu.supervise()
+    said = "dnsmasq ended with exit code 3 (see /dnsmasq.log): the guest has no DHCP and no DNS"
+    assert capfd.readouterr().err.splitlines()[0] == f"virtainer: {said}"
+    dnsmasq.wait()
 
 
 def test_finished_snapshots_are_passed_on() -> None:

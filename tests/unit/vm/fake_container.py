@@ -1,5 +1,8 @@
-"""A VM whose container only says things."""
+"""A VM whose container only reports events."""
 
+from __future__ import annotations
+
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +14,18 @@ from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_output import Said
 
 
-class Container:
-    """Has written this on its serial console and through its supervisor, and may have ended."""
+def event(name: str, /, **fields: object) -> bytes:
+    """Return an event as the supervisor writes it with EVENTS=json."""
+    return json.dumps({"event": name, **fields}).encode() + b"\n"
 
-    def __init__(self, *said: str, console: bytes = b"login: ", ended: bool = False) -> None:
+
+class Container:
+    """Has written this on its serial console, has reported events, and may have ended."""
+
+    def __init__(self, *events: bytes, console: bytes = b"login: ", ended: bool = False) -> None:
         self.stdout, self.ended = Said(console), ended
         self.environment: dict[str, str] = {}
-        self.stderr = Said("".join(f"virtainer: {line}\n" for line in said).encode())
+        self.stderr = Said(b"".join(events))
 
     def wait(self, _seconds: float) -> bool:
         return self.ended
@@ -35,4 +43,4 @@ def machine(container: Any) -> VM:
     )
 
 
-RUNS = "clone restored: prepared in 0.031 s, QEMU up in 0.042 s, state in 0.013 s"
+RUNS = event("restored", prepared_s=0.031, qemu_s=0.042, state_s=0.013)
