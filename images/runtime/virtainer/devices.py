@@ -5,11 +5,12 @@
     docker exec CONTAINER device join NAME MAC [open|hidden] [any]
     docker exec CONTAINER device remove NAME [--reset]
 
-QEMU runs as a user who can open no file here: a new disk's, or a tap, is opened for it and passed on. A card that is
-added is on a network of its own, which QEMU plays: DHCP, and nobody else. One that joins takes over the interface of
-the container with its MAC; what is printed, one line of JSON, tells what that interface had. With `open`, nothing
-there is closed to it: where the engine's host is not on the network, its first address is somebody else's. It sends
-from the addresses that are printed and no others, unless `hidden`; with `any`, from all but the host's.
+QEMU runs as a user who can open no file here: the file of a new disk, or a tap, is opened for it and passed on.
+
+A card that is added is on a separate network that QEMU emulates, with DHCP and no other machine. One that joins takes
+over the container's interface with its MAC; one line of JSON is printed, with what that interface had. With `open`,
+nothing there is closed to it: where the engine's host is not on the network, its first address belongs to another
+machine. It sends only from the addresses that are printed, unless `hidden`; with `any`, from all but the host's.
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
@@ -44,7 +45,7 @@ _POLL_SECONDS = 0.1
 
 
 def add_disk(connection: socket.socket, name: str, mib: int) -> None:
-    """Make an empty disk (raw, sparse) and plug it in; the guest sees `name` as its serial number."""
+    """Create an empty disk (raw, sparse) and plug it in; the guest sees `name` as its serial number."""
     path = _file(name)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -65,7 +66,7 @@ def add_disk(connection: socket.socket, name: str, mib: int) -> None:
 
 
 def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
-    """Plug a network card in, on a network of its own.
+    """Plug a network card in, on a separate network.
 
     It offers no way out: a guest that took it would send answers that way, too, and SSH would lose its sessions.
     """
@@ -165,7 +166,7 @@ def _file(name: str) -> Path:
 
 
 def pass_file(monitor: qmp.Monitor, connection: socket.socket, file: int) -> int:
-    """Give QEMU an open file; return its number in the names `/dev/fdset/NUMBER`."""
+    """Pass an open file to QEMU; return its number in the names `/dev/fdset/NUMBER`."""
     pass_descriptor(connection, file)
     return int(monitor.ask("add-fd")["fdset-id"])
 

@@ -1,11 +1,11 @@
-"""The command `evidence`: what is left of a VM, in IMAGE_DIR/evidence.
+"""The command `evidence`: save a VM's disk, and its memory if wished, into IMAGE_DIR/evidence.
 
     docker exec CONTAINER evidence [--memory]
 
 `overlay.qcow2` is the VM's disk as a layer on the guest disk alone, whatever layers are between; `seed.iso` is its
-seed. With `--memory`, `state` is the rest of the machine, and RESUME=FOLDER in another container goes on from there.
-The VM stands still meanwhile. One that is over still has its disk. An empty line is printed whenever more has been
-copied, so that who waits knows that it goes on, and facts about the VM as JSON at the end.
+seed. With `--memory`, `state` is the rest of the machine, and RESUME=FOLDER in another container resumes it.
+The VM is paused while it is saved. After QEMU's end, the disk can still be saved. An empty line
+is printed whenever more has been copied, which shows progress; at the end, facts about the VM as JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _POLL_SECONDS = 0.02
-_TELL_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 
 
 def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     facts: dict[str, Any] = {"memory": False}
-    with _telling(folder), contextlib.ExitStack() as stack:
+    with _reporting(folder), contextlib.ExitStack() as stack:
         try:
             connection = stack.enter_context(qmp.connect())
             monitor = qmp.Monitor(connection)
@@ -50,7 +50,7 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
         if memory and (devices := added(monitor)):
             raise qmp.Refused(
                 f"{', '.join(devices)}: added while the machine ran, and another one, which has no such device, "
-                "could not go on from its memory"
+                "could not resume from its memory"
             )
         if ran:
             monitor.ask("stop")
@@ -66,19 +66,19 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _telling(folder: Path) -> Iterator[None]:
-    """Say each second whether the folder has grown."""
+def _reporting(folder: Path) -> Iterator[None]:
+    """Print an empty line each second in which the folder has grown."""
     done = threading.Event()
 
-    def tell() -> None:
-        told = 0
-        while not done.wait(_TELL_SECONDS):
+    def report() -> None:
+        reported = 0
+        while not done.wait(_REPORT_SECONDS):
             size = sum(each.stat().st_blocks for each in folder.iterdir())
-            if size > told:
+            if size > reported:
                 print(flush=True)
-            told = size
+            reported = size
 
-    thread = threading.Thread(target=tell)
+    thread = threading.Thread(target=report)
     thread.start()
     try:
         yield

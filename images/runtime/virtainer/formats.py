@@ -63,7 +63,7 @@ _VHDX_HAS_PARENT = 2
 
 
 class _Table(NamedTuple):
-    """How a table of a VHDX file is built: a header with the number of entries, which begin with GUID and offset."""
+    """The structure of a table in a VHDX file: a header with the number of entries, each with GUID and offset."""
 
     magic: bytes
     number: struct.Struct

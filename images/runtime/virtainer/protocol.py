@@ -1,4 +1,4 @@
-"""What the supervisor and the plugin agree on: events, exit codes, ports, names and paths.
+"""Events, exit codes, ports, names and paths that the supervisor and the plugin share.
 
 The plugin reads this file, too. It imports as little as possible, because each VM waits for the supervisor to start.
 """

@@ -204,7 +204,7 @@ def _start_dnsmasq(net: network.Network, *, names_only: bool) -> int:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            restore_signals=False,  # it goes on without a log when that is full, rather than end by SIGXFSZ
+            restore_signals=False,  # a full log does not end it by SIGXFSZ
         ).pid
 
 
@@ -220,7 +220,7 @@ def _small_files() -> Iterator[None]:
 
 
 class _Storage(NamedTuple):
-    """What the VM starts from."""
+    """The files that the VM starts from."""
 
     base: image.Base
     files: Callable[[], dict[str, int]]

@@ -3,7 +3,7 @@
 1. `/tmp/cloud_init.iso`: a ready ISO, used as it is.
 2. `/tmp/user-data` with `/tmp/meta-data`.
 3. `/tmp/user-data` alone, or 4. `/tmp/id_rsa.pub` alone (user-data that admits this key for the image's default
-   user): meta-data is the default. `/tmp/meta-data` may stand beside the key, too.
+   user): meta-data is the default. `/tmp/meta-data` may accompany the key, too.
 5. None of them: the default user's password is `password`, and SSH takes it.
 
 `/tmp/network-config` goes along with ways 2 to 5. What each file means:
@@ -26,7 +26,7 @@ WITH_PASSWORD = "#cloud-config\npassword: password\nchpasswd: {expire: false}\ns
 
 
 class Seed(NamedTuple):
-    """What cloud-init shall find: a ready ISO, or the files of one to be written."""
+    """The seed for cloud-init: a ready ISO, or the files of one to be written."""
 
     how: str
     ready: Path | None = None

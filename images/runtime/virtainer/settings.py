@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class CacheMode(NamedTuple):
-    """How QEMU treats writes (qemu-system-x86_64(1), -drive cache=)."""
+    """QEMU's handling of writes (qemu-system-x86_64(1), -drive cache=)."""
 
     write_cache: bool
     direct: bool
@@ -39,7 +39,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Settings(NamedTuple):
-    """How this virtainer was asked to be."""
+    """The settings of this virtainer."""
 
     ram: int  # MiB
     cpus: int
@@ -57,22 +57,22 @@ class Settings(NamedTuple):
     linger: bool  # stay when the VM is over, for evidence
     cache: str
     shutdown_timeout: float  # seconds
-    template: Path | None  # start from the VM that was saved here
+    template: Path | None  # start from the VM that was saved in this folder
     template_save: bool  # into image_dir
-    resume: Path | None  # go on from the evidence that was kept there
+    resume: Path | None  # resume from the evidence in this folder
     closed_networks: tuple[str, ...]  # that the guest may not reach, nor they it
     closed_hosts: tuple[str, ...]  # that the guest may not reach
     closed_gateway: bool  # the container's gateway is the engine's host
-    names_only: bool  # the guest's DNS knows other containers, and nobody else
+    names_only: bool  # the guest's DNS knows only other containers
 
     @property
     def keeps_variables(self) -> bool:
-        """Tell whether the firmware's variables are a file beside the overlay."""
+        """Whether the firmware's variables are a file next to the overlay."""
         return self.arch == "amd64" and self.firmware == "uefi"
 
     @property
     def isolated(self) -> bool:
-        """Tell whether anything is closed to the guest."""
+        """Whether anything is closed to the guest."""
         return bool(self.closed_networks or self.closed_hosts)
 
     @classmethod
@@ -165,7 +165,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 def _each(parse: Callable[[str], object]) -> Callable[[str], tuple[str, ...]]:
-    """Read a list; `parse` gives what each is, and its error is a ValueError."""
+    """Return a parser of lists; `parse` reads each item, and raises ValueError."""
 
     def parse_all(value: str) -> tuple[str, ...]:
         if "%" in value:  # an address with an interface is one of this container alone

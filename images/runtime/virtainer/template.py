@@ -1,9 +1,9 @@
-"""Templates: a VM saved at one instant of its life, and the clones that go on from there.
+"""Templates: a VM saved at one instant, and clones that resume from it.
 
-A virtainer with TEMPLATE_SAVE=on keeps its RAM in a file beside its overlay; the command `save`
+A virtainer with TEMPLATE_SAVE=on keeps its RAM in a file next to its overlay; the command `save`
 (`docker exec CONTAINER save`) stops it and adds the rest of the machine's state. IMAGE_DIR then holds a template: the
 overlay, `ram`, `state`, `seed.iso` and, written last, `template.json`. A virtainer with TEMPLATE=FOLDER maps that RAM
-privately, so that clones share what they do not change, and writes to an overlay of its own. One with both goes on
+privately, so that clones share what they do not change, and writes to another overlay. One with both resumes
 from copies of the files in FOLDER, so that another template can be saved, which does not depend on that one.
 
 https://www.qemu.org/docs/master/system/vm-templating.html
@@ -88,9 +88,9 @@ def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
 
 
 def processor(cpuinfo: str) -> str:
-    """Name the host's processor by its model and flags, or as ARM's kernel tells them."""
-    told = r"^(model name|flags|CPU implementer|CPU variant|CPU part|CPU revision|Features)\s*: (.*)$"
-    return "; ".join(dict(re.findall(told, cpuinfo, re.MULTILINE)).values())
+    """Return the host's processor: model and flags, or what ARM's kernel shows."""
+    fields = r"^(model name|flags|CPU implementer|CPU variant|CPU part|CPU revision|Features)\s*: (.*)$"
+    return "; ".join(dict(re.findall(fields, cpuinfo, re.MULTILINE)).values())
 
 
 def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
@@ -125,7 +125,7 @@ def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) ->
 
 
 def new_files(settings: Settings) -> dict[str, int]:
-    """Make the files that QEMU fills: `ram` and `state`; return their descriptors.
+    """Create the files that QEMU fills, `ram` and `state`, and return their descriptors.
 
     QEMU's user opens the RAM file once more by its descriptor, and owns no file here: so it is open to all, behind
     a folder that is not.
@@ -230,7 +230,7 @@ def save(monitor: qmp.Monitor) -> None:
 
 
 def complete(folder: Path, facts: dict[str, Any]) -> None:
-    """Make a template of a folder that has all the files of one. Raises OSError."""
+    """Turn a folder with all the files of a template into one. Raises OSError."""
     from virtainer import digests, firmware  # no clone pays for them
 
     files = (folder / "ram", folder / "state", disk.path(folder))
