@@ -1,7 +1,8 @@
-"""Make a machine that went back in time catch up: its clock, its random numbers and, in a clone, its name.
+"""Identity of restored guests: clock, random numbers, hostname, machine-id and keys.
 
-A guest that is saved, as a template or in a snapshot, is left with a helper (`clone_helper.py`) that does so as soon
-as it goes on, with the supervisor at the other end, and waits for the next time.
+A guest that is saved, as a template or in a snapshot, has a helper in it (`clone_helper.py`). When the guest resumes,
+the helper sets clock, random numbers and, in a clone, the hostname, together with the supervisor
+(`images/runtime/virtainer/clone_agent.py`); then it waits for the next time.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
 _PATH = "/run/virtainer-clone.py"
 _LACKS = 90
-# With what the shell has built in: where the guest is emulated, each program that is started costs as much as all
-# of that.
-# journalctl reads the folder of the current machine-id only, while journald keeps writing to the folder it opened.
+# Only builtins of the shell: in an emulated guest, to start one program takes as long as all of this.
+# journalctl reads only the folder of the current machine-id, while journald keeps writing to the folder it opened.
 _RENEW = """
 set -e
 umask 077
@@ -44,7 +44,7 @@ done
 { read -r pid </run/sshd.pid && kill -s HUP "$pid"; } 2>/dev/null ||
     systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
 """
-# In place, so that the file keeps its owner, mode and label.
+# Write in place, so that the file keeps its owner, mode and label.
 _ADMIT = f"""
 eval "file=~$LOGIN/.ssh/authorized_keys"
 lines=
@@ -56,8 +56,8 @@ done <"$file"
 [ "$found" ] || exit {_LACKS}
 printf %s "$lines$MORE" >"$file"
 """
-# Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
-# the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
+# The helper leaves the cgroup of the login, which would keep the session open. It joins PID 1's, because the end of a
+# unit would keep systemd, journald, D-Bus and logind busy when a clone's first login needs the CPU.
 LEAVE = f"""
 command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} || exit {_LACKS}
 tries=0
@@ -79,9 +79,15 @@ fi
 
 
 def leave_helper(vm: Commands, hostname: str) -> None:
-    """Start the helper in the guest; raises `Unclonable` when it cannot run there.
+    """Start the helper in the guest.
 
-    A guest that is called `hostname` will be called as its container is; with an empty one, it keeps its name.
+    Args:
+        vm: the guest.
+        hostname: the name that a clone replaces with its own; with an empty one, the guest keeps its name.
+
+    Raises:
+        Unclonable: the guest cannot run the helper.
+        BootError: the helper did not start.
     """
     __tracebackhide__ = True
     left = vm.run(LEAVE, input=helper(), env={"FORMER": hostname}, sudo=True, check=False)
@@ -92,29 +98,29 @@ def leave_helper(vm: Commands, hostname: str) -> None:
 
 
 def renew(vm: Commands, host_key: KeyPair) -> None:
-    """Give the guest a machine-id of its own, and this SSH host key as its only one, for new connections.
+    """Replace the guest's machine-id, and its SSH host keys by this one, which new connections use.
 
-    What has read the machine-id before keeps the old one until it is started again: machine-id(5).
+    Programs that have read the machine-id keep the old one until they are restarted: machine-id(5).
 
     Raises:
-        BootError: the guest could not do it.
+        BootError: a command in the guest failed.
     """
     __tracebackhide__ = True
     renewed = vm.run(_RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True, check=False)
     if not renewed.ok:
-        raise BootError(f"{vm.name} could not be given an identity of its own: {renewed.stderr.strip()}")
+        raise BootError(f"{vm.name}: its identity could not be renewed: {renewed.stderr.strip()}")
 
 
 def take_over(vm: Commands, keys: Keys, more: Sequence[str]) -> None:
-    """Make what was restored from a template another machine: with these keys, and a machine-id of its own.
+    """Turn a VM that was restored from a template into another machine, with new keys and a new machine-id.
 
     Args:
-        vm: which has the keys of the template.
-        keys: the next ones.
+        vm: the VM, which has the keys of the template.
+        keys: the new keys.
         more: further public keys that may log in.
 
     Raises:
-        BootError: the guest could not do it.
+        BootError: a command in the guest failed.
     """
     __tracebackhide__ = True
     lines = "".join(f"{line}\n" for line in more)
@@ -127,10 +133,10 @@ def take_over(vm: Commands, keys: Keys, more: Sequence[str]) -> None:
         check=False,
     )
     if not renewed.ok:
-        why = "its authorized_keys lack ours" if renewed.exit_code == _LACKS else renewed.stderr.strip()
-        raise BootError(f"{vm.name} could not be given keys of its own: {why}")
+        why = "its authorized_keys lack the template's key" if renewed.exit_code == _LACKS else renewed.stderr.strip()
+        raise BootError(f"{vm.name}: its keys could not be replaced: {why}")
 
 
 def helper() -> str:
-    """Give the source of the helper."""
+    """Return the source of the helper."""
     return Path(clone_helper.__file__).read_text()
