@@ -80,7 +80,7 @@ def rename(hostname: str) -> None:
 def become(port: int, random: int, former: str) -> None:
     """Wait for an order, and renew the guest.
 
-    This code runs for the first time in a clone, and so is translated there in an emulated guest: that takes 0.3 s with
+    This code runs for the first time in a clone, and so is translated there in an emulated guest: it takes 0.3 s with
     the conveniences of Python's library, a third of it without.
     """
     hostname, entropy = read_order(port)
