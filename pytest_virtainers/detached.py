@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from pytest_virtainers.engine.streams import Log
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
 from pytest_virtainers.evidence import manifest_file
 from pytest_virtainers.evidence.manifest_file import REMEMBERED
-from pytest_virtainers.guests import flat_disk
 from pytest_virtainers.launching import templates
 from pytest_virtainers.launching.lifetime import seconds_to_stop
 from pytest_virtainers.ssh import keys
@@ -31,8 +31,10 @@ from pytest_virtainers.ssh.endpoint import Endpoint
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.store.eviction import USES
 from pytest_virtainers.support.paths import locked
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm import machine as vm_machine
 from pytest_virtainers.vm.network import Network
+from pytest_virtainers.vm.supervisor import Reader
 from pytest_virtainers.vm.vm import VM
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ PAPERS = "machine.json"
 _FORMAT = 1
 # How engines say of a container that it goes with its end (--rm); Podman's status is 500 then.
 _GONE = ("no such container", "has already been removed", "is in state removing")
-_POWER_WAS_CUT = {2, 137}  # how its container ends then (docs/runtime-image.md)
+_POWER_WAS_CUT = {protocol.Reason.KILLED.code, 128 + signal.SIGKILL}  # exit codes of its container
 
 
 class MachineOff(VMGone):
@@ -234,13 +236,15 @@ def remove(engine: Engine, name: str, *, force: bool = False) -> None:
 
 
 def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
-    """Give what a VM's console has shown, and what its supervisor has said; with `follow`, until it ends."""
+    """Return a VM's console and its supervisor's events as sentences, so far or, with `follow`, until it ends."""
     machine = find(engine, name)
     with engine.failures(f"reading the console of {name}"):
         log = Log(engine.api.open_log(machine.container, follow=follow))
+    events = Reader()
     try:
-        for _, piece in log:
-            yield piece
+        for of_stderr, piece in log:
+            yield events.feed(piece) if of_stderr else piece
+        yield events.end()
     finally:
         log.close()
 
@@ -265,7 +269,7 @@ def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
         raise SpecError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
     with manager.engine.failures(f"copying the disk of {name}"):
         used = manager.engine.api.inspect_container(machine.container)["Config"]["Labels"][USES]
-        pieces, _ = manager.engine.api.get_archive(machine.container, f"/mounted/{flat_disk.LAYER}")
+        pieces, _ = manager.engine.api.get_archive(machine.container, f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}")
     with manager.store() as shop:
         places = templates.layers(used, shop)
     manager.flatten(pieces, f"the disk of {name}", places, target)

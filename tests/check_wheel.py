@@ -12,8 +12,12 @@ PROGRAM = """
 import pathlib, pytest_virtainers
 from pytest_virtainers.engine import build_context
 from pytest_virtainers.guests import catalogue
+from pytest_virtainers.support.runtime import protocol
 here = pathlib.Path(pytest_virtainers.__file__).parent
-print(here / "_contexts" == build_context.build_contexts() and (here / "py.typed").exists())
+contexts = here / "_contexts"
+files = (contexts / "runtime/virtainer/protocol.py", here / "py.typed")
+shared = pathlib.Path(protocol.__file__)
+print(contexts == build_context.build_contexts() and all(each.exists() for each in files) and shared == files[0])
 recipes = {each for each in catalogue.catalogue().values() if isinstance(each, catalogue.Recipe)}
 print("runtime", build_context.digest("runtime"), *sorted(each.key for each in recipes))
 """

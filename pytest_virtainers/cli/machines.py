@@ -283,7 +283,7 @@ def console(name: str) -> int:
 @_NAME
 @click.option("-f", "--follow", is_flag=True, help="Go on until it ends.")
 def logs(name: str, follow: bool) -> None:
-    """Show what the console of a VM that stays has shown, and what its supervisor has said.
+    """Show the console of a VM that stays, and the events of its supervisor.
 
     On a terminal, without escape sequences and control characters.
 

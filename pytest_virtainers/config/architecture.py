@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pytest_virtainers.support.runtime import protocol
+
 USUAL = "amd64"
 """That of guests of which nothing is said."""
-FIRMWARE = {"amd64": ("bios", "uefi"), "arm64": ("uefi",)}
-"""What machines boot from, the usual one first."""
+FIRMWARE = protocol.FIRMWARE
 
 
 def check_firmware(arch: str, firmware: str) -> None:

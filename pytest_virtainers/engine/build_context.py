@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import tarfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_virtainers.support.paths import build_contexts
 
@@ -38,17 +37,6 @@ def archive(name: str, into: str = "", *, goes_on: bool = False) -> bytes:
                 tar.addfile(entry, content)
         end = tar.offset if goes_on else None
     return packed.getvalue()[:end]
-
-
-def module(path: str) -> Any:
-    """Load a module of a context that imports nothing but the standard library: what it knows has one place."""
-    file = build_contexts() / path
-    spec = importlib.util.spec_from_file_location(f"_virtainers_{file.stem}", file)
-    assert spec is not None  # noqa: S101  (for the type checker: it is a .py file)
-    assert spec.loader is not None  # noqa: S101
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def _members(folder: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from pytest_virtainers.engine.output import Output
 from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Log, Pieces
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.support.forks import Owner
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -174,9 +175,9 @@ class Container:
         if plan.volume is not None:
             # Before the container: of the labels that a mount may have, Podman takes none.
             self._api.create_volume(plan.volume, labels=owner.labels("disk", run_id))
-            mounts.append(Mount("/mounted", plan.volume, type="volume"))
+            mounts.append(Mount(protocol.IMAGE_DIR, plan.volume, type="volume"))
         if plan.folder is not None:
-            mounts.append(Mount("/mounted", plan.folder, type="bind"))
+            mounts.append(Mount(protocol.IMAGE_DIR, plan.folder, type="bind"))
         host_config = self._api.create_host_config(
             auto_remove=plan.auto_remove,
             cap_drop=["ALL"],

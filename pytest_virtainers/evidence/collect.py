@@ -18,7 +18,9 @@ from pytest_virtainers.errors import TransferError, VirtainerError
 from pytest_virtainers.evidence import seals
 from pytest_virtainers.evidence.manifest_file import FORMAT, KEY, MANIFEST, OVERLAY, REMEMBERED, SEED, STATE
 from pytest_virtainers.launching import cores
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm.limited import Limited, TooMuch
+from pytest_virtainers.vm.supervisor import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +79,7 @@ def collect(
     with into.piece("console.log") as path:
         path.write_text(vm.console.text, errors="replace")
     with into.piece("supervisor.log") as path:
-        path.write_bytes(bytes(vm.machine.container.stderr))
+        path.write_bytes(readable(bytes(vm.machine.container.stderr)))
     with into.piece("screenshot.png") as path:
         vm.screen.screenshot(path)
     with into.piece("commands.log") as path:
@@ -171,7 +173,7 @@ def _keep_disk(
     facts: dict[str, Any] = {}
     with into.piece(OVERLAY), _open(vm, rescue) as container:
         options = ["--memory"] if memory else []
-        patience, there = vm.scaled(_STILL_SECONDS), f"{vm.machine.folder}/evidence"
+        patience, there = vm.scaled(_STILL_SECONDS), f"{vm.machine.folder}/{protocol.EVIDENCE}"
         code, said = container.run(["evidence", *options], patience=patience)
         if code != 0 and options:  # the disk alone is better than nothing
             into.missing[STATE] = said.decode(errors="replace").strip()
@@ -182,9 +184,9 @@ def _keep_disk(
             facts = json.loads(said.decode().strip().splitlines()[-1])
             if memory and not facts["memory"]:
                 into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
-            names = {"overlay.qcow2": OVERLAY, **({"state": STATE} if facts["memory"] else {})}
+            names = {protocol.EVIDENCE_DISK: OVERLAY, **({protocol.EVIDENCE_STATE: STATE} if facts["memory"] else {})}
             if not vm.machine.seed_iso:
-                names["seed.iso"] = SEED
+                names[protocol.EVIDENCE_SEED] = SEED
             for name, here in names.items():
                 with into.piece(here) as path:
                     container.fetch(f"{there}/{name}", path)

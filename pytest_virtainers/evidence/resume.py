@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.config.spec import brief
-from pytest_virtainers.engine import build_context
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.evidence import manifest_file
 from pytest_virtainers.evidence.manifest_file import (
@@ -30,10 +29,11 @@ from pytest_virtainers.evidence.manifest_file import (
     shown,
 )
 from pytest_virtainers.guests.catalogue import catalogue
-from pytest_virtainers.guests.flat_disk import LAYER
 from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.ssh import keys
 from pytest_virtainers.ssh.keys import KeyPair, Keys
+from pytest_virtainers.support import runtime
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from pytest_virtainers.vm.vm import VM
 
 _CHUNK_BYTES = 1024 * 1024
-MEMORY = "/mounted/resume"
+MEMORY = f"{protocol.IMAGE_DIR}/resume"
 """Where the container of a machine that goes on has its memory, by which its supervisor calls it."""
-DISK = f"/mounted/{LAYER}"
+DISK = f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}"
 """Where it has its disk."""
 
 
@@ -94,7 +94,7 @@ def read(folder: Path, *, disk_only: bool = False, trust: bool = False) -> Evide
 
 def _check_header(folder: Path) -> None:
     """Raise `SpecError` if the disk leads to other files; where it is used, that is looked at again."""
-    qcow2 = build_context.module("runtime/virtainer/qcow2.py")
+    qcow2 = runtime.load("qcow2")
     with open_file(folder, OVERLAY) as file:
         complaint = qcow2.complaint(file.read(qcow2.HEAD_BYTES))
     if complaint:
@@ -171,12 +171,12 @@ def _seed(folder: Path) -> bytes:
 
 def _archive(evidence: Evidence) -> Iterator[bytes]:
     """Stream what the machine's folder had in it, as tar."""
-    yield from _file(LAYER, evidence, OVERLAY)
+    yield from _file(protocol.OVERLAY, evidence, OVERLAY)
     if evidence.has_memory:
         facts = {"memory": True, "machine": evidence.manifest.machine}
         yield from _entry("resume/", b"", tarfile.DIRTYPE)
-        yield from _entry("resume/facts.json", json.dumps(facts).encode())
-        yield from _file("resume/state", evidence, STATE)
+        yield from _entry(f"resume/{protocol.RESUME_FACTS}", json.dumps(facts).encode())
+        yield from _file(f"resume/{protocol.EVIDENCE_STATE}", evidence, STATE)
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 

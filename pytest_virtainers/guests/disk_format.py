@@ -13,6 +13,7 @@ from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests.decompress import Damaged, Unpacker
 from pytest_virtainers.support.paths import cache_folder, why_unsafe
 from pytest_virtainers.support.progress import bar
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +25,7 @@ if TYPE_CHECKING:
 DISK = "disk.qcow2"
 """What a disk is called in its folder."""
 
-# What `virtainer.formats` of the runtime image takes, as far as the first bytes show it.
-_MAGIC = (b"QFI\xfb", b"KDMV", b"vhdxfile")  # qcow2, VMDK in one file, VHDX
 _SECTOR_BYTES = 512
-_BOOT_MARK = b"\x55\xaa"
-"""A raw disk that boots has a boot sector, which ends so, protective ones of GPT included."""
 _KINDS = "this is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector"
 _KEPT_DAYS = 14
 _CHUNK_BYTES = 1024 * 1024
@@ -80,7 +77,8 @@ def check_head(path: Path, name: str, *, packed: bool = False) -> None:
 
 def _is_disk(head: bytes, size: int) -> bool:
     """Tell it by the first sector."""
-    return head.startswith(_MAGIC) or (size % _SECTOR_BYTES == 0 and head[510:512] == _BOOT_MARK)
+    known = (protocol.QCOW2, protocol.VMDK, protocol.VHDX)
+    return head.startswith(known) or (size % _SECTOR_BYTES == 0 and head[510:512] == protocol.BOOT_MARK)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.guests.disk_format import DISK
 from pytest_virtainers.store import volume
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.store.volume import Access
 
-LAYER = "local_image.qcow2"
-"""What the overlay of a VM, and that of a template, is called in its folder."""
-_FOLDER = "/mounted"
 _MEMORY_MIB = 1024
 
 
@@ -40,17 +38,18 @@ def write(
     target: Path,
 ) -> None:
     """Write a flat disk to `target`; the arguments, and what it raises, are those of `Manager.flatten`."""
+    disk, flat = f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}", f"{protocol.IMAGE_DIR}/flat.qcow2"
     container = _start(engine, access, runtime_image, run_id, places)
     try:
-        container.put_archive(_FOLDER, overlay)
-        layers = [f"{volume.path(each)}/{LAYER if each.startswith('templates/') else DISK}" for each in places]
-        code, said = container.run(["flatten", f"{_FOLDER}/{LAYER}", *layers, f"{_FOLDER}/flat.qcow2"])
+        container.put_archive(protocol.IMAGE_DIR, overlay)
+        layers = [
+            f"{volume.path(each)}/{protocol.OVERLAY if each.startswith('templates/') else DISK}" for each in places
+        ]
+        code, said = container.run(["flatten", disk, *layers, flat])
         if code != 0:
             why = " ".join(said.decode(errors="replace").split()).removeprefix("flatten: ")
-            raise StoreError(
-                why.replace(f"{_FOLDER}/{LAYER}", name) or f"{name} cannot be converted (exit code {code})"
-            )
-        receive(container, f"{_FOLDER}/flat.qcow2", target)
+            raise StoreError(why.replace(disk, name) or f"{name} cannot be converted (exit code {code})")
+        receive(container, flat, target)
     finally:
         container.close()
 

@@ -16,6 +16,7 @@ import yaml
 from pycdlib.pycdlibexception import PyCdlibException
 
 from pytest_virtainers.errors import SpecError
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set
@@ -161,7 +162,7 @@ NETWORK_CONFIG: Mapping[str, object] = {
     "version": 2,
     "ethernets": {
         "eth0": {
-            "match": {"macaddress": "52:54:00:76:69:02"},
+            "match": {"macaddress": protocol.GUEST_MAC},
             "set-name": "eth0",
             "dhcp4": True,
             # The supervisor's DHCP names a search domain in which the other VMs are found by their short names.

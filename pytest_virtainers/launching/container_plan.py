@@ -11,6 +11,7 @@ from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.lifetime import DISPOSABLE, Tenure, seconds_to_stop
 from pytest_virtainers.store.eviction import STORE, USES
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.support.timings import phase
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Starter:
                     for folder, members in (files or {}).items():
                         container.put(folder, members)
                     if mounted is not None:
-                        container.put_archive("/mounted", mounted())
+                        container.put_archive(protocol.IMAGE_DIR, mounted())
                     container.start()
                     self._networks.guard(container, spec.first_network)
             except EngineError as error:
@@ -161,6 +162,7 @@ class Starter:
             "DISK_SIZE": f"{spec.disk}M",
             "VM_NAME": spec.guest_hostname,
             "ACCEL": spec.accel,
+            protocol.EVENTS: protocol.JSON,
             # What ends by itself stays for its evidence, and may be switched on again.
             **({} if tenure.detached else {"LEASE": "stdin", "LINGER": "on"}),
             # A disk that goes with the VM: nothing is gained by waiting for the platter.

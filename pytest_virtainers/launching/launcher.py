@@ -52,6 +52,7 @@ from pytest_virtainers.store.locks import Holds
 from pytest_virtainers.store.volume import MOUNT, Access, Removed, remembered_manifests, workshop
 from pytest_virtainers.support.forks import Owner
 from pytest_virtainers.support.progress import LAUNCHING
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.support.timings import Record, phase, recording
 from pytest_virtainers.vm import provision_limit
 from pytest_virtainers.vm.machine import Machine
@@ -505,7 +506,7 @@ class Manager:
         """
         files: dict[str, dict[str, bytes | Link]] = {"/": {"image": Link(guest.disk)}}
         if seed_iso:
-            files["/tmp"] = {"cloud_init.iso": seed_iso}  # noqa: S108  (the image's contract)
+            files[protocol.SEEDS] = {protocol.SEED_ISO: seed_iso}
         environment = {**guest.machine(spec.firmware), **environment}
         container = self.starter.start(spec, (guest.place,), environment, "", files=files, mounted=disk)
         with contextlib.ExitStack() as undo:
@@ -742,7 +743,7 @@ class Manager:
         iso = cloud_init.iso(spec, keys, user, cloud_init.instance_id(keys))
         files: dict[str, dict[str, bytes | Link]] = {
             "/": {"image": Link(guest.disk)},
-            "/tmp": {"cloud_init.iso": iso},  # noqa: S108  (the image's contract)
+            protocol.SEEDS: {protocol.SEED_ISO: iso},
         }
         environment = guest.machine(spec.firmware)
         if save_into:
@@ -798,7 +799,7 @@ class Manager:
             "IMAGE_DIR": folder,
             **guest.machine(spec.firmware),
         }
-        files: dict[str, dict[str, bytes | Link]] = {"/tmp": {"cloud_init.iso": iso}}  # noqa: S108
+        files: dict[str, dict[str, bytes | Link]] = {protocol.SEEDS: {protocol.SEED_ISO: iso}}
         try:
             container = self.starter.start(spec, (plain.place, plain.base), environment, node_id, files=files)
         except Removed as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.support.runtime import protocol
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# What the supervisor gives a guest to switch itself off, unless SHUTDOWN_TIMEOUT says it (docs/runtime-image.md).
-_SHUTDOWN_SECONDS, _SPARE_SECONDS = 60, 15
+_SPARE_SECONDS = 15
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,4 @@ DISPOSABLE = Tenure()
 
 def seconds_to_stop(environment: Mapping[str, str]) -> int:
     """Give the seconds that a container with these variables may take to end by itself after SIGTERM."""
-    return int(environment.get("SHUTDOWN_TIMEOUT") or _SHUTDOWN_SECONDS) + _SPARE_SECONDS
+    return int(environment.get("SHUTDOWN_TIMEOUT") or protocol.SHUTDOWN_SECONDS) + _SPARE_SECONDS

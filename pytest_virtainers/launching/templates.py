@@ -26,7 +26,7 @@ from pytest_virtainers.ssh.resumable import SERVE, Session
 from pytest_virtainers.store import eviction
 from pytest_virtainers.store.volume import is_place, path
 from pytest_virtainers.support.paths import locked
-from pytest_virtainers.vm import individual, provisioning
+from pytest_virtainers.vm import identity, provisioning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -247,7 +247,7 @@ class Templates:
             ),
             "meta-data": yaml.safe_dump(shape.meta_data, sort_keys=False),
             "network-config": cloud_init.NETWORK_CONFIG,
-            "helper": [individual.helper(), individual.LEAVE, SERVE],
+            "helper": [identity.helper(), identity.LEAVE, SERVE],
             "prepare": digest(shape.prepare) if shape.prepare else "",
             "provisioning": provisioning.SCRIPTS if layering.is_layer(spec) else [],
         }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.engine import host
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.ssh import client, resumable
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from pytest_virtainers.engine.client import Engine
@@ -117,7 +118,7 @@ class Endpoint:
         self.leads_to(self._address)
         if self._direct is not False:
             try:
-                sock = client.dial(self._address, _DIRECT_SECONDS, resumable.PORT)
+                sock = client.dial(self._address, _DIRECT_SECONDS, protocol.SSH_TCP_PORT)
             except OSError:
                 self._direct = False  # a clone's supervisor listens before it runs
             else:

@@ -23,18 +23,16 @@ from paramiko.packet import Packetizer
 
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.interruptible import TimedOut, patiently
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from _typeshed import ReadableBuffer as Buffer
 
-PORT = 50022
-"""The TCP port at which a clone's container lets the engine's host in (`images/runtime/virtainer/line.py`)."""
 COMMAND = ["line"]
 """The command in the runtime image that connects its stdin and stdout to the line."""
 
-_SERIAL_PORT = "org.virtainers.line"
 _LEADER = "/run/virtainer-line.pid"
 # Out of the login's cgroup, as it would otherwise end with it; its own login moves it where sessions belong.
 # Fails where there is no such port or no sshd.
@@ -48,7 +46,7 @@ _LEADER = "/run/virtainer-line.pid"
 # environment may be others by now. Without the copier that reads for it, its sshd ends as when a client hangs up.
 SERVE = f"""
 for each in /sys/class/virtio-ports/*; do
-    [ "$(cat "$each/name")" != {_SERIAL_PORT} ] || device=/dev/${{each##*/}}
+    [ "$(cat "$each/name")" != {protocol.SSH_PORT} ] || device=/dev/${{each##*/}}
 done
 sshd=$(command -v sshd || echo /usr/sbin/sshd)
 [ -c "$device" ] && [ -x "$sshd" ] || exit
@@ -56,7 +54,7 @@ scope=/sys/fs/cgroup/init.scope/cgroup.procs
 setsid -f sh -c '
     echo $$ >"$2"
     former=$(cat {_LEADER} 2>/dev/null)
-    if [ "$former" ] && grep -qs {_SERIAL_PORT} /proc/$former/cmdline; then
+    if [ "$former" ] && grep -qs {protocol.SSH_PORT} /proc/$former/cmdline; then
         sleep 0.2  # the one that has started us ends first
         pkill -x -P $former cat || kill -s TERM -- -$former
         tries=0
@@ -65,7 +63,7 @@ setsid -f sh -c '
     echo $$ >{_LEADER}
     exec 3<>"$1"
     cat <&3 3<&- | {{ "$0" -i 3<&- | cat >&3; kill 0; }}
-' "$sshd" "$device" $scope {_SERIAL_PORT} <>/dev/null >&0 2>&0
+' "$sshd" "$device" $scope {protocol.SSH_PORT} <>/dev/null >&0 2>&0
 """
 
 _AGREED = ("local_cipher", "remote_cipher", "local_mac", "remote_mac", "local_compression", "remote_compression")

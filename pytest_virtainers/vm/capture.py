@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from pytest_virtainers.errors import EngineError, VirtainerError
 from pytest_virtainers.support.forks import disown_in_child
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ _CHUNK_BYTES = 64 * 1024
 _FILE_HEADER, _FRAME_HEADER = struct.Struct("<IHHiIII"), struct.Struct("<IIII")
 _NANOSECONDS, _ETHERNET = 0xA1B23C4D, 1
 _SECOND = 10**9  # in ns
-_HIDDEN = {b"\x88\xb5": b"\x08\x00", b"\x88\xb6": b"\x86\xdd"}
+_SHOWN_ETHERTYPES = {hidden.to_bytes(2): shown.to_bytes(2) for shown, hidden in protocol.HIDDEN_ETHERTYPES.items()}
 _WHOLE_FRAME = 262144  # bytes: more than any frame has
 
 
@@ -45,11 +46,11 @@ class Capture:
     """A capture of what the VMs of one network send and get, from now on.
 
     Args:
-        hidden: whether IP has the EtherTypes that hide it (images/runtime/virtainer/joined.py).
+        hidden: whether IP has the EtherTypes that hide it (images/runtime/virtainer/bridged_nic.py).
     """
 
     def __init__(self, *, hidden: bool = False) -> None:
-        self._ethertypes = _HIDDEN if hidden else {}
+        self._ethertypes = _SHOWN_ETHERTYPES if hidden else {}
         self._tracks: list[_Track] = []
 
     def add(self, machine: Machine, mac: str) -> None:

@@ -1,10 +1,11 @@
-"""Runs in a guest that is saved, as root: waits meanwhile, and makes what goes on from there an individual.
+"""The helper in a guest that is saved: it gives each restored guest its hostname, entropy and clock.
 
-Standard library only, without anything of this package, and of that only what Python has loaded anyway or is written
-in C: where the guest is emulated, `socket`, `pathlib` and `contextlib` make the start half a second longer. The other
-end of its virtio-serial port is the supervisor (`images/runtime/virtainer/individual.py`, where the words are
-explained). Started with the port's name and a hostname: a guest that is called otherwise keeps its name. It stays, so
-that a snapshot of what has gone on need not wait for another one; of its file nothing remains.
+It runs as root, with the name of a virtio-serial port and a hostname as its arguments; a guest with another hostname
+keeps it. At the other end of the port is the supervisor: `images/runtime/virtainer/clone_agent.py` describes their
+lines. The helper removes its file, and keeps running, so that a snapshot of the restored guest needs no other.
+
+It imports nothing of this package, and of the standard library only modules that Python has loaded anyway or that
+are written in C: in an emulated guest, `socket`, `pathlib` and `contextlib` make the start half a second longer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SIGKILL = 9  # signal(7)
 
 
 def find_port(name: str) -> str:
-    """Find the device of the virtio-serial port called `name`."""
+    """Return the device of the virtio-serial port called `name`."""
     for each in os.listdir(PORTS):
         with open(f"{PORTS}/{each}/name") as file:
             if file.read().strip() == name:
@@ -33,7 +34,7 @@ def find_port(name: str) -> str:
 
 
 def open_port(device: str) -> int:
-    """Open it; the kernel lets only one do so: an earlier helper, left for another purpose, makes room."""
+    """Open the port. Only one process can: end an earlier helper."""
     while True:
         try:
             return os.open(device, os.O_RDWR)
@@ -46,13 +47,13 @@ def open_port(device: str) -> int:
                     with open(f"/proc/{each}/cmdline", "rb") as file:
                         if __file__.encode() in file.read().split(b"\0"):
                             os.kill(int(each), SIGKILL)
-                except OSError:  # it has just ended
+                except OSError:  # that process has just ended
                     pass
         time.sleep(0.01)
 
 
 def read_line(port: int) -> bytes:
-    """Wait for one line."""
+    """Wait for a line, and return it."""
     line = b""
     while not line.endswith(b"\n"):
         line += os.read(port, 4096)
@@ -60,14 +61,14 @@ def read_line(port: int) -> bytes:
 
 
 def read_order(port: int) -> list[str]:
-    """Wait until we are told something, and answer to who asks whether we do."""
+    """Wait for an order, and return its words; answer empty lines, which ask whether there is a helper."""
     while not (words := read_line(port).decode().split()):
         os.write(port, READY)
     return words
 
 
 def rename(hostname: str) -> None:
-    """Give the guest its hostname, for now and for its next boot."""
+    """Set the guest's hostname, for now and for its next boot."""
     kernel = os.open("/proc/sys/kernel/hostname", os.O_WRONLY)
     os.write(kernel, hostname.encode())
     os.close(kernel)
@@ -77,13 +78,13 @@ def rename(hostname: str) -> None:
 
 
 def become(port: int, random: int, former: str) -> None:
-    """Do as we are told through the port.
+    """Wait for an order, and renew the guest.
 
-    What runs here runs for the first time in a clone, and has to be translated where it is emulated: 0.3 s with the
-    comforts of Python's library, a third of it without.
+    This code runs for the first time in a clone, and so is translated there in an emulated guest: it takes 0.3 s with
+    the conveniences of Python's library, a third of it without.
     """
     hostname, entropy = read_order(port)
-    # random(4): add to the kernel's pool, and let its generator start anew from that at once.
+    # random(4): add to the kernel's pool, and reseed its generator from that at once.
     seed = bytes.fromhex(entropy)
     fcntl.ioctl(random, RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
     fcntl.ioctl(random, RNDRESEEDCRNG)
@@ -91,7 +92,7 @@ def become(port: int, random: int, former: str) -> None:
     if present == former != hostname:
         rename(hostname)
         present = hostname
-    # The first time is a rehearsal, or else the clock would be late by what its translation takes.
+    # The first time is a rehearsal: else the clock would be late by the time for its translation.
     for _ in range(2):
         os.write(port, ASKS_FOR_TIME)
         time.clock_settime(time.CLOCK_REALTIME, float(read_line(port)))
@@ -99,15 +100,15 @@ def become(port: int, random: int, former: str) -> None:
 
 
 def main() -> None:
-    """Wait on the port, and do it whenever we are told."""
+    """Renew the guest with each order that comes through the port."""
     _, name, former = sys.argv
-    # Between asking for the time and setting the clock, nobody else should run.
+    # No other process should run between the question for the time and the setting of the clock.
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except OSError:
         pass
     os.unlink(__file__)
-    os.chdir("/")  # the folder of whoever has started us may have to go
+    os.chdir("/")  # the folder in which it was started may have to be removed
     random, port = os.open("/dev/random", os.O_WRONLY), open_port(find_port(name))
     os.write(port, READY)
     while True:

@@ -16,6 +16,7 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.support import timings
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm.console import Console
 from pytest_virtainers.vm.supervisor import Supervisor
 
@@ -127,7 +128,7 @@ class Health:
             )
 
     def _kind_of_end(self) -> type[VMGone]:
-        if self.supervisor.reason == "bad-template":
+        if self.supervisor.reason == protocol.Reason.TEMPLATE.word:
             return BadTemplate
         return QEMUCrashed if self.supervisor.crashed else VMGone
 
@@ -147,7 +148,7 @@ class Health:
         """Wait until the supervisor has reported what makes `fact` true.
 
         Args:
-            what: the name of the report, for messages.
+            what: the name of the event, for messages.
             fact: looks at `supervisor`.
             deadline: on `time.monotonic()`.
 
@@ -156,11 +157,11 @@ class Health:
         """
         __tracebackhide__ = True
         with timings.phase(f"wait: {what}"):
-            heard = self.supervisor.wait_for(fact, max(0.0, deadline - time.monotonic()))
-        if not heard:
+            reported = self.supervisor.wait_for(fact, max(0.0, deadline - time.monotonic()))
+        if not reported:
             self.check_alive()
             raise BootTimeout(
-                f"{self._name}: the supervisor has not said {what!r} in time; it said:\n{self.supervisor.words}"
+                f"{self._name}: the supervisor did not report {what} in time. It reported:\n{self.supervisor.words}"
             )
 
     def wait_until_on(self, deadline: float) -> None:

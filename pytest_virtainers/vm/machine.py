@@ -19,7 +19,8 @@ from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
 from pytest_virtainers.support.forks import Disowned, Owner, disown_in_child
 from pytest_virtainers.support.interruptible import TimedOut
-from pytest_virtainers.vm import individual, provision_limit, shell
+from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.vm import identity, provision_limit, shell
 from pytest_virtainers.vm.commands import Commands
 from pytest_virtainers.vm.connection import SSHConnection
 from pytest_virtainers.vm.health import Health
@@ -137,7 +138,7 @@ class Machine:
     @property
     def folder(self) -> str:
         """The folder of the container with the disk: in the store if the machine is to become a template."""
-        return self.container.environment.get("IMAGE_DIR", "/mounted")
+        return self.container.environment.get("IMAGE_DIR", protocol.IMAGE_DIR)
 
     @property
     def runs(self) -> bool:
@@ -293,23 +294,23 @@ class Machine:
         __tracebackhide__ = True
         deadline = time.monotonic() + min(RESTORE_SECONDS, self.spec.boot_timeout)
         supervisor = self.health.supervisor
-        self.health.wait_until_reported("clone restored", lambda: supervisor.restored, deadline)
+        self.health.wait_until_reported("restored", lambda: supervisor.restored, deadline)
         for part, seconds in supervisor.restoring.items():
             timings.part(part, seconds)
         if session is not None and self.ssh.resume(session):
-            individual.wait_until_done(self, deadline)
+            identity.wait_until_done(self, deadline)
             return
         self.ssh.establish(
             f"cloning {self.name} ({self.spec.image})",
             deadline - time.monotonic(),
-            settle=lambda: individual.wait_until_done(self, deadline),
+            settle=lambda: identity.wait_until_done(self, deadline),
         )
 
     def renew_identity(self) -> None:
         """Replace a clone's machine-id and SSH host key, and connect again; raises as `wait_until_cloned`."""
         __tracebackhide__ = True
         host_key = KeyPair.generate()
-        individual.renew(self, host_key)
+        identity.renew(self, host_key)
         self.keys = replace(self.keys, host=host_key)
 
         def log_in(seconds: float) -> client.Connection:
@@ -327,7 +328,7 @@ class Machine:
         """
         __tracebackhide__ = True
         self.health.check_alive()
-        individual.take_over(self, keys, self.spec.authorized_keys)
+        identity.take_over(self, keys, self.spec.authorized_keys)
         self.keys = keys
         self._took_over = True
 
@@ -344,7 +345,7 @@ class Machine:
         __tracebackhide__ = True
         deadline = time.monotonic() + RESTORE_SECONDS
         if not self._has_helper_of_template():
-            individual.leave_helper(self, hostname, deadline)
+            identity.leave_helper(self, hostname, deadline)
         session = self._session_to_keep()
         if session is None:
             session = self._open_line()
@@ -368,11 +369,12 @@ class Machine:
         supervisor = self.health.supervisor
         if not supervisor.restored or supervisor.helpers_ready or not supervisor.helpers_done:
             return False
-        return any(each["label"] == "port" and each["frontend-open"] for each in self.qmp.execute("query-chardev"))
+        devices = self.qmp.execute("query-chardev")
+        return any(each["label"] == protocol.CLONE_DEVICE and each["frontend-open"] for each in devices)
 
     def _session_to_keep(self) -> resumable.Session | None:
         """Freeze the open SSH session if a new login would be no different; return `None` if it might be."""
-        if not self._took_over or not individual.logins_are_the_same(self):
+        if not self._took_over or not identity.logins_are_the_same(self):
             return None
         return self.ssh.freeze()
 

@@ -68,7 +68,7 @@ class Network:
         subnet: its IPv4 addresses; `None`: the engine does not know them.
         ipv6: whether it also has IPv6.
         has_host: whether the engine's host is on it.
-        is_wire: whether the VMs' frames are hidden from the host's firewall (images/runtime/virtainer/joined.py).
+        is_wire: whether the host's firewall cannot see the VMs' frames (images/runtime/virtainer/bridged_nic.py).
         recorder: captures everything on it, for the evidence of failing tests; `None`: nothing is captured.
     """
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import StoreError, Unclonable, VirtainerError
-from pytest_virtainers.vm import individual
+from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.vm import identity
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 _SECONDS = 60.0
-_NO_HELPER = 3  # an exit code of the supervisor's (images/runtime/virtainer/snapshot.py)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Snapshots:
         session = self._ssh.freeze()
         if not self._in_place("save", name, "--helper"):
             try:
-                individual.leave_helper(machine, hostname="", deadline=deadline)
+                identity.leave_helper(machine, hostname="", deadline=deadline)
             except Unclonable as lack:
                 raise StoreError(f"no snapshot of {machine.name} can be restored: {lack}") from lack
             session = self._ssh.freeze()
@@ -80,7 +80,7 @@ class Snapshots:
             session = None
         self._made.add(name)
         self._present.add(name)
-        individual.wait_until_done(machine, deadline, done)
+        identity.wait_until_done(machine, deadline, done)
         return Snapshot(name, machine, session, self._hotplug.nic_names)
 
     def names(self) -> list[str]:
@@ -118,13 +118,13 @@ class Snapshots:
                 health.wait_until_on(deadline)
                 health.halted = ""
             if snapshot.session is not None:
-                individual.wait_until_done(machine, deadline, done)
+                identity.wait_until_done(machine, deadline, done)
                 if self._ssh.resume(snapshot.session):
                     return
         self._ssh.establish(
             f"restoring {machine.name}",
             _SECONDS,
-            settle=lambda: individual.wait_until_done(machine, deadline, done),
+            settle=lambda: identity.wait_until_done(machine, deadline, done),
         )
 
     def delete(self, snapshot: Snapshot | str) -> None:
@@ -152,7 +152,7 @@ class Snapshots:
         machine = self._machine
         self._health.check_qemu()
         code, output = machine.container.run(["snapshot", action, *arguments])
-        if code not in {0, _NO_HELPER}:
+        if code not in {0, protocol.NO_HELPER}:
             words = output.decode(errors="replace").strip()
             raise StoreError(f"snapshot {action} on {machine.name} failed: {words}")
         return code == 0

@@ -1,65 +1,43 @@
-"""What the supervisor in a VM's container has said, as facts.
+"""The events of the supervisor in a VM's container, read from its stderr.
 
-It speaks on the container's stderr, one event a line (`images/runtime/virtainer`: run.py, supervise.py,
-individual.py, ending.py). A guest can make it quote foreign words. So each whole line is compared with all of a
-sentence, never searched, and the supervisor lets no foreign word begin a line. No other module reads stderr but to
-show it.
+The supervisor writes one event a line as JSON (`images/runtime/virtainer/protocol.py` has all of them). Other lines,
+such as a traceback, are kept as words for error messages. What a guest or QEMU writes is only ever a text in a field,
+so it can neither begin a line nor be mistaken for an event. No other module reads stderr, except to show it with
+`readable`.
 """
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_virtainers.engine.output import Output
 
-_SECONDS = r"\d+\.\d+ s"
-_SENTENCES = {
-    name: re.compile(f"virtainer: {sentence}")
-    for name, sentence in {
-        "started": r"starting [A-Za-z0-9-]+: \d+ MiB, \d+ CPU, (?P<accel>kvm|tcg), .*",
-        "restored": rf"clone restored: (?P<parts>prepared in {_SECONDS}, QEMU up in {_SECONDS}, state in {_SECONDS})",
-        "helper-ready": "helper: ready",
-        "helper-done": r"helper: individual, hostname \S+, clock [+-]\d+\.\d ms",
-        "guest-off": "guest switched itself off",
-        "guest-on": "guest runs again",
-        "disk-failed": r"guest paused, its disk failed: (?P<cause>.*?)\. Mend it, then: .*",
-        "over": r"over: (?P<detail>.*)",
-        "end": r"end: (?P<reason>[a-z-]+): (?P<detail>.*)",
-    }.items()
-}
-_CRASH = re.compile(r"QEMU ended by itself \(SIG(ABRT|SEGV|ILL|FPE|TRAP)\)")
-_PART = re.compile(r"(\w[\w ]*) in ([\d.]+) s")
-_LONGEST_LINE = 64 * 1024
+# What json.loads and a sentence's fields raise for lines that are no event.
+_NO_EVENT = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 _SHOWN = 8 * 1024
 
 
-def event(line: bytes) -> tuple[str, Mapping[str, str]] | None:
-    """Return name and details of the event that a line stands for; None when it stands for none."""
-    text = line.decode(errors="replace")
-    for name, sentence in _SENTENCES.items():
-        if said := sentence.fullmatch(text):
-            return name, said.groupdict()
-    return None
-
-
 class Supervisor:
-    """The facts about one container; `wait_for` waits for new ones.
+    """What the events of one container say; `wait_for` waits for new ones.
 
     Attributes:
-        accel: `kvm` or `tcg`; empty as long as it has not started QEMU.
+        accel: `kvm` or `tcg`; empty until QEMU is started.
         restored: whether the VM's saved state was restored.
-        restoring: the seconds that parts of this took, by their names.
-        helpers_ready: how often a helper in the guest has said that it waits.
-        helpers_done: how often one has made the guest an individual, or put its clock right.
-        off: whether the guest has switched itself off, and does not run again.
-        disk_failure: why the VM stands still since its disk could not be written; empty when it does not.
-        over: why QEMU is over, of a container that stays; empty as long as it runs.
-        reason: the word for why the container ends; empty as long as it does not.
-        crashed: whether QEMU itself has failed.
+        restoring: the seconds that each part of this took, by name.
+        helpers_ready: how often a helper in the guest has reported that it waits.
+        helpers_done: how often one has renewed the guest's identity, or set its clock.
+        off: whether the guest has switched itself off, and has not been started since.
+        disk_failure: why the VM is paused since a write to its disk failed; empty if it is not.
+        over: why QEMU ended, of a container that stays; empty while it runs.
+        reason: the word of `protocol.Reason` for the container's end; empty while it runs.
+        crashed: whether QEMU itself failed.
     """
 
     def __init__(self, output: Output) -> None:
@@ -70,47 +48,44 @@ class Supervisor:
         self.helpers_ready = self.helpers_done = 0
         self.off = self.crashed = False
         self.disk_failure = self.over = self.reason = ""
-        self._line: bytes | None = b""  # what has come of the last line; None: only its end will come
+        self._line: bytes | None = b""  # the beginning of the last line; None: it is no event, whatever follows
         self._arrived = 0
         output.follow(self._add)
 
     def _add(self, position: int, data: bytes) -> None:
-        """Take what has arrived."""
-        if position != self._arrived:  # of a line that was cut, nothing is known
+        """Read what has arrived."""
+        if position != self._arrived:  # a piece is missing
             self._line = None
         self._arrived = position + len(data)
         for number, rest in enumerate(data.split(b"\n")):
             if number:
-                self._end_of_line()
+                if self._line is not None and (event := parse(self._line)):
+                    self._note(event)
+                self._line = b""
             if self._line is not None:
-                self._line = self._line + rest if len(self._line) + len(rest) <= _LONGEST_LINE else None
+                whole = len(self._line) + len(rest)
+                self._line = self._line + rest if whole <= protocol.LONGEST_EVENT else None
 
-    def _end_of_line(self) -> None:
-        line, self._line = self._line, b""
-        if line is not None and (told := event(line)):
-            self._note(*told)
-
-    def _note(self, name: str, details: Mapping[str, str]) -> None:
-        match name:
+    def _note(self, event: Mapping[str, Any]) -> None:
+        match event["event"]:
             case "started":
-                self.accel = details["accel"]
+                self.accel = str(event["accel"])
             case "restored":
                 self.restored = True
-                self.restoring = {part: float(took) for part, took in _PART.findall(details["parts"])}
+                parts = {"prepared": "prepared_s", "QEMU up": "qemu_s", "state": "state_s"}
+                self.restoring = {part: float(event[field]) for part, field in parts.items()}
             case "helper-ready":
                 self.helpers_ready += 1
             case "helper-done":
                 self.helpers_done += 1
-            case "guest-off" | "guest-on":
+            case "guest-off" | "guest-on" as name:
                 self.off = name == "guest-off"
             case "disk-failed":
-                self.disk_failure = details["cause"]
+                self.disk_failure = str(event["cause"])
             case "over":
-                self.over = details["detail"]
-                self.crashed = bool(_CRASH.match(self.over))
+                self.over, self.crashed = str(event["detail"]), event.get("crashed") is True
             case "end":
-                self.reason = details["reason"]
-                self.crashed = self.reason == "qemu-failed" and bool(_CRASH.match(details["detail"]))
+                self.reason, self.crashed = str(event["reason"]), event.get("crashed") is True
 
     def wait_for(self, fact: Callable[[], bool], seconds: float) -> bool:
         """Wait until `fact` holds, at most `seconds` or until the container has ended; return whether it does."""
@@ -118,10 +93,53 @@ class Supervisor:
 
     @property
     def words(self) -> str:
-        """The last that it has said, for people."""
-        return self._output.last(_SHOWN).decode(errors="replace").strip()
+        """Its last lines, for people."""
+        said = self._output.last(_SHOWN)
+        if self._output.size > _SHOWN:  # its first line is cut
+            said = said.partition(b"\n")[2] or said
+        return readable(said).decode(errors="replace").strip()
 
     @property
     def last_words(self) -> str:
         """Its last line, for people."""
         return self.words.rpartition("\n")[2]
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """Return the event of a line, without its end; `None` if it is something else."""
+    if not line.startswith(b"{") or len(line) > protocol.LONGEST_EVENT:
+        return None
+    with contextlib.suppress(*_NO_EVENT):
+        event: dict[str, Any] = json.loads(line)
+        protocol.sentence(event)  # with all its fields, each of its type
+        return event
+    return None
+
+
+def readable(stderr: bytes) -> bytes:
+    """Return a supervisor's output for people: events as sentences, other lines as they are."""
+    reader = Reader()
+    return reader.feed(stderr) + reader.end()
+
+
+class Reader:
+    """Makes a supervisor's output readable while it arrives, in pieces."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return the lines that are complete with the next piece."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        shown = b"".join(_readable(line) + b"\n" for line in lines)
+        return shown + self.end() if len(self._rest) > protocol.LONGEST_EVENT else shown  # this is no event
+
+    def end(self) -> bytes:
+        """Return the last line, which has no end."""
+        rest, self._rest = self._rest, b""
+        return _readable(rest)
+
+
+def _readable(line: bytes) -> bytes:
+    event = parse(line)
+    return line if event is None else protocol.sentence(event).encode()

@@ -32,7 +32,7 @@ class FakeContainer:
     def __init__(self) -> None:
         self.folder = "/mounted"
         self.stdout = Said(b"login:\r\n")
-        self.stderr = Said(b"virtainer: starting\n")
+        self.stderr = Said(b'{"event": "guest-panicked"}\nTraceback:\n')
         self.ended = False
         self.asked: list[list[str]] = []
         self.patience: float | None = None

@@ -14,12 +14,14 @@ from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.container import Bind, Plan
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.guests.images import Guest
+from tests.unit.vm.fake_container import event
 
 
 @pytest.mark.parametrize("accel", ["kvm", "tcg"])
 def test_the_accelerator_is_what_the_supervisor_says(accel: str) -> None:
-    said = f"virtainer: hello\nvirtainer: starting web: 1024 MiB, 1 CPU, {accel}, /image (qcow2), prepared in 0.1 s\n"
-    assert cold_boot.accelerator(Output(said.encode())) == accel
+    fields = {"name": "web", "ram_mib": 1024, "cpus": 1, "disk": "/image", "format": "qcow2", "prepared_s": 0.1}
+    said = event("note", text="hello") + event("started", accel=accel, **fields)
+    assert cold_boot.accelerator(Output(said)) == accel
 
 
 @pytest.mark.parametrize(("accel", "devices"), [("kvm", ("/dev/kvm",)), ("tcg", ())])

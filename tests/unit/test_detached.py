@@ -32,6 +32,7 @@ from pytest_virtainers.launching.cloud_init import user_data
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.support.progress import SILENT
 from tests.unit.fake_engine import FakeEngine, serving
+from tests.unit.vm.fake_container import event
 
 LIVES = owner.labels(owner.MACHINE, "run")
 KEYS = Keys.generate()
@@ -204,7 +205,7 @@ def test_one_may_go_with_its_end(engine: Engine, server: FakeEngine) -> None:
 
 
 def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: Engine, server: FakeEngine) -> None:
-    said = {1: b"what the console shows\n", 2: b"virtainer: starting web: 512 MiB, 1 CPU, tcg, /image\n"}
+    said = {1: b"what the console shows\n", 2: b'{"event": "guest-off"}\n'}
     asked: list[dict[str, list[str]]] = []
 
     def logs(request: BaseHTTPRequestHandler) -> None:
@@ -384,6 +385,22 @@ def test_logs_control_no_terminal_and_programs_get_them_as_they_are(
             monkeypatch.setattr(sys, "stdout", out)
             assert cli.main(["logs", "web"]) == 0
         assert (tmp_path / "out").read_bytes() == expected
+
+
+def test_logs_show_events_as_sentences(
+    server: FakeEngine, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = [(2, event("guest-off")[:9]), (1, b"login: "), (2, event("guest-off")[9:] + b"Traceback:\nlast")]
+
+    def logs(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        for stream, text in pieces:
+            request.wfile.write(struct.pack(">BxxxL", stream, len(text)) + text)
+
+    monkeypatch.setenv("VIRTAINER_ENGINE", server.url)
+    server.answers["GET /containers/virtainers-web/logs"] = logs
+    assert cli.main(["logs", "web"]) == 0
+    assert capfdbinary.readouterr().out == b"login: virtainer: guest switched itself off\nTraceback:\nlast"
 
 
 def test_tables_and_messages_control_no_terminal(

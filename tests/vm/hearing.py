@@ -17,7 +17,7 @@ needs_ears = pytest.mark.skipif(
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _ALL_FRAMES = 3  # linux/if_ether.h: ETH_P_ALL
 _MANY_BYTES = 64 * 2**20  # of frames that wait to be looked at
-_HIDDEN = {0x88B5, 0x88B6}  # images/runtime/virtainer/joined.py
+_HIDDEN = {0x88B5, 0x88B6}  # images/runtime/virtainer/bridged_nic.py
 
 
 @contextlib.contextmanager

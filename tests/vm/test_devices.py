@@ -49,7 +49,7 @@ def test_cards_come_and_go(session_vm: VM) -> None:
 def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
     card, devices = vm.nics["devices"], "ls /sys/class/net; ls /sys/block"
     disk = vm.disks.add(32)
-    with pytest.raises(StoreError, match=rf"of added disks \({disk.name}\) nothing is kept: remove them first"):
+    with pytest.raises(StoreError, match=rf"snapshots do not include added disks \({disk.name}\): remove them first"):
         vm.snapshot()
     vm.disks.remove(disk)
     vm.pause()

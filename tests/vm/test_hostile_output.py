@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_virtainers.engine.output import HEAD, TAIL
+from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.vm.supervisor import readable
 from tests.vm.shapes import SMALL
 
 if TYPE_CHECKING:
@@ -58,17 +60,17 @@ def _looks(vm: VM) -> float:
 
 
 FORGED = r"""
+{"event": "over", "detail": "forged", "crashed": true}
+{"event": "end", "reason": "bad-template", "detail": "forged"}
+{"event": "disk-failed", "cause": "forged"}
+{"event": "started", "name": "vm", "accel": "forged"}
+{"event": "guest-off"}
+"}, "event": "guest-off", {"x": "
 virtainer: over: forged
-virtainer: end: bad-template: forged
-virtainer: guest paused, its disk failed: forged. Mend it, then: x
-virtainer: starting vm: 512 MiB, 2 CPU, kvm, /image (qcow2), prepared in 0.1 s
 virtainer: guest switched itself off
- CPU, kvm, x
-guest paused, its disk failed: forged. Mend it, then: x
 done x 1.0
-virtainer: over: forged
-done \x1b]0;forged\x07\xc2\x85virtainer:\rvirtainer: 1.000000
-done \x1b]0;forged\x07\xc2\x85virtainer: 1.000000
+done \x1b]0;forged\x07\xc2\x85{"event":\r"guest-off"} 1.000000
+done \x1b]0;forged\x07\xc2\x85{"event":"guest-off"} 1.000000
 """
 WRITE = """
 import os, sys, time
@@ -100,8 +102,10 @@ def test_what_a_guest_writes_to_its_helpers_port_decides_nothing(vm: VM) -> None
     assert said.helpers_done == done + 1, "one line is well-formed, and about this guest alone"
     assert vm.machine.runs
     assert vm.run("echo on").stdout == "on\n"
-    shown = bytes(vm.machine.container.stderr)
-    assert 10 < shown.count(b"something unexpected") <= 22
+    written = bytes(vm.machine.container.stderr)
+    assert all(json.loads(line)["event"] in protocol.SENTENCES for line in written.splitlines())
+    shown = readable(written)
+    assert 10 < shown.count(b"helper: unexpected") <= 22
     assert b"further ones are not shown" in shown
     for line in shown.splitlines():
         assert line.startswith(b"virtainer: ")

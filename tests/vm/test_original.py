@@ -180,4 +180,4 @@ def test_the_readme(original: Original, image: str, runtime_image: str, guest_di
     for each in (two, three, four):
         each.engine("stop", "-t", "150", each.name, timeout=200)
         assert each.engine("wait", each.name) == "0\n"
-        assert "virtainer: end: stopped: the guest shut down as it was asked to" in each.console, "-t: one stream"
+        assert "virtainer: end: stopped: the guest shut down as requested" in each.console, "-t: one stream"

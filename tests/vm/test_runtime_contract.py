@@ -404,6 +404,31 @@ def test_the_guest_panics_reboots_and_powers_off(start: Callable[..., Container]
     assert "p" in vm.console
 
 
+@pytest.mark.each_engine
+def test_events_for_programs(start: Callable[..., Container], tiny: Path) -> None:
+    vm = running_tiny(start, tiny, "-e", "EVENTS=json")
+    vm.exec("console", stdin="p")
+    vm.wait_for('{"event": "guest-panicked"}\n')
+    vm.exec("console", stdin="o", check=False)
+    code, last = vm.end()
+    end = {"event": "end", "reason": "powered-off", "detail": "the guest switched itself off", "crashed": False}
+    assert (code, json.loads(last)) == (0, end)
+    events = [json.loads(line) for line in vm.said.splitlines()]
+    assert [each["event"] for each in events] == ["note", "note", "note", "started", "guest-panicked", "end"]
+    started = events[3]
+    assert 0 < started.pop("prepared_s") < 60
+    assert started.pop("accel") in {"kvm", "tcg"}
+    shape = {"name": "vm", "ram_mib": 64, "cpus": 1, "disk": "/image", "format": "raw"}
+    assert started == {"event": "started", **shape}
+
+
+def test_a_bad_setting_for_programs(start: Callable[..., Container]) -> None:
+    code, line = refused(start, "-e", "RAM=1G", "-e", "EVENTS=json")
+    assert (code, json.loads(line)["reason"]) == (10, "bad-setting")
+    code, line = refused(start, "-e", "EVENTS=yes")
+    assert (code, line) == (10, "virtainer: end: bad-setting: EVENTS='yes': allowed is text or json")
+
+
 def test_a_guest_that_ignores_the_power_button_is_killed_after_the_grace_time(
     start: Callable[..., Container], tiny: Path
 ) -> None:
@@ -431,7 +456,7 @@ def test_qmp_serves_many_and_quits(start: Callable[..., Container], tiny: Path) 
     ] * 4
     assert "root" in vm.exec("stat", "-c", "%U %a", "/run/virtainer")
     vm.exec("qmp", '{"execute": "quit"}', check=False)  # takes the command along
-    assert vm.end() == (0, "virtainer: end: quit: QEMU was told to quit through QMP")
+    assert vm.end() == (0, "virtainer: end: quit: a QMP command ended QEMU")
 
 
 @pytest.mark.each_engine
@@ -696,7 +721,7 @@ def test_a_reboot_a_stop_while_it_boots_and_a_second_start(debian: Debian, guest
     debian.vm.wait_for("virtainer: guest rebooted", BOOT)
     debian.vm.wait_for("Linux version", BOOT, count=2)
     debian.vm.signal("TERM")  # long before the guest listens to its power button
-    assert debian.vm.end(BOOT) == (0, "virtainer: end: stopped: the guest shut down as it was asked to")
+    assert debian.vm.end(BOOT) == (0, "virtainer: end: stopped: the guest shut down as requested")
 
     debian.vm.engine("start", debian.vm.name)
     debian.wait()

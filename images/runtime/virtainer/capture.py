@@ -3,7 +3,7 @@
     docker exec -i CONTAINER capture MAC >file
 
 MAC is that of the container's interface on the network. It says `listening` on stderr when it does, and ends when its
-standard input does, as an exec goes on without its caller.
+standard input does: an exec would outlive its caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _END_SECONDS = 5.0
 
 def tcpdump(link: str) -> list[str]:
     """Return the command that writes frames to its standard output, each at once."""
-    # As root, that has no rights of its own here, and may end it: without CAP_KILL it could end no other user's.
+    # As root, who has no capabilities here, and may end it: without CAP_KILL it could not end another user's process.
     return ["tcpdump", "-i", link, "-n", "-U", "--immediate-mode", "-Z", "root", "-w", "-"]
 
 
@@ -41,7 +41,7 @@ def record(link: str, stdin: int = 0) -> int:
     with contextlib.suppress(subprocess.TimeoutExpired):
         tool.wait(_END_SECONDS)
     if tool.poll() is None:
-        tool.kill()  # it cannot write to whoever does not read
+        tool.kill()  # it cannot write to a reader that does not read
         return 0
     if ended or tool.returncode == 0:
         return 0

@@ -1,6 +1,6 @@
-"""The serial console: one stream from the guest to a log file, to stdout, and to whoever is connected.
+"""The serial console: one stream from the guest to a log file, to stdout, and to all connected clients.
 
-Each reader has a thread of its own, so that nobody waits for another: the guest and the log never wait for
+Each reader has its thread, so that none waits for another: the guest and the log never wait for
 stdout, whose reader may stall, nor for a client. Who does not read loses output: of what waits for stdout the oldest,
 and a line says how much. The log has the last of it, in two files.
 """

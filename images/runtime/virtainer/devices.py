@@ -5,11 +5,12 @@
     docker exec CONTAINER device join NAME MAC [open|hidden] [any]
     docker exec CONTAINER device remove NAME [--reset]
 
-QEMU runs as a user who can open no file here: a new disk's, or a tap, is opened for it and passed on. A card that is
-added is on a network of its own, which QEMU plays: DHCP, and nobody else. One that joins takes over the interface of
-the container with its MAC; what is printed, one line of JSON, tells what that interface had. With `open`, nothing
-there is closed to it: where the engine's host is not on the network, its first address is somebody else's. It sends
-from the addresses that are printed and no others, unless `hidden`; with `any`, from all but the host's.
+QEMU runs as a user who can open no file here: the file of a new disk, or a tap, is opened for it and passed on.
+
+A card that is added is on a separate network that QEMU emulates, with DHCP and no other machine. One that joins takes
+over the container's interface with its MAC; one line of JSON is printed, with what that interface had. With `open`,
+nothing there is closed to it: where the engine's host is not on the network, its first address belongs to another
+machine. It sends only from the addresses that are printed, unless `hidden`; with `any`, from all but the host's.
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
@@ -27,8 +28,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from virtainer import interfaces, isolation, joined, qmp
-from virtainer.ending import End
+from virtainer import bridged_nic, interfaces, isolation, qmp
+from virtainer.exit_reasons import End
 from virtainer.machine import BUILT_IN, PLUGS
 from virtainer.network import MAX_MTU, make_tap
 from virtainer.settings import Settings
@@ -44,7 +45,7 @@ _POLL_SECONDS = 0.1
 
 
 def add_disk(connection: socket.socket, name: str, mib: int) -> None:
-    """Make an empty disk (raw, sparse) and plug it in; the guest sees `name` as its serial number."""
+    """Create an empty disk (raw, sparse) and plug it in; the guest sees `name` as its serial number."""
     path = _file(name)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -65,7 +66,7 @@ def add_disk(connection: socket.socket, name: str, mib: int) -> None:
 
 
 def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
-    """Plug a network card in, on a network of its own.
+    """Plug a network card in, on a separate network.
 
     It offers no way out: a guest that took it would send answers that way, too, and SSH would lose its sessions.
     """
@@ -77,21 +78,21 @@ def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
         raise
 
 
-def join(connection: socket.socket, name: str, mac: str, *how: str) -> joined.Taken:
+def join(connection: socket.socket, name: str, mac: str, *how: str) -> bridged_nic.Taken:
     """Plug a network card in that takes over the interface with this MAC; return what that had.
 
     If it is `open`, nothing is closed to it (see isolation.py); if `hidden`, the host's firewall does not see what it
-    sends (see joined.py); with `any`, it may send from any address (see sources.py).
+    sends (see bridged_nic.py); with `any`, it may send from any address (see sources.py).
 
     Raises interfaces.Missing, ToolError or End, too.
     """
-    if joined.exists(mac):
+    if bridged_nic.exists(mac):
         raise qmp.Refused(f"the interface with the MAC {mac} has been joined already")
     settings = Settings.from_env(os.environ)
-    taken = joined.look(mac, MAX_MTU, for_host=settings.isolated and "open" not in how)
+    taken = bridged_nic.look(mac, MAX_MTU, for_host=settings.isolated and "open" not in how)
     monitor = qmp.Monitor(connection)
     with contextlib.ExitStack() as undo:
-        tap = make_tap(joined.tap_name(mac))
+        tap = make_tap(bridged_nic.tap_name(mac))
         try:
             pass_descriptor(connection, tap)
             monitor.ask("getfd", fdname=f"{name}-tap")
@@ -103,10 +104,10 @@ def join(connection: socket.socket, name: str, mac: str, *how: str) -> joined.Ta
             monitor.ask("closefd", fdname=f"{name}-tap")  # with it goes the tap
             raise
         undo.callback(monitor.ask, "netdev_del", id=f"{name}-net")
-        undo.callback(joined.give_back, taken)
+        undo.callback(bridged_nic.give_back, taken)
         with isolation.unchanged():
             closed = None if "open" in how else isolation.look(settings, taken.addresses)
-            joined.connect(taken, closed, hidden="hidden" in how, any_sender="any" in how)
+            bridged_nic.connect(taken, closed, hidden="hidden" in how, any_sender="any" in how)
         card = {"driver": "virtio-net-pci", "netdev": f"{name}-net", "mac": mac, "romfile": ""}
         _plug(monitor, id=name, host_mtu=taken.mtu, **card)
         undo.pop_all()
@@ -132,8 +133,8 @@ def remove(monitor: qmp.Monitor, name: str, *, reset: bool = False) -> None:
         _delete_node(monitor, name, deadline)
         disk.unlink()
     else:
-        if joined.exists(mac):
-            joined.disconnect(mac)
+        if bridged_nic.exists(mac):
+            bridged_nic.disconnect(mac)
         monitor.ask("netdev_del", id=f"{name}-net")
 
 
@@ -165,7 +166,7 @@ def _file(name: str) -> Path:
 
 
 def pass_file(monitor: qmp.Monitor, connection: socket.socket, file: int) -> int:
-    """Give QEMU an open file; return its number in the names `/dev/fdset/NUMBER`."""
+    """Pass an open file to QEMU; return its number in the names `/dev/fdset/NUMBER`."""
     pass_descriptor(connection, file)
     return int(monitor.ask("add-fd")["fdset-id"])
 

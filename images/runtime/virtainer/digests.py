@@ -128,7 +128,7 @@ def _words(error: OSError) -> str:
 
 
 def _be_gentle() -> Callable[[], object]:
-    """Take what others leave: the last place in the queues for processor and disk, and a quarter of one processor.
+    """Lower the priority: the last place in the queues for processor and disk, and a quarter of one processor.
 
     The share matters most: engines give each container an equal part of the machine.
     """

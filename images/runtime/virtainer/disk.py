@@ -9,8 +9,10 @@ import stat
 from typing import TYPE_CHECKING
 
 from virtainer import qcow2
-from virtainer.ending import End, Reason, say
+from virtainer.events import note
+from virtainer.exit_reasons import End, Reason
 from virtainer.image import no_room
+from virtainer.protocol import OVERLAY
 from virtainer.tools import ToolError, start
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def overlay(base: Base, directory: Path, size: int) -> Callable[[], Path]:
-    """Take the directory's overlay on this guest disk, or begin to make one; what is returned waits for it.
+    """Check the directory's overlay on this guest disk, or begin to create one; the returned function waits for it.
 
     `size` (bytes) is what the guest sees of a new overlay, or the guest disk's own size if that is larger.
     """
@@ -37,12 +39,12 @@ def overlay(base: Base, directory: Path, size: int) -> Callable[[], Path]:
 
 
 def path(directory: Path) -> Path:
-    """Where the overlay of a directory is."""
-    return directory / "local_image.qcow2"
+    """Return the path of a directory's overlay."""
+    return directory / OVERLAY
 
 
 def open_overlay(path: Path, *, direct: bool) -> int:
-    """Return a descriptor for QEMU, which wants it to bypass the page cache when its cache mode does."""
+    """Return a descriptor for QEMU, which has to bypass the page cache if the cache mode does."""
     try:
         return os.open(path, os.O_RDWR | (os.O_DIRECT if direct else 0))
     except OSError as error:
@@ -90,8 +92,8 @@ def _accept(path: Path, base: Base) -> None:
     except qcow2.Refused as refused:
         complaint = f"{refused}: remove it"
     if complaint:
-        raise End(Reason.STORAGE, f"the overlay {path} {complaint}, or give this VM an IMAGE_DIR of its own")
-    say(f"using the overlay {path} again ({header.size / 2**30:.1f} GiB)")
+        raise End(Reason.STORAGE, f"the overlay {path} {complaint}, or give this VM another IMAGE_DIR")
+    note(f"using the overlay {path} again ({header.size / 2**30:.1f} GiB)")
 
 
 def read_header(path: Path) -> qcow2.Header:
@@ -121,5 +123,5 @@ def objection(header: qcow2.Header, base: Base, made_on: str | None) -> str | No
 
 
 def base_record(path: Path) -> Path:
-    """Where the fingerprint of the guest disk is kept that an overlay was made on."""
+    """Return the path of the file with the fingerprint of an overlay's guest disk."""
     return path.with_suffix(".base")

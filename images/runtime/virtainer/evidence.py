@@ -1,11 +1,11 @@
-"""The command `evidence`: what is left of a VM, in IMAGE_DIR/evidence.
+"""The command `evidence`: save a VM's disk, and its memory if wished, into IMAGE_DIR/evidence.
 
     docker exec CONTAINER evidence [--memory]
 
 `overlay.qcow2` is the VM's disk as a layer on the guest disk alone, whatever layers are between; `seed.iso` is its
-seed. With `--memory`, `state` is the rest of the machine, and RESUME=FOLDER in another container goes on from there.
-The VM stands still meanwhile. One that is over still has its disk. An empty line is printed whenever more has been
-copied, so that who waits knows that it goes on, and facts about the VM as JSON at the end.
+seed. With `--memory`, `state` is the rest of the machine, and RESUME=FOLDER in another container resumes it.
+The VM is paused while it is saved. After QEMU's end, the disk can still be saved. An empty line
+is printed whenever more has been copied, which shows progress; at the end, facts about the VM as JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virtainer import disk, qcow2, qmp, template
+from virtainer import disk, protocol, qcow2, qmp, template
 from virtainer.devices import added, pass_file
 from virtainer.privileges import open_kvm
 from virtainer.settings import Settings
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _POLL_SECONDS = 0.02
-_TELL_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 
 
 def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
     """Fill the folder and return the facts. Raises ToolError, OSError, or qmp.Refused with QEMU's words."""
-    folder = settings.image_dir / "evidence"
+    folder = settings.image_dir / protocol.EVIDENCE
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     facts: dict[str, Any] = {"memory": False}
-    with _telling(folder), contextlib.ExitStack() as stack:
+    with _reporting(folder), contextlib.ExitStack() as stack:
         try:
             connection = stack.enter_context(qmp.connect())
             monitor = qmp.Monitor(connection)
@@ -50,13 +50,13 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
         if memory and (devices := added(monitor)):
             raise qmp.Refused(
                 f"{', '.join(devices)}: added while the machine ran, and another one, which has no such device, "
-                "could not go on from its memory"
+                "could not resume from its memory"
             )
         if ran:
             monitor.ask("stop")
         try:
             if memory:
-                _save_state(monitor, connection, folder / "state")
+                _save_state(monitor, connection, folder / protocol.EVIDENCE_STATE)
                 kvm = open_kvm(settings.accel, settings.arch)
                 facts |= {"memory": True, "machine": template.machine_facts(settings, kvm)}
             return {**facts, **_disk(settings, folder)}
@@ -66,19 +66,19 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _telling(folder: Path) -> Iterator[None]:
-    """Say each second whether the folder has grown."""
+def _reporting(folder: Path) -> Iterator[None]:
+    """Print an empty line each second in which the folder has grown."""
     done = threading.Event()
 
-    def tell() -> None:
-        told = 0
-        while not done.wait(_TELL_SECONDS):
+    def report() -> None:
+        reported = 0
+        while not done.wait(_REPORT_SECONDS):
             size = sum(each.stat().st_blocks for each in folder.iterdir())
-            if size > told:
+            if size > reported:
                 print(flush=True)
-            told = size
+            reported = size
 
-    thread = threading.Thread(target=tell)
+    thread = threading.Thread(target=report)
     thread.start()
     try:
         yield
@@ -104,7 +104,7 @@ def _save_state(monitor: qmp.Monitor, connection: socket.socket, path: Path) -> 
 
 
 def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
-    overlay, copy = disk.path(settings.image_dir), folder / "overlay.qcow2"
+    overlay, copy = disk.path(settings.image_dir), folder / protocol.EVIDENCE_DISK
     _check(overlay)
     layers = json.loads(
         run("qemu-img", "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", str(overlay))
@@ -117,9 +117,9 @@ def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
         run("qemu-img", "rebase", "-q", "-f", "qcow2", "-F", base["format"], "-b", base["filename"], str(copy))
     cloned = settings.template if not settings.template_save else None
     seed = cloned / "seed.iso" if cloned else settings.seed_iso
-    for each in (seed, Path("/tmp/cloud_init.iso")):  # noqa: S108  (the contract's)
+    for each in (seed, Path(protocol.SEEDS, protocol.SEED_ISO)):
         if each.exists() and each.stat().st_size:
-            shutil.copyfile(each, folder / "seed.iso")
+            shutil.copyfile(each, folder / protocol.EVIDENCE_SEED)
             break
     return {"base": base["filename"], "virtual_size": layers[0]["virtual-size"]}
 

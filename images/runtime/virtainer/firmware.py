@@ -1,4 +1,4 @@
-"""UEFI (OVMF): its code is of the image, its variables are a file of the VM's own, beside its overlay.
+"""UEFI (OVMF): the code comes with the image, the variables are a file of the VM next to its overlay.
 
 https://www.qemu.org/docs/master/system/i386/pc.html and docs/interop/firmware.json of QEMU
 """
@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 from virtainer.image import no_room
 
 CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
@@ -17,12 +17,12 @@ NO_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 
 def path(directory: Path) -> Path:
-    """Where the variables of the VM are whose overlay is in this directory."""
+    """Return the path of the variables of the VM whose overlay is in this directory."""
     return directory / "local_vars.fd"
 
 
 def variables(directory: Path, template: Path | None) -> Path:
-    """Give the VM's variables: those that it has, else a copy of its template's, else none but the defaults.
+    """Return the VM's variables: its present ones, or a copy of its template's or of the defaults.
 
     Raises End when there is no room for them, or the template lacks its own.
     """

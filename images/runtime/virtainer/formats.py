@@ -14,13 +14,11 @@ import struct
 from typing import BinaryIO, NamedTuple
 
 from virtainer import qcow2
+from virtainer.protocol import BOOT_MARK, QCOW2, VHDX, VMDK
 
 SECTOR = 512
 MOST_BYTES = 64 * 2**40
 """The largest disk that is taken: the limit of VHDX, and more than any guest image needs."""
-QCOW2, VMDK, VHDX = b"QFI\xfb", b"KDMV", b"vhdxfile"
-BOOT_MARK = b"\x55\xaa"
-"""How the first sector of a raw disk ends that boots, protective ones of GPT included."""
 NEITHER = "is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector (55 AA at byte 510)"
 
 _MAKE_WHOLE = "make it whole first, with qemu-img convert -O qcow2"
@@ -65,7 +63,7 @@ _VHDX_HAS_PARENT = 2
 
 
 class _Table(NamedTuple):
-    """How a table of a VHDX file is built: a header with the number of entries, which begin with GUID and offset."""
+    """The structure of a table in a VHDX file: a header with the number of entries, each with GUID and offset."""
 
     magic: bytes
     number: struct.Struct

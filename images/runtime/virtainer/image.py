@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from virtainer.ending import End, Reason, say
+from virtainer.events import note
+from virtainer.exit_reasons import End, Reason
 from virtainer.tools import Stopped, ToolError, check_disk, limits_for
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def unpacked(archive: Path, directory: Path) -> Path:
     """Unpack an .xz file into the directory, once: the same archive is found again at the next start."""
     target = directory / f"image-{fingerprint(archive)}"
     if not target.exists():
-        say(f"unpacking {archive} to {target}")
+        note(f"unpacking {archive} to {target}")
         with archive.open("rb") as file:
             _keep(file, target, xz=True)
     return target
@@ -137,7 +138,7 @@ def fetched(url: str, directory: Path) -> Path:
     target = directory / f"image-{hashlib.sha256(url.encode()).hexdigest()[:32]}"
     if target.exists():
         return target
-    say(f"fetching {url} to {target}")
+    note(f"fetching {url} to {target}")
     try:
         with urllib.request.urlopen(url, timeout=60) as reply:  # noqa: S310  (settings allow http and https only)
             body = _Counted(reply, int(reply.headers.get("Content-Length") or 0))
@@ -162,7 +163,7 @@ class _Counted:
             raise OSError(f"the connection ended after {self.seen} of {self.length} bytes")
         if time.monotonic() > self.next_report:
             self.next_report += 10
-            say(f"fetched {self.seen >> 20} of {self.length >> 20 or 'unknown'} MiB")
+            note(f"fetched {self.seen >> 20} of {self.length >> 20 or 'unknown'} MiB")
         return data
 
 

@@ -15,7 +15,10 @@ class Missing(Exception):
 
 
 def find(mac: str) -> str:
-    """Name the interface with this MAC; raises Missing. Taps do not count: a guest's card may have any MAC."""
+    """Return the name of the interface with this MAC; raises Missing.
+
+    Taps do not count: a guest's card may have any MAC.
+    """
     macs = {link.name: _read(link / "address") for link in sorted(_SYS_NET.iterdir()) if is_uplink(link)}
     for name, each in macs.items():
         if each == mac:
@@ -27,27 +30,27 @@ def find(mac: str) -> str:
 
 
 def is_uplink(link: Path) -> bool:
-    """Tell an interface that the engine has made from our taps and the loopback."""
+    """Return whether the engine has made this interface: it is neither a tap of ours nor the loopback."""
     return link.name != "lo" and not (link / "tun_flags").exists()
 
 
 def mtu(name: str) -> int:
-    """Give an interface's MTU."""
+    """Return an interface's MTU."""
     return int(_read(_SYS_NET / name / "mtu"))
 
 
 def exists(name: str) -> bool:
-    """Tell whether there is an interface of this name."""
+    """Return whether there is an interface of this name."""
     return (_SYS_NET / name).exists()
 
 
 def is_mac(word: str) -> bool:
-    """Tell whether a word is a MAC as this project writes it: lower case, with colons."""
+    """Return whether a word is a MAC as this project writes it: lower case, with colons."""
     return re.fullmatch(MAC, word) is not None
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError:  # it has gone meanwhile
+    except OSError:  # it was removed since it was listed
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
-from virtainer.ending import say
+from virtainer.events import note
 
 GATEWAY, GUEST, NETWORK = "fd76:6972:7461::1", "fd76:6972:7461::2", "fd76:6972:7461::/64"
 _LINK_LOCAL = "fe80::1"  # of the gateway: routers are known by such an address, so it is the same everywhere
@@ -20,40 +20,40 @@ _REJECT = 0x200  # RTF_REJECT, linux/route.h
 
 
 def usable(uplink: str) -> bool:
-    """Tell whether the guest can have IPv6: the way out has an address, and the container passes packets on."""
+    """Return whether the guest can have IPv6: the way out has an address, and the container forwards packets."""
     if uplink not in (name for _, name in _addresses()):
         return False
     missing = [
-        f"--sysctl net.ipv6.conf.{switch.replace('/', '.')}={wanted}"
-        for switch, wanted in (("all/forwarding", "1"), ("default/disable_ipv6", "0"))
-        if not _switched(_CONF / switch, wanted)
+        f"--sysctl net.ipv6.conf.{switch.replace('/', '.')}={value}"
+        for switch, value in (("all/forwarding", "1"), ("default/disable_ipv6", "0"))
+        if not _switched(_CONF / switch, value)
     ]
     if missing:
-        say(f"no IPv6 for the guest, though the container has it: docker run {' '.join(missing)} …")
+        note(f"no IPv6 for the guest, though the container has it: docker run {' '.join(missing)} …")
     return not missing
 
 
-def _switched(switch: Path, wanted: str) -> bool:
+def _switched(switch: Path, value: str) -> bool:
     try:
-        if switch.read_text().strip() != wanted:
-            switch.write_text(wanted)  # only when privileged
+        if switch.read_text().strip() != value:
+            switch.write_text(value)  # only when privileged
     except OSError:
         return False
     return True
 
 
 def connected() -> set[str]:
-    """Give the container's own networks, with prefix lengths."""
+    """Return the container's own networks, with prefix lengths."""
     return {str(IPv6Network((address, length), strict=False)) for (address, length), _ in _addresses()}
 
 
 def neighbours() -> set[str]:
-    """Give the addresses at which the engine's host can be, as network.neighbours() does."""
+    """Return the possible addresses of the engine's host, as network.neighbours() does."""
     return {gateway for gateway, _ in _defaults()} | {str(IPv6Network(each)[1]) for each in connected()}
 
 
 def way_out() -> str:
-    """Return the input of `ip -batch` that makes the default route anew; empty without one."""
+    """Return the input of `ip -batch` that restores the default route; empty without one."""
     return "".join(f"route replace ::/0 via {gateway} dev {name}\n" for gateway, name in _defaults()[:1])
 
 

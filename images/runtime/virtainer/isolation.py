@@ -1,4 +1,4 @@
-"""What the guest may not reach, and what may not reach it: CLOSED_NETWORKS and CLOSED_HOSTS.
+"""Firewall rules for what the guest may not reach, and what may not reach it: CLOSED_NETWORKS and CLOSED_HOSTS.
 
 The container's own networks stay open, as there are the other machines of a test; but not the engine's host, which is
 on them, too. It may call the guest, as a test does that logs in, and gets its answers.
@@ -38,7 +38,7 @@ _HOSTS, _NETWORKS = "closed_hosts", "closed_networks"  # sets, in each of our ta
 
 
 class Closed(NamedTuple):
-    """What is closed, all of it as networks."""
+    """All that is closed, as networks."""
 
     networks: tuple[Net, ...]
     hosts: tuple[Net, ...]
@@ -60,7 +60,7 @@ def unchanged() -> Iterator[None]:
 
 
 def look(settings: Settings, lost: Iterable[str] = ()) -> Closed | None:
-    """Say what is closed to this machine, as its container is connected now; None: nothing.
+    """Return what is closed to this machine, as its container is connected now; `None` for nothing.
 
     The host is also on the networks of the addresses `lost`, which the container may have no more.
     """
@@ -76,12 +76,12 @@ def look(settings: Settings, lost: Iterable[str] = ()) -> Closed | None:
 
 
 def own_networks() -> set[str]:
-    """Give the networks that the container itself is on."""
+    """Return the networks that the container itself is on."""
     return network.connected(Path("/proc/net/route").read_text()) | ipv6.connected()
 
 
 def closed(settings: Settings, neighbours: Iterable[str], own: Iterable[str]) -> Closed:
-    """Say what is closed to a machine whose container is on the networks `own`, and its host at `neighbours`."""
+    """Return what is closed to a machine whose container is on the networks `own`, and its host at `neighbours`."""
     return Closed(
         *(
             tuple(ip_network(each) for each in sorted(some))
@@ -134,7 +134,7 @@ class FrameRules(NamedTuple):
 
 
 def frame_rules(closed: Closed | None, host: Iterable[str] = ()) -> FrameRules:
-    """Let a joined card send nothing to closed hosts, nor to the MACs `host` of the engine's.
+    """Return the rules that keep a joined card from sending to closed hosts, and to the MACs `host` of the engine's.
 
     That one has more addresses than are known, and routes; its MAC may change with Podman, so it is also learnt.
 
@@ -207,11 +207,13 @@ def replace(networks: list[str], hosts: list[str]) -> None:
 def replacement(sets: Iterable[dict[str, str]], networks: Iterable[str], hosts: Iterable[str]) -> str:
     """Return the input of `nft -f` that replaces the contents of our sets, chosen from all `sets`."""
     lists = {_HOSTS: [ip_network(each) for each in hosts], _NETWORKS: [ip_network(each) for each in networks]}
-    wanted = {f"{name}{suffix}": _elements(lists[name], of) for name in lists for of, suffix in _FAMILIES.items()}
+    elements_of = {
+        f"{name}{suffix}": _elements(lists[name], of) for name in lists for of, suffix in _FAMILIES.items()
+    }
     lines = []
     for each in sets:
-        if each["table"].startswith("virtainer-") and each["name"] in wanted:
-            where, elements = f"{each['family']} {each['table']} {each['name']}", wanted[each["name"]]
+        if each["table"].startswith("virtainer-") and each["name"] in elements_of:
+            where, elements = f"{each['family']} {each['table']} {each['name']}", elements_of[each["name"]]
             lines += [f"flush set {where}", *([f"add element {where} {elements}"] if elements else [])]
     return "".join(f"{line}\n" for line in lines)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import individual, line
-from virtainer.network import GUEST_MAC
+from virtainer.protocol import CLONE_DEVICE, CLONE_PORT, GUEST_MAC, SSH_DEVICE, SSH_PORT
 from virtainer.settings import CACHE_MODES
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Board(NamedTuple):
-    """What differs between architectures."""
+    """The differences between architectures."""
 
     qemu: str
     machine: str
@@ -24,7 +23,7 @@ class Board(NamedTuple):
 
 # Versioned, so that a saved VM and a resumed disk meet the machine that they know. Without the controllers on which
 # nothing is connected: each is a driver that the guest loads and a probe that it waits for. Without graphics the
-# firmware talks on the serial line, too: "No bootable device" is seen. Nobody looks at the screen but screenshots.
+# firmware talks on the serial line, too: "No bootable device" is seen. Only screenshots show the screen.
 # Linux uses the HPET while it boots only, but QEMU would keep it ticking 250 times a second as long as the VM lives.
 # A fifth level of page tables, which Linux uses where it can, makes each miss of the emulated TLB dearer.
 _OLD = Board(
@@ -45,7 +44,7 @@ BOARDS = {
     ),
 }
 
-# Its variables are kept in the machine's memory: in templates and snapshots, not beside the disk.
+# Its variables are kept in the machine's memory: in templates and snapshots, not next to the disk.
 _ARM64_FIRMWARE = "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
 
 # QEMU opens these as the files that the supervisor opened for it (`-add-fd`).
@@ -53,8 +52,8 @@ _BASE, _OVERLAY, _SEED, _KVM = "/dev/fdset/1", "/dev/fdset/2", "/dev/fdset/3", "
 STATE, _LAYER, _CODE, _VARIABLES = "/dev/fdset/5", "/dev/fdset/6", "/dev/fdset/7", "/dev/fdset/8"
 
 PLUGS = 8
-"""How many devices may be added while the machine runs (`virtainer.devices`)."""
-BUILT_IN = frozenset({"disk0", "nic0", line.DEVICE, *(f"plug{each}" for each in range(PLUGS))})
+"""The number of devices that may be added while the machine runs (`virtainer.devices`)."""
+BUILT_IN = frozenset({"disk0", "nic0", SSH_DEVICE, *(f"plug{each}" for each in range(PLUGS))})
 """The devices with names that every machine may have from its start."""
 
 
@@ -132,7 +131,7 @@ def _board(settings: Settings, handles: Handles) -> list[str]:
 
 def _processor(settings: Settings, handles: Handles) -> list[str]:
     if handles.kvm is None:
-        # What QEMU translates would else grow to 1 GiB, beside the RAM: a boot of Debian makes some 230 MiB.
+        # QEMU's cache of translated code would grow to 1 GiB, in addition to the RAM: a boot of Debian fills 230 MiB.
         accel = ["-accel", "tcg,thread=multi,tb-size=320", "-cpu", board(settings).emulated]
     else:
         accel = [*_add_fd(handles.kvm, _KVM), "-accel", f"kvm,device={_KVM}", "-cpu", "host"]
@@ -194,7 +193,7 @@ def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
 
 def _devices(settings: Settings, handles: Handles) -> list[str]:
     card = "virtio-net-pci" if settings.virtio else "e1000"
-    # A clone has the neighbours that its template had: nobody needs to be told, and telling wakes half the guest.
+    # A clone has the neighbours that its template had: announcements are useless, and wake half the guest.
     announce = ",guest_announce=off" if settings.virtio else ""
     devices = [
         f"{card},id=nic0,netdev=net0,mac={GUEST_MAC},romfile={announce}",
@@ -207,11 +206,11 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
         devices += ["virtio-tablet-pci", "virtio-rng-pci", f"{ports[0]},multifunction=on", *ports[1:]]
     port: tuple[str, ...] = ()
     if handles.port is not None:
-        port = ("-chardev", f"socket,id={individual.CHARDEV},fd={handles.port}")
-        devices += ["virtio-serial-pci", f"virtserialport,chardev={individual.CHARDEV},name={individual.PORT}"]
+        port = ("-chardev", f"socket,id={CLONE_DEVICE},fd={handles.port}")
+        devices += ["virtio-serial-pci", f"virtserialport,chardev={CLONE_DEVICE},name={CLONE_PORT}"]
     if handles.line is not None:
         port += ("-chardev", f"socket,id=line,fd={handles.line}")
-        devices.append(f"virtserialport,id={line.DEVICE},chardev=line,name={line.NAME}")
+        devices.append(f"virtserialport,id={SSH_DEVICE},chardev=line,name={SSH_PORT}")
     return [
         *("-netdev", f"tap,id=net0,fd={handles.tap}"),
         *port,

@@ -15,15 +15,14 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
 
-from virtainer import ipv6, names, sources
-from virtainer.ending import End, Reason
-from virtainer.line import TCP_PORT
+from virtainer import dns, ipv6, sources
+from virtainer.exit_reasons import End, Reason
+from virtainer.protocol import GUEST_MAC, SSH_TCP_PORT
 from virtainer.tools import ToolError, run
 
 WAY_OUT = Path("/run/virtainer/way_out")
-"""What `ip -batch` makes the container's first way out of: noted at the start, for when another network is joined."""
+"""The input of `ip -batch` that restores the container's first way out, when another network is joined."""
 TAP = "virtainer0"  # not tap0: in a rootless Podman's container that is the way out
-GUEST_MAC = "52:54:00:76:69:02"
 GATEWAY_MAC = "52:54:00:76:69:01"
 MAX_MTU = 9000  # rootless Podman's own interface says 65520, more than emulated network cards take
 
@@ -44,17 +43,17 @@ class Network(NamedTuple):
 
     @property
     def gateway(self) -> str:
-        """Where the container's end is."""
+        """The address of the container's end."""
         return f"{self.cidr}.1"
 
     @property
     def guest(self) -> str:
-        """Where the guest is."""
+        """The address of the guest."""
         return f"{self.cidr}.2"
 
 
 def plan(cidr: str, guest_name: str) -> Network:
-    """Look at the container's own network. Raises End when the inner one cannot work beside it."""
+    """Look at the container's own network. Raises End when the inner one would overlap it."""
     links = {link.name: (link / "device").exists() for link in _SYS_NET.iterdir()}
     if looks_like_host(links):
         raise End(
@@ -76,7 +75,7 @@ def plan(cidr: str, guest_name: str) -> Network:
 
 
 def looks_like_host(links: dict[str, bool]) -> bool:
-    """Tell a host's network namespace by its hardware or engine bridges; `links` is name -> has hardware."""
+    """Return whether this is a host's network, with hardware or bridges; `links` is name -> has hardware."""
     return any(hardware or name in {"docker0", "podman0", "cni0"} for name, hardware in links.items())
 
 
@@ -103,7 +102,7 @@ def _routes(table: str) -> list[tuple[str, int, int]]:
 
 
 def way_out(routes: str) -> str:
-    """Return the input of `ip -batch` that makes the default route of /proc/net/route anew; empty without one."""
+    """Return the input of `ip -batch` that restores the default route of /proc/net/route; empty without one."""
     rows = [line.split() for line in routes.splitlines()[1:]]
     found = [row for row in rows if _address(row[7]) == 0 and _address(row[2])]
     return "".join(
@@ -113,7 +112,7 @@ def way_out(routes: str) -> str:
 
 
 def neighbours(routes: str) -> set[str]:
-    """Give the addresses at which the engine's host can be on the networks in /proc/net/route.
+    """Return the possible addresses of the engine's host on the networks in /proc/net/route.
 
     It is the way out; a network without one still has it at its first address, as engines choose it.
     """
@@ -124,7 +123,7 @@ def neighbours(routes: str) -> set[str]:
 
 
 def connected(routes: str) -> set[str]:
-    """Give the networks in /proc/net/route that the container itself is on, but the inner one."""
+    """Return the networks in /proc/net/route that the container itself is on, without the inner one."""
     rows = [line.split() for line in routes.splitlines()[1:]]
     return {
         str(IPv4Network((_address(row[1]), _address(row[7]).bit_count())))
@@ -150,7 +149,7 @@ def _need_forwarding() -> None:
 
 
 def make_tap(name: str = TAP) -> int:
-    """Make a tap, which leads nowhere yet. Returns its descriptor, for QEMU."""
+    """Create a tap without an address, and return its descriptor, for QEMU."""
     try:
         tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         # Without IFF_VNET_HDR: a snapshot can then be restored on backends that lack it.
@@ -165,7 +164,7 @@ def make_tap(name: str = TAP) -> int:
 
 
 def build(network: Network, callers: set[str], more_rules: str = "") -> None:
-    """Give the tap its address and rules; `callers` are those of `nft_rules`."""
+    """Set the tap's address and rules; `callers` are those of `nft_rules`."""
     try:
         run("ip", "-batch", "-", stdin=link_commands(network))
         run("nft", "-f", "-", stdin=nft_rules(network, callers) + more_rules)
@@ -177,7 +176,7 @@ def link_commands(network: Network) -> str:
     """Return the input of `ip -batch`.
 
     The bridge of a Podman network takes its MAC from its ports, so it may get another one whenever a container comes
-    or goes, and tells nobody. With the kernel's own times, what we send there would be lost for half a minute.
+    or goes, without an announcement. With the kernel's own times, packets there would be lost for half a minute.
     """
     tap = (
         f"link set dev {TAP} address {GATEWAY_MAC}\n"
@@ -191,13 +190,13 @@ def link_commands(network: Network) -> str:
 
 
 def nft_rules(network: Network, callers: set[str]) -> str:
-    """Return the input of `nft -f`: tables of our own, beside the engine's rules for its DNS.
+    """Return the input of `nft -f`: separate tables, next to the engine's rules for its DNS.
 
     What comes from the addresses `callers` to the line's TCP port arrives in the container. `fib daddr type local` is
     any address of this container, those of networks joined later included. The last rule is for a guest that calls
     its own container: the reply has to come back this way.
     """
-    to_line = f"ip saddr {{ {', '.join(sorted(callers))} }} tcp dport {TCP_PORT} accept" if callers else ""
+    to_line = f"ip saddr {{ {', '.join(sorted(callers))} }} tcp dport {SSH_TCP_PORT} accept" if callers else ""
     return f"""\
 table ip virtainer {{
     chain arriving {{
@@ -221,7 +220,7 @@ def dnsmasq_argv(network: Network, names_port: int, *, names_only: bool = False)
 
     It asks the servers of the container's /etc/resolv.conf, such as the engine's, that knows the names of
     other containers; it answers from the container's /etc/hosts too, so `--add-host` reaches the guest.
-    `names_port` is where names.serve() listens. With `names_only` it is the only server, for names without dots, too;
+    `names_port` is where dns.serve() listens. With `names_only` it is the only server, for names without dots, too;
     all other questions are refused.
     """
     fixed = f"{GUEST_MAC},{network.guest}{f',[{ipv6.GUEST}]' if network.ipv6 else ''}"
@@ -239,10 +238,10 @@ def dnsmasq_argv(network: Network, names_port: int, *, names_only: bool = False)
         f"--dhcp-range={network.cidr}.0,static",
         f"--dhcp-host={fixed},{network.guest_name},infinite",
         f"--dhcp-option=option:mtu,{network.mtu}",
-        f"--dhcp-option=option:domain-search,{names.DOMAIN}",
-        f"--server=/{names.DOMAIN}/127.0.0.1#{names_port}",
+        f"--dhcp-option=option:domain-search,{dns.DOMAIN}",
+        f"--server=/{dns.DOMAIN}/127.0.0.1#{names_port}",
         *(("--no-resolv", f"--server=//127.0.0.1#{names_port}") if names_only else ()),
-        *(ipv6.dnsmasq_options(names.DOMAIN) if network.ipv6 else ()),
+        *(ipv6.dnsmasq_options(dns.DOMAIN) if network.ipv6 else ()),
         "--dhcp-authoritative",
         "--leasefile-ro",
         "--no-ping",  # it would wait three seconds for an answer before its first offer

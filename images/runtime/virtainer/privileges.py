@@ -1,4 +1,4 @@
-"""What the container must be allowed to do; whatever is missing is named with the flag that gives it."""
+"""The rights that the container needs; a missing one is named with the flag that gives it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 # Numbers from linux/capability.h. NET_ADMIN: tap and NAT; the next two: dnsmasq; the last two: to become other users.
 CAPABILITIES = {"NET_ADMIN": 12, "NET_BIND_SERVICE": 10, "NET_RAW": 13, "SETUID": 7, "SETGID": 6}
@@ -65,5 +65,5 @@ def _probe_kvm(host: str, arch: str) -> tuple[str | None, int | None]:
 
 
 def has_virtualization(cpuinfo: str) -> bool:
-    """Tell whether /proc/cpuinfo shows the flags of Intel's or AMD's virtualization."""
+    """Return whether /proc/cpuinfo shows the flags of Intel's or AMD's virtualization."""
     return re.search(r"^flags\s*:.*\b(vmx|svm)\b", cpuinfo, re.MULTILINE) is not None

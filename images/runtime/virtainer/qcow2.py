@@ -12,7 +12,7 @@ import struct
 from typing import NamedTuple
 
 HEAD_BYTES = 2 * 2**20
-"""How much of a file holds all of its header: one cluster of the largest size."""
+"""The number of bytes that hold any header: one cluster of the largest size."""
 
 _FIXED = struct.Struct(">4sIQIIQIIQQIIQ")  # what versions 2 and 3 have in common
 _MORE = struct.Struct(">QQQII")
@@ -29,7 +29,7 @@ _SNAPSHOTS = 65536
 
 
 class Header(NamedTuple):
-    """What a header says."""
+    """The fields of a header."""
 
     size: int  # bytes that the guest sees
     backing: str  # as it is written there; empty: none

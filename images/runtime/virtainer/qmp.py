@@ -97,8 +97,8 @@ def execute(connection: socket.socket, commands: list[dict[str, Any]]) -> list[d
     for command in [None, *commands]:  # the first reply is to qmp_capabilities
         if command is not None:
             monitor.send(command)
-        wanted = len(replies) + 1
-        while len(replies) < wanted:
+        enough = len(replies) + 1
+        while len(replies) < enough:
             replies += [message for message in monitor.receive() if message.keys() & {"return", "error"}]
     return replies[1:]
 

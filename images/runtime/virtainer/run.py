@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtainer import (
+    clone_agent,
     disk,
+    dns,
     image,
-    individual,
     ipv6,
     isolation,
     machine,
-    names,
     network,
     privileges,
     qmp,
-    requests,
     seed,
+    signals,
+    ssh_serial,
     template,
 )
-from virtainer import line as serial_line
 from virtainer.console import Console
-from virtainer.ending import End, Reason, say
+from virtainer.events import note, report
+from virtainer.exit_reasons import End, Reason
+from virtainer.protocol import SSH_TCP_PORT
 from virtainer.settings import CACHE_MODES, Settings
 from virtainer.supervise import Supervisor, linger
 
@@ -43,28 +45,28 @@ _RESTORE_SECONDS = 30
 
 
 def main() -> None:
-    """Run a VM as the environment says; the last line and the exit code say how it ended."""
+    """Run a VM as the environment says; the last event and the exit code say how it ended."""
     try:
         end = run()
     except End as early:
         end = early
-    except Exception as error:  # noqa: BLE001  (whatever it is, the last line must say it)
+    except Exception as error:  # noqa: BLE001  (whatever it is, the last event must have it)
         import traceback  # 2 ms that no other start pays
 
         for line in traceback.format_exc().splitlines():
-            say(line)
+            note(line)
         end = End(Reason.INTERNAL, f"{type(error).__name__}: {error}. This is a bug of virtainers: please report it")
-    say(end.line)
+    report("end", reason=end.reason.word, detail=str(end), crashed=end.crashed)
     os._exit(end.reason.code)  # takes QEMU along: PID 1 without CAP_KILL could not signal another user's process
 
 
 def run() -> End:
     """Prepare the VM, start it, and stay until it ends."""
     started = time.monotonic()
-    requests.end_at_once()
+    signals.end_at_once()
     settings = Settings.from_env(os.environ)
     if settings.lease:
-        requests.watch_lease()
+        signals.watch_lease()
     privileges.require()
     RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -72,7 +74,7 @@ def run() -> End:
     kvm = privileges.open_kvm(settings.accel, settings.arch)
     storage = _storage(settings, kvm)
 
-    queue = requests.queue()
+    queue = signals.queue()
     line, qemu_line = socket.socketpair()
     link, qemu_link = socket.socketpair()
     port, qemu_port = socket.socketpair()
@@ -90,9 +92,15 @@ def run() -> End:
         line=qemu_session.fileno() if settings.virtio else None,
     )
     prepared = time.monotonic() - started
-    say(
-        f"starting {settings.name}: {settings.ram} MiB, {settings.cpus} CPU, {'tcg' if kvm is None else 'kvm'}, "
-        f"{storage.base.path} ({storage.base.format}), prepared in {prepared:.2f} s"
+    report(
+        "started",
+        name=settings.name,
+        ram_mib=settings.ram,
+        cpus=settings.cpus,
+        accel="tcg" if kvm is None else "kvm",
+        disk=str(storage.base.path),
+        format=storage.base.format,
+        prepared_s=round(prepared, 4),
     )
     qemu = _start_qemu(machine.argv(settings, storage.base.format, handles), handles)
     for connection in (qemu_line, qemu_link, qmp_server):
@@ -105,33 +113,34 @@ def run() -> End:
     dnsmasq = _start_dnsmasq(net, names_only=settings.names_only)
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
     monitor = qmp.Monitor(link)
-    helper = individual.Individual(port, settings.name)
-    joined = serial_line.Line(session, _listen(RUN / "line.sock"), kept=settings.template_save)
+    helper = clone_agent.CloneAgent(port, settings.name)
+    ssh = ssh_serial.SSHSerial(session, _listen(RUN / "line.sock"), kept=settings.template_save)
     restored = False
     if callers:
-        joined.listen(socket.create_server(("", serial_line.TCP_PORT)), callers)
+        ssh.listen(socket.create_server(("", SSH_TCP_PORT)), callers)
 
-    def tell(restoring: float) -> None:
+    def before_it_runs(restoring: float) -> None:
         nonlocal restored
         restored = True
         helper.after_restore(clone=settings.template is not None)
         starting = time.monotonic() - started - prepared - restoring
-        say(f"clone restored: prepared in {prepared:.3f} s, QEMU up in {starting:.3f} s, state in {restoring:.3f} s")
+        report("restored", prepared_s=round(prepared, 4), qemu_s=round(starting, 4), state_s=round(restoring, 4))
 
     if storage.restore:
-        _restore(link, monitor, ram_from_file=settings.template is not None, tell=tell)
+        _restore(link, monitor, ram_from_file=settings.template is not None, before_it_runs=before_it_runs)
     assert qemu.stderr  # noqa: S101  (for the type checker: it is a pipe)
     end = Supervisor(
         qemu=qemu.pid,
         stderr=qemu.stderr,
-        helpers={dnsmasq: f"dnsmasq (see {DNSMASQ_LOG})"},
+        dnsmasq=dnsmasq,
+        dnsmasq_log=str(DNSMASQ_LOG),
         monitor=monitor,
         monitor_fd=link.fileno(),
         queue=queue,
         grace=settings.shutdown_timeout,
         linger=settings.linger,
-        on_snapshot=(joined.after_snapshot, helper.after_snapshot),
-        on_line_closed=joined.hang_up,
+        on_snapshot=(ssh.after_snapshot, helper.after_snapshot),
+        on_line_closed=ssh.hang_up,
     ).run()
     if storage.restore and not restored and end.reason is Reason.QEMU:
         end = End(Reason.TEMPLATE, f"{settings.template or settings.resume} does not restore: {end}")
@@ -177,17 +186,17 @@ def _build_network(net: network.Network, settings: Settings, tap: int, *, restor
 
 
 def _restore(
-    link: socket.socket, monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[float], None]
+    link: socket.socket, monitor: qmp.Monitor, *, ram_from_file: bool, before_it_runs: Callable[[float], None]
 ) -> None:
     link.settimeout(_RESTORE_SECONDS)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # then QEMU's last words say why
-        template.resume(monitor, ram_from_file=ram_from_file, tell=tell)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the supervisor's loop finds out why
+        template.resume(monitor, ram_from_file=ram_from_file, before_it_runs=before_it_runs)
     link.settimeout(None)
 
 
 def _start_dnsmasq(net: network.Network, *, names_only: bool) -> int:
     only = isolation.own_networks() if names_only else None
-    argv = network.dnsmasq_argv(net, names.serve(only, ipv6=net.ipv6), names_only=names_only)
+    argv = network.dnsmasq_argv(net, dns.serve(only, ipv6=net.ipv6), names_only=names_only)
     with DNSMASQ_LOG.open("wb") as log, _small_files():
         return subprocess.Popen(
             argv,
@@ -195,7 +204,7 @@ def _start_dnsmasq(net: network.Network, *, names_only: bool) -> int:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            restore_signals=False,  # it goes on without a log when that is full, rather than end by SIGXFSZ
+            restore_signals=False,  # a full log does not end it by SIGXFSZ
         ).pid
 
 
@@ -211,7 +220,7 @@ def _small_files() -> Iterator[None]:
 
 
 class _Storage(NamedTuple):
-    """What the VM starts from."""
+    """The files that the VM starts from."""
 
     base: image.Base
     files: Callable[[], dict[str, int]]

@@ -3,7 +3,7 @@
 1. `/tmp/cloud_init.iso`: a ready ISO, used as it is.
 2. `/tmp/user-data` with `/tmp/meta-data`.
 3. `/tmp/user-data` alone, or 4. `/tmp/id_rsa.pub` alone (user-data that admits this key for the image's default
-   user): meta-data is the default. `/tmp/meta-data` may stand beside the key, too.
+   user): meta-data is the default. `/tmp/meta-data` may accompany the key, too.
 5. None of them: the default user's password is `password`, and SSH takes it.
 
 `/tmp/network-config` goes along with ways 2 to 5. What each file means:
@@ -16,16 +16,17 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from virtainer.ending import End, Reason, say
+from virtainer.events import note
+from virtainer.exit_reasons import End, Reason
+from virtainer.protocol import SEED_ISO, SEEDS
 from virtainer.tools import ToolError, run
 
-SOURCES = Path("/tmp")  # noqa: S108  (the contract's place, as `docker run -v` users know it)
 META_DATA = "instance-id: localimage-01\nlocal-hostname: cloudimage\n"
 WITH_PASSWORD = "#cloud-config\npassword: password\nchpasswd: {expire: false}\nssh_pwauth: true\n"  # noqa: S105
 
 
 class Seed(NamedTuple):
-    """What cloud-init shall find: a ready ISO, or the files of one to be written."""
+    """The seed for cloud-init: a ready ISO, or the files of one to be written."""
 
     how: str
     ready: Path | None = None
@@ -34,7 +35,7 @@ class Seed(NamedTuple):
 
 def plan(sources: Path) -> Seed:
     """Choose the way by the files that are there."""
-    ready = sources / "cloud_init.iso"
+    ready = sources / SEED_ISO
     if _read(ready, 1) is not None:
         return Seed("ready ISO", ready=ready)
     user_data, key = _text(sources / "user-data"), _text(sources / "id_rsa.pub")
@@ -51,13 +52,13 @@ def plan(sources: Path) -> Seed:
     return Seed(how, files=tuple(files))
 
 
-def prepare(iso: Path, scratch: Path, sources: Path = SOURCES) -> Path:
+def prepare(iso: Path, scratch: Path, sources: Path = Path(SEEDS)) -> Path:
     """Write the seed to `iso`, or return the ready one."""
     seed = plan(sources)
-    say(f"seed: {seed.how}")
+    note(f"seed: {seed.how}")
     if seed.how == "password":
-        say("WARNING: no SSH key and no user-data: whoever reaches this VM can log in with the password `password`")
-        say("WARNING: give a key: docker run -v ~/.ssh/id_rsa.pub:/tmp/id_rsa.pub:ro …")
+        note("WARNING: no SSH key and no user-data: anyone can log in with the password `password`")
+        note("WARNING: pass a key: docker run -v ~/.ssh/id_rsa.pub:/tmp/id_rsa.pub:ro …")
     if seed.ready:
         return seed.ready
     import shutil  # 2 ms that no clone pays

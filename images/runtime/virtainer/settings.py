@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
+from virtainer.protocol import EVENTS, FIRMWARE, IMAGE_DIR, JSON, SHUTDOWN_SECONDS, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 
 class CacheMode(NamedTuple):
-    """How QEMU treats writes (qemu-system-x86_64(1), -drive cache=)."""
+    """QEMU's handling of writes (qemu-system-x86_64(1), -drive cache=)."""
 
     write_cache: bool
     direct: bool
@@ -38,7 +39,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Settings(NamedTuple):
-    """How this virtainer was asked to be."""
+    """The settings of this virtainer."""
 
     ram: int  # MiB
     cpus: int
@@ -56,22 +57,22 @@ class Settings(NamedTuple):
     linger: bool  # stay when the VM is over, for evidence
     cache: str
     shutdown_timeout: float  # seconds
-    template: Path | None  # start from the VM that was saved here
+    template: Path | None  # start from the VM that was saved in this folder
     template_save: bool  # into image_dir
-    resume: Path | None  # go on from the evidence that was kept there
+    resume: Path | None  # resume from the evidence in this folder
     closed_networks: tuple[str, ...]  # that the guest may not reach, nor they it
     closed_hosts: tuple[str, ...]  # that the guest may not reach
     closed_gateway: bool  # the container's gateway is the engine's host
-    names_only: bool  # the guest's DNS knows other containers, and nobody else
+    names_only: bool  # the guest's DNS knows only other containers
 
     @property
     def keeps_variables(self) -> bool:
-        """Tell whether the firmware's variables are a file beside the overlay."""
+        """Whether the firmware's variables are a file next to the overlay."""
         return self.arch == "amd64" and self.firmware == "uefi"
 
     @property
     def isolated(self) -> bool:
-        """Tell whether anything is closed to the guest."""
+        """Whether anything is closed to the guest."""
         return bool(self.closed_networks or self.closed_hosts)
 
     @classmethod
@@ -85,8 +86,10 @@ class Settings(NamedTuple):
             except ValueError:
                 raise End(Reason.SETTING, f"{name}={value!r}: allowed is {allowed}") from None
 
-        arch = read("ARCH", "amd64", _one_of("amd64", "arm64"), "amd64 or arm64")
-        firmwares = ("bios", "uefi") if arch == "amd64" else ("uefi",)
+        # `virtainer.events` reads it before there are settings, so that it can report a bad one.
+        read(EVENTS, TEXT, _one_of(TEXT, JSON), f"{TEXT} or {JSON}")
+        arch = read("ARCH", "amd64", _one_of(*FIRMWARE), " or ".join(FIRMWARE))
+        firmwares = FIRMWARE[arch]
         systems = _matching(r"[a-z0-9][a-z0-9._-]*" if arch == "amd64" else rf"(?!{NO_VIRTIO.pattern})[a-z0-9._-]+")
         return cls(
             arch=arch,
@@ -106,7 +109,7 @@ class Settings(NamedTuple):
                 )
             ),
             disk_size=read("DISK_SIZE", "40G", _size, "a size such as 512M, 40G or 1T, from 1M"),
-            image_dir=read("IMAGE_DIR", "/mounted", _absolute, "an absolute path"),
+            image_dir=read("IMAGE_DIR", IMAGE_DIR, _absolute, "an absolute path"),
             seed_iso=read("CLOUD_INIT_DISK", "/cloud_init.iso", _absolute, "an absolute path"),
             cidr=read("CIDR", "192.168.100", _three_octets, "the first three octets of a private /24: 192.168.100"),
             image_url=read(
@@ -122,7 +125,9 @@ class Settings(NamedTuple):
             lease=read("LEASE", "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
             linger=read("LINGER", "off", _one_of("off", "on"), "off or on") == "on",
             cache=read("DISK_CACHE", "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),
-            shutdown_timeout=read("SHUTDOWN_TIMEOUT", "60", _whole(0, 86400), "whole seconds, from 0 to 86400"),
+            shutdown_timeout=read(
+                "SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS), _whole(0, 86400), "whole seconds, from 0 to 86400"
+            ),
             template=read("TEMPLATE", "/", _absolute, "an absolute path") if env.get("TEMPLATE") else None,
             template_save=read("TEMPLATE_SAVE", "off", _one_of("off", "on"), "off or on") == "on",
             resume=read("RESUME", "/", _absolute, "an absolute path") if env.get("RESUME") else None,
@@ -160,7 +165,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 def _each(parse: Callable[[str], object]) -> Callable[[str], tuple[str, ...]]:
-    """Read a list; `parse` gives what each is, and its error is a ValueError."""
+    """Return a parser of lists; `parse` reads each item, and raises ValueError."""
 
     def parse_all(value: str) -> tuple[str, ...]:
         if "%" in value:  # an address with an interface is one of this container alone

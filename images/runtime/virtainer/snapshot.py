@@ -1,10 +1,10 @@
-"""The command `snapshot`: the VM's RAM and disk as they are now, kept in its overlay, and gone back to in place.
+"""The command `snapshot`: save the VM's RAM and disk in its overlay, and restore them in place.
 
     docker exec CONTAINER snapshot save|load|delete NAME
     docker exec CONTAINER snapshot save NAME --helper
 
-With `--helper`, only if a helper waits in the guest, which puts it right whenever it goes on from there
-(`virtainer.individual`).
+With `--helper`, only if a helper waits in the guest, which sets the clock when a snapshot is restored
+(`virtainer.clone_agent`).
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (snapshot-save and its kin are jobs)
 """
@@ -16,16 +16,16 @@ import sys
 import time
 from typing import Any
 
-from virtainer import individual, qmp
+from virtainer import clone_agent, qmp
+from virtainer.protocol import NO_HELPER
 
 _NODE = "disk"  # where the RAM is kept, too
 _POLL_SECONDS = 0.005
 _USAGE = "usage: snapshot save|load|delete NAME (of letters, digits, - and _)"
-_NO_HELPER = 3
 
 
 def run(monitor: qmp.Monitor, action: str, name: str) -> None:
-    """Do it and wait until it is done. Raises qmp.Refused with QEMU's words, or EOFError when QEMU is gone."""
+    """Run an action to its end. Raises qmp.Refused with QEMU's message, or EOFError if QEMU has ended."""
     job = f"{action}-{name}"
     arguments: dict[str, Any] = {"job-id": job, "tag": name, "devices": [_NODE]}
     if action != "delete":
@@ -39,17 +39,17 @@ def run(monitor: qmp.Monitor, action: str, name: str) -> None:
 
 
 def check(monitor: qmp.Monitor) -> None:
-    """Raise qmp.Refused when the machine has disks that would not go back with the rest."""
-    from virtainer import devices  # 16 ms that going back does not pay
+    """Raise qmp.Refused if the machine has disks that snapshots do not include."""
+    from virtainer import devices  # 16 ms that a restore does not need
 
     if disks := devices.added_disks(monitor):
-        raise qmp.Refused(f"of added disks ({', '.join(disks)}) nothing is kept: remove them first")
+        raise qmp.Refused(f"snapshots do not include added disks ({', '.join(disks)}): remove them first")
 
 
 def finished(change: dict[str, Any]) -> tuple[str, str] | None:
-    """Give action and name from the data of a JOB_STATUS_CHANGE event, if a snapshot's `save` or `load` succeeded.
+    """Return action and name from the data of a JOB_STATUS_CHANGE event, if a snapshot's `save` or `load` succeeded.
 
-    Both let the guest go on within the job; `pending` comes after that, and only without errors.
+    Both resume the guest within the job; `pending` comes after that, and only without errors.
     """
     action, _, name = change["id"].partition("-")
     return (action, name) if change["status"] == "pending" and action in {"save", "load"} else None
@@ -60,7 +60,7 @@ def _job(monitor: qmp.Monitor, name: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command: exit code 1 when QEMU refuses, 2 for wrong usage, 3 when no helper waits that should."""
+    """Run the command: exit code 1 if QEMU refuses, 2 for wrong usage, `NO_HELPER` if no helper waits."""
     helper = arguments[:1] == ["save"] and arguments[2:] == ["--helper"]
     if helper:
         arguments = arguments[:2]
@@ -76,9 +76,9 @@ def main(arguments: list[str]) -> int:
             monitor = qmp.Monitor(connection)
             if arguments[0] == "save":
                 check(monitor)
-            if helper and not individual.waits(monitor):
+            if helper and not clone_agent.waits(monitor):
                 print("snapshot: no helper waits in the guest", file=sys.stderr)
-                return _NO_HELPER
+                return NO_HELPER
             run(monitor, *arguments)
     except (OSError, EOFError, qmp.Refused) as error:
         print(f"snapshot: {error or 'QEMU ended'}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From QEMU's start to its end: requests, QEMU's events and last words, dead children, and the grace time."""
+"""The supervisor's loop from QEMU's start to its end: signals, QEMU's events and errors, and dead children."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import signal
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from virtainer import line, requests, snapshot
-from virtainer.ending import End, Reason, Sparing, say
+from virtainer import signals, snapshot
+from virtainer.events import RateLimit, report
+from virtainer.exit_reasons import End, Reason
+from virtainer.protocol import SSH_DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 _PRESS_AGAIN = 5.0  # seconds
 # SeaBIOS answers a guest's reset with one of its own: two within this time are one reboot.
 _ONE_REBOOT = 2.0  # seconds
-# How long QEMU may take to write out its disk caches when it is told to quit.
+# For QEMU to write out its disk caches when it quits.
 _QUIT_TIME = 5.0  # seconds
-_LONGEST_LINE = 2000  # bytes of what QEMU says
-_AS_ASKED = "the guest shut down as it was asked to"
+_LONGEST_LINE = 2000  # bytes of QEMU's stderr
+_AS_ASKED = "the guest shut down as requested"
+_CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
 
 
 class Supervisor:
@@ -36,7 +39,8 @@ class Supervisor:
         *,
         qemu: int,
         stderr: IO[bytes],
-        helpers: dict[int, str],
+        dnsmasq: int,
+        dnsmasq_log: str,
         monitor: Monitor,
         monitor_fd: int,
         queue: int,
@@ -45,23 +49,34 @@ class Supervisor:
         on_snapshot: Sequence[Callable[[str, str], None]],
         on_line_closed: Callable[[], None],
     ) -> None:
-        """Take QEMU's process id and pipes, the names of other children by process id, and seconds of grace.
+        """Watch QEMU's process and pipes from now on.
 
-        With `linger`, a guest that switches itself off is not the end: QEMU pauses, and may reset and go on.
-        Each of `on_snapshot` is called with action (`save`, `load`) and name of a snapshot when the guest goes on
-        after it, `on_line_closed` when the guest has closed its end of the line.
+        Args:
+            qemu: QEMU's process id.
+            stderr: QEMU's stderr.
+            dnsmasq: the process id of dnsmasq.
+            dnsmasq_log: the path of its log.
+            monitor: the supervisor's QMP connection.
+            monitor_fd: the descriptor of that.
+            queue: the pipe with signals (`signals.queue`).
+            grace: seconds for the guest to shut down.
+            linger: do not end when the guest switches itself off: QEMU pauses, and may reset and resume.
+            on_snapshot: each is called with action (`save`, `load`) and name when the guest resumes after a snapshot.
+            on_line_closed: called when the guest has closed its end of the SSH session's port.
         """
-        self._qemu, self._helpers, self._monitor, self._grace = qemu, helpers, monitor, grace
+        self._qemu, self._monitor, self._grace = qemu, monitor, grace
+        self._dnsmasq, self._dnsmasq_log = dnsmasq, dnsmasq_log
         self._stderr, self._queue, self._on_snapshot = stderr, queue, on_snapshot
         self._on_line_closed = on_line_closed
         self._last_words, self._unfinished = "", b""
-        # What a guest's kernel does to devices, it may do without end.
-        self._of_qemu, self._of_guest = Sparing("qemu", at_once=100, a_second=10), Sparing("guest", 20, a_second=1)
+        # A guest can cause these events as often as it likes.
+        self._of_qemu = RateLimit("qemu", at_once=100, a_second=10)
+        self._of_guest = RateLimit("guest", at_once=20, a_second=1)
         self._linger = linger
         self._off = False
         self._status: int | None = None  # as os.waitpid gives it
         self._shutdown: dict[str, Any] = {}  # QEMU's last SHUTDOWN event
-        self._request = ""  # what is under way: "", "stop" or "kill"
+        self._request = ""  # the current one: "", "stop" or "kill"
         self._cause = ""
         self._lease_gone = False
         self._rebooted = float("-inf")
@@ -72,20 +87,20 @@ class Supervisor:
         self._on(stderr.fileno(), self._read_last_words)
 
     def run(self) -> End:
-        """Return when the VM is over, or has to be."""
+        """Return when the VM has ended, or has to end."""
         while self._status is None:
             wake = min(self._deadline, self._press_at) - time.monotonic()
             for key, _ in self._selector.select(None if wake == float("inf") else max(0.0, wake)):
                 key.data()
             if self._lease_gone:
-                return End(Reason.LEASE, requests.LEASE_END)  # the VM is for nobody: nothing to save
+                return End(Reason.LEASE, signals.LEASE_END)  # the VM's owner has ended: nothing to save
             if time.monotonic() >= self._deadline:
                 if self._request == "kill":
                     return End(Reason.KILLED, f"{self._cause}, and QEMU did not quit in {_QUIT_TIME:g} s")
                 self._kill(f"the guest did not shut down in {self._grace:g} s")
             elif time.monotonic() >= self._press_at:
                 self._press_power_button()
-        for read in (self._read_events, self._read_last_words):  # what QEMU said at the very end
+        for read in (self._read_events, self._read_last_words):  # QEMU's last words
             with contextlib.suppress(EOFError):
                 while True:
                     read()
@@ -106,7 +121,7 @@ class Supervisor:
 
     def _read_requests(self) -> None:
         for number in os.read(self._queue, 4096):
-            if number == requests.LEASE_GONE:
+            if number == signals.LEASE_GONE:
                 self._lease_gone = True
             elif number == signal.SIGCHLD:
                 self._reap()
@@ -116,7 +131,7 @@ class Supervisor:
             elif self._request or not self._grace:
                 self._kill(f"{signal.Signals(number).name} came" + (" again" if self._request else ", without grace"))
             else:
-                say(f"{signal.Signals(number).name}: asking the guest to shut down, for {self._grace:g} s")
+                report("stopping", signal=signal.Signals(number).name, grace_s=self._grace)
                 self._request = "stop"
                 self._deadline = time.monotonic() + self._grace
                 self._press_power_button()
@@ -136,7 +151,7 @@ class Supervisor:
         self._send("quit")
 
     def _send(self, command: str) -> None:
-        with contextlib.suppress(OSError):  # QEMU is just ending
+        with contextlib.suppress(OSError):  # QEMU has just ended
             self._monitor.send({"execute": command})
 
     def _reap(self) -> None:
@@ -146,9 +161,8 @@ class Supervisor:
                 pid, status = death
                 if pid == self._qemu:
                     self._status = status
-                elif pid in self._helpers:
-                    code = os.waitstatus_to_exitcode(status)
-                    say(f"{self._helpers[pid]} ended with {code}, so the guest has no DHCP and no DNS")
+                elif pid == self._dnsmasq:
+                    report("dns-ended", code=os.waitstatus_to_exitcode(status), log=self._dnsmasq_log)
 
     def _read_events(self) -> None:
         for message in self._monitor.receive():
@@ -159,29 +173,28 @@ class Supervisor:
                     self._switched_off()
             elif event == "RESUME" and self._off:
                 self._off = False
-                say("guest runs again")
+                report("guest-on")
             elif event == "JOB_STATUS_CHANGE" and (done := snapshot.finished(data)):
-                for tell in self._on_snapshot:
-                    tell(*done)
-            elif event == "VSERPORT_CHANGE" and data["id"] == line.DEVICE and not data["open"]:
+                for call in self._on_snapshot:
+                    call(*done)
+            elif event == "VSERPORT_CHANGE" and data["id"] == SSH_DEVICE and not data["open"]:
                 self._on_line_closed()
             elif event == "GUEST_PANICKED":
-                self._of_guest.say("guest panicked")
+                self._of_guest.report("guest-panicked")
             elif event == "RESET" and data.get("guest"):
                 if time.monotonic() > self._rebooted + _ONE_REBOOT:
-                    self._of_guest.say("guest rebooted")
+                    self._of_guest.report("guest-rebooted")
                 self._rebooted = time.monotonic()
             elif event == "BLOCK_IO_ERROR" and data.get("action") == "stop":
-                cause = "no space left in IMAGE_DIR" if data.get("nospace") else data.get("reason")
-                say(
-                    f"guest paused, its disk failed: {cause}. Mend it, then: "
-                    """docker exec CONTAINER qmp '{"execute": "cont"}'"""
+                report(
+                    "disk-failed",
+                    cause="no space left in IMAGE_DIR" if data.get("nospace") else str(data.get("reason")),
                 )
 
     def _switched_off(self) -> None:
-        """The guest has switched itself off, and QEMU is about to pause."""
+        """Handle that the guest has switched itself off; QEMU is about to pause."""
         self._off = True
-        say("guest switched itself off")
+        report("guest-off")
         if self._request == "stop":
             self._quit()
 
@@ -193,14 +206,14 @@ class Supervisor:
         self._unfinished = unfinished[:_LONGEST_LINE]
         for each in words:
             self._last_words = each[:_LONGEST_LINE].decode(errors="replace")
-            self._of_qemu.say(f"qemu: {self._last_words}")
+            self._of_qemu.report("qemu", line=self._last_words)
 
 
 def linger(end: End, queue: int) -> None:
-    """Stay until somebody asks for the end, when the VM has ended by itself: its disk and console are evidence."""
+    """Wait for a signal if the VM has ended by itself: its disk and console are evidence."""
     if end.reason not in {Reason.POWERED_OFF, Reason.QEMU, Reason.STORAGE}:
         return
-    say(f"over: {' '.join(str(end).split())}")
+    report("over", detail=str(end), crashed=end.crashed)
     while True:
         select.select([queue], [], [])
         if any(number != signal.SIGCHLD for number in os.read(queue, 4096)):
@@ -211,7 +224,7 @@ def linger(end: End, queue: int) -> None:
 
 
 def outcome(status: int, shutdown: dict[str, Any], last_words: str, *, asked: bool) -> End:
-    """Say why QEMU ended, from its wait status, its last SHUTDOWN event and its last line on stderr.
+    """Return why QEMU ended, from its wait status, its last SHUTDOWN event and its last line on stderr.
 
     Reasons of shutdowns: https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html, ShutdownCause.
     """
@@ -221,14 +234,13 @@ def outcome(status: int, shutdown: dict[str, Any], last_words: str, *, asked: bo
             return End(Reason.STOPPED, _AS_ASKED)
         return End(Reason.POWERED_OFF, "the guest switched itself off")
     if code == 0 and shutdown.get("reason") == "host-qmp-quit":
-        return End(Reason.QUIT, "QEMU was told to quit through QMP")
+        return End(Reason.QUIT, "a QMP command ended QEMU")
     if code == -signal.SIGKILL:
         return End(
             Reason.QEMU, "QEMU was killed (SIGKILL): has the container too little memory for RAM and QEMU's own?"
         )
-    if code == -signal.SIGBUS:  # what a write to a mapped file gets when there is no room for it
+    if code == -signal.SIGBUS:  # a write to a mapped file for which there is no room
         return End(Reason.STORAGE, "QEMU could not write its memory file (SIGBUS): no space left in IMAGE_DIR")
     how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-    return End(
-        Reason.QEMU, f"QEMU ended by itself ({how}): {last_words or shutdown.get('reason') or 'it said nothing'}"
-    )
+    words = last_words or shutdown.get("reason") or "without a message"
+    return End(Reason.QEMU, f"QEMU ended by itself ({how}): {words}", crashed=-code in _CRASHES)

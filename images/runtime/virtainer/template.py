@@ -1,9 +1,9 @@
-"""Templates: a VM saved at one instant of its life, and the clones that go on from there.
+"""Templates: a VM saved at one instant, and clones that resume from it.
 
-A virtainer with TEMPLATE_SAVE=on keeps its RAM in a file beside its overlay; the command `save`
+A virtainer with TEMPLATE_SAVE=on keeps its RAM in a file next to its overlay; the command `save`
 (`docker exec CONTAINER save`) stops it and adds the rest of the machine's state. IMAGE_DIR then holds a template: the
 overlay, `ram`, `state`, `seed.iso` and, written last, `template.json`. A virtainer with TEMPLATE=FOLDER maps that RAM
-privately, so that clones share what they do not change, and writes to an overlay of its own. One with both goes on
+privately, so that clones share what they do not change, and writes to another overlay. One with both resumes
 from copies of the files in FOLDER, so that another template can be saved, which does not depend on that one.
 
 https://www.qemu.org/docs/master/system/vm-templating.html
@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import disk, image, qmp
-from virtainer.ending import End, Reason
+from virtainer import disk, image, protocol, qmp
+from virtainer.exit_reasons import End, Reason
 from virtainer.machine import STATE, board
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
 
 
 def processor(cpuinfo: str) -> str:
-    """Name the host's processor by its model and flags, or as ARM's kernel tells them."""
-    told = r"^(model name|flags|CPU implementer|CPU variant|CPU part|CPU revision|Features)\s*: (.*)$"
-    return "; ".join(dict(re.findall(told, cpuinfo, re.MULTILINE)).values())
+    """Return the host's processor: model and flags, or what ARM's kernel shows."""
+    fields = r"^(model name|flags|CPU implementer|CPU variant|CPU part|CPU revision|Features)\s*: (.*)$"
+    return "; ".join(dict(re.findall(fields, cpuinfo, re.MULTILINE)).values())
 
 
 def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
@@ -125,7 +125,7 @@ def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) ->
 
 
 def new_files(settings: Settings) -> dict[str, int]:
-    """Make the files that QEMU fills: `ram` and `state`; return their descriptors.
+    """Create the files that QEMU fills, `ram` and `state`, and return their descriptors.
 
     QEMU's user opens the RAM file once more by its descriptor, and owns no file here: so it is open to all, behind
     a folder that is not.
@@ -165,10 +165,10 @@ def copy_files(settings: Settings, template: Template) -> dict[str, int]:
 def state_to_resume(settings: Settings, folder: Path, kvm: int | None) -> dict[str, int]:
     """Open the state that was kept as evidence; raises End when it is that of another machine than ours."""
     try:
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = json.loads((folder / protocol.RESUME_FACTS).read_text())
         if complaint := difference(facts["machine"], machine_facts(settings, kvm)):
             raise End(Reason.TEMPLATE, f"the memory in {folder} does not fit: {complaint}")
-        return {"state": os.open(folder / "state", os.O_RDONLY)}
+        return {"state": os.open(folder / protocol.EVIDENCE_STATE, os.O_RDONLY)}
     except (OSError, ValueError, KeyError) as error:
         raise End(Reason.TEMPLATE, f"{folder} keeps no memory: {type(error).__name__}: {error}") from None
 
@@ -187,11 +187,11 @@ def open_files(template: Template, *, restore: bool) -> dict[str, int]:
         raise End(Reason.TEMPLATE, f"the template {template.folder} is not whole: {error}") from None
 
 
-def resume(monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[float], None]) -> None:
+def resume(monitor: qmp.Monitor, *, ram_from_file: bool, before_it_runs: Callable[[float], None]) -> None:
     """Restore the state, with or without RAM in it, and let the VM run.
 
-    `tell` is called in between, with the seconds that the state took: what is written to the VM then is there before
-    it runs.
+    `before_it_runs` is called in between, with the seconds that the state took: the VM finds what is written to it
+    then as soon as it runs.
 
     Raises End when QEMU refuses or does not answer (its socket has a time limit), EOFError when it is gone.
     """
@@ -201,7 +201,7 @@ def resume(monitor: qmp.Monitor, *, ram_from_file: bool, tell: Callable[[float],
         monitor.ask("migrate-incoming", uri=f"file:{STATE}")
         while monitor.ask("query-status")["status"] == "inmigrate":
             time.sleep(_POLL_SECONDS)
-        tell(time.monotonic() - began)
+        before_it_runs(time.monotonic() - began)
         monitor.ask("cont")
         _let_ram_be(monitor, on=False)  # for snapshots of the clone
     except (qmp.Refused, TimeoutError) as error:
@@ -230,7 +230,7 @@ def save(monitor: qmp.Monitor) -> None:
 
 
 def complete(folder: Path, facts: dict[str, Any]) -> None:
-    """Make a template of a folder that has all the files of one. Raises OSError."""
+    """Turn a folder with all the files of a template into one. Raises OSError."""
     from virtainer import digests, firmware  # no clone pays for them
 
     files = (folder / "ram", folder / "state", disk.path(folder))

@@ -30,7 +30,7 @@ class Stopped(ToolError):
 
 
 class Limits(NamedTuple):
-    """What a program may take that works on a stranger's file."""
+    """The limits of a program that works on an untrusted file."""
 
     seconds: float
     written_bytes: int
@@ -97,7 +97,7 @@ def run_limited(*argv: str, limits: Limits, files: tuple[int, ...] = (), user: s
             stdout=said,
             stderr=said,
             pass_fds=files,
-            # Each of its threads would else reserve address space, which is limited, for memory of its own.
+            # Else each of its threads would reserve address space, which is limited, for its memory.
             env={**os.environ, "MALLOC_ARENA_MAX": "1"},
             preexec_fn=limit,  # noqa: PLW1509  (no thread runs here)
             user=user,

@@ -2,9 +2,9 @@
 
     docker exec -i CONTAINER vnc [--password]
 
-Nothing listens for viewers: QEMU is handed one end of a pair of sockets for each. It asks them for the password that
-it was given last, and lets nobody in before that: by QMP's `set_password`, or here, as the first line of stdin, where
-no list of processes shows it.
+Nothing listens for viewers: QEMU gets one end of a pair of sockets for each. It asks them for the last password that
+was set, and admits no viewer before that. QMP's `set_password` sets one, or the first line of stdin, which no list of
+processes shows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def connect(password: str | None) -> socket.socket:
 
 
 def read_line(file: int = 0) -> str:
-    """Read one line, and nothing of what follows it: that is for somebody else."""
+    """Read one line, and nothing of what follows it: another reader needs that."""
     line = b""
     while (byte := os.read(file, 1)) not in (b"", b"\n"):
         line += byte

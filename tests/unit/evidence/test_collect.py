@@ -51,6 +51,7 @@ def test_a_machine_that_is_well_leaves_everything_and_only_to_its_user(tmp_path:
         KEYS.host.public,
     )
     assert (tmp_path / "console.log").read_text() == "login:\n"
+    assert (tmp_path / "supervisor.log").read_text() == "virtainer: guest panicked\nTraceback:\n"
     assert (tmp_path / "journal.txt").read_text() == "journalctl said\n"
     assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
     assert (tmp_path / "ssh_key").read_text() == KEYS.login.private
@@ -111,6 +112,7 @@ def test_of_a_journal_that_does_not_end_the_beginning_is_kept(trouble: Exception
     assert missing.keys() == {"journal.txt"}
     assert missing["journal.txt"].startswith(f"its end: {why}")
     assert "\n" not in missing["journal.txt"]
+    assert (tmp_path / "supervisor.log").read_text() == "virtainer: guest panicked\nTraceback:\n"
     assert (tmp_path / "journal.txt").read_text() == "journalctl said\n"
 
 

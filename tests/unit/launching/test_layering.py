@@ -18,7 +18,7 @@ from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.locks import Holds
 from pytest_virtainers.support.progress import Progress
-from pytest_virtainers.vm import individual, provisioning
+from pytest_virtainers.vm import identity, provisioning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,10 +207,10 @@ def test_a_guest_without_cloud_init_is_left_as_it_is(tmp_path: Path, arguments: 
 def test_the_login_key_is_replaced_and_others_stay(tmp_path: Path) -> None:
     file, former, following = tmp_path / "keys", Keys.generate().login.public, Keys.generate().login.public
     file.write_text(f"# mine\nno-pty {former} comment\nssh-ed25519 OTHER\n")
-    script = individual._ADMIT.replace("~$LOGIN/.ssh/authorized_keys", str(file))
+    script = identity._ADMIT.replace("~$LOGIN/.ssh/authorized_keys", str(file))
     env = {"FORMER": former, "NEXT": following, "MORE": "ssh-ed25519 MORE\n"}
     run(script, env=env)
     assert file.read_text() == f"# mine\nno-pty {following} comment\nssh-ed25519 OTHER\nssh-ed25519 MORE\n"
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run(script, env=env)
-    assert caught.value.returncode == individual._LACKS
+    assert caught.value.returncode == identity._LACKS

@@ -110,6 +110,11 @@ def test_all_are_there_in_the_order_in_which_they_were_asked_for(manager: Manage
     together = threading.Barrier(3, timeout=30)
     world.fate = lambda _vm: together.wait()
     assert [vm.name for vm in manager.launch_all(SPECS)] == ["one", "two", "three"]
+
+
+def test_supervisors_write_events_for_a_program(manager: Manager, world: World) -> None:
+    manager.launch_all(SPECS)
+    assert [each.environment["EVENTS"] for each in world.containers] == ["json"] * 3
     assert (manager.lost, world.closed) == ([], [])
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from virtainer import individual as supervisor
-from virtainer import line as supervisors_line
-from virtainer import network
+from virtainer import clone_agent, protocol
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import check, merge
@@ -21,7 +19,7 @@ from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.locks import Holds
 from pytest_virtainers.support.progress import SILENT
-from pytest_virtainers.vm import clone_helper, individual
+from pytest_virtainers.vm import clone_helper, identity
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -148,10 +146,10 @@ def test_a_condemned_template_goes_unless_another_one_has_its_place(
 def test_both_sides_of_a_clone_use_the_same_words() -> None:
     ethernet = cloud_init.NETWORK_CONFIG["ethernets"]
     assert isinstance(ethernet, dict)
-    assert ethernet["eth0"]["match"] == {"macaddress": network.GUEST_MAC}
-    assert individual._PORT == supervisor.PORT
-    assert (resumable._SERIAL_PORT, resumable.PORT) == (supervisors_line.NAME, supervisors_line.TCP_PORT)
-    assert clone_helper.ASKS_FOR_TIME == supervisor.ASKS_FOR_TIME
+    assert ethernet["eth0"]["match"] == {"macaddress": protocol.GUEST_MAC}
+    assert protocol.CLONE_PORT in identity.LEAVE
+    assert protocol.SSH_PORT in resumable.SERVE
+    assert (clone_helper.ASKS_FOR_TIME, clone_helper.READY) == (clone_agent.ASKS_FOR_TIME, clone_agent.READY)
 
 
 def test_the_key_of_much_content_is_made_at_once() -> None:

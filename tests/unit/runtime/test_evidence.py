@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from virtainer import evidence, machine, qmp, template
-from virtainer.ending import End
+from virtainer.exit_reasons import End
 from virtainer.settings import Settings
 
 from tests.unit.fake_qcow2 import head
@@ -117,7 +117,7 @@ def test_a_vm_that_is_over_or_stands_still_is_left_so(tools: Tools, capsys: pyte
     assert qemu.commands == ["query-status"]
 
 
-def test_who_waits_is_told_that_the_copy_goes_on(
+def test_evidence_reports_progress_while_it_copies(
     tools: Tools, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     growing, steps = threading.Event(), 5
@@ -131,7 +131,7 @@ def test_who_waits_is_told_that_the_copy_goes_on(
         return tools.run(*argv)
 
     monkeypatch.setattr(evidence, "run", run)
-    monkeypatch.setattr(evidence, "_TELL_SECONDS", 0.001)
+    monkeypatch.setattr(evidence, "_REPORT_SECONDS", 0.001)
     assert evidence.main([]) == 0
     said = capsys.readouterr().out
     assert 3 <= said.count("\n") <= steps + 2

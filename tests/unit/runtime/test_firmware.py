@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from virtainer import firmware
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,11 +38,11 @@ def test_a_template_without_them_is_not_whole(own: Path, tmp_path: Path) -> None
     with pytest.raises(End) as refusal:
         firmware.variables(own.parent, tmp_path)
     assert refusal.value.reason is Reason.TEMPLATE
-    assert refusal.value.line.endswith(f"the template {tmp_path} is not whole: it has no local_vars.fd")
+    assert str(refusal.value).endswith(f"the template {tmp_path} is not whole: it has no local_vars.fd")
 
 
 def test_what_cannot_be_opened_is_named(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(firmware, "CODE", tmp_path / "none")
     with pytest.raises(End) as refusal:
         firmware.open_flash(own)
-    assert refusal.value.line.endswith(f"UEFI needs {own}: No such file or directory")
+    assert str(refusal.value).endswith(f"UEFI needs {own}: No such file or directory")

@@ -56,9 +56,10 @@ def test_the_stream_that_has_its_directory_at_the_end_is_taken(tmp_path: Path) -
     assert inspect(tmp_path / "disk", vmdk(directory=2**64 - 1, end=footer)).format == "vmdk"
 
 
-def test_what_is_looked_at_before_copying_is_the_same() -> None:
-    assert disk_format._MAGIC == (formats.QCOW2, formats.VMDK, formats.VHDX)
-    assert disk_format._BOOT_MARK == formats.BOOT_MARK
+@pytest.mark.parametrize("disk", TAKEN, ids=lambda disk: disk.name)
+def test_the_plugin_accepts_the_same_disks_before_copying(disk: Disk, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(disk.content)
+    disk_format.check_head(tmp_path / "disk", "x")
 
 
 @st.composite

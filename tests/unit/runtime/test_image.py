@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from virtainer import image, tools
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 from tests.unit.runtime import hostile_disks
 

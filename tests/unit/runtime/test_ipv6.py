@@ -46,7 +46,7 @@ def test_a_container_that_has_it_and_may_not_pass_it_on_is_told_what_to_do(
     kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(ipv6, "say", said.append)
+    monkeypatch.setattr(ipv6, "note", said.append)
     for name in ("all/forwarding", "default/disable_ipv6"):
         (kernel / name).unlink()
         (kernel / name).mkdir()  # what cannot be read or written

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import isolation, joined, network
+from virtainer import bridged_nic, isolation, network
 from virtainer.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def test_the_engines_host_is_closed_by_its_mac_which_may_be_learnt() -> None:
 
 
 def test_what_is_closed_comes_before_a_cards_frames_are_passed_on() -> None:
-    rules = joined.rules(joined.Taken("02:42:0a:01:02:03", "eth1", (), 1500), CLOSED)
+    rules = bridged_nic.rules(bridged_nic.Taken("02:42:0a:01:02:03", "eth1", (), 1500), CLOSED)
     to_guest, from_guest = rules.partition("chain from_guest")[::2]
     assert from_guest.index("arp daddr ip") < from_guest.index('fwd to "eth1"')
     assert to_guest.index("set host") < to_guest.index("add @host") < to_guest.index('fwd to "vt')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from virtainer import network
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 from virtainer.network import Network
 from virtainer.tools import ToolError
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from virtainer import privileges
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 DOCKER_DEFAULT = 0xA80425FB
 NET_ADMIN = 1 << 12

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from virtainer import seed
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 from virtainer.settings import Settings
 
 
@@ -89,6 +89,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("CLOSED_HOSTS", "10.0.0.1,", "addresses with commas between them"),
         ("CLOSED_HOSTS", "fe80::1%eth0", "addresses with commas between them"),
         ("DNS", "none", "engine or names"),
+        ("EVENTS", "JSON", "text or json"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: str, allowed: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from virtainer import isolation, joined, sources
+from virtainer import bridged_nic, isolation, sources
 from virtainer.settings import Settings
 
 MAC = "02:42:0a:01:02:03"
-TAKEN = joined.Taken(MAC, "eth1", ("10.1.2.3/24", "fd00::3/64"), 1500)
+TAKEN = bridged_nic.Taken(MAC, "eth1", ("10.1.2.3/24", "fd00::3/64"), 1500)
 CLOSED = isolation.closed(Settings.from_env({"CLOSED_HOSTS": "203.0.113.7"}), {"10.1.2.1"}, {"10.1.2.0/24"})
 GIVEN = sources.frame_rules(MAC, TAKEN.addresses)
 
@@ -45,7 +45,7 @@ def test_a_family_in_which_it_was_given_none_is_closed_unless_the_network_is_ope
 
 
 def test_a_card_that_was_given_no_address_has_any_but_the_hosts() -> None:
-    rules = joined.rules(TAKEN, CLOSED, any_sender=True)
+    rules = bridged_nic.rules(TAKEN, CLOSED, any_sender=True)
     for hosts in ("@closed_hosts", "{ 10.1.2.1/32 }"):
         assert f"ip saddr {hosts} drop" in rules
         assert f"arp saddr ip {hosts} drop" in rules
@@ -54,6 +54,6 @@ def test_a_card_that_was_given_no_address_has_any_but_the_hosts() -> None:
 
 
 def test_a_card_on_a_wire_sends_what_it_likes() -> None:
-    hidden = joined.rules(TAKEN, CLOSED, hidden=True)
+    hidden = bridged_nic.rules(TAKEN, CLOSED, hidden=True)
     assert not any(line in hidden for line in GIVEN)
-    assert all(line in joined.rules(TAKEN, CLOSED) for line in GIVEN)
+    assert all(line in bridged_nic.rules(TAKEN, CLOSED) for line in GIVEN)

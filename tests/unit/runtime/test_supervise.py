@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtainer import requests, supervise
-from virtainer.ending import End, Reason
+from virtainer import signals, supervise
+from virtainer.exit_reasons import End, Reason
 from virtainer.qmp import Monitor
 from virtainer.supervise import Supervisor, outcome
 
@@ -25,8 +25,8 @@ GUEST = {"guest": True, "reason": "guest-shutdown"}
     ("status", "shutdown", "asked", "reason", "sentence"),
     [
         (0, GUEST, False, Reason.POWERED_OFF, "the guest switched itself off"),
-        (0, GUEST, True, Reason.STOPPED, "the guest shut down as it was asked to"),
-        (0, {"guest": False, "reason": "host-qmp-quit"}, False, Reason.QUIT, "QEMU was told to quit through QMP"),
+        (0, GUEST, True, Reason.STOPPED, "the guest shut down as requested"),
+        (0, {"guest": False, "reason": "host-qmp-quit"}, False, Reason.QUIT, "a QMP command ended QEMU"),
         (9, {}, False, Reason.QEMU, "QEMU was killed (SIGKILL): has the container too little memory"),
         (7, {}, False, Reason.STORAGE, "QEMU could not write its memory file (SIGBUS): no space left in IMAGE_DIR"),
         (11, {}, False, Reason.QEMU, "QEMU ended by itself (SIGSEGV): last words"),
@@ -38,10 +38,11 @@ def test_outcome(status: int, shutdown: dict[str, Any], asked: bool, reason: Rea
     end = outcome(status, shutdown, "last words", asked=asked)
     assert end.reason is reason
     assert str(end).startswith(sentence)
+    assert end.crashed == (status == 11)
 
 
-def test_the_last_line_is_one_line() -> None:
-    assert End(Reason.QEMU, "one\n  two").line == "end: qemu-failed: one two"
+def test_the_sentence_of_an_end_is_one_line() -> None:
+    assert str(End(Reason.QEMU, "one\n  two")) == "one two"
 
 
 def test_exit_codes_are_those_of_the_documentation() -> None:
@@ -62,6 +63,7 @@ class Qemu:
         self.queue, self.requests = os.pipe()
         self.commands: list[str] = []
         self.snapshots: list[tuple[str, str]] = []
+        self.dnsmasq = 0
         self._obeyed = {"system_powerdown": obeys_powerdown, "quit": obeys_quit}
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -97,7 +99,8 @@ class Qemu:
         supervisor = Supervisor(
             qemu=self.process.pid,
             stderr=self.process.stderr,
-            helpers={},
+            dnsmasq=self.dnsmasq,
+            dnsmasq_log="/dnsmasq.log",
             monitor=Monitor(self.ours),
             monitor_fd=self.ours.fileno(),
             queue=self.queue,
@@ -164,7 +167,7 @@ def test_a_qemu_that_does_not_even_quit_is_left_to_the_kernel(monkeypatch: pytes
 
 def test_the_lease_ends_it_without_a_word_to_the_guest() -> None:
     qemu = Qemu()
-    qemu.request(requests.LEASE_GONE)
+    qemu.request(signals.LEASE_GONE)
     assert qemu.supervise().reason is Reason.LEASE
     assert qemu.commands == ["qmp_capabilities"]
 
@@ -180,6 +183,18 @@ def test_events_are_told(capfd: pytest.CaptureFixture[str]) -> None:
     told = capfd.readouterr().err.splitlines()
     assert told[:2] == ["virtainer: guest rebooted", "virtainer: guest panicked"]
     assert told[2].startswith("virtainer: guest paused, its disk failed: no space left in IMAGE_DIR.")
+
+
+def test_the_end_of_dnsmasq_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
+    qemu = Qemu()
+    dnsmasq = subprocess.Popen(["sh", "-c", "exit 3"])
+    qemu.dnsmasq = dnsmasq.pid
+    os.waitid(os.P_PID, dnsmasq.pid, os.WEXITED | os.WNOWAIT)
+    qemu.end("guest-shutdown")
+    qemu.supervise()
+    said = "dnsmasq ended with exit code 3 (see /dnsmasq.log): the guest has no DHCP and no DNS"
+    assert capfd.readouterr().err.splitlines()[0] == f"virtainer: {said}"
+    dnsmasq.wait()
 
 
 def test_finished_snapshots_are_passed_on() -> None:
@@ -217,15 +232,15 @@ def test_orphans_are_reaped() -> None:
 
 def test_the_end_of_stdin_is_a_request() -> None:
     reader, writer = os.pipe()
-    before = {number: signal.getsignal(number) for number in (*requests.STOP, requests.LEASE_GONE)}
-    requests.end_at_once()
+    before = {number: signal.getsignal(number) for number in (*signals.STOP, signals.LEASE_GONE)}
+    signals.end_at_once()
 
     def end_it() -> None:
         os.close(writer)
         threading.Event().wait(60)
 
     try:
-        requests.watch_lease(reader)
+        signals.watch_lease(reader)
         os.write(writer, b"means nothing")
         with pytest.raises(End) as caught:
             end_it()
@@ -261,7 +276,7 @@ def test_a_stop_ends_one_that_has_switched_itself_off() -> None:
 def test_what_is_over_by_itself_stays_until_it_is_told(reason: Reason, capfd: pytest.CaptureFixture[str]) -> None:
     queue, requests_ = os.pipe()
     os.write(requests_, bytes([signal.SIGCHLD]))
-    threading.Timer(0.2, os.write, [requests_, bytes([requests.LEASE_GONE])]).start()
+    threading.Timer(0.2, os.write, [requests_, bytes([signals.LEASE_GONE])]).start()
     supervise.linger(End(reason, "why"), queue)
     assert capfd.readouterr().err == "virtainer: over: why\n"
     os.close(queue)

@@ -9,8 +9,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from virtainer import digests, disk, image, individual, machine, qmp, snapshot, template
-from virtainer.ending import End, Reason
+from virtainer import clone_agent, digests, disk, image, machine, protocol, qmp, snapshot, template
+from virtainer.exit_reasons import End, Reason
 from virtainer.settings import Settings
 
 from tests.unit.runtime.fake_qemu import FakeQemu
@@ -230,7 +230,9 @@ class Qemu:
 def test_a_clone_is_resumed_when_its_state_is_there() -> None:
     status = [{"return": {"status": each}} for each in ("inmigrate", "inmigrate", "paused")]
     qemu = Qemu(query_status=status)
-    template.resume(qmp.Monitor(qemu.ours), ram_from_file=True, tell=lambda _seconds: qemu.asked.append("told"))
+    template.resume(
+        qmp.Monitor(qemu.ours), ram_from_file=True, before_it_runs=lambda _seconds: qemu.asked.append("told")
+    )
     assert qemu.asked == [
         "qmp_capabilities",
         *("migrate-set-capabilities", "migrate-incoming"),
@@ -242,14 +244,14 @@ def test_a_clone_is_resumed_when_its_state_is_there() -> None:
 def test_a_refusal_names_the_command() -> None:
     qemu = Qemu(migrate_incoming=[{"error": {"desc": "no such file"}}])
     with pytest.raises(End, match="the template does not restore: migrate-incoming: no such file"):
-        template.resume(qmp.Monitor(qemu.ours), ram_from_file=True, tell=lambda _seconds: None)
+        template.resume(qmp.Monitor(qemu.ours), ram_from_file=True, before_it_runs=lambda _seconds: None)
 
 
 def test_a_qemu_that_says_nothing_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(0.05)
     with ours, theirs, pytest.raises(End, match="does not restore: timed out"):
-        template.resume(qmp.Monitor(ours), ram_from_file=True, tell=lambda _seconds: None)
+        template.resume(qmp.Monitor(ours), ram_from_file=True, before_it_runs=lambda _seconds: None)
 
 
 def test_a_failed_save_says_why() -> None:
@@ -299,15 +301,15 @@ def test_wrong_usage_of_snapshot_is_told(words: list[str], capsys: pytest.Captur
 def test_a_snapshot_that_needs_a_helper_is_not_made_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(individual, "WAITS", tmp_path / "waits")
+    monkeypatch.setattr(clone_agent, "WAITS", tmp_path / "waits")
     monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
-    opened, closed = ([{"label": individual.CHARDEV, "frontend-open": each}] for each in (True, False))
+    opened, closed = ([{"label": protocol.CLONE_DEVICE, "frontend-open": each}] for each in (True, False))
     done = [{"id": "save-a", "status": "concluded"}]
     fake = FakeQemu(query_chardev=[opened, [], closed, opened], query_jobs=[done])
     words = ["save", "a", "--helper"]
     with fake.listening(qmp.SOCKET):
         assert snapshot.main(words) == 3, "it has never said that it waits"
-        individual.WAITS.touch()
+        clone_agent.WAITS.touch()
         assert [snapshot.main(words) for _ in range(3)] == [3, 3, 0]
     assert capsys.readouterr().err == "snapshot: no helper waits in the guest\n" * 3
     assert fake.arguments("snapshot-save") == [
@@ -316,17 +318,18 @@ def test_a_snapshot_that_needs_a_helper_is_not_made_without(
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "event", "fields"),
     [
-        (b"ready\n", "ready"),
-        (b"done db 99.990000\n", "individual, hostname db, clock -10.0 ms"),
-        (b"\xff\x00", "something unexpected: b'\\xff\\x00'"),
-        (b"done db now\n", "something unexpected: b'done db now\\n'"),
-        (b"\n", "something unexpected: b'\\n'"),
+        (b"ready\n", "helper-ready", {}),
+        (b"done db 99.990000\n", "helper-done", {"hostname": "db", "clock_ms": pytest.approx(-10)}),
+        (b"\xff\x00", "helper-unexpected", {"line": "\\xff\0"}),
+        (b"done db now\n", "helper-unexpected", {"line": "done db now"}),
+        (b"\n", "helper-unexpected", {"line": ""}),
+        (b"x" * 4096, "helper-unexpected", {"line": "x" * 100}),
     ],
 )
-def test_what_the_helper_says_is_put_into_words(line: bytes, words: str) -> None:
-    assert individual.heard(line, 100.0) == words
+def test_the_helpers_lines_are_parsed(line: bytes, event: str, fields: dict[str, Any]) -> None:
+    assert clone_agent.parse(line, 100.0) == (event, fields)
 
 
 def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Path) -> None:
@@ -334,7 +337,7 @@ def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Pat
     waits.touch()  # left over
     ours, theirs = socket.socketpair()
     theirs.settimeout(0.2)
-    supervisor = individual.Individual(ours, "db", waits)
+    supervisor = clone_agent.CloneAgent(ours, "db", waits)
     assert not waits.exists()
 
     def told() -> bool:
@@ -345,7 +348,7 @@ def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Pat
 
     supervisor.after_snapshot("save", "without")
     assert not told()
-    theirs.sendall(b"what?\n" + individual.READY)
+    theirs.sendall(b"what?\n" + clone_agent.READY)
     while not waits.exists():
         pass
     supervisor.after_snapshot("save", "with")

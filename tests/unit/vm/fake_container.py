@@ -1,5 +1,8 @@
-"""A VM whose container only produces output."""
+"""A VM whose container only reports events."""
 
+from __future__ import annotations
+
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +15,18 @@ from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_output import Said
 
 
-class Container:
-    """Wrote this on its serial console and through its supervisor, and may have ended."""
+def event(name: str, /, **fields: object) -> bytes:
+    """Return an event as the supervisor writes it with EVENTS=json."""
+    return json.dumps({"event": name, **fields}).encode() + b"\n"
 
-    def __init__(self, *said: str, console: bytes = b"login: ", ended: bool = False) -> None:
+
+class Container:
+    """Has written this on its serial console, has reported events, and may have ended."""
+
+    def __init__(self, *events: bytes, console: bytes = b"login: ", ended: bool = False) -> None:
         self.stdout, self.ended = Said(console), ended
         self.environment: dict[str, str] = {}
-        self.stderr = Said("".join(f"virtainer: {line}\n" for line in said).encode())
+        self.stderr = Said(b"".join(events))
 
     def wait(self, _seconds: float) -> bool:
         return self.ended
@@ -37,5 +45,5 @@ def machine(container: Any, name: str = "vm") -> VM:
     return VM(made)
 
 
-KVM = "starting web: 512 MiB, 1 CPU, kvm, disk"
-RUNS = "clone restored: prepared in 0.031 s, QEMU up in 0.042 s, state in 0.013 s"
+KVM = event("started", name="web", ram_mib=512, cpus=1, accel="kvm", disk="/image", format="qcow2", prepared_s=0.1)
+RUNS = event("restored", prepared_s=0.031, qemu_s=0.042, state_s=0.013)

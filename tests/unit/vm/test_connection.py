@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from virtainer.ending import End, Reason
 
 from pytest_virtainers.errors import (
     BadTemplate,
@@ -23,13 +22,15 @@ from pytest_virtainers.errors import (
 from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.vm import connection as module
 from pytest_virtainers.vm.vm import VM
-from tests.unit.vm.fake_container import RUNS, Container, machine
+from tests.unit.vm.fake_container import RUNS, Container, event, machine
 
-DISK_FAILED = "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: docker exec CONTAINER qmp …"
-CRASHED = "end: qemu-failed: QEMU ended by itself (SIGABRT): Assertion `x' failed"
-BAD_TEMPLATE = End(Reason.TEMPLATE, "the template /store/templates/abc does not restore: Invalid argument").line
+DISK_FAILED = event("disk-failed", cause="no space left in IMAGE_DIR")
+CRASH = "QEMU ended by itself (SIGABRT): Assertion `x' failed"
+CRASHED = event("end", reason="qemu-failed", detail=CRASH, crashed=True)
+BROKEN = "the template /store/templates/abc does not restore: Invalid argument"
+BAD_TEMPLATE = event("end", reason="bad-template", detail=BROKEN, crashed=False)
 S1 = {"name": "s1", "date-sec": 0, "date-nsec": 0}
-OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
+OUT_OF_MEMORY = event("end", reason="qemu-failed", detail="QEMU was killed (SIGKILL)", crashed=False)
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from virtainer.ending import End, Reason
 
 from pytest_virtainers import VMGone
 from pytest_virtainers.errors import EngineError, GuestPanic, VirtainerError
 from pytest_virtainers.vm import power
-from tests.unit.vm.fake_container import RUNS, Container, machine
+from tests.unit.vm.fake_container import RUNS, Container, event, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KILLED = f"over: {End(Reason.QEMU, 'QEMU was killed (SIGKILL)')}"
-OFF = "guest switched itself off"
+KILLED = event("over", detail="QEMU was killed (SIGKILL)", crashed=False)
+OFF = event("guest-off")
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +38,8 @@ class Qemu(Container):
         self.happens(self)
         return self.answer
 
-    def say(self, line: str) -> None:
-        self.stderr += f"virtainer: {line}\n".encode()
+    def report(self, event: bytes) -> None:
+        self.stderr += event
 
     def end(self) -> None:
         self.ended = True
@@ -50,7 +49,7 @@ class Qemu(Container):
 
     def be_over(self) -> None:
         """Let QEMU end; the supervisor stays."""
-        self.say(KILLED)
+        self.report(KILLED)
         self.answer = 1, b"no socket /run/virtainer/qmp.sock"
 
 
@@ -70,7 +69,7 @@ def test_shutdown_reports_another_end_at_once(
 
 
 def test_a_vm_that_switched_itself_off_is_shut_down() -> None:
-    vm = machine(Qemu(lambda qemu: qemu.say(OFF)))
+    vm = machine(Qemu(lambda qemu: qemu.report(OFF)))
     vm.shutdown()
     with pytest.raises(VMGone, match=r"it was shut down; vm\.start\(\) switches it on"):
         vm.run("true")

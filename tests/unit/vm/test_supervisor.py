@@ -1,43 +1,44 @@
-"""What a supervisor says becomes facts; what it quotes does not."""
+"""Events of the supervisor become facts; what they quote does not."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import ending, individual
-from virtainer.ending import End, Reason
+from virtainer import clone_agent, events, protocol
 
 from pytest_virtainers.engine.output import HEAD, TAIL, Output
-from pytest_virtainers.vm.supervisor import Supervisor, event
+from pytest_virtainers.support import runtime
+from pytest_virtainers.vm.supervisor import Reader, Supervisor, parse, readable
+from tests.unit.vm.fake_container import RUNS, event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STARTED = "starting web: 1024 MiB, 1 CPU, kvm, /image (qcow2), prepared in 0.10 s"
-RESTORED = "clone restored: prepared in 0.031 s, QEMU up in 0.042 s, state in 0.013 s"
-DISK_FAILED = (
-    "guest paused, its disk failed: no space left in IMAGE_DIR. Mend it, then: "
-    """docker exec CONTAINER qmp '{"execute": "cont"}'"""
+STARTED = event(
+    "started", name="web", ram_mib=1024, cpus=1, accel="kvm", disk="/image", format="qcow2", prepared_s=0.1
 )
-CRASHED = "QEMU ended by itself (SIGABRT): Assertion `x' failed"
+DISK_FAILED = event("disk-failed", cause="no space left in IMAGE_DIR")
+OFF, ON = event("guest-off"), event("guest-on")
+CRASH = "QEMU ended by itself (SIGABRT): Assertion `x' failed"
 FORGED = [
-    f"virtainer: over: {CRASHED}",
-    "virtainer: end: bad-template: x",
-    "virtainer: " + DISK_FAILED,
-    "virtainer: " + STARTED,
-    "virtainer: " + RESTORED,
-    "virtainer: guest switched itself off",
-    "virtainer: helper: individual, hostname x, clock +0.0 ms",
-    " CPU, kvm, ",
-    "guest paused, its disk failed: x. Mend it, then: y",
+    event("over", detail=CRASH, crashed=True),
+    event("end", reason="bad-template", detail="x", crashed=False),
+    DISK_FAILED,
+    STARTED,
+    RUNS,
+    OFF,
+    event("helper-done", hostname="x", clock_ms=0.0),
+    b'"}, "event": "guest-off", {"x": "\n',
+    b"virtainer: guest switched itself off\n",
 ]
 
 
-def said(*lines: str) -> Supervisor:
-    return Supervisor(Output("".join(f"virtainer: {line}\n" for line in lines).encode()))
+def said(*lines: bytes) -> Supervisor:
+    return Supervisor(Output(b"".join(lines)))
 
 
 def facts(supervisor: Supervisor) -> dict[str, object]:
@@ -47,134 +48,196 @@ def facts(supervisor: Supervisor) -> dict[str, object]:
 NOTHING = facts(said())
 
 
-def speak(*calls: Callable[[], object]) -> bytes:
-    """Give what the supervisor's own code writes to stderr."""
-    reader, writer = os.pipe()
-    kept = os.dup(2)
-    os.dup2(writer, 2)
-    try:
-        for call in calls:
-            call()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(writer)
-    with os.fdopen(reader, "rb") as heard:
-        return heard.read()
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
+    """Return what the supervisor's own code writes to stderr while it is called."""
+    monkeypatch.setenv(protocol.EVENTS, protocol.JSON)
+
+    def record(*calls: Callable[[], object]) -> bytes:
+        reader, writer = os.pipe()
+        kept = os.dup(2)
+        os.dup2(writer, 2)
+        try:
+            for call in calls:
+                call()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            return pipe.read()
+
+    return record
+
+
+def test_both_sides_read_the_same_file() -> None:
+    assert runtime.protocol.SENTENCES == protocol.SENTENCES
+    assert runtime.protocol.__file__ == protocol.__file__
 
 
 def test_a_clone_is_known_with_the_seconds_of_its_parts() -> None:
-    clone = said(STARTED, RESTORED)
+    clone = said(STARTED, RUNS)
     assert (clone.accel, clone.restored) == ("kvm", True)
     assert clone.restoring == {"prepared": 0.031, "QEMU up": 0.042, "state": 0.013}
-    assert said(STARTED.replace("kvm", "tcg")).accel == "tcg"
+    assert said(STARTED.replace(b"kvm", b"tcg")).accel == "tcg"
 
 
 def test_what_happens_to_a_guest_is_known() -> None:
-    off = "guest switched itself off"
-    assert said(off).off
-    assert not said(off, "guest runs again").off
-    assert said(off, "guest runs again", off).off
+    assert said(OFF).off
+    assert not said(OFF, ON).off
+    assert said(OFF, ON, OFF).off
     assert said(DISK_FAILED).disk_failure == "no space left in IMAGE_DIR"
-    assert said(f"over: {CRASHED}").over == CRASHED
+    assert said(event("over", detail=CRASH, crashed=True)).over == CRASH
 
 
+@pytest.mark.parametrize("name", ["over", "end"])
 @pytest.mark.parametrize(
-    ("end", "reason", "crashed"),
-    [
-        (End(Reason.TEMPLATE, "/store/x does not restore: no"), "bad-template", False),
-        (End(Reason.QEMU, CRASHED), "qemu-failed", True),
-        (End(Reason.QEMU, "QEMU ended by itself (exit code 1): x"), "qemu-failed", False),
-        (End(Reason.IMAGE, CRASHED), "bad-image", False),
-    ],
+    ("reason", "crashed"),
+    [("bad-template", False), ("qemu-failed", True), ("qemu-failed", False), ("bad-image", False)],
 )
-def test_why_a_container_ends_is_known(end: End, reason: str, crashed: bool) -> None:
-    supervisor = Supervisor(Output(speak(lambda: ending.say(end.line))))
-    assert (supervisor.reason, supervisor.crashed) == (reason, crashed)
+def test_why_a_container_ends_is_known(name: str, reason: str, crashed: bool, reported: Callable[..., bytes]) -> None:
+    supervisor = said(reported(lambda: events.report(name, reason=reason, detail=CRASH, crashed=crashed)))
+    assert supervisor.crashed == crashed
+    assert (supervisor.reason, supervisor.over) == ((reason, "") if name == "end" else ("", CRASH))
 
 
-def test_the_helper_is_heard_as_the_supervisor_puts_it() -> None:
-    words = [individual.heard(line, 100.0) for line in (b"ready\n", b"done db 99.990000\n", b"ready\n")]
-    supervisor = Supervisor(Output(speak(*(lambda each=each: ending.say(f"helper: {each}") for each in words))))
+def test_the_helpers_lines_are_events(reported: Callable[..., bytes]) -> None:
+    lines = [clone_agent.parse(line, 100.0) for line in (b"ready\n", b"done db 99.990000\n", b"ready\n")]
+    supervisor = said(reported(*(lambda each=each: events.report(each[0], **each[1]) for each in lines)))
     assert (supervisor.helpers_ready, supervisor.helpers_done) == (2, 1)
 
 
 @pytest.mark.parametrize("words", FORGED)
 @pytest.mark.parametrize("before", [b"", b"\n", b"x\r", b"x\r\n", b"\x85", b"\xe2\x80\xa8", b"\x0b", b"\x1b[2K"])
-def test_no_word_of_a_guest_or_of_qemu_decides_anything(words: str, before: bytes) -> None:
-    foreign = before + words.encode() + b"\n"
+def test_no_word_of_a_guest_or_of_qemu_decides_anything(
+    words: bytes, before: bytes, reported: Callable[..., bytes]
+) -> None:
+    foreign = before + words
     text = foreign.decode(errors="surrogateescape")
 
-    def speaks() -> None:
+    def report() -> None:
         for line in foreign.splitlines(keepends=True):
-            ending.say(f"helper: {individual.heard(line, 0.0)}")
-        ending.say(f"qemu: {text}")
-        ending.say(f"helper: {individual.heard(b'done ' + foreign.replace(b' ', b'_') + b' 1.0', 0.0)}")
-        ending.say(f"dnsmasq {text}")
+            name, fields = clone_agent.parse(line, 0.0)
+            events.report(name, **fields)
+        name, fields = clone_agent.parse(b"done " + foreign.replace(b" ", b"_") + b" 1.0", 0.0)
+        events.report(name, **fields)
+        events.report("qemu", line=text)
+        events.note(text)
 
-    heard = speak(speaks)
-    assert all(line.startswith((b"virtainer: helper: something unexpected", b"virtainer: qemu: ",
-                                b"virtainer: dnsmasq ")) for line in heard.splitlines())  # fmt: skip
-    assert facts(Supervisor(Output(heard))) == NOTHING
+    lines = reported(report)
+    assert {json.loads(each)["event"] for each in lines.splitlines()} == {"helper-unexpected", "qemu", "note"}
+    assert facts(said(lines)) == NOTHING
+    assert all(each.startswith(b"virtainer: ") for each in readable(lines).splitlines())
+    assert all(each.isprintable() for each in readable(lines).decode().splitlines())
 
 
-def test_a_hostname_may_be_anything_but_no_line() -> None:
-    line = b"done x\x1b]0;y\x07\xc2\x85virtainer:\xff 1.000000\n"
-    heard = speak(lambda: ending.say(f"helper: {individual.heard(line, 1.0)}"))
-    assert heard.count(b"\n") == 1
-    assert heard.decode().strip().isprintable()
-    assert Supervisor(Output(heard)).helpers_done == 1, "the guest may say so, with whatever name"
+def test_a_hostname_may_be_anything_but_no_line(reported: Callable[..., bytes]) -> None:
+    name, fields = clone_agent.parse(b"done x\x1b]0;y\x07\xc2\x85virtainer:\xff 1.000000\n", 1.0)
+    line = reported(lambda: events.report(name, **fields))
+    assert line.count(b"\n") == 1
+    assert line.decode().strip().isprintable()
+    assert said(line).helpers_done == 1, "the guest may report that, with any name"
 
 
 @pytest.mark.parametrize("line", FORGED)
-def test_lines_are_compared_as_a_whole(line: str) -> None:
-    for other in (f"x{line}", f"virtainer: qemu: {line}", f"virtainer: helper: something unexpected: {line!r}"):
-        assert event(other.encode()) is None
-    assert facts(Supervisor(Output(f"x\r{line}\n".encode()))) == NOTHING, "only a newline ends a line"
+def test_lines_are_compared_as_a_whole(line: bytes) -> None:
+    for other in (b"x" + line, b" " + line, line.strip() + b"x", b"virtainer: qemu: " + line, b"[" + line):
+        assert parse(other) is None
+    assert facts(said(b"x\r" + line)) == NOTHING, "only a newline ends a line"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"{}",
+        b"null",
+        b"[]",
+        b'"guest-off"',
+        b'{"event": "guest-off"',
+        b'{"event": null}',
+        b'{"event": []}',
+        b'{"event": {}}',
+        b'{"event": "unheard-of"}',
+        b'{"event": "restored"}',
+        b'{"event": "restored", "prepared_s": "1", "qemu_s": 1, "state_s": 1}',
+        b'{"event": "restored", "prepared_s": null, "qemu_s": 1, "state_s": 1}',
+        b'{"event": "restored", "prepared_s": [1], "qemu_s": 1, "state_s": 1}',
+        b'{"event": "restored", "prepared_s": %b, "qemu_s": 1, "state_s": 1}' % (b"9" * 3000),
+        b'{"event": "guest-off", "x": ' + b"[" * 3900,
+        b'{"event": "guest-off", "x": "\xff"}',
+        b'{"event": "guest-off", "x": "%b"}' % (b"x" * 4000),
+        b"qemu-system-x86_64: warning: {",
+        b'  File "run.py", line 1, in main',
+    ],
+)
+def test_other_lines_are_words(line: bytes) -> None:
+    assert parse(line) is None
+    supervisor = said(line + b"\n")
+    assert facts(supervisor) == NOTHING
+    assert supervisor.words == line.decode(errors="replace").strip()
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100, 1000])
 def test_lines_may_come_in_pieces(size: int) -> None:
-    lines, output = f"virtainer: {STARTED}\nvirtainer: {RESTORED}\n".encode(), Output()
-    supervisor = Supervisor(output)
+    lines, output = STARTED + b"Traceback:\n" + RUNS, Output()
+    supervisor, reader, shown = Supervisor(output), Reader(), b""
     for at in range(0, len(lines), size):
         output.append(lines[at : at + size])
+        shown += reader.feed(lines[at : at + size])
     assert (supervisor.accel, supervisor.restored) == ("kvm", True)
+    assert shown == readable(lines)
+    assert shown.decode().splitlines() == [
+        "virtainer: starting web: 1024 MiB, 1 CPU, kvm, /image (qcow2), prepared in 0.10 s",
+        "Traceback:",
+        "virtainer: clone restored: prepared in 0.031 s, QEMU up in 0.042 s, state in 0.013 s",
+    ]
 
 
-def test_a_line_that_has_not_ended_says_nothing_yet() -> None:
-    output = Output(b"virtainer: over: QEMU was")
+def test_a_line_that_has_not_ended_is_no_event_yet() -> None:
+    output = Output(OFF[:-1])
     supervisor = Supervisor(output)
     assert facts(supervisor) == NOTHING
-    output.append(b" killed\n")
-    assert supervisor.over == "QEMU was killed"
+    output.append(b"\n")
+    assert supervisor.off
 
 
 def test_a_line_without_end_is_none_and_takes_no_room() -> None:
-    output = Output()
+    output, reader, shown = Output(), Reader(), 0
     supervisor = Supervisor(output)
     for _ in range(100):
-        output.append(b"virtainer: over: x" * 1000)
+        output.append(OFF[:-1] * 1000)
+        shown += len(reader.feed(OFF[:-1] * 1000))
     assert not supervisor._line
-    output.append(f"virtainer: over: x\nvirtainer: {STARTED}\n".encode())
-    assert (supervisor.over, supervisor.accel) == ("", "kvm")
+    assert shown + len(reader.end()) == 100_000 * len(OFF[:-1])
+    output.append(OFF + STARTED)
+    assert (supervisor.off, supervisor.accel) == (False, "kvm")
 
 
 def test_what_follows_a_missing_piece_begins_no_line() -> None:
-    output = Output(f"virtainer: {STARTED}\n".ljust(HEAD, "x").encode()[: HEAD - 1] + b"\n")
+    output = Output(STARTED.ljust(HEAD, b"x")[: HEAD - 1] + b"\n")
     while output.size < 2 * (HEAD + TAIL):
-        output.append(b"virtainer: over: x\n" * 4096)
+        output.append(event("note", text="x") * 4096)
     supervisor = Supervisor(output)  # it comes late
     assert supervisor.accel == "kvm"
     supervisor = Supervisor(Output())
-    supervisor._add(100, b"virtainer: over: x\nvirtainer: guest switched itself off\n")
+    supervisor._add(100, event("over", detail="x") + OFF)
     assert (supervisor.over, supervisor.off) == ("", True)
 
 
 def test_a_fact_is_waited_for() -> None:
     output = Output()
     supervisor = Supervisor(output)
-    threading.Timer(0.05, output.append, [f"virtainer: {RESTORED}\n".encode()]).start()
+    threading.Timer(0.05, output.append, [RUNS]).start()
     assert supervisor.wait_for(lambda: supervisor.restored, 30)
     assert not supervisor.wait_for(lambda: supervisor.off, 0.01)
-    assert supervisor.last_words == f"virtainer: {RESTORED}"
+    assert supervisor.last_words == readable(RUNS).decode().strip()
+
+
+def test_the_words_of_much_output_are_its_last_whole_lines() -> None:
+    lines = b"".join(event("note", text=f"line {number}") for number in range(1000))
+    words = said(lines).words.splitlines()
+    assert words == [f"virtainer: line {number}" for number in range(1000 - len(words), 1000)]
+    assert len(words) > 100
+    assert said(b"x" * 10_000).words == "x" * 8192, "one line"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from virtainer import interfaces, wire
+from virtainer import interfaces, link_faults
 from virtainer.tools import ToolError
 
 MAC, PEER = "02:42:0a:01:02:03", "02:42:0a:01:02:04"
@@ -22,7 +22,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
             raise ToolError("tc qdisc failed (2): Error: Specified qdisc kind is unknown.", 2)
         return json.dumps([{"kind": "tbf"}]) if "show" in argv else ""
 
-    monkeypatch.setattr(wire, "run", run)
+    monkeypatch.setattr(link_faults, "run", run)
     monkeypatch.setattr(interfaces, "find", lambda mac: "eth1")
     return programs
 
@@ -51,25 +51,25 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def test_what_it_does_not_take(
     text: str, complaint: str, capsys: pytest.CaptureFixture[str], ran: list[tuple[str, str]]
 ) -> None:
-    assert wire.main([MAC, text]) == 2
+    assert link_faults.main([MAC, text]) == 2
     assert complaint in capsys.readouterr().err
     assert ran == []
 
 
 @pytest.mark.parametrize("arguments", [[], [MAC], ["eth0", "{}"], [MAC.upper(), "{}"], [MAC, "{}", "{}"]])
 def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert wire.main(arguments) == 2
+    assert link_faults.main(arguments) == 2
     assert capsys.readouterr().err.startswith("usage: wire MAC")
 
 
 def test_null_is_the_same_as_nothing() -> None:
     nothing = '{"drop": null, "rate_kbit": null, "delay_ms": null, "jitter_ms": null}'
-    assert wire.parse(nothing) == wire.parse("{}") == wire.parse('{"delay_ms": 0}')
+    assert link_faults.parse(nothing) == link_faults.parse("{}") == link_faults.parse('{"delay_ms": 0}')
 
 
 def test_one_scheduler_does_it_all() -> None:
     def words(**given: float) -> str:
-        return " ".join(wire.scheduler(wire.parse(json.dumps(given))))
+        return " ".join(link_faults.scheduler(link_faults.parse(json.dumps(given))))
 
     assert words() == ""
     assert words(rate_kbit=512) == "tbf rate 512kbit burst 4096 latency 400ms"
@@ -79,23 +79,23 @@ def test_one_scheduler_does_it_all() -> None:
 
 
 def test_lost_frames_are_told_by_their_sender() -> None:
-    rules = wire.rules(MAC, "eth1", {PEER: 1000, "02:42:0a:01:02:05": 250})
+    rules = link_faults.rules(MAC, "eth1", {PEER: 1000, "02:42:0a:01:02:05": 250})
     assert f"ether saddr {PEER} drop\n" in rules
     assert "ether saddr 02:42:0a:01:02:05 numgen random mod 1000 < 250 drop\n" in rules
     assert 'hook ingress device "eth1" priority -10' in rules, "before a joined card takes the frame away"
     assert rules.index("delete table netdev virtainer-wire-02420a010203") < rules.index("chain")
-    assert "chain" not in wire.rules(MAC, "eth1", {})
+    assert "chain" not in link_faults.rules(MAC, "eth1", {})
 
 
 def test_all_of_it_is_applied_and_healed(ran: list[tuple[str, str]]) -> None:
-    assert wire.main([MAC, f'{{"drop": {{"{PEER}": 1000}}, "rate_kbit": 512}}']) == 0
+    assert link_faults.main([MAC, f'{{"drop": {{"{PEER}": 1000}}, "rate_kbit": 512}}']) == 0
     assert [program for program, _ in ran] == [
         "nft --check -f -",
         "tc qdisc replace dev eth1 root tbf rate 512kbit burst 4096 latency 400ms",
         "nft -f -",
     ]
     ran.clear()
-    assert wire.main([MAC, "{}"]) == 0
+    assert link_faults.main([MAC, "{}"]) == 0
     assert [program for program, _ in ran][1:] == [
         "tc -json qdisc show dev eth1 root",
         "tc qdisc delete dev eth1 root",
@@ -107,7 +107,7 @@ def test_all_of_it_is_applied_and_healed(ran: list[tuple[str, str]]) -> None:
 def test_a_scheduler_that_the_kernel_lacks_changes_nothing(
     ran: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert wire.main([MAC, f'{{"drop": {{"{PEER}": 1000}}, "delay_ms": 20}}']) == 1
+    assert link_faults.main([MAC, f'{{"drop": {{"{PEER}": 1000}}, "delay_ms": 20}}']) == 1
     assert capsys.readouterr().err == (
         "wire: the host's kernel has no sch_netem, which a delay needs: load it on the engine's host (modprobe "
         "sch_netem; some distributions have it in a package of extra kernel modules), or do without a delay\n"

@@ -1,7 +1,7 @@
-"""What the outside asks of a running virtainer: signals, and the lease on its stdin.
+"""Requests from outside to a running virtainer: signals, and the end of the lease on its stdin.
 
-While the VM is being prepared a request ends the supervisor on the spot; once QEMU runs, requests queue in a
-pipe that the supervisor's loop reads.
+While the VM is being prepared a request ends the supervisor at once; when QEMU runs, requests are queued in a pipe
+that the supervisor's loop reads.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from virtainer.ending import End, Reason
+from virtainer.exit_reasons import End, Reason
 
 if TYPE_CHECKING:
     from types import FrameType
 
 STOP = (signal.SIGTERM, signal.SIGINT)
-LEASE_GONE = signal.SIGUSR1  # sent by ourselves, so that there is one queue for everything
+LEASE_GONE = signal.SIGUSR1  # sent by this process, so that there is one queue for all requests
 
-LEASE_END = "the holder of the lease, the container's stdin, is gone (without docker run -i there is none)"
+LEASE_END = "the holder of the lease, the container's stdin, has ended (without docker run -i there is none)"
 
 
 def end_at_once() -> None:
-    """From now on a request raises End wherever the supervisor is."""
+    """Raise End wherever the supervisor is, whenever a request comes from now on."""
     for number in (*STOP, LEASE_GONE):
         signal.signal(number, _raise)
 
@@ -35,7 +35,7 @@ def _raise(number: int, _frame: FrameType | None) -> None:
 
 
 def queue() -> int:
-    """From now on requests, and deaths of children, are bytes (signal numbers) in the returned pipe."""
+    """Return a pipe with a byte (the signal's number) for each request, and each death of a child, from now on."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in (*STOP, LEASE_GONE, signal.SIGCHLD):
@@ -44,7 +44,7 @@ def queue() -> int:
 
 
 def watch_lease(stdin: int = 0) -> None:
-    """Request the end when stdin ends. What is written to it means nothing."""
+    """Request the end when stdin ends. Its content is ignored."""
     main = threading.main_thread().ident or 0
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Short names of other containers, for guests that ask no DNS server for a name without dots.
+"""The DNS server for short names of other containers, as guests ask no DNS server for a name without dots.
 
 systemd-resolved completes such a name with a search domain, or does not ask at all. So the guest is given one
 (DHCP option 119), and this server answers for it: `web.virtainer.internal` is what the container calls `web`.
@@ -6,7 +6,7 @@ The domain is the same everywhere, as a memory snapshot of the guest holds it. M
 
 With DNS=names this is all the DNS that a guest has. The container's resolver may ask others for a name that it does
 not know, so it is asked for names without dots alone, completed with nothing, and only what is on the container's own
-networks is passed on. (Docker's asks nobody for such a name with `--dns-option ndots:1`.)
+networks is passed on. (Docker's asks no other server for such a name with `--dns-option ndots:1`.)
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _LOOKS_UP_SECONDS = 3600.0  # whether it was shut down, which it never is; the d
 
 
 def serve(only: Iterable[str] | None = None, *, ipv6: bool = False) -> int:
-    """Answer in the background from now on; returns the UDP port, on 127.0.0.1.
+    """Answer in the background from now on, and return the UDP port, on 127.0.0.1.
 
     Args:
-        only: networks; names without dots get answers, and only with addresses on these.
-        ipv6: IPv6 addresses are given, too.
+        only: networks: answer names without dots alone, with addresses on these networks.
+        ipv6: also answer with IPv6 addresses.
     """
     find: Callable[[bytes], list[str]] = look_up_with_ipv6 if ipv6 else look_up
     if only is not None:
@@ -60,7 +60,7 @@ def look_up(name: bytes) -> list[str]:
 
 
 def look_up_with_ipv6(name: bytes) -> list[str]:
-    """Do as look_up() does, for IPv6 addresses, too."""
+    """Ask like look_up(), for IPv6 addresses as well."""
     return _look_up(name, socket.AF_UNSPEC)
 
 
@@ -69,7 +69,7 @@ def _look_up(name: bytes, family: socket.AddressFamily) -> list[str]:
 
 
 def restricted(look_up: Callable[[bytes], list[str]], networks: Iterable[str]) -> Callable[[bytes], list[str]]:
-    """Make a `look_up` that knows names without dots, with addresses on these networks, and nothing else."""
+    """Return a `look_up` that knows only names without dots, with addresses on these networks."""
     from ipaddress import ip_address, ip_network
 
     known = [ip_network(each) for each in networks]

@@ -1,7 +1,8 @@
-"""Give a restored guest the right clock, new random numbers and, in a clone, its name.
+"""Identity of restored guests: clock, random numbers, hostname, machine-id and keys.
 
-A guest that is saved, as a template or in a snapshot, is left with a helper (`clone_helper.py`). The helper does this
-as soon as the guest continues, with the supervisor at the other end, and then waits for the next time.
+A guest that is saved, as a template or in a snapshot, has a helper in it (`clone_helper.py`). When the guest resumes,
+the helper sets clock, random numbers and, in a clone, the hostname, together with the supervisor
+(`images/runtime/virtainer/clone_agent.py`); then it waits for the next time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import BootError, Unclonable
+from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm import clone_helper
 
 if TYPE_CHECKING:
@@ -18,12 +20,11 @@ if TYPE_CHECKING:
     from pytest_virtainers.ssh.keys import KeyPair, Keys
     from pytest_virtainers.vm.machine import Machine
 
-_PORT = "org.virtainers.clone"
 _PATH = "/run/virtainer-clone.py"
 _TAKEN_OVER = "/run/virtainer-taken-over"
 _LACKS = 90
-# Built-ins of the shell only: where the guest is emulated, starting one program costs as much as all of this.
-# journalctl reads the folder of the current machine-id only, while journald keeps writing to the folder it opened.
+# Only builtins of the shell: in an emulated guest, to start one program takes as long as all of this.
+# journalctl reads only the folder of the current machine-id, while journald keeps writing to the folder it opened.
 _RENEW = """
 set -e
 umask 077
@@ -44,7 +45,7 @@ done
 { read -r pid </run/sshd.pid && kill -s HUP "$pid"; } 2>/dev/null ||
     systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
 """
-# In place, so that the file keeps its owner, mode and label.
+# Write in place, so that the file keeps its owner, mode and label.
 _ADMIT = f"""
 eval "file=~$LOGIN/.ssh/authorized_keys"
 lines=
@@ -62,19 +63,19 @@ _CHANGED = f"""
 sync
 changed=$(find /etc -cnewer {_TAKEN_OVER} -print -quit) && [ ! "$changed" ]
 """
-# Out of the login's cgroup, or else what is left of the login would keep its session open; into PID 1's own, because
-# the end of a unit would keep systemd, journald, D-Bus and logind busy just when a clone's first login needs the CPU.
+# The helper leaves the cgroup of the login, which would keep the session open. It joins PID 1's, because the end of a
+# unit would keep systemd, journald, D-Bus and logind busy when a clone's first login needs the CPU.
 LEAVE = f"""
 command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} || exit {_LACKS}
 tries=0
-until grep -qsx {_PORT} /sys/class/virtio-ports/*/name; do
+until grep -qsx {protocol.CLONE_PORT} /sys/class/virtio-ports/*/name; do
     tries=$((tries + 1))
     [ $tries -lt 50 ] || exit {_LACKS}
     sleep 0.1
 done
 umask 077
 cat >{_PATH} || exit
-set -- python3 -I -S {_PATH} {_PORT} "$FORMER"
+set -- python3 -I -S {_PATH} {protocol.CLONE_PORT} "$FORMER"
 scope=/sys/fs/cgroup/init.scope/cgroup.procs
 if [ -w $scope ] || ! command -v systemd-run >/dev/null; then
     setsid -f sh -c 'echo $$ >"$0" || :; exec "$@" </dev/null >/dev/null 2>&1' $scope "$@"
@@ -105,7 +106,7 @@ def leave_helper(machine: Machine, hostname: str, deadline: float) -> None:
         raise Unclonable("the guest has no python3, its kernel no virtio_console, or its machine no virtio devices")
     if not left.ok:
         raise BootError(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
-    machine.health.wait_until_reported("ready", lambda: supervisor.helpers_ready > before, deadline)
+    machine.health.wait_until_reported("helper-ready", lambda: supervisor.helpers_ready > before, deadline)
 
 
 def wait_until_done(machine: Machine, deadline: float, before: int = 0) -> None:
@@ -121,7 +122,7 @@ def wait_until_done(machine: Machine, deadline: float, before: int = 0) -> None:
     """
     __tracebackhide__ = True
     supervisor = machine.health.supervisor
-    machine.health.wait_until_reported("individual", lambda: supervisor.helpers_done > before, deadline)
+    machine.health.wait_until_reported("helper-done", lambda: supervisor.helpers_done > before, deadline)
 
 
 def renew(machine: Machine, host_key: KeyPair) -> None:
@@ -130,7 +131,7 @@ def renew(machine: Machine, host_key: KeyPair) -> None:
     What has read the machine-id before keeps the old one until it is restarted: machine-id(5).
 
     Raises:
-        BootError: the guest could not do it.
+        BootError: a command in the guest failed.
     """
     __tracebackhide__ = True
     renewed = machine.commands.run(
@@ -149,7 +150,7 @@ def take_over(machine: Machine, keys: Keys, more: Sequence[str]) -> None:
         more: further public keys that may log in.
 
     Raises:
-        BootError: the guest could not do it.
+        BootError: a command in the guest failed.
     """
     __tracebackhide__ = True
     lines = "".join(f"{line}\n" for line in more)

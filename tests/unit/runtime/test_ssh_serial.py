@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import line
+from virtainer import ssh_serial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Guest:
         server = self._served(socket.socket(socket.AF_UNIX))
         server.bind(self._path)
         server.listen()
-        self.line = line.Line(self._port, server, kept=kept)
+        self.line = ssh_serial.SSHSerial(self._port, server, kept=kept)
         self.end.settimeout(60)
 
     def __enter__(self) -> Self:

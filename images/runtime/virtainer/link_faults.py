@@ -3,7 +3,7 @@
     docker exec CONTAINER wire MAC '{"drop": {"02:42:0a:01:02:03": 1000}, "rate_kbit": 512, "delay_ms": 20}'
     docker exec CONTAINER wire MAC '{}'
 
-MAC is that of the container's interface on the network. The JSON is all that shall be wrong; what it leaves out is
+MAC is that of the container's interface on the network. The JSON has all faults; what it leaves out is
 healed. `drop` loses frames from senders, in thousandths, before anybody but a capture sees them; `rate_kbit`,
 `delay_ms` and `jitter_ms` are for what this machine sends.
 """
@@ -46,7 +46,7 @@ class Faults(NamedTuple):
 
 
 def parse(text: str) -> Faults:
-    """Read the wanted state; raises Invalid naming what is wrong with it."""
+    """Parse the faults; raises Invalid naming what is wrong with them."""
     try:
         given = json.loads(text)
     except ValueError as error:
@@ -116,26 +116,26 @@ def rules(mac: str, link: str, drop: dict[str, int]) -> str:
 
 
 def apply(mac: str, faults: Faults) -> None:
-    """Make it so. Raises interfaces.Missing, or Refused, and then all is as it was."""
+    """Apply the faults. If it raises interfaces.Missing or Refused, nothing has changed."""
     link = interfaces.find(mac)
     lost = rules(mac, link, faults.drop)
     try:
         run("nft", "--check", "-f", "-", stdin=lost)  # so that nothing is left to fail after the scheduler is there
     except ToolError as error:
         raise Refused(f"the host's kernel cannot lose frames: {error}") from None
-    wanted = scheduler(faults)
-    if wanted:
+    rule = scheduler(faults)
+    if rule:
         try:
-            run("tc", "qdisc", "replace", "dev", link, "root", *wanted)
+            run("tc", "qdisc", "replace", "dev", link, "root", *rule)
         except ToolError as error:
-            raise Refused(_explain(wanted[0], str(error))) from None
+            raise Refused(_explain(rule[0], str(error))) from None
     elif _scheduled(link):
         run("tc", "qdisc", "delete", "dev", link, "root")
     run("nft", "-f", "-", stdin=lost)
 
 
 def _scheduled(link: str) -> bool:
-    """Tell whether there is a scheduler of ours; without any, the kernel would refuse to remove one."""
+    """Return whether there is a scheduler of ours; without any, the kernel would refuse to remove one."""
     shown = json.loads(run("tc", "-json", "qdisc", "show", "dev", link, "root"))
     return any(each.get("kind") in _MODULES for each in shown)
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from virtainer import names
+from virtainer import dns
 
 A, AAAA = 1, 28
 
@@ -65,11 +65,11 @@ def parse(reply: bytes, asked: bytes) -> tuple[int, list[str]]:
 )
 def test_answers(name: str, kind: int, code: int, addresses: list[str]) -> None:
     asked = query(name, kind)
-    assert parse(names.answer(asked, resolver), asked) == (code, addresses)
+    assert parse(dns.answer(asked, resolver), asked) == (code, addresses)
 
 
 def test_it_answers_from_the_resolver_of_the_container() -> None:
-    port = names.serve()
+    port = dns.serve()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(5)
         asked = query("localhost.virtainer.internal")
@@ -92,13 +92,13 @@ def test_where_only_names_are_known_no_dots_and_nothing_from_elsewhere(
     name: str, code: int, addresses: list[str]
 ) -> None:
     asked = query(name)
-    restricted = names.restricted(resolver, ["172.18.0.0/16", "fd00::/64"])
-    assert parse(names.answer(asked, restricted), asked) == (code, addresses)
+    restricted = dns.restricted(resolver, ["172.18.0.0/16", "fd00::/64"])
+    assert parse(dns.answer(asked, restricted), asked) == (code, addresses)
 
 
 def test_where_only_names_are_known_the_resolver_completes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALDOMAIN", "example.com")
-    port = names.serve(["127.0.0.0/8", "::1/128"], ipv6=True)
+    port = dns.serve(["127.0.0.0/8", "::1/128"], ipv6=True)
     assert os.environ["LOCALDOMAIN"] == ""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(60)
@@ -109,7 +109,7 @@ def test_where_only_names_are_known_the_resolver_completes_none(monkeypatch: pyt
 
 def test_a_server_that_is_not_asked_sleeps() -> None:
     before = {thread.native_id for thread in threading.enumerate()}
-    names.serve()
+    dns.serve()
     (server,) = {thread.native_id for thread in threading.enumerate()} - before
     status = Path(f"/proc/self/task/{server}/status")
 

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtainer import interfaces, isolation, network, sources
+from virtainer.protocol import HIDDEN_ETHERTYPES
 from virtainer.tools import run
 
 if TYPE_CHECKING:
     from virtainer.isolation import Closed
 
-_PRIORITY = 0  # faults (virtainer.wire) come before
-_HIDDEN = {"0x0800": "0x88b5", "0x86dd": "0x88b6"}
+_PRIORITY = 0  # faults (virtainer.link_faults) come before
+_HIDDEN = {f"0x{seen:04x}": f"0x{hidden:04x}" for seen, hidden in HIDDEN_ETHERTYPES.items()}
 _ETHERTYPE = "@ll,96,16"  # as `ether type` cannot be set
 
 
@@ -48,12 +49,12 @@ class Taken(NamedTuple):
 
 
 def tap_name(mac: str) -> str:
-    """Name the tap of a card: by the MAC, so that both are found without a record of them."""
+    """Return the name of a card's tap: it has the MAC, so that both are found without a record."""
     return f"vt{mac.replace(':', '')}"
 
 
 def exists(mac: str) -> bool:
-    """Tell whether a card with this MAC is joined."""
+    """Return whether a card with this MAC is joined."""
     return interfaces.exists(tap_name(mac))
 
 
@@ -90,7 +91,7 @@ def _ask_for_host(taken: Taken) -> tuple[str, ...]:
 
 
 def _knock(address: str) -> None:
-    """Have the kernel ask who has an address: it sends a packet there (port 9 discards it)."""
+    """Make the kernel resolve an address: send a packet there (port 9 discards it)."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"", (address, 9))
 
@@ -114,7 +115,7 @@ def connect(taken: Taken, closed: Closed | None = None, *, hidden: bool = False,
     Raises ToolError.
     """
     ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
-    # The rules come first: nothing shall be heard of the addresses' going.
+    # The rules come first, so that no frame announces that the addresses go.
     run("nft", "-f", "-", stdin=rules(taken, closed, hidden=hidden, any_sender=any_sender))
     # Docker may have led the container's way out through this network, when that was connected.
     run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6) + _way_out())
@@ -141,7 +142,7 @@ def give_back(taken: Taken) -> None:
 
 
 def link_commands(taken: Taken, *, ipv6: bool) -> str:
-    """Return the input of `ip -batch`. The kernel shall make no IPv6 addresses of its own for either end."""
+    """Return the input of `ip -batch`. The kernel makes no IPv6 addresses for either end."""
     tap = tap_name(taken.mac)
     silent = "".join(f"link set dev {name} addrgenmode none\n" for name in (taken.link, tap)) if ipv6 else ""
     return (
@@ -155,7 +156,7 @@ def link_commands(taken: Taken, *, ipv6: bool) -> str:
 def rules(taken: Taken, closed: Closed | None = None, *, hidden: bool = False, any_sender: bool = False) -> str:
     """Return the input of `nft -f`: two tables for each card.
 
-    The kernel's own packets are dropped: it would tell routers of multicast groups even without an address.
+    The kernel's own packets are dropped: it would report multicast groups to routers even without an address.
     """
     tap, table = tap_name(taken.mac), _table(taken.mac)
     more = isolation.frame_rules(closed, taken.host)
@@ -196,7 +197,7 @@ def _senders(taken: Taken, closed: Closed | None, *, any_sender: bool) -> tuple[
 
 
 def _hiding() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give the statements that hide what is sent, and those that show it again: IP that was not hidden is dropped."""
+    """Return the statements that hide sent frames, and those that show received ones; other IP is dropped."""
     hide = tuple(f"{_ETHERTYPE} {seen} {_ETHERTYPE} set {hidden}" for seen, hidden in _HIDDEN.items())
     show = tuple(f"{_ETHERTYPE} {hidden} {_ETHERTYPE} set {seen}" for seen, hidden in _HIDDEN.items())
     return hide, (f"{_ETHERTYPE} {{ {', '.join(_HIDDEN)} }} drop", *show)

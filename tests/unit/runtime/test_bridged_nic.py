@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import devices, interfaces, isolation, joined, network, qmp
+from virtainer import bridged_nic, devices, interfaces, isolation, network, qmp
 from virtainer.tools import ToolError
 
 from tests.unit.runtime.fake_qemu import FakeQemu, listed
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAC = "02:42:0a:01:02:03"
 HOST = "02:42:00:00:00:01"
-TAKEN = joined.Taken(MAC, "eth1", ("10.1.2.3/24", "fd00::3/64"), 1450, (HOST,))
+TAKEN = bridged_nic.Taken(MAC, "eth1", ("10.1.2.3/24", "fd00::3/64"), 1450, (HOST,))
 ARP = f"""\
 IP address       HW type     Flags       HW address            Mask     Device
 10.1.2.1         0x1         0x2         {HOST}     *        eth1
@@ -61,14 +61,14 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(devices, "_FILES", tmp_path)
     monkeypatch.setattr(devices, "make_tap", lambda name: os.open("/dev/null", os.O_RDWR))
     monkeypatch.setattr(interfaces, "_SYS_NET", tmp_path)
-    monkeypatch.setattr(joined, "run", kernel.run)
-    monkeypatch.setattr(joined, "_RECORDS", tmp_path)
+    monkeypatch.setattr(bridged_nic, "run", kernel.run)
+    monkeypatch.setattr(bridged_nic, "_RECORDS", tmp_path)
     monkeypatch.setattr(isolation, "_RECORD", tmp_path / "closed.json")
     monkeypatch.setattr(isolation, "_LOCK", tmp_path / "closed.lock")
-    monkeypatch.setattr(joined, "_ARP", tmp_path / "arp")
+    monkeypatch.setattr(bridged_nic, "_ARP", tmp_path / "arp")
     monkeypatch.setattr(network, "WAY_OUT", tmp_path / "way_out")
     network.WAY_OUT.write_text("route replace default via 172.17.0.1 dev eth0\n")
-    monkeypatch.setattr(joined, "_knock", lambda address: None)
+    monkeypatch.setattr(bridged_nic, "_knock", lambda address: None)
     (tmp_path / "arp").write_text(ARP)
     (tmp_path / "eth1").mkdir()
     (tmp_path / "eth1" / "address").write_text(f"{MAC}\n")
@@ -77,7 +77,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 def make_card(folder: Path) -> None:
-    (folder / joined.tap_name(MAC)).mkdir()
+    (folder / bridged_nic.tap_name(MAC)).mkdir()
 
 
 def test_a_card_joins_with_a_tap_that_is_passed_on(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +97,7 @@ def test_a_card_joins_with_a_tap_that_is_passed_on(kernel: Kernel, capsys: pytes
 
 
 def test_frames_pass_both_ways_and_the_kernel_says_nothing() -> None:
-    rules = joined.rules(TAKEN)
+    rules = bridged_nic.rules(TAKEN)
     assert 'device "eth1" priority 0; policy accept;\n        fwd to "vt02420a010203"' in rules
     assert 'device "vt02420a010203" priority 0; policy accept;\n        ether saddr' in rules
     assert rules.index('device "vt02420a010203"') < rules.index('fwd to "eth1"')
@@ -105,7 +105,7 @@ def test_frames_pass_both_ways_and_the_kernel_says_nothing() -> None:
 
 
 def test_a_hidden_card_sends_and_takes_no_ip_by_its_name() -> None:
-    rules = joined.rules(TAKEN, hidden=True)
+    rules = bridged_nic.rules(TAKEN, hidden=True)
     to_guest, _, from_guest = rules.partition("chain from_guest")
     assert (
         """\
@@ -124,11 +124,11 @@ def test_a_hidden_card_sends_and_takes_no_ip_by_its_name() -> None:
 """
         in from_guest
     )
-    assert "@ll" not in joined.rules(TAKEN)
+    assert "@ll" not in bridged_nic.rules(TAKEN)
 
 
 def test_the_interface_loses_its_addresses_and_hears_everything() -> None:
-    commands = joined.link_commands(TAKEN, ipv6=True).splitlines()
+    commands = bridged_nic.link_commands(TAKEN, ipv6=True).splitlines()
     assert commands == [
         "link set dev eth1 addrgenmode none",
         "link set dev vt02420a010203 addrgenmode none",
@@ -136,14 +136,14 @@ def test_the_interface_loses_its_addresses_and_hears_everything() -> None:
         "link set dev eth1 promisc on up",
         "link set dev vt02420a010203 mtu 1450 up",
     ]
-    assert "addrgenmode" not in joined.link_commands(TAKEN, ipv6=False)
+    assert "addrgenmode" not in bridged_nic.link_commands(TAKEN, ipv6=False)
 
 
 @pytest.mark.parametrize("uplink", ["eth0", ""])
 def test_the_way_out_stays_as_it_was_as_long_as_its_network_does(tmp_path: Path, kernel: Kernel, uplink: str) -> None:
     if uplink:
         (tmp_path / uplink).mkdir()
-    joined.connect(TAKEN)
+    bridged_nic.connect(TAKEN)
     assert any("route replace default via 172.17.0.1 dev eth0\n" in each for each in kernel.inputs) == bool(uplink)
     assert "flush dev eth1" in kernel.ran[-1]
 
@@ -212,9 +212,9 @@ def test_removal_undoes_the_rules_and_leaves_the_interface_alone(tmp_path: Path,
 def test_a_second_card_knows_the_addresses_that_the_first_one_took(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert joined.look(MAC, 9000, for_host=True) == TAKEN
+    assert bridged_nic.look(MAC, 9000, for_host=True) == TAKEN
     kernel.described = []
-    assert joined.look(MAC, 9000, for_host=True) == TAKEN
+    assert bridged_nic.look(MAC, 9000, for_host=True) == TAKEN
     monkeypatch.setenv("CLOSED_HOSTS", "203.0.113.7")
     with FakeQemu(qom_list=[listed()]).listening(qmp.SOCKET):
         assert devices.main(["join", "nic1", MAC]) == 0
@@ -223,10 +223,10 @@ def test_a_second_card_knows_the_addresses_that_the_first_one_took(
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "_ASK_SECONDS", 0.01)
+    monkeypatch.setattr(bridged_nic, "_ASK_SECONDS", 0.01)
     (tmp_path / "arp").write_text(ARP.replace("0x2", "0x0"))
-    assert joined.look(MAC, 9000, for_host=True) == TAKEN._replace(host=())
+    assert bridged_nic.look(MAC, 9000, for_host=True) == TAKEN._replace(host=())
 
 
 def test_nobody_is_asked_for_a_host_that_is_open() -> None:
-    assert joined.look(MAC, 9000, for_host=False) == TAKEN._replace(host=())
+    assert bridged_nic.look(MAC, 9000, for_host=False) == TAKEN._replace(host=())
