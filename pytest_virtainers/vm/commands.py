@@ -55,7 +55,7 @@ class Commands(Core):
         Raises:
             CommandFailed: the exit code is not 0 (with `check`).
             CommandTimeout: it was still running after `timeout` seconds.
-            TransferError: it printed more than 1 GiB on a stream.
+            OutputTooLarge: it printed more than 1 GiB on a stream.
             VMGone, GuestPanic, SSHError: the machine or the connection went away.
         """
         __tracebackhide__ = True

@@ -12,13 +12,14 @@ from pytest_virtainers.errors import (
     BadTemplate,
     BootError,
     BootTimeout,
+    DiskFull,
     EngineError,
     GuestPanic,
     GuestStalled,
     QEMUCrashed,
+    RootCommandError,
+    RootCommandTimeout,
     SSHError,
-    StoreError,
-    TransferError,
     VirtainerError,
     VMGone,
 )
@@ -421,14 +422,14 @@ class Core:
         return met
 
     def _as_root(self, script: str, *words: str, timeout: float | None = None) -> bytes:
-        """Run one of our own scripts in the guest as root and give what it says; raises `VirtainerError`."""
+        """Run one of our own scripts in the guest as root and return its output; raises `RootCommandError`."""
         __tracebackhide__ = True
         output = bytearray()
         code, said = self.root_shell(
             ["sh", "-c", script, "sh", *words], stdin=None, stdout=output.extend, timeout=timeout
         )
         if code != 0:
-            raise VirtainerError(f"{self.name}: {said.strip() or bytes(output).decode(errors='replace').strip()}")
+            raise RootCommandError(f"{self.name}: {said.strip() or bytes(output).decode(errors='replace').strip()}")
         return bytes(output)
 
     def root_shell(
@@ -450,7 +451,7 @@ class Core:
             meanwhile: called four times a second; what it raises ends the script.
 
         Raises:
-            TransferError: it was not done in time.
+            RootCommandTimeout: it did not end in time.
             SSHError, VMGone: the connection broke; the VM has ended.
         """
         __tracebackhide__ = True
@@ -463,8 +464,8 @@ class Core:
         try:
             code = self._execute(text, stdin=stdin, stdout=stdout, stderr=hear, timeout=timeout, meanwhile=meanwhile)
         except TimedOut:
-            raise TransferError(
-                f"what we do as root in {self.name} was not done after {timeout:.0f} s; give it more (timeout=)"
+            raise RootCommandTimeout(
+                f"{self.name}: a root command did not finish within {timeout:.0f} s. Raise timeout= if it is slow"
             ) from None
         return code, said.decode(errors="replace")
 
@@ -533,9 +534,9 @@ class Core:
                 f"{self.name} has ended: {why}. The last lines of its console:\n{self.console.tail()}"
             )
         if cause := self._supervisor.disk_failure:
-            raise StoreError(
-                f"{self.name} stands still, because its disk could not be written: {cause}. "
-                "Make room on the engine's disk, or let the VM write less"
+            raise DiskFull(
+                f"{self.name}: QEMU has paused the VM, as its disk could not be written: {cause}. "
+                "Free space on the engine's disk, or let the VM write less"
             )
         if self.console.stalled():
             raise GuestStalled(

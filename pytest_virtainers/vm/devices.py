@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.config import parsing
-from pytest_virtainers.errors import EngineError, VirtainerError
+from pytest_virtainers.errors import EngineError, UsageError, VirtainerError
 from pytest_virtainers.vm.power import Power
 
 if TYPE_CHECKING:
@@ -133,12 +133,15 @@ class Devices(Power):
             timeout: seconds with KVM; ten times as many without.
 
         Raises:
-            ValueError: the size is none.
+            UsageError: `size` is no size.
             VirtainerError: QEMU refuses, or its host has no room.
             WaitTimeout: the guest does not show it.
         """
         __tracebackhide__ = True
-        mib = parsing.size_mib(least=1)(size)
+        try:
+            mib = parsing.size_mib(least=1)(size)
+        except ValueError as error:
+            raise UsageError(f"{self.name}: size={size!r}: {error}") from None
         name = self._name("disk")
         self._control("device", "add-disk", name, str(mib))
         disk = Disk(name, f"/dev/disk/by-id/virtio-{name}", mib)
@@ -290,7 +293,7 @@ class Devices(Power):
             button: `left`, `middle` or `right`.
 
         Raises:
-            ValueError: the screen has no such point.
+            UsageError: the screen has no such point.
             VMGone: the machine does not run; it would feel nothing.
             VirtainerError: QEMU knows no such button, or gives no picture.
         """
@@ -299,7 +302,7 @@ class Devices(Power):
             self._check_alive()
         width, height = struct.unpack(">II", self._picture()[16:24])  # PNG's IHDR
         if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(f"{x},{y} is not on the screen of {self.name}, which has {width}x{height} pixels")
+            raise UsageError(f"{x},{y} is not on the screen of {self.name}, which has {width}x{height} pixels")
         position = [
             {"type": "abs", "data": {"axis": axis, "value": round(part * _TABLET_MAX)}}
             for axis, part in (("x", (x + 0.5) / width), ("y", (y + 0.5) / height))
@@ -336,7 +339,7 @@ class Devices(Power):
         A terminal takes 4095 characters a line.
 
         Raises:
-            ValueError: that has no key for a character.
+            UsageError: that has no key for a character.
         """
         __tracebackhide__ = True
         self.send_keys(*(_chord(character) for character in text))
@@ -353,4 +356,4 @@ def _chord(character: str) -> str:
         return _PLAIN[character]
     if character in _SHIFTED:
         return f"shift-{_chord(_SHIFTED[character])}"
-    raise ValueError(f"a US keyboard has no key for {character!r}")
+    raise UsageError(f"a US keyboard has no key for {character!r}")

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pytest_virtainers.errors import UsageError
 from pytest_virtainers.support.progress import bar
 from pytest_virtainers.vm import transfer
 from pytest_virtainers.vm.commands import Commands
@@ -80,11 +81,11 @@ class Files(Commands):
         """List the paths in the guest that match a pattern of its shell (`/var/log/*.log`), in order.
 
         Raises:
-            ValueError: the pattern is not absolute, or has blanks or quotes, which a pattern cannot hold.
+            UsageError: the pattern is not absolute, or has blanks or quotes, which a pattern cannot hold.
         """
         __tracebackhide__ = True
         if not pattern.startswith("/") or any(each in pattern for each in " \t\n'\"\\$`"):
-            raise ValueError(
+            raise UsageError(
                 f"{pattern!r}: an absolute pattern without blanks, quotes, backslashes, $ and ` is needed"
             )
         found = self._as_root(_GLOB, pattern).decode("utf-8", "surrogateescape")

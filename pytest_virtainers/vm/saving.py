@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import paramiko
 
-from pytest_virtainers.errors import EngineError, SSHError, StoreError, Unclonable, VirtainerError
+from pytest_virtainers.errors import (
+    EngineError,
+    SnapshotError,
+    SSHError,
+    TemplateError,
+    Unclonable,
+    UsageError,
+    VirtainerError,
+)
 from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
@@ -216,7 +224,7 @@ class Saving(Power):
 
         Raises:
             Unclonable: the guest lacks what makes its clones individuals.
-            StoreError: it could not be saved; the message has the supervisor's words.
+            TemplateError: it could not be saved; the message has the supervisor's words.
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + _CLONE_SECONDS
@@ -233,13 +241,13 @@ class Saving(Power):
         time.sleep(_SETTLE_SECONDS)
         code, output = self.container.run(["save"])
         if code != 0:
-            raise StoreError(
-                f"saving a template of {self.spec.image} failed: {output.decode(errors='replace').strip()}"
+            raise TemplateError(
+                f"{self.spec.image}: its template could not be saved: {output.decode(errors='replace').strip()}"
             )
         with contextlib.suppress(EngineError):  # the container may be gone before the command's end is asked for
             self.container.run(["qmp", '{"execute": "quit"}'])
         if not self.container.wait(_CLONE_SECONDS):
-            raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
+            raise TemplateError(f"{self.spec.image}: its template could not be saved: QEMU did not quit")
         return session
 
     def snapshot(self, name: str | None = None) -> Snapshot:
@@ -249,16 +257,16 @@ class Saving(Power):
             name: of letters, digits, `-` and `_`; by default it gets one.
 
         Raises:
-            ValueError: the name has something else in it.
-            StoreError: there is one of this name; or it could not be kept: the message has QEMU's words, what the
+            UsageError: the name has something else in it, or there is one of this name.
+            SnapshotError: it could not be kept: the message has QEMU's words, what the
                 guest lacks for it, or which added disk is in the way.
             VMGone: the machine does not run.
         """
         __tracebackhide__ = True
         if name is not None and not _SNAPSHOT_NAME.fullmatch(name):
-            raise ValueError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
+            raise UsageError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
         if name is not None and name in self.snapshots():
-            raise StoreError(f"{self.name} has a snapshot {name} already: choose another name")
+            raise UsageError(f"{self.name} has a snapshot {name} already. Choose another name")
         if self._halted:
             self._check_alive()
         name = name or free_name(self._given)
@@ -282,7 +290,7 @@ class Saving(Power):
         try:
             individual.leave_helper(self, hostname="")
         except Unclonable as lack:
-            raise StoreError(f"no snapshot of {self.name} can be restored: {lack}") from lack
+            raise SnapshotError(f"{self.name}: its snapshots cannot be restored: {lack}") from lack
         self._wait_for_helper(deadline, ready)
 
     def snapshots(self) -> list[str]:
@@ -300,21 +308,22 @@ class Saving(Power):
         SSH goes on in the session that was open at that instant, if that was possible; else a new login is made.
 
         Raises:
-            ValueError: it is one of another machine.
-            StoreError: it could not be restored; the message has QEMU's words.
+            UsageError: it is one of another machine, or there is none of this name.
+            SnapshotError: it could not be restored; the message has QEMU's words.
             BootError: the guest did not answer afterwards.
         """
         __tracebackhide__ = True
         self._check_kept(snapshot)  # QEMU would halt the machine before it looks
         if gone := snapshot.cards - self._cards():
-            raise StoreError(
-                f"{self.name} has not the network cards any more that {snapshot.name} has: {sorted(gone)}"
+            raise SnapshotError(
+                f"{self.name}: cannot restore {snapshot.name}: network cards were removed since: "
+                f"{', '.join(sorted(gone))}. Take another snapshot, or launch a new VM"
             )
         stood_still = self._off or bool(self._halted)
         try:
             self._unplug_all_but(snapshot.cards, by_reset=stood_still)
         except VirtainerError as error:
-            raise StoreError(f"{self.name} cannot go back to {snapshot.name}: {error}") from error
+            raise SnapshotError(f"{self.name}: cannot restore {snapshot.name}: {error}") from error
         done = self._supervisor.helpers_done
         deadline = time.monotonic() + _CLONE_SECONDS
         if self._off:  # QEMU lets nothing run after a shutdown but what was reset
@@ -341,8 +350,8 @@ class Saving(Power):
         """Give the room of a snapshot of this machine, in its overlay, to what is written later.
 
         Raises:
-            ValueError: it is one of another machine.
-            StoreError: there is none of this name, or QEMU refuses; the message has its words.
+            UsageError: it is one of another machine, or there is none of this name.
+            SnapshotError: QEMU refuses; the message has its words.
         """
         __tracebackhide__ = True
         self._check_kept(snapshot)
@@ -352,10 +361,10 @@ class Saving(Power):
     def _check_kept(self, snapshot: Snapshot) -> None:
         __tracebackhide__ = True
         if snapshot.vm is not self:
-            raise ValueError(f"{snapshot!r} is not a snapshot of {self!r}")
+            raise UsageError(f"{snapshot!r} is not a snapshot of {self!r}")
         if snapshot.name not in self._kept and snapshot.name not in (there := self.snapshots()):
             have = f"it has {', '.join(there)}" if there else "it has none"
-            raise StoreError(f"{self.name} has no snapshot {snapshot.name}; {have}")
+            raise UsageError(f"{self.name} has no snapshot {snapshot.name}; {have}")
 
     def _in_place(self, action: str, *arguments: str) -> bool:
         """Have the supervisor do it; tell whether it was done, which without a helper in the guest it may not be."""
@@ -363,5 +372,5 @@ class Saving(Power):
         self._check_there()
         code, output = self.container.run(["snapshot", action, *arguments])
         if code not in {0, _NO_HELPER}:
-            raise StoreError(f"snapshot {action} on {self.name} failed: {output.decode(errors='replace').strip()}")
+            raise SnapshotError(f"{self.name}: snapshot {action} failed: {output.decode(errors='replace').strip()}")
         return code == 0

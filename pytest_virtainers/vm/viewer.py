@@ -10,7 +10,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.errors import EngineError, SpecError
+from pytest_virtainers.errors import EngineError, UsageError
 from pytest_virtainers.vm.power import Power
 from pytest_virtainers.vm.tunnels import join, listening
 
@@ -73,7 +73,7 @@ class Viewer(Power):
             port: on this machine's 127.0.0.1; 0: any that is free.
 
         Raises:
-            SpecError: the package that serves it is not installed.
+            UsageError: the package that serves it is not installed.
             VMGone: the machine is over.
             EngineError: the page could not be copied out of its container.
             OSError: the port is taken.
@@ -82,7 +82,7 @@ class Viewer(Power):
         try:
             from pytest_virtainers.vm import page
         except ModuleNotFoundError as error:
-            raise SpecError(
+            raise UsageError(
                 f"a page with noVNC needs the package {error.name}: pip install 'pytest-virtainers[novnc]'"
             ) from None
         with self.vnc() as display, page.serving(self._page(), display, port) as url:

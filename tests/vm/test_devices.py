@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import VM, StoreError, VirtainerError, VMGone, WaitTimeout
+from pytest_virtainers import VM, SnapshotError, VirtainerError, VMGone, WaitTimeout
 
 
 def test_disks_come_and_go(session_vm: VM) -> None:
@@ -48,7 +48,7 @@ def test_cards_come_and_go(session_vm: VM) -> None:
 def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
     card, devices = vm.nics["devices"], "ls /sys/class/net; ls /sys/block"
     disk = vm.add_disk(32)
-    with pytest.raises(StoreError, match=rf"of added disks \({disk.name}\) nothing is kept: remove them first"):
+    with pytest.raises(SnapshotError, match=rf"of added disks \({disk.name}\) nothing is kept: remove them first"):
         vm.snapshot()
     vm.remove_disk(disk)
     vm.pause()
@@ -68,7 +68,7 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
         assert vm.nics == {"devices": card}
         assert card.ip in vm.run(["ip", "addr", "show", card.device]).stdout
     vm.remove_nic(card)
-    with pytest.raises(StoreError, match=f"has not the network cards any more that {snapshot.name} has"):
+    with pytest.raises(SnapshotError, match=f"cannot restore {snapshot.name}: network cards were removed since"):
         vm.restore(snapshot)
     assert vm.run("true").ok, "it goes on"
 

@@ -51,7 +51,7 @@ def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, 
         session_vm.put(tree, "/var/tmp/broken")
     breaking.join()
     assert session_vm.run("cd /var/tmp/broken && find . -type f", sudo=True).stdout == "./tree/old\n"
-    with pytest.raises(TransferError, match="not done after 1 s"):
+    with pytest.raises(TransferError, match="did not finish within 1 s"):
         session_vm.put(tree, "/var/tmp/broken", timeout=1)
     assert session_vm.run("cd /var/tmp/broken && find . -type f", sudo=True).stdout == "./tree/old\n"
 

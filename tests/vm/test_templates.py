@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.idle import share
-from pytest_virtainers import VM, Arguments, GuestPanic, StoreError, VMFactory
+from pytest_virtainers import VM, Arguments, GuestPanic, UsageError, VMFactory
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.engine.client import Engine
@@ -305,7 +305,7 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     vm.delete_snapshot(another)
     assert _overlay_bytes(vm) < before - 50e6, "the room of its memory is free"
     assert another.name not in vm.snapshots()
-    with pytest.raises(StoreError, match=f"has no snapshot {another.name}; it has {snapshot.name}"):
+    with pytest.raises(UsageError, match=f"has no snapshot {another.name}; it has {snapshot.name}"):
         vm.restore(another)
     assert vm.snapshot().name != another.name
     with pytest.raises(ValueError, match="is not a snapshot of"):

@@ -12,10 +12,10 @@ from virtainer.ending import End, Reason
 
 from pytest_virtainers.errors import (
     BadTemplate,
+    DiskFull,
     GuestPanic,
     QEMUCrashed,
     SSHError,
-    StoreError,
     VirtainerError,
     VMGone,
 )
@@ -36,9 +36,9 @@ OUT_OF_MEMORY = End(Reason.QEMU, "QEMU was killed (SIGKILL)").line
     [
         (
             Container(RUNS, DISK_FAILED),
-            StoreError,
-            "vm stands still, because its disk could not be written: no space left in IMAGE_DIR. "
-            "Make room on the engine's disk, or let the VM write less",
+            DiskFull,
+            "vm: QEMU has paused the VM, as its disk could not be written: no space left in IMAGE_DIR. "
+            "Free space on the engine's disk, or let the VM write less",
         ),
         (
             Container(BAD_TEMPLATE, ended=True),
