@@ -35,7 +35,7 @@ from pytest_virtainers.cli.complete import (
     option_of,
     snapshot_tags,
 )
-from pytest_virtainers.errors import SpecError
+from pytest_virtainers.errors import UsageError
 from pytest_virtainers.terminal import Plain, one_line, printable
 
 if TYPE_CHECKING:
@@ -434,7 +434,7 @@ def restore(name: str, tag: str | None) -> None:
     with detached.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
         there = [] if tag else vm.snapshots()
         if not tag and not there:
-            raise SpecError(f"{name} has no snapshot; virtainers snapshot {name} makes one")
+            raise UsageError(f"{name} has no snapshot; virtainers snapshot {name} makes one")
         vm.restore(Snapshot(vm, tag or there[-1]))
 
 
@@ -452,7 +452,7 @@ def commit(name: str, file: Path) -> None:
     from pytest_virtainers.launching.launcher import Manager
 
     if not file.absolute().parent.is_dir():
-        raise SpecError(f"{file}: there is no such folder")
+        raise UsageError(f"{file}: there is no such folder")
     with Manager(settings(), progress()) as manager, progress().step(f"writing the disk of {name} to {file}"):
         facts = detached.commit(manager, name, file)
     print(file)

@@ -212,8 +212,7 @@ def export(manager: Manager, evidence: Evidence, target: Path) -> None:
     """Write the machine's disk as one flat qcow2 file.
 
     Raises:
-        SpecError, ImageError: as `launch` does.
-        StoreError: the disk could not be made.
+        SpecError, ImageError: as `launch` does, or the disk cannot be made.
     """
     name = shown(evidence.folder / OVERLAY)
     manager.flatten(_archive(evidence), name, (guest(manager, evidence).place,), target)

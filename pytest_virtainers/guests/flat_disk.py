@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.errors import EngineError, StoreError
+from pytest_virtainers.errors import EngineError, ImageError
 from pytest_virtainers.guests.disk_format import DISK
 from pytest_virtainers.store import volume
 
@@ -47,7 +47,7 @@ def write(
         code, said = container.run(["flatten", f"{_FOLDER}/{LAYER}", *layers, f"{_FOLDER}/flat.qcow2"])
         if code != 0:
             why = " ".join(said.decode(errors="replace").split()).removeprefix("flatten: ")
-            raise StoreError(
+            raise ImageError(
                 why.replace(f"{_FOLDER}/{LAYER}", name) or f"{name} cannot be converted (exit code {code})"
             )
         receive(container, f"{_FOLDER}/flat.qcow2", target)

@@ -545,7 +545,7 @@ class Manager:
             target: the file.
 
         Raises:
-            StoreError: the disk cannot be made.
+            ImageError: the disk cannot be made.
             EngineError: the engine failed.
         """
         flat_disk.write(

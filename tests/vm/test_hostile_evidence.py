@@ -23,7 +23,7 @@ from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.errors import BadTemplate, StoreError, VMGone
+from pytest_virtainers.errors import BadTemplate, ImageError, VMGone
 from pytest_virtainers.evidence import collect
 from pytest_virtainers.evidence import resume as evidence_reader
 from pytest_virtainers.evidence.resume import MEMORY
@@ -180,7 +180,7 @@ def test_where_a_disk_is_used_its_header_is_looked_at_again(
     with_data_in(folder, "/store/secret")
     monkeypatch.setattr(evidence_reader, "_check_header", lambda _folder: None)
     hostile = evidence_reader.read(folder, disk_only=True)
-    with pytest.raises(StoreError, match=rf"^{folder}/overlay\.qcow2 keeps its data in another file$"):
+    with pytest.raises(ImageError, match=rf"^{folder}/overlay\.qcow2 keeps its data in another file$"):
         evidence_reader.export(manager, hostile, tmp_path / "flat")
     vm = evidence_reader.launch(manager, hostile)
     try:
