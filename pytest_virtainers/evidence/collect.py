@@ -15,9 +15,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.errors import RootCommandTimeout, VirtainerError
-from pytest_virtainers.evidence import seals
+from pytest_virtainers.evidence import cores, seals
 from pytest_virtainers.evidence.manifest_file import FORMAT, KEY, MANIFEST, OVERLAY, REMEMBERED, SEED, STATE
-from pytest_virtainers.launching import cores
 from pytest_virtainers.vm.limited import Limited, TooMuch
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.errors import RootCommandTimeout, SSHError, VirtainerError
-from pytest_virtainers.launching import cores
+from pytest_virtainers.evidence import cores
 
 MIB = 1024 * 1024
 
