@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.support.progress import Progress
 
 PAPERS = "machine.json"
@@ -103,27 +103,27 @@ def find(engine: Engine, name: str) -> Machine:
     raise UsageError(f"no machine is called {name}; {names}. virtainers run --detach --name {name} makes one")
 
 
-def keep(manager: Manager, spec: Spec) -> VM:
-    """Start a VM that stays; `manager` is one of detached VMs.
+def keep(launcher: Launcher, spec: Spec) -> VM:
+    """Start a VM that stays; `launcher` is one of detached VMs.
 
     Raises:
         UsageError: there is one of this name.
-        VirtainerError: as `Manager.launch` does; nothing of it remains then.
+        VirtainerError: as `Launcher.launch` does; nothing of it remains then.
     """
     with locked(f"machine-{spec.name}"):
-        if any(each.name == spec.name for each in list_all(manager.engine)):
+        if any(each.name == spec.name for each in list_all(launcher.engine)):
             raise UsageError(
                 f"there is a machine called {spec.name} already: virtainers rm {spec.name} removes it, --name gives "
                 "this one another name"
             )
-        vm = manager.launch(spec)
+        vm = launcher.launch(spec)
         papers = {
             "format": _FORMAT,
             "spec": {**{name: getattr(spec, name) for name in REMEMBERED}, "arch": vm.arch, "firmware": vm.firmware},
             "user": vm.user,
             "keys": asdict(vm.keys),
-            "store": manager.store_location,
-            **manager.facts(vm),
+            "store": launcher.store.location,
+            **launcher.facts(vm),
         }
         vm.container.put("/", {PAPERS: json.dumps(papers).encode()})
         vm.container.keep(owner.lasting_name(spec.name))
@@ -243,7 +243,7 @@ def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
         log.close()
 
 
-def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
+def commit(launcher: Launcher, name: str, target: Path) -> dict[str, str]:
     """Write the disk of a VM that is switched off as one flat qcow2 file, a guest image for others.
 
     Returns:
@@ -254,19 +254,19 @@ def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
         ImageError: the disk could not be made.
         EngineError: the engine failed.
     """
-    machine = find(manager.engine, name)
+    machine = find(launcher.engine, name)
     if not machine.is_off:
         raise UsageError(f"{name} is {machine.state}, and its disk changes: virtainers stop {name} first")
-    papers = _papers_of(manager.engine, machine)
+    papers = _papers_of(launcher.engine, machine)
     store = papers["store"]
-    if store != manager.store_location:
+    if store != launcher.store.location:
         raise UsageError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
-    with manager.engine.failures(f"copying the disk of {name}"):
-        used = manager.engine.api.inspect_container(machine.container)["Config"]["Labels"][USES]
-        pieces, _ = manager.engine.api.get_archive(machine.container, f"/mounted/{flat_disk.LAYER}")
-    with manager.store() as shop:
+    with launcher.engine.failures(f"copying the disk of {name}"):
+        used = launcher.engine.api.inspect_container(machine.container)["Config"]["Labels"][USES]
+        pieces, _ = launcher.engine.api.get_archive(machine.container, f"/mounted/{flat_disk.LAYER}")
+    with launcher.store.open() as shop:
         places = templates.layers(used, shop)
-    manager.flatten(pieces, f"the disk of {name}", places, target)
+    launcher.disks.flatten(pieces, f"the disk of {name}", places, target)
     return {"user": papers["user"], "arch": papers["spec"]["arch"], "firmware": papers["spec"]["firmware"]}
 
 

@@ -117,12 +117,12 @@ def _on_network(*, network: str | None, **given: Any) -> dict[str, Any]:
 def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
     from pytest_virtainers import detached
     from pytest_virtainers.api import persistent
-    from pytest_virtainers.launching.launcher import Manager
-    from pytest_virtainers.launching.lifetime import Tenure
+    from pytest_virtainers.launching.build import build_launcher
+    from pytest_virtainers.launching.lifetime import Lifetime
 
-    tenure = Tenure(detached=True, auto_remove=auto_remove, folder=persistent(persist))
-    with Manager(ours, progress(), tenure=tenure) as manager:
-        vm = detached.keep(manager, spec)
+    lifetime = Lifetime(detached=True, auto_remove=auto_remove, folder=persistent(persist))
+    with build_launcher(ours, progress(), lifetime=lifetime) as launcher:
+        vm = detached.keep(launcher, spec)
         tell(f"{vm.name} ({spec.image}) is at {vm.ip}: virtainers ssh {vm.name}")
         return ssh(vm, shlex.join(words)) if words else 0
 
@@ -449,12 +449,12 @@ def commit(name: str, file: Path) -> None:
       virtainers stop web; virtainers commit web web.qcow2; virtainers run ./web.qcow2 --user debian
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
 
     if not file.absolute().parent.is_dir():
         raise UsageError(f"{file}: there is no such folder")
-    with Manager(settings(), progress()) as manager, progress().step(f"writing the disk of {name} to {file}"):
-        facts = detached.commit(manager, name, file)
+    with build_launcher(settings(), progress()) as launcher, progress().step(f"writing the disk of {name} to {file}"):
+        facts = detached.commit(launcher, name, file)
     print(file)
     options = " ".join(f"--{option} {facts[option]}" for option in ("user", "arch", "firmware"))
     tell(f"a VM with it: virtainers run {shlex.quote(str(file.absolute()))} {options}")

@@ -39,7 +39,7 @@ def write(
     places: Sequence[str],
     target: Path,
 ) -> None:
-    """Write a flat disk to `target`; the arguments, and what it raises, are those of `Manager.flatten`."""
+    """Write a flat disk to `target`; the arguments, and what it raises, are those of `Disks.flatten`."""
     container = _start(engine, access, runtime_image, run_id, places)
     try:
         container.put_archive(_FOLDER, overlay)

@@ -31,17 +31,19 @@ class Once:
     """Things that are made once in a run.
 
     Args:
-        run_id: shared by the processes of a test run; empty: there is only this one.
-
-    Attributes:
-        without_time_limit: a context in which the time limit of a test does not run.
+        run_id: id that the processes of a test run share; empty: there is only this one.
+        without_time_limit: returns a context in which the time limit of a test does not run.
     """
 
-    def __init__(self, run_id: str = "") -> None:
+    def __init__(
+        self,
+        run_id: str = "",
+        without_time_limit: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
         self._run_id = run_id
         self._failures: dict[str, str] = {}
         self._rare: set[str] = set()
-        self.without_time_limit: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+        self.without_time_limit = without_time_limit
 
     def check(self, key: str, who: str) -> None:
         """Raise `TemplateError` for a VM (`who`), if its template `key` could not be made in this run."""

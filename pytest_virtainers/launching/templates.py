@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -31,7 +31,6 @@ from pytest_virtainers.vm import individual, provisioning
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
-    from typing import Protocol
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.guests.images import Guest
@@ -39,16 +38,6 @@ if TYPE_CHECKING:
     from pytest_virtainers.store.volume import Workshop
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
-
-    class Maker(Protocol):
-        """Starts the machine that becomes a template; what it raises passes through `Templates.ensure`."""
-
-        def boot(self, spec: Spec, keys: Keys, folder: str, /) -> VM:
-            """Boot a spec with these keys so that it can be saved into a folder of the store."""
-
-        def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template, /) -> VM:
-            """Do the same from a copy of its plain template; raises `NotLayered` if a boot may do better."""
-
 
 _FORMAT = 4
 _NO_KEYS = Keys(KeyPair("", ""), KeyPair("", ""))
@@ -94,13 +83,23 @@ class Template:
         return path(self.place)
 
 
+class Maker(Protocol):
+    """Starts the machine that becomes a template; what it raises passes through `Templates.ensure`."""
+
+    def boot(self, spec: Spec, keys: Keys, folder: str, /) -> VM:
+        """Boot a spec with these keys so that it can be saved into a folder of the store."""
+
+    def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template, /) -> VM:
+        """Do the same from a copy of its plain template; raises `NotLayered` if a boot may do better."""
+
+
 class Templates:
     """The templates of one run.
 
     Args:
         store: opens the store.
         holds: keeps what is in it for us.
-        runtime_id: of the image that saves and restores.
+        runtime_id: returns the id of the runtime image, which saves and restores.
         progress: where long steps are shown.
         once: what this run has failed to make.
     """
@@ -110,7 +109,7 @@ class Templates:
         store: Callable[[], AbstractContextManager[Workshop]],
         *,
         holds: Holds,
-        runtime_id: str,
+        runtime_id: Callable[[], str],
         progress: Progress,
         once: Once | None = None,
     ) -> None:
@@ -237,7 +236,7 @@ class Templates:
         shape = replace(spec, name=HOSTNAME, hostname=None, files={})
         facts = {
             "format": _FORMAT,
-            "runtime": self._runtime_id,
+            "runtime": self._runtime_id(),
             "disk": guest.digest,
             "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, guest.arch, shape.internet],
             "firmware": guest.boots_with(shape.firmware),

@@ -18,7 +18,7 @@ from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.sweep import sweep
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.launcher import Launcher
 from tests.vm.processes import reaper_of
 from tests.vm.terminal import AT_TERMINAL
 
@@ -161,11 +161,11 @@ def owned(engine: Engine) -> dict[str, int]:
 
 
 def test_whenever_a_run_is_killed_nothing_of_it_is_left_five_seconds_later(
-    manager: Manager, engine: Engine, settings: Settings
+    launcher: Launcher, engine: Engine, settings: Settings
 ) -> None:
     """`KILLS=100` for a long run."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
-    manager.discard(manager.launch(spec))  # there is a template
+    launcher.discard(launcher.launch(spec))  # there is a template
     killed: dict[int, tuple[float, str]] = {}  # when, and how far it was
     left: list[tuple[str, str]] = []
     had: list[str] = []
@@ -254,19 +254,19 @@ def test_workers_end_with_the_main_process(start: Callable[..., Run], engine: En
     ("number", "code", "name"), [(signal.SIGINT, 2, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_during_boot_cleans_up_at_once(
-    start: Callable[..., Run], number: signal.Signals, code: int, name: str, manager: Manager
+    start: Callable[..., Run], number: signal.Signals, code: int, name: str, launcher: Launcher
 ) -> None:
     run = start(BOOTING, name)
     run.until_booting()
     (vm,) = (each["Id"] for each in run.containers() if each["Labels"]["virtainers"] == "vm")
-    environment = dict(each.split("=", 1) for each in manager.engine.api.inspect_container(vm)["Config"]["Env"])
-    with manager.store() as shop:
+    environment = dict(each.split("=", 1) for each in launcher.engine.api.inspect_container(vm)["Config"]["Env"])
+    with launcher.store.open() as shop:
         assert "ram" in shop.shell(f"ls {environment['IMAGE_DIR']}").split(), "half-made"
     run.process.send_signal(number)
     assert run.process.wait(60) == code, run.log.read_text()
     assert run.containers() == []
     assert run.networks() == []
-    with manager.store() as shop:
+    with launcher.store.open() as shop:
         shop.shell(f"! ls -d {environment['IMAGE_DIR']}")
 
 
@@ -310,7 +310,7 @@ def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, monkeypatch: py
 
 
 def test_many_clones_leave_nothing(
-    manager: Manager, engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`CYCLES=200` for a long run."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no run on another engine writes
@@ -318,7 +318,7 @@ def test_many_clones_leave_nothing(
 
     def present() -> dict[str, object]:
         api = engine.api
-        with manager.store() as shop:
+        with launcher.store.open() as shop:
             store = shop.shell("find /store -mindepth 2 -maxdepth 3 | sort")
         return {
             "containers": {each["Id"] for each in api.containers(all=True)},
@@ -330,13 +330,13 @@ def test_many_clones_leave_nothing(
         }
 
     for _ in range(2):  # the first ones make the template, the network and the threads that stay
-        manager.discard(manager.launch(spec))
+        launcher.discard(launcher.launch(spec))
     before, descriptors = present(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(int(os.environ.get("CYCLES", "5"))):
-        vm = manager.launch(spec)
+        vm = launcher.launch(spec)
         assert vm.ssh_command
         vm.run("true")
-        manager.discard(vm)
+        launcher.discard(vm)
     time.sleep(1)
     assert present() == before
     # The engine's client keeps a few idle connections; a descriptor lost in each cycle would be more.

@@ -14,7 +14,7 @@ SUITE = """
     before = set()
 
     def present(config):
-        api = docker.APIClient(base_url=session.manager(config).engine.url, version="auto")
+        api = docker.APIClient(base_url=session.launcher(config).engine.url, version="auto")
         found = api.containers(filters={{"label": ["virtainers.vm=ahead"]}})
         api.close()
         return {{each["Id"] for each in found}}

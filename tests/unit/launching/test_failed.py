@@ -1,253 +1,116 @@
-"""Machines that are lost while they are launched, and the disks of those whose container is gone."""
+"""VMs whose launch fails, and those that their tests no longer use: how long they stay."""
 
-from __future__ import annotations
-
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.config.settings import resolve
-from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.container import Bind, Container
+from pytest_virtainers.config.spec import Spec
+from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
-from pytest_virtainers.guests.images import Guest
-from pytest_virtainers.launching import launcher as module
-from pytest_virtainers.launching.container_plan import Starter
-from pytest_virtainers.launching.launcher import Manager
-from pytest_virtainers.launching.networks import Networks
-from pytest_virtainers.launching.templates import Template
+from pytest_virtainers.launching.templates import Maker, Template
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.support.progress import SILENT
-from tests.unit.fake_engine import Answer, FakeEngine, serving
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-NOTHING: dict[str, Answer] = {
-    "GET /containers/json": (200, []),
-    "GET /networks": (200, []),
-    "GET /volumes": (200, {"Volumes": []}),
-    "DELETE /containers/0123": (204, None),
-}
-CLONE, BOOT = merge(resolve([]).shape, {"template": True}), merge(resolve([]).shape, {"template": False})
-
-
-class World:
-    """What happens, in order: machines are started and end; each waits for the next of `fates`."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self.fates: list[BaseException | None] = []
-        self.refuses_to_go = False
-
-    def start(
-        self, _spec: object, _places: object, environment: dict[str, str], _node_id: str, **_named: object
-    ) -> Any:
-        number = sum(each.startswith("start") for each in self.events) + 1
-        self.events.append(f"start {number}")
-        joint = SimpleNamespace(mac="")
-        return SimpleNamespace(number=number, environment=environment, close=lambda: None, joint=lambda: joint)
-
-    def shell(self, *words: str) -> None:
-        self.events.append(" ".join(words))
-
-    def machine(self, spec: object, *, container: Any, **_: object) -> Any:
-        return Machine(self, spec, container)
-
-    @contextmanager
-    def store(self) -> Iterator[Any]:
-        yield self
-
-
-class Machine:
-    def __init__(self, world: World, spec: object, container: Any) -> None:
-        self.spec, self.container = spec, container
-        self.networks = ()
-        self.world, self.number = world, container.number
-        self.folder = container.environment.get("IMAGE_DIR", "/mounted")
-
-    def wait_until_ready(self, _session: object = None) -> None:
-        fate = self.world.fates.pop(0)
-        if fate is not None:
-            raise fate
-
-    wait_until_cloned = wait_until_ready
-
-    def close(self) -> None:
-        self.world.events.append(f"end {self.number}")
-        if self.world.refuses_to_go:
-            raise EngineError("it does not go")
+from tests.unit.launching.world import BOOT, CLONE, TEMPLATE, World
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World()
-    monkeypatch.setattr(Starter, "start", world.start)
-    monkeypatch.setattr(Manager, "store", world.store)
-    monkeypatch.setattr(module, "Endpoint", lambda *_: None)
-    monkeypatch.setattr(module, "VM", world.machine)
-    monkeypatch.setattr(Networks, "get", lambda *_: SimpleNamespace(join=lambda *_: None))
-    return world
-
-
-@pytest.fixture
-def server() -> Iterator[FakeEngine]:
-    with serving(NOTHING) as server:
-        yield server
-
-
-@pytest.fixture
-def manager(server: FakeEngine) -> Iterator[Manager]:
-    manager = make(server, keeps_lost=True)
-    yield manager
-    manager.close()
-
-
-def make(server: FakeEngine, *, keeps_lost: bool) -> Manager:
-    settings = resolve([])
-    object.__setattr__(settings, "engine", server.url)
-    manager: Any = Manager(settings, SILENT, keeps_lost=keeps_lost)
-    manager._budget = SimpleNamespace(check=lambda _: None)
-    manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
-    template = Template("key", "guests/debian-13-abc", "debian", Keys.generate())
-    manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
-    manager._runtime_image = "runtime"
-    return manager  # type: ignore[no-any-return]
+def discarding(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A launcher for which no failed VM is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return World(engine, keep_failed=False)
 
 
 @pytest.mark.parametrize("fate", [BootTimeout("slow"), KeyError("prepare"), pytest.fail.Exception("Timeout >1s")])
-def test_a_machine_whose_launch_fails_stays_until_its_evidence_is_taken(
-    fate: BaseException, manager: Manager, world: World
-) -> None:
+def test_a_vm_whose_launch_fails_stays_until_its_evidence_is_taken(fate: BaseException, world: World) -> None:
     world.fates = [fate]
     with pytest.raises(type(fate)):
-        manager.launch(BOOT)
-    assert len(manager.lost) == 1
+        world.launch(BOOT)
+    assert len(world.failed.vms) == 1
     assert world.events == ["start 1"]
-    manager.bury()
-    assert (world.events, manager.lost) == (["start 1", "end 1"], [])
+    world.failed.close()
+    assert (world.events, world.failed.vms) == (["start 1", "end 1"], [])
 
 
-def make_templates(manager: Any) -> None:
-    """Have each clone's template made first, in a scratch folder that is always called the same."""
+def make_templates(world: World) -> None:
+    """Make the template of each clone first, in a scratch folder that is always called the same."""
 
-    def ensure(spec: object, _guest: object, maker: Any) -> Any:
-        return maker.boot(spec, Keys.generate(), "/store/.scratch-1")
+    def make(spec: Spec, maker: Maker) -> Template:
+        maker.boot(spec, Keys.generate(), "/store/.scratch-1")
+        return TEMPLATE
 
-    manager._templates = SimpleNamespace(ensure=ensure)
+    world.templates.make = make
 
 
 @pytest.mark.parametrize("fate", [BootTimeout("slow"), KeyError("prepare"), KeyboardInterrupt()])
-def test_one_that_was_to_become_a_template_ends_before_its_half_made_folder_goes(
-    fate: BaseException, manager: Manager, world: World
+def test_a_vm_that_was_to_become_a_template_ends_before_its_half_made_folder_is_removed(
+    fate: BaseException, world: World
 ) -> None:
-    make_templates(manager)
+    make_templates(world)
     world.fates = [fate]
     with pytest.raises(type(fate)):
-        manager.launch(CLONE)
-    assert [each.folder for each in manager.lost] == ["/store/.scratch-1"]
+        world.launch(CLONE)
+    assert [each.folder for each in world.failed.vms] == ["/store/.scratch-1"]
     assert world.events == ["start 1"]
-    manager.bury(retired=False)
+    world.failed.close(released=False)
     assert world.events == ["start 1", "end 1", 'rm -rf "$@" /store/.scratch-1']
-    manager.bury()
+    world.failed.close()
     assert len(world.events) == 3, "once"
 
 
-def test_its_folder_goes_with_the_run_even_if_it_does_not_go_itself(server: FakeEngine, world: World) -> None:
-    manager = make(server, keeps_lost=True)
-    make_templates(manager)
+def test_the_half_made_folder_is_removed_at_the_end_even_if_its_vm_cannot_be_closed(world: World) -> None:
+    make_templates(world)
     world.fates, world.refuses_to_go = [BootTimeout("slow")], True
     with pytest.raises(BootTimeout):
-        manager.launch(CLONE)
+        world.launch(CLONE)
     with pytest.raises(EngineError, match="it does not go"):
-        manager.close()
+        world.launcher.close()
     assert world.events == ["start 1", "end 1", 'rm -rf "$@" /store/.scratch-1']
 
 
-def test_when_nobody_wants_evidence_the_folder_is_its_builders(server: FakeEngine, world: World) -> None:
-    manager = make(server, keeps_lost=False)
-    make_templates(manager)
-    world.fates = [BootTimeout("slow")]
+def test_without_evidence_the_half_made_folder_is_left_to_its_builder(discarding: World) -> None:
+    make_templates(discarding)
+    discarding.fates = [BootTimeout("slow")]
     with pytest.raises(BootTimeout):
-        manager.launch(CLONE)
-    manager.close()
-    assert world.events == ["start 1", "end 1"]
+        discarding.launch(CLONE)
+    discarding.launcher.close()
+    assert discarding.events == ["start 1", "end 1"]
 
 
-def test_it_ends_at_once_when_nobody_wants_evidence(server: FakeEngine, world: World) -> None:
-    manager = make(server, keeps_lost=False)
-    world.fates = [BootTimeout("slow")]
+def test_without_evidence_a_failed_vm_ends_at_once(discarding: World) -> None:
+    discarding.fates = [BootTimeout("slow")]
     with pytest.raises(BootTimeout):
-        manager.launch(BOOT)
-    assert (world.events, manager.lost) == (["start 1", "end 1"], [])
-    manager.close()
+        discarding.launch(BOOT)
+    assert (discarding.events, discarding.failed.vms) == (["start 1", "end 1"], [])
+    discarding.launcher.close()
 
 
 @pytest.mark.parametrize(("spec", "fate"), [(CLONE, BootTimeout("slow")), (BOOT, GuestStalled("it hangs"))])
-def test_a_machine_that_was_lost_makes_room_for_the_next_try(
-    spec: Any, fate: BaseException, manager: Manager, world: World
-) -> None:
+def test_a_failed_vm_makes_room_for_the_next_try(spec: Spec, fate: BaseException, world: World) -> None:
     world.fates = [fate, None]
-    vm: Any = manager.launch(spec)
-    assert vm.number == 2
+    assert world.launch(spec).number == 2
     assert world.events == ["start 1", "end 1", "start 2"]
-    assert manager.lost == []
+    assert world.failed.vms == []
 
 
-def test_a_machine_that_is_not_given_ends_with_the_run(server: FakeEngine, world: World) -> None:
-    manager = make(server, keeps_lost=True)
+def test_a_vm_that_is_ready_but_not_returned_ends_with_the_run(world: World) -> None:
     world.fates = [BootTimeout("slow"), None]
     with pytest.raises(BootTimeout):
-        manager.launch(BOOT)
+        world.launch(BOOT)
     world.refuses_to_go = True
     with pytest.raises(EngineError, match="it does not go"):
-        manager.launch(BOOT)
+        world.launch(BOOT)
     world.refuses_to_go = False
-    manager.close()
+    world.launcher.close()
     assert world.events == ["start 1", "start 2", "end 1", "end 2"]
 
 
-def test_machines_that_nobody_uses_any_more_end_all_even_if_one_does_not_go(manager: Manager, world: World) -> None:
-    world.fates = [None, None]
-    for vm in [manager.launch(BOOT), manager.launch(BOOT)]:
-        manager.retire(vm)
-        manager.retire(vm)
-    manager.bury(retired=False)
+def test_released_vms_all_end_even_if_one_cannot_be_closed(world: World) -> None:
+    for vm in [world.launch(BOOT), world.launch(BOOT)]:
+        world.launcher.release(vm)
+        world.launcher.release(vm)
+    world.failed.close(released=False)
     assert not any(each.startswith("end") for each in world.events)
     world.refuses_to_go = True
     with pytest.raises(EngineError):
-        manager.bury()
+        world.failed.close()
     assert sorted(each for each in world.events if each.startswith("end")) == ["end 1", "end 2"]
-
-
-@pytest.mark.parametrize(
-    ("volume", "environment"),
-    [
-        ("web-disk", {"TEMPLATE": "/store/templates/x"}),
-        (None, {"TEMPLATE_SAVE": "on", "IMAGE_DIR": "/store/.scratch-1"}),
-    ],
-)
-def test_the_disk_of_a_machine_outlives_the_container_that_rescues_it(
-    volume: str | None,
-    environment: dict[str, str],
-    manager: Manager,
-    server: FakeEngine,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made: list[Any] = []
-
-    def create(_self: Container, plan: Any, _run: str) -> str:
-        made.append(plan)
-        return "0123"
-
-    monkeypatch.setattr(Container, "_create", create)
-    monkeypatch.setattr(Container, "start", lambda _self: None)
-    binds = (Bind("/store/guests/x", "/volumes/guests/x"),)
-    vm: Any = SimpleNamespace(volume=volume, container=SimpleNamespace(environment=environment, binds=binds))
-    with manager.rescue(vm) as container:
-        assert container.id == "0123"
-    assert (made[0].volume, made[0].environment, made[0].kind) == (volume, environment, "helper")
-    assert (made[0].binds, made[0].offline) == (binds, True), "it has what the machine had, and no network"
-    assert [each for each in server.asked if each.startswith("DELETE")] == ["DELETE /containers/0123"]
+    world.refuses_to_go = False

@@ -121,7 +121,9 @@ def templates(shop: Shop, said: list[str]) -> Templates:
     def store() -> "Iterator[Any]":
         yield shop
 
-    return Templates(cast("Any", store), holds=Holds(), runtime_id="r", progress=Progress(said.append, live=False))
+    return Templates(
+        cast("Any", store), holds=Holds(), runtime_id=lambda: "r", progress=Progress(said.append, live=False)
+    )
 
 
 def test_the_plain_template_is_booted_once_and_all_layers_are_made_from_it(shop: Shop) -> None:

@@ -62,7 +62,7 @@ class World:
 
     def templates(self, once: Once) -> Templates:
         store = cast("Any", self.store)
-        return Templates(store, holds=Holds(), runtime_id="runtime:1", progress=SILENT, once=once)
+        return Templates(store, holds=Holds(), runtime_id=lambda: "runtime:1", progress=SILENT, once=once)
 
 
 def test_a_template_that_failed_is_not_tried_again_and_says_what_failed() -> None:

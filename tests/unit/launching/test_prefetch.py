@@ -1,6 +1,7 @@
 """Which VM comes next, and the one that is made ready for it (here of a class that only knows its spec)."""
 
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -36,6 +37,16 @@ class Made(list[Machine]):
         self.may_go_on.set()
         self.fails = False
 
+    def want(self, prefetcher: Prefetcher, spec: Spec, test: str = "") -> None:
+        prefetcher.want(spec, lambda: self.clone(spec, test))
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many were made."""
+        deadline = time.monotonic() + 5
+        while len(self) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def clone(self, spec: Spec, node_id: str) -> Any:
         self.may_go_on.wait()
         if self.fails:
@@ -51,15 +62,15 @@ def made() -> Made:
 
 @pytest.fixture
 def prefetcher(made: Made) -> Any:
-    prefetcher = Prefetcher(made.clone)
+    prefetcher = Prefetcher()
     yield prefetcher
     prefetcher.close()
     assert all(machine.closed for machine in made), "none is left"
 
 
 def test_what_is_wanted_is_made_once_and_claimed_once(prefetcher: Prefetcher, made: Made) -> None:
-    prefetcher.want(SMALL, "a")
-    prefetcher.want(SMALL, "b")
+    made.want(prefetcher, SMALL, "a")
+    made.want(prefetcher, SMALL, "b")
     assert prefetcher.claim(BIG) is None
     machine = cast("Any", prefetcher.claim(SMALL))
     assert [machine.test] == ["a"] == [each.test for each in made]
@@ -69,7 +80,7 @@ def test_what_is_wanted_is_made_once_and_claimed_once(prefetcher: Prefetcher, ma
 
 def test_a_claim_waits_for_what_is_under_way(prefetcher: Prefetcher, made: Made) -> None:
     made.may_go_on.clear()
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     threading.Timer(0.1, made.may_go_on.set).start()
     machine = prefetcher.claim(SMALL)
     assert machine is not None
@@ -77,44 +88,43 @@ def test_a_claim_waits_for_what_is_under_way(prefetcher: Prefetcher, made: Made)
 
 
 def test_what_is_no_longer_wanted_is_thrown_away(prefetcher: Prefetcher, made: Made) -> None:
-    prefetcher.want(SMALL)
-    prefetcher.want(BIG)
+    made.want(prefetcher, SMALL)
+    made.want(prefetcher, BIG)
     machine = cast("Any", prefetcher.claim(BIG))
     assert [each.closed for each in made] == [True, False]
     machine.close()
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     prefetcher.want(None)
     assert prefetcher.claim(SMALL) is None
 
 
 def test_one_that_died_while_it_waited_is_not_given(prefetcher: Prefetcher, made: Made) -> None:
-    prefetcher.want(SMALL)
-    while not made:
-        pass
+    made.want(prefetcher, SMALL)
+    made.wait_for(1)
     made[0].alive = False
     assert prefetcher.claim(SMALL) is None
 
 
 def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Made) -> None:
     made.fails = True
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     made.fails = False
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     assert prefetcher.claim(SMALL) is None
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     machine = prefetcher.claim(SMALL)
     assert machine is not None
     machine.close()
 
 
 def test_one_that_cannot_be_ended_is_told_at_the_end_and_fails_no_test(made: Made) -> None:
-    prefetcher = Prefetcher(made.clone)
-    for spec, ask in ((SMALL, prefetcher.want), (BIG, prefetcher.claim)):
-        prefetcher.want(spec, spec.name)
-        prefetcher._machine.result(5)
+    prefetcher = Prefetcher()
+    for count, spec in enumerate((SMALL, BIG), start=1):
+        made.want(prefetcher, spec, spec.name)
+        made.wait_for(count)
         made[-1].cannot_end, made[-1].alive = True, False
-        ask(BIG)
-    prefetcher.want(SMALL)
+    assert prefetcher.claim(BIG) is None
+    made.want(prefetcher, SMALL)
     machine = cast("Any", prefetcher.claim(SMALL))
     assert machine is made[-1]
     machine.close()
@@ -126,9 +136,9 @@ def test_an_interrupted_claim_leaves_the_vm_to_be_ended(made: Made, monkeypatch:
     def interrupted(_machine: object) -> None:
         raise KeyboardInterrupt
 
-    prefetcher = Prefetcher(made.clone)
-    prefetcher.want(SMALL)
-    prefetcher._machine.result(5)
+    prefetcher = Prefetcher()
+    made.want(prefetcher, SMALL)
+    made.wait_for(1)
     with monkeypatch.context() as patch:
         patch.setattr(Future, "result", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -140,7 +150,7 @@ def test_an_interrupted_claim_leaves_the_vm_to_be_ended(made: Made, monkeypatch:
 
 def test_memory_is_given_back(prefetcher: Prefetcher, made: Made) -> None:
     assert not prefetcher.give_back()
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     assert prefetcher.give_back()
     assert made[0].closed
 

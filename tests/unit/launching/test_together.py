@@ -1,208 +1,120 @@
-"""Several machines that start together: what becomes of all when one fails, or when somebody interrupts them."""
+"""Several VMs that start together: what becomes of all when one fails, or when the wait is interrupted."""
 
+import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import wait
-from contextlib import nullcontext
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine.container import Plan
 from pytest_virtainers.errors import BootTimeout, GuestStalled, QEMUCrashed, VMGone
-from pytest_virtainers.guests.images import Guest
-from pytest_virtainers.launching import container_plan
-from pytest_virtainers.launching import launcher as module
-from pytest_virtainers.launching.launcher import Manager
-from pytest_virtainers.launching.networks import Setting
-from pytest_virtainers.launching.templates import Template
-from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.support.progress import SILENT
-from tests.unit.fake_engine import Answer, serving
+from pytest_virtainers.launching.templates import Maker, Template
+from tests.unit.launching.world import BASE, TEMPLATE, FakeVM, World
 
-SPECS = [merge(resolve([]).shape, {"template": True, "name": name}) for name in ("one", "two", "three")]
-NOTHING: dict[str, Answer] = {path: (200, []) for path in ("GET /containers/json", "GET /networks")}
-
-
-class World:
-    """Its containers and VMs; a VM is ready when `fate` of its name returns."""
-
-    def __init__(self) -> None:
-        self.containers: list[FakeContainer] = []
-        self.closed: list[str] = []
-        self.fate: Callable[[FakeVM], object] = lambda _vm: None
-
-    def container(self, _engine: object, plan: Plan, _run: str) -> "FakeContainer":
-        self.containers.append(FakeContainer(plan))
-        return self.containers[-1]
-
-    def vm(self, spec: Spec, *, container: "FakeContainer", **_: object) -> "FakeVM":
-        return FakeVM(self, spec, container)
-
-
-class FakeContainer:
-    def __init__(self, plan: Plan) -> None:
-        self.environment, self.gone = plan.environment, threading.Event()
-
-    def start(self) -> None:
-        pass
-
-    def joint(self) -> Any:
-        return SimpleNamespace(mac="")
-
-    def close(self) -> None:
-        self.gone.set()
-
-
-class FakeVM:
-    folder, networks = "/mounted", ()
-
-    def __init__(self, world: World, spec: Spec, container: FakeContainer) -> None:
-        self.spec, self.name, self.container, self.world = spec, spec.name, container, world
-        self.first_command: object = None
-
-    def wait_until_cloned(self, _session: object) -> None:
-        self.world.fate(self)
-
-    def close(self) -> None:
-        self.world.closed.append(self.name)
+SPECS = [merge(BASE, {"template": True, "name": name}) for name in ("one", "two", "three")]
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World()
-    monkeypatch.setattr(container_plan, "Container", world.container)
-    monkeypatch.setattr(module, "VM", world.vm)
-    monkeypatch.setattr(module, "Endpoint", lambda *_: None)
-    return world
+def interruptible() -> Iterator[None]:
+    """A shell that runs tests in the background makes them ignore Ctrl-C."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
-@pytest.fixture
-def manager(world: World) -> Iterator[Manager]:
-    with serving({**NOTHING, "GET /volumes": (200, {"Volumes": []})}) as server:
-        settings = resolve([])
-        object.__setattr__(settings, "engine", server.url)
-        manager: Any = Manager(settings, SILENT, keeps_lost=True)
-        network = SimpleNamespace(port=lambda *_, **_named: None, join=lambda *_: None)
-        manager.networks = manager.starter._networks = SimpleNamespace(
-            get=lambda _: network,
-            setting=lambda _: Setting({}, {}, ()),
-            guard=lambda *_: None,
-            close=lambda: None,
-        )
-        manager._budget = manager.starter._memory = SimpleNamespace(
-            check=lambda _: None, room=lambda *_, **_named: nullcontext()
-        )
-        manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
-        template = Template("key", "guests/debian-13-abc", "debian", Keys.generate())
-        manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
-        manager._runtime_image = "runtime"
-        yield manager
-        manager.close()
+def interrupt(when: threading.Barrier, *ready: threading.Event) -> None:
+    """Send Ctrl-C to the main thread, once so many threads wait and these VMs are ready."""
+    when.wait()
+    for each in ready:
+        assert each.wait(30)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def test_all_are_there_in_the_order_in_which_they_were_asked_for(manager: Manager, world: World) -> None:
+def test_all_are_returned_in_the_order_in_which_they_were_requested(world: World) -> None:
     together = threading.Barrier(3, timeout=30)
     world.fate = lambda _vm: together.wait()
-    assert [vm.name for vm in manager.launch_all(SPECS)] == ["one", "two", "three"]
-    assert (manager.lost, world.closed) == ([], [])
+    assert [vm.name for vm in world.launch_all(SPECS)] == ["one", "two", "three"]
+    assert (world.failed.vms, world.ended()) == ([], set())
 
 
-def test_when_some_fail_all_are_lost_and_all_failures_are_told(manager: Manager, world: World) -> None:
+def test_when_some_fail_all_are_lost_and_all_failures_are_reported(world: World) -> None:
     def fate(vm: FakeVM) -> None:
         if vm.name != "two":
             raise BootTimeout(f"{vm.name} is slow")
 
     world.fate = fate
     with pytest.raises(BootTimeout, match=r"^one is slow") as caught:
-        manager.launch_all(SPECS)
+        world.launch_all(SPECS)
     assert caught.value.__notes__ == ["And: three is slow"]
-    assert {vm.name for vm in manager.lost} == {"one", "two", "three"}
-    assert manager._vms == []
-    manager.bury()
-    assert set(world.closed) == {"one", "two", "three"}
+    assert {vm.name for vm in world.failed.vms} == {"one", "two", "three"}
+    world.failed.close()
+    assert world.ended() == {"one", "two", "three"}
 
 
-def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(
-    manager: Manager, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    two_hang = threading.Barrier(3, timeout=30)
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(world: World) -> None:
+    two_hang, one_is_ready = threading.Barrier(3, timeout=30), threading.Event()
 
     def fate(vm: FakeVM) -> None:
-        if vm.name != "one":  # that one is ready
-            two_hang.wait()
-            assert vm.container.gone.wait(30)
-            raise VMGone("its container is gone")
-
-    def interrupted(launches: Any) -> object:
-        if not manager._given_up.is_set():
-            two_hang.wait()
-            wait(launches[:1])
-            raise KeyboardInterrupt
-        return wait(launches)
+        if vm.name == "one":
+            one_is_ready.set()
+            return
+        two_hang.wait()
+        assert world.containers[vm.number - 1].gone.wait(30)
+        raise VMGone("its container is gone")
 
     world.fate = fate
-    monkeypatch.setattr(module, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        manager.launch_all(SPECS)
-    assert len(world.containers) == 3, "a clone that does not get ready is tried again, but not this time"
-    assert manager._vms == []
-    manager.bury()
-    assert set(world.closed) == {"one", "two", "three"}
-    monkeypatch.setattr(module, "wait", wait)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(interrupt, two_hang, one_is_ready)
+        with pytest.raises(KeyboardInterrupt):
+            world.launch_all(SPECS)
+    assert len(world.containers) == 3, "a clone that does not become ready is tried again, but not this time"
+    world.failed.close()
+    assert world.ended() == {"one", "two", "three"}
     world.fate = lambda _vm: None
-    assert len(manager.launch_all(SPECS)) == 3, "the next ones start as ever"
+    assert len(world.launch_all(SPECS)) == 3, "the next VMs start as usual"
 
 
-def test_who_waits_for_a_template_when_it_is_interrupted_starts_nothing(
-    manager: Any, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    template, waiting = manager._templates.ensure(), threading.Barrier(4, timeout=30)
+@pytest.mark.usefixtures("interruptible")
+def test_a_launch_that_waits_for_a_template_starts_nothing_when_it_is_interrupted(world: World) -> None:
+    waiting, stopped = threading.Barrier(4, timeout=30), threading.Event()
 
-    def ensure(*_: object) -> Template:
+    def make(_spec: Spec, _maker: Maker) -> Template:
         if threading.current_thread() is not threading.main_thread():
             waiting.wait()
-            manager._given_up.wait(30)
-        return template  # type: ignore[no-any-return]
+            while not world.startup.is_stopped:
+                assert not stopped.wait(0.01)
+        return TEMPLATE
 
-    def interrupted(launches: Any) -> object:
-        if not manager._given_up.is_set():
-            waiting.wait()
-            raise KeyboardInterrupt
-        return wait(launches)
-
-    manager._templates = SimpleNamespace(ensure=ensure)
-    monkeypatch.setattr(module, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        manager.launch_all(SPECS)
+    world.templates.make = make
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(interrupt, waiting)
+        with pytest.raises(KeyboardInterrupt):
+            world.launch_all(SPECS)
     assert world.containers == []
 
 
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (GuestStalled("it hangs"), "the kernel of one (debian-13) hung while it booted: booting anew, once"),
-        (QEMUCrashed("an assertion"), "QEMU of one (debian-13) crashed while it booted: booting anew, once"),
+        (GuestStalled("it hangs"), "the kernel of one (debian-13) hung while it booted: booting again, once"),
+        (QEMUCrashed("an assertion"), "QEMU of one (debian-13) crashed while it booted: booting again, once"),
     ],
 )
-def test_what_goes_wrong_under_emulation_only_is_tried_once_more(
-    error: Exception, told: str, manager: Manager, world: World, monkeypatch: pytest.MonkeyPatch
+def test_a_crash_that_happens_under_emulation_only_is_tried_once_more(
+    error: Exception, told: str, world: World
 ) -> None:
-    told_so: list[str] = []
-    monkeypatch.setattr(manager._progress, "note", told_so.append)
     failures = [error]
 
-    def ensure(*_: object) -> Template:
+    def make(_spec: Spec, _maker: Maker) -> Template:
         if failures:
             raise failures.pop()
-        return Template("key", "guests/debian-13-abc", "debian", Keys.generate())
+        return TEMPLATE
 
-    monkeypatch.setattr(manager._templates, "ensure", ensure)
-    assert manager.launch(SPECS[0]).name == "one"
-    assert told_so == [told]
+    world.templates.make = make
+    assert world.launch(SPECS[0]).name == "one"
+    assert world.notes == [f"virtainers: {told}\n"]
     failures += [error, error]
     with pytest.raises(type(error)):
-        manager.launch(SPECS[1])
+        world.launch(SPECS[1])

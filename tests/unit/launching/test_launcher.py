@@ -1,0 +1,80 @@
+"""What a launcher tries again, and what it clones ahead of a test."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pytest_virtainers.config.spec import Spec, check, merge
+from pytest_virtainers.errors import GuestStalled, VirtainerError, VMGone
+from pytest_virtainers.launching.templates import Maker, Template
+from pytest_virtainers.store.volume import Removed
+from tests.unit.launching.world import BASE, BOOT, CLONE, GUEST, TEMPLATE, FakeContainer, World
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_prefetched"),
+    [
+        ({}, True),
+        ({"ip": "172.30.0.9", "network": {"name": "n", "mode": "routed", "subnet": "172.30.0.0/24"}}, False),
+        ({"network": {"name": "n", "mode": "existing", "source": "theirs"}}, False),
+    ],
+)
+def test_addresses_and_networks_of_others_are_not_taken_ahead(
+    world: World, arguments: dict[str, Any], is_prefetched: bool
+) -> None:
+    world.templates.given.append(TEMPLATE)
+    world.launcher.prefetch(merge(BASE, check(arguments, "a test")), "test_x")
+    world.launcher.close()
+    assert world.events == (["start 1", "end 1"] if is_prefetched else [])
+
+
+def test_a_prefetched_vm_is_the_one_that_is_launched(world: World) -> None:
+    world.templates.given.append(TEMPLATE)
+    world.launcher.prefetch(CLONE, "test_x")
+    vm = world.launch(CLONE)
+    assert (vm.number, [each.kind for each in world.durations]) == (1, ["prefetch", "prefetched"])
+    assert vm in vm.network.vms
+
+
+def test_a_template_whose_kernel_hangs_is_made_once_more_ahead_of_several_vms(world: World) -> None:
+    failures: list[VirtainerError] = [GuestStalled("it hangs")]
+    made: list[Spec] = []
+
+    def make(spec: Spec, _maker: Maker) -> Template:
+        if failures:
+            raise failures.pop()
+        made.append(spec)
+        return TEMPLATE
+
+    world.templates.make = make
+    world.launcher.warm(CLONE)
+    assert made == [CLONE]
+
+
+@pytest.mark.parametrize("error", [Removed("guests/debian-13-abc is not in the store any more"), VMGone("bad-image")])
+def test_a_guest_image_that_is_no_longer_in_the_store_is_looked_for_again(
+    world: World, error: VirtainerError
+) -> None:
+    """Another process may have removed it since this one has used it."""
+    again = replace(GUEST, key="debian-13-def")
+    world.guests.there, world.guests.stored = [GUEST, again], {again}
+
+    def start(container: FakeContainer) -> None:
+        if container.plan.labels["virtainers.uses"] == GUEST.place:
+            raise error
+
+    world.on_start = start
+    vm = world.launch(BOOT)
+    assert [each.plan.labels["virtainers.uses"] for each in world.containers] == [GUEST.place, again.place]
+    assert vm.number == 2
+    assert world.notes == [
+        "virtainers: guest image debian-13 was removed from the store, or replaced: looking again\n"
+    ]
+
+
+def test_a_vm_that_ends_though_its_guest_image_is_stored_is_not_started_again(world: World) -> None:
+    world.fates = [VMGone("it ended")]
+    with pytest.raises(VMGone, match=r"^it ended$"):
+        world.launch(BOOT)
+    assert world.notes == []
