@@ -227,7 +227,7 @@ def place_of(launcher: Launcher, wanted: Spec) -> Template:
 
 
 @pytest.mark.thorough
-def test_a_damaged_template_is_made_anew(
+def test_a_damaged_template_is_made_again(
     launcher: Launcher, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wanted = spec("damaged", **SET_UP)
@@ -235,19 +235,19 @@ def test_a_damaged_template_is_made_anew(
     former = place_of(launcher, wanted)
     with build_launcher(settings, SILENT) as other:
         other.discard(other.launch(wanted))
-        make_anew(launcher, wanted, former, capfd)
+        make_again(launcher, wanted, former, capfd)
         # What the other process has known of it is no longer true. It finds that out.
         vm = other.launch(wanted)
         assert vm.keys == place_of(launcher, wanted).keys
         assert vm.run("cat /srv/file").stdout == "content"
 
 
-def make_anew(launcher: Launcher, wanted: Spec, former: Template, capfd: pytest.CaptureFixture[str]) -> None:
+def make_again(launcher: Launcher, wanted: Spec, former: Template, capfd: pytest.CaptureFixture[str]) -> None:
     with launcher.store.open() as shop:
         shop.shell(f"echo nonsense >{former.folder}/state")
     vm = launcher.launch(wanted)
     assert vm.run("echo works").stdout == "works\n"
-    assert "a template of debian-13 does not restore and is made anew: damaged has ended: " in capfd.readouterr().err
+    assert "a template of debian-13 does not restore and is made again: damaged has ended: " in capfd.readouterr().err
     assert place_of(launcher, wanted).keys != former.keys
     launcher.discard(vm)
 

@@ -148,7 +148,7 @@ def test_a_kernel_that_hangs_is_booted_once_more(
     with pytest.raises(GuestStalled, match=r"hung: the guest's kernel hangs .*The last lines of its console:\n  \| "):
         launcher.launch(merge(settings.shape, shape))
     assert (
-        capfd.readouterr().err.count("the kernel of hung (debian-13) hung while it booted: booting anew, once") == 1
+        capfd.readouterr().err.count("the kernel of hung (debian-13) hung while it booted: booting again, once") == 1
     )
     assert containers(launcher.engine, "hung") == []
 

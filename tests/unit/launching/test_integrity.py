@@ -71,7 +71,7 @@ def test_each_content_is_read_once_and_damage_is_told_once() -> None:
     assert watch.damage() == []
     assert helper.read == ["/store/guests/a", "/store/templates/b"]
     watch.want("guests/a", "1")
-    watch.want("templates/b", "2")  # was made anew
+    watch.want("templates/b", "2")  # was made again
     assert len(settled(watch)) == 1
     assert helper.read[2:] == ["/store/templates/b"]
     assert helper.open == 0

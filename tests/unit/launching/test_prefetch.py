@@ -1,4 +1,4 @@
-"""Which VM comes next, and the one that is made ready for it (here of a class that only knows its spec)."""
+"""Which VM is requested next, and the clone that is made for it in the background (here only a spec)."""
 
 import threading
 import time
@@ -68,7 +68,7 @@ def prefetcher(made: Made) -> Any:
     assert all(machine.closed for machine in made), "none is left"
 
 
-def test_what_is_wanted_is_made_once_and_claimed_once(prefetcher: Prefetcher, made: Made) -> None:
+def test_a_vm_is_made_once_and_claimed_once(prefetcher: Prefetcher, made: Made) -> None:
     made.want(prefetcher, SMALL, "a")
     made.want(prefetcher, SMALL, "b")
     assert prefetcher.claim(BIG) is None
@@ -78,7 +78,7 @@ def test_what_is_wanted_is_made_once_and_claimed_once(prefetcher: Prefetcher, ma
     machine.close()
 
 
-def test_a_claim_waits_for_what_is_under_way(prefetcher: Prefetcher, made: Made) -> None:
+def test_a_claim_waits_for_a_vm_that_is_under_way(prefetcher: Prefetcher, made: Made) -> None:
     made.may_go_on.clear()
     made.want(prefetcher, SMALL)
     threading.Timer(0.1, made.may_go_on.set).start()
@@ -87,7 +87,7 @@ def test_a_claim_waits_for_what_is_under_way(prefetcher: Prefetcher, made: Made)
     machine.close()
 
 
-def test_what_is_no_longer_wanted_is_thrown_away(prefetcher: Prefetcher, made: Made) -> None:
+def test_a_vm_that_is_no_longer_wanted_is_closed(prefetcher: Prefetcher, made: Made) -> None:
     made.want(prefetcher, SMALL)
     made.want(prefetcher, BIG)
     machine = cast("Any", prefetcher.claim(BIG))
@@ -98,7 +98,7 @@ def test_what_is_no_longer_wanted_is_thrown_away(prefetcher: Prefetcher, made: M
     assert prefetcher.claim(SMALL) is None
 
 
-def test_one_that_died_while_it_waited_is_not_given(prefetcher: Prefetcher, made: Made) -> None:
+def test_a_vm_that_died_while_it_waited_is_not_claimed(prefetcher: Prefetcher, made: Made) -> None:
     made.want(prefetcher, SMALL)
     made.wait_for(1)
     made[0].alive = False
@@ -117,7 +117,7 @@ def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Ma
     machine.close()
 
 
-def test_one_that_cannot_be_ended_is_told_at_the_end_and_fails_no_test(made: Made) -> None:
+def test_a_vm_that_cannot_be_closed_fails_the_end_and_no_test(made: Made) -> None:
     prefetcher = Prefetcher()
     for count, spec in enumerate((SMALL, BIG), start=1):
         made.want(prefetcher, spec, spec.name)
@@ -132,7 +132,7 @@ def test_one_that_cannot_be_ended_is_told_at_the_end_and_fails_no_test(made: Mad
         prefetcher.close()
 
 
-def test_an_interrupted_claim_leaves_the_vm_to_be_ended(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_claim_leaves_the_vm_to_be_closed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_machine: object) -> None:
         raise KeyboardInterrupt
 
@@ -194,23 +194,23 @@ def wanted(
     return (spec.ram if spec else None), node_id.rpartition("::")[2]
 
 
-def test_the_next_test_that_will_run_and_wants_a_vm_counts(suite: dict[str, pytest.Item]) -> None:
+def test_the_next_test_that_runs_and_needs_a_vm_counts(suite: dict[str, pytest.Item]) -> None:
     assert wanted(suite, "test_first", "test_without") == (512, "test_next")
     assert wanted(suite, "test_next", "test_shared") == (3072, "test_shared")
     assert wanted(suite, "test_last", None) == (None, "")
 
 
-def test_none_is_made_ready_while_a_test_has_several(suite: dict[str, pytest.Item]) -> None:
+def test_nothing_is_prefetched_while_a_test_has_several_vms(suite: dict[str, pytest.Item]) -> None:
     assert wanted(suite, "test_shared", "test_several") == (None, "")
     assert wanted(suite, "test_several", "test_last") == (1024, "test_last")
 
 
-def test_a_shared_vm_that_is_there_is_not_wanted(suite: dict[str, pytest.Item]) -> None:
+def test_a_shared_vm_that_exists_is_not_prefetched(suite: dict[str, pytest.Item]) -> None:
     shared = merge(BASE, {"ram": 3072, "scope": "module"})
     assert wanted(suite, "test_next", "test_shared", [shared]) == (None, "")
 
 
-def test_nothing_is_wanted_when_the_run_will_stop(suite: dict[str, pytest.Item]) -> None:
+def test_nothing_is_prefetched_when_the_run_will_stop(suite: dict[str, pytest.Item]) -> None:
     suite["test_first"].session.shouldfail = "stopping after 1 failures"
     assert wanted(suite, "test_first", "test_without") == (None, "")
 
