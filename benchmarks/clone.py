@@ -15,7 +15,8 @@ from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.support.timings import table
@@ -24,13 +25,13 @@ from pytest_virtainers.vm.vm import VM
 ROUNDS, BOOTS = 10, 3
 
 
-def clone(manager: Manager, spec: Spec) -> float:
+def clone(launcher: Launcher, spec: Spec) -> float:
     """Launch and use one as a test does; return the seconds."""
     began = time.perf_counter()
-    vm = manager.launch(spec)
+    vm = launcher.launch(spec)
     vm.run("true")
     taken = time.perf_counter() - began
-    manager.discard(vm)
+    launcher.discard(vm)
     return taken
 
 
@@ -44,13 +45,13 @@ def in_place(vm: VM) -> tuple[float, float]:
     return kept - began, time.perf_counter() - kept
 
 
-def empty_container(manager: Manager, spec: Spec, number: int) -> float:
+def empty_container(launcher: Launcher, spec: Spec, number: int) -> float:
     """Start a container as a VM's is, whose program only waits; return the seconds until it ran."""
-    places = [manager.guest(spec.image).place]
-    like = manager.starter.plan(spec, f"virtainers-benchmark-{number}", places, {}, "")
+    places = [launcher.guests.get(spec.image).place]
+    like = launcher.containers.planner.plan(spec, f"virtainers-benchmark-{number}", places, {}, "")
     plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), port=like.port)
     began = time.perf_counter()
-    container = Container(manager.engine, plan, "benchmark")
+    container = Container(launcher.engine, plan, "benchmark")
     container.start()
     taken = time.perf_counter() - began
     container.close()
@@ -70,23 +71,23 @@ def login(vm: VM) -> float:
 def measure() -> list[Row]:
     """Measure in turn."""
     spec = merge(resolve([]).shape, {"template": True})
-    with Manager(resolve([environment(os.environ)]), SILENT) as manager:
-        reference, changing = manager.launch(spec), manager.launch(spec)
-        clone(manager, spec)  # what only the first one pays
+    with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
+        reference, changing = launcher.launch(spec), launcher.launch(spec)
+        clone(launcher, spec)  # what only the first one pays
         clones, containers, logins, boots, places = [], [], [], [], []
         cpu: list[float] = []
         cpu_of_floor: list[float] = []
-        manager.durations.clear()
+        launcher.durations.clear()
         for number in range(ROUNDS):
             with busy_seconds(cpu_of_floor):
-                containers.append(empty_container(manager, spec, number))
+                containers.append(empty_container(launcher, spec, number))
                 logins.append(login(reference))
             with busy_seconds(cpu):
-                clones.append(clone(manager, spec))
+                clones.append(clone(launcher, spec))
             places.append(in_place(changing))  # after which a login would be slower: all has to be translated again
             if number < BOOTS:
-                boots.append(clone(manager, replace(spec, template=False)))
-        print("\n".join(table([each for each in manager.durations if each.kind == "clone"])))
+                boots.append(clone(launcher, replace(spec, template=False)))
+        print("\n".join(table([each for each in launcher.durations if each.kind == "clone"])))
     floor = tuple(map(operator.add, containers, logins))
     kept, restored = zip(*places, strict=True)
     ours, floors = "a clone with its first command", "an empty container, and a login and command on a VM that is up"

@@ -16,7 +16,8 @@ from pytest_virtainers.engine.container import Bind, Container, Plan, Port
 from pytest_virtainers.engine.network import Network, Shape
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.launching import cloud_init
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.ssh import client
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.volume import MOUNT
@@ -42,31 +43,31 @@ def accelerator(stderr: Output) -> str:
     return accel
 
 
-def plugin(manager: Manager, spec: Spec) -> tuple[float, str]:
+def plugin(launcher: Launcher, spec: Spec) -> tuple[float, str]:
     """Boot as the fixtures do; return the seconds until the handle was ready, and the accelerator."""
     began = time.perf_counter()
-    vm = manager.launch(spec)
+    vm = launcher.launch(spec)
     taken = time.perf_counter() - began
     accel = accelerator(vm.machine.container.stderr)
-    manager.discard(vm)
+    launcher.discard(vm)
     return taken, accel
 
 
-def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) -> float:
+def by_hand(launcher: Launcher, spec: Spec, network: str, store: str, accel: str) -> float:
     """Boot the same disk with the plain line; return the seconds until SSH worked and cloud-init was done."""
-    guest, keys = manager.guest(spec.image), Keys.generate()
+    guest, keys = launcher.guests.get(spec.image), Keys.generate()
     script = PLAIN.format(disk=guest.disk, size=spec.disk, ram=spec.ram, cpus=spec.cpus, accel=accel)
     plan = Plan(
         name=f"virtainers-{RUN}",
         kind="helper",
-        image=manager.runtime_image(),
+        image=launcher.runtime_image.reference(),
         entrypoint=("sh", "-c", script),
         binds=(Bind(MOUNT, store),),
         port=Port(network),
         devices=("/dev/kvm",) if accel == "kvm" else (),
     )
     began = time.perf_counter()
-    container = Container(manager.engine, plan, RUN)
+    container = Container(launcher.engine, plan, RUN)
     try:
         container.put("/tmp", {"seed.iso": cloud_init.iso(spec, keys, guest.user, f"by-hand-{time.time_ns()}")})
         container.start()
@@ -93,15 +94,15 @@ def measure() -> list[Row]:
     """Measure in turn."""
     settings = resolve([environment(os.environ)])
     spec = merge(settings.shape, {"template": False})
-    with Manager(settings, SILENT) as manager:
-        manager.guest(spec.image)
-        network = Network(manager.engine, f"virtainers-{RUN}", owner.labels("network", RUN), Shape())
+    with build_launcher(settings, SILENT) as launcher:
+        launcher.guests.get(spec.image)
+        network = Network(launcher.engine, f"virtainers-{RUN}", owner.labels("network", RUN), Shape())
         try:
             ours, plain = [], []
             for _ in range(PAIRS):
-                taken, accel = plugin(manager, spec)
+                taken, accel = plugin(launcher, spec)
                 ours.append(taken)
-                plain.append(by_hand(manager, spec, network.name, settings.store, accel))
+                plain.append(by_hand(launcher, spec, network.name, settings.store, accel))
         finally:
             network.close()
     return [Row("a boot until it is ready", tuple(ours), "s", f"a plain QEMU ({accel})", tuple(plain), 1.1)]

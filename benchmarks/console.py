@@ -7,7 +7,7 @@ import time
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm.vm import VM
 
@@ -23,8 +23,8 @@ def command(vm: VM) -> float:
 
 def measure() -> list[Row]:
     """Measure before and after."""
-    with Manager(resolve([environment(os.environ)]), SILENT) as manager:
-        vm = manager.launch(merge(resolve([]).shape, {"template": True}))
+    with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
+        vm = launcher.launch(merge(resolve([]).shape, {"template": True}))
         statistics.median(command(vm) for _ in range(ROUNDS))  # what only the first ones pay
         before = [command(vm) for _ in range(ROUNDS)]
         flood = f"yes 'a line that a console might show' | head -c {MIB}M >/dev/console"

@@ -20,7 +20,7 @@ from benchmarks.clone import clone
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.support.progress import SILENT
 
 ROUNDS, RELEASE = 3, "trixie"
@@ -68,14 +68,17 @@ def measure() -> list[Row]:
         print("debvm is not installed: left out")
         return []
     boots, clones, peers = [], [], []
-    with Manager(resolve([environment(os.environ)]), SILENT) as manager, tempfile.TemporaryDirectory() as folder:
+    with (
+        build_launcher(resolve([environment(os.environ)]), SILENT) as launcher,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         create(Path(folder))
         booted, cloned = (merge(resolve([]).shape, {"template": template}) for template in (False, True))
-        clone(manager, cloned)  # makes the template, if there is none
+        clone(launcher, cloned)  # makes the template, if there is none
         for _ in range(ROUNDS):
-            taken, accel = cold_boot.plugin(manager, booted)
+            taken, accel = cold_boot.plugin(launcher, booted)
             boots.append(taken)
-            clones.append(clone(manager, cloned))
+            clones.append(clone(launcher, cloned))
             peers.append(start(Path(folder), accel))
     peer = f"debvm ({accel})"
     return [

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm.vm import VM
 
@@ -39,13 +39,13 @@ def seconds(action: Callable[[], object]) -> float:
 def measure() -> list[Row]:
     """Measure in turn."""
     settings = resolve([environment(os.environ)])
-    with Manager(settings, SILENT) as manager, tempfile.TemporaryDirectory() as folder:
+    with build_launcher(settings, SILENT) as launcher, tempfile.TemporaryDirectory() as folder:
         source, back = Path(folder, "source"), Path(folder, "back")
         with source.open("wb") as file:
             for number in range(MIB):
                 line = f"{number} a line of text that a log might hold\n".encode()
                 file.write(os.urandom(_BLOCK) if number % 2 else (line * (_BLOCK // len(line) + 1))[:_BLOCK])
-        vm = manager.launch(merge(settings.shape))
+        vm = launcher.launch(merge(settings.shape))
         vm.run("sync")
         taken: dict[str, list[float]] = {"put": [], "sftp put": [], "get": [], "sftp get": []}
         for _ in range(ROUNDS):

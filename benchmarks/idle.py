@@ -11,7 +11,7 @@ from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.support.progress import SILENT
 
 _TICKS = ["python3", "-S", "-c", "import time\nwhile True: time.sleep(0.01)"]
@@ -39,17 +39,17 @@ def measure() -> list[Row]:
     """Measure both in turn."""
     spec = merge(resolve([]).shape, {"template": True})
     ours, peers = [], []
-    with Manager(resolve([environment(os.environ)]), SILENT) as manager:
-        vm = manager.launch(spec)
+    with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
+        vm = launcher.launch(spec)
         vm.run("true")
         plan = Plan(
             name="virtainers-benchmark-idle",
             kind="helper",
-            image=manager.runtime_image(),
+            image=launcher.runtime_image.reference(),
             entrypoint=tuple(_TICKS),
             offline=True,
         )
-        peer = Container(manager.engine, plan, "benchmark")
+        peer = Container(launcher.engine, plan, "benchmark")
         try:
             peer.start()
             time.sleep(_SETTLE_SECONDS)

@@ -12,19 +12,20 @@ from benchmarks.clone import clone
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.support.progress import SILENT
 
 ROUNDS, BOOTS, MIB, LIMIT_SECONDS = 5, 2, 10, 4.0
 
 
-def layer(manager: Manager, spec: Spec) -> tuple[float, float]:
+def layer(launcher: Launcher, spec: Spec) -> tuple[float, float]:
     """Make a template; return the seconds of its provisioning, and those beyond."""
     began = time.perf_counter()
-    manager.warm(replace(spec, run_commands=(f"echo {secrets.token_hex(4)} >/srv/layer",)))
+    launcher.warm(replace(spec, run_commands=(f"echo {secrets.token_hex(4)} >/srv/layer",)))
     taken = time.perf_counter() - began
-    (record,) = [each for each in manager.durations if each.kind == "layer"]
-    manager.durations.clear()
+    (record,) = [each for each in launcher.durations if each.kind == "layer"]
+    launcher.durations.clear()
     return record.seconds["provision"], taken - record.seconds["provision"]
 
 
@@ -33,18 +34,18 @@ def measure() -> list[Row]:
     spec = merge(resolve([]).shape, {"template": True})
     large = replace(spec, files={"/srv/large": os.urandom(MIB * 2**20)})
     layers, boots, clones, of_large = [], [], [], []
-    with Manager(resolve([environment(os.environ)]), SILENT) as manager:
-        clone(manager, spec)  # makes the plain template, if there is none
-        manager.warm(large)
-        manager.durations.clear()
+    with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
+        clone(launcher, spec)  # makes the plain template, if there is none
+        launcher.warm(large)
+        launcher.durations.clear()
         for number in range(ROUNDS):
-            layers.append(layer(manager, spec))
+            layers.append(layer(launcher, spec))
             if number < BOOTS:
-                boots.append(clone(manager, replace(spec, template=False)))
-                manager.durations.clear()
-            clones.append(clone(manager, spec))
-            of_large.append(clone(manager, large))
-            manager.durations.clear()
+                boots.append(clone(launcher, replace(spec, template=False)))
+                launcher.durations.clear()
+            clones.append(clone(launcher, spec))
+            of_large.append(clone(launcher, large))
+            launcher.durations.clear()
     provisioning, beyond = zip(*layers, strict=True)
     whole = tuple(sum(each) for each in layers)
     return [

@@ -12,16 +12,17 @@ from pathlib import Path
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm.vm import VM
 
 ROUNDS, CLONES = 5, 50
 
 
-def memory_mb(manager: Manager, vm: VM, kind: str = "Pss") -> float:
+def memory_mb(launcher: Launcher, vm: VM, kind: str = "Pss") -> float:
     """Sum the memory of a container's processes: proportional, or what is `Anonymous`, so its own."""
-    first = manager.engine.api.inspect_container(vm.machine.container.id)["State"]["Pid"]
+    first = launcher.engine.api.inspect_container(vm.machine.container.id)["State"]["Pid"]
     ours = _namespace(Path(f"/proc/{first}"))
     pids = [each.name for each in Path("/proc").glob("[0-9]*") if _namespace(each) == ours]
     rows = [line.split() for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
@@ -38,25 +39,25 @@ def _namespace(process: Path) -> Path | None:
 def measure() -> list[Row]:
     """Start them one after another; all stay up."""
     spec = merge(resolve([]).shape, {"template": True})
-    with Manager(resolve([environment(os.environ)]), SILENT) as manager:
-        manager.discard(manager.launch(spec))
+    with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
+        launcher.discard(launcher.launch(spec))
         one: list[float] = []
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            vm = manager.launch(spec)
+            vm = launcher.launch(spec)
             vm.run("true")
             one.append(CLONES * (time.perf_counter() - began))
-            manager.discard(vm)
-        vm = manager.launch(spec)
+            launcher.discard(vm)
+        vm = launcher.launch(spec)
         vm.run("true")
         time.sleep(10)
-        alone = memory_mb(manager, vm)
-        manager.discard(vm)
+        alone = memory_mb(launcher, vm)
+        launcher.discard(vm)
         began = time.perf_counter()
-        vms = [manager.launch(spec) for _ in range(CLONES)]
+        vms = [launcher.launch(spec) for _ in range(CLONES)]
         assert len({vm.run("cat /proc/sys/kernel/random/uuid").stdout for vm in vms}) == CLONES
         taken = time.perf_counter() - began
-        together = [memory_mb(manager, vm) for vm in vms]
+        together = [memory_mb(launcher, vm) for vm in vms]
     nominal = spec.ram * 1.048576
     return [
         Row(f"{CLONES} clones up, each has answered", (taken,), "s", f"{CLONES} times a clone alone", tuple(one)),

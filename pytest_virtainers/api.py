@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import check, merge, refuse_sharing
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.launching.launcher import Manager
-from pytest_virtainers.launching.lifetime import Tenure
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.lifetime import Lifetime
 from pytest_virtainers.support.forks import disown_in_child
 from pytest_virtainers.support.progress import SILENT, Progress
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.arguments import MachineArguments
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
+    from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.vm.vm import VM
 
 
@@ -61,42 +62,42 @@ def launch(
         with launched(wanted, settings, persist, progress) as vm:
             yield vm
         return
-    with _manager(settings, progress) as manager:
-        yield manager.launch(wanted)
+    with _launcher(settings, progress) as launcher:
+        yield launcher.launch(wanted)
 
 
 class _Idle:
-    """The manager of the last block, for the next one: what it has learnt is not asked again.
+    """The launcher of the last block, for the next one: what it knows is not asked again.
 
     It is used again with the same environment only, which says where engine and store are.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: list[tuple[object, Manager]] = []
+        self._kept: list[tuple[object, Launcher]] = []
         disown_in_child(self)
 
     def disown(self) -> None:
         """Leave it to a forked child's parent, of which another thread may have held the lock."""
         self._lock, self._kept = threading.Lock(), []
 
-    def take(self, purpose: object) -> Manager | None:
-        """Return the manager if it is there for this purpose; one for another purpose is closed."""
+    def take(self, purpose: object) -> Launcher | None:
+        """Return the launcher if it is there for this purpose; one for another purpose is closed."""
         with self._lock:
             kept, self._kept = self._kept, []
         if kept and kept[0][0] == purpose:
             return kept[0][1]
-        for _, manager in kept:
-            manager.close()
+        for _, launcher in kept:
+            launcher.close()
         return None
 
-    def keep(self, purpose: object, manager: Manager) -> None:
-        """Keep a manager without VMs until the process ends; if there is one already, close it."""
+    def keep(self, purpose: object, launcher: Launcher) -> None:
+        """Keep a launcher without VMs until the process ends; if there is one already, close it."""
         with self._lock:
             if not self._kept:
-                self._kept = [(purpose, manager)]
+                self._kept = [(purpose, launcher)]
                 return
-        manager.close()
+        launcher.close()
 
     def close(self) -> None:
         """Close what is kept."""
@@ -108,18 +109,18 @@ atexit.register(_idle.close)
 
 
 @contextlib.contextmanager
-def _manager(settings: Settings, progress: Progress) -> Iterator[Manager]:
-    """Return a manager for one VM, which ends with the block; after a failure the manager does, too."""
+def _launcher(settings: Settings, progress: Progress) -> Iterator[Launcher]:
+    """Return a launcher for one VM, which ends with the block; after a failure the launcher does, too."""
     purpose = ({**os.environ}, progress)
     with contextlib.ExitStack() as failed:
-        manager = _idle.take(purpose) or Manager(settings, progress)
-        failed.callback(manager.close)
-        yield manager
-        if not manager.is_ours:
+        launcher = _idle.take(purpose) or build_launcher(settings, progress)
+        failed.callback(launcher.close)
+        yield launcher
+        if not launcher.is_ours:
             return
-        manager.reset()
+        launcher.reset()
         failed.pop_all()
-    _idle.keep(purpose, manager)
+    _idle.keep(purpose, launcher)
 
 
 @contextlib.contextmanager
@@ -127,8 +128,8 @@ def launched(
     wanted: Spec, settings: Settings, persist: str | os.PathLike[str] | None, progress: Progress
 ) -> Iterator[VM]:
     """Give the VM of `wish` for a block; otherwise as `launch`."""
-    with Manager(settings, progress, tenure=Tenure(folder=persistent(persist))) as manager:
-        vm = manager.launch(wanted)
+    with build_launcher(settings, progress, lifetime=Lifetime(folder=persistent(persist))) as launcher:
+        vm = launcher.launch(wanted)
         try:
             yield vm
         finally:

@@ -21,7 +21,7 @@ from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.network import ExistingNetwork
 from pytest_virtainers.engine.streams import Log
-from pytest_virtainers.errors import EngineError, SpecError, VMGone
+from pytest_virtainers.errors import EngineError, UsageError, VMGone
 from pytest_virtainers.evidence import manifest_file
 from pytest_virtainers.evidence.manifest_file import REMEMBERED
 from pytest_virtainers.launching import templates
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.support.progress import Progress
 
 PAPERS = "machine.json"
@@ -97,37 +97,37 @@ def list_all(engine: Engine) -> list[Machine]:
 
 
 def find(engine: Engine, name: str) -> Machine:
-    """Give the VM of this name; raises `SpecError` when there is none, or `EngineError`."""
+    """Give the VM of this name; raises `UsageError` when there is none, or `EngineError`."""
     there = list_all(engine)
     for each in there:
         if each.name == name:
             return each
     names = f"there are {', '.join(each.name for each in there)}" if there else "there is none at all"
-    raise SpecError(f"no machine is called {name}; {names}. virtainers run --detach --name {name} makes one")
+    raise UsageError(f"no machine is called {name}; {names}. virtainers run --detach --name {name} makes one")
 
 
-def keep(manager: Manager, spec: Spec) -> VM:
-    """Start a VM that stays; `manager` is one of detached VMs.
+def keep(launcher: Launcher, spec: Spec) -> VM:
+    """Start a VM that stays; `launcher` is one of detached VMs.
 
     Raises:
-        SpecError: there is one of this name.
-        VirtainerError: as `Manager.launch` does; nothing of it remains then.
+        UsageError: there is one of this name.
+        VirtainerError: as `Launcher.launch` does; nothing of it remains then.
     """
     with locked(f"machine-{spec.name}"):
-        if any(each.name == spec.name for each in list_all(manager.engine)):
-            raise SpecError(
+        if any(each.name == spec.name for each in list_all(launcher.engine)):
+            raise UsageError(
                 f"there is a machine called {spec.name} already: virtainers rm {spec.name} removes it, --name gives "
                 "this one another name"
             )
-        vm = manager.launch(spec)
+        vm = launcher.launch(spec)
         remembered = {name: getattr(spec, name) for name in REMEMBERED}
         papers = {
             "format": _FORMAT,
             "spec": {**remembered, "arch": vm.machine.arch, "firmware": vm.machine.firmware},
             "user": vm.user,
             "keys": asdict(vm.machine.keys),
-            "store": manager.store_location,
-            **manager.facts(vm),
+            "store": launcher.store.location,
+            **launcher.facts(vm),
         }
         vm.machine.container.put("/", {PAPERS: json.dumps(papers).encode()})
         vm.machine.container.keep(owner.lasting_name(spec.name))
@@ -141,7 +141,7 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
     Nothing is connected yet: `Machine.wait_until_resumed` does that, or `Machine.wait_until_ready` after a start.
 
     Raises:
-        SpecError: there is none of this name.
+        UsageError: there is none of this name.
         MachineOff: it is switched off.
         EngineError: the engine failed.
     """
@@ -203,7 +203,7 @@ def start(settings: Settings, name: str, progress: Progress) -> None:
     with connected(settings) as engine:
         machine = find(engine, name)
         if machine.runs:
-            raise SpecError(f"{name} is switched on already")
+            raise UsageError(f"{name} is switched on already")
         with engine.failures(f"switching {name} on"):
             engine.api.start(machine.container)
     try:
@@ -224,12 +224,12 @@ def remove(engine: Engine, name: str, *, force: bool = False) -> None:
         force: one that runs, too.
 
     Raises:
-        SpecError: there is none of this name, or it runs.
+        UsageError: there is none of this name, or it runs.
         EngineError: the engine failed.
     """
     machine = find(engine, name)
     if not machine.is_off and not force:
-        raise SpecError(
+        raise UsageError(
             f"{name} is {machine.state}: virtainers stop {name} switches it off, rm --force removes it as it is"
         )
     _container(engine, machine).remove()
@@ -249,30 +249,30 @@ def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
         log.close()
 
 
-def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
+def commit(launcher: Launcher, name: str, target: Path) -> dict[str, str]:
     """Write the disk of a VM that is switched off as one flat qcow2 file, a guest image for others.
 
     Returns:
         What others have to say of it: `user`, `arch` and `firmware`.
 
     Raises:
-        SpecError: there is none of this name, or it runs.
-        StoreError: the disk could not be made.
+        UsageError: there is none of this name, or it runs.
+        ImageError: the disk could not be made.
         EngineError: the engine failed.
     """
-    machine = find(manager.engine, name)
+    machine = find(launcher.engine, name)
     if not machine.is_off:
-        raise SpecError(f"{name} is {machine.state}, and its disk changes: virtainers stop {name} first")
-    papers = _papers_of(manager.engine, machine)
+        raise UsageError(f"{name} is {machine.state}, and its disk changes: virtainers stop {name} first")
+    papers = _papers_of(launcher.engine, machine)
     store = papers["store"]
-    if store != manager.store_location:
-        raise SpecError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
-    with manager.engine.failures(f"copying the disk of {name}"):
-        used = manager.engine.api.inspect_container(machine.container)["Config"]["Labels"][USES]
-        pieces, _ = manager.engine.api.get_archive(machine.container, f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}")
-    with manager.store() as shop:
+    if store != launcher.store.location:
+        raise UsageError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
+    with launcher.engine.failures(f"copying the disk of {name}"):
+        used = launcher.engine.api.inspect_container(machine.container)["Config"]["Labels"][USES]
+        pieces, _ = launcher.engine.api.get_archive(machine.container, f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}")
+    with launcher.store.open() as shop:
         places = templates.layers(used, shop)
-    manager.flatten(pieces, f"the disk of {name}", places, target)
+    launcher.disks.flatten(pieces, f"the disk of {name}", places, target)
     return {"user": papers["user"], "arch": papers["spec"]["arch"], "firmware": papers["spec"]["firmware"]}
 
 

@@ -15,7 +15,7 @@ import click
 
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.settings import Source, environment, resolve
-from pytest_virtainers.errors import SpecError
+from pytest_virtainers.errors import SpecError, UsageError
 from pytest_virtainers.support.progress import Progress, fitted
 from pytest_virtainers.terminal import one_line, printable
 
@@ -78,9 +78,9 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[
 
 
 def check_ssh() -> None:
-    """Raise `SpecError` when there is no OpenSSH."""
+    """Raise `UsageError` when there is no OpenSSH."""
     if shutil.which("ssh") is None:
-        raise SpecError("there is no ssh here, by which the shell in the VM is opened: install OpenSSH's client")
+        raise UsageError("there is no ssh here, by which the shell in the VM is opened: install OpenSSH's client")
 
 
 def ssh(vm: VM, line: str = "", *, terminal: bool = False) -> int:

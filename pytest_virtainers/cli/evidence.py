@@ -14,7 +14,7 @@ from pytest_virtainers.errors import BadTemplate, QEMUCrashed, VirtainerError
 
 if TYPE_CHECKING:
     from pytest_virtainers.evidence.resume import Evidence
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.vm.vm import VM
 
 _FAILED = 1
@@ -47,14 +47,14 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
     """  # noqa: D301
     from pytest_virtainers.evidence import resume
     from pytest_virtainers.evidence.manifest_file import OVERLAY, STATE, shown
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
 
     if not export:
         check_ssh()
     evidence = resume.read(folder, disk_only=disk_only or export is not None, trust=trust)
-    with Manager(settings(), progress()) as manager:
+    with build_launcher(settings(), progress()) as launcher:
         if export:
-            resume.export(manager, evidence, export)
+            resume.export(launcher, evidence, export)
             print(f"{export}: a disk that needs no other")
             return 0
 
@@ -63,7 +63,7 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
             text = str(error).replace(resume.MEMORY, shown(folder / STATE))
             tell(text.replace(resume.DISK, shown(folder / OVERLAY)))
 
-        vm = _kept(manager, evidence)
+        vm = _kept(launcher, evidence)
         try:
             try:
                 vm.machine.wait_until_resumed()
@@ -71,7 +71,7 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
                 tell(str(error))
                 tell("QEMU has crashed: starting it anew, once")
                 vm.machine.close()
-                vm = _kept(manager, evidence)
+                vm = _kept(launcher, evidence)
                 vm.machine.wait_until_resumed()
         except BadTemplate as error:
             report(error)
@@ -87,10 +87,10 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
         return ssh(vm, " ".join(words))
 
 
-def _kept(manager: Manager, evidence: Evidence) -> VM:
+def _kept(launcher: Launcher, evidence: Evidence) -> VM:
     from pytest_virtainers.evidence import resume
 
-    vm = resume.launch(manager, evidence)
+    vm = resume.launch(launcher, evidence)
     tell(f"its console: {vm.access.console_command}")
     return vm
 

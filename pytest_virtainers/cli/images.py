@@ -14,7 +14,7 @@ from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
 
 if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.launcher import Launcher
 
 _ARCH = option_of("--arch", "amd64|arm64|auto", "Of the machines that it is for.")
 
@@ -35,12 +35,12 @@ def build(image: str | None, **given: Any) -> None:
       virtainers build ubuntu-24.04 --ram 2G --package nginx
       virtainers build --cold                  # the runtime image and the guest image alone
     """  # noqa: D301
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
 
     spec = _spec(image=image, **shape.arguments(**given))
-    with Manager(settings(), progress()) as manager:
-        manager.warm(spec)
-        answer(f"{_ready(manager, spec)}{', with its template' if spec.template else ''}")
+    with build_launcher(settings(), progress()) as launcher:
+        launcher.warm(spec)
+        answer(f"{_ready(launcher, spec)}{', with its template' if spec.template else ''}")
 
 
 @click.group
@@ -96,15 +96,15 @@ def ls(as_json: bool) -> None:
 
 def _sizes_mib() -> dict[str, int]:
     """Give the size of what is in the store, by its place; the catalogue is to be read without an engine, too."""
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
 
     try:
-        with Manager(settings(), progress()) as manager:
-            if not manager.has_runtime_image():  # without which nothing has come into the store from here
+        with build_launcher(settings(), progress()) as launcher:
+            if not launcher.runtime_image.is_built():  # without which nothing has come into the store from here
                 return {}
-            with manager.store() as shop:
-                return {each.place: each.size_mib for each in eviction.contents(manager.engine, shop)}
+            with launcher.store.open() as shop:
+                return {each.place: each.size_mib for each in eviction.contents(launcher.engine, shop)}
     except (EngineNotFound, EngineError) as error:
         tell(f"what is in the store cannot be told: {error}")
         return {}
@@ -147,15 +147,15 @@ def bake(image: str, tag: str | None, arch: str | None, firmware: str | None) ->
     """  # noqa: D301
     from pytest_virtainers.guests import container_disk, images
     from pytest_virtainers.guests.catalogue import Entry, catalogue
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
 
     spec = _spec(image=image, arch=arch, firmware=firmware)
     found = images.find(image, spec.arch)
     name = container_disk.tag_for(found.name if isinstance(found, Entry) and image in catalogue() else image, tag)
-    with Manager(settings(), progress()) as manager:
-        guest, runtime_image = manager.guest_of(spec), manager.runtime_image()
+    with build_launcher(settings(), progress()) as launcher:
+        guest, runtime_image = launcher.guests.of(spec), launcher.runtime_image.reference()
         guest = replace(guest, firmware=guest.boots_with(spec.firmware))
-        with manager.store() as shop, progress().step(f"making container image {name}") as step:
+        with launcher.store.open() as shop, progress().step(f"making container image {name}") as step:
             print(container_disk.bake(guest, name, runtime_image, shop, step.update))
 
 
@@ -169,15 +169,15 @@ def rm(names: tuple[str, ...]) -> None:
       virtainers images rm fedora-44; virtainers images pull fedora-44     # what is published by now
     """  # noqa: D301
     from pytest_virtainers.guests.catalogue import catalogue
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
     from pytest_virtainers.support.paths import locked
 
     known = catalogue()
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"the catalogue has no {unknown[0]}; what is of paths, virtainers store rm removes")
-    with Manager(settings(), progress()) as manager, manager.store() as shop, locked("store"):
-        kept = eviction.contents(manager.engine, shop)
+    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
+        kept = eviction.contents(launcher.engine, shop)
         places = {known[name].place for name in names}
         if missing := places - {each.place for each in kept}:
             raise ImageError(f"{min(missing)} is not in the store: see virtainers store ls")
@@ -202,15 +202,15 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     """  # noqa: D301
     from pytest_virtainers.guests.catalogue import catalogue
     from pytest_virtainers.launching import integrity
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
 
     known, rows = catalogue(), []
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"the catalogue has no {unknown[0]}: see virtainers images ls")
-    with Manager(settings(), progress()) as manager, manager.store() as shop:
+    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop:
         wanted = {known[name].place for name in names}
-        for each in eviction.contents(manager.engine, shop):
+        for each in eviction.contents(launcher.engine, shop):
             if not each.place.startswith("guests/") or (names and each.place not in wanted):
                 continue
             wanted.discard(each.place)
@@ -239,16 +239,16 @@ def _spec(**given: Any) -> Spec:
 
 
 def _pull(image: str | None, arch: str | None) -> None:
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
 
     spec = _spec(image=image, arch=arch)
-    with Manager(settings(), progress()) as manager:
-        answer(_ready(manager, spec))
+    with build_launcher(settings(), progress()) as launcher:
+        answer(_ready(launcher, spec))
 
 
-def _ready(manager: Manager, spec: Spec) -> str:
-    guest = manager.guest_of(spec)
-    return f"{spec.image} is ready on {manager.engine}: {guest.key}, sha256 {guest.digest}"
+def _ready(launcher: Launcher, spec: Spec) -> str:
+    guest = launcher.guests.of(spec)
+    return f"{spec.image} is ready on {launcher.engine}: {guest.key}, sha256 {guest.digest}"
 
 
 COMMANDS = (build, images)

@@ -35,7 +35,7 @@ from pytest_virtainers.cli.complete import (
     option_of,
     snapshot_tags,
 )
-from pytest_virtainers.errors import SpecError
+from pytest_virtainers.errors import UsageError
 from pytest_virtainers.terminal import Plain, one_line, printable
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def _on_network(*, network: str | None, **given: Any) -> dict[str, Any]:
 def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
     from pytest_virtainers import detached
     from pytest_virtainers.api import persistent
-    from pytest_virtainers.launching.launcher import Manager
-    from pytest_virtainers.launching.lifetime import Tenure
+    from pytest_virtainers.launching.build import build_launcher
+    from pytest_virtainers.launching.lifetime import Lifetime
 
-    tenure = Tenure(detached=True, auto_remove=auto_remove, folder=persistent(persist))
-    with Manager(ours, progress(), tenure=tenure) as manager:
-        vm = detached.keep(manager, spec)
+    lifetime = Lifetime(detached=True, auto_remove=auto_remove, folder=persistent(persist))
+    with build_launcher(ours, progress(), lifetime=lifetime) as launcher:
+        vm = detached.keep(launcher, spec)
         tell(f"{vm.name} ({spec.image}) is at {vm.ip}: virtainers ssh {vm.name}")
         return ssh(vm, shlex.join(words)) if words else 0
 
@@ -432,7 +432,7 @@ def restore(name: str, tag: str | None) -> None:
     with detached.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
         there = [] if tag else vm.snapshots()
         if not tag and not there:
-            raise SpecError(f"{name} has no snapshot; virtainers snapshot {name} makes one")
+            raise UsageError(f"{name} has no snapshot; virtainers snapshot {name} makes one")
         vm.restore(tag or there[-1])
 
 
@@ -447,12 +447,12 @@ def commit(name: str, file: Path) -> None:
       virtainers stop web; virtainers commit web web.qcow2; virtainers run ./web.qcow2 --user debian
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
 
     if not file.absolute().parent.is_dir():
-        raise SpecError(f"{file}: there is no such folder")
-    with Manager(settings(), progress()) as manager, progress().step(f"writing the disk of {name} to {file}"):
-        facts = detached.commit(manager, name, file)
+        raise UsageError(f"{file}: there is no such folder")
+    with build_launcher(settings(), progress()) as launcher, progress().step(f"writing the disk of {name} to {file}"):
+        facts = detached.commit(launcher, name, file)
     print(file)
     options = " ".join(f"--{option} {facts[option]}" for option in ("user", "arch", "firmware"))
     tell(f"a VM with it: virtainers run {shlex.quote(str(file.absolute()))} {options}")

@@ -13,7 +13,7 @@ from pytest_virtainers.errors import StoreError
 
 if TYPE_CHECKING:
     from pytest_virtainers.launching.integrity import Checked
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.store.volume import Workshop
 
 
@@ -31,12 +31,12 @@ def ls(as_json: bool) -> None:
     For example:
       virtainers store ls --json | jq 'map(.size_mib) | add'
     """  # noqa: D301
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
 
     ours = settings()
-    with Manager(ours, progress()) as manager, manager.store() as shop:
-        kept = eviction.contents(manager.engine, shop)
+    with build_launcher(ours, progress()) as launcher, launcher.store.open() as shop:
+        kept = eviction.contents(launcher.engine, shop)
     rows = [
         {
             "place": each.place,
@@ -67,12 +67,12 @@ def rm(places: tuple[str, ...]) -> None:
     For example:
       virtainers store rm templates/ebc12a092c59044f
     """  # noqa: D301
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
     from pytest_virtainers.support.paths import locked
 
-    with Manager(settings(), progress()) as manager, manager.store() as shop, locked("store"):
-        kept = eviction.contents(manager.engine, shop)
+    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
+        kept = eviction.contents(launcher.engine, shop)
         known = {each.place: each for each in kept}
         for place in places:
             if place not in known:
@@ -94,12 +94,12 @@ def prune(limit: int | None) -> None:
       virtainers store prune --limit 5G
       virtainers store prune --limit 0         # whatever is not in use
     """  # noqa: D301
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
 
     ours = settings()
-    with Manager(ours, progress()) as manager, manager.store() as shop:
-        gone = eviction.prune(manager.engine, shop, ours.store_limit if limit is None else limit)
+    with build_launcher(ours, progress()) as launcher, launcher.store.open() as shop:
+        gone = eviction.prune(launcher.engine, shop, ours.store_limit if limit is None else limit)
     for each in gone:
         answer(f"removed {each.place} ({each.size_mib} MiB)")
 
@@ -120,12 +120,12 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
       virtainers store verify --remove         # what was damaged is made or fetched again when it is needed
     """  # noqa: D301
     from pytest_virtainers.launching import integrity
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
 
     rows: list[integrity.Checked] = []
-    with Manager(settings(), progress()) as manager, manager.store() as shop:
-        known = sorted(each.place for each in eviction.contents(manager.engine, shop))
+    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop:
+        known = sorted(each.place for each in eviction.contents(launcher.engine, shop))
         if unknown := [place for place in places if place not in known]:
             raise StoreError(f"{unknown[0]} is not in the store: see virtainers store ls")
         for place in places or known:
@@ -135,7 +135,7 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
             if not as_json:
                 _show_checked(place, found)
         damaged = {each.place for each in rows if each.damaged}
-        kept = _remove_damaged(manager, shop, damaged) if remove and damaged else damaged
+        kept = _remove_damaged(launcher, shop, damaged) if remove and damaged else damaged
     if as_json:
         show([{**vars(each), "damaged": each.damaged} for each in rows], as_json=True)
     elif kept and not remove:
@@ -149,13 +149,13 @@ def _show_checked(place: str, found: list[Checked]) -> None:
     print(*(said or [f"{place}: as it was"]), sep="\n", flush=True)
 
 
-def _remove_damaged(manager: Manager, shop: Workshop, damaged: set[str]) -> set[str]:
+def _remove_damaged(launcher: Launcher, shop: Workshop, damaged: set[str]) -> set[str]:
     """Remove these places, and what is made on them or was copied from them; return those that are in use."""
     from pytest_virtainers.store import eviction
     from pytest_virtainers.support.paths import locked
 
     with locked("store"):
-        there = eviction.contents(manager.engine, shop)
+        there = eviction.contents(launcher.engine, shop)
         used = {each.place for each in there if each.in_use}
         needed = {each.base for each in there if each.in_use}
         stay = damaged & (used | needed)

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.errors import TransferError, VirtainerError
-from pytest_virtainers.evidence import seals
+from pytest_virtainers.errors import RootCommandTimeout, VirtainerError
+from pytest_virtainers.evidence import cores, seals
 from pytest_virtainers.evidence.manifest_file import FORMAT, KEY, MANIFEST, OVERLAY, REMEMBERED, SEED, STATE
-from pytest_virtainers.launching import cores
 from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm.limited import Limited, TooMuch
 from pytest_virtainers.vm.supervisor import readable
@@ -152,7 +151,7 @@ def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None
                 why = trouble.strip() or f"exit code {code}"
         except TooMuch:
             why = f"it is longer than {_MAX_LOG_BYTES // 2**20} MiB"
-        except TransferError:
+        except RootCommandTimeout:
             why = f"not done after {seconds:.0f} s"
         except VirtainerError as error:
             why = str(error).partition("\n")[0]

@@ -30,6 +30,7 @@ from pytest_virtainers.evidence.manifest_file import (
 )
 from pytest_virtainers.guests.catalogue import catalogue
 from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching.bring_up import SavedVM
 from pytest_virtainers.ssh import keys
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.support import runtime
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.vm.vm import VM
 
 _CHUNK_BYTES = 1024 * 1024
@@ -108,7 +109,7 @@ def _strange(folder: Path, fact: str) -> str:
     )
 
 
-def guest(manager: Manager, evidence: Evidence) -> Guest:
+def guest(launcher: Launcher, evidence: Evidence) -> Guest:
     """Give the guest image on which the disk was made.
 
     Raises:
@@ -117,7 +118,7 @@ def guest(manager: Manager, evidence: Evidence) -> Guest:
     """
     wanted = evidence.manifest
     found = Guest(wanted.guest_key, wanted.user, wanted.guest_digest, arch=wanted.spec.arch)
-    with manager.store() as shop:
+    with launcher.store.open() as shop:
         manifest = shop.manifest(found.place)
     if manifest is not None and (manifest.get("disk") or {}).get("sha256") == found.digest:
         return found
@@ -128,7 +129,7 @@ def guest(manager: Manager, evidence: Evidence) -> Guest:
             "in the store, and evidence of others does not say what this machine reads or fetches: bring it there "
             "(virtainers images pull IMAGE), or use --trust"
         )
-    present = manager.guest(image, wanted.spec.arch)
+    present = launcher.guests.get(image, wanted.spec.arch)
     if present.digest != found.digest:
         raise ImageError(
             f"{shown(evidence.folder)} was made on {image} with sha256 {found.digest}, and what is called so now has "
@@ -138,7 +139,7 @@ def guest(manager: Manager, evidence: Evidence) -> Guest:
     return present
 
 
-def launch(manager: Manager, evidence: Evidence) -> VM:
+def launch(launcher: Launcher, evidence: Evidence) -> VM:
     """Start the machine; it may be one that does not let us in, so nothing waits for that.
 
     Raises:
@@ -147,15 +148,16 @@ def launch(manager: Manager, evidence: Evidence) -> VM:
         EngineError: its container does not start.
     """
     login = KeyPair(_login_key(evidence.folder), "")
-    return manager.start_kept(
+    saved = SavedVM(
         evidence.manifest.spec,
-        guest=guest(manager, evidence),
+        guest=guest(launcher, evidence),
         user=evidence.manifest.user,
         keys=Keys(login, KeyPair("", evidence.manifest.host_key)),
         environment={"RESUME": MEMORY} if evidence.has_memory else {},
         disk=lambda: _archive(evidence),
         seed_iso=_seed(evidence.folder),
     )
+    return launcher.start_saved(saved)
 
 
 def _login_key(folder: Path) -> str:
@@ -208,12 +210,11 @@ def _file(name: str, evidence: Evidence, source: str) -> Iterator[bytes]:
     yield bytes(-entry.size % tarfile.BLOCKSIZE)
 
 
-def export(manager: Manager, evidence: Evidence, target: Path) -> None:
+def export(launcher: Launcher, evidence: Evidence, target: Path) -> None:
     """Write the machine's disk as one flat qcow2 file.
 
     Raises:
-        SpecError, ImageError: as `launch` does.
-        StoreError: the disk could not be made.
+        SpecError, ImageError: as `launch` does, or the disk cannot be made.
     """
     name = shown(evidence.folder / OVERLAY)
-    manager.flatten(_archive(evidence), name, (guest(manager, evidence).place,), target)
+    launcher.disks.flatten(_archive(evidence), name, (guest(launcher, evidence).place,), target)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.errors import EngineError, StoreError
+from pytest_virtainers.errors import EngineError, ImageError
 from pytest_virtainers.guests.disk_format import DISK
 from pytest_virtainers.store import volume
 from pytest_virtainers.support.runtime import protocol
@@ -37,7 +37,7 @@ def write(
     places: Sequence[str],
     target: Path,
 ) -> None:
-    """Write a flat disk to `target`; the arguments, and what it raises, are those of `Manager.flatten`."""
+    """Write a flat disk to `target`; the arguments, and what it raises, are those of `Disks.flatten`."""
     disk, flat = f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}", f"{protocol.IMAGE_DIR}/flat.qcow2"
     container = _start(engine, access, runtime_image, run_id, places)
     try:
@@ -48,7 +48,7 @@ def write(
         code, said = container.run(["flatten", disk, *layers, flat])
         if code != 0:
             why = " ".join(said.decode(errors="replace").split()).removeprefix("flatten: ")
-            raise StoreError(why.replace(disk, name) or f"{name} cannot be converted (exit code {code})")
+            raise ImageError(why.replace(disk, name) or f"{name} cannot be converted (exit code {code})")
         receive(container, flat, target)
     finally:
         container.close()

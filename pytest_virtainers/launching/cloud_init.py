@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 _CLOUD_CONFIG = "#cloud-config"
 
-# More than this does not travel in user-data: YAML is slow, cloud-init keeps several copies, and clouds have limits.
+# Larger files are files of the seed: YAML is slow, cloud-init keeps several copies, and clouds have limits.
 _MOST_BYTES_IN_USER_DATA = 64 * 1024
-# What cloud-init's `write_files` does, with contents from files of the seed. Words: a name there, a path, and so on.
+# Does what cloud-init's `write_files` does, with files of the seed. Arguments: a name there, a path, and so on.
 _COPY_FILES = """
 set -eu
 umask 022
@@ -50,10 +50,9 @@ rmdir "$seed"
 
 
 def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
-    """Make the seed for `spec`: `user` may log in with `keys.login`, the guest shows `keys.host`.
+    """Return the seed for `spec`: `user` may log in with `keys.login`, and the guest's host key is `keys.host`.
 
-    By another instance id than before, cloud-init knows that these keys are new: one that the meta-data bring becomes
-    the beginning of it.
+    cloud-init takes new keys only with a new instance id. One in `spec.meta_data` becomes the start of it.
     """
     if "instance-id" in spec.meta_data:
         instance_id = f"{spec.meta_data['instance-id']}-{instance_id}"
@@ -79,15 +78,15 @@ def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
 
 
 def instance_id(keys: Keys) -> str:
-    """Return the instance id of the VM that is booted with these keys, which no other one is."""
+    """Return the instance id of the VM that is booted with these keys; no other VM has them."""
     return f"virtainers-{hashlib.sha256(keys.host.public.encode()).hexdigest()[:8]}"
 
 
 def unpack(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Give what a ready seed says as arguments of the marker, and the names of its files that are passed over.
+    """Return the content of a seed as marker arguments, and the names of its files that are ignored.
 
     Raises:
-        SpecError: it cannot be read, is no seed, or one to which no key can be added.
+        SpecError: it cannot be read, is no seed, or has user-data to which no key can be added.
     """
     texts, others = _texts(path, {"user-data", "meta-data"})
     if "user-data" not in texts:
@@ -110,7 +109,7 @@ def _mapping(text: str, whose: str) -> dict[str, Any]:
 
 
 def _texts(path: Path, names: Set[str]) -> tuple[dict[str, str], list[str]]:
-    """Read these files in the top folder of an ISO image, as far as there are such, and name the others."""
+    """Read these files in the top folder of an ISO image, if they exist; also return the names of the others."""
     image = pycdlib.PyCdlib()
     try:
         with path.open("rb") as file:
@@ -125,14 +124,14 @@ def _texts(path: Path, names: Set[str]) -> tuple[dict[str, str], list[str]]:
             image.close()
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from None
-    # What is damaged, pycdlib sees in many ways.
+    # pycdlib reports damage in many ways.
     except (PyCdlibException, struct.error, ValueError, LookupError) as error:
         raise SpecError(f"{path} is no ISO image of texts: {error}") from None
     return found, sorted(set(there) - names)
 
 
 def user_data(spec: Spec, keys: Keys, user: str) -> dict[str, Any]:
-    """Give the marker's cloud-config with what the plugin needs added; lists are extended, never replaced."""
+    """Return the marker's cloud-config with what the plugin needs; lists are extended, never replaced."""
     config = dict(spec.user_data)
     account = {
         "name": user,
@@ -145,19 +144,19 @@ def user_data(spec: Spec, keys: Keys, user: str) -> dict[str, Any]:
     _extend(config, "packages", spec.packages)
     if _is_much(spec.files):
         _extend(config, "bootcmd", [_copy_files(spec.files)])
-        if present := config.get("write_files"):  # would be done later, and ours are to come last
+        if present := config.get("write_files"):  # cloud-init would write these later, and ours have to come last
             config["write_files"] = [each for each in present if each.get("path") not in spec.files]
     else:
         _extend(config, "write_files", [_write_file(path, content) for path, content in spec.files.items()])
     _extend(config, "runcmd", spec.run_commands)
-    # With these given, cloud-init makes no host keys of its own; that also saves the time.
+    # With these, cloud-init generates no host keys, which also saves time.
     config["ssh_keys"] = {"ed25519_private": keys.host.private, "ed25519_public": keys.host.public}
     config.setdefault("ssh_pwauth", False)
     return config
 
 
-# The one NIC that every guest has, by the MAC address that the supervisor gives it. cloud-init needs the name too:
-# some of its renderers know an interface by nothing else.
+# The NIC that every guest has, by its MAC address in the supervisor. cloud-init needs the name, too: some of its
+# renderers identify an interface by nothing else.
 NETWORK_CONFIG: Mapping[str, object] = {
     "version": 2,
     "ethernets": {
@@ -165,8 +164,8 @@ NETWORK_CONFIG: Mapping[str, object] = {
             "match": {"macaddress": protocol.GUEST_MAC},
             "set-name": "eth0",
             "dhcp4": True,
-            # The supervisor's DHCP names a search domain in which the other VMs are found by their short names.
-            # (cloud-init's schema wants a string.) The guest's own name is in the meta-data.
+            # The supervisor's DHCP names a search domain in which other VMs are found by their short names.
+            # (cloud-init's schema requires a string.) The guest's own name is in the meta-data.
             "dhcp4-overrides": {"use-domains": "true", "use-hostname": False},
         }
     },

@@ -1,161 +1,80 @@
-"""Start the containers of VMs: what each is to be, and when there is memory for it."""
+"""What the container of a VM should be: devices, mounts, networks, variables, labels."""
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.container import Plan
 from pytest_virtainers.engine.owner import LABEL, MACHINE, MACHINE_NAME
-from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching import memory_budget
-from pytest_virtainers.launching.lifetime import DISPOSABLE, Tenure, seconds_to_stop
+from pytest_virtainers.launching.lifetime import DISPOSABLE, Lifetime, seconds_to_stop
 from pytest_virtainers.store.eviction import STORE, USES
 from pytest_virtainers.support.runtime import protocol
-from pytest_virtainers.support.timings import phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Link
     from pytest_virtainers.launching.networks import Networks
+    from pytest_virtainers.launching.runtime import RuntimeImage
     from pytest_virtainers.store.volume import Access
 
 # What the supervisor needs: the tap device and its addresses, and a DHCP and DNS server that drops its rights.
 _CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
 _KVM = "/dev/kvm"
 _OVERHEAD_MIB = 512
-# Tests of other processes end their VMs some time; somebody at the terminal would rather be told than wait on.
-_PATIENCE_SECONDS = 900.0
 
 
-class Starter:
-    """Starts the containers of one run's VMs.
+class Planner:
+    """Plans the containers of one run's VMs.
 
     Args:
-        engine: that runs them.
-        settings: of the run.
-        run_id: of the run.
-        worker: which of several processes of a test run this is.
-        tenure: how long they stay.
-        runtime_image: gives the runtime image's reference.
-        networks: those of the run.
-        access: to the store.
-        memory: that they may take.
-        give_back: frees memory of this process that nobody needs; tells whether there was some.
+        settings: settings of the run.
+        worker: name of this process among those of a test run, for labels.
+        lifetime: how long the VMs stay.
+        runtime_image: image of the containers.
+        networks: networks of the run.
+        access: what containers mount of the store.
     """
 
     def __init__(
         self,
-        engine: Engine,
         settings: Settings,
-        run_id: str,
         worker: str,
-        tenure: Tenure,
+        lifetime: Lifetime,
         *,
-        runtime_image: Callable[[], str],
+        runtime_image: RuntimeImage,
         networks: Networks,
         access: Access,
-        memory: memory_budget.Budget,
-        give_back: Callable[[], bool],
     ) -> None:
-        self._engine, self._settings, self._run_id = engine, settings, run_id
-        self._worker, self._tenure = worker, tenure
+        self._settings, self._worker, self._lifetime = settings, worker, lifetime
         self._runtime_image, self._networks, self._access = runtime_image, networks, access
-        self._memory, self._give_back = memory, give_back
-        self._numbers = itertools.count(1)
-        self._with_kvm = True
 
-    def start(
+    def plan(
         self,
         spec: Spec,
+        name: str,
         places: Sequence[str],
         environment: Mapping[str, str],
         node_id: str,
         *,
-        files: Mapping[str, Mapping[str, bytes | Link]] | None = None,
-        mounted: Callable[[], Iterator[bytes]] | None = None,
-        ahead: bool = False,
-    ) -> Container:
-        """Start a container as `plan` says, when there is memory for it: `ahead` of a test, now or not at all.
+        with_kvm: bool = True,
+    ) -> Plan:
+        """Return the plan of a container.
 
         Args:
-            spec: of the VM.
-            places: what it reads in the store, and nothing else of it; it runs from the first.
-            environment: of the container, on top of what `spec` gives.
-            node_id: of the test that asked, for labels.
-            files: what is put into it beforehand, by folder and name.
-            mounted: gives what `/mounted` has in it, as a tar stream, from its beginning each time.
-            ahead: nobody waits for it.
-
-        Raises:
-            EngineError: the engine failed.
-            BudgetError: there is no memory for it.
-            Removed: one of the places is not in the store any more.
-        """
-        mounting = self._access.mounting(places)
-        name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
-        while True:
-            plan = self.plan(spec, name, places, environment, node_id)
-            room = self._memory.room(
-                spec,
-                int(plan.labels[memory_budget.MEMORY]),
-                patience=0 if ahead else _PATIENCE_SECONDS,
-                give_back=(lambda: False) if ahead else self._give_back,
-            )
-            try:
-                with phase("room, create container"), room:
-                    container = Container(self._engine, plan, self._run_id)
-            except EngineError as error:
-                if self._goes_without_kvm(plan, spec, error):  # Podman looks for devices here
-                    continue
-                if mounting.goes_on(plan.binds, error):
-                    continue
-                raise
-            try:
-                with phase("start container"):
-                    for folder, members in (files or {}).items():
-                        container.put(folder, members)
-                    if mounted is not None:
-                        container.put_archive(protocol.IMAGE_DIR, mounted())
-                    container.start()
-                    self._networks.guard(container, spec.first_network)
-            except EngineError as error:
-                container.close()
-                if self._goes_without_kvm(plan, spec, error):  # Docker does here
-                    continue
-                if mounting.goes_on(plan.binds, error):
-                    continue
-                raise
-            except BaseException:
-                container.close()
-                raise
-            return container
-
-    def _goes_without_kvm(self, plan: Plan, spec: Spec, error: EngineError) -> bool:
-        """Tell whether the next try is to be without KVM: only the engine knows whether its host has the device.
-
-        It is `plan` that is asked: a VM that starts at the same time may have found out meanwhile.
-        """
-        if not (_KVM in plan.devices and spec.accel == "auto" and _KVM in str(error)):
-            return False
-        self._with_kvm = False
-        return True
-
-    def plan(
-        self, spec: Spec, name: str, places: Sequence[str], environment: Mapping[str, str], node_id: str
-    ) -> Plan:
-        """Return what the container of a VM is to be, that reads these places in the store and runs from the first.
-
-        `environment` goes on top of what `spec` gives.
+            spec: spec of the VM.
+            name: name of the container.
+            places: places in the store that it reads; its disk is based on the first.
+            environment: variables of the container, over those from `spec`.
+            node_id: id of the test, for labels.
+            with_kvm: whether it gets the host's KVM if `spec` leaves that open.
         """
         setting = self._networks.setting(spec.first_network)
-        wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and self._with_kvm)
+        wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and with_kvm)
         to_template = "TEMPLATE_SAVE" in environment
-        tenure = DISPOSABLE if to_template else self._tenure
+        lifetime = DISPOSABLE if to_template else self._lifetime
         variables = {
             "RAM": str(spec.ram),
             "CPU": str(spec.cpus),
@@ -163,30 +82,30 @@ class Starter:
             "VM_NAME": spec.guest_hostname,
             "ACCEL": spec.accel,
             protocol.EVENTS: protocol.JSON,
-            # What ends by itself stays for its evidence, and may be switched on again.
-            **({} if tenure.detached else {"LEASE": "stdin", "LINGER": "on"}),
-            # A disk that goes with the VM: nothing is gained by waiting for the platter.
-            **({"DISK_CACHE": "unsafe"} if tenure == DISPOSABLE else {}),
+            # A VM that ends by itself stays for its evidence, and may be switched on again.
+            **({} if lifetime.detached else {"LEASE": "stdin", "LINGER": "on"}),
+            # A disk that is removed with the VM need not be flushed.
+            **({"DISK_CACHE": "unsafe"} if lifetime == DISPOSABLE else {}),
             **spec.env,
             **setting.environment,
             **environment,
         }
         return Plan(
             name=name,
-            kind=MACHINE if tenure.detached else "vm",
-            image=self._runtime_image(),
+            kind=MACHINE if lifetime.detached else "vm",
+            image=self._runtime_image.reference(),
             environment=variables,
             stop_seconds=seconds_to_stop(variables),
             binds=self._access.binds(
-                places, scratch=environment["IMAGE_DIR"] if to_template else None, lasting=tenure.detached
+                places, scratch=environment["IMAGE_DIR"] if to_template else None, lasting=lifetime.detached
             ),
-            # For a killed container, which the engine removes with all that is in it.
+            # The engine removes a killed container with all that is in it, but not a volume.
             volume=f"{name}-disk" if self._keeps_disks and not to_template else None,
-            folder=tenure.folder,
+            folder=lifetime.folder,
             port=self._networks.get(spec.first_network).port(spec.guest_hostname, spec.ip, first=True),
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
-            # A folder of the host may be anybody's; QEMU, which is no root, gains nothing by that.
-            capabilities=(*_CAPABILITIES, *(["DAC_OVERRIDE"] if tenure.folder else [])),
+            # A folder of the host may belong to any user; QEMU does not run as root and gains nothing by this.
+            capabilities=(*_CAPABILITIES, *(["DAC_OVERRIDE"] if lifetime.folder else [])),
             sysctls={"net.ipv4.ip_forward": "1", **setting.sysctls},
             dns_options=setting.dns_options,
             memory_mib=spec.ram + _OVERHEAD_MIB,
@@ -204,10 +123,10 @@ class Starter:
                 ),
                 memory_budget.LIMIT: str(memory_budget.booted_mib(spec)),
             },
-            lease=not tenure.detached,
-            auto_remove=not tenure.detached or tenure.auto_remove,
+            lease=not lifetime.detached,
+            auto_remove=not lifetime.detached or lifetime.auto_remove,
         )
 
     @property
     def _keeps_disks(self) -> bool:
-        return self._settings.keep != "never" and self._tenure == DISPOSABLE
+        return self._settings.keep != "never" and self._lifetime == DISPOSABLE

@@ -1,8 +1,8 @@
-"""Full checks of what the store holds, against the digests taken when it came there.
+"""Full checks of the store against the digests that were taken when its files were saved.
 
-A bit that flips on a disk or in memory would go into every clone, and no test would know. Each start of a VM looks at
-samples (`virtainer.image.fingerprint`). Here everything is read, by the runtime image's command `verify`: when a user
-asks for it, and once in each process in the background, for what this process starts VMs from.
+A bit that flips on a disk or in memory would be in every clone, and no test would notice. Each start of a VM compares
+samples (`virtainer.image.fingerprint`). This module reads everything, by the runtime image's command `verify`: for
+`virtainers store verify`, and once in each process in the background, for what this process starts VMs from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.store.volume import Workshop
 
 MISSING = "it is missing"
-"""The error of a file that is not there, as the runtime image says it."""
+"""The error of a missing file, in the words of the runtime image."""
 _DELAY_SECONDS = 5.0  # a process that ends soon need not start a helper
 _END_SECONDS = 3.0
 
@@ -35,10 +35,10 @@ class Checked:
     """A file of the store that was read.
 
     Attributes:
-        place: the folder: `guests/KEY` or `templates/KEY`.
+        place: its folder: `guests/KEY` or `templates/KEY`.
         file: its name there.
-        sha256: its digest now; None when it cannot be read.
-        was: its digest when it was saved; None when none was taken.
+        sha256: its digest now; `None`: it cannot be read.
+        was: its digest when it was saved; `None`: none was taken.
         error: why it cannot be read.
     """
 
@@ -50,7 +50,7 @@ class Checked:
 
     @property
     def damaged(self) -> bool:
-        """Whether it is not what it was."""
+        """Whether it differs from what was saved."""
         return self.sha256 is None or (self.was is not None and self.sha256 != self.was)
 
     def __str__(self) -> str:
@@ -72,13 +72,13 @@ def read(
 
     Args:
         container: a helper that has the store.
-        places: folders of it.
-        gently: with what others leave of the machine.
-        on_progress: called now and then while it works.
+        places: folders of the store.
+        gently: use only processor time that others leave.
+        on_progress: called now and then while files are read.
 
     Raises:
         EngineError: the engine failed.
-        VirtainerError: the helper did.
+        VirtainerError: the helper failed.
     """
     words = ["verify", *(["--gently"] if gently else []), *(f"{MOUNT}/{place}" for place in places)]
     code, output = container.run(words, lambda _piece: on_progress())
@@ -94,11 +94,11 @@ def read(
 
 
 class _Stopped(Exception):
-    """The process ends."""
+    """The process ends, and with it the check."""
 
 
 class Watch:
-    """Reads, in the background and once, all that this process starts VMs from.
+    """Reads in the background, once, all that this process starts VMs from.
 
     Args:
         store: opens the store for reading.
@@ -114,11 +114,11 @@ class Watch:
         self._stopping = threading.Event()
 
     def want(self, place: str, identity: str) -> None:
-        """Have a place read, unless this very content was, or will be.
+        """Read a place, unless this content was read already, or will be.
 
         Args:
             place: its folder in the store.
-            identity: by which its content differs from another one that has its place later.
+            identity: tells its content from another one that takes its place later.
         """
         with self._lock:
             if (place, identity) in self._known or self._stopping.is_set():
@@ -130,7 +130,7 @@ class Watch:
                 self._thread.start()
 
     def damage(self) -> list[Checked]:
-        """Return what was found since the last call."""
+        """Return what was found damaged since the last call."""
         found = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -138,18 +138,18 @@ class Watch:
         return found
 
     def stop(self) -> None:
-        """Read nothing any more; what is under way ends soon."""
+        """Read nothing more; a read that is under way ends soon."""
         self._stopping.set()
 
     def close(self) -> None:
-        """Stop, and wait for a moment until that is done."""
+        """Stop, and wait a moment for the thread."""
         self.stop()
         if (thread := self._thread) is not None:  # it forgets itself when it has read all
             thread.join(_END_SECONDS)
 
     def _work(self) -> None:
         self._stopping.wait(_DELAY_SECONDS)
-        # Trouble with the engine or the store is told by the launches that meet it, too.
+        # Launches hit the same errors of engine and store, and report them.
         with contextlib.suppress(VirtainerError, _Stopped):
             self._check()
             with self._store() as shop:
@@ -159,7 +159,7 @@ class Watch:
                             self._found.put(each)
 
     def _next(self) -> str:
-        """Return the next place; an empty text when there is none, and then this thread has ended."""
+        """Return the next place; empty: there is none, and the thread ends."""
         with self._lock:
             self._check()
             try:

@@ -1,4 +1,4 @@
-"""What is closed to the VMs on a network; kept up to date while they run, as their host may get more addresses."""
+"""Networks and addresses that VMs may not call, kept up to date while their host gets more addresses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Closed:
 
     @classmethod
     def of(cls, container: Container) -> Closed:
-        """Return what was closed to a container's VM at its start."""
+        """Return what was closed to the VM of a container when it started."""
         lists = (container.environment.get(name, "") for name in ("CLOSED_NETWORKS", "CLOSED_HOSTS"))
         return cls(*(tuple(filter(None, each.split(","))) for each in lists))
 
@@ -47,23 +47,23 @@ class Isolation:
     """What is closed to the VMs of one run, by their networks.
 
     Args:
-        engine: that runs them.
-        reached: networks that they may call though they would be closed.
-        note: is given what a person should know.
+        engine: the engine that runs the VMs.
+        reached: networks that VMs may call although they would be closed.
+        note: is called with messages for the user.
     """
 
     def __init__(
         self, engine: Engine, reached: Sequence[reach.Net] = (), note: Callable[[str], object] = lambda _text: None
     ) -> None:
         self._engine, self._reached, self._note = engine, reached, note
-        self._networks: dict[Network, tuple[str, ...]] = {}  # that are closed to VMs on one
+        self._networks: dict[Network, tuple[str, ...]] = {}  # closed to VMs on each
         self._guarded: dict[Container, tuple[Network, Closed]] = {}
         self._watch: host.AddressWatch | None = None
-        self._lock = threading.Lock()  # for the order in which containers learn of changes, too
+        self._lock = threading.Lock()  # also keeps the order in which containers get changes
         disown_in_child(self)
 
     def disown(self) -> None:
-        """Leave the VMs to a forked child's parent, of which another thread may have held the lock."""
+        """Leave the VMs to a forked child's parent; another of its threads may have held the lock."""
         self._lock, self._guarded, self._watch = threading.Lock(), {}, None
 
     def environment(self, network: Network) -> Mapping[str, str]:
@@ -73,11 +73,11 @@ class Isolation:
         return {
             "CLOSED_NETWORKS": ",".join(closed.networks),
             "CLOSED_HOSTS": ",".join(closed.hosts),
-            "CLOSED_GATEWAY": "on" if network.has_host else "off",  # else its first address is somebody else's
+            "CLOSED_GATEWAY": "on" if network.has_host else "off",  # if not, its first address is another machine's
         }
 
     def guard(self, container: Container, network: Network) -> None:
-        """Close to a started container's VM, until it ends, each address that the host gets."""
+        """Close each address that the host gets to the VM of a started container, until it ends."""
         if not network.has_host or not self._engine.is_local:
             return
         with self._lock:
@@ -87,13 +87,13 @@ class Isolation:
             self._update(container)
 
     def forget(self) -> None:
-        """Forget VMs that have ended, and look again at which networks there are."""
+        """Forget VMs that ended, and list the engine's networks again when needed."""
         with self._lock:
             self._networks = {}
             self._guarded = {each: about for each, about in self._guarded.items() if not each.ended}
 
     def close(self) -> None:
-        """Guard no more."""
+        """Stop guarding."""
         with self._lock:
             self._guarded = {}
         if self._watch is not None:
@@ -109,18 +109,18 @@ class Isolation:
                 ours, others = engine_network.taken_subnets(self._engine, besides=network.engine_name)
                 closed = reach.closed(self._reached, always=(engine_network.POOL, *ours), others=others)
                 self._networks[network] = tuple(map(str, closed))
-        gateway = () if network.subnet is None else (str(network.subnet[1]),)  # Podman's is there with its first VM
+        gateway = () if network.subnet is None else (str(network.subnet[1]),)  # on Podman only with the first VM
         return Closed(self._networks[network], tuple(sorted({*host.addresses(), *gateway})))
 
     def _refresh(self) -> None:
         with self._lock:
-            self._networks = {}  # a new address may be that of a new network
+            self._networks = {}  # a new address may belong to a new network
             self._guarded = {each: about for each, about in self._guarded.items() if not each.ended}
             for container in self._guarded:
                 self._update(container)
 
     def _update(self, container: Container) -> None:
-        """Close what is not closed to one as yet; addresses in networks that are closed are."""
+        """Close to one what is not closed yet; addresses in closed networks are."""
         network, known = self._guarded[container]
         if all(map(known.has, host.addresses())):
             return

@@ -1,8 +1,8 @@
 """Templates made from templates: which shapes need no boot of their own.
 
-What is done to a machine that runs anyway (packages, commands, files, keys, `prepare`) is done to a copy of its plain
-template: the one of the same shape without all that. The copy is whole, RAM and disk, so neither needs the other
-afterwards, and layers never lie on layers.
+What can be done to a running VM (packages, commands, files, keys, `prepare`) is done to a copy of the plain template:
+the template of the same shape without these. The copy has its own RAM and disk, so neither template needs the other
+afterwards, and layers are never stacked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytest_virtainers.guests.catalogue import is_own
 if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
 
-# Of a boot, cloud-init does these before packages and commands; others may depend on those, or the other way round.
+# At a boot, cloud-init does these before packages and commands; others may depend on those, or the other way round.
 _EARLY = frozenset(
     {
         *("apt", "bootcmd", "ca-certs", "ca_certs", "chpasswd", "disable_root", "fqdn", "groups", "growpart"),
@@ -25,7 +25,7 @@ _EARLY = frozenset(
         *("resize_rootfs", "ssh_pwauth", "swap", "timezone", "users", "yum_repos", "zypper"),
     }
 )
-# Written at a boot before these are read: by services that start later, or by cloud-init when it makes users.
+# At a boot, files are written before these are read: by services that start later, or by cloud-init for its users.
 _READ_LATER = (
     *("/etc/adduser.conf", "/etc/chrony", "/etc/cloud/", "/etc/dbus-1/", "/etc/default/", "/etc/hostname"),
     *("/etc/lightdm/", "/etc/login.defs", "/etc/rsyslog", "/etc/skel/", "/etc/ssh/", "/etc/systemd/logind.conf"),
@@ -34,16 +34,16 @@ _READ_LATER = (
 
 
 class NotLayered(VirtainerError):
-    """A template could not be made from its plain one, for reasons that a boot may not have."""
+    """A template could not be made from its plain template, for a reason that a boot may not have."""
 
 
 def plain(spec: Spec) -> Spec:
-    """Return the shape whose template others are made from."""
+    """Return the plain shape, from whose template that of `spec` is made."""
     return replace(spec, packages=(), run_commands=(), files={}, authorized_keys=(), prepare=None)
 
 
 def is_layer(spec: Spec) -> bool:
-    """Return whether the template of this shape is made from its plain one, with the same outcome as by a boot."""
+    """Return whether the template of this shape can be made from its plain template with the outcome of a boot."""
     if spec == plain(spec):
         return False
     if (spec.packages or spec.run_commands or spec.files) and not spec.user_data.keys() <= _EARLY:

@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.engine.owner import LABEL, MACHINE, is_kept
+from pytest_virtainers.store.eviction import USES
 from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_virtainers.engine.client import Engine
+
 _SPARE_SECONDS = 15
 
 
 @dataclass(frozen=True)
-class Tenure:
+class Lifetime:
     """What outlives the program that starts a VM; by default nothing does.
 
     Attributes:
-        detached: the VM does, until somebody removes it.
-        auto_remove: a detached one goes when it is switched off.
-        folder: the directory of the engine's host in which its disk stays; None: the disk goes with the VM.
+        detached: the VM does, until it is removed.
+        auto_remove: a detached VM is removed when it is switched off.
+        folder: directory of the engine's host in which the disk stays; `None`: the disk is removed with the VM.
     """
 
     detached: bool = False
@@ -28,9 +32,17 @@ class Tenure:
     folder: str | None = None
 
 
-DISPOSABLE = Tenure()
+DISPOSABLE = Lifetime()
 
 
 def seconds_to_stop(environment: Mapping[str, str]) -> int:
-    """Give the seconds that a container with these variables may take to end by itself after SIGTERM."""
+    """Return the seconds that a container with these variables may take to exit after SIGTERM."""
     return int(environment.get("SHUTDOWN_TIMEOUT") or protocol.SHUTDOWN_SECONDS) + _SPARE_SECONDS
+
+
+def is_used_by_detached(engine: Engine, place: str) -> bool:
+    """Return whether a detached VM has its disk on a template's, so that the template must stay."""
+    with engine.failures("asking which machines there are"):
+        wanted = [f"{LABEL}={MACHINE}", f"{USES}={place}"]
+        found = engine.api.containers(all=True, filters={"label": wanted})
+    return any(is_kept(each) for each in found)

@@ -1,8 +1,8 @@
-"""How much memory the VMs of this machine may take together, over all processes; who finds no room waits.
+"""The memory that the VMs of all processes on one engine may take together; a VM that finds none waits.
 
 A VM that boots is counted with all its RAM. A clone shares with its template what it does not change: it is counted
-with what its container really takes, and with a guess as long as it is new. The labels of the containers say who
-takes what, so all processes on one engine see the same.
+with what its container uses, and with an estimate as long as it is new. The numbers are in labels of the containers,
+so all processes on one engine see the same.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from pytest_virtainers.support.progress import Progress
 
 MEMORY = f"{LABEL}.memory-mib"
-"""The label of a VM's container with the MiB that it is counted with, at least."""
+"""Label of a VM's container with the MiB that it is counted with, at least."""
 LIMIT = f"{LABEL}.memory-limit-mib"
-"""The label with the MiB that it can take at most."""
+"""Label with the MiB that it can take at most."""
 
 QEMU_MIB = 128
-"""What QEMU and the supervisor take beside the guest's RAM: measured 60 to 110 MiB under emulation."""
+"""MiB of QEMU and the supervisor, in addition to the guest's RAM: 60 to 110 MiB were measured under emulation."""
 _SHARE_OF_A_CLONE = 8  # of its RAM, an idle clone of 1 GiB makes some 50 MiB its own, a busy one more
 _WAITING = "waits-for-memory"
 _POLL_SECONDS = 0.5
@@ -41,12 +41,12 @@ _AT_ONCE = 8
 
 
 def booted_mib(spec: Spec) -> int:
-    """Give the MiB that a VM can take at most, and that one which boots is counted with."""
+    """Return the MiB that a VM can take at most; a VM that boots is counted with them."""
     return spec.ram + QEMU_MIB
 
 
 def cloned_mib(spec: Spec) -> int:
-    """Give the MiB that a new clone is counted with."""
+    """Return the MiB that a new clone is counted with."""
     return spec.ram // _SHARE_OF_A_CLONE + QEMU_MIB
 
 
@@ -54,9 +54,9 @@ class Budget:
     """The memory for the VMs of one engine.
 
     Args:
-        engine: that runs them.
-        share: gives the budget in MiB, from the memory of the engine's host in MiB.
-        run_id: of this process, whose own VMs nobody else will end.
+        engine: the engine that runs the VMs.
+        share: returns the budget in MiB for the memory of the engine's host in MiB.
+        run_id: id of the run; no other process closes its VMs.
         progress: where waiting is shown.
     """
 
@@ -69,7 +69,7 @@ class Budget:
         self._seen: dict[str, tuple[int, float]] = {}  # what containers take, and until when that is believed
 
     def check(self, spec: Spec) -> None:
-        """Raise `SpecError` when such a VM can never fit."""
+        """Raise `SpecError` if there can never be memory for a VM."""
         host_mib = self._host_mib()
         if spec.ram > host_mib:
             raise SpecError(f"{spec.name}: ram={spec.ram}M is more than the engine's host has ({host_mib}M)")
@@ -81,23 +81,23 @@ class Budget:
 
     @contextmanager
     def room(self, spec: Spec, mib: int, *, give_back: Callable[[], bool], patience: float) -> Iterator[None]:
-        """Wait until there is room for a VM that is counted with `mib`; the container is created inside the block.
+        """Wait until there is memory for a VM that is counted with `mib`; create its container inside the block.
 
         Args:
-            spec: of the VM.
-            mib: `booted_mib` or `cloned_mib` of it.
-            give_back: frees memory of this process that nobody needs; tells whether there was some.
-            patience: seconds to wait for what other processes take; 0 lets those go first that wait.
+            spec: spec of the VM.
+            mib: its `booted_mib` or `cloned_mib`.
+            give_back: frees memory that this process does not need, and returns whether there was any.
+            patience: seconds to wait for memory of other processes; 0: fail also if another process waits for memory.
 
         Raises:
-            BudgetError: nobody else has the memory, or it did not become free in time.
+            BudgetError: only this process has the memory, or it did not become free in time.
         """
         deadline = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
             with self._progress.step(f"waiting for memory for {spec.name}") as step, Holds() as waiting:
                 while True:
                     if not patience and is_held(_WAITING):
-                        raise BudgetError(f"no memory for {spec.name}: a test of another process waits for some")
+                        raise BudgetError(f"no memory for {spec.name}: a test of another process waits for memory")
                     with contextlib.ExitStack() as lock:
                         lock.enter_context(locked("memory", step.update))
                         ours, others = self._taken(booted_mib(spec))

@@ -1,4 +1,4 @@
-"""The networks of one run: made when a VM first asks for one, gone at its end."""
+"""The networks of one run: created when a VM first needs one, removed at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.engine.container import Container
 
-# So that the guest is refused each call at once, and not some a second.
+# So that all calls of the guest are refused at once, not only some each second.
 _REFUSALS = {"net.ipv4.icmp_ratelimit": "0"}
 _IPV6 = {"net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf.default.disable_ipv6": "0"}
 
@@ -42,12 +42,12 @@ class Networks:
     """All networks of one run.
 
     Args:
-        engine: where they are.
-        run_id: of the run.
-        recorded: whether all that is on them is captured, for the evidence of failing tests.
-        reached: what VMs on them may call though it would be closed to them.
-        note: is given what a person should know.
-        lasting: they are those of all VMs that are kept: one that is there is used again, and none is removed here.
+        engine: the engine that has them.
+        run_id: id of the run.
+        recorded: whether all traffic is captured, for the evidence of failing tests.
+        reached: networks that VMs may call although they would be closed.
+        note: is called with messages for the user.
+        lasting: whether they are those of detached VMs: an existing network is used again, and none is removed here.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class Networks:
         disown_in_child(self)
 
     def disown(self) -> None:
-        """Leave them to a forked child's parent, of which another thread may have held the lock."""
+        """Leave them to a forked child's parent; another of its threads may have held the lock."""
         self._lock = threading.Lock()
 
     def get(self, spec: NetworkSpec) -> Network:
-        """Give a network, made if need be.
+        """Return a network; create it if it is missing.
 
         Raises:
-            SpecError: another VM of the run has asked for something else of this name.
-            EngineError: it cannot be made.
+            SpecError: another VM of the run describes a network of this name otherwise.
+            EngineError: it cannot be created.
         """
-        by_internet = spec.name == DEFAULT.name  # of this one there may be two: with and without a way out
+        by_internet = spec.name == DEFAULT.name  # there may be two of these: with and without internet
         key = (spec.name, spec.mode if by_internet else None)
         with self._lock:
             if key not in self._made:
@@ -94,12 +94,12 @@ class Networks:
         return found
 
     def all(self) -> list[Network]:
-        """List those that were made."""
+        """Return the networks that were created."""
         with self._lock:
             return list(self._made.values())
 
     def setting(self, spec: NetworkSpec) -> Setting:
-        """Say what a virtainer needs whose first card is on this network; raises as `get` does."""
+        """Return what a virtainer needs whose first card is on this network; raises as `get` does."""
         network = self.get(spec)
         isolated = spec.mode == "isolated"
         return Setting(
@@ -109,15 +109,15 @@ class Networks:
         )
 
     def guard(self, container: Container, spec: NetworkSpec) -> None:
-        """Close to a started virtainer, whose first card is on this network, what the host gets while it runs.
+        """Close addresses that the host gets later to a started virtainer whose first card is on this network.
 
-        One of those that are kept is not guarded: this process ends before it.
+        A detached VM is not guarded: this process ends before it.
         """
         if not self._lasting:
             self._isolation.guard(container, self.get(spec))
 
     def reset(self) -> None:
-        """Remove all but the default networks, which serve other VMs when these have ended; raises `EngineError`."""
+        """Remove all but the default networks, which other VMs can use afterwards; raises `EngineError`."""
         with contextlib.ExitStack() as stack, self._lock:
             made, self._made = self._made, {}
             for key, network in made.items():
@@ -128,7 +128,7 @@ class Networks:
             self._isolation.forget()
 
     def close(self) -> None:
-        """Remove them all; raises `EngineError`."""
+        """Remove all networks; raises `EngineError`."""
         self._isolation.close()
         with contextlib.ExitStack() as stack:  # one failure must not keep the rest from being removed
             for network in () if self._lasting else self._made.values():

@@ -1,7 +1,7 @@
-"""What a run makes once for all its VMs: without the first test's time limit, and not again if it failed.
+"""What a run makes once for all its VMs: outside the time limit of the first test, and not again if it failed.
 
 Processes of one run (workers of pytest-xdist) find each other's failures in the folder of the locks. A file there
-belongs to the run that is written in it; a later run replaces it.
+belongs to the run whose id it contains; a later run replaces it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-# Not failures of what is made: the engine, other VMs, a wrong argument, an interrupted launch.
+# Not failures of the template: the engine, memory, a wrong argument, an interrupted launch.
 _OF_OTHERS = (BudgetError, EngineError, SpecError, CancelledError)
-# Seen under emulation, once in some hundred boots: they count when they happen again.
+# Seen under emulation, once in some hundred boots: they count if they happen again.
 _RARE = (GuestStalled, QEMUCrashed)
 _AHEAD = "To make templates ahead of the tests, without their time limits: pytest --virtainer-warm"
 
@@ -31,20 +31,22 @@ class Once:
     """Things that are made once in a run.
 
     Args:
-        run_id: shared by the processes of a test run; empty: there is only this one.
-
-    Attributes:
-        without_time_limit: a context in which the time limit of a test does not run.
+        run_id: id that the processes of a test run share; empty: there is only this one.
+        without_time_limit: returns a context in which the time limit of a test does not run.
     """
 
-    def __init__(self, run_id: str = "") -> None:
+    def __init__(
+        self,
+        run_id: str = "",
+        without_time_limit: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
         self._run_id = run_id
         self._failures: dict[str, str] = {}
         self._rare: set[str] = set()
-        self.without_time_limit: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+        self.without_time_limit = without_time_limit
 
     def check(self, key: str, who: str) -> None:
-        """Raise `TemplateError` for a VM (`who`), if its template `key` could not be made in this run."""
+        """Raise `TemplateError` for the VM `who` if its template `key` could not be made in this run."""
         __tracebackhide__ = True
         failure = self._failures.get(key) or self._failure_elsewhere(key)
         if failure:
@@ -55,10 +57,10 @@ class Once:
 
     @contextlib.contextmanager
     def making(self, key: str, who: str) -> Iterator[None]:
-        """Make the template `key` for a VM (`who`) inside the block; remember why that failed.
+        """Make the template `key` for the VM `who` inside the block; remember a failure.
 
-        Not remembered: interrupts, time limits and skips (no `Exception` but a `BaseException` in pytest), and what
-        is no fault of the template. A kernel that hangs or a QEMU that crashes counts when it happens again.
+        Not remembered: interrupts, time limits and skips (`BaseException` in pytest), and what is not the template's
+        fault. A kernel that hangs or a QEMU that crashes counts if it happens again.
 
         Raises:
             TemplateError: it failed before.
@@ -82,7 +84,7 @@ class Once:
         self._failures[key] = failure
         if not self._run_id:
             return
-        with contextlib.suppress(OSError):  # then the others find out by themselves
+        with contextlib.suppress(OSError):  # then the other processes fail by themselves
             path = _path(key)
             new = path.with_suffix(f".{os.getpid()}")
             new.write_text(json.dumps({"run": self._run_id, "failure": failure}))

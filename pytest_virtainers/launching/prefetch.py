@@ -1,4 +1,4 @@
-"""One clone made ready in the background, for a test that comes later."""
+"""Clone the VM of a later test in the background."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ if TYPE_CHECKING:
 
 
 class Prefetcher:
-    """Holds at most one VM that nobody has asked for yet.
+    """Holds at most one VM that no test has requested yet."""
 
-    Args:
-        clone: makes a VM of this spec for this test, in a thread; gives None when it cannot without harm.
-    """
-
-    def __init__(self, clone: Callable[[Spec, str], VM | None]) -> None:
-        self._clone = clone
+    def __init__(self) -> None:
         self._spec: Spec | None = None
-        self._machine: Future[VM | None] = Future()
-        self._machine.set_result(None)
+        self._vm: Future[VM | None] = Future()
+        self._vm.set_result(None)
         self._thread: ThreadPoolExecutor | None = None
         self._taking = threading.Lock()
-        self._failure: VirtainerError | None = None  # of ending a VM: no test's trouble, so it is told at the end
+        self._failure: VirtainerError | None = None  # to close a VM: raised at the end, as it is no test's fault
 
-    def want(self, spec: Spec | None, node_id: str = "") -> None:
-        """Start making such a VM unless it is there or under way; one of another spec is thrown away."""
+    def want(self, spec: Spec | None, clone: Callable[[], VM | None] = lambda: None) -> None:
+        """Start making a VM of a spec, unless it is ready or under way; close one of another spec.
+
+        Args:
+            spec: spec of the VM; `None`: none is wanted.
+            clone: makes it, in a thread; returns `None` if it cannot.
+        """
         if spec == self._spec:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "virtainers-prefetch")
-        self._machine = self._thread.submit(self._replace, self._machine, spec, node_id)
+        self._vm = self._thread.submit(self._replace, self._vm, clone)
         self._spec = spec
 
     def claim(self, spec: Spec) -> VM | None:
-        """Give the VM if it is of this spec and well, once it is ready; the next `want` makes another one."""
+        """Return the VM, once it is ready, if it is of this spec and still runs; `want` makes the next one."""
         if spec != self._spec:
             return None
-        machine = self._take()
-        if machine is not None and not machine.machine.alive:
-            self._end(machine)
+        vm = self._take()
+        if vm is not None and not vm.machine.alive:
+            self._end(vm)
             return None
-        return machine
+        return vm
 
     def give_back(self) -> bool:
-        """Throw the VM away, once it is ready; tell whether there was one."""
-        machine = self._take()
-        if machine is not None:
-            self._end(machine)
-        return machine is not None
+        """Close the VM, once it is ready; return whether there was one."""
+        vm = self._take()
+        if vm is not None:
+            self._end(vm)
+        return vm is not None
 
     def close(self) -> None:
-        """Throw the VM away and end the thread; raises `VirtainerError` when a VM could not be ended."""
+        """Close the VM and end the thread; raises `VirtainerError` if any VM could not be closed."""
         try:
             self.give_back()
         finally:
@@ -69,19 +69,19 @@ class Prefetcher:
 
     def _take(self) -> VM | None:
         with self._taking:
-            machine = self._machine.result()  # when this is interrupted, the VM is still ours to end
-            self._machine, self._spec = Future(), None
-            self._machine.set_result(None)
-        return machine
+            vm = self._vm.result()  # if this is interrupted, the VM is still here to be closed
+            self._vm, self._spec = Future(), None
+            self._vm.set_result(None)
+        return vm
 
-    def _end(self, machine: VM) -> None:
+    def _end(self, vm: VM) -> None:
         try:
-            machine.machine.close()
+            vm.machine.close()
         except VirtainerError as error:
             self._failure = error
 
-    def _replace(self, former: Future[VM | None], spec: Spec | None, node_id: str) -> VM | None:
+    def _replace(self, former: Future[VM | None], clone: Callable[[], VM | None]) -> VM | None:
         unwanted = former.result()
         if unwanted is not None:
             self._end(unwanted)
-        return None if spec is None else self._clone(spec, node_id)
+        return clone()

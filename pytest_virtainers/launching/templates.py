@@ -1,9 +1,9 @@
-"""Templates: a machine of each shape is saved once; every VM of that shape is a clone of it.
+"""Templates: one VM of each shape is saved, and every other VM of that shape is a clone of it.
 
-That machine is booted, or restored from the template of a simpler shape (`layering`).
+The saved VM is booted, or restored from the template of a simpler shape (`layering`).
 
-A template is kept in the store under a key made of everything that shapes it. Saving and restoring is the runtime
-image's work (`images/runtime/virtainer/template.py`).
+A template is in the store under a key made of everything that shapes it. The runtime image saves and restores
+(`images/runtime/virtainer/template.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -31,7 +31,6 @@ from pytest_virtainers.vm import identity, provisioning
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
-    from typing import Protocol
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.guests.images import Guest
@@ -40,34 +39,24 @@ if TYPE_CHECKING:
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
 
-    class Maker(Protocol):
-        """Starts the machine that becomes a template; what it raises passes through `Templates.ensure`."""
-
-        def boot(self, spec: Spec, keys: Keys, folder: str, /) -> VM:
-            """Boot a spec with these keys so that it can be saved into a folder of the store."""
-
-        def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template, /) -> VM:
-            """Do the same from a copy of its plain template; raises `NotLayered` if a boot may do better."""
-
-
 _FORMAT = 4
 _NO_KEYS = Keys(KeyPair("", ""), KeyPair("", ""))
 HOSTNAME = "vm"
-"""What a template's guest is called, as the VMs of markers without a name: those need not be renamed."""
+"""Hostname of a template's guest: that of VMs of markers without a name, which need not be renamed."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A saved machine in the store.
+    """A saved VM in the store.
 
     Attributes:
         key: its name in the store.
-        base: the place of the guest image that its disk is made on.
+        base: place of the guest image on which its disk is based.
         user: the login user.
-        keys: by which one logs in to any of its clones, and knows them.
-        session: the SSH session that goes on in each clone, if there is one.
-        refusal: why machines of this shape cannot be cloned; empty when they can.
-        origin: the place of the template that it was made from; empty when it was booted.
+        keys: login key and host key of its clones.
+        session: the SSH session that each clone resumes, if there is one.
+        refusal: why VMs of this shape cannot be cloned; empty: they can.
+        origin: place of the template from which it was made; empty: it was booted.
     """
 
     key: str
@@ -85,7 +74,7 @@ class Template:
 
     @property
     def identity(self) -> str:
-        """What tells it from another one that has its place in the store later."""
+        """Tells it from another template that takes its place in the store later."""
         return self.keys.host.public
 
     @property
@@ -94,15 +83,25 @@ class Template:
         return path(self.place)
 
 
+class Maker(Protocol):
+    """Starts the VM that becomes a template; its errors pass through `Templates.ensure`."""
+
+    def boot(self, spec: Spec, keys: Keys, folder: str, /) -> VM:
+        """Boot a VM with these keys that can be saved into a folder of the store."""
+
+    def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template, /) -> VM:
+        """Restore one from a copy of its plain template; raise `NotLayered` if a boot may do better."""
+
+
 class Templates:
     """The templates of one run.
 
     Args:
         store: opens the store.
-        holds: keeps what is in it for us.
-        runtime_id: of the image that saves and restores.
+        holds: mark each template as in use by this process.
+        runtime_id: returns the id of the runtime image, which saves and restores.
         progress: where long steps are shown.
-        once: what this run has failed to make.
+        once: remembers what could not be made in this run.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class Templates:
         store: Callable[[], AbstractContextManager[Workshop]],
         *,
         holds: Holds,
-        runtime_id: str,
+        runtime_id: Callable[[], str],
         progress: Progress,
         once: Once | None = None,
     ) -> None:
@@ -122,17 +121,17 @@ class Templates:
         self._known: dict[str, Template] = {}
 
     def ensure(self, spec: Spec, guest: Guest, maker: Maker) -> Template:
-        """Give the template for `spec`, made if need be by whichever process needs it first.
+        """Return the template for `spec`; the first process that needs it makes it.
 
         Args:
-            spec: of a VM that is wanted.
-            guest: its image.
-            maker: starts the machine that is saved.
+            spec: spec of the VM that is to be cloned.
+            guest: its guest image.
+            maker: starts the VM that is saved.
 
         Raises:
             VirtainerError: as booting does.
-            StoreError: the template cannot be kept.
-            TemplateError: it could not be made before in this run.
+            StoreError: the store cannot be written.
+            TemplateError: it cannot be saved, or could not be made before in this run.
         """
         __tracebackhide__ = True
         key = self._key(spec, guest)
@@ -149,7 +148,7 @@ class Templates:
         return self._known[key]
 
     def find(self, spec: Spec, guest: Guest) -> Template | None:
-        """Give the template for `spec` if there is one; raises `StoreError`."""
+        """Return the template for `spec` if there is one; raises `StoreError`."""
         key = self._key(spec, guest)
         if key not in self._known:
             self._holds.add(_place(key))
@@ -161,12 +160,11 @@ class Templates:
         return self._known[key]
 
     def forget(self, template: Template, *, condemned: bool) -> bool:
-        """Look at the store anew when this template is asked for again; tell whether it was removed from there.
+        """Read the store again when this template is next requested; return whether it was removed there.
 
         Args:
-            template: which did not restore.
-            condemned: remove it, unless another process has put another one in its place meanwhile. Running clones
-                keep what they have open.
+            template: the template, which did not restore.
+            condemned: remove it, unless another process has replaced it. Running clones keep what they have open.
         """
         self._known.pop(template.key, None)
         if not condemned:
@@ -219,7 +217,7 @@ class Templates:
         return found
 
     def _plain(self, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template | None:
-        """Return the template from which that of `spec` is made, itself made if need be; None: it is booted."""
+        """Return the template from which that of `spec` is made; `None`: it is booted."""
         __tracebackhide__ = True
         if not layering.is_layer(spec):
             return None
@@ -233,11 +231,11 @@ class Templates:
             return locked(f"template-{key}", step.update)
 
     def _key(self, spec: Spec, guest: Guest) -> str:
-        """Name a template by what shapes it; who a VM is, and how it is waited for and shared, does not."""
+        """Return a key of all that shapes a template; a VM's identity, timeouts and scope do not."""
         shape = replace(spec, name=HOSTNAME, hostname=None, files={})
         facts = {
             "format": _FORMAT,
-            "runtime": self._runtime_id,
+            "runtime": self._runtime_id(),
             "disk": guest.digest,
             "machine": [shape.ram, shape.cpus, shape.disk, shape.accel, guest.arch, shape.internet],
             "firmware": guest.boots_with(shape.firmware),
@@ -257,17 +255,17 @@ class Templates:
 
 
 def layers(place: str, shop: Workshop) -> list[str]:
-    """Return the places from which a VM runs that runs from `place`, the lowest last; raises `StoreError`."""
+    """Return the places in the store that a VM started from `place` reads, the lowest last; raises `StoreError`."""
     if not place.startswith("templates/"):
         return [place]
     manifest = shop.manifest(place)
     if manifest is None or not is_place(manifest.get("guest")):
-        raise StoreError(f"{place} is not in the store any more, and the VM's disk is made on it")
+        raise StoreError(f"{place} was removed from the store, and the VM's disk is based on it")
     return [place, manifest["guest"]]
 
 
 def _alone(spec: Spec) -> Spec:
-    """Give the spec of the VM that becomes the template: it is nobody, and meets nobody."""
+    """Return the spec of the VM that becomes the template: it has no identity and no shared network."""
     return replace(spec, name=HOSTNAME, hostname=HOSTNAME, network=DEFAULT, ip=None, nics=())
 
 
@@ -276,7 +274,7 @@ def _place(key: str) -> str:
 
 
 def _recall(key: str, shop: Workshop) -> Template | None:
-    """Return a template as it was when some process looked last, or as it is."""
+    """Return a template as the last process saw it, or as it is."""
     return _parsed(key, shop.recall(_place(key)))
 
 
@@ -297,7 +295,7 @@ def _parsed(key: str, manifest: Mapping[str, Any] | None) -> Template | None:
         if origin and not is_place(origin):
             return None
         return Template(key, manifest["guest"], user, keys, session, manifest["refusal"], origin)
-    except (AttributeError, KeyError, TypeError, ValueError):  # damaged: as if it were not there, it is made anew
+    except (AttributeError, KeyError, TypeError, ValueError):  # damaged: it is made again, as if it were missing
         return None
 
 

@@ -46,16 +46,16 @@ def one_more(item: pytest.Item, base: list[Mapping[str, Any]], folder: Path, giv
     where = f"{item.nodeid}: vm_factory"
     refuse_sharing(given, where, "these end with their test")
     checked = check(given, where, folder)
-    return used(item, session.manager(item.config).launch(merge(*base, checked), item.nodeid))
+    return used(item, session.launcher(item.config).launch(merge(*base, checked), item.nodeid))
 
 
 def _machines(item: pytest.Item, specs: Sequence[Spec]) -> list[VM]:
     """Return a VM for each spec: one that its scope shares already, or a new one."""
     __tracebackhide__ = True
-    manager = session.manager(item.config)
+    launcher = session.launcher(item.config)
     present = [_present(item, spec) for spec in specs]
     missing = [spec for spec, machine in zip(specs, present, strict=True) if machine is None]
-    launched = iter(manager.launch_all(missing, item.nodeid))
+    launched = iter(launcher.launch_all(missing, item.nodeid))
     machines = [used(item, machine or next(launched), shared=machine is not None) for machine in present]
     try:
         for spec, machine, former in zip(specs, machines, present, strict=True):
@@ -66,7 +66,7 @@ def _machines(item: pytest.Item, specs: Sequence[Spec]) -> list[VM]:
     except BaseException:
         for machine, former in zip(machines, present, strict=True):
             if former is None:
-                manager.retire(machine)
+                launcher.release(machine)
         raise
     return machines
 
@@ -77,7 +77,7 @@ def _present(item: pytest.Item, spec: Spec) -> VM | None:
         if _is_usable(machine, start):
             return machine
         shared.remove((machine, start))
-        session.manager(item.config).retire(machine)
+        session.launcher(item.config).release(machine)
     return None
 
 
@@ -92,7 +92,7 @@ def _shared(node: pytest.Item | pytest.Collector) -> list[tuple[VM, Snapshot | N
         def end() -> None:
             del node.stash[_SHARED_KEY]
             for machine, _ in shared:
-                session.manager(node.config).retire(machine)
+                session.launcher(node.config).release(machine)
 
         node.addfinalizer(end)
     return node.stash[_SHARED_KEY]

@@ -70,7 +70,7 @@ def virtainer_network(request: pytest.FixtureRequest) -> Network:
 
     with session.plain_errors():
         internet = session.settings(request.config).shape["internet"]
-        return session.manager(request.config).networks.get(DEFAULT.of_first_card(internet=internet))
+        return session.launcher(request.config).networks.get(DEFAULT.of_first_card(internet=internet))
 
 
 @pytest.fixture(scope="session")
@@ -87,10 +87,10 @@ def session_vm(
     with session.plain_errors():
         base = layers(request.config, virtainer_defaults, virtainer_prepare)
         spec = merge(*base, {"scope": "session"})
-        machine = session.manager(request.config).launch(spec, request.node.nodeid)
+        machine = session.launcher(request.config).launch(spec, request.node.nodeid)
     request.config.stash[SESSION_VM_KEY] = machine
     yield machine
-    session.manager(request.config).retire(machine)
+    session.launcher(request.config).release(machine)
 
 
 @pytest.fixture
@@ -114,4 +114,4 @@ def vm_factory(
 
     yield launch
     for machine in reversed(launched):
-        session.manager(request.config).retire(machine)
+        session.launcher(request.config).release(machine)

@@ -135,7 +135,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Begin a test, or another try of it."""
     item.stash[run.BEGAN_KEY] = time.time()
-    if run.has_manager(item.config):
+    if run.has_launcher(item.config):
         from pytest_virtainers.plugin.reports import begin
 
         begin(item)
@@ -144,7 +144,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Now that this test has its VM: have the next one made ready."""
-    if run.has_manager(item.config):
+    if run.has_launcher(item.config):
         from pytest_virtainers.plugin.allocation import prefetch
 
         prefetch(item, item.stash.get(_FOLLOWING_KEY, None))
@@ -154,7 +154,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Take the evidence of a failing test's machines, while they are there."""
     result = yield
-    if run.has_manager(item.config):
+    if run.has_launcher(item.config):
         from pytest_virtainers.plugin.reports import report
 
         report(item, result)
@@ -164,7 +164,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.hookimpl(tryfirst=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     """Show the way to a failing test's machines, before a debugger opens."""
-    if isinstance(node, pytest.Item) and run.has_manager(node.config):
+    if isinstance(node, pytest.Item) and run.has_launcher(node.config):
         from pytest_virtainers.plugin.reports import hold
 
         hold(node)
@@ -211,7 +211,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the run has started, however it ended."""
-    if not run.has_manager(config):
+    if not run.has_launcher(config):
         return
     from pytest_virtainers.errors import VirtainerError
 

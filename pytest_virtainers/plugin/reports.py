@@ -56,10 +56,10 @@ def begin(item: pytest.Item) -> None:
         del item.stash[_FOLDER_KEY]
     if _uses_session_vm(item):
         used(item, item.config.stash[SESSION_VM_KEY], shared=True)
-    manager = session.present(item.config)
-    if manager is not None:
+    launcher = session.present(item.config)
+    if launcher is not None:
         with contextlib.suppress(VirtainerError):  # the next run sweeps what stays
-            manager.bury()
+            launcher.failed.close()
 
 
 def used(item: pytest.Item, machine: VM, *, shared: bool = False) -> VM:
@@ -86,21 +86,21 @@ def report(item: pytest.Item, result: pytest.TestReport) -> None:
     After a failure, somebody may want to look at the machines: they stay until the next report, or the next test.
     """
     settings = session.settings(item.config)
-    manager = session.present(item.config)
-    if manager is None:
+    launcher = session.present(item.config)
+    if launcher is None:
         return
     over = result.when == "teardown"
     if (result.failed and settings.keep != "never") or (over and settings.keep == "always"):
-        for machine in [*machines(item), *manager.lost]:
+        for machine in [*machines(item), *launcher.failed.vms]:
             _take(item, result, machine)
     if (result.failed and settings.capture != "never") or (over and settings.capture == "always"):
         _write_captures(item, result)
     if result.failed:
-        for machine in [*machines(item), *manager.lost]:
+        for machine in [*machines(item), *launcher.failed.vms]:
             _name_cause(item, result, machine)
     if over and not result.failed:
         try:
-            manager.bury()
+            launcher.failed.close()
         except _TROUBLE as error:  # the next run sweeps what stays
             _show(result, "virtainer", f"while machines were thrown away: {error}")
 
@@ -114,15 +114,15 @@ def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
     """Take the evidence of one machine, once in a test."""
     kept = item.stash.setdefault(_KEPT_KEY, {})
     settings = session.settings(item.config)
-    manager = session.manager(item.config)
+    launcher = session.launcher(item.config)
     is_new = machine not in kept
     try:
         if is_new:
             folder = kept[machine] = _new_folder(item, machine)
             from pytest_virtainers.evidence import collect
 
-            about = {"test": item.nodeid, "phase": result.when, "outcome": result.outcome, **manager.facts(machine)}
-            collect.collect(machine, folder, memory=settings.keep_memory, about=about, rescue=manager.rescue)
+            about = {"test": item.nodeid, "phase": result.when, "outcome": result.outcome, **launcher.facts(machine)}
+            collect.collect(machine, folder, memory=settings.keep_memory, about=about, rescue=launcher.disks.open)
             item.user_properties.append((_PROPERTY, str(folder)))
             result.user_properties.append((_PROPERTY, str(folder)))
         if result.failed:
@@ -188,8 +188,8 @@ def _short(folder: Path, item: pytest.Item) -> str:
 
 def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
     """Write what was on the networks of a test's machines since it began."""
-    used_ones = {*machines(item), *session.manager(item.config).lost}
-    for network in session.manager(item.config).networks.all():
+    used_ones = {*machines(item), *session.launcher(item.config).failed.vms}
+    for network in session.launcher(item.config).networks.all():
         if network.recorder is None or not used_ones.intersection(network.vms):
             continue
         try:
@@ -289,11 +289,11 @@ def _add_to_html(item: pytest.Item, result: pytest.TestReport, machine: VM, fold
 
 def hold(item: pytest.Item) -> None:
     """Say how to look into a failing test's machines; with the setting `hold`, wait until the person goes on."""
-    settings, manager = session.settings(item.config), session.present(item.config)
+    settings, launcher = session.settings(item.config), session.present(item.config)
     in_debugger = session.in_debugger(item.config)
-    if manager is None or not (settings.hold or in_debugger):
+    if launcher is None or not (settings.hold or in_debugger):
         return
-    up = [each for each in (*machines(item), *manager.lost) if not each.machine.container.ended]
+    up = [each for each in (*machines(item), *launcher.failed.vms) if not each.machine.container.ended]
     if not up:
         return
     capture: Any = item.config.pluginmanager.getplugin("capturemanager")

@@ -1,4 +1,4 @@
-"""What one pytest process keeps: its settings, and the manager once a VM was asked for."""
+"""What one pytest process keeps: its settings, and its launcher once a VM was requested."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.errors import EngineNotFound
-    from pytest_virtainers.launching.launcher import Manager
+    from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.support.timings import Record
 
@@ -31,7 +31,7 @@ _STDERR = 2
 SETTINGS_KEY: pytest.StashKey[Settings] = pytest.StashKey()
 BEGAN_KEY: pytest.StashKey[float] = pytest.StashKey()
 """When a try of a test began, in seconds since 1970."""
-_MANAGER_KEY: pytest.StashKey[Manager] = pytest.StashKey()
+_LAUNCHER_KEY: pytest.StashKey[Launcher] = pytest.StashKey()
 _NO_ENGINE_KEY: pytest.StashKey[EngineNotFound] = pytest.StashKey()
 
 
@@ -66,8 +66,8 @@ def _ini(config: pytest.Config, option: Option) -> str | None:
     return config.getini(option.ini) or None
 
 
-def manager(config: pytest.Config) -> Manager:
-    """Give the process's manager; the first call finds the engine.
+def launcher(config: pytest.Config) -> Launcher:
+    """Return the process's launcher; the first call finds the engine.
 
     Raises:
         EngineNotFound: none answers (a skip with `missing=skip`); the second call does not look again.
@@ -79,17 +79,22 @@ def manager(config: pytest.Config) -> Manager:
     try:
         if _NO_ENGINE_KEY in config.stash:
             raise config.stash[_NO_ENGINE_KEY]
-        if _MANAGER_KEY not in config.stash:
-            from pytest_virtainers.launching.launcher import Manager
+        if _LAUNCHER_KEY not in config.stash:
+            from pytest_virtainers.launching.build import build_launcher
             from pytest_virtainers.plugin import time_limit
 
             worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
             looks = wanted.keep != "never" or wanted.hold or in_debugger(config)
             progress, test_run = _progress(config), getattr(config, "workerinput", {}).get("testrunuid", "")
-            made = Manager(wanted, progress, worker, keeps_lost=looks, test_run=test_run)
-            made.echo = _echo(config)
-            made.once.without_time_limit = lambda: time_limit.suspended(config, progress.note)
-            config.stash[_MANAGER_KEY] = made
+            config.stash[_LAUNCHER_KEY] = build_launcher(
+                wanted,
+                progress,
+                worker=worker,
+                test_run=test_run,
+                keep_failed=looks,
+                without_time_limit=lambda: time_limit.suspended(config, progress.note),
+                echo=_echo(config),
+            )
             _end_on_sigterm()
             if hasattr(config, "workerinput"):
                 _end_with_parent(config)
@@ -98,17 +103,17 @@ def manager(config: pytest.Config) -> Manager:
         if wanted.missing == "skip":
             pytest.skip(str(error))
         raise
-    return config.stash[_MANAGER_KEY]
+    return config.stash[_LAUNCHER_KEY]
 
 
-def has_manager(config: pytest.Config) -> bool:
+def has_launcher(config: pytest.Config) -> bool:
     """Return whether this process, or the one that forked it, has asked for a VM."""
-    return _MANAGER_KEY in config.stash
+    return _LAUNCHER_KEY in config.stash
 
 
-def present(config: pytest.Config) -> Manager | None:
-    """Give the process's manager if a VM was asked for; a forked child has none, though it knows its parent's."""
-    found = config.stash.get(_MANAGER_KEY, None)
+def present(config: pytest.Config) -> Launcher | None:
+    """Return the process's launcher; `None` if no VM was requested, or in a forked child, whose parent has it."""
+    found = config.stash.get(_LAUNCHER_KEY, None)
     return found if found is not None and found.is_ours else None
 
 
@@ -119,31 +124,31 @@ def in_debugger(config: pytest.Config) -> bool:
 
 def prefetch(config: pytest.Config, spec: Spec | None, node_id: str) -> None:
     """Make the clone that the test `node_id` will ask for ready in the background; None: no test wants one."""
-    if _MANAGER_KEY in config.stash and settings(config).prefetch:
-        config.stash[_MANAGER_KEY].prefetch(spec, node_id)
+    if _LAUNCHER_KEY in config.stash and settings(config).prefetch:
+        config.stash[_LAUNCHER_KEY].prefetch(spec, node_id)
 
 
 def durations(config: pytest.Config) -> list[Record]:
     """Give where the seconds of this process's launches went."""
-    return config.stash[_MANAGER_KEY].durations if _MANAGER_KEY in config.stash else []
+    return config.stash[_LAUNCHER_KEY].durations if _LAUNCHER_KEY in config.stash else []
 
 
 def damage(config: pytest.Config) -> list[str]:
     """Return what turned out to be damaged in the store after VMs of this process were started from it."""
-    if _MANAGER_KEY not in config.stash:
+    if _LAUNCHER_KEY not in config.stash:
         return []
     from pytest_virtainers.errors import VirtainerError
 
     with contextlib.suppress(VirtainerError):  # what cannot be removed now is found again
-        config.stash[_MANAGER_KEY].look_for_damage()
-    return config.stash[_MANAGER_KEY].damage
+        config.stash[_LAUNCHER_KEY].look_for_damage()
+    return config.stash[_LAUNCHER_KEY].damage.found
 
 
 def close(config: pytest.Config) -> None:
     """End all that the process has started."""
-    if _MANAGER_KEY in config.stash:
-        config.stash[_MANAGER_KEY].close()
-        del config.stash[_MANAGER_KEY]
+    if _LAUNCHER_KEY in config.stash:
+        config.stash[_LAUNCHER_KEY].close()
+        del config.stash[_LAUNCHER_KEY]
 
 
 def note(config: pytest.Config, line: str) -> None:

@@ -164,24 +164,24 @@ def _make(config: pytest.Config, shapes: Sequence[Need]) -> list[tuple[str, str]
     say, failures = _writer(config), []
     try:
         with run.plain_errors():
-            manager = run.manager(config)
+            launcher = run.launcher(config)
     except pytest.skip.Exception as skipped:
         say(f"the tests are skipped: {skipped.msg}")
         return []
     except VirtainerError as error:
         return [("No VM can be made:", str(error))]
     for number, need in enumerate(shapes, start=1):
-        began, before = time.monotonic(), len(manager.durations)
+        began, before = time.monotonic(), len(launcher.durations)
         try:
-            manager.warm(need.spec, need.tests[0])
+            launcher.warm(need.spec, need.tests[0])
         except pytest.exit.Exception:
             raise
         except _OUTCOMES as error:
             failures.append((f"{need}, for {need.whose}:", f"{type(error).__name__}: {error}"))
-            manager.bury()
+            launcher.failed.close()
             outcome = "failed"
         else:
-            outcome = "made" if len(manager.durations) > before else "ready"
+            outcome = "made" if len(launcher.durations) > before else "ready"
         say(f"{number} of {len(shapes)}: {need}: {outcome} in {time.monotonic() - began:.1f} s")
     return failures
 

@@ -25,7 +25,7 @@ class Disks:
             timeout: seconds with KVM; ten times as many without.
 
         Raises:
-            ValueError: `size` is not a size.
+            UsageError: `size` is not a size.
             VirtainerError: QEMU refuses, or its host has no space.
             WaitTimeout: the guest does not show the device.
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pytest_virtainers.errors import UsageError
 from pytest_virtainers.support.progress import bar
 from pytest_virtainers.vm import transfer
 
@@ -53,7 +54,7 @@ class Files:
         """List the paths that match a pattern, as `VM.glob` documents."""
         __tracebackhide__ = True
         if not pattern.startswith("/") or any(each in pattern for each in " \t\n'\"\\$`"):
-            raise ValueError(
+            raise UsageError(
                 f"{pattern!r}: an absolute pattern without blanks, quotes, backslashes, $ and ` is needed"
             )
         found = self._machine.run_as_root(_GLOB, pattern).decode("utf-8", "surrogateescape")

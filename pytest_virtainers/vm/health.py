@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.errors import (
     BadTemplate,
     BootTimeout,
+    DiskFull,
     GuestPanic,
     GuestStalled,
     QEMUCrashed,
-    StoreError,
     VirtainerError,
     VMGone,
 )
@@ -117,9 +117,9 @@ class Health:
         if why:
             raise self._kind_of_end()(f"{self._name} has ended: {why}. {self.last_lines()}")
         if cause := self.supervisor.disk_failure:
-            raise StoreError(
-                f"{self._name} stands still, because its disk could not be written: {cause}. "
-                "Make room on the engine's disk, or let the VM write less"
+            raise DiskFull(
+                f"{self._name}: QEMU has paused the VM, as its disk could not be written: {cause}. "
+                "Free space on the engine's disk, or let the VM write less"
             )
         if self.console.stalled():
             raise GuestStalled(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 
-from pytest_virtainers.errors import TransferError
+from pytest_virtainers.errors import OutputTooLarge
 
 COMMAND_MIB = 1024
 """Limit for each stream of a test's command."""
@@ -48,9 +48,9 @@ class Collected(bytearray):
         self._what, self._limit, self._remedy = what, limit, remedy
 
     def take(self, data: bytes) -> None:
-        """Add the next piece; raise `TransferError` if the limit is exceeded."""
+        """Add the next piece; raise `OutputTooLarge` if the limit is exceeded."""
         if len(self) + len(data) > self._limit * _MIB:
-            raise TransferError(f"{self._what} has more than {self._limit} MiB. {self._remedy}".rstrip())
+            raise OutputTooLarge(f"{self._what} has more than {self._limit} MiB. {self._remedy}".rstrip())
         self.extend(data)
 
 

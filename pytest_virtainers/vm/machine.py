@@ -13,7 +13,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import paramiko
 
-from pytest_virtainers.errors import EngineError, SSHError, StoreError, TransferError, VirtainerError
+from pytest_virtainers.errors import (
+    EngineError,
+    RootCommandError,
+    RootCommandTimeout,
+    SSHError,
+    TemplateError,
+    VirtainerError,
+)
 from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
@@ -192,7 +199,9 @@ class Machine:
         output = bytearray()
         code, trouble = self.root_shell(["sh", "-c", script, "sh", *words], stdout=output.extend, timeout=timeout)
         if code != 0:
-            raise VirtainerError(f"{self.name}: {trouble.strip() or bytes(output).decode(errors='replace').strip()}")
+            raise RootCommandError(
+                f"{self.name}: {trouble.strip() or bytes(output).decode(errors='replace').strip()}"
+            )
         return bytes(output)
 
     def root_shell(
@@ -214,7 +223,7 @@ class Machine:
             on_poll: called four times a second; what it raises ends the script.
 
         Raises:
-            TransferError: it did not finish in time.
+            RootCommandTimeout: it did not finish in time.
             SSHError, VMGone: the connection broke; the VM ended.
         """
         __tracebackhide__ = True
@@ -229,8 +238,8 @@ class Machine:
                 text, stdin=stdin, stdout=stdout, stderr=collect, timeout=timeout, on_poll=on_poll
             )
         except TimedOut:
-            raise TransferError(
-                f"{self.name}: a root command did not finish within {timeout:.0f} s. Allow more time (timeout=)"
+            raise RootCommandTimeout(
+                f"{self.name}: a root command did not finish within {timeout:.0f} s. Raise timeout= if it is slow"
             ) from None
         return code, trouble.decode(errors="replace")
 
@@ -340,7 +349,7 @@ class Machine:
 
         Raises:
             Unclonable: the guest lacks what gives clones an identity.
-            StoreError: it could not be saved; the message has the supervisor's words.
+            TemplateError: it could not be saved; the message has the supervisor's words.
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + RESTORE_SECONDS
@@ -355,13 +364,13 @@ class Machine:
             time.sleep(_SETTLE_SECONDS)  # the guest's side of the former session ends, too
         code, output = self.container.run(["save"])
         if code != 0:
-            raise StoreError(
-                f"saving a template of {self.spec.image} failed: {output.decode(errors='replace').strip()}"
+            raise TemplateError(
+                f"{self.spec.image}: its template could not be saved: {output.decode(errors='replace').strip()}"
             )
         with contextlib.suppress(EngineError):  # the container may be gone before the command's end is known
             self.container.run(["qmp", '{"execute": "quit"}'])
         if not self.container.wait(RESTORE_SECONDS):
-            raise StoreError(f"saving a template of {self.spec.image}: its QEMU did not quit")
+            raise TemplateError(f"{self.spec.image}: its template could not be saved: QEMU did not quit")
         return session
 
     def _has_helper_of_template(self) -> bool:

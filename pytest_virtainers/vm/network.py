@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.network_spec import DEFAULT
 from pytest_virtainers.engine.container import Port
-from pytest_virtainers.errors import SpecError, VirtainerError
+from pytest_virtainers.errors import SpecError, UsageError, VirtainerError
 from pytest_virtainers.support.forks import Owner, disown_in_child
 from pytest_virtainers.vm.capture import Capture
 
@@ -176,7 +176,7 @@ class Network:
             groups: each a VM or several.
 
         Raises:
-            ValueError: there is only one group, a VM is in two, or a VM has no card on this network.
+            UsageError: there is only one group, a VM is in two, or a VM has no card on this network.
             VirtainerError: the container cannot do it.
 
         Example:
@@ -185,7 +185,7 @@ class Network:
         __tracebackhide__ = True
         sides = [{*group} if isinstance(group, Iterable) else {group} for group in groups]
         if len(sides) < 2 or sum(map(len, sides)) != len(set().union(*sides)):  # noqa: PLR2004
-            raise ValueError("partition() needs two or more groups of VMs, and each VM in one of them")
+            raise UsageError("partition() needs two or more groups of VMs, and each VM in one of them")
         losses = [
             _Loss(sender, receiver, _WHOLE)
             for side in sides
@@ -207,13 +207,13 @@ class Network:
             share: the share that is lost, from 0.001 to 1, at random.
 
         Raises:
-            ValueError: the share is out of range, or a VM has no card on this network.
+            UsageError: the share is out of range, or a VM has no card on this network.
             VirtainerError: the container cannot do it.
         """
         __tracebackhide__ = True
         permille = round(share * _WHOLE)
         if not 1 <= permille <= _WHOLE:
-            raise ValueError(f"share={share}: a share from 0.001 to 1 is needed")
+            raise UsageError(f"share={share}: a share from 0.001 to 1 is needed")
         with self._with(_Fault(losses=[_Loss(sender, receiver, permille)])):
             yield
 
@@ -232,14 +232,14 @@ class Network:
             jitter: seconds by which the delay varies.
 
         Raises:
-            ValueError: there is neither rate nor delay, a value is out of range, or a VM has no card on this network.
+            UsageError: there is neither rate nor delay, a value is out of range, or a VM has no card on this network.
             VirtainerError: the kernel of the engine's host cannot do it (the message names its module).
         """
         __tracebackhide__ = True
         if rate is None and delay is None:
-            raise ValueError("slow() needs a rate or a delay")
+            raise UsageError("slow() needs a rate or a delay")
         if (jitter or 0) > (delay or 0):
-            raise ValueError(f"jitter={jitter}: it needs a delay that is no less")
+            raise UsageError(f"jitter={jitter}: it needs a delay that is no less")
         kbit = None if rate is None else max(1, parsing.bits_per_second(rate) // 1000)
         milliseconds = [None if each is None else each * 1000 for each in (delay, jitter)]
         with self._with(_Fault(shapes=[_Shape(vm, kbit, *milliseconds) for vm in vms or self.vms])):
@@ -260,7 +260,7 @@ class Network:
         with self._lock:
             for vm in _concerned(fault):
                 if vm not in self._macs:
-                    raise ValueError(
+                    raise UsageError(
                         f"{vm.name} has no card on the network {self.label}; its first one is on {vm.network.label}"
                     )
             self._faults.append(fault)

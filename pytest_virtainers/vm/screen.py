@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.errors import EngineError, SpecError
+from pytest_virtainers.errors import EngineError, UsageError
 from pytest_virtainers.vm.tunnels import join, listening
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Screen:
             button: `left`, `middle` or `right`.
 
         Raises:
-            ValueError: the screen has no such point.
+            UsageError: the screen has no such point.
             VMGone: the machine does not run.
             VirtainerError: QEMU knows no such button, or delivers no picture.
         """
@@ -104,7 +104,7 @@ class Screen:
         self._machine.health.check_not_halted()
         width, height = struct.unpack(">II", self._picture()[16:24])  # PNG's IHDR
         if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(
+            raise UsageError(
                 f"{x},{y} is not on the screen of {self._machine.name}, which has {width}x{height} pixels"
             )
         position = [
@@ -147,7 +147,7 @@ class Screen:
         A terminal accepts 4095 characters a line.
 
         Raises:
-            ValueError: the keyboard has no key for a character.
+            UsageError: the keyboard has no key for a character.
             VMGone: the machine does not run.
         """
         __tracebackhide__ = True
@@ -180,7 +180,7 @@ class Screen:
             port: on this machine's 127.0.0.1; 0: any free port.
 
         Raises:
-            SpecError: the package that serves the page is not installed.
+            UsageError: the package that serves the page is not installed.
             VMGone: the machine has ended.
             EngineError: the page could not be copied out of its container.
             OSError: the port is in use.
@@ -189,7 +189,7 @@ class Screen:
         try:
             from pytest_virtainers.vm import page
         except ModuleNotFoundError as error:
-            raise SpecError(
+            raise UsageError(
                 f"a page with noVNC needs the package {error.name}: pip install 'pytest-virtainers[novnc]'"
             ) from None
         with self.vnc() as display, page.serving(self._page(), display, port) as url:
@@ -240,4 +240,4 @@ def _chord(character: str) -> str:
         return _PLAIN[character]
     if character in _SHIFTED:
         return f"shift-{_chord(_SHIFTED[character])}"
-    raise ValueError(f"a US keyboard has no key for {character!r}")
+    raise UsageError(f"a US keyboard has no key for {character!r}")

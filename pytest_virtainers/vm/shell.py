@@ -6,6 +6,8 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -32,15 +34,15 @@ def line(
         cwd: working directory; if it cannot be entered, the command does not run.
 
     Raises:
-        ValueError: a name in `env` cannot name a variable, or the command is empty.
+        UsageError: a name in `env` cannot name a variable, or the command is empty.
     """
     script = command if isinstance(command, str) else shlex.join(command)
     if not script.strip():
-        raise ValueError("the command is empty")
+        raise UsageError("the command is empty")
     preamble = [f"cd -- {shlex.quote(cwd)} || exit"] if cwd is not None else []
     for name, value in (env or {}).items():
         if not _VARIABLE.fullmatch(name):
-            raise ValueError(f"{name!r} cannot name an environment variable")
+            raise UsageError(f"{name!r} cannot name an environment variable")
         preamble.append(f"export {name}={shlex.quote(value)}")
     script = "\n".join([*preamble, script if isinstance(command, str) else f"exec {script}"])
     if not sudo and user is None:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.errors import StoreError, Unclonable, VirtainerError
+from pytest_virtainers.errors import SnapshotError, Unclonable, UsageError, VirtainerError
 from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.vm import identity
 
@@ -61,9 +61,9 @@ class Snapshots:
         __tracebackhide__ = True
         machine, supervisor = self._machine, self._health.supervisor
         if name is not None and not _NAME.fullmatch(name):
-            raise ValueError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
+            raise UsageError(f"a snapshot's name has letters, digits, - and _, 64 at most, not {name!r}")
         if name is not None and name in self.names():
-            raise StoreError(f"{machine.name} has a snapshot {name} already: choose another name")
+            raise UsageError(f"{machine.name} has a snapshot {name} already. Choose another name")
         self._health.check_not_halted()
         name = name or free_name(self._made)
         done = supervisor.helpers_done
@@ -73,7 +73,7 @@ class Snapshots:
             try:
                 identity.leave_helper(machine, hostname="", deadline=deadline)
             except Unclonable as lack:
-                raise StoreError(f"no snapshot of {machine.name} can be restored: {lack}") from lack
+                raise SnapshotError(f"{machine.name}: its snapshots cannot be restored: {lack}") from lack
             session = self._ssh.freeze()
             self._in_place("save", name)
         if not self._ssh.at_rest:  # another thread has used it in between
@@ -97,15 +97,15 @@ class Snapshots:
         machine, health = self._machine, self._health
         snapshot = self._find(snapshot)  # first, as QEMU would stop the machine before it looks
         if removed := snapshot.nic_names - self._hotplug.nic_names:
-            raise StoreError(
+            raise SnapshotError(
                 f"{machine.name}: cannot restore {snapshot.name}: network cards were removed since: "
-                f"{sorted(removed)}. Restore an earlier snapshot, or boot a new VM"
+                f"{', '.join(sorted(removed))}. Take another snapshot, or launch a new VM"
             )
         stood_still = health.is_off or bool(health.halted)
         try:
             self._hotplug.remove_all_except(snapshot.nic_names, by_reset=stood_still)
         except VirtainerError as error:
-            raise StoreError(f"{machine.name}: cannot restore {snapshot.name}: {error}") from error
+            raise SnapshotError(f"{machine.name}: cannot restore {snapshot.name}: {error}") from error
         done = health.supervisor.helpers_done
         deadline = time.monotonic() + _SECONDS
         if health.is_off:  # after a shutdown, QEMU lets nothing run that was not reset
@@ -135,15 +135,15 @@ class Snapshots:
         self._present.discard(name)
 
     def _find(self, snapshot: Snapshot | str) -> Snapshot:
-        """Return a snapshot of this machine; raise `ValueError` or `StoreError` if it is none."""
+        """Return a snapshot of this machine; raise `UsageError` if it is none."""
         __tracebackhide__ = True
         machine = self._machine
         found = Snapshot(snapshot, machine) if isinstance(snapshot, str) else snapshot
         if found.machine is not machine:
-            raise ValueError(f"{machine.name}: {found.name} is a snapshot of another VM, {found.machine.name}")
+            raise UsageError(f"{machine.name}: {found.name} is a snapshot of another VM, {found.machine.name}")
         if found.name not in self._present and found.name not in (there := self.names()):
             have = f"it has {', '.join(there)}" if there else "it has none"
-            raise StoreError(f"{machine.name} has no snapshot {found.name}; {have}")
+            raise UsageError(f"{machine.name} has no snapshot {found.name}; {have}")
         return found
 
     def _in_place(self, action: str, *arguments: str) -> bool:
@@ -154,5 +154,5 @@ class Snapshots:
         code, output = machine.container.run(["snapshot", action, *arguments])
         if code not in {0, protocol.NO_HELPER}:
             words = output.decode(errors="replace").strip()
-            raise StoreError(f"snapshot {action} on {machine.name} failed: {words}")
+            raise SnapshotError(f"{machine.name}: snapshot {action} failed: {words}")
         return code == 0

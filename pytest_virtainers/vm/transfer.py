@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
-from pytest_virtainers.errors import TransferError, VirtainerError
+from pytest_virtainers.errors import RootCommandTimeout, TransferError, VirtainerError
 from pytest_virtainers.vm import install, receive
 from pytest_virtainers.vm.limited import Limited, TooMuch
 from pytest_virtainers.vm.shown import shown
@@ -134,11 +134,13 @@ def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: f
         _check(tar, code, action, said)
     except TooMuch:
         raise TransferError(f"{action} failed in the guest: it said more than {_MAX_TOLD} bytes") from None
-    except Exception:
+    except Exception as error:
         stage = told.data.decode("utf-8", "surrogateescape").partition("\0")[0]
         if stage:
             with contextlib.suppress(VirtainerError):  # it must not cover what went wrong
                 shell(_script(_DROP, stage), stdin=None, stdout=bytes, timeout=_DROP_SECONDS)
+        if isinstance(error, RootCommandTimeout):
+            raise TransferError(f"{action} failed: {error}") from None
         raise
     return arrived
 
@@ -173,6 +175,7 @@ def get(shell: RootShell, source: str, dest: str | Path, timeout: float | None, 
     action = f"copying {source} of the guest to {dest}"
     with (
         _failures(action, folder),
+        _in_time(action),
         install.destination(dest, _bytes(name)) as (stage, place, place_name, path),
         contextlib.closing(receive.Arrival(stage, _bytes(name), special=special)) as arrival,
     ):
@@ -194,7 +197,8 @@ def get(shell: RootShell, source: str, dest: str | Path, timeout: float | None, 
 def read(shell: RootShell, path: str, timeout: float | None) -> bytes:
     """Give the content of a file of the guest; raises as `get` does."""
     content = bytearray()
-    code, said = shell(_script(_READ, path), stdin=None, stdout=content.extend, timeout=timeout)
+    with _in_time(f"reading {path} in the guest"):
+        code, said = shell(_script(_READ, path), stdin=None, stdout=content.extend, timeout=timeout)
     if code == _MISSING:
         raise FileNotFoundError(errno.ENOENT, "No such file in the guest", path)
     if code != 0:
@@ -207,14 +211,24 @@ def write(
 ) -> None:
     """Write a file of the guest in one step; mode and owner stay as they were unless given (new: 0644)."""
     octal = "" if mode is None else f"{mode:o}"
-    code, said = shell(
-        _script(_WRITE, path, octal, owner or "", str(len(content))),
-        stdin=io.BytesIO(content),
-        stdout=lambda _data: None,
-        timeout=timeout,
-    )
+    with _in_time(f"writing {path} in the guest"):
+        code, said = shell(
+            _script(_WRITE, path, octal, owner or "", str(len(content))),
+            stdin=io.BytesIO(content),
+            stdout=lambda _data: None,
+            timeout=timeout,
+        )
     if code != 0:
         raise TransferError(f"writing {path} in the guest failed (exit code {code}): {_shown(said)}")
+
+
+@contextlib.contextmanager
+def _in_time(action: str) -> Iterator[None]:
+    """Turn the end of the guest's time into a `TransferError`."""
+    try:
+        yield
+    except RootCommandTimeout as error:
+        raise TransferError(f"{action} failed: {error}") from None
 
 
 def _script(text: str, *arguments: str) -> list[str]:

@@ -183,7 +183,7 @@ class VM:
         Raises:
             CommandFailed: the exit code is not 0, with `check`.
             CommandTimeout: it still ran after `timeout` seconds.
-            TransferError: it printed more than 1 GiB on a stream.
+            OutputTooLarge: it printed more than 1 GiB on a stream.
 
         Example:
             `assert vm.run("systemctl is-active nginx", check=False).stdout.strip() == "active"`
@@ -268,7 +268,7 @@ class VM:
             pattern: an absolute one, such as `/var/log/*.log`.
 
         Raises:
-            ValueError: the pattern is not absolute, or has blanks or quotes, which a pattern cannot hold.
+            UsageError: the pattern is not absolute, or has blanks or quotes, which a pattern cannot hold.
         """
         __tracebackhide__ = True
         return self._files.glob(pattern)
@@ -540,8 +540,8 @@ class VM:
             name: letters, digits, `-` and `_`; by default the first free one of s1, s2, ….
 
         Raises:
-            ValueError: the name has other characters.
-            StoreError: the name is taken, or the snapshot failed; the message has the reason.
+            UsageError: the name has other characters, or is taken.
+            SnapshotError: the snapshot failed; the message has the reason.
 
         Example:
             `clean = vm.snapshot(); vm.run("rm -rf /etc/nginx", sudo=True); vm.restore(clean)`
@@ -564,8 +564,8 @@ class VM:
             snapshot: what `snapshot` returned, or its name.
 
         Raises:
-            ValueError: it is a snapshot of another VM.
-            StoreError: there is no such snapshot, or it cannot be restored; the message has the reason.
+            UsageError: it is a snapshot of another VM, or there is no such snapshot.
+            SnapshotError: it cannot be restored; the message has the reason.
             BootError: the guest does not answer afterwards.
         """
         __tracebackhide__ = True
@@ -578,8 +578,8 @@ class VM:
             snapshot: what `snapshot` returned, or its name.
 
         Raises:
-            ValueError: it is a snapshot of another VM.
-            StoreError: there is no such snapshot, or QEMU refuses; the message has the reason.
+            UsageError: it is a snapshot of another VM, or there is no such snapshot.
+            SnapshotError: QEMU refuses; the message has the reason.
         """
         __tracebackhide__ = True
         self._snapshots.delete(snapshot)

@@ -152,10 +152,27 @@ class FakeNetwork:
             raise OSError("no space left")
 
 
-class FakeManager:
+class FakeFailedVMs:
+    """VMs whose launch failed, and those that were released; `up` loses each that is closed."""
+
+    def __init__(self, up: list[str]) -> None:
+        self.vms: list[FakeMachine] = []
+        self.released: list[FakeMachine] = []
+        self._up = up
+
+    def close(self) -> None:
+        over = [*self.vms, *self.released]
+        self.vms, self.released = [], []
+        for each in over:
+            self._up.remove(each.name)
+            if each.refuses_to_go:
+                raise EngineError("it does not go")
+
+
+class FakeLauncher:
     """Launches such machines, but none that is called `lost`; `up` are those that are there.
 
-    A machine is on the network `default`, or on `broken` if it is called so; nobody is on `empty`.
+    A machine is on the network `default`, or on `broken` if it is called so; `empty` has none.
     """
 
     up: ClassVar[list[str]] = []
@@ -165,10 +182,10 @@ class FakeManager:
         self.up.clear()
         self._networks = {name: FakeNetwork(name) for name in ("default", "broken", "empty")}
         self.networks = SimpleNamespace(all=self._networks.values)
-        self.lost: list[FakeMachine] = []
+        self.failed = FakeFailedVMs(self.up)
+        self.damage = SimpleNamespace(found=[])
+        self.disks = self
         self.durations: list[object] = []
-        self.damage: list[str] = []
-        self._retired: list[FakeMachine] = []
 
     def look_for_damage(self) -> list[str]:
         return []
@@ -179,32 +196,24 @@ class FakeManager:
         self._networks["broken" if made.name == "broken" else "default"].vms.append(made)
         self.up.append(made.name)
         if made.name == "lost":
-            self.lost.append(made)
+            self.failed.vms.append(made)
             raise TimeoutError("it did not boot")
         return made
 
     def launch_all(self, specs: list[Spec], node_id: str) -> list[FakeMachine]:
         return [self.launch(spec, node_id) for spec in specs]
 
-    def retire(self, machine: FakeMachine) -> None:
-        self._retired.append(machine)
-
-    def bury(self) -> None:
-        over = [*self.lost, *self._retired]
-        self.lost, self._retired = [], []
-        for each in over:
-            self.up.remove(each.name)
-            if each.refuses_to_go:
-                raise EngineError("it does not go")
+    def release(self, machine: FakeMachine) -> None:
+        self.failed.released.append(machine)
 
     def facts(self, _machine: FakeMachine) -> dict[str, object]:
         return {"guest": {}}
 
-    def rescue(self, _machine: FakeMachine) -> None:
+    def open(self, _machine: FakeMachine) -> None:
         raise EngineError("nothing is left")
 
     def prefetch(self, *_: object) -> None:
         pass
 
     def close(self) -> None:
-        self.bury()
+        self.failed.close()

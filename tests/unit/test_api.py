@@ -19,7 +19,7 @@ from pytest_virtainers.config.spec import Spec
 
 @pytest.fixture
 def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
-    """What is launched, by a manager that launches nothing."""
+    """What is launched, by a launcher that launches nothing."""
     specs: list[Spec] = []
 
     def take(spec: Spec) -> Any:
@@ -27,15 +27,15 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
         access = SimpleNamespace(console_command="", ssh_command="echo ssh")
         return SimpleNamespace(name=spec.name, spec=spec, ip="", access=access)
 
-    managers: list[str] = []
+    launchers: list[str] = []
 
-    class FakeManager:
+    class FakeLauncher:
         is_ours = True
 
         def __init__(self, *_: object, **__: object) -> None:
-            managers.append("made")
+            launchers.append("made")
 
-        def __enter__(self) -> "FakeManager":
+        def __enter__(self) -> "FakeLauncher":
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -45,46 +45,46 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
             return take(spec)
 
         def reset(self) -> None:
-            managers.append("reset")
+            launchers.append("reset")
 
         def close(self) -> None:
-            managers.append("closed")
+            launchers.append("closed")
 
-    monkeypatch.setattr(module, "Manager", FakeManager)
+    monkeypatch.setattr(module, "build_launcher", FakeLauncher)
     monkeypatch.setattr(module, "_idle", module._Idle())
-    monkeypatch.setattr(module, "managers", managers, raising=False)
+    monkeypatch.setattr(module, "launchers", launchers, raising=False)
     return specs
 
 
 @pytest.mark.usefixtures("wanted")
 def test_the_next_block_uses_what_the_last_has_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    managers: list[str] = module.managers  # type: ignore[attr-defined]
+    launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     for _ in range(2):
         with launch():
             pass
-    assert managers == ["made", "reset", "reset"]
+    assert launchers == ["made", "reset", "reset"]
     monkeypatch.setenv("DOCKER_HOST", "unix:///elsewhere")
     with launch():
         pass
-    assert managers[3:] == ["closed", "made", "reset"], "the engine may be another one"
+    assert launchers[3:] == ["closed", "made", "reset"], "the engine may be another one"
     module._idle.close()
-    assert managers[6:] == ["closed"]
+    assert launchers[6:] == ["closed"]
 
 
 @pytest.mark.usefixtures("wanted")
 def test_blocks_at_the_same_time_share_nothing() -> None:
-    managers: list[str] = module.managers  # type: ignore[attr-defined]
+    launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     with launch(), launch():
-        assert managers == ["made", "made"]
-    assert managers[2:] == ["reset", "reset", "closed"]
+        assert launchers == ["made", "made"]
+    assert launchers[2:] == ["reset", "reset", "closed"]
 
 
 @pytest.mark.usefixtures("wanted")
 def test_nothing_is_used_again_after_a_failure() -> None:
-    managers: list[str] = module.managers  # type: ignore[attr-defined]
+    launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     with pytest.raises(LookupError), launch():
         raise LookupError
-    assert managers == ["made", "closed"]
+    assert launchers == ["made", "closed"]
 
 
 def test_what_is_asked_for_lies_over_the_settings(wanted: list[Spec], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,13 @@ def test_by_hand_the_same_accelerator_and_store_are_used(
         raise ZeroDivisionError
 
     monkeypatch.setattr(cold_boot, "Container", container)
-    manager: Any = SimpleNamespace(
-        engine=None, guest=lambda _image: Guest("debian-13-abc", "debian", "digest"), runtime_image=lambda: "runtime"
+    launcher: Any = SimpleNamespace(
+        engine=None,
+        guests=SimpleNamespace(get=lambda _image: Guest("debian-13-abc", "debian", "digest")),
+        runtime_image=SimpleNamespace(reference=lambda: "runtime"),
     )
     with pytest.raises(ZeroDivisionError):
-        cold_boot.by_hand(manager, merge(resolve([]).shape), "net", "/my/store", accel)
+        cold_boot.by_hand(launcher, merge(resolve([]).shape), "net", "/my/store", accel)
     (plan,) = plans
     assert (plan.binds, plan.devices) == ((Bind("/store", "/my/store"),), devices)
     assert plan.entrypoint is not None

@@ -27,7 +27,7 @@ from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.sweep import sweep
-from pytest_virtainers.errors import EngineError, SpecError, VMGone
+from pytest_virtainers.errors import EngineError, SpecError, UsageError, VMGone
 from pytest_virtainers.launching.cloud_init import user_data
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.support.progress import SILENT
@@ -83,10 +83,10 @@ def test_those_that_were_ready_are_listed(engine: Engine) -> None:
 
 
 def test_a_wrong_name_is_told_with_those_that_there_are(engine: Engine, server: FakeEngine) -> None:
-    with pytest.raises(SpecError, match=r"^no machine is called wbe; there are off, web\. virtainers run --detach"):
+    with pytest.raises(UsageError, match=r"^no machine is called wbe; there are off, web\. virtainers run --detach"):
         detached.find(engine, "wbe")
     server.answers["GET /containers/json"] = (200, [])
-    with pytest.raises(SpecError, match=r"^no machine is called web; there is none at all\. "):
+    with pytest.raises(UsageError, match=r"^no machine is called web; there is none at all\. "):
         detached.find(engine, "web")
 
 
@@ -102,7 +102,7 @@ def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
 
 def test_one_that_runs_is_not_removed_by_mistake(engine: Engine, server: FakeEngine) -> None:
     with pytest.raises(
-        SpecError, match=r"^web is running: virtainers stop web switches it off, rm --force removes it"
+        UsageError, match=r"^web is running: virtainers stop web switches it off, rm --force removes it"
     ):
         detached.remove(engine, "web")
     assert not any(each.startswith("DELETE") for each in server.asked)

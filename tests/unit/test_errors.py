@@ -1,8 +1,20 @@
+import inspect
+import re
 import traceback
+from pathlib import Path
 
 import pytest
 
+import pytest_virtainers
 from pytest_virtainers import CommandFailed, CommandTimeout, Result, UnitFailed, VirtainerError, VMGone, WaitTimeout
+from pytest_virtainers import errors as module
+
+INTERNAL = {"BadTemplate", "Unclonable"}
+ERRORS = {
+    name: found
+    for name, found in vars(module).items()
+    if inspect.isclass(found) and issubclass(found, Exception) and name != "_Message"
+}
 
 
 def result(exit_code: int, stdout: bytes = b"", stderr: bytes = b"") -> Result:
@@ -64,3 +76,29 @@ def test_nor_do_the_streams_of_a_command() -> None:
     assert f"out{SHOWN[:-6]}\\x9b\\x9d" in str(failed)
     assert f"err\\r\n{SHOWN[:-6]}\\x9b\\x9d" in str(failed)
     assert failed.result.stdout_bytes == b"out" + evil, "for programs, it is as it came"
+
+
+def test_the_module_shows_the_tree_of_its_errors() -> None:
+    shown, path = dict[str, str](), list[str]()
+    for line in (module.__doc__ or "").splitlines():
+        if found := re.match(r"    (?P<indent>[│├└─ ]*)(?P<name>[A-Z]\w+)", line):
+            depth = len(found["indent"]) // 4
+            path[depth:] = [found["name"]]
+            shown[found["name"]] = path[depth - 1] if depth else ""
+    assert shown.pop("VirtainerError") == shown.pop("AssertionError") == ""
+    parents = {
+        name: each.__bases__[-1 if issubclass(each, AssertionError) else 0].__name__ for name, each in ERRORS.items()
+    }
+    assert shown == {name: parent for name, parent in parents.items() if name != "VirtainerError"}
+
+
+def test_each_public_error_is_exported_and_in_the_reference() -> None:
+    public = set(ERRORS) - INTERNAL
+    assert public == {name for name in pytest_virtainers.__all__ if name in ERRORS}
+    reference = Path(__file__).parents[2].joinpath("docs/reference.md").read_text()
+    assert {name for name in public if f"`{name}`" not in reference} == set()
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_each_error_says_when_it_is_raised(error: type[Exception]) -> None:
+    assert re.search(r"^    (Raised|Handled) ", error.__doc__ or "", re.MULTILINE)

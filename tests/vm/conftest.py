@@ -12,7 +12,8 @@ import pytest
 from pytest_virtainers.config.settings import Settings, environment, resolve
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.podman_service import runtime_options
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.support.progress import Progress
 from tests.vm.parts import part_of
 
@@ -49,24 +50,24 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="session")
-def manager(settings: Settings) -> Iterator[Manager]:
-    """A manager beside the plugin's own, for tests that look at the engine from outside."""
+def launcher(settings: Settings) -> Iterator[Launcher]:
+    """A launcher beside the plugin's own, for tests that look at the engine from outside."""
 
     def write(text: str) -> None:
         sys.__stderr__.write(text)  # type: ignore[union-attr]
 
-    with Manager(settings, Progress(write, live=False)) as manager:
-        yield manager
+    with build_launcher(settings, Progress(write, live=False)) as launcher:
+        yield launcher
 
 
 @pytest.fixture(scope="session")
-def engine(manager: Manager) -> Engine:
-    return manager.engine
+def engine(launcher: Launcher) -> Engine:
+    return launcher.engine
 
 
 @pytest.fixture(scope="session")
-def runtime_image(manager: Manager) -> str:
-    return manager.runtime_image()
+def runtime_image(launcher: Launcher) -> str:
+    return launcher.runtime_image.reference()
 
 
 @pytest.fixture(scope="session")
@@ -79,16 +80,16 @@ def engine_cli(engine: Engine) -> list[str]:
 
 @pytest.fixture(scope="session")
 def guest_disk(
-    manager: Manager, engine_cli: list[str], settings: Settings, tmp_path_factory: pytest.TempPathFactory
+    launcher: Launcher, engine_cli: list[str], settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The disk of the default guest image as a file on this host."""
-    guest, disk = manager.guest(settings.shape["image"]), tmp_path_factory.mktemp("guest") / "disk.qcow2"
+    guest, disk = launcher.guests.get(settings.shape["image"]), tmp_path_factory.mktemp("guest") / "disk.qcow2"
     with disk.open("wb") as file:
         subprocess.run(
             [
                 *(*engine_cli, "run", "--rm", "--ulimit", "nofile=1024", "--ulimit", "nproc=4096"),
                 *("--network", "none", "-v", f"{settings.store}:/store:ro", "--entrypoint", "cat"),
-                *(manager.runtime_image(), guest.disk),
+                *(launcher.runtime_image.reference(), guest.disk),
             ],
             stdout=file,
             check=True,

@@ -15,7 +15,7 @@ from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan
 from pytest_virtainers.launching import memory_budget
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.memory_budget import QEMU_MIB, Budget, cloned_mib
 from pytest_virtainers.support.progress import SILENT
 from tests.vm.shapes import spec
@@ -60,10 +60,10 @@ def room(engine: Engine, limit_mib: int, wanted: Spec, patience: float = 0.0) ->
 def test_what_can_never_fit_is_an_error_at_once(settings: Settings) -> None:
     small = replace(settings, max_ram=lambda _whole: 1024)
     with (
-        Manager(small, SILENT) as manager,
+        build_launcher(small, SILENT) as launcher,
         pytest.raises(SpecError, match=rf"^big: ram=1024M and {QEMU_MIB}M for QEMU are more than all VMs may take"),
     ):
-        manager.launch(spec("big", ram=1024))
+        launcher.launch(spec("big", ram=1024))
 
 
 def test_nobody_waits_for_what_only_this_process_has(engine: Engine, start: Start) -> None:
@@ -129,12 +129,12 @@ def test_what_a_local_container_takes_is_known_at_once(engine: Engine, start: St
 
 def test_a_prefetched_vm_makes_room(settings: Settings, engine: Engine) -> None:
     # 800 MiB: room for a machine that boots (512 + 128), not for a new clone (64 + 128) beside it.
-    with Manager(replace(settings, max_ram=lambda _whole: 800), SILENT) as manager:
+    with build_launcher(replace(settings, max_ram=lambda _whole: 800), SILENT) as launcher:
         ahead = spec("in-the-way")
-        manager.discard(manager.launch(ahead))  # now there is a template
-        manager.prefetch(ahead)
-        manager._prefetcher._machine.result()
-        assert engine.api.containers(filters={"label": ["virtainers.vm=in-the-way"]})
+        launcher.discard(launcher.launch(ahead))  # now there is a template
+        launcher.prefetch(ahead)
+        while not engine.api.containers(filters={"label": ["virtainers.vm=in-the-way"]}):
+            time.sleep(0.1)
         with pytest.raises(BootTimeout):  # it had its room, and too little time
-            manager.launch(spec("next", template=False, boot_timeout=3))
+            launcher.launch(spec("next", template=False, boot_timeout=3))
         assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=in-the-way"]})

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pytest_virtainers import VM, CommandFailed, CommandTimeout, SSHError, TransferError, VMFactory, VMGone
+from pytest_virtainers import VM, CommandFailed, CommandTimeout, OutputTooLarge, SSHError, VMFactory, VMGone
 from pytest_virtainers.vm import connection, limited
 
 
@@ -29,11 +29,11 @@ def test_bytes_that_are_no_text_are_kept(session_vm: VM) -> None:
 
 def test_output_without_end_is_refused(session_vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limited, "COMMAND_MIB", 2)
-    with pytest.raises(TransferError, match=r"standard output of 'yes' on vm has more than 2 MiB"):
+    with pytest.raises(OutputTooLarge, match=r"standard output of 'yes' on vm has more than 2 MiB"):
         session_vm.run("yes")
     with (
         session_vm.popen("yes >&2") as process,
-        pytest.raises(TransferError, match=r"standard error of 'yes >&2' on vm has more than 2 MiB"),
+        pytest.raises(OutputTooLarge, match=r"standard error of 'yes >&2' on vm has more than 2 MiB"),
     ):
         process.wait(60)
     assert session_vm.run("echo still here").stdout == "still here\n"

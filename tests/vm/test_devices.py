@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import VM, StoreError, VirtainerError, VMGone, WaitTimeout
+from pytest_virtainers import VM, SnapshotError, VirtainerError, VMGone, WaitTimeout
 
 
 def test_disks_come_and_go(session_vm: VM) -> None:
@@ -49,7 +49,9 @@ def test_cards_come_and_go(session_vm: VM) -> None:
 def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
     card, devices = vm.nics["devices"], "ls /sys/class/net; ls /sys/block"
     disk = vm.disks.add(32)
-    with pytest.raises(StoreError, match=rf"snapshots do not include added disks \({disk.name}\): remove them first"):
+    with pytest.raises(
+        SnapshotError, match=rf"snapshots do not include added disks \({disk.name}\): remove them first"
+    ):
         vm.snapshot()
     vm.disks.remove(disk)
     vm.pause()
@@ -69,7 +71,7 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
         assert vm.nics == {"devices": card}
         assert card.ip in vm.run(["ip", "addr", "show", card.device]).stdout
     vm.nics.remove(card)
-    with pytest.raises(StoreError, match=f"cannot restore {snapshot.name}: network cards were removed since"):
+    with pytest.raises(SnapshotError, match=f"cannot restore {snapshot.name}: network cards were removed since"):
         vm.restore(snapshot)
     assert vm.run("true").ok, "it goes on"
 

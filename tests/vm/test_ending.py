@@ -18,7 +18,7 @@ from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.sweep import sweep
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.launcher import Launcher
 from tests.vm.processes import console_of, reaper_of, soon
 from tests.vm.terminal import AT_TERMINAL
 
@@ -161,11 +161,11 @@ def owned(engine: Engine) -> dict[str, int]:
 
 
 def test_whenever_a_run_is_killed_nothing_of_it_is_left_five_seconds_later(
-    manager: Manager, engine: Engine, settings: Settings
+    launcher: Launcher, engine: Engine, settings: Settings
 ) -> None:
     """`KILLS=100` for a long run."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
-    manager.discard(manager.launch(spec))  # there is a template
+    launcher.discard(launcher.launch(spec))  # there is a template
     killed: dict[int, tuple[float, str]] = {}  # when all of it has to be gone, and how far it was
     left: list[tuple[str, str]] = []
     had: list[str] = []
@@ -255,19 +255,19 @@ def test_workers_end_with_the_main_process(start: Callable[..., Run], engine: En
     ("number", "code", "name"), [(signal.SIGINT, 2, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_during_boot_cleans_up_at_once(
-    start: Callable[..., Run], number: signal.Signals, code: int, name: str, manager: Manager
+    start: Callable[..., Run], number: signal.Signals, code: int, name: str, launcher: Launcher
 ) -> None:
     run = start(BOOTING, name)
     run.until_booting()
     (vm,) = (each["Id"] for each in run.containers() if each["Labels"]["virtainers"] == "vm")
-    environment = dict(each.split("=", 1) for each in manager.engine.api.inspect_container(vm)["Config"]["Env"])
-    with manager.store() as shop:
+    environment = dict(each.split("=", 1) for each in launcher.engine.api.inspect_container(vm)["Config"]["Env"])
+    with launcher.store.open() as shop:
         assert "ram" in shop.shell(f"ls {environment['IMAGE_DIR']}").split(), "half-made"
     run.process.send_signal(number)
     assert run.process.wait(60) == code, run.log.read_text()
     assert run.containers() == []
     assert run.networks() == []
-    with manager.store() as shop:
+    with launcher.store.open() as shop:
         shop.shell(f"! ls -d {environment['IMAGE_DIR']}")
 
 
@@ -311,7 +311,7 @@ def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, monkeypatch: py
 
 
 def test_many_clones_leave_nothing(
-    manager: Manager, engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`CYCLES=200` for a long run."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no run on another engine writes
@@ -319,7 +319,7 @@ def test_many_clones_leave_nothing(
 
     def present() -> dict[str, object]:
         api = engine.api
-        with manager.store() as shop:
+        with launcher.store.open() as shop:
             store = shop.shell("find /store -mindepth 2 -maxdepth 3 | sort")
         return {
             "containers": {each["Id"] for each in api.containers(all=True)},
@@ -331,16 +331,16 @@ def test_many_clones_leave_nothing(
         }
 
     for _ in range(2):  # the first ones make the template, the network and the threads that stay
-        manager.discard(manager.launch(spec))
+        launcher.discard(launcher.launch(spec))
     deadline = time.monotonic() + 300  # until what the clones were started from has been read, in the background
     while engine.api.containers(all=True, filters={"label": ["virtainers=helper"]}) and time.monotonic() < deadline:
         time.sleep(0.5)
     before, descriptors = present(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(int(os.environ.get("CYCLES", "5"))):
-        vm = manager.launch(spec)
+        vm = launcher.launch(spec)
         assert vm.access.ssh_command
         vm.run("true")
-        manager.discard(vm)
+        launcher.discard(vm)
     deadline = time.monotonic() + 30
     while (after := present()) != before and time.monotonic() < deadline:
         time.sleep(1)

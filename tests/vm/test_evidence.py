@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.launcher import Launcher
 
 FAILING = """
 import threading
@@ -256,7 +256,7 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
 
 @pytest.mark.thorough
 def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
-    pytester: pytest.Pytester, manager: Manager
+    pytester: pytest.Pytester, launcher: Launcher
 ) -> None:
     pytester.makepyfile(
         test_it="""
@@ -307,7 +307,7 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
     result.assert_outcomes(errors=4)
     begun = [(pytester.path / f"test_it.{name}").read_text() for name in ("fails", "dies", "interrupted")]
     assert all(re.fullmatch(r"/store/\.scratch-[0-9a-f]{8}", each) for each in begun)
-    with manager.store() as shop:
+    with launcher.store.open() as shop:
         assert not set(begun) & set(shop.shell("ls -d /store/.scratch-* || true").split())
 
     no_ssh = {"journal.txt", "dmesg.txt"}

@@ -9,7 +9,7 @@ from pytest_virtainers import VM
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.errors import BootError
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.launcher import Launcher
 
 
 @pytest.mark.virtainer("uefi", ram="768M", firmware="uefi")
@@ -36,7 +36,7 @@ def test_uefi_is_there_in_a_clone_which_reboots_with_its_name_and_variables(vm: 
     ids=["bios", "uefi", "arm64"],
 )
 def test_a_disk_that_does_not_boot_from_it_is_told_at_once(
-    manager: Manager, settings: Settings, tmp_path: Path, machine: dict[str, str], other: str
+    launcher: Launcher, settings: Settings, tmp_path: Path, machine: dict[str, str], other: str
 ) -> None:
     disk = tmp_path / "empty.raw"
     gives_up = b"\xcd\x18"  # int 0x18, back to the BIOS; without a program, that would be waited for
@@ -44,8 +44,8 @@ def test_a_disk_that_does_not_boot_from_it_is_told_at_once(
     wanted = {"image": str(disk), "ram": "256M", "template": False, **machine}
     spec = merge(settings.shape, check(wanted, "here"))
     with pytest.raises(BootError, match=f"found nothing to boot from: .* needs {other}, else"):
-        manager.launch(spec)
-    assert not manager.lost
+        launcher.launch(spec)
+    assert not launcher.failed.vms
 
 
 @pytest.mark.thorough

@@ -23,11 +23,11 @@ from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.errors import BadTemplate, StoreError, VMGone
+from pytest_virtainers.errors import BadTemplate, ImageError, VMGone
 from pytest_virtainers.evidence import collect
 from pytest_virtainers.evidence import resume as evidence_reader
 from pytest_virtainers.evidence.resume import MEMORY
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.volume import Access
@@ -37,18 +37,18 @@ WORDS = "what only this disk has"
 
 
 @pytest.fixture(scope="module")
-def vm(manager: Manager, settings: Settings) -> Iterator[VM]:
-    vm = manager.launch(merge(settings.shape, check({**SMALL, "name": "web"}, "here")))
+def vm(launcher: Launcher, settings: Settings) -> Iterator[VM]:
+    vm = launcher.launch(merge(settings.shape, check({**SMALL, "name": "web"}, "here")))
     yield vm
-    manager.discard(vm)
+    launcher.discard(vm)
 
 
 @pytest.fixture(scope="module")
-def original(vm: VM, manager: Manager, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(vm: VM, launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Evidence with memory that this user has written here."""
     folder = tmp_path_factory.mktemp("evidence")
     vm.run(f"echo {WORDS} >mark; sync; echo in memory >/dev/shm/file")
-    collect.collect(vm, folder, memory=True, about=manager.facts(vm))
+    collect.collect(vm, folder, memory=True, about=launcher.facts(vm))
     assert json.loads((folder / "manifest.json").read_text())["missing"] == {}
     return folder
 
@@ -99,7 +99,7 @@ def refused(folder: Path, *words: str, **how: Any) -> str:
     return last.removeprefix("virtainers: ").replace(f"{folder}/", "")
 
 
-def test_shell_words_in_the_guests_key_run_nowhere(folder: Path, manager: Manager, tmp_path: Path) -> None:
+def test_shell_words_in_the_guests_key_run_nowhere(folder: Path, launcher: Launcher, tmp_path: Path) -> None:
     digest = json.loads((folder / "manifest.json").read_text())["guest"]["digest"]
     manifest, mark = json.dumps({"disk": {"sha256": digest}}), f"ran-{secrets.token_hex(4)}"
     change(folder, guest={"key": f"x; touch /store/{mark}; echo '{manifest}' #"})
@@ -109,7 +109,7 @@ def test_shell_words_in_the_guests_key_run_nowhere(folder: Path, manager: Manage
         assert said.startswith(f"manifest.json: guest.key='x; touch /store/{mark}")
         assert said.endswith("a name of letters, digits, ., _ and - is expected, starting with a letter or digit")
     assert not target.exists()
-    with manager.store() as shop:
+    with launcher.store.open() as shop:
         assert mark not in shop.shell("ls -A /store").split()
 
 
@@ -162,8 +162,10 @@ def with_data_in(folder: Path, name: str) -> None:
     path.write_bytes(content)
 
 
-def test_a_disk_whose_data_is_a_file_of_the_store_is_not_read(folder: Path, manager: Manager, tmp_path: Path) -> None:
-    with manager.store() as shop:
+def test_a_disk_whose_data_is_a_file_of_the_store_is_not_read(
+    folder: Path, launcher: Launcher, tmp_path: Path
+) -> None:
+    with launcher.store.open() as shop:
         secret = shop.shell("ls -1 /store/templates/*/manifest.json | head -n 1").strip()
     assert secret
     with_data_in(folder, secret)
@@ -174,22 +176,22 @@ def test_a_disk_whose_data_is_a_file_of_the_store_is_not_read(folder: Path, mana
 
 
 def test_where_a_disk_is_used_its_header_is_looked_at_again(
-    folder: Path, manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if it had been exchanged in between."""
     with_data_in(folder, "/store/secret")
     monkeypatch.setattr(evidence_reader, "_check_header", lambda _folder: None)
     hostile = evidence_reader.read(folder, disk_only=True)
-    with pytest.raises(StoreError, match=rf"^{folder}/overlay\.qcow2 keeps its data in another file$"):
-        evidence_reader.export(manager, hostile, tmp_path / "flat")
-    vm = evidence_reader.launch(manager, hostile)
+    with pytest.raises(ImageError, match=rf"^{folder}/overlay\.qcow2 keeps its data in another file$"):
+        evidence_reader.export(launcher, hostile, tmp_path / "flat")
+    vm = evidence_reader.launch(launcher, hostile)
     try:
         with pytest.raises(
             VMGone, match=r"the overlay /mounted/local_image\.qcow2 keeps its data in another file: remove"
         ):
             vm.machine.wait_until_resumed()
     finally:
-        manager.discard(vm)
+        launcher.discard(vm)
 
 
 def test_a_guest_image_that_strangers_name_is_not_read_here(folder: Path, tmp_path: Path) -> None:
@@ -212,13 +214,13 @@ def test_honest_evidence_of_others_is_exported(folder: Path, tmp_path: Path) -> 
     assert target.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, manager: Manager) -> None:
+def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, launcher: Launcher) -> None:
     template = vm.machine.container.environment["TEMPLATE"]
     code, listed = vm.machine.container.run(["find", "/store", "-mindepth", "1", "-maxdepth", "2", "-type", "d"])
     assert code == 0
     (guest,) = {each for each in listed.decode().split() if each.startswith("/store/guests/")}
     assert set(listed.decode().split()) == {"/store/guests", "/store/templates", template, guest}
-    with manager.store() as shop:
+    with launcher.store.open() as shop:
         others = set(shop.shell("ls -1d /store/*/*").split()) - {template, guest}
         if not others:
             with shop.scratch() as scratch:
@@ -232,14 +234,14 @@ def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, manager: Manager) -> 
 
 
 def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
-    vm: VM, manager: Manager, settings: Settings, engine: Engine
+    vm: VM, launcher: Launcher, settings: Settings, engine: Engine
 ) -> None:
     """Or the engine's `volume prune` would take the disk that its own is made on."""
     if settings.store.startswith("/"):
         pytest.skip("the store is no volume")
     places = [vm.machine.container.environment["TEMPLATE"].removeprefix("/store/")]
-    binds = Access(engine, settings.store, manager.store).binds(places, lasting=True)
-    plan = Plan("virtainers-lasting", "helper", manager.runtime_image(), entrypoint=("cat",), binds=binds)
+    binds = Access(engine, settings.store, launcher.store.open).binds(places, lasting=True)
+    plan = Plan("virtainers-lasting", "helper", launcher.runtime_image.reference(), entrypoint=("cat",), binds=binds)
     with contextlib.closing(Container(engine, plan, secrets.token_hex(4))) as container:
         container.start()
         mounts = engine.api.inspect_container(container.id)["Mounts"]
@@ -251,17 +253,17 @@ def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
         assert set(seen.decode().split()) == set(own.decode().split())
 
 
-def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(manager: Manager, settings: Settings) -> None:
-    guest = manager.guest(settings.shape["image"])
+def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(launcher: Launcher, settings: Settings) -> None:
+    guest = launcher.guests.get(settings.shape["image"])
     spec = merge(settings.shape, check({**SMALL, "name": "vm"}, "here"))
-    with manager.store() as shop, shop.scratch() as scratch, shop.scratch() as other:
+    with launcher.store.open() as shop, shop.scratch() as scratch, shop.scratch() as other:
         environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": scratch, **guest.machine("auto")}
-        plan = manager.starter.plan(spec, "x", (guest.place,), environment, "")
+        plan = launcher.containers.planner.plan(spec, "x", (guest.place,), environment, "")
         assert [(each.target, each.writable) for each in plan.binds] == [
             (f"/store/{guest.place}", False),
             (scratch, True),
         ]
-        container = manager.starter.start(spec, (guest.place,), {**environment, "ACCEL": "none"}, "")
+        container = launcher.containers.start(spec, (guest.place,), {**environment, "ACCEL": "none"}, "")
         try:
             assert container.wait(120), "it ends at once, as its setting is wrong"
         finally:
@@ -269,14 +271,16 @@ def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(manager: Ma
         assert shop.shell('ls -A "$1" "$2"', scratch, other)
 
 
-def test_a_template_that_another_process_has_just_removed_is_a_bad_one(manager: Manager, settings: Settings) -> None:
+def test_a_template_that_another_process_has_just_removed_is_a_bad_one(
+    launcher: Launcher, settings: Settings
+) -> None:
     """So it is made again. Docker does not mount what is not there; Podman makes it, and it is empty."""
-    guest = manager.guest(settings.shape["image"])
+    guest = launcher.guests.get(settings.shape["image"])
     spec = merge(settings.shape, check({**SMALL, "name": "web"}, "here"))
     template = Template("gone", guest.place, guest.user, Keys.generate())
     with pytest.raises(BadTemplate, match=r"templates/gone is n"):
-        manager._start_clone(spec, guest, template, "")
-    with manager.store() as shop:
+        launcher.bring_up.clone(spec, guest, template, "")
+    with launcher.store.open() as shop:
         assert shop.manifest(template.place) is None
         with shop.scratch():  # whoever makes something next clears up
             assert "gone" not in shop.shell("ls -A /store/templates").split()

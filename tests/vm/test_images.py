@@ -21,7 +21,7 @@ from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.engine.streams import Log
 from pytest_virtainers.errors import EngineError, ImageError
 from pytest_virtainers.guests import container_disk, disk_format, images
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.store.volume import Workshop, workshop
 from pytest_virtainers.support.progress import SILENT
 from tests.unit.hostile_server import HostileServer, cut
@@ -318,14 +318,14 @@ def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: Engine, tm
             log.close()
         finally:
             subprocess.run([*command_line(engine), "rm", "-f", name], check=True)
-        with Manager(resolve([environment(os.environ)]), SILENT) as manager:
-            original = manager.guest("debian-13")
+        with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
+            original = launcher.guests.get("debian-13")
             assert container_disk.look(engine, tag, "auto", print).user == original.user
             with (
-                manager.store() as shop,
+                launcher.store.open() as shop,
                 pytest.raises((ImageError, EngineError), match=rf"^making image {tag} failed: "),
             ):  # though there is one of that name
                 container_disk.bake(original, tag, "localhost/virtainers-test/none", shop, print)
-            assert manager.guest(f"docker-image://{tag}").digest == original.digest
+            assert launcher.guests.get(f"docker-image://{tag}").digest == original.digest
     finally:
         engine.api.remove_image(tag)

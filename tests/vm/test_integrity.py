@@ -16,7 +16,8 @@ from pytest_virtainers.config.settings import Settings, resolve
 from pytest_virtainers.config.spec import Spec, check, merge
 from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.container import Bind, Container, Plan
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.store.volume import BUILD_CAPABILITIES, MOUNT
 from pytest_virtainers.support.progress import SILENT
@@ -82,16 +83,16 @@ class Store:
 
 
 @pytest.fixture
-def store(manager: Manager, engine: Engine, settings: Settings, tmp_path: Path) -> Iterator[Store]:
+def store(launcher: Launcher, engine: Engine, settings: Settings, tmp_path: Path) -> Iterator[Store]:
     wanted = spec("origin")
-    manager.discard(manager.launch(wanted))
-    guest = manager.guest(wanted.image)
-    template = manager.templates().find(wanted, guest)
+    launcher.discard(launcher.launch(wanted))
+    guest = launcher.guests.get(wanted.image)
+    template = launcher.templates.find(wanted, guest)
     assert template is not None
     plan = Plan(
         name=f"virtainers-test-copy-{os.getpid()}",
         kind="helper",
-        image=manager.runtime_image(),
+        image=launcher.runtime_image.reference(),
         entrypoint=("cat",),
         binds=(Bind(MOUNT, settings.store),),
         folder=str(tmp_path),
@@ -148,19 +149,18 @@ def wait_for(what: Callable[[], object]) -> None:
 def test_a_damaged_template_is_replaced(store: Store, settings: Settings) -> None:
     wanted = spec("next")
     store.flip_unused()
-    with Manager(replace(settings, store=str(store.folder)), SILENT) as manager:
-        vm = manager.launch(wanted)
-        wait_for(lambda: not manager._watch._found.empty())
+    with build_launcher(replace(settings, store=str(store.folder)), SILENT) as launcher:
+        vm = launcher.launch(wanted)
         with pytest.raises(StoreError) as caught:
-            manager.launch(wanted)
+            wait_for(lambda: launcher.discard(launcher.launch(wanted)))
         assert str(caught.value).startswith(f"{store.template}: ram is damaged: its SHA-256 is ")
         assert str(caught.value).endswith("the memory of the engine's host. It was removed and will be made again")
         assert vm.run("echo works").stdout == "works\n"
         former = vm.machine.keys
-        vm = manager.launch(wanted)
+        vm = launcher.launch(wanted)
         assert vm.machine.keys != former
         assert store.template in store.places()
-        assert manager.damage == [str(caught.value)]
+        assert launcher.damage.found == [str(caught.value)]
 
 
 TESTS = """
@@ -171,7 +171,7 @@ TESTS = """
     pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
 
     def test_first(vm, pytestconfig):
-        found = session.manager(pytestconfig)._watch._found
+        found = session.launcher(pytestconfig)._watch._found
         deadline = time.monotonic() + 600
         while found.empty():
             assert time.monotonic() < deadline

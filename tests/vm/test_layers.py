@@ -11,7 +11,7 @@ import pytest
 from pytest_virtainers import VM, BootError
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, check, merge
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import KeyPair
 
@@ -34,12 +34,12 @@ LAYER = {
 }
 
 
-def made(manager: Manager, kind: str) -> int:
-    return sum(record.kind == kind for record in manager.durations)
+def made(launcher: Launcher, kind: str) -> int:
+    return sum(record.kind == kind for record in launcher.durations)
 
 
-def template_of(manager: Manager, wanted: Spec) -> Template:
-    template = manager.templates().find(wanted, manager.guest(wanted.image))
+def template_of(launcher: Launcher, wanted: Spec) -> Template:
+    template = launcher.templates.find(wanted, launcher.guests.get(wanted.image))
     assert template is not None
     return template
 
@@ -50,14 +50,14 @@ def further_key() -> str:
 
 
 @pytest.fixture(scope="module")
-def layer(manager: Manager, further_key: str) -> Iterator[VM]:
+def layer(launcher: Launcher, further_key: str) -> Iterator[VM]:
     """A clone of a template that was made from the plain one, which is there already."""
-    manager.discard(manager.launch(spec("plain")))
-    boots, layers = made(manager, "template"), made(manager, "layer")
-    vm = manager.launch(spec("layer", authorized_keys=[further_key], **LAYER))
-    assert (made(manager, "template"), made(manager, "layer")) == (boots, layers + 1)
+    launcher.discard(launcher.launch(spec("plain")))
+    boots, layers = made(launcher, "template"), made(launcher, "layer")
+    vm = launcher.launch(spec("layer", authorized_keys=[further_key], **LAYER))
+    assert (made(launcher, "template"), made(launcher, "layer")) == (boots, layers + 1)
     yield vm
-    manager.discard(vm)
+    launcher.discard(vm)
 
 
 def test_a_layer_has_what_was_asked_for_without_a_boot(layer: VM) -> None:
@@ -73,8 +73,8 @@ def test_a_layer_has_what_was_asked_for_without_a_boot(layer: VM) -> None:
     )
 
 
-def test_a_layer_is_another_machine_than_its_plain_template(manager: Manager, layer: VM, further_key: str) -> None:
-    plain = template_of(manager, spec("plain"))
+def test_a_layer_is_another_machine_than_its_plain_template(launcher: Launcher, layer: VM, further_key: str) -> None:
+    plain = template_of(launcher, spec("plain"))
     assert plain.keys.login != layer.machine.keys.login
     assert plain.keys.host != layer.machine.keys.host
     assert subprocess.run([*shlex.split(layer.access.ssh_command), "true"], timeout=60, check=False).returncode == 0
@@ -83,9 +83,9 @@ def test_a_layer_is_another_machine_than_its_plain_template(manager: Manager, la
     assert layer.run("cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split() == [
         layer.machine.keys.host.public.split()[1]
     ]
-    other = manager.launch(spec("plain"))
+    other = launcher.launch(spec("plain"))
     ids = {vm.run("cat /etc/machine-id").stdout for vm in (other, layer)}
-    manager.discard(other)
+    launcher.discard(other)
     assert len(ids) == 2
     assert "New session" in layer.run("journalctl -b -u systemd-logind", sudo=True).stdout, "the journal goes on"
 
@@ -97,28 +97,28 @@ def test_the_session_of_a_layer_is_a_login_after_all_was_prepared(layer: VM) -> 
     assert layer.run("pgrep -fc '[s]shd-session: debian .priv'", check=False).stdout in {"1\n", "2\n"}
 
 
-def test_a_new_login_is_made_only_where_it_may_be_another(manager: Manager, layer: VM) -> None:
-    plain = manager.launch(spec("plain"))
-    kept = manager.launch(spec("kept", run_commands=[f"touch /srv/{UNIQUE}"]))
+def test_a_new_login_is_made_only_where_it_may_be_another(launcher: Launcher, layer: VM) -> None:
+    plain = launcher.launch(spec("plain"))
+    kept = launcher.launch(spec("kept", run_commands=[f"touch /srv/{UNIQUE}"]))
     former, same, other = (vm.run("echo $PPID").stdout for vm in (plain, kept, layer))  # the sshd of the session
     assert former == same != other
     assert kept.run(f"sudo cat /etc/shadow >/dev/null; ls /srv/{UNIQUE}").ok
     for vm in (plain, kept):
-        manager.discard(vm)
+        launcher.discard(vm)
 
 
-def test_a_layer_needs_its_plain_template_no_more(manager: Manager, layer: VM) -> None:
-    plain = template_of(manager, spec("plain"))
-    with manager.store() as shop:
+def test_a_layer_needs_its_plain_template_no_more(launcher: Launcher, layer: VM) -> None:
+    plain = template_of(launcher, spec("plain"))
+    with launcher.store.open() as shop:
         said = shop.shell(
-            'qemu-img info -U --backing-chain "$1"/local_image.qcow2', f"/store/templates/{key(manager)}"
+            'qemu-img info -U --backing-chain "$1"/local_image.qcow2', f"/store/templates/{key(launcher)}"
         )
     assert plain.key not in said
     assert said.count("image: ") == 2
 
 
-def key(manager: Manager) -> str:
-    return next(each.key for each in manager.templates()._known.values() if each.origin)
+def key(launcher: Launcher) -> str:
+    return next(each.key for each in launcher.templates._known.values() if each.origin)
 
 
 @pytest.mark.thorough
@@ -127,10 +127,10 @@ def test_a_clone_of_a_layer_reboots_and_keeps_its_keys(layer: VM) -> None:
     assert layer.run("hostname; cat /srv/ran").stdout == "layer\n42 root /\n"
 
 
-def test_a_command_that_fails_in_a_layer_fails_the_launch_as_in_a_boot(manager: Manager) -> None:
+def test_a_command_that_fails_in_a_layer_fails_the_launch_as_in_a_boot(launcher: Launcher) -> None:
     said = f"now {os.urandom(8).hex()}"
     with pytest.raises(BootError) as caught:
-        manager.launch(spec("failing", run_commands=[f"echo {said}", "exit 3"]))
+        launcher.launch(spec("failing", run_commands=[f"echo {said}", "exit 3"]))
     assert str(caught.value).startswith(
         "cloud-init in vm reports errors; look at user_data, packages and run_commands:\n"
         "  modules-final: ('scripts_user', RuntimeError('Runparts: 1 failures (runcmd) in 1 attempted commands'))\n"
@@ -140,13 +140,13 @@ def test_a_command_that_fails_in_a_layer_fails_the_launch_as_in_a_boot(manager: 
 
 
 @pytest.mark.thorough
-def test_packages_of_a_layer_are_the_work_of_cloud_init(manager: Manager) -> None:
-    vm = manager.launch(spec("packages", packages=["hello"], run_commands=[f"hello >/srv/{UNIQUE}"]))
+def test_packages_of_a_layer_are_the_work_of_cloud_init(launcher: Launcher) -> None:
+    vm = launcher.launch(spec("packages", packages=["hello"], run_commands=[f"hello >/srv/{UNIQUE}"]))
     assert "Linux version" not in vm.console.text
     assert vm.read_text(f"/srv/{UNIQUE}") == "Hello, world!\n"
     assert "Setting up hello" in vm.read_text("/var/log/cloud-init-output.log")
     assert "virtainers" not in vm.run("ls /etc/cloud/cloud.cfg.d").stdout
-    manager.discard(vm)
+    launcher.discard(vm)
     with pytest.raises(BootError, match="no-such-package-at-all") as caught:
-        manager.launch(spec("failing", packages=["no-such-package-at-all"]))
+        launcher.launch(spec("failing", packages=["no-such-package-at-all"]))
     assert str(caught.value).startswith("cloud-init in vm reports errors; look at user_data, packages and run_comm")

@@ -15,7 +15,7 @@ SUITE = """
     before = set()
 
     def present(config):
-        api = docker.APIClient(base_url=session.manager(config).engine.url, version="auto")
+        api = docker.APIClient(base_url=session.launcher(config).engine.url, version="auto")
         found = api.containers(filters={{"label": ["virtainers.vm=ahead", f"virtainers.owner-pid={{os.getpid()}}"]}})
         api.close()
         return {{each["Id"] for each in found}}

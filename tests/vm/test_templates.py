@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.idle import share
-from pytest_virtainers import VM, Arguments, GuestPanic, StoreError, VMFactory
+from pytest_virtainers import VM, Arguments, GuestPanic, UsageError, VMFactory
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.store.volume import workshop
@@ -25,12 +26,12 @@ from tests.vm.shapes import SMALL, spec
 
 
 @pytest.fixture(scope="module")
-def pair(manager: Manager) -> Iterator[tuple[VM, VM]]:
+def pair(launcher: Launcher) -> Iterator[tuple[VM, VM]]:
     """Two clones of one template that are up at the same time."""
-    first, second = manager.launch(spec("first")), manager.launch(spec("second"))
+    first, second = launcher.launch(spec("first")), launcher.launch(spec("second"))
     yield first, second
-    manager.discard(first)
-    manager.discard(second)
+    launcher.discard(first)
+    launcher.discard(second)
 
 
 def test_a_clone_has_not_booted(pair: tuple[VM, VM]) -> None:
@@ -56,12 +57,12 @@ def seconds_behind(vm: VM) -> float:
     return before - guest
 
 
-def test_the_clock_is_the_hosts(manager: Manager, pair: tuple[VM, VM]) -> None:
+def test_the_clock_is_the_hosts(launcher: Launcher, pair: tuple[VM, VM]) -> None:
     behind = [seconds_behind(vm) for vm in pair]
     while min(behind) > 0.05 and len(behind) < 8:
-        vm = manager.launch(spec("late"))
+        vm = launcher.launch(spec("late"))
         behind.append(seconds_behind(vm))
-        manager.discard(vm)
+        launcher.discard(vm)
     assert min(behind) <= 0.05, behind
     # By the supervisor's measure, too.
     events = [parse(line) for vm in pair for line in bytes(vm.machine.container.stderr).splitlines()]
@@ -85,27 +86,27 @@ def test_an_idle_guest_is_not_woken_by_what_it_has_no_use_for(pair: tuple[VM, VM
     assert pair[0].run(asked, check=False).stdout.split() == ["tsc", "0", "disabled", "tsc=nowatchdog"]
 
 
-def test_random_numbers_differ(manager: Manager) -> None:
+def test_random_numbers_differ(launcher: Launcher) -> None:
     # Read first of all, and by a new program: the kernel's generator is what must have been reseeded.
     read = "python3 -c 'import os; print(os.getrandom(16).hex())'; cat /proc/sys/kernel/random/uuid"
     drawn = set()
     for number in range(2):
-        vm = manager.launch(spec(f"random-{number}"))
+        vm = launcher.launch(spec(f"random-{number}"))
         drawn |= set(vm.run(read).stdout.split())
-        manager.discard(vm)
+        launcher.discard(vm)
     assert len(drawn) == 4
 
 
-def test_a_fresh_identity_on_request(manager: Manager) -> None:
+def test_a_fresh_identity_on_request(launcher: Launcher) -> None:
     seen = set()
     for number in range(2):
-        vm = manager.launch(spec(f"fresh-{number}", identity="fresh"))
+        vm = launcher.launch(spec(f"fresh-{number}", identity="fresh"))
         facts = vm.run("cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split()
         assert facts[1] == vm.machine.keys.host.public.split()[1], "by which we know it, and its only one"
         assert vm.run("journalctl -q -b -n 1", sudo=True).stdout, "what was logged before is shown"
         seen |= set(facts)
         assert subprocess.run([*shlex.split(vm.access.ssh_command), "true"], timeout=120, check=False).returncode == 0
-        manager.discard(vm)
+        launcher.discard(vm)
     assert len(seen) == 4
     assert all(len(each) in {32, 68} for each in seen), seen
 
@@ -126,33 +127,33 @@ def test_clones_go_on_with_the_session_of_their_template(pair: tuple[VM, VM]) ->
 
 
 def test_where_no_route_leads_the_session_goes_on_through_an_exec_stream(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dial(*_: object) -> None:
         raise OSError("no route")
 
     monkeypatch.setattr(client, "dial", dial)
-    vm = manager.launch(spec("far"))
+    vm = launcher.launch(spec("far"))
     assert session_of(vm) == "UNKNOWN"
-    manager.discard(vm)
+    launcher.discard(vm)
 
 
 @pytest.mark.parametrize("lack", ["its keys", "an algorithm"])
-def test_without_a_session_that_works_we_log_in(manager: Manager, lack: str) -> None:
+def test_without_a_session_that_works_we_log_in(launcher: Launcher, lack: str) -> None:
     wanted = spec("alone")
-    template = place_of(manager, wanted)
+    template = place_of(launcher, wanted)
     assert template.session is not None
     if lack == "its keys":
         broken = replace(template.session, keys=dict.fromkeys(template.session.keys, "00" * 64))
     else:
         broken = replace(template.session, facts={**template.session.facts, "remote_cipher": "of-another-paramiko"})
-    manager.templates()._known[template.key] = replace(template, session=broken)
+    launcher.templates._known[template.key] = replace(template, session=broken)
     try:
-        vm = manager.launch(wanted)
+        vm = launcher.launch(wanted)
     finally:
-        manager.templates()._known[template.key] = template
+        launcher.templates._known[template.key] = template
     assert session_of(vm) not in {"UNKNOWN", ""}
-    manager.discard(vm)
+    launcher.discard(vm)
 
 
 def test_disks_are_their_own(pair: tuple[VM, VM]) -> None:
@@ -193,12 +194,12 @@ SET_UP = {
 }
 
 
-def test_set_up_is_done_once(manager: Manager) -> None:
+def test_set_up_is_done_once(launcher: Launcher) -> None:
     stamps = []
     for name in ("one", "two"):
-        vm = manager.launch(spec(name, **SET_UP))
+        vm = launcher.launch(spec(name, **SET_UP))
         stamps.append(vm.run("cat /srv/stamp /srv/file; echo; hostname").stdout)
-        manager.discard(vm)
+        launcher.discard(vm)
     assert [each.splitlines()[1:] for each in stamps] == [["content", "one"], ["content", "two"]]
     assert len({each.splitlines()[0] for each in stamps}) == 1
 
@@ -236,36 +237,36 @@ def test_workers_and_runs_share_one_template_that_python_prepares(pytester: pyte
     assert (pytester.path / "calls").read_text() == "x"
 
 
-def place_of(manager: Manager, wanted: Spec) -> Template:
-    template = manager.templates().find(wanted, manager.guest(wanted.image))
+def place_of(launcher: Launcher, wanted: Spec) -> Template:
+    template = launcher.templates.find(wanted, launcher.guests.get(wanted.image))
     assert template is not None, "it should be there"
     return template
 
 
 @pytest.mark.thorough
-def test_a_damaged_template_is_made_anew(
-    manager: Manager, settings: Settings, capfd: pytest.CaptureFixture[str]
+def test_a_damaged_template_is_made_again(
+    launcher: Launcher, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wanted = spec("damaged", **SET_UP)
-    manager.discard(manager.launch(wanted))
-    former = place_of(manager, wanted)
-    with Manager(settings, SILENT) as other:
+    launcher.discard(launcher.launch(wanted))
+    former = place_of(launcher, wanted)
+    with build_launcher(settings, SILENT) as other:
         other.discard(other.launch(wanted))
-        make_anew(manager, wanted, former, capfd)
+        make_again(launcher, wanted, former, capfd)
         # What the other process has known of it is no longer true. It finds that out.
         vm = other.launch(wanted)
-        assert vm.machine.keys == place_of(manager, wanted).keys
+        assert vm.machine.keys == place_of(launcher, wanted).keys
         assert vm.run("cat /srv/file").stdout == "content"
 
 
-def make_anew(manager: Manager, wanted: Spec, former: Template, capfd: pytest.CaptureFixture[str]) -> None:
-    with manager.store() as shop:
+def make_again(launcher: Launcher, wanted: Spec, former: Template, capfd: pytest.CaptureFixture[str]) -> None:
+    with launcher.store.open() as shop:
         shop.shell(f"echo nonsense >{former.folder}/state")
-    vm = manager.launch(wanted)
+    vm = launcher.launch(wanted)
     assert vm.run("echo works").stdout == "works\n"
-    assert "a template of debian-13 does not restore and is made anew: damaged has ended: " in capfd.readouterr().err
-    assert place_of(manager, wanted).keys != former.keys
-    manager.discard(vm)
+    assert "a template of debian-13 does not restore and is made again: damaged has ended: " in capfd.readouterr().err
+    assert place_of(launcher, wanted).keys != former.keys
+    launcher.discard(vm)
 
 
 @pytest.mark.thorough
@@ -324,7 +325,7 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     vm.delete_snapshot(another)
     assert _overlay_bytes(vm) < before - 50e6, "the room of its memory is free"
     assert another.name not in vm.snapshots()
-    with pytest.raises(StoreError, match=f"has no snapshot {another.name}; it has {snapshot.name}"):
+    with pytest.raises(UsageError, match=f"has no snapshot {another.name}; it has {snapshot.name}"):
         vm.restore(another)
     assert vm.snapshot().name != another.name
     with pytest.raises(ValueError, match="is not a snapshot of"):
@@ -382,9 +383,9 @@ def test_a_shared_vm_that_was_lost_is_replaced(pytester: pytest.Pytester) -> Non
             vm.run("true")
 
         def test_what_is_left(vm, pytestconfig):
-            manager = session.manager(pytestconfig)
-            ours = [f"virtainers.run={manager._run_id}", "virtainers=vm"]
-            there = manager.engine.api.containers(all=True, filters={"label": ours})
+            launcher = session.launcher(pytestconfig)
+            ours = [f"virtainers.run={launcher.run_id}", "virtainers=vm"]
+            there = launcher.engine.api.containers(all=True, filters={"label": ours})
             assert [each["Id"] for each in there] == [vm.machine.container.id]
         """
     )
@@ -397,18 +398,18 @@ def virtainers(*words: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_what_is_in_use_is_not_removed(manager: Manager, pair: tuple[VM, VM]) -> None:
-    place, guest = place_of(manager, pair[0].spec).place, manager.guest("debian-13").place
+def test_what_is_in_use_is_not_removed(launcher: Launcher, pair: tuple[VM, VM]) -> None:
+    place, guest = place_of(launcher, pair[0].spec).place, launcher.guests.get("debian-13").place
     row = next(line for line in virtainers("store", "ls").splitlines() if line.startswith(place))
     assert "in use  debian-13, amd64, 512 MiB, 2 CPU, user debian" in row
     for each in (place, guest):
         assert f"{each} is in use by a VM or by a test run" in virtainers("store", "rm", each)
 
 
-def test_the_store_is_listed_and_pruned(manager: Manager, engine: Engine) -> None:
+def test_the_store_is_listed_and_pruned(launcher: Launcher, engine: Engine) -> None:
     store = f"virtainers-test-{time.time_ns()}"
     try:
-        with workshop(engine, store, manager.runtime_image(), "store") as shop:
+        with workshop(engine, store, launcher.runtime_image.reference(), "store") as shop:
             for number, name in enumerate(("older", "newer")):
                 with shop.new(f"templates/{name}") as folder:
                     shop.container.put(folder, {"ram": bytes(3 * 2**20), "manifest.json": b"{}"})
@@ -431,8 +432,8 @@ def test_the_store_is_listed_and_pruned(manager: Manager, engine: Engine) -> Non
 
 
 @pytest.mark.thorough
-def test_a_guest_that_cannot_be_cloned_is_booted(manager: Manager, capfd: pytest.CaptureFixture[str]) -> None:
-    vm = manager.launch(spec("bare", user_data={"runcmd": ["mv /usr/bin/python3 /usr/bin/python4"]}))
+def test_a_guest_that_cannot_be_cloned_is_booted(launcher: Launcher, capfd: pytest.CaptureFixture[str]) -> None:
+    vm = launcher.launch(spec("bare", user_data={"runcmd": ["mv /usr/bin/python3 /usr/bin/python4"]}))
     assert "Linux version" in vm.console.text
     assert "are booted, not cloned: the guest has no python3" in capfd.readouterr().err
-    manager.discard(vm)
+    launcher.discard(vm)

@@ -25,7 +25,8 @@ from pytest_virtainers import (
 from pytest_virtainers.config.settings import Settings, environment, resolve
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.launching.launcher import Manager
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.support.progress import SILENT
 from tests.vm.processes import console_of
 
@@ -85,36 +86,36 @@ def with_store(store: str) -> Settings:
 @pytest.mark.parametrize("small_store", ["size=48m"], indirect=True)
 def test_a_full_disk_on_the_engines_side(small_store: str, guest_disk: Path) -> None:
     with (
-        Manager(with_store(small_store), SILENT) as manager,
+        build_launcher(with_store(small_store), SILENT) as launcher,
         pytest.raises(StoreError, match=rf"(?s)copying .*disk\.qcow2 .*is full|{small_store}.* is full") as caught,
     ):
-        manager.guest(str(guest_disk))
+        launcher.guests.get(str(guest_disk))
     assert "--virtainer-store" in str(caught.value)
 
 
 @pytest.mark.parametrize("small_store", ["size=48m,ro"], indirect=True)
 def test_a_read_only_store(small_store: str, guest_disk: Path) -> None:
     with (
-        Manager(with_store(small_store), SILENT) as manager,
+        build_launcher(with_store(small_store), SILENT) as launcher,
         pytest.raises(StoreError, match=rf"(?s)The store \({small_store}\) is read-only: choose another one"),
     ):
-        manager.guest(str(guest_disk))
+        launcher.guests.get(str(guest_disk))
 
 
 def test_a_store_directory_that_is_not_there() -> None:
     with (
-        Manager(with_store("/nonexistent/store"), SILENT) as manager,
+        build_launcher(with_store("/nonexistent/store"), SILENT) as launcher,
         pytest.raises(StoreError, match="the store /nonexistent/store cannot be opened"),
     ):
-        manager.guest("debian-13")
+        launcher.guests.get("debian-13")
 
 
-def test_a_boot_that_takes_too_long(manager: Manager, settings: Settings, engine: Engine) -> None:
+def test_a_boot_that_takes_too_long(launcher: Launcher, settings: Settings, engine: Engine) -> None:
     shape = {"name": "too-slow", "user_data": {"bootcmd": ["sleep 600"]}}
     with pytest.raises(
         BootTimeout, match=r"too-slow did not let us log in over SSH within 15 s\. The last try: "
     ) as caught:
-        manager.launch(merge(settings.shape, {**shape, "boot_timeout": 15.0, "template": False}))
+        launcher.launch(merge(settings.shape, {**shape, "boot_timeout": 15.0, "template": False}))
     assert "The last lines of its console:\n  | " in str(caught.value)
     assert "boot_timeout" in str(caught.value)
     assert containers(engine, "too-slow") == []
@@ -142,16 +143,16 @@ def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: E
 
 @pytest.mark.thorough
 def test_a_kernel_that_hangs_is_booted_once_more(
-    manager: Manager, settings: Settings, capfd: pytest.CaptureFixture[str]
+    launcher: Launcher, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     report = "echo 'rcu: (detected by 0, t=5252 jiffies, g=5, q=1 ncpus=1)' >/dev/console"
     shape = {"name": "hung", "template": False, "user_data": {"bootcmd": [report, report]}}
     with pytest.raises(GuestStalled, match=r"hung: the guest's kernel hangs .*The last lines of its console:\n  \| "):
-        manager.launch(merge(settings.shape, shape))
+        launcher.launch(merge(settings.shape, shape))
     assert (
-        capfd.readouterr().err.count("the kernel of hung (debian-13) hung while it booted: booting anew, once") == 1
+        capfd.readouterr().err.count("the kernel of hung (debian-13) hung while it booted: booting again, once") == 1
     )
-    assert containers(manager.engine, "hung") == []
+    assert containers(launcher.engine, "hung") == []
 
 
 def test_cloud_init_errors_are_told(vm_factory: VMFactory) -> None:
@@ -172,10 +173,10 @@ def test_a_kernel_panic_is_told_at_once(vm_factory: VMFactory) -> None:
 @pytest.mark.alone  # it must answer in time
 @pytest.mark.each_engine
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the bridge's address")
-def test_a_bridge_that_gets_another_address_holds_nothing_up(manager: Manager, settings: Settings) -> None:
+def test_a_bridge_that_gets_another_address_holds_nothing_up(launcher: Launcher, settings: Settings) -> None:
     """A Podman network's bridge does when containers come and go; here, on any engine, while a VM is to answer."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
-    vm = manager.launch(spec)
+    vm = launcher.launch(spec)
     assert vm.machine.endpoint._direct, "the address belongs to another host"
     route = subprocess.run(["ip", "-j", "route", "get", vm.ip], capture_output=True, check=True).stdout
     quiet, took = [], []  # without a change, and with one
@@ -191,6 +192,6 @@ def test_a_bridge_that_gets_another_address_holds_nothing_up(manager: Manager, s
         vm.run("sleep 1; echo answered")
         took.append(time.monotonic() - began)
         timer.join()
-    manager.discard(vm)
+    launcher.discard(vm)
     # Else each one is held up, for five seconds or more; a busy host does that to some.
     assert statistics.median(took) < statistics.median(quiet) + 4, (quiet, took)

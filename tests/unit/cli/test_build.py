@@ -9,10 +9,10 @@ import pytest
 from pytest_virtainers import cli
 from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.guests.images import Guest
-from pytest_virtainers.launching import launcher as module
+from pytest_virtainers.launching import build as module
 
 
-class Manager:
+class FakeLauncher:
     """Notes what it is to make."""
 
     made: list[Spec]
@@ -21,7 +21,7 @@ class Manager:
     def __init__(self, *_: object) -> None:
         pass
 
-    def __enter__(self) -> "Manager":
+    def __enter__(self) -> "FakeLauncher":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -30,15 +30,16 @@ class Manager:
     def warm(self, spec: Spec) -> None:
         self.made.append(spec)
 
-    def guest_of(self, _spec: Spec) -> Guest:
-        return Guest("debian-13-abc", "debian", "0" * 64)
+    @property
+    def guests(self) -> Any:
+        return SimpleNamespace(of=lambda _spec: Guest("debian-13-abc", "debian", "0" * 64))
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
-    Manager.made = []
-    monkeypatch.setattr(module, "Manager", Manager)
-    return Manager.made
+    FakeLauncher.made = []
+    monkeypatch.setattr(module, "build_launcher", FakeLauncher)
+    return FakeLauncher.made
 
 
 def test_it_makes_the_vm_of_the_options_of_run(
@@ -69,7 +70,7 @@ def test_cold_makes_the_images_alone(made: list[Spec], capsys: pytest.CaptureFix
 def test_wrong_options_are_told_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
-    monkeypatch.setattr(module, "Manager", SimpleNamespace)
+    monkeypatch.setattr(module, "build_launcher", SimpleNamespace)
     assert cli.main(["build", *words]) == 2
     assert said in capsys.readouterr().err
 

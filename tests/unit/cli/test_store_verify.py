@@ -22,6 +22,6 @@ def test_what_was_copied_from_a_damaged_template_goes_with_it(monkeypatch: pytes
     monkeypatch.setattr(paths, "locked", lambda _name: nullcontext())
     monkeypatch.setattr(eviction, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
     monkeypatch.setattr(eviction, "remove", lambda _shop, places: removed.extend(places))
-    manager, shop = cast("Any", SimpleNamespace(engine=None)), cast("Any", None)
-    assert store._remove_damaged(manager, shop, {"templates/plain"}) == set()
+    launcher, shop = cast("Any", SimpleNamespace(engine=None)), cast("Any", None)
+    assert store._remove_damaged(launcher, shop, {"templates/plain"}) == set()
     assert removed == ["templates/plain", "templates/copied"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers.errors import EngineError, SSHError, TransferError, VirtainerError
+from pytest_virtainers.errors import EngineError, RootCommandTimeout, SSHError, VirtainerError
 from pytest_virtainers.evidence import collect
 from tests.unit.fake_machine import KEYS, OVERLAY, FakeContainer, machine
 
@@ -60,7 +60,7 @@ def test_a_machine_that_is_well_leaves_everything_and_only_to_its_user(tmp_path:
 
 def test_our_own_commands_are_not_among_those_of_the_test(tmp_path: Path) -> None:
     vm = machine()
-    vm.answers = {"journalctl": TransferError("not done after 6 s")}
+    vm.answers = {"journalctl": RootCommandTimeout("web: a root command did not finish within 6 s")}
     collected(vm, tmp_path)
     assert vm.log.entries == []
     assert len(vm.asked) == 3
@@ -99,7 +99,7 @@ def test_on_a_full_disk_what_has_room_is_kept_and_the_rest_is_named(tmp_path: Pa
     assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2"}, "no part of it"
 
 
-LONG = TransferError("web: a root command did not finish within 6 s. Allow more time (timeout=)")
+LONG = RootCommandTimeout("web: a root command did not finish within 6 s. Raise timeout= if it is slow")
 
 
 @pytest.mark.parametrize(

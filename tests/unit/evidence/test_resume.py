@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from pytest_virtainers.launching.bring_up import SavedVM
+
 GUEST = {"key": "debian-13-x", "digest": "d" * 64}
 
 
@@ -84,71 +86,72 @@ def test_why_there_is_no_disk_is_told(folder: Path) -> None:
 def test_the_command_says_it_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_virtainers.launching.launcher.Manager", lambda *_: nullcontext())
+    monkeypatch.setattr("pytest_virtainers.launching.build.build_launcher", lambda *_: nullcontext())
     assert cli.main(["resume", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"virtainers: {tmp_path}/manifest.json: No such file or directory\n"
 
 
-class Manager:
+class FakeLauncher:
     """Has these guest images, by what images are called and in the store; notes what it is to start."""
 
     def __init__(self, *, stored: str | None, called_so: str) -> None:
         self.stored, self.called_so = stored, called_so
         self.started: dict[str, Any] = {}
+        self.store, self.guests = SimpleNamespace(open=self._open), SimpleNamespace(get=self._get)
         self.asked_for: list[str] = []
 
     @contextmanager
-    def store(self) -> Iterator[Any]:
+    def _open(self) -> Iterator[Any]:
         def manifest(place: str) -> object:
             assert place == "guests/debian-13-x"
             return {"disk": {"sha256": self.stored}} if self.stored else None
 
         yield SimpleNamespace(manifest=manifest)
 
-    def guest(self, image: str, arch: str) -> Any:
+    def _get(self, image: str, arch: str) -> Any:
         assert arch == "amd64"
         self.asked_for.append(image)
         return SimpleNamespace(digest=self.called_so)
 
-    def start_kept(self, spec: object, **arguments: Any) -> str:
-        self.started = {"spec": spec, **arguments}
+    def start_saved(self, saved: SavedVM) -> str:
+        self.started = dict(vars(saved))
         return "a VM"
 
 
-def guest(folder: Path, manager: Manager, **how: bool) -> Any:
-    return resume.guest(manager, resume.read(folder, **how))  # type: ignore[arg-type]
+def guest(folder: Path, launcher: FakeLauncher, **how: bool) -> Any:
+    return resume.guest(launcher, resume.read(folder, **how))  # type: ignore[arg-type]
 
 
 def test_the_very_guest_image_is_found_by_its_digest_wherever_it_is(folder: Path) -> None:
-    kept = guest(folder, Manager(stored=GUEST["digest"], called_so="e" * 64))
+    kept = guest(folder, FakeLauncher(stored=GUEST["digest"], called_so="e" * 64))
     assert (kept.key, kept.user, kept.digest) == ("debian-13-x", "debian", GUEST["digest"])
     for stored in (None, "e" * 64):
-        assert guest(folder, Manager(stored=stored, called_so=GUEST["digest"])).digest == GUEST["digest"]
+        assert guest(folder, FakeLauncher(stored=stored, called_so=GUEST["digest"])).digest == GUEST["digest"]
 
 
 def test_another_guest_image_is_refused_with_both_digests(folder: Path) -> None:
     with pytest.raises(
         ImageError, match=r"on debian-13 with sha256 d{64}, and what is called so now has sha256 e{64}:"
     ):
-        guest(folder, Manager(stored="e" * 64, called_so="e" * 64))
+        guest(folder, FakeLauncher(stored="e" * 64, called_so="e" * 64))
 
 
-def launched(folder: Path, **how: bool) -> tuple[Manager, dict[str, bytes]]:
+def launched(folder: Path, **how: bool) -> tuple[FakeLauncher, dict[str, bytes]]:
     """Resume, and unpack what the container's folder was given."""
-    manager = Manager(stored=GUEST["digest"], called_so="")
-    assert resume.launch(manager, resume.read(folder, **how)) == "a VM"  # type: ignore[arg-type, comparison-overlap]
-    with tarfile.open(fileobj=io.BytesIO(b"".join(manager.started["disk"]()))) as tar:
+    launcher = FakeLauncher(stored=GUEST["digest"], called_so="")
+    assert resume.launch(launcher, resume.read(folder, **how)) == "a VM"  # type: ignore[arg-type, comparison-overlap]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(launcher.started["disk"]()))) as tar:
         files = {each.name: tar.extractfile(each) for each in tar}
-        return manager, {name: content.read() for name, content in files.items() if content}
+        return launcher, {name: content.read() for name, content in files.items() if content}
 
 
 def test_a_machine_goes_on_with_its_disk_seed_keys_and_memory(folder: Path) -> None:
-    manager, files = launched(folder)
+    launcher, files = launched(folder)
     assert files.keys() == {"local_image.qcow2", "resume/facts.json", "resume/state"}
     assert files["local_image.qcow2"] == OVERLAY * 1000
     assert files["resume/state"] == b"memory"
     assert json.loads(files["resume/facts.json"])["memory"] is True
-    started = manager.started
+    started = launcher.started
     assert started["environment"] == {"RESUME": "/mounted/resume"}
     assert (started["seed_iso"], started["user"]) == (b"seed", "debian")
     assert started["keys"].login.paramiko() == KEYS.login.paramiko()
@@ -166,15 +169,15 @@ def test_a_machine_that_had_too_little_time_to_boot_gets_the_usual(had: float, g
 def test_without_memory_or_seed_it_boots_from_its_disk(folder: Path) -> None:
     change(folder, machine={"memory": False})
     (folder / "seed.iso").unlink()
-    manager, files = launched(folder)
+    launcher, files = launched(folder)
     assert files.keys() == {"local_image.qcow2"}
-    assert (manager.started["environment"], manager.started["seed_iso"]) == ({}, b"")
+    assert (launcher.started["environment"], launcher.started["seed_iso"]) == ({}, b"")
 
 
 def test_its_disk_boots_without_its_memory_on_request(folder: Path) -> None:
-    manager, files = launched(folder, disk_only=True)
+    launcher, files = launched(folder, disk_only=True)
     assert files.keys() == {"local_image.qcow2"}
-    assert manager.started["environment"] == {}
+    assert launcher.started["environment"] == {}
 
 
 def test_memory_that_does_not_fit_does_not_cost_the_disk(
@@ -184,7 +187,7 @@ def test_memory_that_does_not_fit_does_not_cost_the_disk(
         raise BadTemplate("web has ended: the memory in /mounted/resume does not fit: QEMU")
 
     folder = tmp_path / "a test"
-    monkeypatch.setattr("pytest_virtainers.launching.launcher.Manager", lambda *_: nullcontext())
+    monkeypatch.setattr("pytest_virtainers.launching.build.build_launcher", lambda *_: nullcontext())
     machine = SimpleNamespace(wait_until_resumed=wait)
     vm = SimpleNamespace(access=SimpleNamespace(console_command="docker exec"), machine=machine)
     monkeypatch.setattr(resume, "read", lambda folder, **_: folder)
@@ -210,7 +213,7 @@ def test_where_qemu_itself_crashes_it_is_started_anew_once(
         machine = SimpleNamespace(wait_until_resumed=wait, close=lambda: closed.append(len(tries)))
         return SimpleNamespace(access=SimpleNamespace(console_command=""), machine=machine)
 
-    monkeypatch.setattr("pytest_virtainers.launching.launcher.Manager", lambda *_: nullcontext())
+    monkeypatch.setattr("pytest_virtainers.launching.build.build_launcher", lambda *_: nullcontext())
     monkeypatch.setattr(resume, "read", lambda folder, **_: folder)
     monkeypatch.setattr(resume, "launch", launch)
     monkeypatch.setattr("sys.stdin", io.StringIO())
@@ -264,15 +267,15 @@ def test_memory_does_not_start_on_a_disk_that_was_changed(folder: Path) -> None:
 def test_a_stranger_does_not_say_what_is_read_or_fetched(image: str, strange: Path) -> None:
     spec = json.loads((strange / "manifest.json").read_text())["spec"]
     change(strange, spec={**spec, "image": image})
-    manager = Manager(stored=None, called_so=GUEST["digest"])
+    launcher = FakeLauncher(stored=None, called_so=GUEST["digest"])
     with pytest.raises(
         SpecError, match=rf"/manifest\.json: spec\.image='{image}': the guest image is not in the store"
     ):
-        guest(strange, manager, disk_only=True)
-    assert manager.asked_for == []
-    assert guest(strange, manager, disk_only=True, trust=True).digest == GUEST["digest"]
-    assert manager.asked_for == [image]
-    in_store = Manager(stored=GUEST["digest"], called_so="")
+        guest(strange, launcher, disk_only=True)
+    assert launcher.asked_for == []
+    assert guest(strange, launcher, disk_only=True, trust=True).digest == GUEST["digest"]
+    assert launcher.asked_for == [image]
+    in_store = FakeLauncher(stored=GUEST["digest"], called_so="")
     assert guest(strange, in_store, disk_only=True).key == GUEST["key"]
 
 
@@ -349,10 +352,10 @@ def test_evidence_is_kept_without_a_seal_where_there_is_no_place_for_its_key(
 
 def test_a_flat_disk_is_made_of_the_overlay_and_its_guest_image_alone(folder: Path, tmp_path: Path) -> None:
     asked: list[Any] = []
-    manager = Manager(stored=GUEST["digest"], called_so="")
+    launcher = FakeLauncher(stored=GUEST["digest"], called_so="")
     flatten = lambda *arguments: asked.append(arguments)  # noqa: E731
     resume.export(
-        SimpleNamespace(store=manager.store, flatten=flatten),  # type: ignore[arg-type]
+        SimpleNamespace(store=launcher.store, disks=SimpleNamespace(flatten=flatten)),  # type: ignore[arg-type]
         resume.read(folder, disk_only=True),
         tmp_path / "flat",
     )

@@ -46,14 +46,14 @@ def test_the_iso_has_what_nocloud_reads() -> None:
     assert yaml.safe_load(files["network-config"])["version"] == 2
 
 
-def test_meta_data_of_ones_own_goes_over_ours() -> None:
+def test_meta_data_of_the_marker_take_precedence() -> None:
     files = read(
         cloud_init.iso(spec(name="db", meta_data="{local-hostname: other, tier: web}"), KEYS, "debian", "id-1")
     )
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": "id-1", "local-hostname": "other", "tier": "web"}
 
 
-def test_an_instance_id_of_ones_own_is_the_beginning_of_ours() -> None:
+def test_an_instance_id_of_the_marker_starts_ours() -> None:
     files = read(cloud_init.iso(spec(meta_data={"instance-id": "iid-local01"}), KEYS, "debian", "id-1"))
     assert yaml.safe_load(files["meta-data"])["instance-id"] == "iid-local01-id-1"
 
@@ -84,14 +84,14 @@ def test_a_ready_seed_is_read(tmp_path: Path) -> None:
         ({"user_data": "\udcff"}, "is no ISO image of texts: "),
     ],
 )
-def test_what_is_no_seed_for_us(tmp_path: Path, files: dict[str, str], told: str) -> None:
+def test_an_unusable_seed_is_refused(tmp_path: Path, files: dict[str, str], told: str) -> None:
     with pytest.raises(SpecError) as caught:
         cloud_init.unpack(ready(tmp_path / "x.iso", **files))
     assert f"{tmp_path / 'x.iso'}" in str(caught.value)
     assert told in str(caught.value)
 
 
-def test_a_seed_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_seed_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"x\.iso cannot be read: No such file or directory"):
         cloud_init.unpack(tmp_path / "x.iso")
     whole = ready(tmp_path / "x.iso", user_data="#cloud-config\n").read_bytes()
@@ -113,7 +113,7 @@ def test_login_is_by_key_alone_and_the_host_key_is_ours() -> None:
     assert config["ssh_keys"] == {"ed25519_private": KEYS.host.private, "ed25519_public": KEYS.host.public}
 
 
-def test_what_the_marker_gives_is_kept_and_extended() -> None:
+def test_user_data_of_the_marker_is_kept_and_extended() -> None:
     given = spec(
         user_data={"users": [{"name": "alice"}], "packages": ["jq"], "timezone": "UTC", "ssh_pwauth": True},
         packages=["nginx"],
@@ -138,13 +138,13 @@ def test_every_vm_has_keys_of_its_own() -> None:
 MANY = {"/opt/my data/big": b"\0\xff" * 300_000, "/etc/small": b"small"}
 
 
-def test_few_bytes_of_files_travel_in_user_data() -> None:
+def test_small_files_are_in_the_user_data() -> None:
     config = cloud_init.user_data(spec(files={"/a": "b"}), KEYS, "debian")
     assert config["write_files"] == [{"path": "/a", "encoding": "b64", "content": "Yg=="}]
     assert "bootcmd" not in config
 
 
-def test_many_bytes_of_files_travel_beside_the_user_data() -> None:
+def test_large_files_are_files_of_the_seed() -> None:
     iso = cloud_init.iso(spec(files=MANY), KEYS, "debian", "id-1")
     assert len(read(iso)["user-data"]) < 8 * 1024
     image = pycdlib.PyCdlib()
@@ -156,7 +156,7 @@ def test_many_bytes_of_files_travel_beside_the_user_data() -> None:
     image.close()
 
 
-def test_many_bytes_of_files_are_copied_after_what_the_user_has_done_first() -> None:
+def test_large_files_are_copied_after_bootcmd_of_the_marker() -> None:
     own = {"bootcmd": ["mkdir /opt"], "write_files": [{"path": "/etc/small", "content": "x"}, {"path": "/other"}]}
     config = cloud_init.user_data(spec(files=MANY, user_data=own), KEYS, "debian")
     assert config["bootcmd"][0] == "mkdir /opt"

@@ -61,7 +61,7 @@ def settled(watch: Watch) -> list[Checked]:
     return watch.damage()
 
 
-def test_each_content_is_read_once_and_damage_is_told_once() -> None:
+def test_each_content_is_read_once_and_damage_is_reported_once() -> None:
     helper = Helper(a=GOOD, b=DAMAGED)
     watch = Watch(helper.store)
     for place, identity in (("guests/a", "1"), ("templates/b", "1"), ("guests/a", "1")):
@@ -71,14 +71,14 @@ def test_each_content_is_read_once_and_damage_is_told_once() -> None:
     assert watch.damage() == []
     assert helper.read == ["/store/guests/a", "/store/templates/b"]
     watch.want("guests/a", "1")
-    watch.want("templates/b", "2")  # was made anew
+    watch.want("templates/b", "2")  # was made again
     assert len(settled(watch)) == 1
     assert helper.read[2:] == ["/store/templates/b"]
     assert helper.open == 0
     watch.close()
 
 
-def test_what_another_process_removes_is_no_damage() -> None:
+def test_a_file_that_another_process_removes_is_no_damage() -> None:
     helper = Helper(
         a={**GOOD, "sha256": None, "error": integrity.MISSING}, b={**GOOD, "sha256": None, "error": "I/O"}
     )
@@ -89,7 +89,7 @@ def test_what_another_process_removes_is_no_damage() -> None:
     assert digests.MISSING == integrity.MISSING
 
 
-def test_the_end_of_a_process_waits_for_no_reading() -> None:
+def test_the_end_of_a_process_does_not_wait_for_a_check() -> None:
     helper = Helper(a=GOOD)
     helper.stands_still = True
     watch = Watch(helper.store)
@@ -113,7 +113,7 @@ def test_a_process_that_ends_at_once_opens_no_helper(monkeypatch: pytest.MonkeyP
     assert helper.opened == 0
 
 
-def test_trouble_with_the_engine_is_left_to_the_launches() -> None:
+def test_engine_errors_are_left_to_the_launches() -> None:
     def store() -> Any:
         raise EngineError("the engine is gone")
 
@@ -124,7 +124,7 @@ def test_trouble_with_the_engine_is_left_to_the_launches() -> None:
     watch.close()
 
 
-def test_a_helper_that_fails_is_told() -> None:
+def test_a_helper_that_fails_is_an_error() -> None:
     helper: Any = Helper(a=GOOD)
     assert [str(each) for each in integrity.read(helper, ["guests/a"])] == ["guests/a: disk.qcow2: as it was"]
     helper.answers["a"] = {**GOOD, "was": None}

@@ -77,14 +77,14 @@ def lists(environment: Any) -> tuple[list[str], list[str]]:
     return environment["CLOSED_NETWORKS"].split(","), environment["CLOSED_HOSTS"].split(",")
 
 
-def test_a_vm_with_a_way_out_has_private_and_other_networks_closed_and_its_host() -> None:
+def test_with_internet_private_networks_and_the_host_are_closed() -> None:
     for mode in ("nat", "routed", "existing"):
         networks, hosts = lists(Isolation(ENGINE).environment(network(mode)))
         assert {"10.0.0.0/8", "169.254.0.0/16", "203.0.113.128/25", "fc00::/7"} <= set(networks), mode
         assert hosts == ["10.213.7.1", "172.17.0.1", "192.0.2.2"], mode
 
 
-def test_without_a_way_out_everything_is_closed_whatever_is_opened() -> None:
+def test_without_internet_everything_is_closed_even_what_reach_opens() -> None:
     opened = Isolation(ENGINE, reach.networks("private"))
     assert lists(opened.environment(network("isolated")))[0] == ["0.0.0.0/0", "::/0"]
 
@@ -119,7 +119,7 @@ def test_an_address_in_a_network_that_is_closed_is_closed(addresses: list[str]) 
     assert container.told == []
 
 
-def test_what_comes_while_a_container_starts_is_not_missed(addresses: list[str]) -> None:
+def test_an_address_that_the_host_gets_while_a_container_starts_is_closed(addresses: list[str]) -> None:
     isolation, on = Isolation(ENGINE), network()
     container: Any = Container(isolation.environment(on))
     addresses.append("198.51.100.1")
@@ -127,7 +127,7 @@ def test_what_comes_while_a_container_starts_is_not_missed(addresses: list[str])
     assert "198.51.100.1" in container.told[-1]["hosts"]
 
 
-def test_a_container_that_has_ended_is_told_nothing(addresses: list[str]) -> None:
+def test_a_container_that_has_ended_gets_no_command(addresses: list[str]) -> None:
     isolation, on = Isolation(ENGINE), network()
     container = started(isolation, on)
     container.ended = True
@@ -137,7 +137,7 @@ def test_a_container_that_has_ended_is_told_nothing(addresses: list[str]) -> Non
 
 
 @pytest.mark.parametrize("answer", [(1, b"closed: nft failed: no\n"), EngineError("closed: nft failed: no")])
-def test_what_cannot_be_closed_is_told_and_tried_again(
+def test_an_address_that_cannot_be_closed_is_noted_and_tried_again(
     addresses: list[str], answer: tuple[int, bytes] | EngineError
 ) -> None:
     notes: list[str] = []

@@ -43,7 +43,7 @@ def spec(**arguments: Any) -> Spec:
         {"packages": ["hello"], "run_commands": ["true"], "image": "/own.qcow2"},
     ],
 )
-def test_what_can_be_done_to_a_running_machine_needs_no_boot(arguments: dict[str, Any]) -> None:
+def test_a_shape_whose_additions_can_be_made_to_a_running_vm_needs_no_boot(arguments: dict[str, Any]) -> None:
     assert layering.is_layer(spec(**arguments))
 
 
@@ -59,18 +59,18 @@ def test_what_can_be_done_to_a_running_machine_needs_no_boot(arguments: dict[str
         {"files": {"/srv/a": "b"}, "image": "/own.qcow2"},
     ],
 )
-def test_what_a_boot_does_in_another_order_needs_one(arguments: dict[str, Any]) -> None:
+def test_a_shape_whose_order_of_steps_matters_is_booted(arguments: dict[str, Any]) -> None:
     assert not layering.is_layer(spec(**arguments))
 
 
-def test_shapes_that_differ_in_what_is_done_later_have_one_plain_shape() -> None:
+def test_shapes_that_differ_in_additions_have_one_plain_shape() -> None:
     several: list[dict[str, Any]] = [{}, {"packages": ["a"]}, {"files": {"/a": ""}}, {"prepare": len}]
     several += [{"run_commands": ["b"]}, {"authorized_keys": ["ssh-ed25519 AAAA"]}]
     assert {layering.plain(spec(ram="2G", **each)) == spec(ram="2G") for each in several} == {True}
 
 
 class Shop:
-    """As much of a store as making templates needs."""
+    """The part of a store that making templates uses."""
 
     def __init__(self) -> None:
         self.manifests: dict[str, Any] = {}
@@ -92,7 +92,7 @@ class Shop:
 
 
 class Maker:
-    """Remembers how each machine came to be; `lack` is why nothing can be restored."""
+    """Records how each VM was started; `lack` is why none can be restored."""
 
     def __init__(self, lack: str = "") -> None:
         self.lack = lack
@@ -121,7 +121,9 @@ def templates(shop: Shop, said: list[str]) -> Templates:
     def store() -> "Iterator[Any]":
         yield shop
 
-    return Templates(cast("Any", store), holds=Holds(), runtime_id="r", progress=Progress(said.append, live=False))
+    return Templates(
+        cast("Any", store), holds=Holds(), runtime_id=lambda: "r", progress=Progress(said.append, live=False)
+    )
 
 
 def test_the_plain_template_is_booted_once_and_all_layers_are_made_from_it(shop: Shop) -> None:
@@ -137,7 +139,7 @@ def test_the_plain_template_is_booted_once_and_all_layers_are_made_from_it(shop:
     assert len(maker.made) == 3
 
 
-def test_what_cannot_be_restored_is_booted_in_an_empty_folder(shop: Shop) -> None:
+def test_a_layer_that_cannot_be_restored_is_booted_in_an_empty_folder(shop: Shop) -> None:
     maker, said = Maker("no cloud-init"), list[str]()
     made = templates(shop, said).ensure(spec(packages=["a"]), GUEST, cast("Any", maker))
     assert maker.made == [("boot",), ("restore", "a"), ("boot", "a")]
@@ -182,7 +184,7 @@ def test_commands_are_texts_for_the_shell_or_lists_of_words() -> None:
     assert run(script) == "42\nit's $word\na\n"
 
 
-def test_cloud_init_does_what_is_asked_for_and_nothing_else() -> None:
+def test_cloud_init_runs_the_requested_steps_only() -> None:
     wanted = spec(packages=["hello", "ed"], run_commands=["true", ["echo", "x"]])
     config = yaml.safe_load(provisioning.config(wanted))
     assert config.pop("cloud_final_modules") == [

@@ -25,7 +25,7 @@ CLONE = {
     [(100, 256), (700, 700), (10_000, 1152)],
     ids=["at least what a new one is", "what it takes", "at most what it can take"],
 )
-def test_a_clone_counts_with_what_it_takes(used: int, counted: int) -> None:
+def test_a_clone_is_counted_with_the_memory_that_it_uses(used: int, counted: int) -> None:
     answers = {
         "GET /containers/json": (200, [CLONE]),
         "GET /containers/1/stats": (200, {"memory_stats": {"usage": used * MIB}}),

@@ -1,4 +1,4 @@
-"""What a run does not try again, and what it does."""
+"""Which failures of a template a run remembers."""
 
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class World:
-    """A store without templates, and a guest whose boots fail so, one after the other."""
+    """A store without templates, and a guest whose boots raise `failures` in order."""
 
     def __init__(self, *failures: BaseException) -> None:
         self.failures = [*failures]
@@ -62,10 +62,10 @@ class World:
 
     def templates(self, once: Once) -> Templates:
         store = cast("Any", self.store)
-        return Templates(store, holds=Holds(), runtime_id="runtime:1", progress=SILENT, once=once)
+        return Templates(store, holds=Holds(), runtime_id=lambda: "runtime:1", progress=SILENT, once=once)
 
 
-def test_a_template_that_failed_is_not_tried_again_and_says_what_failed() -> None:
+def test_a_failed_template_is_not_tried_again_and_its_first_failure_is_reported() -> None:
     world = World(BootTimeout("vm did not let us log in\nits console"))
     templates = world.templates(Once())
     with pytest.raises(BootTimeout):
@@ -82,7 +82,7 @@ def test_a_template_that_failed_is_not_tried_again_and_says_what_failed() -> Non
     assert world.boots == 2, "another template is another matter"
 
 
-def test_what_a_prepare_raises_counts() -> None:
+def test_an_exception_of_prepare_is_a_failure() -> None:
     world = World(AssertionError("nginx is missing"))
     templates = world.templates(Once())
     with pytest.raises(AssertionError):
@@ -102,7 +102,7 @@ def test_what_a_prepare_raises_counts() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_no_fault_of_the_template_does_not_count(passing: BaseException) -> None:
+def test_failures_of_other_causes_are_not_remembered(passing: BaseException) -> None:
     world = World(passing)
     templates = world.templates(Once())
     with pytest.raises(type(passing)):
@@ -120,7 +120,7 @@ def test_an_interrupted_template_says_how_to_make_it_ahead() -> None:
 
 
 @pytest.mark.parametrize("rare", [GuestStalled("it hangs"), QEMUCrashed("it crashed")])
-def test_what_happens_once_in_hundreds_of_boots_counts_the_second_time(rare: Exception) -> None:
+def test_a_rare_crash_is_a_failure_the_second_time(rare: Exception) -> None:
     world = World(rare, rare)
     templates = world.templates(Once())
     for _ in range(2):
@@ -141,7 +141,7 @@ def test_processes_of_one_run_find_each_others_failures(run: str, tried: int) ->
     assert world.boots == tried
 
 
-def test_one_that_waited_for_another_process_does_not_try_what_that_has_failed_to_make(
+def test_a_process_that_waited_for_another_does_not_try_again_what_that_failed_to_make(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = World(BootTimeout("slow")), World()

@@ -1,6 +1,7 @@
-"""Which VM comes next, and the one that is made ready for it (here of a class that only knows its spec)."""
+"""Which VM is requested next, and the clone that is made for it in the background (here only a spec)."""
 
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -19,8 +20,12 @@ SMALL, BIG = merge(BASE, {"ram": 512}), merge(BASE, {"ram": 2048})
 class Machine:
     def __init__(self, spec: Spec, test: str) -> None:
         self.spec, self.test, self.alive, self.closed = spec, test, True, False
-        self.machine = self
         self.cannot_end = False
+
+    @property
+    def machine(self) -> "Machine":
+        """Itself: the VM that is claimed is no more than its machine here."""
+        return self
 
     def close(self) -> None:
         self.closed = True
@@ -37,6 +42,16 @@ class Made(list[Machine]):
         self.may_go_on.set()
         self.fails = False
 
+    def want(self, prefetcher: Prefetcher, spec: Spec, test: str = "") -> None:
+        prefetcher.want(spec, lambda: self.clone(spec, test))
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many were made."""
+        deadline = time.monotonic() + 5
+        while len(self) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def clone(self, spec: Spec, node_id: str) -> Any:
         self.may_go_on.wait()
         if self.fails:
@@ -52,84 +67,83 @@ def made() -> Made:
 
 @pytest.fixture
 def prefetcher(made: Made) -> Any:
-    prefetcher = Prefetcher(made.clone)
+    prefetcher = Prefetcher()
     yield prefetcher
     prefetcher.close()
     assert all(machine.closed for machine in made), "none is left"
 
 
-def test_what_is_wanted_is_made_once_and_claimed_once(prefetcher: Prefetcher, made: Made) -> None:
-    prefetcher.want(SMALL, "a")
-    prefetcher.want(SMALL, "b")
+def test_a_vm_is_made_once_and_claimed_once(prefetcher: Prefetcher, made: Made) -> None:
+    made.want(prefetcher, SMALL, "a")
+    made.want(prefetcher, SMALL, "b")
     assert prefetcher.claim(BIG) is None
-    machine = cast("Any", prefetcher.claim(SMALL))
-    assert [machine.test] == ["a"] == [each.test for each in made]
+    vm = cast("Any", prefetcher.claim(SMALL))
+    assert [vm.test] == ["a"] == [each.test for each in made]
     assert prefetcher.claim(SMALL) is None
-    machine.close()
+    vm.machine.close()
 
 
-def test_a_claim_waits_for_what_is_under_way(prefetcher: Prefetcher, made: Made) -> None:
+def test_a_claim_waits_for_a_vm_that_is_under_way(prefetcher: Prefetcher, made: Made) -> None:
     made.may_go_on.clear()
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     threading.Timer(0.1, made.may_go_on.set).start()
-    machine = prefetcher.claim(SMALL)
-    assert machine is not None
-    machine.machine.close()
+    vm = prefetcher.claim(SMALL)
+    assert vm is not None
+    vm.machine.close()
 
 
-def test_what_is_no_longer_wanted_is_thrown_away(prefetcher: Prefetcher, made: Made) -> None:
-    prefetcher.want(SMALL)
-    prefetcher.want(BIG)
-    machine = cast("Any", prefetcher.claim(BIG))
+def test_a_vm_that_is_no_longer_wanted_is_closed(prefetcher: Prefetcher, made: Made) -> None:
+    made.want(prefetcher, SMALL)
+    made.want(prefetcher, BIG)
+    vm = cast("Any", prefetcher.claim(BIG))
     assert [each.closed for each in made] == [True, False]
-    machine.close()
-    prefetcher.want(SMALL)
+    vm.machine.close()
+    made.want(prefetcher, SMALL)
     prefetcher.want(None)
     assert prefetcher.claim(SMALL) is None
 
 
-def test_one_that_died_while_it_waited_is_not_given(prefetcher: Prefetcher, made: Made) -> None:
-    prefetcher.want(SMALL)
-    while not made:
-        pass
+def test_a_vm_that_died_while_it_waited_is_not_claimed(prefetcher: Prefetcher, made: Made) -> None:
+    made.want(prefetcher, SMALL)
+    made.wait_for(1)
     made[0].alive = False
     assert prefetcher.claim(SMALL) is None
 
 
 def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Made) -> None:
     made.fails = True
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     made.fails = False
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     assert prefetcher.claim(SMALL) is None
-    prefetcher.want(SMALL)
-    machine = prefetcher.claim(SMALL)
-    assert machine is not None
-    machine.machine.close()
+    made.want(prefetcher, SMALL)
+    vm = prefetcher.claim(SMALL)
+    assert vm is not None
+    vm.machine.close()
 
 
-def test_one_that_cannot_be_ended_is_told_at_the_end_and_fails_no_test(made: Made) -> None:
-    prefetcher = Prefetcher(made.clone)
-    for spec, ask in ((SMALL, prefetcher.want), (BIG, prefetcher.claim)):
-        prefetcher.want(spec, spec.name)
-        prefetcher._machine.result(60)
+def test_a_vm_that_cannot_be_closed_fails_the_end_and_no_test(made: Made) -> None:
+    prefetcher = Prefetcher()
+    for count, spec in enumerate((SMALL, BIG), start=1):
+        made.want(prefetcher, spec, spec.name)
+        made.wait_for(count)
         made[-1].cannot_end, made[-1].alive = True, False
-        ask(BIG)
-    prefetcher.want(SMALL)
-    machine = cast("Any", prefetcher.claim(SMALL))
-    assert machine is made[-1]
-    machine.close()
+    assert prefetcher.claim(BIG) is None
+    made.want(prefetcher, SMALL)
+    vm = cast("Any", prefetcher.claim(SMALL))
+    assert vm is made[-1]
+    vm.machine.close()
     with pytest.raises(EngineError, match="removing container"):
         prefetcher.close()
 
 
-def test_an_interrupted_claim_leaves_the_vm_to_be_ended(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_claim_leaves_the_vm_to_be_closed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_machine: object) -> None:
         raise KeyboardInterrupt
 
-    prefetcher = Prefetcher(made.clone)
-    prefetcher.want(SMALL)
-    prefetcher._machine.result(60)
+    prefetcher = Prefetcher()
+    made.want(prefetcher, SMALL)
+    made.wait_for(1)
     with monkeypatch.context() as patch:
         patch.setattr(Future, "result", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -141,7 +155,7 @@ def test_an_interrupted_claim_leaves_the_vm_to_be_ended(made: Made, monkeypatch:
 
 def test_memory_is_given_back(prefetcher: Prefetcher, made: Made) -> None:
     assert not prefetcher.give_back()
-    prefetcher.want(SMALL)
+    made.want(prefetcher, SMALL)
     assert prefetcher.give_back()
     assert made[0].closed
 
@@ -185,23 +199,23 @@ def wanted(
     return (spec.ram if spec else None), node_id.rpartition("::")[2]
 
 
-def test_the_next_test_that_will_run_and_wants_a_vm_counts(suite: dict[str, pytest.Item]) -> None:
+def test_the_next_test_that_runs_and_needs_a_vm_counts(suite: dict[str, pytest.Item]) -> None:
     assert wanted(suite, "test_first", "test_without") == (512, "test_next")
     assert wanted(suite, "test_next", "test_shared") == (3072, "test_shared")
     assert wanted(suite, "test_last", None) == (None, "")
 
 
-def test_none_is_made_ready_while_a_test_has_several(suite: dict[str, pytest.Item]) -> None:
+def test_nothing_is_prefetched_while_a_test_has_several_vms(suite: dict[str, pytest.Item]) -> None:
     assert wanted(suite, "test_shared", "test_several") == (None, "")
     assert wanted(suite, "test_several", "test_last") == (1024, "test_last")
 
 
-def test_a_shared_vm_that_is_there_is_not_wanted(suite: dict[str, pytest.Item]) -> None:
+def test_a_shared_vm_that_exists_is_not_prefetched(suite: dict[str, pytest.Item]) -> None:
     shared = merge(BASE, {"ram": 3072, "scope": "module"})
     assert wanted(suite, "test_next", "test_shared", [shared]) == (None, "")
 
 
-def test_nothing_is_wanted_when_the_run_will_stop(suite: dict[str, pytest.Item]) -> None:
+def test_nothing_is_prefetched_when_the_run_will_stop(suite: dict[str, pytest.Item]) -> None:
     suite["test_first"].session.shouldfail = "stopping after 1 failures"
     assert wanted(suite, "test_first", "test_without") == (None, "")
 

@@ -35,16 +35,16 @@ def no_store() -> "AbstractContextManager[Workshop]":
 
 def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
     spec = merge(resolve([]).shape, check(arguments, "here"))
-    templates = Templates(no_store, holds=Holds(), runtime_id=runtime, progress=SILENT)
+    templates = Templates(no_store, holds=Holds(), runtime_id=lambda: runtime, progress=SILENT)
     return templates._key(spec, guest)
 
 
-def test_it_does_not_matter_who_says_from_what_a_machine_boots() -> None:
+def test_firmware_of_the_spec_and_of_the_image_count_alike() -> None:
     guest = replace(GUEST, firmware="uefi")
     assert key(guest) == key(guest, firmware="uefi") != key(guest, firmware="bios")
 
 
-def test_a_guest_for_another_processor_is_another_machine() -> None:
+def test_another_architecture_needs_another_template() -> None:
     assert key(replace(GUEST, arch="arm64")) != key(GUEST)
 
 
@@ -67,11 +67,11 @@ def test_a_guest_for_another_processor_is_another_machine() -> None:
         {"prepare": len},
     ],
 )
-def test_what_shapes_a_machine_gives_it_another_template(arguments: dict[str, Any]) -> None:
+def test_arguments_that_shape_a_vm_need_another_template(arguments: dict[str, Any]) -> None:
     assert key(**arguments) != key()
 
 
-def test_so_do_another_disk_and_another_runtime_image() -> None:
+def test_another_disk_or_runtime_image_needs_another_template() -> None:
     assert key(Guest("debian-13-abc", "debian", "other")) != key()
     assert key(runtime="runtime:2") != key()
 
@@ -79,12 +79,12 @@ def test_so_do_another_disk_and_another_runtime_image() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"name": "web"}, {"hostname": "web"}, {"scope": "module"}, {"boot_timeout": 5}, {"ram": 1024}]
 )
-def test_who_a_machine_is_does_not(arguments: dict[str, Any]) -> None:
+def test_identity_timeouts_and_scope_share_a_template(arguments: dict[str, Any]) -> None:
     assert key(**arguments) == key()
 
 
 class Shop:
-    """As much of a store as loading needs."""
+    """The part of a store that loading uses."""
 
     def __init__(self, manifest: bytes) -> None:
         self._manifest = manifest
@@ -120,7 +120,7 @@ def test_a_damaged_manifest_counts_as_none(manifest: bytes) -> None:
 @pytest.mark.parametrize(
     "field", [{"user": "-oProxyCommand=id"}, {"guest": "guests/../../etc"}, {"guest": "guests/x; id"}, {"guest": 1}]
 )
-def test_a_manifest_with_what_is_no_name_counts_as_damaged(field: dict[str, object]) -> None:
+def test_a_manifest_with_an_invalid_name_counts_as_damaged(field: dict[str, object]) -> None:
     template = Template("abc", GUEST.place, "alice", Keys.generate())
     manifest = json.loads(_manifest(template, merge(resolve([]).shape), GUEST))
     assert _load("abc", cast("Workshop", Shop(json.dumps(manifest).encode()))) is not None
@@ -128,7 +128,7 @@ def test_a_manifest_with_what_is_no_name_counts_as_damaged(field: dict[str, obje
 
 
 @pytest.mark.parametrize(("stored", "goes"), [("the same", True), ("another", False), ("damaged", True)])
-def test_a_condemned_template_goes_unless_another_one_has_its_place(
+def test_a_condemned_template_is_removed_unless_another_has_taken_its_place(
     stored: str, goes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -136,14 +136,14 @@ def test_a_condemned_template_goes_unless_another_one_has_its_place(
     other = replace(ours, keys=Keys.generate())
     shop = Shop(b"{}" if stored == "damaged" else _manifest(ours if stored == "the same" else other, spec, GUEST))
     store = cast("Any", lambda: nullcontext(shop))
-    templates = Templates(store, holds=Holds(), runtime_id="runtime:1", progress=SILENT)
+    templates = Templates(store, holds=Holds(), runtime_id=lambda: "runtime:1", progress=SILENT)
     assert not templates.forget(ours, condemned=False)
     assert (shop.removed, shop.forgotten) == ([], [ours.place]), "the next clone starts from what is there now"
     assert templates.forget(ours, condemned=True) is goes
     assert shop.removed == ([("/store/.scratch-1", "/store/templates/abc")] if goes else [])
 
 
-def test_both_sides_of_a_clone_use_the_same_words() -> None:
+def test_plugin_and_runtime_image_use_the_same_names() -> None:
     ethernet = cloud_init.NETWORK_CONFIG["ethernets"]
     assert isinstance(ethernet, dict)
     assert ethernet["eth0"]["match"] == {"macaddress": protocol.GUEST_MAC}
@@ -152,7 +152,7 @@ def test_both_sides_of_a_clone_use_the_same_words() -> None:
     assert (clone_helper.ASKS_FOR_TIME, clone_helper.READY) == (clone_agent.ASKS_FOR_TIME, clone_agent.READY)
 
 
-def test_the_key_of_much_content_is_made_at_once() -> None:
+def test_the_key_of_large_files_is_computed_fast() -> None:
     """It took 9 s for 10 MiB, for every VM."""
     content = b"0123456789abcdef" * 65536 * 10
     began = time.process_time()

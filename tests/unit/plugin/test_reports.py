@@ -99,14 +99,14 @@ def test_a_worker_that_was_quicker_is_no_obstacle(tmp_path: Path, monkeypatch: p
 CONFTEST = """
     import pytest
     from pytest_virtainers.plugin import session
-    from tests.unit.fake_machine import FakeManager
+    from tests.unit.fake_machine import FakeLauncher
 
     def pytest_configure(config):
-        config.stash[session._MANAGER_KEY] = FakeManager()
+        config.stash[session._LAUNCHER_KEY] = FakeLauncher()
 
     def pytest_runtest_logreport(report):
         if report.when == "teardown":
-            print(f"\\nafter {report.nodeid.rpartition('::')[2]}: {FakeManager.up} up")
+            print(f"\\nafter {report.nodeid.rpartition('::')[2]}: {FakeLauncher.up} up")
 
     @pytest.fixture
     def bad_end(vm):

@@ -1,37 +1,40 @@
-"""`--virtainer-warm` in real pytest runs; what a manager would make is written down instead of made."""
+"""`--virtainer-warm` in real pytest runs; what a launcher would make is written down instead of made."""
 
 import pytest
 
 pytestmark = pytest.mark.usefixtures("recorder")
 
-# In place of the manager: it prints what it is to make. `fails` fails, as its boot would.
+# In place of the launcher: it prints what it is to make. `fails` fails, as its boot would.
 CONFTEST = """
     import contextlib
     import pytest
     from pytest_virtainers.plugin import session
     from pytest_virtainers.errors import BootTimeout
 
-    class Manager:
-        durations = []
+    class Parts:
+        vms = found = []
+
+        def close(self): pass
+
+    class FakeLauncher:
+        durations, failed, damage = [], Parts(), Parts()
 
         def warm(self, spec, node_id):
             print(f"MAKE {spec.image} {spec.ram} {spec.cpus} {spec.prepare and spec.prepare.__name__} for {node_id}")
             if spec.image == "fails":
                 raise BootTimeout("vm did not let us log in")
 
-        def bury(self): pass
-
-        is_ours, damage = True, []
+        is_ours = True
 
         def look_for_damage(self): return []
 
         def close(self): pass
 
-    def manager(config):
-        config.stash[session._MANAGER_KEY] = Manager()
-        return config.stash[session._MANAGER_KEY]
+    def launcher(config):
+        config.stash[session._LAUNCHER_KEY] = FakeLauncher()
+        return config.stash[session._LAUNCHER_KEY]
 
-    session.manager = manager
+    session.launcher = launcher
 """
 
 

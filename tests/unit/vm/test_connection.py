@@ -12,10 +12,10 @@ import pytest
 
 from pytest_virtainers.errors import (
     BadTemplate,
+    DiskFull,
     GuestPanic,
     QEMUCrashed,
     SSHError,
-    StoreError,
     VirtainerError,
     VMGone,
 )
@@ -38,9 +38,9 @@ OUT_OF_MEMORY = event("end", reason="qemu-failed", detail="QEMU was killed (SIGK
     [
         (
             Container(RUNS, DISK_FAILED),
-            StoreError,
-            "vm stands still, because its disk could not be written: no space left in IMAGE_DIR. "
-            "Make room on the engine's disk, or let the VM write less",
+            DiskFull,
+            "vm: QEMU has paused the VM, as its disk could not be written: no space left in IMAGE_DIR. "
+            "Free space on the engine's disk, or let the VM write less",
         ),
         (
             Container(BAD_TEMPLATE, ended=True),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_virtainers.errors import TransferError
+from pytest_virtainers.errors import OutputTooLarge
 from pytest_virtainers.vm import limited
 from pytest_virtainers.vm.limited import Collected, Limited, TooMuch, outputs
 
@@ -13,7 +13,7 @@ def test_a_stream_is_kept_whole_up_to_its_limit() -> None:
         stream.take(bytes(64 * 1024))
     assert len(stream) == 1024 * 1024
     message = "^standard output of 'yes' on web has more than 1 MiB. Write to a file instead.$"
-    with pytest.raises(TransferError, match=message):
+    with pytest.raises(OutputTooLarge, match=message):
         stream.take(b"x")
     assert len(stream) == 1024 * 1024
 
@@ -31,6 +31,6 @@ def test_a_command_without_end_is_named_in_short(monkeypatch: pytest.MonkeyPatch
     stdout, stderr = outputs("yes " + "y" * 1000, "web")
     for stream, name in ((stdout, "output"), (stderr, "error")):
         with pytest.raises(
-            TransferError, match=rf"^standard {name} of 'yes yyy.*' on web has more than 1 MiB\. Let it"
+            OutputTooLarge, match=rf"^standard {name} of 'yes yyy.*' on web has more than 1 MiB\. Let it"
         ):
             stream.take(bytes(1024 * 1024 + 1))

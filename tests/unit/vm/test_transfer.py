@@ -6,11 +6,11 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
-from pytest_virtainers.errors import SSHError, TransferError
+from pytest_virtainers.errors import RootCommandTimeout, SSHError, TransferError
 from pytest_virtainers.vm import transfer
 
 MIB = 1024 * 1024
@@ -278,3 +278,25 @@ def test_a_text_of_which_a_part_arrives_is_not_written(tmp_path: Path) -> None:
         transfer.write(breaking_shell, str(target), b"content", mode=None, owner=None, timeout=10)
     assert target.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize(
+    ("copy", "action"),
+    [
+        (lambda shell, here: transfer.put(shell, here / "x", "/x", None, 1.0), "copying .*/x to /x in the guest"),
+        (lambda shell, here: transfer.get(shell, "/x", here / "y", 1.0), "copying /x of the guest to .*/y"),
+        (lambda shell, _here: transfer.read(shell, "/x", 1.0), "reading /x in the guest"),
+        (
+            lambda shell, _here: transfer.write(shell, "/x", b"", mode=None, owner=None, timeout=1.0),
+            "writing /x in the guest",
+        ),
+    ],
+    ids=["put", "get", "read", "write"],
+)
+def test_a_copy_that_does_not_end_in_time_is_a_transfer_error(copy: Any, action: str, tmp_path: Path) -> None:
+    def shell(*_: object, **__: object) -> tuple[int, str]:
+        raise RootCommandTimeout("web: a root command did not finish within 1 s")
+
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(TransferError, match=f"^{action} failed: web: a root command did not finish within 1 s$"):
+        copy(shell, tmp_path)

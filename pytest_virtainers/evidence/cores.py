@@ -10,7 +10,7 @@ import os
 import re
 from typing import IO, TYPE_CHECKING
 
-from pytest_virtainers.errors import TransferError, VirtainerError
+from pytest_virtainers.errors import RootCommandTimeout, VirtainerError
 from pytest_virtainers.vm.limited import Limited, TooMuch
 from pytest_virtainers.vm.shown import shown
 
@@ -104,7 +104,7 @@ def _copy(shell: RootShell, path: bytes, file: IO[bytes], limit: int, seconds: f
         code, said = shell(script, stdin=None, stdout=sink, timeout=seconds)
     except TooMuch:
         return f"it is larger than {limit // _MIB} MiB" if limit else "there is no room left for it"
-    except TransferError:
+    except RootCommandTimeout:
         return f"not done after {seconds:.0f} s"
     except VirtainerError as error:
         return str(error).partition("\n")[0]

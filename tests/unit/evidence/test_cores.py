@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.errors import SSHError, TransferError, VirtainerError
-from pytest_virtainers.launching import cores
+from pytest_virtainers.errors import RootCommandTimeout, SSHError, VirtainerError
+from pytest_virtainers.evidence import cores
 
 MIB = 1024 * 1024
 
@@ -103,7 +103,7 @@ def test_holes_stay_holes(content: bytes, tmp_path: Path) -> None:
         ((44, ""), "it is no regular file"),
         ((1, "cat: \x1b[31mbroken\n"), r"cat: \x1b[31mbroken"),
         ((3, ""), "exit code 3"),
-        (TransferError("was not done after 6 s; give it more (timeout=)"), "not done after 6 s"),
+        (RootCommandTimeout("web: a root command did not finish within 6 s"), "not done after 6 s"),
         (SSHError("web: it broke. The last\nlines"), "web: it broke. The last"),
     ],
 )

@@ -1,0 +1,78 @@
+"""The store of guest images and templates, as one run opens it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pytest_virtainers.store.eviction import make_room
+from pytest_virtainers.store.volume import Access, remembered_manifests, workshop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_virtainers.config.settings import Settings
+    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.launching.runtime import RuntimeImage
+    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.support.forks import Owner
+    from pytest_virtainers.support.progress import Progress
+
+
+class RunStore:
+    """Opens the store for the parts of one run, and keeps it within its limit.
+
+    Args:
+        engine: the engine that has the store.
+        settings: say where it is, and how large it may become.
+        run_id: id of the run.
+        runtime_image: image of the helper containers that work in it.
+        owner: the process that may use it.
+        progress: where eviction is shown.
+
+    Attributes:
+        location: name of its volume, or its absolute directory.
+        access: what containers of the run mount of it.
+        spared: scratch folders that a failed VM still uses: whoever closes that VM removes them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        run_id: str,
+        *,
+        runtime_image: RuntimeImage,
+        owner: Owner,
+        progress: Progress,
+    ) -> None:
+        self._engine, self._limit, self._run_id = engine, settings.store_limit, run_id
+        self._runtime_image, self._owner, self._progress = runtime_image, owner, progress
+        self._manifests = remembered_manifests(engine, settings.store)
+        self.location = settings.store
+        self.access = Access(engine, settings.store, self.open)
+        self.spared: set[str] = set()
+
+    @contextmanager
+    def open(self) -> Iterator[Workshop]:
+        """Open the store for a block; at its end, evict what exceeds the limit if something was added.
+
+        Raises:
+            ImageError: the runtime image cannot be built.
+            StoreError: the store cannot be used.
+        """
+        self._owner.check()
+        image = self._runtime_image.reference()
+        with workshop(self._engine, self.location, image, self._run_id, remembered=self._manifests) as shop:
+            shop.spared = self.spared
+            yield shop
+            if shop.made:
+                make_room(self._engine, shop, self._limit, self._progress)
+
+    @contextmanager
+    def open_read_only(self) -> Iterator[Workshop]:
+        """Open the store for a block that only reads; raises as `open` does."""
+        run_id = f"{self._run_id}-verify"
+        image = self._runtime_image.reference()
+        with workshop(self._engine, self.location, image, run_id, writable=False) as shop:
+            yield shop

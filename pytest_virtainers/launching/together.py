@@ -1,0 +1,72 @@
+"""Start several VMs at the same time, each in a thread."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from pytest_virtainers.support.progress import LAUNCHING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    from pytest_virtainers.config.spec import Spec
+    from pytest_virtainers.launching.failed import FailedVMs
+    from pytest_virtainers.launching.startup import Startup
+    from pytest_virtainers.support.progress import Progress
+    from pytest_virtainers.vm.vm import VM
+
+
+def start(
+    specs: Sequence[Spec],
+    launch: Callable[[Spec], VM],
+    lose: Callable[[VM], object],
+    *,
+    startup: Startup,
+    failed: FailedVMs,
+    progress: Progress,
+) -> list[VM]:
+    """Start VMs and wait until all are ready; return them in the order of `specs`.
+
+    When one fails, the others are waited for, and are lost with it, so that there is evidence of all. When the wait
+    is interrupted, those that are not ready end at once.
+
+    Args:
+        specs: specs of the VMs.
+        launch: launches one.
+        lose: is called with each VM that is ready if another one is not.
+        startup: the VMs that are being brought up.
+        failed: keeps VMs that do not become ready.
+        progress: where the wait is shown.
+
+    Raises:
+        VirtainerError: as `launch` does, for the first that failed; the failures of others are its notes.
+    """
+    __tracebackhide__ = True
+    title = f"starting {', '.join(spec.name for spec in specs)}"
+    with (
+        failed.started_together(specs),
+        progress.step(title),
+        ThreadPoolExecutor(len(specs), LAUNCHING) as threads,
+    ):
+        launches = [threads.submit(launch, spec) for spec in specs]
+        try:
+            wait(launches)
+        except BaseException:
+            with startup.stopped():
+                wait(launches)
+            _lose(launches, lose)
+            raise
+    failures = [error for error in (each.exception() for each in launches) if error is not None]
+    if not failures:
+        return [each.result() for each in launches]
+    _lose(launches, lose)
+    for error in failures[1:]:
+        failures[0].add_note(f"And: {error}")
+    raise failures[0]
+
+
+def _lose(launches: Sequence[Future[VM]], lose: Callable[[VM], object]) -> None:
+    for vm in [each.result() for each in launches if each.exception() is None]:
+        lose(vm)

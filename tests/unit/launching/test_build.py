@@ -1,0 +1,67 @@
+"""The launcher that is built from its real parts."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_virtainers.config.network_spec import DEFAULT
+from pytest_virtainers.config.settings import Settings, resolve
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.errors import EngineError, EngineNotFound
+from pytest_virtainers.launching import build as module
+from pytest_virtainers.launching.build import build_launcher
+from pytest_virtainers.support.progress import SILENT, Progress
+from tests.unit.fake_engine import FakeEngine, serving
+from tests.unit.launching.world import ANSWERS, BOOT
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with serving(ANSWERS) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(server: FakeEngine) -> Settings:
+    return replace(resolve([]), engine=server.url, store="/my/store")
+
+
+def test_a_closed_launcher_leaves_no_network(settings: Settings, server: FakeEngine) -> None:
+    with build_launcher(settings, SILENT) as launcher:
+        network = f"/networks/virtainers-{launcher.run_id}-default"
+        server.answers |= {f"GET {network}": (200, {"IPAM": {"Config": []}}), f"DELETE {network}": (204, None)}
+        launcher.networks.get(DEFAULT.of_first_card(internet=True))
+        plan = launcher.containers.planner.plan(BOOT, "web", ["guests/debian-13-abc"], {}, "a-test")
+        assert (plan.image, plan.environment["RAM"]) == (launcher.runtime_image.reference(), "1024")
+    assert f"DELETE {network}" in server.asked
+    launcher.close()
+    assert server.asked.count(f"DELETE {network}") == 1, "once"
+
+
+def test_what_dead_runs_left_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "sweep", lambda _engine: ["virtainers-old-1-web", "virtainers-old-default"])
+    notes: list[str] = []
+    build_launcher(settings, Progress(notes.append, live=False)).close()
+    assert notes == [
+        "virtainers: removed what an earlier run left behind: virtainers-old-1-web, virtainers-old-default\n"
+    ]
+
+
+def test_an_engine_that_fails_is_closed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sweep(_engine: Engine) -> list[str]:
+        raise EngineError("it fails")
+
+    closed: list[str] = []
+    monkeypatch.setattr(module, "sweep", sweep)
+    monkeypatch.setattr(Engine, "close", lambda engine: closed.append(engine.url))
+    with pytest.raises(EngineError, match=r"^it fails$"):
+        build_launcher(settings, SILENT)
+    assert closed == [settings.engine]
+
+
+def test_without_an_engine_there_is_no_launcher(settings: Settings) -> None:
+    with pytest.raises(EngineNotFound):
+        build_launcher(replace(settings, engine="unix:///nowhere"), SILENT)

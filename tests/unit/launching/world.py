@@ -1,0 +1,352 @@
+"""A launcher with its real parts, but for what needs an engine: containers that run nothing, VMs that only wait."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+from typing_extensions import override
+
+from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.config.spec import Spec, merge
+from pytest_virtainers.engine import detect, runtime_image
+from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.container import Container, Joint, Link, Plan
+from pytest_virtainers.engine.output import Output
+from pytest_virtainers.errors import EngineError
+from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.launching.bring_up import BringUp
+from pytest_virtainers.launching.clones import Clones
+from pytest_virtainers.launching.container_plan import Planner
+from pytest_virtainers.launching.containers import Containers
+from pytest_virtainers.launching.damage import Damage
+from pytest_virtainers.launching.disks import Disks
+from pytest_virtainers.launching.failed import FailedVMs
+from pytest_virtainers.launching.guest_images import GuestImages
+from pytest_virtainers.launching.integrity import Checked, Watch
+from pytest_virtainers.launching.launcher import Launcher
+from pytest_virtainers.launching.lifetime import DISPOSABLE
+from pytest_virtainers.launching.memory_budget import Budget
+from pytest_virtainers.launching.networks import Networks
+from pytest_virtainers.launching.once import Once
+from pytest_virtainers.launching.prefetch import Prefetcher
+from pytest_virtainers.launching.run_store import RunStore
+from pytest_virtainers.launching.runtime import RuntimeImage
+from pytest_virtainers.launching.startup import Startup
+from pytest_virtainers.launching.templates import Maker, Template, Templates
+from pytest_virtainers.ssh import resumable
+from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.volume import Workshop
+from pytest_virtainers.support.forks import Owner
+from pytest_virtainers.support.progress import Progress
+from pytest_virtainers.support.timings import Record
+from pytest_virtainers.vm.machine import Machine
+from pytest_virtainers.vm.vm import VM
+from tests.unit.fake_engine import Answer, serving
+
+BASE = resolve([]).shape
+CLONE, BOOT = merge(BASE, {"template": True}), merge(BASE, {"template": False})
+GUEST = Guest("debian-13-abc", "debian", "digest")
+TEMPLATE = Template("abc", GUEST.place, "debian", Keys.generate())
+RUN = "0123abcd"
+
+ANSWERS: dict[str, Answer] = {
+    "GET /info": (200, {"MemTotal": 64 * 1024**3}),
+    "GET /containers/json": (200, []),
+    "GET /networks": (200, []),
+    "GET /volumes": (200, {"Volumes": []}),
+    "DELETE /containers/0123": (204, None),
+    "POST /networks/create": (201, {"Id": "n"}),
+    f"GET /networks/virtainers-{RUN}-default": (200, {"IPAM": {"Config": [{"Subnet": "10.213.0.0/24"}]}}),
+    f"DELETE /networks/virtainers-{RUN}-default": (204, None),
+    f"GET /images/{runtime_image.reference()}/json": (200, {"Id": "sha256:runtime"}),
+}
+
+
+@contextmanager
+def engine() -> Iterator[Engine]:
+    """Connect to an engine on which nothing is."""
+    with serving(ANSWERS) as server:
+        found = detect.find(server.url)
+        yield found
+        found.close()
+
+
+class FakeContainer(Container):
+    """It notes what is put into it; without `kvm`, its engine refuses to start it with `/dev/kvm`."""
+
+    def __init__(self, world: "World", plan: Plan) -> None:
+        self.world, self.plan, self.name = world, plan, plan.name
+        self.environment, self.binds, self.volume = plan.environment, plan.binds, plan.volume
+        self.stdout, self.stderr = Output(), Output()
+        self.archives: dict[str, bytes] = {}
+        self.gone = threading.Event()
+        world.containers.append(self)
+        self.number = len(world.containers)
+        world.events.append(f"start {self.number}")
+
+    @override
+    def put(self, folder: str, members: Mapping[str, bytes | Link]) -> None:
+        pass
+
+    @override
+    def put_archive(self, folder: str, archive: bytes | Iterator[bytes]) -> None:
+        self.archives[folder] = archive if isinstance(archive, bytes) else b"".join(archive)
+
+    @override
+    def start(self) -> None:
+        self.world.on_start(self)
+
+    @override
+    def joint(self, network: str | None = None, *, again: bool = False) -> Joint:
+        return Joint("02:42:0a:d5:00:80", "")
+
+    @override
+    def wait(self, seconds: float) -> bool:
+        return self.gone.wait(seconds)
+
+    @override
+    def close(self) -> None:
+        if not self.gone.is_set():
+            self.gone.set()
+            self.world.events.append(f"end {self.number}")
+        if self.world.refuses_to_go:
+            raise EngineError("it does not go")
+
+
+class FakeMachine(Machine):
+    """It is ready when the `fate` of its world returns."""
+
+    def __init__(self, world: "World", spec: Spec, **parts: Any) -> None:
+        super().__init__(spec, **parts)
+        self.world = world
+
+    @property
+    def number(self) -> int:
+        return cast("FakeContainer", self.container).number
+
+    @property
+    @override
+    def alive(self) -> bool:
+        return self.runs
+
+    @override
+    def wait_until_ready(self) -> None:
+        self.world.fate(self)
+
+    @override
+    def wait_until_cloned(self, session: resumable.Session | None) -> None:
+        self.world.fate(self)
+
+
+def number(vm: VM) -> int:
+    """Return the number of a VM's container, from 1."""
+    return cast("FakeMachine", vm.machine).number
+
+
+class FakeStore(RunStore):
+    """It notes the scripts that are run in it; `shop` stands for the store that is open."""
+
+    shop: Any = None
+
+    def __init__(self, world: "World", *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self.world = world
+
+    @contextmanager
+    @override
+    def open(self) -> Iterator[Workshop]:
+        yield cast("Workshop", self.shop or self)
+
+    def shell(self, _script: str, *words: str) -> None:
+        self.world.events.append(" ".join((_script, *words)))
+
+
+class FakeGuests(GuestImages):
+    """It has one guest image, and after `is_stored` has said no, the next one."""
+
+    def __init__(self, *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self.there, self.stored = [GUEST], {GUEST}
+
+    @override
+    def get(self, image: str, arch: str = "auto") -> Guest:
+        return self.there[0]
+
+    @override
+    def known(self, spec: Spec) -> Guest | None:
+        return self.there[0]
+
+    @override
+    def is_stored(self, guest: Guest) -> bool:
+        if guest in self.stored:
+            return True
+        self.there.remove(guest)
+        return False
+
+
+class FakeTemplates(Templates):
+    """It returns another template each time, or that of `make`; it notes which ones were condemned."""
+
+    def __init__(self, *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self.given: list[Template] = []
+        self.condemned: list[bool] = []
+        self.forgotten: list[Template] = []
+        self.layers: list[Template] = []
+        self.others_replaced_it = False
+        self.make: Callable[[Spec, Maker], Template] = lambda _spec, _maker: replace(TEMPLATE, keys=Keys.generate())
+
+    @override
+    def ensure(self, spec: Spec, guest: Guest, maker: Maker) -> Template:
+        template = self.make(spec, maker)
+        self.given.append(template)
+        return template
+
+    @override
+    def find(self, spec: Spec, guest: Guest) -> Template | None:
+        return self.given[-1] if self.given else None
+
+    @override
+    def known(self, place: str) -> Template | None:
+        return next((each for each in self.given if each.place == place), None)
+
+    @override
+    def made_from(self, place: str) -> list[Template]:
+        return [each for each in self.layers if each.origin == place]
+
+    @override
+    def forget(self, template: Template, *, condemned: bool) -> bool:
+        self.condemned.append(condemned)
+        self.forgotten.append(template)
+        return condemned and not self.others_replaced_it
+
+
+class FakeWatch(Watch):
+    """It finds what is put into `found`."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.found: list[Checked] = []
+
+    @override
+    def want(self, place: str, identity: str) -> None:
+        pass
+
+    @override
+    def damage(self) -> list[Checked]:
+        found, self.found = self.found, []
+        return found
+
+
+class World:
+    """A launcher and all that it is given; `events` tells which containers started and ended, in order.
+
+    Attributes:
+        fates: what happens to the next VMs that are waited for, in order; `None`: they become ready.
+        in_use: places of templates on which a detached VM has its disk.
+    """
+
+    def __init__(self, engine: Engine, *, keep_failed: bool = True) -> None:
+        self.events: list[str] = []
+        self.notes: list[str] = []
+        self.containers: list[FakeContainer] = []
+        self.fates: list[BaseException | None] = []
+        self.fate: Callable[[FakeMachine], object] = self._next_fate
+        self.on_start: Callable[[FakeContainer], object] = lambda _container: None
+        self.refuses_to_go = False
+        self.in_use: set[str] = set()
+        self.durations = list[Record]()
+        settings = replace(resolve([]), store="/my/store")
+        progress, owner, once = Progress(self.notes.append, live=False), Owner("this launcher", ""), Once()
+        self.runtime_image = RuntimeImage(engine, once, progress)
+        self.store = FakeStore(
+            self, engine, settings, RUN, runtime_image=self.runtime_image, owner=owner, progress=progress
+        )
+        self.networks = Networks(engine, RUN, recorded=False)
+        self.guests = FakeGuests(self.store, locks=Holds(), once=once, progress=progress, engine_arch=engine.arch)
+        self.templates = FakeTemplates(
+            self.store.open, holds=Holds(), runtime_id=self.runtime_image.id, progress=progress, once=once
+        )
+        self.watch = FakeWatch(self.store.open_read_only)
+        self.failed = FailedVMs(self.store, keep=keep_failed)
+        self.damage = Damage(self.watch, self.guests, self.templates, self._is_in_use)
+        memory, prefetcher = Budget(engine, lambda whole: whole, RUN, progress), Prefetcher()
+        access = self.store.access
+        planner = Planner(
+            settings,
+            "main",
+            DISPOSABLE,
+            runtime_image=self.runtime_image,
+            networks=self.networks,
+            access=access,
+        )
+        containers = Containers(
+            lambda plan: FakeContainer(self, plan),
+            planner,
+            RUN,
+            networks=self.networks,
+            access=access,
+            memory=memory,
+            give_back=prefetcher.give_back,
+        )
+        self.startup = Startup(self.machine, engine, self.networks, self.failed, echo=None, progress=progress)
+        self.bring_up = BringUp(containers, self.startup, self.networks, verify=self.damage.check, progress=progress)
+        self.clones = Clones(
+            self.templates,
+            self.guests,
+            self.bring_up,
+            self.failed,
+            self.damage,
+            in_use=self._is_in_use,
+            durations=self.durations,
+            progress=progress,
+        )
+        closing = contextlib.ExitStack()
+        closing.callback(self.networks.close)
+        self.launcher = Launcher(
+            engine,
+            RUN,
+            runtime_image=self.runtime_image,
+            store=self.store,
+            guests=self.guests,
+            templates=self.templates,
+            networks=self.networks,
+            memory=memory,
+            containers=containers,
+            startup=self.startup,
+            bring_up=self.bring_up,
+            clones=self.clones,
+            prefetcher=prefetcher,
+            failed=self.failed,
+            damage=self.damage,
+            disks=Disks(engine, RUN, runtime_image=self.runtime_image, access=access),
+            durations=self.durations,
+            owner=owner,
+            closing=closing,
+            progress=progress,
+        )
+
+    def machine(self, spec: Spec, **parts: Any) -> Machine:
+        return FakeMachine(self, spec, **parts)
+
+    def launch(self, spec: Spec) -> VM:
+        return self.launcher.launch(spec, "a-test")
+
+    def launch_all(self, specs: Sequence[Spec]) -> list[VM]:
+        return self.launcher.launch_all(specs, "a-test")
+
+    def ended(self) -> set[str]:
+        """Return the names of the VMs whose containers were closed."""
+        return {each.environment["VM_NAME"] for each in self.containers if each.gone.is_set()}
+
+    def _next_fate(self, _machine: FakeMachine) -> None:
+        fate = self.fates.pop(0) if self.fates else None
+        if fate is not None:
+            raise fate
+
+    def _is_in_use(self, template: Template) -> bool:
+        return template.place in self.in_use
