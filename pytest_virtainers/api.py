@@ -20,7 +20,7 @@ from pytest_virtainers.support.progress import SILENT, Progress
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_virtainers.config.arguments import MachineArguments
+    from pytest_virtainers.config.keywords import VMArguments
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.vm.vm import VM
@@ -33,7 +33,7 @@ def launch(
     *,
     persist: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
-    **arguments: Unpack[MachineArguments],
+    **arguments: Unpack[VMArguments],
 ) -> Iterator[VM]:
     """Give a VM that is ready, for a block; nothing of it remains after that but what `persist` says.
 

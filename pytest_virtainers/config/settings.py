@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.config import parsing, reach
-from pytest_virtainers.config.options import OPTIONS, SHAPE, Option
+from pytest_virtainers.config.arguments import OPTIONS, SHAPE, Option
 from pytest_virtainers.config.spec import PARSERS
 from pytest_virtainers.errors import SpecError
 

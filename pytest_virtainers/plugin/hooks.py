@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers.config.options import OPTIONS, SIGNATURE
+from pytest_virtainers.config.arguments import OPTIONS, SIGNATURE
 from pytest_virtainers.plugin import session as run
 from pytest_virtainers.plugin.fixtures import (
     session_vm,

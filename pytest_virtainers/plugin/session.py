@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_virtainers.config.options import OPTIONS, Option
+from pytest_virtainers.config.arguments import OPTIONS, Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

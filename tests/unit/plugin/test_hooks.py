@@ -23,7 +23,7 @@ LOADED = {
     *(
         "pytest_virtainers",
         "pytest_virtainers.config",
-        "pytest_virtainers.config.options",
+        "pytest_virtainers.config.arguments",
         "pytest_virtainers.plugin",
     ),
     *(f"pytest_virtainers.plugin.{each}" for each in ("fixtures", "hooks", "session", "time_limit")),
