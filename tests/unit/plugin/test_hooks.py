@@ -26,7 +26,7 @@ LOADED = {
         "pytest_virtainers.config.arguments",
         "pytest_virtainers.plugin",
     ),
-    *(f"pytest_virtainers.plugin.{each}" for each in ("fixtures", "hooks", "session", "time_limit")),
+    *(f"pytest_virtainers.plugin.{each}" for each in ("fixtures", "hooks", "options", "session", "time_limit")),
 }
 """All that a run without VMs loads: where no bytecode can be written, Python compiles it each time."""
 
@@ -138,7 +138,7 @@ def test_all_wrong_markers_are_told_before_any_test_runs(pytester: pytest.Pytest
     file = "test_all_wrong_markers_are_told_before_any_test_runs.py"
     result.stdout.fnmatch_lines_random(
         [
-            f"{file}::test_unknown: {marker}: unknown argument 'memory'; allowed are name, image, ram, *",
+            f"{file}::test_unknown: {marker}: unknown argument 'memory'; did you mean 'ram'? allowed are name, *",
             f"{file}::test_size: {marker}: ram='lots': a size is a number of MiB, or text such as *",
             f"{file}::test_two_names: {marker}: only the name may be given without its keyword, and once",
         ]

@@ -63,7 +63,7 @@ def test_the_nearest_file_above_counts_but_none_outside_of_the_root(tmp_path: Pa
     ("text", "words"),
     [
         ("machines", ": Expected '='"),
-        ("", ": it describes no machines: [machines.web] would be one"),
+        ("", ": it describes no machines. Add a table such as [machines.web]"),
         ("[machines.a]\n\n[machine.b]", ":3: machine: unknown; allowed are defaults, machines, networks"),
         ("# a line\nmachines = 3", ":2: machines: a table is needed"),
         ("[machines]\na = 3", ":2: machines.a: a table is needed"),
