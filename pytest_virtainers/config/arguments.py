@@ -101,14 +101,18 @@ class Argument(NamedTuple):
         return self.template in {"booted", "layered"}
 
 
+def meant_by(word: str) -> str | None:
+    """Return the argument for which people use this word, too."""
+    return next(
+        (each.name for each in ARGUMENTS.values() if word in (*each.synonyms, each.each.replace("-", "_"))), None
+    )
+
+
 def suggestion(word: str) -> str | None:
     """Return the argument that is meant by an unknown word, by its meaning or by its spelling."""
     import difflib
 
-    for each in ARGUMENTS.values():
-        if word in (*each.synonyms, each.each.replace("-", "_")):
-            return each.name
-    return next(iter(difflib.get_close_matches(word, ARGUMENTS, n=1)), None)
+    return meant_by(word) or next(iter(difflib.get_close_matches(word, ARGUMENTS, n=1)), None)
 
 
 def _find(reference: str) -> Any:
@@ -248,7 +252,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "internet",
             _SWITCH,
-            "off: a network without a way out",
+            "whether the VM's network has a way out",
             "on",
             setting=True,
             template="booted",
@@ -265,14 +269,14 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "reset",
             _one_of("none", "snapshot"),
-            "snapshot: a shared VM goes back to its start, memory and disk, before each further test",
+            "state to which a shared VM goes back before each further test; snapshot: its start, memory and disk",
             "none",
             sharing=True,
         ),
         Argument(
             "template",
             _SWITCH,
-            "on: clone a booted VM of the same shape; off: boot each VM",
+            "whether to clone a booted VM of the same shape; off: boot each VM",
             "on",
             setting=True,
             template="making",
@@ -281,7 +285,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "identity",
             _one_of("template", "fresh"),
-            "fresh: a clone gets a machine-id and SSH host key of its own",
+            "machine-id and SSH host key of a clone; fresh: of its own",
             "template",
             synonyms=("machine_id",),
         ),
@@ -347,64 +351,78 @@ DEFAULTS = tuple(each for each in ARGUMENTS.values() if each.setting)
 
 _TEXT = Kind("text", "parsing.text", "TEXT")
 
-SETTINGS = (
-    *DEFAULTS,
-    Argument(
-        "engine", _TEXT._replace(what="auto, docker, podman, or the URL of a Docker-compatible API"), "engine", "auto"
-    ),
-    Argument(
-        "store",
-        _TEXT._replace(what="name of a volume, or an absolute directory"),
-        "where images and templates live on the engine's side",
-        "virtainers-store",
-    ),
-    Argument(
-        "store_limit",
-        _size(0),
-        "room that the store may take; beyond it, the least recently used images and templates are removed",
-        "20G",
-    ),
-    Argument(
-        "prefetch",
-        _SWITCH,
-        "on: while a test runs, make the clone for the next one ready; off: make each when a test asks for it",
-        "on",
-    ),
-    Argument(
-        "max_ram",
-        Kind("size, or a share such as 80%", "parsing.size_or_share", "SIZE"),
-        "memory that all VMs on the engine's host may take together",
-        "80%",
-    ),
-    Argument(
-        "reach",
-        Kind("none, private (all), or networks with commas between them", "reach.networks", "none|private|NETWORKS"),
-        "private networks that VMs may connect to",
-        "none",
-    ),
-    Argument("keep", _WHEN, "tests whose VMs leave evidence", "failed"),
-    Argument(
-        "artifacts",
-        _TEXT._replace(what="folder, relative to pytest's rootdir"),
-        "where evidence is written",
-        "virtainer-artifacts",
-    ),
-    Argument(
-        "keep_memory", _SWITCH, "on: evidence includes memory, and virtainers resume continues it", "off", flag=True
-    ),
-    Argument("capture", _WHEN, "tests whose evidence includes the traffic of their networks, as pcap files", "never"),
-    Argument(
-        "retention",
-        Kind("number, or all", "parsing.count_or_all", "N"),
-        "evidence folders kept per test; the oldest is removed",
-        "all",
-    ),
-    Argument("hold", _SWITCH, "on: a failing test's VMs stay up until you press Enter", "off", flag=True),
-    Argument("echo", _SWITCH, "on: show the output of commands as it comes (as -s does)", "off", flag=True),
-    Argument("durations", _SWITCH, "on: show how long each phase of the VMs' launches took", "off", flag=True),
-    Argument("missing", _one_of("error", "skip"), "what tests do without an engine", "error"),
-)
-"""The settings of a run."""
+SETTINGS: Mapping[str, Argument] = {
+    each.name: each
+    for each in (
+        *DEFAULTS,
+        Argument(
+            "engine",
+            _TEXT._replace(what="auto, docker, podman, or the URL of a Docker-compatible API"),
+            "engine",
+            "auto",
+        ),
+        Argument(
+            "store",
+            _TEXT._replace(what="name of a volume, or an absolute directory"),
+            "where images and templates live on the engine's side",
+            "virtainers-store",
+        ),
+        Argument(
+            "store_limit",
+            _size(0),
+            "room that the store may take; beyond it, the least recently used images and templates are removed",
+            "20G",
+        ),
+        Argument(
+            "prefetch",
+            _SWITCH,
+            "whether to make the clone for the next test ready while a test runs",
+            "on",
+        ),
+        Argument(
+            "max_ram",
+            Kind("size, or a share such as 80%", "parsing.size_or_share", "SIZE"),
+            "memory that all VMs on the engine's host may take together",
+            "80%",
+        ),
+        Argument(
+            "reach",
+            Kind(
+                "none, private (all), or networks with commas between them", "reach.networks", "none|private|NETWORKS"
+            ),
+            "private networks that VMs may connect to",
+            "none",
+        ),
+        Argument("keep", _WHEN, "tests whose VMs leave evidence", "failed"),
+        Argument(
+            "artifacts",
+            _TEXT._replace(what="folder, relative to pytest's rootdir"),
+            "where evidence is written",
+            "virtainer-artifacts",
+        ),
+        Argument(
+            "keep_memory",
+            _SWITCH,
+            "whether evidence includes memory, so that virtainers resume continues it",
+            "off",
+            flag=True,
+        ),
+        Argument(
+            "capture", _WHEN, "tests whose evidence includes the traffic of their networks, as pcap files", "never"
+        ),
+        Argument(
+            "retention",
+            Kind("number, or all", "parsing.count_or_all", "N"),
+            "evidence folders kept per test; the oldest is removed",
+            "all",
+        ),
+        Argument("hold", _SWITCH, "whether a failing test's VMs stay up until you press Enter", "off", flag=True),
+        Argument("echo", _SWITCH, "whether to show the output of commands as it comes, as -s does", "off", flag=True),
+        Argument("durations", _SWITCH, "whether to show how long each phase of a launch took", "off", flag=True),
+        Argument("missing", _one_of("error", "skip"), "what tests do without an engine", "error"),
+    )
+}
+"""The settings of a run, by name."""
 
 SIGNATURE = f"virtainer(name=None, *, {', '.join([*ARGUMENTS][1:])})"
 """The marker, as pytest shows it."""

@@ -62,7 +62,7 @@ def resolve(sources: Sequence[Source]) -> Settings:
         SpecError: a value is not allowed; the message names the source.
     """
     found: dict[str, Any] = {}
-    for setting in SETTINGS:
+    for setting in SETTINGS.values():
         name, value = setting.name, setting.default
         for source in sources:
             given = source.lookup(setting)

@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say in one line what a VM is by default, without asking any daemon."""
-    shown = {each.name: each.default for each in SETTINGS}
+    shown = {each.name: each.default for each in SETTINGS.values()}
     if options.are_given(config):
         settings = run.settings(config)
         shown = {**settings.shape, "engine": settings.engine}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add(parser: pytest.Parser) -> None:
     """Add `--virtainer-X` and the ini key `virtainer_X` for each setting, and `--virtainer-warm`."""
     group = parser.getgroup("virtainers", "disposable virtual machines")
-    for setting in SETTINGS:
+    for setting in SETTINGS.values():
         about = f"{setting.help} ({setting.kind.what}; default: {setting.default})"
         as_format = about.replace("%", "%%")  # argparse formats it
         if setting.flag:
@@ -31,7 +31,8 @@ def add(parser: pytest.Parser) -> None:
 def are_given(config: pytest.Config) -> bool:
     """Return whether any setting is given, on the command line, in the environment or in the ini file."""
     return any(
-        _option(config, each) is not None or os.environ.get(each.variable) or _ini(config, each) for each in SETTINGS
+        _option(config, each) is not None or os.environ.get(each.variable) or _ini(config, each)
+        for each in SETTINGS.values()
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_virtainers import cli
+from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching import launcher as module
@@ -78,5 +79,6 @@ def test_it_has_all_options_of_run_that_shape_a_template() -> None:
     commands: Any = cli.virtainers.commands
     of_run = {each.name for each in commands["run"].params}
     of_build = {each.name for each in commands["build"].params}
-    others = {"name", "network", "ip", "reach", "persist", "vnc", "detach", "auto_remove"}
-    assert of_run - others == of_build
+    others = {"name", "hostname", "network", "ip", "nics", "identity", "reach", "persist", "vnc", "detach"}
+    assert of_run - others - {"auto_remove"} == of_build
+    assert {each.name for each in ARGUMENTS.values() if each.shapes_template and each.command_line} <= of_build

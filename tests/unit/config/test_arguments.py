@@ -13,7 +13,7 @@ from pytest_virtainers.config.arguments import ARGUMENTS, DEFAULTS, SETTINGS, SI
 from pytest_virtainers.config.settings import Settings, resolve
 from pytest_virtainers.config.spec import Spec, merge
 
-EVERY = (*ARGUMENTS.values(), *SETTINGS)
+EVERY = (*ARGUMENTS.values(), *(each for each in SETTINGS.values() if each not in DEFAULTS))
 
 
 @pytest.mark.parametrize("argument", EVERY, ids=lambda each: each.name)
@@ -41,7 +41,7 @@ def test_a_spec_has_a_field_for_each_argument_with_the_declared_default() -> Non
 
 
 def test_settings_have_a_field_for_each_setting() -> None:
-    own = [each.name for each in SETTINGS if each not in DEFAULTS]
+    own = [each.name for each in SETTINGS.values() if each not in DEFAULTS]
     assert [each.name for each in fields(Settings)] == ["shape", *own]
     assert {*resolve([]).shape} == {each.name for each in DEFAULTS}
 
