@@ -232,7 +232,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "prepare",
             _PREPARE,
-            "function that sets up the VM once, before its template is saved",
+            "what sets the VM up once, before its template is saved",
             template="layered",
             command_line=False,
             synonyms=("setup", "set_up", "provision"),
@@ -358,7 +358,7 @@ SETTINGS: Mapping[str, Argument] = {
         Argument(
             "engine",
             _TEXT._replace(what="auto, docker, podman, or the URL of a Docker-compatible API"),
-            "engine",
+            "container engine",
             "auto",
         ),
         Argument(
