@@ -1,4 +1,4 @@
-"""VMs for programs that are no tests: what `vm_factory` is to a test, `launch` is to any Python program."""
+"""VMs without pytest: `launch` is to any Python program what `vm_factory` is to a test."""
 
 from __future__ import annotations
 
@@ -35,28 +35,27 @@ def launch(
     progress: Progress = SILENT,
     **arguments: Unpack[VMArguments],
 ) -> Iterator[VM]:
-    """Give a VM that is ready, for a block; nothing of it remains after that but what `persist` says.
+    """Return a context manager whose value is a VM that is ready; the VM ends with the block.
 
     Settings come from `VIRTAINER_X` in the environment. VMs of several blocks do not reach each other. The next block
-    finds the connection to the engine, the place of the guest image, and an empty network; the last goes with the
-    process.
+    reuses the connection to the engine and what is known of the guest image; they last as long as the process.
 
     Args:
-        image: a name of the catalogue, a path, a URL, or `docker-image://NAME`; the default is the setting's.
-        name: of the VM, and of its guest.
-        persist: a folder of the engine's host in which its disk stays: the next VM with it finds what this one has
-            written. The VM boots, and is shut down at the end of the block.
+        image: a name of the catalogue, a path, a URL, or `docker-image://NAME`; the default is the setting.
+        name: the name of the VM, and the hostname of its guest.
+        persist: a folder of the engine's host that keeps the disk: the next VM with this folder finds what this one
+            has written. The VM boots, and is shut down at the end of the block.
         progress: where long steps are shown; by default nowhere.
-        arguments: as the marker `virtainer` takes them, but for `scope` and `reset`.
+        arguments: those of the marker `virtainer`, without `scope` and `reset`.
 
     Raises:
-        SpecError: an argument is unknown, or its value not allowed.
+        SpecError: an argument is unknown, or its value is not allowed.
         EngineNotFound: no engine answers.
-        VirtainerError: another of its children says why the VM did not get ready.
+        VirtainerError: the VM did not become ready; the class says why.
     """
     refuse_sharing(arguments, "launch", "here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
-    wanted = wish({"image": image, "name": name, **arguments}, settings, persist)
+    wanted = spec_for({"image": image, "name": name, **arguments}, settings, persist)
     if persist is not None:
         with launched(wanted, settings, persist, progress) as vm:
             yield vm
@@ -66,9 +65,9 @@ def launch(
 
 
 class _Idle:
-    """The manager of the last block, for the next one: what it has learnt is not asked again.
+    """The manager of the last block, kept for the next one, which need not ask again what it knows.
 
-    It is used again with the same environment only, which says where engine and store are.
+    It is reused only with the same environment, which says where engine and store are.
     """
 
     def __init__(self) -> None:
@@ -81,7 +80,7 @@ class _Idle:
         self._lock, self._kept = threading.Lock(), []
 
     def take(self, purpose: object) -> Manager | None:
-        """Return the manager if it is there for this purpose; one for another purpose is closed."""
+        """Return the manager if one is kept for this purpose; close one for another purpose."""
         with self._lock:
             kept, self._kept = self._kept, []
         if kept and kept[0][0] == purpose:
@@ -99,7 +98,7 @@ class _Idle:
         manager.close()
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close the manager that is kept."""
         self.take(None)
 
 
@@ -109,7 +108,7 @@ atexit.register(_idle.close)
 
 @contextlib.contextmanager
 def _manager(settings: Settings, progress: Progress) -> Iterator[Manager]:
-    """Return a manager for one VM, which ends with the block; after a failure the manager does, too."""
+    """Return a manager for one VM, which ends with the block; after a failure, the manager is closed, too."""
     purpose = ({**os.environ}, progress)
     with contextlib.ExitStack() as failed:
         manager = _idle.take(purpose) or Manager(settings, progress)
@@ -126,7 +125,7 @@ def _manager(settings: Settings, progress: Progress) -> Iterator[Manager]:
 def launched(
     wanted: Spec, settings: Settings, persist: str | os.PathLike[str] | None, progress: Progress
 ) -> Iterator[VM]:
-    """Give the VM of `wish` for a block; otherwise as `launch`."""
+    """Return a context manager for a VM with this spec; `persist` and `progress` are those of `launch`."""
     with Manager(settings, progress, tenure=Tenure(folder=persistent(persist))) as manager:
         vm = manager.launch(wanted)
         try:
@@ -136,18 +135,20 @@ def launched(
                 vm.shutdown()
 
 
-def wish(
+def spec_for(
     arguments: Mapping[str, Any], settings: Settings, persist: str | os.PathLike[str] | None, where: str = "launch"
 ) -> Spec:
-    """Say what a VM is to be; `where` is who asks for it, for the message of the `SpecError` that this raises."""
-    if persist is not None and arguments.get("template"):
-        raise SpecError("launch: persist says where the disk is, and a clone has its template's: leave out template")
-    booted = {"template": False} if persist is not None else {}
-    return merge(settings.shape, check({**arguments, **booted}, where))
+    """Return the spec of a VM; raises `SpecError`, whose message starts with `where`, the place of the arguments."""
+    checked = check(arguments, where)
+    if persist is None:
+        return merge(settings.shape, checked)
+    if checked.get("template"):
+        raise SpecError(f"{where}: persist keeps a disk, but a clone has its template's: leave out template")
+    return merge(settings.shape, checked, {"template": False})
 
 
 def persistent(folder: str | os.PathLike[str] | None) -> str | None:
-    """Make the folder in which a disk is to stay, if this is the engine's host; raises `SpecError`."""
+    """Create the folder that keeps a disk, if this is the engine's host, and return its path; raises `SpecError`."""
     if folder is None:
         return None
     path = Path(folder).absolute()

@@ -81,7 +81,7 @@ def run(words: tuple[str, ...], **given: Any) -> int:
       virtainers run --persist ./data          # its disk is there again next time
       virtainers run --detach --name web; virtainers ssh web
     """  # noqa: D301
-    from pytest_virtainers.api import launched, wish
+    from pytest_virtainers.api import launched, spec_for
 
     detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
     vnc, reach = given.pop("vnc"), given.pop("reach")
@@ -90,7 +90,7 @@ def run(words: tuple[str, ...], **given: Any) -> int:
         raise click.UsageError("--internet chooses a network's mode, and --network has one: leave out one of them")
     ours = settings(reach=reach)
     with usage():
-        spec = wish(wanted, ours, persist, OPTIONS)
+        spec = spec_for(wanted, ours, persist, OPTIONS)
     if detach and vnc:
         raise click.UsageError(f"--vnc ends with this command: virtainers vnc {spec.name} is for later")
     if detach and spec.nics:

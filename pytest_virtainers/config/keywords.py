@@ -1,4 +1,4 @@
-"""The types of what the marker `virtainer`, `vm_factory` and `launch` take; what is allowed, `spec.check` says."""
+"""The types of the arguments of `vm_factory` and `launch`, for type checkers; `spec.check` checks the values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class VMArguments(TypedDict, total=False):
-    """What one machine has, beside its image and its name; None is as if it were not given.
+    """The arguments of a VM, without image and name; `None` counts as not given.
 
     Sizes are MiB, or text such as `512M` and `2G`; times are seconds.
     """
@@ -46,6 +46,6 @@ class VMArguments(TypedDict, total=False):
 
 
 class Arguments(VMArguments, total=False):
-    """What one machine has, beside its name."""
+    """The arguments of a VM, without the name."""
 
     image: str | Path | None

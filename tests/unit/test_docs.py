@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: its tables are made from the declarations, and tests that it names exist."""
+"""The documentation agrees with the code: tables are made from declarations, and the tests that it names exist."""
 
 import re
 import runpy

@@ -29,7 +29,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
 
         def launch(self, spec: Spec) -> Any:
             specs.append(spec)
-            return SimpleNamespace(name=spec.name, spec=spec, ip="", console_command="", ssh_command="echo ssh")
+            return SimpleNamespace(
+                name=spec.name, spec=spec, ip="", runs=False, console_command="", ssh_command="echo ssh"
+            )
 
     monkeypatch.setattr(api, "Manager", Manager)
     return specs
@@ -136,6 +138,7 @@ def test_a_network_is_the_engines_by_its_name_or_one_that_is_described(launched:
         ("--nic mode=wire", "a network needs a name, by which VMs meet on it"),
         ("--network name=lab,size=5", "a network has no 'size'; allowed are name, mode, subnet"),
         ("--network lab --internet off", "--internet chooses a network's mode, and --network has one"),
+        ("--persist x --template on", "the options: persist keeps a disk, but a clone has its template's"),
         ("--cold --template on", "--cold is --template off: leave out one of them"),
         (
             "--detach --nic lab",
@@ -153,6 +156,8 @@ def test_wrong_options_are_refused_before_anything_starts(
     assert launched == []
 
 
-def test_cold_is_template_off(launched: list[Spec]) -> None:
-    assert run("--cold") == 0
+@pytest.mark.parametrize("words", ["--cold", "--template off", "--persist disk", "--persist disk --template off"])
+def test_what_boots_a_vm(launched: list[Spec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words.split()) == 0
     assert not launched[0].template
