@@ -1,14 +1,14 @@
-"""The architectures of guests, named as Debian and container engines do, and what their machines boot from."""
+"""The architectures of guests, named as Debian and container engines name them, and their firmware."""
 
 from __future__ import annotations
 
 USUAL = "amd64"
-"""That of guests of which nothing is said."""
+"""The architecture of guests for which none is given."""
 FIRMWARE = {"amd64": ("bios", "uefi"), "arm64": ("uefi",)}
-"""What machines boot from, the usual one first."""
+"""The firmware of each architecture, the default first."""
 
 
 def check_firmware(arch: str, firmware: str) -> None:
-    """Raise ValueError when machines of this architecture do not boot from that; empty and `auto` go with all."""
+    """Raise `ValueError` if an architecture does not have this firmware; all have empty and `auto`."""
     if arch in FIRMWARE and firmware not in {"", "auto", *FIRMWARE[arch]}:
         raise ValueError(f"{arch} machines boot from {' or '.join(FIRMWARE[arch])}, not from {firmware}")

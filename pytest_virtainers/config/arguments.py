@@ -41,7 +41,7 @@ class Argument(NamedTuple):
         name: as a Python keyword; command lines have `-` for `_`.
         kind: its values.
         help: what it is, as the beginning of a sentence.
-        default: as a person would write it; empty: nothing.
+        default: as people write it; empty: there is none.
         setting: whether it is a setting, too, which is the default for all VMs.
         template: what it is to templates. `booted`: VMs that differ in it have different templates; `layered`: the
             same, and the template is made from the one without it; `making`: how a template is made; empty: nothing.
@@ -310,7 +310,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "firmware",
             _one_of("auto", "bios", "uefi"),
-            "firmware; auto: as the catalogue says, else bios (arm64: uefi)",
+            "firmware; auto: as the catalogue says, else bios, or uefi for arm64",
             "auto",
             setting=True,
             template="booted",
@@ -327,7 +327,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "boot_timeout",
             _SECONDS,
-            "seconds until the VM must accept logins",
+            "time until the VM must accept logins",
             "300",
             setting=True,
             template="making",
@@ -336,7 +336,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "provision_timeout",
             _SECONDS,
-            "seconds that packages and run_commands may go without progress; ten times that in all, and for prepare; "
+            "time that packages and run_commands may go without progress; ten times that in all, and for prepare; "
             "each is ten times as long without KVM",
             "120",
             setting=True,
@@ -387,10 +387,8 @@ SETTINGS: Mapping[str, Argument] = {
         ),
         Argument(
             "reach",
-            Kind(
-                "none, private (all), or networks with commas between them", "reach.networks", "none|private|NETWORKS"
-            ),
-            "private networks that VMs may connect to",
+            Kind("none, private, or networks with commas between them", "reach.networks", "none|private|NETWORKS"),
+            "private networks that VMs may connect to; private: all of them",
             "none",
         ),
         Argument("keep", _WHEN, "tests whose VMs leave evidence", "failed"),

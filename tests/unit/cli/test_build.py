@@ -42,7 +42,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
     return Manager.made
 
 
-def test_it_makes_the_vm_of_the_options_of_run(
+def test_build_makes_the_vm_that_the_options_describe(
     made: list[Spec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "user-data"
@@ -67,7 +67,7 @@ def test_cold_makes_the_images_alone(made: list[Spec], capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "said"), [(["--ram", "lots"], "ram='lots': a size is a number of MiB"), (["--env", "x"], "NAME=VALUE")]
 )
-def test_wrong_options_are_told_before_anything_starts(
+def test_wrong_options_of_build_are_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     monkeypatch.setattr(module, "Manager", SimpleNamespace)
@@ -75,7 +75,7 @@ def test_wrong_options_are_told_before_anything_starts(
     assert said in capsys.readouterr().err
 
 
-def test_it_has_all_options_of_run_that_shape_a_template() -> None:
+def test_build_has_all_options_of_run_that_shape_a_template() -> None:
     commands: Any = cli.virtainers.commands
     of_run = {each.name for each in commands["run"].params}
     of_build = {each.name for each in commands["build"].params}

@@ -77,12 +77,12 @@ WORDS = {
 FILES = {"user_data": "user-data", "meta_data": "meta-data", "authorized_keys": "key", "files": "file"}
 
 
-def test_each_argument_is_tried() -> None:
+def test_all_arguments_are_in_the_tables_above() -> None:
     assert {*WORDS, *FILES} == {each.name for each in SHARED}
 
 
 @pytest.mark.parametrize("name", [*WORDS])
-def test_an_option_means_what_the_argument_does(launched: list[Spec], name: str) -> None:
+def test_an_option_has_the_effect_of_the_argument(launched: list[Spec], name: str) -> None:
     written, value = WORDS[name]
     assert run(*([] if name == "image" else [ARGUMENTS[name].command_option]), written) == 0
     usual = resolve([]).shape
@@ -90,7 +90,7 @@ def test_an_option_means_what_the_argument_does(launched: list[Spec], name: str)
     assert launched != [merge(usual)]
 
 
-def test_what_files_hold_is_read(launched: list[Spec], tmp_path: Path) -> None:
+def test_options_with_files_read_them(launched: list[Spec], tmp_path: Path) -> None:
     for name, text in {
         "data": "timezone: UTC",
         "meta": "tier: web",
@@ -157,7 +157,9 @@ def test_wrong_options_are_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize("words", ["--cold", "--template off", "--persist disk", "--persist disk --template off"])
-def test_what_boots_a_vm(launched: list[Spec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str) -> None:
+def test_options_that_boot_a_vm(
+    launched: list[Spec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*words.split()) == 0
     assert not launched[0].template

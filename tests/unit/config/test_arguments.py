@@ -1,4 +1,4 @@
-"""The declaration of arguments and settings, and what is written out beside it for type checkers."""
+"""The declaration of arguments and settings, and the signatures that type checkers need in addition."""
 
 import re
 from dataclasses import MISSING, fields

@@ -1,4 +1,4 @@
-"""The marker's arguments `network`, `ip` and `nics`: what they become, and what is said of wrong ones."""
+"""The marker's arguments `network`, `ip` and `nics`: their values, and the messages for wrong ones."""
 
 import re
 from ipaddress import IPv4Address, IPv4Network
@@ -24,7 +24,7 @@ def test_a_network_can_be_described() -> None:
     assert network_spec.network(wire).parent == "eth1"
 
 
-def test_whether_there_is_a_way_out_decides_on_a_mode_that_is_not_given() -> None:
+def test_internet_chooses_the_mode_that_is_not_given() -> None:
     assert NetworkSpec("lab").of_first_card(internet=True) == NetworkSpec("lab", "nat")
     assert NetworkSpec("lab").of_first_card(internet=False) == NetworkSpec("lab", "isolated")
     assert NetworkSpec("lab", "nat").of_first_card(internet=False) == NetworkSpec("lab", "nat")
@@ -71,12 +71,12 @@ MODES = "allowed are nat, isolated, wire, routed, macvlan, existing"
     ],
     ids=str,
 )
-def test_what_is_no_network_is_refused_with_a_hint(wrong: object, words: str) -> None:
+def test_wrong_networks_are_refused_with_a_suggestion(wrong: object, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         network_spec.network(wrong)
 
 
-def test_cards_are_networks_or_have_an_address_there() -> None:
+def test_a_card_is_a_network_or_has_an_address_on_it() -> None:
     lab = NetworkSpec("lab")
     assert network_spec.nics(["lab", {"name": "office", "mode": "isolated"}]) == (
         NicSpec(lab),
@@ -104,23 +104,23 @@ _NO_ADDRESS = "an IPv4 address is needed, or its number in the network's subnet,
     ],
     ids=str,
 )
-def test_what_is_no_list_of_cards_is_refused_with_a_hint(wrong: object, words: str) -> None:
+def test_wrong_lists_of_cards_are_refused_with_a_suggestion(wrong: object, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         network_spec.nics(wrong)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, -2, True, "10.50.0", "10.50.0.256", "fd00::2", "", None, 2.5])
-def test_what_is_no_address_is_refused(wrong: object) -> None:
+def test_wrong_addresses_are_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match=_NO_ADDRESS):
         network_spec.address(wrong)
 
 
-def test_a_marker_is_told_of_what_is_wrong_in_it() -> None:
+def test_errors_name_the_marker_and_the_argument() -> None:
     with pytest.raises(SpecError, match=r"^here: nics=\[\{'network': 'lab', 'ip': 1\}\]: ip=1: auto, dhcp or none"):
         check({"nics": [{"network": "lab", "ip": 1}]}, "here")
 
 
-def test_the_first_card_is_on_no_wire() -> None:
+def test_the_first_card_cannot_be_on_a_wire() -> None:
     given = check({"name": "web", "network": {"name": "lab", "mode": "wire"}}, "here")
     with pytest.raises(SpecError, match=r"^web: its first card cannot be on lab, which is a wire: that is for nics"):
         merge(resolve([]).shape, given)

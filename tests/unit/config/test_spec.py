@@ -18,7 +18,7 @@ def test_later_layers_win_and_units_are_set() -> None:
     assert (spec.ram, spec.cpus, spec.disk, spec.name, spec.guest_hostname) == (512, 2, 10240, "db", "db")
 
 
-def test_none_leaves_what_is_underneath() -> None:
+def test_none_counts_as_not_given() -> None:
     assert check({"ram": None, "name": "db"}, "here") == {"name": "db"}
 
 

@@ -114,7 +114,9 @@ def test_a_wrong_ini_value_names_the_ini_key(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "xdist"])
-def test_all_wrong_markers_are_told_before_any_test_runs(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_all_wrong_markers_are_reported_before_any_test_runs(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
     result = run(
         pytester,
         """
@@ -135,7 +137,7 @@ def test_all_wrong_markers_are_told_before_any_test_runs(pytester: pytest.Pytest
         *workers,
     )
     marker = "@pytest.mark.virtainer"
-    file = "test_all_wrong_markers_are_told_before_any_test_runs.py"
+    file = "test_all_wrong_markers_are_reported_before_any_test_runs.py"
     result.stdout.fnmatch_lines_random(
         [
             f"{file}::test_unknown: {marker}: unknown argument 'memory'; did you mean 'ram'? allowed are name, *",
