@@ -133,3 +133,22 @@ def test_the_first_card_is_not_among_the_further_ones() -> None:
         given = check({"name": "web", "network": network, "nics": ["office", name]}, "here")
         with pytest.raises(SpecError, match=rf"^web: its first card is on the network {name} already: nics are for"):
             merge(defaults, given)
+
+
+def test_the_command_line_names_a_network_of_the_engine_or_describes_one() -> None:
+    existing = {"name": "my-net", "mode": "existing", "source": "My_net"}
+    assert network_spec.read_network("My_net") == existing
+    assert network_spec.network(existing) == NetworkSpec("my-net", "existing", source="My_net")
+    assert network_spec.read_network("name=lab,ipv6=on") == {"name": "lab", "ipv6": "on"}
+    cards = network_spec.read_nics(["My_net,ip=dhcp", "name=lab"])
+    assert cards == [{"network": existing, "ip": "dhcp"}, {"network": {"name": "lab"}}]
+    for wrong in ("", "name=lab,on", "My_net,on"):
+        with pytest.raises(ValueError, match="NAME=VALUE is needed"):
+            network_spec.read_network(wrong)
+
+
+@pytest.mark.parametrize(("wrong", "key"), [({"name": "lab", "mod": 1}, "mod"), ({"name": "lab", "mode": 1}, "mode")])
+def test_errors_about_one_key_name_it(wrong: dict[str, object], key: str) -> None:
+    with pytest.raises(network_spec.FieldError) as caught:
+        network_spec.network(wrong)
+    assert caught.value.key == key

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from pytest_virtainers.config import parsing
@@ -83,3 +85,16 @@ def test_rates_read_as_people_write_them(written: object, bits: int) -> None:
 def test_wrong_rates_are_refused(written: object) -> None:
     with pytest.raises(ValueError, match=r"^a rate is a number of bits a second, or text such as 512kbit"):
         parsing.bits_per_second(written)
+
+
+def test_pairs_and_files_of_the_command_line() -> None:
+    assert parsing.pairs(["A=1=2", "B="]) == {"A": "1=2", "B": ""}
+    assert parsing.guest_files(["a:b:/etc/c", "./d:/e"]) == {"/etc/c": Path("a:b"), "/e": Path("d")}
+
+
+@pytest.mark.parametrize("wrong", ["", "A", ":/etc/c", "a:"])
+def test_other_words_of_the_command_line_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=f"^{wrong}: NAME=VALUE is needed$"):
+        parsing.pairs(["A=1", wrong])
+    with pytest.raises(ValueError, match=f"^{wrong}: FILE:PATH is needed"):
+        parsing.guest_files(["a:/b", wrong])

@@ -5,7 +5,6 @@ import pytest
 from pytest_virtainers.config.arguments import SETTINGS, Argument
 from pytest_virtainers.plugin import options
 
-
 VALUES = {each.name: "on" if each.flag else each.default for each in SETTINGS.values()}
 
 
