@@ -65,12 +65,13 @@ def _option(argument: Argument) -> Callable[[T], T]:
     about += " Can be repeated." if argument.each else ""
     about += f"  [default: {argument.default}]" if argument.default else ""
     kind = argument.kind
+    offered = [each for each in kind.metavar.split("|") if each.islower()]  # the others are placeholders
     return click.option(
         argument.command_option,
         argument.name,
         metavar=kind.metavar,
         type=_FILE if kind.metavar == "FILE" else None,
-        shell_complete=words(*kind.metavar.split("|")) if "|" in kind.metavar else None,
+        shell_complete=words(*offered) if offered else None,
         multiple=bool(argument.each),
         help=about,
     )

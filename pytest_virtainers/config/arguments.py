@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Literal
 
 
 class Kind(NamedTuple):
@@ -57,7 +58,7 @@ class Argument(NamedTuple):
     help: str
     default: str = ""
     setting: bool = False
-    template: str = ""
+    template: Literal["", "booted", "layered", "making"] = ""
     sharing: bool = False
     command_line: bool = True
     each: str = ""
