@@ -65,9 +65,9 @@ def launch(
 
 
 class _Idle:
-    """The manager of the last block, kept for the next one, which need not ask again what it knows.
+    """The manager of the last block, for the next one: what it has learnt is not asked again.
 
-    It is reused only with the same environment, which says where engine and store are.
+    It is used again with the same environment only, which says where engine and store are.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class _Idle:
         self._lock, self._kept = threading.Lock(), []
 
     def take(self, purpose: object) -> Manager | None:
-        """Return the manager if one is kept for this purpose; close one for another purpose."""
+        """Return the manager if it is there for this purpose; one for another purpose is closed."""
         with self._lock:
             kept, self._kept = self._kept, []
         if kept and kept[0][0] == purpose:
@@ -108,7 +108,7 @@ atexit.register(_idle.close)
 
 @contextlib.contextmanager
 def _manager(settings: Settings, progress: Progress) -> Iterator[Manager]:
-    """Return a manager for one VM, which ends with the block; after a failure, the manager is closed, too."""
+    """Return a manager for one VM, which ends with the block; after a failure the manager does, too."""
     purpose = ({**os.environ}, progress)
     with contextlib.ExitStack() as failed:
         manager = _idle.take(purpose) or Manager(settings, progress)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 USUAL = "amd64"
-"""The architecture of guests for which none is given."""
+"""That of guests of which nothing is said."""
 FIRMWARE = {"amd64": ("bios", "uefi"), "arm64": ("uefi",)}
-"""The firmware of each architecture, the default first."""
+"""What machines boot from, the usual one first."""
 
 
 def check_firmware(arch: str, firmware: str) -> None:
