@@ -1,5 +1,7 @@
 """`virtainers run` takes the marker's arguments."""
 
+import contextlib
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,21 +21,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
     """The specs of VMs that are asked for; none is launched."""
     specs: list[Spec] = []
 
-    class Manager:
-        def __init__(self, *_: object, **__: object) -> None: ...
+    @contextlib.contextmanager
+    def note(spec: Spec, *_: object) -> Iterator[Any]:
+        specs.append(spec)
+        yield SimpleNamespace(name=spec.name, spec=spec, ip="", console_command="", ssh_command="echo ssh")
 
-        def __enter__(self) -> "Manager":
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def launch(self, spec: Spec) -> Any:
-            specs.append(spec)
-            return SimpleNamespace(
-                name=spec.name, spec=spec, ip="", runs=False, console_command="", ssh_command="echo ssh"
-            )
-
-    monkeypatch.setattr(api, "Manager", Manager)
+    monkeypatch.setattr(api, "launched", note)
     return specs
 
 
