@@ -1,4 +1,4 @@
-"""VMs for programs that are no tests: what `vm_factory` is to a test, `launch` is to any Python program."""
+"""VMs without pytest: `launch` is to any Python program what `vm_factory` is to a test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_virtainers.support.progress import SILENT, Progress
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_virtainers.config.arguments import MachineArguments
+    from pytest_virtainers.config.keywords import VMArguments
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.launching.launcher import Launcher
@@ -34,30 +34,29 @@ def launch(
     *,
     persist: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
-    **arguments: Unpack[MachineArguments],
+    **arguments: Unpack[VMArguments],
 ) -> Iterator[VM]:
-    """Give a VM that is ready, for a block; nothing of it remains after that but what `persist` says.
+    """Return a context manager whose value is a VM that is ready; the VM ends with the block.
 
     Settings come from `VIRTAINER_X` in the environment. VMs of several blocks do not reach each other. The next block
-    finds the connection to the engine, the place of the guest image, and an empty network; the last goes with the
-    process.
+    reuses the connection to the engine and what is known of the guest image; they last as long as the process.
 
     Args:
-        image: a name of the catalogue, a path, a URL, or `docker-image://NAME`; the default is the setting's.
-        name: of the VM, and of its guest.
-        persist: a folder of the engine's host in which its disk stays: the next VM with it finds what this one has
-            written. The VM boots, and is shut down at the end of the block.
+        image: a name of the catalogue, a path, a URL, or `docker-image://NAME`; the default is the setting.
+        name: the name of the VM, and the hostname of its guest.
+        persist: a folder of the engine's host that keeps the disk: the next VM with this folder finds what this one
+            has written. The VM boots, and is shut down at the end of the block.
         progress: where long steps are shown; by default nowhere.
-        arguments: as the marker `virtainer` takes them, but for `scope` and `reset`.
+        arguments: those of the marker `virtainer`, without `scope` and `reset`.
 
     Raises:
-        SpecError: an argument is unknown, or its value not allowed.
+        SpecError: an argument is unknown, or its value is not allowed.
         EngineNotFound: no engine answers.
-        VirtainerError: another of its children says why the VM did not get ready.
+        VirtainerError: the VM did not become ready; the class says why.
     """
     refuse_sharing(arguments, "launch", "here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
-    wanted = wish({"image": image, "name": name, **arguments}, settings, persist)
+    wanted = spec_for({"image": image, "name": name, **arguments}, settings, persist)
     if persist is not None:
         with launched(wanted, settings, persist, progress) as vm:
             yield vm
@@ -100,7 +99,7 @@ class _Idle:
         launcher.close()
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close the launcher that is kept."""
         self.take(None)
 
 
@@ -127,7 +126,7 @@ def _launcher(settings: Settings, progress: Progress) -> Iterator[Launcher]:
 def launched(
     wanted: Spec, settings: Settings, persist: str | os.PathLike[str] | None, progress: Progress
 ) -> Iterator[VM]:
-    """Give the VM of `wish` for a block; otherwise as `launch`."""
+    """Return a context launcher for a VM with this spec; `persist` and `progress` are those of `launch`."""
     with build_launcher(settings, progress, lifetime=Lifetime(folder=persistent(persist))) as launcher:
         vm = launcher.launch(wanted)
         try:
@@ -137,18 +136,20 @@ def launched(
                 vm.shutdown()
 
 
-def wish(
+def spec_for(
     arguments: Mapping[str, Any], settings: Settings, persist: str | os.PathLike[str] | None, where: str = "launch"
 ) -> Spec:
-    """Say what a VM is to be; `where` is who asks for it, for the message of the `SpecError` that this raises."""
-    if persist is not None and arguments.get("template"):
-        raise SpecError("launch: persist says where the disk is, and a clone has its template's: leave out template")
-    booted = {"template": False} if persist is not None else {}
-    return merge(settings.shape, check({**arguments, **booted}, where))
+    """Return the spec of a VM; raises `SpecError`, whose message starts with `where`, the place of the arguments."""
+    checked = check(arguments, where)
+    if persist is None:
+        return merge(settings.shape, checked)
+    if checked.get("template"):
+        raise SpecError(f"{where}: persist keeps a disk, but a clone has its template's: leave out template")
+    return merge(settings.shape, checked, {"template": False})
 
 
 def persistent(folder: str | os.PathLike[str] | None) -> str | None:
-    """Make the folder in which a disk is to stay, if this is the engine's host; raises `SpecError`."""
+    """Create the folder that keeps a disk, if this is the engine's host, and return its path; raises `SpecError`."""
     if folder is None:
         return None
     path = Path(folder).absolute()

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import docker.errors
 
 from pytest_virtainers.config import parsing
-from pytest_virtainers.config.spec import brief
 from pytest_virtainers.engine import detect, owner
 from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.network import ExistingNetwork
@@ -318,7 +317,7 @@ def _papers(container: Container) -> dict[str, Any]:
     fields = manifest_file.Fields(where, "", papers)
     if fields.found.get("format") != _FORMAT:
         raise EngineError(
-            f"{container.name} was made by another version of virtainers ({brief(papers.get('format'))}, not "
+            f"{container.name} was made by another version of virtainers ({parsing.brief(papers.get('format'))}, not "
             f"{_FORMAT}): use that one, or remove it with the engine's own command"
         )
     fields.take("user", parsing.user_name)

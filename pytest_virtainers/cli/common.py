@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_virtainers.config import parsing
+from pytest_virtainers.config.arguments import meant_by
 from pytest_virtainers.config.settings import Source, environment, resolve
 from pytest_virtainers.errors import SpecError, UsageError
 from pytest_virtainers.support.progress import Progress, fitted
@@ -111,7 +112,28 @@ def size(_ctx: click.Context, _parameter: click.Parameter, value: str | None) ->
         raise click.BadParameter(f"{value}: {error}") from error
 
 
-class GuestCommand(click.Command):
+class Command(click.Command):
+    """A command that suggests the option that is meant by another word for it, as `--ram` for `--memory`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options; raises `UsageError`."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            if option := self.meant(error):
+                raise click.NoSuchOption(
+                    name, f"No such option {name!r}. Did you mean {option!r}?", ctx=ctx
+                ) from None
+            raise
+
+    def meant(self, error: click.NoSuchOption) -> str | None:
+        """Return the option for which people use the unknown word, too."""
+        name = meant_by(error.option_name.lstrip("-").replace("-", "_"))
+        return next((each.opts[0] for each in self.params if each.name == name), None)
+
+
+class GuestCommand(Command):
     """A command that takes words for a VM: all that stands behind the first `--`, whatever it looks like."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -120,7 +142,8 @@ class GuestCommand(click.Command):
         try:
             rest = super().parse_args(ctx, args[:at])
         except click.UsageError as error:
-            misplaced = isinstance(error, click.NoSuchOption) or "unexpected extra argument" in error.message
+            unknown = isinstance(error, click.NoSuchOption) and not self.meant(error)
+            misplaced = unknown or "unexpected extra argument" in error.message
             if at == len(args) and misplaced:
                 hint = "a command for the VM stands after --"
                 raise click.UsageError(f"{error.format_message().rstrip('.')}; {hint}", ctx) from None

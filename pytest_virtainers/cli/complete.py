@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import click
+from typing import TYPE_CHECKING
 
 from pytest_virtainers.cli.common import settings
 from pytest_virtainers.errors import VirtainerError
@@ -14,11 +12,10 @@ from pytest_virtainers.errors import VirtainerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import click
     from click.shell_completion import CompletionItem
 
     Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
-T = TypeVar("T", bound="Callable[..., Any]")
 
 
 def _completer(names: Callable[[click.Context], Iterable[tuple[str, str]]]) -> Completer:
@@ -80,10 +77,9 @@ def store_places(_context: click.Context) -> Iterable[tuple[str, str]]:
             return [(each.place, each.what) for each in eviction.contents(engine, shop)]
 
 
-def option_of(name: str, words: str, about: str) -> Callable[[T], T]:
-    """Make an option that takes one of some words, such as `on|off`; who reads it checks it."""
-    offered = _completer(lambda _context: [(each, "") for each in words.split("|")])
-    return click.option(name, metavar=words, shell_complete=offered, help=about)
+def words(*offered: str) -> Completer:
+    """Return a completer that offers some words."""
+    return _completer(lambda _context: [(each, "") for each in offered])
 
 
 def image_names_or_files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:

@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_virtainers.cli import shape
-from pytest_virtainers.cli.common import OPTIONS, answer, as_json, progress, settings, show, tell, usage
-from pytest_virtainers.cli.complete import image_names, image_names_or_files, option_of
+from pytest_virtainers.cli.common import OPTIONS, Command, answer, as_json, progress, settings, show, tell, usage
+from pytest_virtainers.cli.complete import image_names, image_names_or_files
+from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
 
 if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.launching.launcher import Launcher
 
-_ARCH = option_of("--arch", "amd64|arm64|auto", "Of the machines that it is for.")
+_ARCH = shape.options([ARGUMENTS["arch"]])
+_ARCH_AND_FIRMWARE = shape.options([ARGUMENTS["arch"], ARGUMENTS["firmware"]])
 
 
-@click.command
+@click.command(cls=Command)
 @click.argument("image", required=False, shell_complete=image_names_or_files)
-@shape.options
-@click.option("--cold", is_flag=True, help="Without the template: for VMs that boot.")
+@shape.options(shape.OF_TEMPLATES)
+@shape.seed_iso
+@click.option("--cold", is_flag=True, help="The images alone, for VMs that boot: --template off.")
 def build(image: str | None, **given: Any) -> None:
     """Build what a VM needs ahead of the first one, if it is not there: its images and its template.
 
@@ -134,8 +137,7 @@ def pull(names: tuple[str, ...], arch: str | None) -> None:
 @images.command("bake")
 @click.argument("image", shell_complete=image_names)
 @click.option("--tag", help="What it is called; for debian-13 by default localhost/virtainers/debian:13.")
-@_ARCH
-@option_of("--firmware", "bios|uefi|auto", "From which it boots.")
+@_ARCH_AND_FIRMWARE
 def bake(image: str, tag: str | None, arch: str | None, firmware: str | None) -> None:
     """Make a container image with IMAGE's disk in it: a prepared virtainer, which starts by the engine's run.
 

@@ -32,9 +32,9 @@ from pytest_virtainers.cli.complete import (
     files_or_machines,
     image_names_or_files,
     machine_names,
-    option_of,
     snapshot_tags,
 )
+from pytest_virtainers.config.arguments import ARGUMENTS, SETTINGS
 from pytest_virtainers.errors import UsageError
 from pytest_virtainers.terminal import Plain, one_line, printable
 
@@ -53,45 +53,48 @@ _TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
 
 @click.command(cls=GuestCommand)
 @click.argument("image", required=False, shell_complete=image_names_or_files)
-@click.option("--name", default="vm", show_default=True, help="Of the VM and its guest.")
-@shape.options
-@click.option("--network", metavar="NAME", help="A network of the engine's, rather than ours.")
-@click.option("--ip", metavar="ADDRESS", help="Its address there.")
-@option_of("--reach", "none|private|NETWORKS", "Private networks that it may call, with commas between them.")
-@click.option("--cold", is_flag=True, help="Boot it, rather than clone one that has booted.")
-@click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which its disk stays.")
-@click.option("--vnc", is_flag=True, help="Show its screen to VNC viewers meanwhile.")
-@click.option("-d", "--detach", is_flag=True, help="Leave it running when it is ready.")
+@shape.options([*shape.OF_VMS, SETTINGS["reach"]])
+@shape.seed_iso
+@click.option("--cold", is_flag=True, help="Boot the VM rather than clone one: --template off.")
+@click.option("--persist", type=click.Path(file_okay=False, path_type=Path), help="Folder in which the disk stays.")
+@click.option("--vnc", is_flag=True, help="Show the screen to VNC viewers while the command runs.")
+@click.option("-d", "--detach", is_flag=True, help="Leave the VM running when it is ready.")
 @click.option(
     "--rm",
     "auto_remove",
     is_flag=True,
-    help="With --detach: remove it when it is switched off. Without, it goes anyway.",
+    help="With --detach: remove the VM when it is switched off. Without, it is removed anyway.",
 )
 def run(words: tuple[str, ...], **given: Any) -> int:
-    """Launch a VM, and open a shell in it, or run COMMAND; it ends with that.
+    """Launch a VM, and open a shell in it, or run COMMAND; the VM ends with that.
 
     IMAGE is a name of the catalogue (virtainers images ls), a path, a URL, or docker-image://NAME; by default
     debian-13. With --detach the VM stays until virtainers rm removes it; all such VMs find each other by name.
-    VIRTAINER_IMAGE, VIRTAINER_RAM and so on give other defaults.
+    The options are the marker's arguments. VIRTAINER_IMAGE, VIRTAINER_RAM and so on set other defaults.
 
     \b
     For example:
       virtainers run debian-13 --ram 2G --package nginx
+      virtainers run --file nginx.conf:/etc/nginx/nginx.conf --run-command 'systemctl restart nginx'
+      virtainers run --network name=front,subnet=10.50.0.0/24 --nic name=lab,ip=11
       virtainers run -- uname -a
       virtainers run --persist ./data          # its disk is there again next time
       virtainers run --detach --name web; virtainers ssh web
     """  # noqa: D301
-    from pytest_virtainers.api import launched, wish
+    from pytest_virtainers.api import launched, spec_for
 
     detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
     vnc, reach = given.pop("vnc"), given.pop("reach")
-    wanted = shape.arguments(**_on_network(**given))
-    if detach and vnc:
-        raise click.UsageError(f"--vnc ends with this command: virtainers vnc {wanted['name']} is for later")
+    wanted = shape.arguments(**given)
+    if "internet" in wanted and "mode" in wanted.get("network", {}):
+        raise click.UsageError("--internet chooses a network's mode, and --network has one: leave out one of them")
     ours = settings(reach=reach)
     with usage():
-        spec = wish(wanted, ours, persist, OPTIONS)
+        spec = spec_for(wanted, ours, persist, OPTIONS)
+    if detach and vnc:
+        raise click.UsageError(f"--vnc ends with this command: virtainers vnc {spec.name} is for later")
+    if detach and spec.nics:
+        raise click.UsageError("--nic is not for --detach: further cards would not survive virtainers stop and start")
     if words or not detach:
         check_ssh()  # not when the VM is ready
     if detach:
@@ -103,15 +106,6 @@ def run(words: tuple[str, ...], **given: Any) -> int:
                 tell(f"its screen: {display}, password {display.password}")
             # ssh hands one line to the guest's shell: quoted, so that the words arrive as they were given.
             return ssh(vm, shlex.join(words))
-
-
-def _on_network(*, network: str | None, **given: Any) -> dict[str, Any]:
-    """Read what `--network` was given."""
-    if network is None:
-        return given
-    if given["internet"] is not None:
-        raise click.UsageError("--internet is for our own networks: what --network leads to, its owner decides")
-    return {**given, "network": {"name": "default", "mode": "existing", "source": network}}
 
 
 def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, ...], *, auto_remove: bool) -> int:
@@ -216,7 +210,7 @@ def execute(
 
     if not words:
         raise click.UsageError("a command is needed: virtainers exec NAME -- COMMAND...")
-    variables = shape.variables(env)
+    variables = shape.read(ARGUMENTS["env"], env)
     try:
         line = shell.line(words, sudo=sudo, user=user, env=variables, cwd=cwd)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The options that say what a VM is to be, shared by `run` and `build`."""
+"""Options that describe a VM, one for each argument, made from the declaration of the arguments."""
 
 from __future__ import annotations
 
@@ -8,73 +8,83 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pytest_virtainers.cli.common import tell
-from pytest_virtainers.cli.complete import option_of
-from pytest_virtainers.config.settings import resolve
+from pytest_virtainers.cli.complete import words
+from pytest_virtainers.config.arguments import ARGUMENTS, Argument
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 T = TypeVar("T", bound="Callable[..., Any]")
 
-_USUAL = resolve([]).shape  # unless VIRTAINER_X says otherwise
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--ram", metavar="SIZE", help=f"Memory, such as 2G.  [default: {_USUAL['ram']}M]"),
-    click.option("--cpus", metavar="N", help=f"Number of processors.  [default: {_USUAL['cpus']}]"),
-    click.option("--disk", metavar="SIZE", help=f"Size of the disk, such as 20G.  [default: {_USUAL['disk']}M]"),
-    click.option("--user", help="Login user."),
-    click.option("--key", "keys", type=_FILE, multiple=True, help="A public key that may log in, too."),
-    click.option("--user-data", type=_FILE, help="Cloud-config for cloud-init."),
-    click.option("--meta-data", type=_FILE, help="Meta-data for cloud-init, over ours."),
-    click.option("--seed-iso", type=_FILE, help="A cloud-init seed of your own, to which our key is added."),
-    click.option("--package", "packages", multiple=True, metavar="NAME", help="Install this; can be given again."),
-    option_of("--internet", "on|off", "Off: nothing leaves the VM's network."),
-    option_of("--accel", "kvm|tcg|auto", "How it is run."),
-    option_of("--arch", "amd64|arm64|auto", "Its processor's architecture."),
-    option_of("--firmware", "bios|uefi|auto", "From which it boots."),
-    click.option("--env", multiple=True, metavar="NAME=VALUE", help="OS_VARIANT=win10, say; can be given again."),
-)
+
+OF_VMS = tuple(each for each in ARGUMENTS.values() if each.command_line and not each.sharing and each.name != "image")
+"""The arguments of a VM, but its image: all that do not need Python or tests."""
+
+OF_TEMPLATES = tuple(each for each in OF_VMS if each.template)
+"""Those that say which template a VM has, and how it is made."""
 
 
-def options(command: T) -> T:
-    """Add these options to a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def options(arguments: Iterable[Argument]) -> Callable[[T], T]:
+    """Return a decorator that adds the options of these arguments to a command."""
+
+    def add(command: T) -> T:
+        for each in reversed([*arguments]):
+            command = _option(each)(command)
+        return command
+
+    return add
 
 
-def arguments(
-    *,
-    keys: tuple[Path, ...],
-    packages: tuple[str, ...],
-    env: tuple[str, ...],
-    seed_iso: Path | None,
-    cold: bool,
-    **given: Any,
-) -> dict[str, Any]:
-    """Return the arguments of the marker that the options stand for."""
-    if seed_iso is not None:
-        given |= _seed(seed_iso, given)
-    lists = {"packages": list(packages), "authorized_keys": list(keys)}
-    return {**given, **lists, "env": variables(env), **({"template": False} if cold else {})}
+def seed_iso(command: T) -> T:
+    """Add the option for a seed to a command that has the options of a VM."""
+    about = "A cloud-init seed of your own, to which the plugin's key is added."
+    return click.option("--seed-iso", type=_FILE, metavar="FILE", help=about)(command)
+
+
+def read(argument: Argument, written: Any) -> Any:
+    """Return the value of an argument that was written on the command line; raises `UsageError`."""
+    try:
+        return argument.read(written) if argument.read else written
+    except ValueError as error:
+        raise click.UsageError(f"{argument.command_option} {error}") from None
+
+
+def arguments(*, seed_iso: Path | None = None, cold: bool = False, **given: Any) -> dict[str, Any]:
+    """Return the arguments of a VM that the options stand for, not checked; raises `UsageError`."""
+    if cold and given.get("template") is not None:
+        raise click.UsageError("--cold is --template off: leave out one of them")
+    found = {name: read(ARGUMENTS[name], each) for name, each in given.items() if each not in {None, ()}}
+    if cold:
+        found["template"] = "off"
+    return found if seed_iso is None else {**found, **_seed(seed_iso, found)}
+
+
+def _option(argument: Argument) -> Callable[[T], T]:
+    about = f"{argument.help[0].upper()}{argument.help[1:]}."
+    about += " Can be repeated." if argument.each else ""
+    about += f"  [default: {argument.default}]" if argument.default else ""
+    kind = argument.kind
+    offered = [each for each in kind.metavar.split("|") if each.islower()]  # the others are placeholders
+    return click.option(
+        argument.command_option,
+        argument.name,
+        metavar=kind.metavar,
+        type=_FILE if kind.metavar == "FILE" else None,
+        shell_complete=words(*offered) if offered else None,
+        multiple=bool(argument.each),
+        help=about,
+    )
 
 
 def _seed(path: Path, given: Mapping[str, object]) -> dict[str, Any]:
-    """Read what `--seed-iso` was given."""
+    """Return the arguments for which a seed stands; raises `UsageError`."""
     from pytest_virtainers.launching import cloud_init
 
-    for option in ("user_data", "meta_data"):
-        if given[option] is not None:
-            raise click.UsageError(f"--seed-iso brings its own: leave out --{option.replace('_', '-')}")
-    read, passed_over = cloud_init.unpack(path)
-    if passed_over:
-        tell(f"{path}: {', '.join(passed_over)}: passed over, only user-data and meta-data are taken")
-    return read
-
-
-def variables(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Read what `--env` was given."""
-    parts = [each.partition("=") for each in pairs]
-    if senseless := [each for each, (_, sign, _) in zip(pairs, parts, strict=True) if not sign]:
-        raise click.UsageError(f"--env {senseless[0]}: NAME=VALUE is needed")
-    return {name: value for name, _, value in parts}
+    for name in ("user_data", "meta_data"):
+        if name in given:
+            raise click.UsageError(f"--seed-iso brings its own: leave out {ARGUMENTS[name].command_option}")
+    found, ignored = cloud_init.unpack(path)
+    if ignored:
+        tell(f"{path}: ignored {', '.join(ignored)}: only user-data and meta-data are used")
+    return found

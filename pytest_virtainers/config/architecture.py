@@ -1,4 +1,4 @@
-"""The architectures of guests, named as Debian and container engines do, and what their machines boot from."""
+"""The architectures of guests, named as Debian and container engines name them, and their firmware."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ FIRMWARE = protocol.FIRMWARE
 
 
 def check_firmware(arch: str, firmware: str) -> None:
-    """Raise ValueError when machines of this architecture do not boot from that; empty and `auto` go with all."""
+    """Raise `ValueError` if an architecture does not have this firmware; all have empty and `auto`."""
     if arch in FIRMWARE and firmware not in {"", "auto", *FIRMWARE[arch]}:
         raise ValueError(f"{arch} machines boot from {' or '.join(FIRMWARE[arch])}, not from {firmware}")

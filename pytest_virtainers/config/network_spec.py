@@ -1,8 +1,12 @@
-"""What networks and network cards should be: the marker's arguments `network` and `nics`, checked."""
+"""Networks and network cards: parsers of the marker's arguments `network`, `ip` and `nics`.
+
+`read_network` and `read_nics` make values for them of what was written on the command line.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.config import parsing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 MODES = ("nat", "isolated", "wire", "routed", "macvlan", "existing")
 _NEEDS = {"routed": ("subnet",), "macvlan": ("subnet", "parent"), "existing": ("source",)}
@@ -24,11 +28,11 @@ class NetworkSpec:
     """A network on which VMs of a run meet by its name.
 
     Attributes:
-        mode: one of `MODES`; None: `nat`, or `isolated` with `internet` off, for a first card; `wire` for others.
-        subnet: its IPv4 addresses; None: a free /24 of ours.
+        mode: one of `MODES`; `None`: `nat`, or `isolated` with `internet` off, for a first card; `wire` for others.
+        subnet: its IPv4 addresses; `None`: a free /24.
         ipv6: whether it has IPv6, too.
-        parent: the engine's host's interface of a macvlan.
-        source: the engine's name of one that exists.
+        parent: the interface of the engine's host for a macvlan.
+        source: the engine's name of a network that exists.
     """
 
     name: str = "default"
@@ -39,28 +43,40 @@ class NetworkSpec:
     source: str | None = None
 
     def __str__(self) -> str:
-        """Describe it without its name."""
+        """Return a description without the name."""
         given = {"subnet": self.subnet, "ipv6": self.ipv6, "parent": self.parent, "source": self.source}
         return ", ".join([f"mode={self.mode}", *(f"{name}={each}" for name, each in given.items() if each)])
 
     def of_first_card(self, *, internet: bool) -> NetworkSpec:
-        """Give it with its mode, as the network of a first card."""
+        """Return it with its mode, as the network of a first card."""
         return replace(self, mode=self.mode or ("nat" if internet else "isolated"))
 
     def of_more_cards(self) -> NetworkSpec:
-        """Give it with its mode, as the network of a further card."""
+        """Return it with its mode, as the network of a further card."""
         return replace(self, mode=self.mode or "wire")
 
 
 DEFAULT = NetworkSpec()
 
 
-@dataclass(frozen=True)
-class NicSpec:
-    """One more network card.
+class FieldError(ValueError):
+    """A key of a network or a card is unknown, or its value is not allowed.
 
     Attributes:
-        network: where its wire leads.
+        key: the key.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class NicSpec:
+    """A further network card.
+
+    Attributes:
+        network: what it is connected to.
         ip: `auto` (the engine's choice), `dhcp` (the guest asks), `none`, an address, or its number in the subnet.
     """
 
@@ -69,7 +85,7 @@ class NicSpec:
 
 
 def network(value: object) -> NetworkSpec:
-    """Parse a name, or a mapping with a `name` and what else a `NetworkSpec` has."""
+    """Parse a name, or a mapping with a `name` and other fields of a `NetworkSpec`."""
     if isinstance(value, str):
         return NetworkSpec(parsing.host_name(value))
     given = _checked(
@@ -122,18 +138,19 @@ def _checked(value: object, parsers: Mapping[str, Callable[[Any], Any]], what: s
         if key not in parsers:
             near = difflib.get_close_matches(str(key), parsers, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{what} has no {key!r}; {hint}allowed are {', '.join(parsers)}")
+            raise FieldError(str(key), f"{what} has no {key!r}; {hint}allowed are {', '.join(parsers)}")
         try:
             checked[key] = parsers[key](each)
         except ValueError as error:
-            raise ValueError(f"{key}={each!r}: {error}") from None
+            raise FieldError(str(key), f"{key}={each!r}: {error}") from None
     return checked
 
 
 def address(value: object) -> int | IPv4Address:
     """Parse an IPv4 address, or its number in the network's subnet (2 is the first that may be free)."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 2:  # noqa: PLR2004  (1 is the host's)
-        return value
+    number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) else value
+    if isinstance(number, int) and not isinstance(number, bool) and number >= 2:  # noqa: PLR2004  (1 is the host's)
+        return number
     try:
         return IPv4Address(value) if isinstance(value, str) else IPv4Address("")
     except ValueError:
@@ -154,3 +171,26 @@ def _subnet(value: object) -> IPv4Network:
         return IPv4Network(value) if isinstance(value, str) else IPv4Network("")
     except ValueError as error:
         raise ValueError(f"an IPv4 network is needed, such as 10.50.0.0/24 ({error})") from None
+
+
+def read_network(words: str) -> dict[str, str]:
+    """Return the mapping for `name=lab,mode=isolated,…`, or for the name of a network that the engine has.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    first, *others = words.split(",")
+    if "=" in first or not first:
+        return parsing.pairs([first, *others])
+    label = re.sub("[^a-z0-9]+", "-", first.lower()).strip("-")
+    return {"name": label, "mode": "existing", "source": first, **parsing.pairs(others)}
+
+
+def read_nics(words: Sequence[str]) -> list[dict[str, object]]:
+    """Return the mapping for each card; it is written as a network, which may have an `ip=…`. Raises `ValueError`."""
+    cards: list[dict[str, object]] = []
+    for each in words:
+        network = read_network(each)
+        ip = {"ip": network.pop("ip")} if "ip" in network else {}
+        cards.append({"network": network, **ip})
+    return cards

@@ -1,6 +1,6 @@
-"""What identifies a `prepare` function: the code that it runs, and what that code is given.
+"""The digest of a `prepare` function: of the code that it runs, and of the values that the code uses.
 
-A template is made anew when this changes. Counted are the function's source, its default and `functools.partial`
+A new template is made when it changes. It covers the function's source, its default and `functools.partial`
 arguments, the variables of its closure, and the module's own functions and values that it names, again with
 theirs. A class, an object of one, and whatever is of another module, counts with that module's file; but what is
 installed, or Python's own, by its name alone: a new version of a library is not a new preparation. A `pathlib.Path`
@@ -26,10 +26,10 @@ _LIBRARIES = (Path(sysconfig.get_path("stdlib")), Path(__file__).parents[1])
 
 
 def digest(function: Callable[..., object]) -> str:
-    """Give 16 hexadecimal digits for `function`.
+    """Return 16 hexadecimal digits for `function`.
 
     Raises:
-        ValueError: its source cannot be had, or a value that it uses looks different in each process.
+        ValueError: its source cannot be read, or a value that it uses looks different in each process.
     """
     sha = hashlib.sha256()
     _add(sha.update, "function", function, set())
@@ -56,9 +56,9 @@ def _add(update: Callable[[bytes], object], name: str, value: Any, seen: set[Fun
 
 
 def _add_home(update: Callable[[bytes], object], thing: Any) -> bool:
-    """Add code by its name and, if it is of the project that is tested, its module's file; tell whether there is one.
+    """Add code by its name and, if the tested project has it, its module's file; return whether it has a module.
 
-    A module without a file, one that is installed, Python's own and ours are no part of the project.
+    Modules without a file, installed ones, Python's own and those of this package are no part of the project.
     """
     module = thing if isinstance(thing, ModuleType) else sys.modules.get(str(getattr(thing, "__module__", None)))
     update(f"\0{module and module.__name__}.{getattr(thing, '__name__', '')}".encode())
@@ -72,7 +72,7 @@ def _add_home(update: Callable[[bytes], object], thing: Any) -> bool:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    """Take apart what holds other values."""
+    """Return the values that a value holds, with a name for each."""
     if isinstance(value, functools.partial):
         return [("function", value.func), ("arguments", value.args), ("keywords", value.keywords)]
     if isinstance(value, MethodType):
@@ -107,7 +107,7 @@ def _add_function(update: Callable[[bytes], object], function: FunctionType, see
 
 
 def _names(code: CodeType) -> set[str]:
-    """Give what a code and the functions, lambdas, comprehensions and classes inside it name."""
+    """Return the names that code uses, with those of functions, lambdas, comprehensions and classes inside it."""
     inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
     return set(code.co_names).union(*inner)
 

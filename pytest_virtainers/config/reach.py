@@ -1,4 +1,4 @@
-"""What is closed to VMs of all that their engine's host can reach, and what the setting `reach` opens of it."""
+"""The networks that are closed to VMs although the engine's host can reach them; the setting `reach` opens some."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 Net = IPv4Network | IPv6Network
 
-# Networks that are somebody's own: RFC 1918, 6598, 2544, 4193, 3879. Not Python's `is_private`, which has those of
-# documentation, too: RFC 5737 keeps nobody from using them for others.
+# Private networks: RFC 1918, 6598, 2544, 4193, 3879. Not Python's `is_private`, which includes those of documentation
+# (RFC 5737): they may be in use.
 PRIVATE: tuple[Net, ...] = (
     IPv4Network("10.0.0.0/8"),
     IPv4Network("172.16.0.0/12"),
@@ -21,7 +21,7 @@ PRIVATE: tuple[Net, ...] = (
     IPv6Network("fc00::/7"),
     IPv6Network("fec0::/10"),
 )
-# Where clouds hand a machine's credentials to whatever asks from it. Some are within `PRIVATE`, and stay closed when
+# Metadata services of clouds, which hand out a machine's credentials. Some are within `PRIVATE`, and stay closed when
 # that is opened.
 METADATA: tuple[Net, ...] = (
     IPv4Network("169.254.0.0/16"),  # most of them
@@ -36,9 +36,9 @@ METADATA: tuple[Net, ...] = (
 
 
 def networks(value: object) -> tuple[Net, ...]:
-    """Parse what VMs may call: `none`, or networks and addresses with commas between them; `private` is all private.
+    """Parse the networks that VMs may connect to: `none`, or networks, addresses or `private`, between commas.
 
-    One of `METADATA` is opened by itself or a part of it alone, not by a larger network.
+    A network of `METADATA` is opened only by its own address or a part of it, not by a larger network.
     """
     words = [each.strip() for each in value.split(",")] if isinstance(value, str) else [""]
     if words == ["none"]:
@@ -82,7 +82,7 @@ def _without(networks: Iterable[Net], holes: Iterable[Net]) -> list[Net]:
 
 
 def _pieces(network: Net, hole: Net) -> Iterable[Net]:
-    """Return what is left of a network without a hole in it."""
+    """Return the parts of a network outside of a hole."""
     if _is_in(network, hole):
         return ()
     if not _is_in(hole, network):

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
 
 from pytest_virtainers.config import architecture, parsing
+from pytest_virtainers.config.arguments import ARGUMENTS
+from pytest_virtainers.config.parsing import brief
 from pytest_virtainers.config.settings import resolve
-from pytest_virtainers.config.spec import PARSERS, Spec, brief, merge
+from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.evidence import seals
 from pytest_virtainers.ssh import keys
@@ -132,7 +134,9 @@ def spec(found: object, where: str) -> Spec:
     if unknown := [name for name in fields.found if name not in REMEMBERED]:
         raise SpecError(f"{where}: spec.{_name(unknown[0])} is none of {', '.join(REMEMBERED)}")
     fields.take("image", _printable)
-    asked = {name: fields.take(name, PARSERS[name]) for name, value in fields.found.items() if value is not None}
+    asked = {
+        name: fields.take(name, ARGUMENTS[name].parse) for name, value in fields.found.items() if value is not None
+    }
     if "arch" in asked:
         fields.take("arch", parsing.choice(*architecture.FIRMWARE))  # that of one machine
     usual = resolve([]).shape

@@ -14,7 +14,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.config.spec import brief
+from pytest_virtainers.config.parsing import brief
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.evidence import manifest_file
 from pytest_virtainers.evidence.manifest_file import (

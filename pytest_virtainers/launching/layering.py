@@ -8,9 +8,9 @@ afterwards, and layers are never stacked.
 from __future__ import annotations
 
 import posixpath
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.guests.catalogue import is_own
 
@@ -38,8 +38,8 @@ class NotLayered(VirtainerError):
 
 
 def plain(spec: Spec) -> Spec:
-    """Return the plain shape, from whose template that of `spec` is made."""
-    return replace(spec, packages=(), run_commands=(), files={}, authorized_keys=(), prepare=None)
+    """Return the shape whose template others are made from."""
+    return spec.without([each.name for each in ARGUMENTS.values() if each.template == "layered"])
 
 
 def is_layer(spec: Spec) -> bool:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers.config.options import OPTIONS, SIGNATURE
+from pytest_virtainers.config.arguments import SETTINGS, SIGNATURE
+from pytest_virtainers.plugin import options
 from pytest_virtainers.plugin import session as run
 from pytest_virtainers.plugin.fixtures import (
     session_vm,
@@ -42,7 +43,6 @@ __all__ = [
     "vms",
 ]  # pytest finds these fixtures and hooks here
 
-_WARM = "--virtainer-warm"
 _DURATIONS, _DAMAGE = "virtainer_durations", "virtainer_damage"
 _TOLD_KEY: pytest.StashKey[list[Record]] = pytest.StashKey()
 _DAMAGE_KEY: pytest.StashKey[list[str]] = pytest.StashKey()
@@ -50,26 +50,16 @@ _FOLLOWING_KEY: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--virtainer-X` and the ini key `virtainer_X` for each setting."""
-    group = parser.getgroup("virtainers", "disposable virtual machines")
-    for setting in OPTIONS:
-        told = f"{setting.help} (default: {setting.default})"
-        as_format = told.replace("%", "%%")  # argparse formats it
-        if setting.flag:
-            group.addoption(setting.option, dest=setting.ini, action="store_const", const="on", help=as_format)
-        else:
-            group.addoption(setting.option, dest=setting.ini, metavar=setting.name.upper(), help=as_format)
-        parser.addini(setting.ini, told)
-    about = "make the images and templates that the tests need, and run no test"
-    group.addoption(_WARM, dest="virtainer_warm", action="store_true", help=about)
+    """Add the options and ini keys."""
+    options.add(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and resolve the settings."""
-    config.addinivalue_line("markers", f"{SIGNATURE}: the virtual machine that a test wants; see the README.")
+    config.addinivalue_line("markers", f"{SIGNATURE}: the VM of a test, or several; see docs/reference.md.")
     if config.option.virtainer_warm and config.getoption("dist", "no") != "no":
         config.option.dist, config.option.tx = "no", []  # pytest-xdist's workers would only distribute tests
-    if not run.has_settings(config):
+    if not options.are_given(config):
         return  # the defaults are right, and only a run with VMs needs them
     from pytest_virtainers.errors import SpecError
 
@@ -83,8 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say in one line what a VM is by default, without asking any daemon."""
-    shown = {each.name: each.default for each in OPTIONS}
-    if run.has_settings(config):
+    shown = {each.name: each.default for each in SETTINGS.values()}
+    if options.are_given(config):
         settings = run.settings(config)
         shown = {**settings.shape, "engine": settings.engine}
     return f"virtainers: {shown['image']}, {shown['ram']} MiB, {shown['cpus']} CPU, engine {shown['engine']}"

@@ -1,4 +1,4 @@
-"""`virtainers.toml`: machines and networks that the tests of a folder share."""
+"""`virtainers.toml`: VMs and networks that the tests of a folder share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.config.network_spec import NetworkSpec, network
+from pytest_virtainers.config.network_spec import FieldError, NetworkSpec, network
 from pytest_virtainers.config.spec import check
 from pytest_virtainers.errors import SpecError
 
@@ -23,7 +23,14 @@ _KEY = re.compile(r"\s*([A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')\s*=")
 
 @dataclass(frozen=True)
 class Topology:
-    """What such a file describes: checked marker arguments for each machine by its name, for others, and networks."""
+    """The content of a file, checked.
+
+    Attributes:
+        path: the file.
+        machines: the marker's arguments for each VM, by its name.
+        defaults: the marker's arguments for VMs that it does not name.
+        networks: the networks that it describes, by their names.
+    """
 
     path: Path
     machines: Mapping[str, Mapping[str, Any]]
@@ -31,11 +38,11 @@ class Topology:
     networks: Mapping[str, NetworkSpec]
 
     def machine(self, name: str) -> Mapping[str, Any]:
-        """Give what it says of a machine, which it need not name."""
+        """Return the arguments for a VM, which the file need not name."""
         return self.machines.get(name, self.defaults)
 
     def named(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Put its networks where a marker's arguments name them only."""
+        """Return a marker's arguments with the file's networks where they are only named."""
         found = dict(arguments)
         if "network" in found:
             found["network"] = self._described(found["network"])
@@ -48,10 +55,10 @@ class Topology:
 
 
 def near(folder: Path, root: Path) -> Topology | None:
-    """Read the file of a folder, or of the nearest one above it up to `root`; None: there is none.
+    """Return the content of the file in a folder, or in the nearest one above it up to `root`, or `None`.
 
     Raises:
-        SpecError: it is not as it should be; the message has the line.
+        SpecError: something in it is not allowed; the message has the line.
     """
     for each in (folder, *folder.parents):
         if (each / FILE).is_file():
@@ -63,7 +70,7 @@ def near(folder: Path, root: Path) -> Topology | None:
 
 @functools.cache
 def read(path: Path) -> Topology:
-    """Read such a file; raises `SpecError`."""
+    """Return the content of a file; raises `SpecError`."""
     import tomllib  # only folders with such a file pay for it
 
     try:
@@ -94,8 +101,7 @@ def read(path: Path) -> Topology:
         try:
             described[name] = network(given)
         except ValueError as error:
-            about = re.match(r"(\w+)=|a network has no '(.*?)'", str(error))
-            keys = [about[about.lastindex or 0]] if about else []  # where it is about one
+            keys = [error.key] if isinstance(error, FieldError) else []
             raise SpecError(f"{where('networks', name, *keys)}: {error}") from None
 
     def arguments(*keys: str) -> dict[str, Any]:
@@ -110,12 +116,12 @@ def read(path: Path) -> Topology:
         for name in table("machines")
     }
     if not machines:
-        raise SpecError(f"{path}: it describes no machines: [machines.web] would be one")
+        raise SpecError(f"{path}: it describes no machines. Add a table such as [machines.web]")
     return Topology(path, machines, defaults, described)
 
 
 def _described(key: str, value: object, networks: Mapping[str, Mapping[str, Any]]) -> object:
-    """Put what the file says of a network where it is named."""
+    """Return a value with the descriptions of networks that it names."""
 
     def described(one: object) -> object:
         if isinstance(one, dict) and "network" in one:
@@ -128,7 +134,7 @@ def _described(key: str, value: object, networks: Mapping[str, Mapping[str, Any]
 
 
 def _lines(text: str) -> dict[tuple[str, ...], int]:
-    """Tell in which line each table and key stands, as far as a glance can tell; tomllib does not say."""
+    """Return the line of each table and key, as far as simple patterns find them; tomllib has no lines."""
     found: dict[tuple[str, ...], int] = {}
     within: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):

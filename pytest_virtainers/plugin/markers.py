@@ -17,7 +17,7 @@ MARKER = "virtainer"
 
 
 def arguments(item: pytest.Item) -> list[dict[str, Any]]:
-    """Give the checked arguments of all markers of a test, the outermost (module) first.
+    """Return the checked arguments of all markers of a test, the outermost (module) first.
 
     Raises:
         SpecError: an argument is unknown or not allowed; the message names the test.
@@ -33,13 +33,13 @@ def arguments(item: pytest.Item) -> list[dict[str, Any]]:
 
 
 def by_name(item: pytest.Item) -> dict[str, list[Mapping[str, Any]]]:
-    """Give the checked arguments for each VM that a test wants several of, by its name.
+    """Return the checked arguments of each VM of a test that uses `vms`, by name.
 
-    These are the VMs that its markers name, or else all machines of the `virtainers.toml` near it. What that says of
-    a machine comes first; markers without a name are for all.
+    These are the VMs that its markers name, or else all machines of the nearest `virtainers.toml`. Its arguments for
+    a VM come first; markers without a name are for all VMs.
 
     Raises:
-        SpecError: as `arguments` does, or because there is no name.
+        SpecError: a marker is wrong, or there is no name.
     """
     layers, file = arguments(item), near(item.path.parent, item.config.rootpath)
     if file is not None:
@@ -58,7 +58,7 @@ def by_name(item: pytest.Item) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def check_all(items: Iterable[pytest.Item]) -> list[str]:
-    """Check the markers of all `items`; give the messages of those that are wrong, each once."""
+    """Check the markers of all `items`; return the messages for those that are wrong, each once."""
     wrong: dict[str, None] = {}
     for item in items:
         try:
@@ -71,7 +71,7 @@ def check_all(items: Iterable[pytest.Item]) -> list[str]:
 
 
 def scope_node(item: pytest.Item, scope: str) -> pytest.Item | pytest.Collector:
-    """Give the node whose end is the end of `scope` for this test; a test outside of classes is its own."""
+    """Return the node whose end is the end of `scope` for this test; outside of classes it is the test itself."""
     kinds: dict[str, Any] = {"class": pytest.Class, "module": pytest.Module, "session": pytest.Session}
     node = item.getparent(kinds[scope]) if scope in kinds else None
     return item if node is None else node

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_virtainers.config.options import OPTIONS, Option
+from pytest_virtainers.plugin import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,28 +42,10 @@ def settings(config: pytest.Config) -> Settings:
         SpecError: a value is not allowed; the message names its source.
     """
     if SETTINGS_KEY not in config.stash:
-        from pytest_virtainers.config.settings import Source, environment, resolve
+        from pytest_virtainers.config.settings import resolve
 
-        command_line = Source(lambda option: option.option, lambda option: _option(config, option))
-        ini = Source(lambda option: f"{option.ini} in the ini file", lambda option: _ini(config, option))
-        config.stash[SETTINGS_KEY] = resolve([command_line, environment(os.environ), ini])
+        config.stash[SETTINGS_KEY] = resolve(options.sources(config))
     return config.stash[SETTINGS_KEY]
-
-
-def has_settings(config: pytest.Config) -> bool:
-    """Return whether any setting is given, on the command line, in the environment or in the ini file."""
-    return any(
-        _option(config, each) is not None or os.environ.get(each.variable) or _ini(config, each) for each in OPTIONS
-    )
-
-
-def _option(config: pytest.Config, option: Option) -> str | None:
-    value: str | None = config.getoption(option.ini)
-    return value
-
-
-def _ini(config: pytest.Config, option: Option) -> str | None:
-    return config.getini(option.ini) or None
 
 
 def launcher(config: pytest.Config) -> Launcher:

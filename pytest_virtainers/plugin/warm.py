@@ -7,12 +7,12 @@ up for each test that has a VM, with what they depend on; its other fixtures are
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers.config.network_spec import DEFAULT
+from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.plugin import session as run
@@ -75,18 +75,8 @@ class Needs:
 
 
 def _shape(spec: Spec) -> Spec:
-    """Leave out of a spec what is of no concern to images and templates."""
-    return replace(
-        spec,
-        name="vm",
-        hostname=None,
-        network=DEFAULT,
-        ip=None,
-        nics=(),
-        scope="function",
-        reset="none",
-        identity="template",
-    )
+    """Return a spec without what is of no concern to images and templates."""
+    return spec.without([each.name for each in ARGUMENTS.values() if not each.template])
 
 
 def collect(items: Sequence[pytest.Item]) -> Needs:

@@ -1,4 +1,4 @@
-"""What programs that are no tests may ask for, and `virtainers run`."""
+"""`launch`, and the commands of `virtainers`."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
 
 
 @pytest.mark.usefixtures("wanted")
-def test_the_next_block_uses_what_the_last_has_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_block_reuses_the_manager_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     for _ in range(2):
         with launch():
@@ -80,14 +80,14 @@ def test_blocks_at_the_same_time_share_nothing() -> None:
 
 
 @pytest.mark.usefixtures("wanted")
-def test_nothing_is_used_again_after_a_failure() -> None:
+def test_nothing_is_reused_after_a_failure() -> None:
     launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     with pytest.raises(LookupError), launch():
         raise LookupError
     assert launchers == ["made", "closed"]
 
 
-def test_what_is_asked_for_lies_over_the_settings(wanted: list[Spec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_settings(wanted: list[Spec], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIRTAINER_CPUS", "3")
     with launch(name="db", ram="2G", packages=["nginx"]) as vm:
         assert vm.name == "db"
@@ -96,19 +96,19 @@ def test_what_is_asked_for_lies_over_the_settings(wanted: list[Spec], monkeypatc
 
 
 @pytest.mark.parametrize("name", ["scope", "reset"])
-def test_what_says_how_tests_share_a_vm_is_refused(name: str) -> None:
+def test_launch_refuses_scope_and_reset(name: str) -> None:
     arguments: dict[str, Any] = {name: "none"}
     with pytest.raises(SpecError, match=f"^launch: {name} says how tests share a VM; here it ends with the block"):
         launch(**arguments).__enter__()
 
 
-def test_an_unknown_argument_is_told_before_an_engine_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_arguments_are_refused_before_the_engine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIRTAINER_ENGINE", "/nowhere")
     with pytest.raises(SpecError, match=r"^launch: unknown argument 'memory'"):
         launch(memory="1G").__enter__()  # type: ignore[call-arg]
 
 
-def test_run_asks_for_what_its_options_say(
+def test_run_launches_what_its_options_describe(
     wanted: list[Spec], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config").write_text("#cloud-config\ntimezone: UTC\n")
@@ -121,7 +121,7 @@ def test_run_asks_for_what_its_options_say(
     assert capfd.readouterr().out == "ssh sh -c 'echo $1' - 'a  b'\n"
 
 
-def test_what_opens_a_shell_is_looked_for_before_a_vm_starts(
+def test_a_missing_ssh_client_is_reported_before_a_vm_starts(
     wanted: list[Spec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -161,7 +161,7 @@ def test_a_command_in_the_wrong_place_is_wrong_usage(
     assert said in capsys.readouterr().err.replace("'-a'", "-a")  # click 8.4 puts it into quotes
 
 
-def test_what_an_option_names_is_read_once(wanted: list[Spec], tmp_path: Path) -> None:
+def test_files_of_options_are_read_once(wanted: list[Spec], tmp_path: Path) -> None:
     """A shell's `<(…)` gives its words to the first reader only."""
     fifo = tmp_path / "user-data"
     os.mkfifo(fifo)
@@ -203,7 +203,7 @@ def test_the_catalogue_is_listed_without_an_engine(
     assert rows["centos-7"]["note"].startswith("its package mirrors are gone")
 
 
-def test_a_machine_without_snapshots_is_told(
+def test_restore_of_a_vm_without_snapshots_names_the_remedy(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = SimpleNamespace(snapshots=list)

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from pytest_virtainers import cli, detached
-from pytest_virtainers.api import persistent, wish
+from pytest_virtainers.api import persistent, spec_for
 from pytest_virtainers.cli import machines as commands
 from pytest_virtainers.cli.common import show
 from pytest_virtainers.config.settings import resolve
@@ -279,10 +279,10 @@ def test_a_list_for_people_and_one_for_programs(
 
 def test_a_persistent_disk_is_booted_and_its_folder_made(tmp_path: Any) -> None:
     settings = resolve([])
-    assert wish({"name": "db"}, settings, tmp_path).template is False
-    assert wish({"name": "db"}, settings, None).template is True
-    with pytest.raises(SpecError, match=r"^launch: persist says where the disk is, and a clone has its template's"):
-        wish({"template": True}, settings, tmp_path)
+    assert spec_for({"name": "db"}, settings, tmp_path).template is False
+    assert spec_for({"name": "db"}, settings, None).template is True
+    with pytest.raises(SpecError, match=r"^launch: persist keeps a disk, but a clone has its template's"):
+        spec_for({"template": True}, settings, tmp_path)
     assert persistent(tmp_path / "new") == str(tmp_path / "new")
     assert (tmp_path / "new").is_dir()
     (tmp_path / "file").write_text("")
@@ -300,7 +300,7 @@ def test_completion_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "offered"),
     [
         ("snap", "snapshot"),
-        ("run --arch a", "amd64 arm64 auto"),
+        ("run --arch a", "auto amd64 arm64"),
         ("run --internet ", "on off"),
         ("images pull debian-12", "debian-12 debian-12-cloud debian-12-cloud-arm64"),
         ("images pull no-such-thing", ""),

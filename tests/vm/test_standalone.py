@@ -1,8 +1,10 @@
 """VMs outside of tests: a Python program, and the command line."""
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,22 @@ def test_run_gives_the_commands_output_and_exit_code(engine: Engine) -> None:
     assert (done.stdout, done.returncode) == ("a  b once\n", 7), done.stderr
     assert "virtainers: once (debian-13) is at " in done.stderr
     assert gone(engine, "once")
+
+
+def test_run_sets_a_vm_up_as_the_marker_does(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "greeting").write_text("from a file\n")
+    options = ["--name", "set-up", "--ram", "512M", "--disk", "3G", "--cpus", "2"]
+    options += ["--network", "name=front", "--ip", "9", "--nic", "name=lab,ip=11"]
+    made_by = "tr a-z A-Z </srv/greeting >/srv/made"
+    options += ["--file", f"{tmp_path}/greeting:/srv/greeting", "--run-command", made_by]
+    script = "cat /srv/made; hostname -I"
+    command = [sys.executable, "-m", "pytest_virtainers.cli", "run", *options, "--", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, stdin=subprocess.DEVNULL)
+    made, addresses = done.stdout.splitlines()
+    assert made == "FROM A FILE", done.stderr
+    assert any(each.endswith(".11") for each in addresses.split()), addresses
+    assert re.search(r"set-up \(debian-13\) is at [0-9.]+\.9;", done.stderr), done.stderr
+    assert gone(engine, "set-up")
 
 
 BEFORE_THE_START = """

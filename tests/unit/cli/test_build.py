@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_virtainers import cli
+from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.config.spec import Spec
 from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching import build as module
@@ -42,7 +43,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
     return FakeLauncher.made
 
 
-def test_it_makes_the_vm_of_the_options_of_run(
+def test_build_makes_the_vm_that_the_options_describe(
     made: list[Spec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "user-data"
@@ -67,7 +68,7 @@ def test_cold_makes_the_images_alone(made: list[Spec], capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "said"), [(["--ram", "lots"], "ram='lots': a size is a number of MiB"), (["--env", "x"], "NAME=VALUE")]
 )
-def test_wrong_options_are_told_before_anything_starts(
+def test_wrong_options_of_build_are_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     monkeypatch.setattr(module, "build_launcher", SimpleNamespace)
@@ -75,9 +76,10 @@ def test_wrong_options_are_told_before_anything_starts(
     assert said in capsys.readouterr().err
 
 
-def test_it_has_all_options_of_run_that_shape_a_template() -> None:
+def test_build_has_all_options_of_run_that_shape_a_template() -> None:
     commands: Any = cli.virtainers.commands
     of_run = {each.name for each in commands["run"].params}
     of_build = {each.name for each in commands["build"].params}
-    others = {"name", "network", "ip", "reach", "persist", "vnc", "detach", "auto_remove"}
-    assert of_run - others == of_build
+    others = {"name", "hostname", "network", "ip", "nics", "identity", "reach", "persist", "vnc", "detach"}
+    assert of_run - others - {"auto_remove"} == of_build
+    assert {each.name for each in ARGUMENTS.values() if each.shapes_template and each.command_line} <= of_build

@@ -1,4 +1,4 @@
-"""The marker's arguments `network`, `ip` and `nics`: what they become, and what is said of wrong ones."""
+"""The marker's arguments `network`, `ip` and `nics`: their values, and the messages for wrong ones."""
 
 import re
 from ipaddress import IPv4Address, IPv4Network
@@ -24,7 +24,7 @@ def test_a_network_can_be_described() -> None:
     assert network_spec.network(wire).parent == "eth1"
 
 
-def test_whether_there_is_a_way_out_decides_on_a_mode_that_is_not_given() -> None:
+def test_internet_chooses_the_mode_that_is_not_given() -> None:
     assert NetworkSpec("lab").of_first_card(internet=True) == NetworkSpec("lab", "nat")
     assert NetworkSpec("lab").of_first_card(internet=False) == NetworkSpec("lab", "isolated")
     assert NetworkSpec("lab", "nat").of_first_card(internet=False) == NetworkSpec("lab", "nat")
@@ -71,12 +71,12 @@ MODES = "allowed are nat, isolated, wire, routed, macvlan, existing"
     ],
     ids=str,
 )
-def test_what_is_no_network_is_refused_with_a_hint(wrong: object, words: str) -> None:
+def test_wrong_networks_are_refused_with_a_suggestion(wrong: object, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         network_spec.network(wrong)
 
 
-def test_cards_are_networks_or_have_an_address_there() -> None:
+def test_a_card_is_a_network_or_has_an_address_on_it() -> None:
     lab = NetworkSpec("lab")
     assert network_spec.nics(["lab", {"name": "office", "mode": "isolated"}]) == (
         NicSpec(lab),
@@ -104,23 +104,23 @@ _NO_ADDRESS = "an IPv4 address is needed, or its number in the network's subnet,
     ],
     ids=str,
 )
-def test_what_is_no_list_of_cards_is_refused_with_a_hint(wrong: object, words: str) -> None:
+def test_wrong_lists_of_cards_are_refused_with_a_suggestion(wrong: object, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         network_spec.nics(wrong)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, -2, True, "10.50.0", "10.50.0.256", "fd00::2", "", None, 2.5])
-def test_what_is_no_address_is_refused(wrong: object) -> None:
+def test_wrong_addresses_are_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match=_NO_ADDRESS):
         network_spec.address(wrong)
 
 
-def test_a_marker_is_told_of_what_is_wrong_in_it() -> None:
+def test_errors_name_the_marker_and_the_argument() -> None:
     with pytest.raises(SpecError, match=r"^here: nics=\[\{'network': 'lab', 'ip': 1\}\]: ip=1: auto, dhcp or none"):
         check({"nics": [{"network": "lab", "ip": 1}]}, "here")
 
 
-def test_the_first_card_is_on_no_wire() -> None:
+def test_the_first_card_cannot_be_on_a_wire() -> None:
     given = check({"name": "web", "network": {"name": "lab", "mode": "wire"}}, "here")
     with pytest.raises(SpecError, match=r"^web: its first card cannot be on lab, which is a wire: that is for nics"):
         merge(resolve([]).shape, given)
@@ -133,3 +133,22 @@ def test_the_first_card_is_not_among_the_further_ones() -> None:
         given = check({"name": "web", "network": network, "nics": ["office", name]}, "here")
         with pytest.raises(SpecError, match=rf"^web: its first card is on the network {name} already: nics are for"):
             merge(defaults, given)
+
+
+def test_the_command_line_names_a_network_of_the_engine_or_describes_one() -> None:
+    existing = {"name": "my-net", "mode": "existing", "source": "My_net"}
+    assert network_spec.read_network("My_net") == existing
+    assert network_spec.network(existing) == NetworkSpec("my-net", "existing", source="My_net")
+    assert network_spec.read_network("name=lab,ipv6=on") == {"name": "lab", "ipv6": "on"}
+    cards = network_spec.read_nics(["My_net,ip=dhcp", "name=lab"])
+    assert cards == [{"network": existing, "ip": "dhcp"}, {"network": {"name": "lab"}}]
+    for wrong in ("", "name=lab,on", "My_net,on"):
+        with pytest.raises(ValueError, match="NAME=VALUE is needed"):
+            network_spec.read_network(wrong)
+
+
+@pytest.mark.parametrize(("wrong", "key"), [({"name": "lab", "mod": 1}, "mod"), ({"name": "lab", "mode": 1}, "mode")])
+def test_errors_about_one_key_name_it(wrong: dict[str, object], key: str) -> None:
+    with pytest.raises(network_spec.FieldError) as caught:
+        network_spec.network(wrong)
+    assert caught.value.key == key

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from pytest_virtainers.config import parsing
@@ -12,7 +14,7 @@ def test_sizes_read_as_people_write_them(written: object, mib: int) -> None:
 
 
 @pytest.mark.parametrize("written", ["lots", "-1", -1, "", "1X", "1e3", 1.5, True, None, "63M", "1000K", 0])
-def test_what_is_no_size_is_refused(written: object) -> None:
+def test_wrong_sizes_are_refused(written: object) -> None:
     with pytest.raises(ValueError, match=r"2GiB|at least 64M"):
         parsing.size_mib(least=64)(written)
 
@@ -23,7 +25,7 @@ def test_a_part_is_a_size_or_a_share(written: object, mib: int) -> None:
 
 
 @pytest.mark.parametrize("written", ["0%", "101%", "-5%", "half", "1.5%", None, "10M"])
-def test_what_is_no_part_is_refused(written: object) -> None:
+def test_wrong_shares_are_refused(written: object) -> None:
     with pytest.raises(ValueError, match=r"; or a share such as 80%$"):
         parsing.size_or_share(written)
 
@@ -66,7 +68,7 @@ def test_a_count_may_be_all(written: object, count: int | None) -> None:
 
 
 @pytest.mark.parametrize("written", ["0", -1, "ALL", "some", None, True])
-def test_what_is_no_count_is_refused(written: object) -> None:
+def test_wrong_counts_are_refused(written: object) -> None:
     with pytest.raises(ValueError, match=r"from 1 on.*; or all$"):
         parsing.count_or_all(written)
 
@@ -80,6 +82,19 @@ def test_rates_read_as_people_write_them(written: object, bits: int) -> None:
 
 
 @pytest.mark.parametrize("written", [0, -1, "0kbit", "1.5Mbit", "10MB", "10M", "fast", "", 1.5, True, None])
-def test_what_is_no_rate_is_refused(written: object) -> None:
+def test_wrong_rates_are_refused(written: object) -> None:
     with pytest.raises(ValueError, match=r"^a rate is a number of bits a second, or text such as 512kbit"):
         parsing.bits_per_second(written)
+
+
+def test_pairs_and_files_of_the_command_line() -> None:
+    assert parsing.pairs(["A=1=2", "B="]) == {"A": "1=2", "B": ""}
+    assert parsing.guest_files(["a:b:/etc/c", "./d:/e"]) == {"/etc/c": Path("a:b"), "/e": Path("d")}
+
+
+@pytest.mark.parametrize("wrong", ["", "A", ":/etc/c", "a:"])
+def test_other_words_of_the_command_line_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=f"^{wrong}: NAME=VALUE is needed$"):
+        parsing.pairs(["A=1", wrong])
+    with pytest.raises(ValueError, match=f"^{wrong}: FILE:PATH is needed"):
+        parsing.guest_files(["a:/b", wrong])

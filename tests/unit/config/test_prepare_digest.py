@@ -17,7 +17,7 @@ from pytest_virtainers.config.prepare_digest import digest
 
 
 def load(source: str, **variables: Any) -> Callable[..., Any]:
-    """Execute a source as a module of its own and give its function `prepare`."""
+    """Execute a source as a module of its own and return its function `prepare`."""
     module = types.ModuleType("conftest_of_the_test")
     module.__dict__.update(variables)
     name = f"<source {abs(hash((source, len(linecache.cache))))}>"
@@ -30,7 +30,7 @@ def load(source: str, **variables: Any) -> Callable[..., Any]:
 PLAIN = "def prepare(vm):\n    vm.run('a')\n"
 
 
-def test_the_same_source_is_the_same() -> None:
+def test_equal_sources_have_equal_digests() -> None:
     assert digest(load(PLAIN)) == digest(load(PLAIN))
 
 
@@ -69,7 +69,7 @@ def test_the_same_source_is_the_same() -> None:
         *("nested function", "lambda", "comprehension", "nested class"),
     ],
 )
-def test_what_changes_it(one: str, other: str) -> None:
+def test_code_and_values_that_a_function_uses_change_its_digest(one: str, other: str) -> None:
     assert digest(load(one)) != digest(load(other))
 
 
@@ -125,11 +125,11 @@ def test_a_class_counts_with_its_file(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "value", ["re.compile('a').match", "'{}'.format", "bytes.fromhex", "datetime.datetime.now", "random.random"]
 )
-def test_what_belongs_to_python_is_taken(value: str) -> None:
+def test_values_of_the_standard_library_are_accepted(value: str) -> None:
     assert digest(load(f"import re, datetime, random\nuse = {value}\ndef prepare(vm): use\n"))
 
 
-def test_functions_that_name_each_other_take_no_time() -> None:
+def test_functions_that_name_each_other_are_read_once() -> None:
     names = [f"f{number}" for number in range(30)]
     all_of_them = "".join(f"def {name}(): {', '.join(names)}\n" for name in names)
     began = time.monotonic()
@@ -137,7 +137,7 @@ def test_functions_that_name_each_other_take_no_time() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_what_stands_beside_it_does_not() -> None:
+def test_other_code_of_the_module_does_not_change_the_digest() -> None:
     assert digest(load(PLAIN)) == digest(load(PLAIN + "def test_other(): pass\n"))
 
 

@@ -43,7 +43,7 @@ def test_the_world_is_open_and_so_are_addresses_that_only_documentation_has(addr
     assert not is_closed(address)
 
 
-def test_what_is_named_is_opened_and_nothing_beside_it() -> None:
+def test_named_networks_are_opened_and_no_others() -> None:
     opened = "10.20.0.0/16, 192.168.7.4,fd12::/16"
     assert not any(is_closed(each, opened) for each in ("10.20.1.1", "192.168.7.4", "fd12::1"))
     assert all(is_closed(each, opened) for each in ("10.21.0.1", "192.168.7.5", "fd13::1"))
@@ -74,7 +74,7 @@ def test_the_engines_other_networks_are_closed_unless_they_are_named() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "public", "10.0.0.1/8", "10.0.0.0/8;192.168.0.0/16", "10.0.0.0/8,", 10, None])
-def test_what_is_no_network_is_refused_with_what_is_one(value: object) -> None:
+def test_wrong_reach_is_refused_with_the_allowed_forms(value: object) -> None:
     with pytest.raises(ValueError, match=r"^none, private, or networks with commas between them are needed"):
         reach.networks(value)
 

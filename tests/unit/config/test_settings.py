@@ -8,17 +8,17 @@ def source(called: str, **given: str) -> Source:
     return Source(lambda setting: f"{called} {setting.name}", lambda setting: given.get(setting.name))
 
 
-def test_the_first_source_that_speaks_wins() -> None:
+def test_the_first_source_with_a_value_wins() -> None:
     settings = resolve([source("line", ram="3G"), source("environment", ram="2G", cpus="2"), source("ini", cpus="8")])
     assert (settings.shape["ram"], settings.shape["cpus"], settings.shape["image"]) == (3072, 2, "debian-13")
 
 
-def test_the_environment_is_read_by_name_and_empty_is_silent() -> None:
+def test_empty_variables_count_as_not_given() -> None:
     settings = resolve([environment({"VIRTAINER_BOOT_TIMEOUT": "30", "VIRTAINER_IMAGE": ""})])
     assert (settings.shape["boot_timeout"], settings.shape["image"]) == (30.0, "debian-13")
 
 
-def test_failing_tests_leave_evidence_and_nothing_of_it_goes_unless_it_is_said() -> None:
+def test_failing_tests_leave_evidence_by_default_and_all_of_it_is_kept() -> None:
     usual = resolve([])
     assert (usual.keep, usual.artifacts, usual.retention) == ("failed", "virtainer-artifacts", None)
     assert not any((usual.keep_memory, usual.hold, usual.echo))

@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers import Arguments
 from pytest_virtainers.config.settings import resolve
-from pytest_virtainers.config.spec import PARSERS, SHARING, check, merge
+from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.errors import SpecError
 
 
@@ -19,13 +18,14 @@ def test_later_layers_win_and_units_are_set() -> None:
     assert (spec.ram, spec.cpus, spec.disk, spec.name, spec.guest_hostname) == (512, 2, 10240, "db", "db")
 
 
-def test_none_leaves_what_is_underneath() -> None:
+def test_none_counts_as_not_given() -> None:
     assert check({"ram": None, "name": "db"}, "here") == {"name": "db"}
 
 
-def test_unknown_arguments_are_named_with_a_near_miss() -> None:
-    assert refused(memory="1G").startswith("here: unknown argument 'memory'; allowed are name, image, ram, cpus,")
+def test_unknown_arguments_are_named_with_a_suggestion() -> None:
+    assert refused(xyzzy=1).startswith("here: unknown argument 'xyzzy'; allowed are name, image, ram, cpus,")
     assert "unknown argument 'imagee'; did you mean 'image'?" in refused(imagee="debian-13")
+    assert "unknown argument 'memory'; did you mean 'ram'?" in refused(memory="1G")
 
 
 @pytest.mark.parametrize(
@@ -84,5 +84,8 @@ def test_long_values_are_cut_in_the_message() -> None:
     assert len(refused(ram="x" * 500)) < 200
 
 
-def test_each_argument_has_a_type() -> None:
-    assert Arguments.__annotations__.keys() == PARSERS.keys() - {"name", *SHARING}
+def test_a_spec_without_arguments_has_their_defaults() -> None:
+    plain = merge(resolve([]).shape)
+    given = check({"name": "db", "files": {"/a": "b"}, "network": "lab", "ip": 2, "scope": "class"}, "here")
+    assert merge(resolve([]).shape, given).without(given) == plain
+    assert merge(resolve([]).shape, given).without({"name"}) == merge(resolve([]).shape, {**given, "name": "vm"})

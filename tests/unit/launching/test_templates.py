@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from virtainer import clone_agent, protocol
 
+from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import check, merge
 from pytest_virtainers.guests.images import Guest
-from pytest_virtainers.launching import cloud_init
+from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.templates import Template, Templates, _load, _manifest
 from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.keys import Keys
@@ -48,27 +49,48 @@ def test_another_architecture_needs_another_template() -> None:
     assert key(replace(GUEST, arch="arm64")) != key(GUEST)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"ram": "2G"},
-        {"cpus": 2},
-        {"disk": "11G"},
-        {"accel": "tcg"},
-        {"firmware": "uefi"},
-        {"internet": False},
-        {"user": "alice"},
-        {"packages": ["hello"]},
-        {"run_commands": ["true"]},
-        {"files": {"/a": "b"}},
-        {"user_data": {"timezone": "UTC"}},
-        {"meta_data": {"tier": "web"}},
-        {"env": {"CIDR": "192.168.7"}},
-        {"prepare": len},
-    ],
-)
-def test_arguments_that_shape_a_vm_need_another_template(arguments: dict[str, Any]) -> None:
-    assert key(**arguments) != key()
+OTHERS: dict[str, Any] = {
+    "name": "web",
+    "ram": "2G",
+    "cpus": 2,
+    "disk": "11G",
+    "user": "alice",
+    "user_data": {"timezone": "UTC"},
+    "meta_data": {"tier": "web"},
+    "packages": ["hello"],
+    "run_commands": ["true"],
+    "files": {"/a": "b"},
+    "authorized_keys": ["ssh-ed25519 AAAA me"],
+    "prepare": len,
+    "hostname": "web",
+    "network": "lab",
+    "ip": 11,
+    "nics": ["lab"],
+    "internet": False,
+    "scope": "module",
+    "reset": "snapshot",
+    "template": False,
+    "identity": "fresh",
+    "accel": "tcg",
+    "firmware": "uefi",
+    "env": {"CIDR": "192.168.7"},
+    "boot_timeout": 5,
+    "provision_timeout": 5,
+}
+"""A value that is not the default, for each argument; of `image` and `arch`, the guest image is what counts."""
+
+
+@pytest.mark.parametrize("name", [*OTHERS])
+def test_arguments_that_shape_a_template_and_no_others_are_in_its_key(name: str) -> None:
+    assert (key(**{name: OTHERS[name]}) != key()) == ARGUMENTS[name].shapes_template
+    assert {*OTHERS} == ARGUMENTS.keys() - {"image", "arch"}
+
+
+def test_what_is_layered_is_not_in_the_key_of_the_plain_template() -> None:
+    given = {name: each for name, each in OTHERS.items() if ARGUMENTS[name].template == "layered"}
+    spec = merge(resolve([]).shape)
+    assert layering.plain(merge(resolve([]).shape, check(given, "here"))) == spec
+    assert layering.plain(merge(resolve([]).shape, check({"ram": "2G"}, "here"))) != spec
 
 
 def test_another_disk_or_runtime_image_needs_another_template() -> None:
@@ -76,11 +98,8 @@ def test_another_disk_or_runtime_image_needs_another_template() -> None:
     assert key(runtime="runtime:2") != key()
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"name": "web"}, {"hostname": "web"}, {"scope": "module"}, {"boot_timeout": 5}, {"ram": 1024}]
-)
-def test_identity_timeouts_and_scope_share_a_template(arguments: dict[str, Any]) -> None:
-    assert key(**arguments) == key()
+def test_a_value_that_is_the_default_needs_no_other_template() -> None:
+    assert key(ram=1024) == key()
 
 
 class Shop:

@@ -23,10 +23,10 @@ LOADED = {
     *(
         "pytest_virtainers",
         "pytest_virtainers.config",
-        "pytest_virtainers.config.options",
+        "pytest_virtainers.config.arguments",
         "pytest_virtainers.plugin",
     ),
-    *(f"pytest_virtainers.plugin.{each}" for each in ("fixtures", "hooks", "session", "time_limit")),
+    *(f"pytest_virtainers.plugin.{each}" for each in ("fixtures", "hooks", "options", "session", "time_limit")),
 }
 """All that a run without VMs loads: where no bytecode can be written, Python compiles it each time."""
 
@@ -114,7 +114,9 @@ def test_a_wrong_ini_value_names_the_ini_key(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "xdist"])
-def test_all_wrong_markers_are_told_before_any_test_runs(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_all_wrong_markers_are_reported_before_any_test_runs(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
     result = run(
         pytester,
         """
@@ -135,10 +137,10 @@ def test_all_wrong_markers_are_told_before_any_test_runs(pytester: pytest.Pytest
         *workers,
     )
     marker = "@pytest.mark.virtainer"
-    file = "test_all_wrong_markers_are_told_before_any_test_runs.py"
+    file = "test_all_wrong_markers_are_reported_before_any_test_runs.py"
     result.stdout.fnmatch_lines_random(
         [
-            f"{file}::test_unknown: {marker}: unknown argument 'memory'; allowed are name, image, ram, *",
+            f"{file}::test_unknown: {marker}: unknown argument 'memory'; did you mean 'ram'? allowed are name, *",
             f"{file}::test_size: {marker}: ram='lots': a size is a number of MiB, or text such as *",
             f"{file}::test_two_names: {marker}: only the name may be given without its keyword, and once",
         ]

@@ -1,4 +1,4 @@
-"""`virtainers.toml`: what it describes, what is said of a wrong one, and what tests take from it."""
+"""`virtainers.toml`: its content, the messages for a wrong one, and how tests use it."""
 
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -35,7 +35,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_machines_have_what_all_have_and_their_own(tmp_path: Path) -> None:
+def test_machines_inherit_the_defaults(tmp_path: Path) -> None:
     read = machines_file.read(write(tmp_path, SHOP))
     back = NetworkSpec("back", "isolated", IPv4Network("10.50.0.0/24"))
     assert read.machines == {
@@ -44,7 +44,7 @@ def test_machines_have_what_all_have_and_their_own(tmp_path: Path) -> None:
     }
 
 
-def test_the_nearest_file_above_counts_but_none_outside_of_the_root(tmp_path: Path) -> None:
+def test_the_nearest_file_up_to_the_root_is_read(tmp_path: Path) -> None:
     root, folder = tmp_path / "root", tmp_path / "root/tests/deep"
     folder.mkdir(parents=True)
     write(tmp_path, SHOP)
@@ -63,7 +63,7 @@ def test_the_nearest_file_above_counts_but_none_outside_of_the_root(tmp_path: Pa
     ("text", "words"),
     [
         ("machines", ": Expected '='"),
-        ("", ": it describes no machines: [machines.web] would be one"),
+        ("", ": it describes no machines. Add a table such as [machines.web]"),
         ("[machines.a]\n\n[machine.b]", ":3: machine: unknown; allowed are defaults, machines, networks"),
         ("# a line\nmachines = 3", ":2: machines: a table is needed"),
         ("[machines]\na = 3", ":2: machines.a: a table is needed"),
@@ -84,14 +84,14 @@ def test_the_nearest_file_above_counts_but_none_outside_of_the_root(tmp_path: Pa
     ],
     ids=lambda each: each.partition(" ")[0],
 )
-def test_a_wrong_file_is_told_of_with_its_line_and_a_hint(tmp_path: Path, text: str, words: str) -> None:
+def test_errors_have_the_line_and_a_suggestion(tmp_path: Path, text: str, words: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(SpecError) as caught:
         machines_file.read(path)
     assert str(caught.value).startswith(f"{path}{words}"), str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "virtainers.toml").write_bytes(b"\xff")
     with pytest.raises(SpecError, match=r"virtainers\.toml: 'utf-8' codec can't decode"):
         machines_file.near(tmp_path, tmp_path)
@@ -99,7 +99,7 @@ def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
 
 @pytest.fixture
 def wanted(pytester: pytest.Pytester) -> Any:
-    """Give what markers on a test in a class with `cpus=2` say of several VMs."""
+    """A function that returns the arguments of VMs for markers on a test in a class with `cpus=2`."""
 
     def get(*marks: str) -> dict[str, list[Any]]:
         source = "\n    ".join(("import pytest\n@pytest.mark.virtainer(cpus=2)\nclass Test:", *marks))
@@ -109,7 +109,7 @@ def wanted(pytester: pytest.Pytester) -> Any:
     return get
 
 
-def test_markers_with_names_are_machines_and_those_without_are_for_all(wanted: Any) -> None:
+def test_named_markers_are_machines_and_others_are_for_all(wanted: Any) -> None:
     marks = ("@pytest.mark.virtainer('web', ram='1G')", "@pytest.mark.virtainer('db')")
     assert wanted(*marks) == {
         "db": [{}, {"cpus": 2}, {"name": "db"}],
@@ -117,7 +117,7 @@ def test_markers_with_names_are_machines_and_those_without_are_for_all(wanted: A
     }
 
 
-def test_without_names_all_machines_of_the_file_are_wanted(pytester: pytest.Pytester, wanted: Any) -> None:
+def test_without_names_all_machines_of_the_file_are_used(pytester: pytest.Pytester, wanted: Any) -> None:
     write(pytester.path, "[machines.web]\nram = '512M'\n[machines.db]")
     assert wanted() == {
         "web": [{"name": "web", "ram": 512}, {"cpus": 2}],
@@ -125,7 +125,7 @@ def test_without_names_all_machines_of_the_file_are_wanted(pytester: pytest.Pyte
     }
 
 
-def test_names_choose_from_the_file_and_go_on_top_of_it(pytester: pytest.Pytester, wanted: Any) -> None:
+def test_markers_choose_machines_of_the_file_and_override_them(pytester: pytest.Pytester, wanted: Any) -> None:
     write(pytester.path, "[defaults]\ndisk = '3G'\n[machines.web]\nram = '512M'\n[machines.db]")
     assert wanted("@pytest.mark.virtainer('web', ram='1G')", "@pytest.mark.virtainer('new')") == {
         "new": [{"disk": 3072}, {"cpus": 2}, {"name": "new"}],
@@ -133,7 +133,7 @@ def test_names_choose_from_the_file_and_go_on_top_of_it(pytester: pytest.Pyteste
     }
 
 
-def test_networks_of_the_file_are_what_markers_mean_by_their_names(pytester: pytest.Pytester, wanted: Any) -> None:
+def test_markers_use_networks_of_the_file_by_name(pytester: pytest.Pytester, wanted: Any) -> None:
     write(pytester.path, "[networks.lab]\nmode = 'isolated'\n[machines.web]")
     marks = ("@pytest.mark.virtainer('web', network='lab')", "@pytest.mark.virtainer('db', nics=['lab', 'office'])")
     found = wanted(*marks)
