@@ -56,7 +56,7 @@ def start(
             wait(launches)
         except BaseException:
             with startup.stopped():
-                wait(launches)
+                threads.shutdown()  # also waits for a launch that was just being submitted
             _fail_ready(launches, fail)
             raise
     failures = [error for error in (each.exception() for each in launches) if error is not None]
