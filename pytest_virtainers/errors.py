@@ -81,7 +81,7 @@ class SpecError(VirtainerError):
 class EngineNotFound(VirtainerError):
     """No container engine answered.
 
-    Raised by the first VM of a process. Start Docker or Podman, or say where it is with the setting `engine`;
+    Raised by the first VM of a process. Start Docker or Podman, or set `engine` to its address;
     `virtainers doctor` shows what was tried.
     """
 

@@ -1,7 +1,7 @@
 """Core dumps of a guest, as evidence.
 
-The guest is not trusted: it may list anything, as often as it likes, and send anything. So the files here have names
-of our own, their content is copied as it is, and how many there are, how large, and for how long is limited.
+The guest is not trusted: it may list anything, any number of times, and send anything. So the files get names of
+ours, their content is copied unchanged, and number, size and time are limited.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MAX_CORE_BYTES, _MAX_ALL_BYTES = 512 * _MIB, 1024 * _MIB
 _MAX_NAME, _MAX_PATH = 80, 4096
 _PAGE = 4096
 _NO_FILE = 44
-# Where the kernel itself writes core dumps, a pattern (core(5)) says: each %x is something, and the process's number
-# may come behind it. Of too many, as a service leaves them that is started again and again, the newest are copied.
+# A pattern (core(5)) says where the kernel writes core dumps: each %x stands for a text, and the process id may
+# follow it. Of many, as of a service that is restarted again and again, the newest are copied.
 _FIND = r"""
 {
     read -r pattern </proc/sys/kernel/core_pattern
@@ -43,18 +43,18 @@ _READ = f'[ -f "$1" ] && [ ! -L "$1" ] || exit {_NO_FILE}; exec cat -- "$1"'
 
 
 def collect(shell: RootShell, folder: Path, seconds_left: Callable[[], float]) -> dict[str, str]:
-    """Copy the core dumps into `folder`, which is made if there are any, with a list of where they were.
+    """Copy the core dumps of a guest into `folder`, with a list of their paths there.
 
     Args:
-        shell: of the guest.
-        folder: path here; must not exist.
-        seconds_left: returns how long the next step may take.
+        shell: root shell of the guest.
+        folder: local path, which must not exist; it is created if there are core dumps.
+        seconds_left: returns the seconds that the next step may take.
 
     Returns:
-        What is missing, by its name in the evidence, with the reason.
+        The reason why each missing file is missing, by its name in the evidence.
 
     Raises:
-        VirtainerError: the guest could not be asked.
+        VirtainerError: the core dumps could not be listed.
     """
     paths = _find(shell, seconds_left())
     if not paths:
@@ -84,7 +84,7 @@ def collect(shell: RootShell, folder: Path, seconds_left: Callable[[], float]) -
 
 
 def _find(shell: RootShell, seconds: float) -> list[bytes]:
-    """Ask for the paths of core dumps, the newest first; what is no absolute path is passed over."""
+    """Return the paths of core dumps, the newest first; ignore what is no absolute path."""
     listed = Limited(_MAX_LIST_BYTES)
     try:
         code, said = shell(["sh", "-c", _FIND], stdin=None, stdout=listed, timeout=seconds)
@@ -97,7 +97,7 @@ def _find(shell: RootShell, seconds: float) -> list[bytes]:
 
 
 def _copy(shell: RootShell, path: bytes, file: IO[bytes], limit: int, seconds: float) -> str:
-    """Copy one core dump, of which pages of zeros become holes; return what kept it from being whole."""
+    """Copy one core dump, with holes for pages of zeros; return why it is not complete, or an empty text."""
     sink = _SparseFile(file, limit)
     script = ["sh", "-c", _READ, "sh", path.decode("utf-8", "surrogateescape")]
     try:
@@ -105,7 +105,7 @@ def _copy(shell: RootShell, path: bytes, file: IO[bytes], limit: int, seconds: f
     except TooMuch:
         return f"it is larger than {limit // _MIB} MiB" if limit else "there is no room left for it"
     except RootCommandTimeout:
-        return f"not done after {seconds:.0f} s"
+        return f"it did not finish within {seconds:.0f} s"
     except VirtainerError as error:
         return str(error).partition("\n")[0]
     finally:
@@ -116,7 +116,7 @@ def _copy(shell: RootShell, path: bytes, file: IO[bytes], limit: int, seconds: f
 
 
 class _SparseFile:
-    """Writes what comes, at most `limit` bytes, into a file of which pages of zeros take no room."""
+    """Writes at most `limit` bytes into a file; pages of zeros become holes."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
         self._file, self._limit = file, limit
@@ -138,15 +138,15 @@ class _SparseFile:
             at += len(piece)
 
     def end(self) -> None:
-        """Give the file its length, as it may end with a hole."""
+        """Set the length of the file, as it may end with a hole."""
         self._file.truncate()
 
 
 def _plain(path: bytes) -> str:
-    """Return the last part of a path as a name that is harmless everywhere."""
+    """Return the last part of a path as a file name that is safe everywhere."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", path.rpartition(b"/")[2].decode(errors="replace"))[:_MAX_NAME]
 
 
 def _create(path: Path) -> IO[bytes]:
-    """Create a private file, which must not be there, not even as a link."""
+    """Create a private file; fail if there is one of this name, even a link."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb")

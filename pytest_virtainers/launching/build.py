@@ -54,7 +54,7 @@ def build_launcher(
     without_time_limit: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     echo: Callable[[str], object] | None = None,
 ) -> Launcher:
-    """Find the engine, remove what dead runs have left on it, and return a launcher of VMs there.
+    """Find the engine, remove what dead runs left on it, and return a launcher of VMs there.
 
     Args:
         settings: settings of the run.

@@ -52,10 +52,10 @@ class Damage:
 
     def _condemn(self, damaged: Checked) -> str:
         message = (
-            f"{damaged}. VMs of this run were started from it, and what their tests have seen may be wrong: run them "
+            f"{damaged}. VMs of this run were started from it, and their results may be wrong: run them "
             "again, and check the disk and the memory of the engine's host. "
         )
-        refusal = f"{message}To have it made or fetched again: virtainers store verify --remove"
+        refusal = f"{message}To make or download it again: virtainers store verify --remove"
         if self._guests.refuse(damaged.place, refusal):
             return refusal
         for layer in self._templates.made_from(damaged.place):

@@ -77,7 +77,7 @@ class GuestImages:
         return self._found[key]
 
     def known(self, spec: Spec) -> Guest | None:
-        """Return the guest image of a VM if this run has used it, without asking anyone."""
+        """Return the guest image of a VM if this run has used it; the store is not read."""
         return self._found.get((spec.image, spec.arch))
 
     def is_stored(self, guest: Guest) -> bool:

@@ -131,7 +131,7 @@ class Launcher:
     def launch_all(self, specs: Sequence[Spec], node_id: str = "") -> list[VM]:
         """Start VMs together and wait until all are ready; raises as `launch` does, for the first that failed.
 
-        When one fails, the others are waited for, and are lost with it, so that there is evidence of all.
+        When one fails, the others are waited for, and count as failed, too, so that there is evidence of all.
         """
         __tracebackhide__ = True
         self._owner.check()
@@ -142,7 +142,7 @@ class Launcher:
         return together.start(
             specs,
             partial(self.launch, node_id=node_id),
-            self._lose,
+            self._fail,
             startup=self._startup,
             failed=self.failed,
             progress=self._progress,
@@ -244,7 +244,7 @@ class Launcher:
             "engine": str(self.engine),
         }
 
-    def _lose(self, vm: VM) -> None:
+    def _fail(self, vm: VM) -> None:
         """Count a VM that is ready among the failed ones."""
         self._vms.remove(vm)
         if not self.failed.add(vm):

@@ -24,7 +24,7 @@ class RunStore:
 
     Args:
         engine: the engine that has the store.
-        settings: say where it is, and how large it may become.
+        settings: settings with its location and size limit.
         run_id: id of the run.
         runtime_image: image of the helper containers that work in it.
         owner: the process that may use it.
@@ -33,7 +33,7 @@ class RunStore:
     Attributes:
         location: name of its volume, or its absolute directory.
         access: what containers of the run mount of it.
-        spared: scratch folders that a failed VM still uses: whoever closes that VM removes them.
+        spared: scratch folders that a failed VM still uses: closing the VM removes them.
     """
 
     def __init__(

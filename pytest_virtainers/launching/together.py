@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def start(
     specs: Sequence[Spec],
     launch: Callable[[Spec], VM],
-    lose: Callable[[VM], object],
+    fail: Callable[[VM], object],
     *,
     startup: Startup,
     failed: FailedVMs,
@@ -29,13 +29,13 @@ def start(
 ) -> list[VM]:
     """Start VMs and wait until all are ready; return them in the order of `specs`.
 
-    When one fails, the others are waited for, and are lost with it, so that there is evidence of all. When the wait
-    is interrupted, those that are not ready end at once.
+    When one fails, the others are waited for, and count as failed, too, so that there is evidence of all. When the
+    wait is interrupted, those that are not ready end at once.
 
     Args:
         specs: specs of the VMs.
         launch: launches one.
-        lose: is called with each VM that is ready if another one is not.
+        fail: is called with each VM that is ready if another one is not.
         startup: the VMs that are being brought up.
         failed: keeps VMs that do not become ready.
         progress: where the wait is shown.
@@ -50,23 +50,24 @@ def start(
         progress.step(title),
         ThreadPoolExecutor(len(specs), LAUNCHING) as threads,
     ):
-        launches = [threads.submit(launch, spec) for spec in specs]
+        launches: list[Future[VM]] = []
         try:
+            launches.extend(threads.submit(launch, spec) for spec in specs)
             wait(launches)
         except BaseException:
             with startup.stopped():
-                wait(launches)
-            _lose(launches, lose)
+                threads.shutdown()  # also waits for a launch that was just being submitted
+            _fail_ready(launches, fail)
             raise
     failures = [error for error in (each.exception() for each in launches) if error is not None]
     if not failures:
         return [each.result() for each in launches]
-    _lose(launches, lose)
+    _fail_ready(launches, fail)
     for error in failures[1:]:
         failures[0].add_note(f"And: {error}")
     raise failures[0]
 
 
-def _lose(launches: Sequence[Future[VM]], lose: Callable[[VM], object]) -> None:
+def _fail_ready(launches: Sequence[Future[VM]], fail: Callable[[VM], object]) -> None:
     for vm in [each.result() for each in launches if each.exception() is None]:
-        lose(vm)
+        fail(vm)

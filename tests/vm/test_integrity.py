@@ -203,6 +203,6 @@ def test_a_run_from_a_damaged_file_says_so_and_fails(store: Store, pytester: pyt
         [
             f"*StoreError: {store.guest}: disk.qcow2 is damaged: *",
             "*= virtainer: damaged files in the store =*",
-            f"{store.guest}: disk.qcow2 is damaged: *made or fetched again: virtainers store verify --remove",
+            f"{store.guest}: disk.qcow2 is damaged: *make or download it again: virtainers store verify --remove",
         ]
     )

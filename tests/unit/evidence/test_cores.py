@@ -1,4 +1,4 @@
-"""Core dumps of guests that tell the truth, and of those that do not."""
+"""Core dumps of honest and of hostile guests."""
 
 import os
 import subprocess
@@ -103,7 +103,7 @@ def test_holes_stay_holes(content: bytes, tmp_path: Path) -> None:
         ((44, ""), "it is no regular file"),
         ((1, "cat: \x1b[31mbroken\n"), r"cat: \x1b[31mbroken"),
         ((3, ""), "exit code 3"),
-        (RootCommandTimeout("web: a root command did not finish within 6 s"), "not done after 6 s"),
+        (RootCommandTimeout("web: a root command did not finish within 6 s"), "it did not finish within 6 s"),
         (SSHError("web: it broke. The last\nlines"), "web: it broke. The last"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_damaged_guest_image_is_refused_from_then_on(guests: GuestImages, worl
     world.watch.found = [Checked(GUEST.place, "disk.qcow2", "bb", "aa")]
     damage = Damage(world.watch, guests, world.templates, lambda _template: False)
     (message,) = damage.look()
-    assert message.endswith("To have it made or fetched again: virtainers store verify --remove")
+    assert message.endswith("To make or download it again: virtainers store verify --remove")
     for _ in range(2):
         with pytest.raises(ImageError, match=r"disk\.qcow2 is damaged: .* store verify --remove$"):
             guests.of(BOOT)

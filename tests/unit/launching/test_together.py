@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -78,13 +79,15 @@ def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(world: Wor
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_launch_that_waits_for_a_template_starts_nothing_when_it_is_interrupted(world: World) -> None:
-    waiting, stopped = threading.Barrier(4, timeout=30), threading.Event()
+    waiting = threading.Barrier(4, timeout=30)
 
     def make(_spec: Spec, _maker: Maker) -> Template:
         if threading.current_thread() is not threading.main_thread():
             waiting.wait()
+            deadline = time.monotonic() + 30
             while not world.startup.is_stopped:
-                assert not stopped.wait(0.01)
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
         return TEMPLATE
 
     world.templates.make = make

@@ -1,4 +1,4 @@
-"""A launcher with its real parts, but for what needs an engine: containers that run nothing, VMs that only wait."""
+"""A launcher with its real parts, except what needs an engine: containers that run nothing, VMs that only wait."""
 
 import contextlib
 import threading
@@ -243,7 +243,7 @@ class FakeWatch(Watch):
 
 
 class World:
-    """A launcher and all that it is given; `events` tells which containers started and ended, in order.
+    """A launcher and all that it is given; `events` lists which containers started and ended, in order.
 
     Attributes:
         fates: what happens to the next VMs that are waited for, in order; `None`: they become ready.
