@@ -24,7 +24,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
     @contextlib.contextmanager
     def note(spec: Spec, *_: object) -> Iterator[Any]:
         specs.append(spec)
-        yield SimpleNamespace(name=spec.name, spec=spec, ip="", console_command="", ssh_command="echo ssh")
+        access = SimpleNamespace(console_command="", ssh_command="echo ssh")
+        yield SimpleNamespace(name=spec.name, spec=spec, ip="", access=access)
 
     monkeypatch.setattr(api, "launched", note)
     return specs
