@@ -320,7 +320,7 @@ def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: Engine, tm
             subprocess.run([*command_line(engine), "rm", "-f", name], check=True)
         with Manager(resolve([environment(os.environ)]), SILENT) as manager:
             original = manager.guest("debian-13")
-            assert container_disk.look(engine, tag, "auto", print).user == original.user
+            assert container_disk.find(engine, tag, "auto", print).user == original.user
             with (
                 manager.store() as shop,
                 pytest.raises((ImageError, EngineError), match=rf"^making image {tag} failed: "),
