@@ -342,7 +342,7 @@ def test_evidence_is_kept_without_a_seal_where_there_is_no_place_for_its_key(
     collect.collect(machine(), tmp_path, memory=True, about={"guest": GUEST})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert "seal" not in manifest
-    assert manifest["missing"]["seal"].startswith("SpecError: the locks against other processes")
+    assert manifest["missing"]["seal"].startswith("SpecError: cannot create locks: ")
 
 
 def test_a_flat_disk_is_made_of_the_overlay_and_its_guest_image_alone(folder: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_downloads_folder_writable_by_others_is_refused(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     disk_format.downloads().chmod(0o777)
     with pytest.raises(
-        SpecError, match=r"downloads: others may write to it, by its mode 0777 \(chmod 700\): another user"
+        SpecError, match=r"downloads: its mode 0777 lets others write to it \(chmod 700\): another user"
     ):
         disk_format.downloads()
 
