@@ -317,7 +317,9 @@ def test_a_file_that_is_nearly_all_hole_is_not_sent(folder: Path) -> None:
 
 def test_a_key_that_is_none_is_refused(folder: Path) -> None:
     (folder / "ssh_key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nProxyCommand id\n")
-    with pytest.raises(SpecError, match=r"/ssh_key: an ed25519 private key without a passphrase is expected"):
+    with pytest.raises(
+        SpecError, match=r"/ssh_key: expected an ed25519 private key in OpenSSH format without passphrase"
+    ):
         launched(folder)
 
 
