@@ -68,7 +68,7 @@ class Endpoint:
                 self._take(joint)
 
     def dial(self, timeout: float) -> Any:
-        """Open a connection within `timeout` seconds; return a socket for paramiko, or raise `OSError` or `EngineError`.
+        """Open a connection within `timeout` seconds, as a socket for paramiko; raise `OSError` or `EngineError`.
 
         On a network of this host, an open or refused port proves that the address can be reached. Without an answer
         (the guest is still booting, or the network refuses connections of its host), every fourth attempt goes

@@ -39,10 +39,10 @@ _LEADER = "/run/virtainer-line.pid"
 # It leaves the cgroup of the login, which would end it; sshd's login moves it to a session's cgroup.
 # Fails if there is no such port or no sshd.
 #
-# Two processes copy between the port and sshd. sshd itself would poll the port twice, for reading and for writing, and
-# Linux (drivers/char/virtio_console.c) accepts a message that arrives in between during the second poll, which ignores
-# it. The interrupt then finds nothing new and wakes no process until the next message. When sshd has ended and its
-# output is copied, the process that still reads is killed, which closes the port.
+# Two processes copy between the port and sshd. sshd itself would poll the port twice, for reading and for writing,
+# and Linux (drivers/char/virtio_console.c) accepts a message that arrives in between during the second poll, which
+# ignores it. The interrupt then finds nothing new and wakes no process until the next message. When sshd has ended
+# and its output is copied, the process that still reads is killed, which closes the port.
 #
 # A VM restored from a template has the session of that template. A new login replaces it, as groups, limits and
 # environment may have changed. Without the copying process, its sshd ends as after a disconnect.

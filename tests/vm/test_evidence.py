@@ -180,7 +180,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
     manifest["guest"]["digest"] = "0" * 64
     manifest_path.write_text(json.dumps(manifest))
     assert re.search(
-        r"with sha256 0{64}, and what is called so now has sha256 [0-9a-f]{64}",
+        r"with sha256 0{64}, but the current \S+ has sha256 [0-9a-f]{64}",
         virtainers("resume", str(folders["teardown"] / "failing")),
     )
 
