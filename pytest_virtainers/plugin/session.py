@@ -1,4 +1,4 @@
-"""What one pytest process keeps: its settings, and the manager once a VM was asked for."""
+"""State of a pytest process: its settings, and its manager of VMs since the first request."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _NO_ENGINE_KEY: pytest.StashKey[EngineNotFound] = pytest.StashKey()
 
 
 def settings(config: pytest.Config) -> Settings:
-    """Return the settings of this run; they are read when they are first needed.
+    """Return the settings of this run, read at the first call.
 
     Raises:
-        SpecError: a value is not allowed; the message names its source.
+        SpecError: a value is not valid; the message names its source.
     """
     if SETTINGS_KEY not in config.stash:
         from pytest_virtainers.config.settings import Source, environment, resolve
@@ -51,7 +51,7 @@ def settings(config: pytest.Config) -> Settings:
 
 
 def has_settings(config: pytest.Config) -> bool:
-    """Return whether any setting is given, on the command line, in the environment or in the ini file."""
+    """Return whether any setting is given on the command line, in the environment or in the ini file."""
     return any(
         _option(config, each) is not None or os.environ.get(each.variable) or _ini(config, each) for each in OPTIONS
     )
@@ -67,10 +67,10 @@ def _ini(config: pytest.Config, option: Option) -> str | None:
 
 
 def manager(config: pytest.Config) -> Manager:
-    """Give the process's manager; the first call finds the engine.
+    """Return the manager of this process; the first call looks for the engine.
 
     Raises:
-        EngineNotFound: none answers (a skip with `missing=skip`); the second call does not look again.
+        EngineNotFound: no engine answers (a skip with `missing=skip`); further calls do not look again.
     """
     __tracebackhide__ = True
     from pytest_virtainers.errors import EngineNotFound
@@ -102,58 +102,58 @@ def manager(config: pytest.Config) -> Manager:
 
 
 def has_manager(config: pytest.Config) -> bool:
-    """Return whether this process, or the one that forked it, has asked for a VM."""
+    """Return whether this process, or the one that forked it, has requested a VM."""
     return _MANAGER_KEY in config.stash
 
 
 def present(config: pytest.Config) -> Manager | None:
-    """Give the process's manager if a VM was asked for; a forked child has none, though it knows its parent's."""
+    """Return the manager, or `None` if no VM was requested, or in a forked child of the process that has it."""
     found = config.stash.get(_MANAGER_KEY, None)
     return found if found is not None and found.is_ours else None
 
 
 def in_debugger(config: pytest.Config) -> bool:
-    """Tell whether failing tests are looked at in a debugger."""
+    """Return whether pytest opens a debugger for failing tests."""
     return bool(config.getoption("usepdb", False))
 
 
 def prefetch(config: pytest.Config, spec: Spec | None, node_id: str) -> None:
-    """Make the clone that the test `node_id` will ask for ready in the background; None: no test wants one."""
+    """Start the clone that the test `node_id` will request in the background; `None` if no test needs one."""
     if _MANAGER_KEY in config.stash and settings(config).prefetch:
         config.stash[_MANAGER_KEY].prefetch(spec, node_id)
 
 
 def durations(config: pytest.Config) -> list[Record]:
-    """Give where the seconds of this process's launches went."""
+    """Return the timings of this process's launches."""
     return config.stash[_MANAGER_KEY].durations if _MANAGER_KEY in config.stash else []
 
 
 def damage(config: pytest.Config) -> list[str]:
-    """Return what turned out to be damaged in the store after VMs of this process were started from it."""
+    """Return messages about damaged files in the store from which this process has started VMs."""
     if _MANAGER_KEY not in config.stash:
         return []
     from pytest_virtainers.errors import VirtainerError
 
-    with contextlib.suppress(VirtainerError):  # what cannot be removed now is found again
+    with contextlib.suppress(VirtainerError):  # files that cannot be removed are found again
         config.stash[_MANAGER_KEY].look_for_damage()
     return config.stash[_MANAGER_KEY].damage
 
 
 def close(config: pytest.Config) -> None:
-    """End all that the process has started."""
+    """End everything that the process has started."""
     if _MANAGER_KEY in config.stash:
         config.stash[_MANAGER_KEY].close()
         del config.stash[_MANAGER_KEY]
 
 
 def note(config: pytest.Config, line: str) -> None:
-    """Show a line that the person asked for: also under `-q`, unless it is given twice."""
+    """Show a line that the user requested; it is shown with `-q`, but not with `-qq`."""
     _progress(config, quiet=-1).note(line)
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let a `VirtainerError` speak for itself: its message says what its causes and our frames would."""
+    """Show a `VirtainerError` without its causes and the plugin's frames, as its message contains them."""
     __tracebackhide__ = True
     from pytest_virtainers.errors import VirtainerError
 
@@ -176,8 +176,8 @@ def _progress(config: pytest.Config, quiet: int = 0) -> Progress:
 
     def write(text: str) -> None:
         thread = threading.current_thread()
-        # pytest's capturing is not made for threads. But while VMs start together, the main thread only waits for
-        # them; the line that changes is its own.
+        # pytest's capturing is not thread-safe. But while VMs start together, the main thread only waits for their
+        # threads. Only the main thread redraws lines.
         of_launch = thread.name.startswith(LAUNCHING) and text.endswith("\n")
         if thread is not threading.main_thread() and not of_launch:
             return
@@ -193,34 +193,34 @@ def _progress(config: pytest.Config, quiet: int = 0) -> Progress:
 
 
 def _echo(config: pytest.Config) -> Callable[[str], object] | None:
-    """Show what commands print, if that is wanted: on the terminal even while pytest captures."""
+    """Return a function that shows the output of commands on the terminal, or `None` if it is not requested."""
     if config.getoption("capture", "no") == "no":
         return lambda text: print(text, end="", flush=True)
     if not settings(config).echo:
         return None
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        terminal = os.dup(_STDERR)  # processes are shown by threads, for which pytest's capturing is not made
+        terminal = os.dup(_STDERR)  # threads write to it, and pytest's capturing is not thread-safe
     return lambda text: os.write(terminal, text.encode())
 
 
 def _end_on_sigterm() -> None:
-    """Make SIGTERM end the run as Ctrl-C does, so that everything is cleaned up; by default it ends us at once."""
+    """Make SIGTERM end the run like Ctrl-C, with a cleanup; its default would end the process immediately."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _exit)
 
 
 def _end_with_parent(config: pytest.Config) -> None:
-    """Make the end of pytest-xdist's main process, however it ends, the end of this worker, too (Linux).
+    """End this worker when the main process of pytest-xdist ends in any way (Linux).
 
-    pytest-xdist would let a worker finish its test, and end it without a word some seconds later.
+    pytest-xdist would let a worker finish its test, and kill it some seconds later.
     """
     parent = os.getppid()
 
     def end(number: int, frame: object) -> None:
         if os.getppid() == parent:
             _exit(number, frame)
-        signal.alarm(_LAST_SECONDS)  # nobody is there to end us, if we should be stuck
+        signal.alarm(_LAST_SECONDS)  # a limit for the cleanup
         try:
             close(config)
         finally:
