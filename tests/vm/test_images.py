@@ -77,17 +77,20 @@ def test_the_disks_in_the_store_are_compared_with_what_they_were(
     (row,) = json.loads(capsys.readouterr().out)
     assert row["sha256"] == row["was"]
     assert cli.main(["images", "verify"]) == 0
-    assert capsys.readouterr().out == f"{row['place']}: as it came\n"
+    assert capsys.readouterr().out == f"{row['place']}: unchanged\n"
     shop.shell(f"printf x >>/store/{row['place']}/disk.qcow2")
     assert cli.main(["images", "verify"]) == 1
-    assert f", and was {row['was']}\n" in capsys.readouterr().out
+    assert f", expected {row['was']}\n" in capsys.readouterr().out
     shop.shell(f"rm /store/{row['place']}/disk.qcow2")
     assert cli.main(["images", "verify"]) == 1
-    assert capsys.readouterr().out == f"{row['place']}: missing, and was {row['was']}\n"
+    assert capsys.readouterr().out == f"{row['place']}: missing, expected {row['was']}\n"
     assert cli.main(["images", "rm", "tiny"]) == 0
     capsys.readouterr()
     assert cli.main(["images", "rm", "tiny"]) == 1
-    assert capsys.readouterr().err == f"virtainers: {row['place']} is not in the store: see virtainers store ls\n"
+    assert (
+        capsys.readouterr().err
+        == f"virtainers: {row['place']} is not in the store. List its entries: virtainers store ls\n"
+    )
 
 
 @pytest.mark.parametrize("kind", ["raw", "vmdk", "vhdx"])

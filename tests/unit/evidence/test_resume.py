@@ -195,7 +195,7 @@ def test_unusable_memory_suggests_to_boot_the_disk(
     said = capsys.readouterr().err.splitlines()
     assert said[-2:] == [
         f"virtainers: web has ended: the memory in {folder}/memory.state does not fit: QEMU",
-        f"virtainers: to boot its disk without its memory: virtainers resume --disk-only '{folder}'",
+        f"virtainers: to boot the disk without the memory: virtainers resume --disk-only '{folder}'",
     ]
 
 
@@ -219,7 +219,7 @@ def test_a_qemu_crash_is_retried_once(
     assert (tries, closed) == (["launched", "launched"], [1])
     said = capsys.readouterr().err
     assert said.count("QEMU ended by itself (SIGABRT)") == 2
-    assert said.count("virtainers: QEMU has crashed: starting it anew, once\n") == 1
+    assert said.count("virtainers: QEMU crashed; starting it once more\n") == 1
 
 
 def test_untrusted_memory_is_not_loaded(untrusted: Path, capsys: pytest.CaptureFixture[str]) -> None:
