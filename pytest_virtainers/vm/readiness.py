@@ -10,10 +10,10 @@ import json
 import shlex
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import paramiko
-import tenacity
 
 from pytest_virtainers.errors import BootError, BootTimeout, ProvisionTimeout, SSHError
 from pytest_virtainers.ssh import client
@@ -60,41 +60,30 @@ def wait_for_login(
         SSHError: the guest shows another host key than the one given to it.
     """
     deadline = time.monotonic() + timeout
-
-    def attempt() -> client.Connection:
+    while True:
         machine.check()
         seconds = max(1.0, min(_LOGIN_SECONDS, deadline - time.monotonic()))
-        return patiently(
-            lambda: connect(seconds),
-            check=machine.check,
-            deadline=time.monotonic() + seconds,
-            unwanted=lambda connection: connection.close(),
-        )
-
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_passing),
-        stop=tenacity.stop_after_delay(timeout),
-        wait=tenacity.wait_fixed(_RETRY_SECONDS),
-    )
-    try:
-        return retrying(attempt)
-    except tenacity.RetryError as error:
-        last = error.last_attempt.exception()
-        raise BootTimeout(
-            f"{machine.name} did not let us log in over SSH within {timeout:.0f} s. The last try: "
-            f"{str(last) or type(last).__name__}. The last lines of its console:\n{machine.console.tail()}\n"
-            "If it is only slow, give it more time (boot_timeout); a slow machine without KVM needs minutes."
-        ) from last
-    except paramiko.BadHostKeyException as error:
-        raise SSHError(
-            f"{machine.name} shows another SSH host key than the one that was given to it through cloud-init; "
-            f"someone else answers at its address, or the image ignores cloud-init's ssh_keys ({error})"
-        ) from error
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Tell whether a failed login may be due to a boot that is still under way."""
-    return isinstance(error, (*client.FAILURES, TimedOut)) and not isinstance(error, paramiko.BadHostKeyException)
+        try:
+            return patiently(
+                partial(connect, seconds),
+                check=machine.check,
+                deadline=time.monotonic() + seconds,
+                unwanted=lambda connection: connection.close(),
+            )
+        except paramiko.BadHostKeyException as error:
+            raise SSHError(
+                f"{machine.name} shows another SSH host key than the one that was given to it through cloud-init; "
+                f"someone else answers at its address, or the image ignores cloud-init's ssh_keys ({error})"
+            ) from error
+        except (*client.FAILURES, TimedOut) as error:  # perhaps the boot is still under way
+            if time.monotonic() >= deadline:
+                raise BootTimeout(
+                    f"{machine.name} did not let us log in over SSH within {timeout:.0f} s. The last try: "
+                    f"{str(error) or type(error).__name__}. The last lines of its "
+                    f"console:\n{machine.console.tail()}\nIf it is only slow, give it more time (boot_timeout); a "
+                    "slow machine without KVM needs minutes."
+                ) from error
+        time.sleep(_RETRY_SECONDS)
 
 
 def wait_for_cloud_init(machine: Machine, connection: client.Connection, limit: provision_limit.Limit) -> None:

@@ -40,7 +40,7 @@ def test_a_run_without_vms_loads_few_modules(pytester: pytest.Pytester) -> None:
 
         def pytest_unconfigure(config):
             ours = [each for each in sys.modules if each.startswith("pytest_virtainers")]
-            foreign = {"docker", "paramiko", "pycdlib", "tenacity", "yaml", "requests", "difflib"}
+            foreign = {"docker", "paramiko", "pycdlib", "yaml", "requests", "difflib"}
             print("loaded:", *ours)
             print("foreign:", *sorted({*sys.modules} & foreign - before))
         """

@@ -589,7 +589,7 @@ def test_a_failing_test_without_vms_imports_nothing_heavy(pytester: pytest.Pytes
         import sys
 
         def pytest_unconfigure():
-            heavy = ("docker", "paramiko", "tenacity", "requests", "pytest_virtainers.evidence.collect")
+            heavy = ("docker", "paramiko", "requests", "pytest_virtainers.evidence.collect")
             print("heavy:", [each for each in heavy if each in sys.modules])
         """
     )
