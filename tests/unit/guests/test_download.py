@@ -134,6 +134,21 @@ def test_a_part_of_another_version_is_downloaded_again(server: HostileServer, tm
     assert (tmp_path / "disk").read_bytes() == CONTENT
 
 
+def test_a_wrong_digest_after_an_interruption_is_tried_once_more(server: HostileServer, tmp_path: Path) -> None:
+    def change(request: hostile_server.Request) -> None:
+        server.content = CONTENT
+        request.send()
+
+    server.content = CONTENT[::-1]
+    server.days = [cut(4 * PIECE), change]
+    assert "the resumed file does not match its digest; downloading it again" in get(server, tmp_path)
+    assert server.ranges == [None, "bytes=262144-", None]
+    server.content, server.days, server.ranges = CONTENT[::-1], [cut(4 * PIECE)], []
+    with pytest.raises(ImageError, match=r"expected .* It was deleted$"):
+        get(server, tmp_path)
+    assert server.ranges == [None, "bytes=262144-", None]
+
+
 def test_a_complete_part_is_not_downloaded_again(server: HostileServer, tmp_path: Path) -> None:
     (tmp_path / "disk.part").write_bytes(CONTENT)
     get(server, tmp_path)

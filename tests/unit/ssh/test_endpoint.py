@@ -56,7 +56,7 @@ class FakeContainer:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """A listening port to which connections to all guests are redirected."""
+    """Listen on a port to which connections to all guests are redirected."""
     with socket.create_server((ADDRESS, 0)) as server:
         there = server.getsockname()[1]
         real = socket.create_connection

@@ -348,8 +348,8 @@ def test_closing_a_stream_in_a_child_does_not_shut_it_down() -> None:
         return "closed"
 
     assert in_child(close) == "closed"
-    stream.send(b"goes on")
-    assert theirs.recv(10) == b"goes on"
+    stream.send(b"open")
+    assert theirs.recv(10) == b"open"
     stream.close()
     theirs.close()
 
