@@ -137,7 +137,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
         assert re.search(cause, shown), f"{name}:\n{shown}"
         (folder,) = folders[name].iterdir()
         assert f"virtainers resume virtainer-artifacts/{folders[name].name}/{folder.name}" in shown
-        assert "the console's last lines:\n  | " in shown
+        assert "last lines of the console:\n  | " in shown
         manifest = json.loads((folder / "manifest.json").read_text())
         missing = set(manifest["missing"])
         assert missing == ({"journal.txt", "dmesg.txt"} if name in WITHOUT_SSH else set()) | (

@@ -271,7 +271,7 @@ def test_layouts_of_container_images(engine: Engine, shop: Workshop) -> None:
 
 @pytest.mark.each_engine
 def test_a_container_image_without_a_disk(shop: Workshop, runtime_image: str) -> None:
-    with pytest.raises(ImageError, match=r"it has no disk at /image or /disk; a prepared virtainer has its disk as"):
+    with pytest.raises(ImageError, match=r"it has no disk at /image or /disk\. An image of virtainers images"):
         images.ensure(f"docker-image://{runtime_image}", "auto", shop, SILENT)
     assert shop.shell("find /store -type f").split() == []
     with pytest.raises(ImageError, match=r"has no such image, and pulling it failed: .+"):
