@@ -1,4 +1,4 @@
-"""Say what this machine has for virtainers, and what to mend."""
+"""Check this machine: engine, KVM, image tools, memory; report remedies."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _ENOUGH_DISK_GIB = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, what was seen, what mends it, and whether VMs need it."""
+    """One line of the report: topic, observation, remedy, and whether VMs cannot start without it."""
 
     topic: str
     seen: str
-    mend: str = ""
+    remedy: str = ""
     fatal: bool = False
 
     def __str__(self) -> str:
-        mark = "FAIL" if self.fatal else "note" if self.mend else "ok  "
-        mend = f"\n       to mend it: {self.mend}" if self.mend else ""
-        return f"{mark} {self.topic}: {self.seen}{mend}"
+        mark = "FAIL" if self.fatal else "note" if self.remedy else "ok  "
+        remedy = f"\n       remedy: {self.remedy}" if self.remedy else ""
+        return f"{mark} {self.topic}: {self.seen}{remedy}"
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at the machine, the engine and the images; changes nothing."""
+    """Check the machine, the engine and the images, without changing anything."""
     findings = [_python(), _kvm(), _base_tool(), _ssh()]
     try:
         engine = find(settings.engine)
@@ -61,39 +61,41 @@ def _python() -> Finding:
 
 
 def _kvm() -> Finding:
-    """Look for KVM as the supervisor does: the CPU must show it, whatever the device node promises."""
+    """Check KVM like the supervisor: the CPU must support it, too, not only the device node exist."""
     if not Path("/dev/kvm").exists():
         return Finding("kvm", "no /dev/kvm: VMs are emulated, a boot takes about a minute")
     flags = Path("/proc/cpuinfo").read_text().split()
     if platform.machine() == "x86_64" and not {"vmx", "svm"} & set(flags):
-        return Finding("kvm", "/dev/kvm is there, but the CPU shows neither vmx nor svm: VMs are emulated")
+        return Finding("kvm", "/dev/kvm exists, but the CPU has neither vmx nor svm: VMs are emulated")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return Finding("kvm", "there, but not ours to use", "add this user to the group kvm")
+        return Finding("kvm", "exists, but this user cannot open it", "add this user to the group kvm")
     return Finding("kvm", "usable")
 
 
 def _base_tool() -> Finding:
     if shutil.which("mmdebstrap"):
-        return Finding("mmdebstrap", "there: images can be built without a container registry")
-    return Finding("mmdebstrap", "not installed; needed only where no container registry answers")
+        return Finding("mmdebstrap", "installed: images can be built without a container registry")
+    return Finding("mmdebstrap", "not installed; needed only if no container registry can be reached")
 
 
 def _ssh() -> Finding:
     if shutil.which("ssh"):
-        return Finding("ssh", "there: the command virtainers opens shells with it")
-    return Finding("ssh", "not installed", "for the command virtainers: install OpenSSH's client; tests do without")
+        return Finding("ssh", "installed: the command virtainers uses it to open shells")
+    return Finding(
+        "ssh", "not installed", "install OpenSSH's client for the command virtainers; tests do not need it"
+    )
 
 
 def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
     yield Finding("engine", str(engine))
-    with engine.failures("asking what the engine's host has"):
+    with engine.failures("asking for the engine's memory and storage driver"):
         memory_mib, driver = engine.memory_mib(), engine.storage_driver()
     yield Finding("memory", f"{memory_mib} MiB on the engine's host")
-    if driver == "vfs":  # a rootless Podman's, where it has met neither fuse-overlayfs nor a kernel that does without
+    if driver == "vfs":  # rootless Podman without fuse-overlayfs, on a kernel that requires it
         yield Finding(
             "storage driver",
-            "vfs: the engine copies all of the runtime image for each VM, which takes seconds",
-            "let it use overlay (Podman: install fuse-overlayfs, then podman system reset, which removes all it has)",
+            "vfs: the engine copies the whole runtime image for each VM, which takes seconds",
+            "use overlay (Podman: install fuse-overlayfs, then run podman system reset, which removes all its data)",
         )
     image = runtime_image.reference()
     if not runtime_image.present(engine, image):
@@ -108,16 +110,16 @@ def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
         run_id = f"doctor-{os.getpid()}"
         with Reaper(engine, run_id), workshop(engine, settings.store, image, run_id) as shop:
             free_gib = int(shop.shell(f"df -Pk {MOUNT} | awk 'NR==2 {{print $4}}'")) // (1024 * 1024)
-            # Without `shop.manifest`, after which a place would count as used now.
+            # Not with `shop.manifest`, which would mark the places as used.
             places = shop.shell(f"cd {MOUNT} && ls -1 guests/*/manifest.json 2>/dev/null || true").split()
             entries = set(catalogue().values())
             here = sorted(entry.name for entry in entries if f"{entry.place}/manifest.json" in places)
     except VirtainerError as error:
-        yield Finding("store", str(error), "choose another one: VIRTAINER_STORE", fatal=True)
+        yield Finding("store", str(error), "choose another store with VIRTAINER_STORE", fatal=True)
         return
-    room = f"{settings.store}, {free_gib} GiB free"
-    yield Finding("store", room, "make room" if free_gib < _ENOUGH_DISK_GIB else "")
+    space = f"{settings.store}, {free_gib} GiB free"
+    yield Finding("store", space, "free some space" if free_gib < _ENOUGH_DISK_GIB else "")
     yield Finding(
         "guest images",
-        f"here: {', '.join(here) or 'none'}; {len(entries) - len(here)} more of the catalogue at first use",
+        f"in the store: {', '.join(here) or 'none'}; {len(entries) - len(here)} more in the catalogue",
     )

@@ -1,8 +1,8 @@
-"""The command `virtainers`: VMs without pytest, guest images, the store, evidence, and what this machine has.
+"""The command `virtainers`: VMs without pytest, guest images, the store, evidence, and checks of this machine.
 
-Exit codes: 0 when it did what was asked, 1 when it failed, 2 for wrong usage, 130 when it was interrupted. `run`,
-`ssh`, `exec` and `resume` give that of the shell or command in the VM, 255 when ssh itself failed. SIGTERM (143) and
-a closed terminal (129) end a command as Ctrl-C does.
+Exit codes: 0 on success, 1 on failure, 2 for wrong usage, 130 after an interrupt. `run`, `ssh`, `exec` and `resume`
+exit with the code of the shell or command in the VM, or 255 if ssh itself failed. SIGTERM (143) and a closed terminal
+(129) end a command with the same cleanup as Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def virtainers() -> None:
     """Disposable virtual machines in containers: only Docker or Podman is needed.
 
     \b
-    A shell in a fresh VM, which ends with it:
+    A shell in a new VM, which ends with the shell:
       virtainers run debian-13
     One command in a VM:
       virtainers run --ram 2G -- sh -c 'free -m; uname -r'
-    A VM that stays:
+    A detached VM, which keeps running:
       virtainers run --detach --name web --package nginx
       virtainers ssh web
       virtainers rm --force web
 
     Settings come from VIRTAINER_X in the environment, for example VIRTAINER_ENGINE=podman.
 
-    Exit codes: 0, it did what was asked; 1, it failed; 2, wrong usage; 130, interrupted. run, ssh, exec and resume
-    give that of the shell or command in the VM, and 255 when ssh itself failed.
-    """  # noqa: D301  (click's mark for lines that stay as they are)
+    Exit codes: 0, success; 1, failure; 2, wrong usage; 130, interrupted. run, ssh, exec and resume exit with the
+    code of the shell or command in the VM, or 255 if ssh itself failed.
+    """  # noqa: D301  (click's mark for lines that are not wrapped)
 
 
 for _module in (machines, images, store, evidence, host):
@@ -51,28 +51,28 @@ for _module in (machines, images, store, evidence, host):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give the exit code."""
+    """Run one command and return its exit code."""
     try:
-        with _ending_in_order():
+        with _cleanup_on_signals():
             code = virtainers.main(arguments, prog_name="virtainers", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
-    except (VirtainerError, OSError) as error:  # a file that is not there, a program that is not installed
+    except (VirtainerError, OSError) as error:  # a missing file or program
         tell(str(error))
         return _FAILED
     return int(code or 0)
 
 
 @contextlib.contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Let SIGTERM and a terminal that is closed end the block as Ctrl-C does: what has been started ends first."""
+def _cleanup_on_signals() -> Iterator[None]:
+    """Make SIGTERM and a closed terminal end the block with the same cleanup as Ctrl-C."""
 
     def end(number: int, _frame: object) -> NoReturn:
         for each in ours:
-            signal.signal(each, signal.SIG_IGN)  # once is enough: the clean-up is under way
+            signal.signal(each, signal.SIG_IGN)  # the cleanup has begun
         raise SystemExit(128 + number)
 
     ours = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]  # nohup

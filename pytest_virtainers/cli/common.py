@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from pytest_virtainers.vm.vm import VM
 
 OPTIONS = "the options"
-"""Who asks for a VM, in messages."""
+"""The source of arguments, in messages."""
 
 WORDS = "words"
-"""The parameter with the words for a VM."""
+"""The parameter with the command for a VM."""
 
 as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON.")
 
 
 def settings(**options: str | None) -> Settings:
-    """Read the settings, those that a command has options for from there; raises `SpecError`."""
+    """Return the settings, from options of the command and the environment; raise `SpecError` for an invalid one."""
     given = Source(lambda setting: f"--{setting.name.replace('_', '-')}", lambda setting: options.get(setting.name))
     return resolve([given, environment(os.environ)])
 
 
 def progress() -> Progress:
-    """Show long steps on stderr; on a terminal, with their last words as they come."""
+    """Return a progress display on stderr, which redraws lines on a terminal."""
     live = sys.stderr.isatty()
 
     def write(text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal was closed, and what is under way is to end in order
+        with contextlib.suppress(OSError):  # the terminal was closed; the cleanup continues
             sys.stderr.write(fitted(text, os.get_terminal_size(sys.stderr.fileno()).columns if live else 0))
             sys.stderr.flush()
 
@@ -54,18 +54,18 @@ def progress() -> Progress:
 
 
 def tell(text: str) -> None:
-    """Say something that is no result."""
+    """Print a message to stderr."""
     with contextlib.suppress(OSError):
         print(printable(f"virtainers: {text}"), file=sys.stderr, flush=True)
 
 
 def answer(text: str) -> None:
-    """Print a result for people."""
+    """Print a result, escaped for a terminal."""
     print(printable(text))
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str] = ()) -> None:
-    """Print rows: as JSON with all that they have, or as a table with some of it."""
+    """Print rows, as JSON with all fields, or as a table with some columns."""
     if as_json:
         print(json.dumps([dict(row) for row in rows], indent=2))
         return
@@ -79,25 +79,25 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[
 
 
 def check_ssh() -> None:
-    """Raise `UsageError` when there is no OpenSSH."""
+    """Raise `UsageError` if OpenSSH is not installed."""
     if shutil.which("ssh") is None:
-        raise UsageError("there is no ssh here, by which the shell in the VM is opened: install OpenSSH's client")
+        raise UsageError("ssh is not installed, and opens the shell in the VM. Install OpenSSH's client")
 
 
 def ssh(vm: VM, line: str = "", *, terminal: bool = False) -> int:
-    """Open a shell in a VM with OpenSSH, or run a shell line there; give its exit code."""
+    """Open a shell in a VM with OpenSSH, or run a shell line there; return the exit code."""
     command, *words = shlex.split(vm.access.ssh_command)
     with subprocess.Popen([command, *(["-t"] if terminal else []), *words, *([line] if line else [])]) as client:
         try:
             return client.wait()
         except BaseException:
-            client.terminate()  # upon which it gives the terminal back as it was
+            client.terminate()  # so that it restores the terminal
             raise
 
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """What the block refuses is wrong usage."""
+    """Report errors of the block as wrong usage."""
     try:
         yield
     except (SpecError, ValueError) as error:
@@ -105,7 +105,7 @@ def usage() -> Iterator[None]:
 
 
 def size(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
-    """Take a size as people write it, in MiB."""
+    """Parse a size with a unit and return MiB."""
     try:
         return None if value is None else int(parsing.size_mib(least=0)(value))
     except ValueError as error:
@@ -134,10 +134,10 @@ class Command(click.Command):
 
 
 class GuestCommand(Command):
-    """A command that takes words for a VM: all that stands behind the first `--`, whatever it looks like."""
+    """A command that passes all words after the first `--` to a VM."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Divide at the first `--`."""
+        """Split the arguments at the first `--`."""
         at = args.index("--") if "--" in args else len(args)
         try:
             rest = super().parse_args(ctx, args[:at])
@@ -145,12 +145,12 @@ class GuestCommand(Command):
             unknown = isinstance(error, click.NoSuchOption) and not self.meant(error)
             misplaced = unknown or "unexpected extra argument" in error.message
             if at == len(args) and misplaced:
-                hint = "a command for the VM stands after --"
+                hint = "put a command for the VM after --"
                 raise click.UsageError(f"{error.format_message().rstrip('.')}; {hint}", ctx) from None
             raise
         ctx.params[WORDS] = tuple(args[at + 1 :])
         return rest
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Name the words, too."""
+        """Add the words after `--` to the usage."""
         return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]

@@ -1,4 +1,4 @@
-"""What the shell offers for a word that is begun: names that are there now; none when they cannot be had."""
+"""Shell completion with existing names, or without any if they cannot be determined."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _completer(names: Callable[[click.Context], Iterable[tuple[str, str]]]) -> Completer:
-    """Make one for click, of a function that gives names and what is said of them."""
+    """Return a completer for click from a function that returns names with descriptions."""
 
     def complete(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -33,8 +33,8 @@ def _completer(names: Callable[[click.Context], Iterable[tuple[str, str]]]) -> C
 
 
 @_completer
-def machine_names(_context: click.Context) -> Iterable[tuple[str, str]]:
-    """Machines that stay."""
+def vm_names(_context: click.Context) -> Iterable[tuple[str, str]]:
+    """Return the names of detached VMs."""
     from pytest_virtainers import detached
 
     with detached.connected(settings()) as engine:
@@ -43,7 +43,7 @@ def machine_names(_context: click.Context) -> Iterable[tuple[str, str]]:
 
 @_completer
 def image_names(_context: click.Context) -> Iterable[tuple[str, str]]:
-    """Names of the catalogue."""
+    """Return the names in the catalogue."""
     from pytest_virtainers.guests.catalogue import catalogue
 
     return [(each, "") for each in catalogue()]
@@ -51,7 +51,7 @@ def image_names(_context: click.Context) -> Iterable[tuple[str, str]]:
 
 @_completer
 def snapshot_tags(context: click.Context) -> Iterable[tuple[str, str]]:
-    """Snapshots of the machine whose name stands before."""
+    """Return the snapshots of the VM named by the previous word."""
     from pytest_virtainers import detached
     from pytest_virtainers.support.progress import SILENT
 
@@ -61,7 +61,7 @@ def snapshot_tags(context: click.Context) -> Iterable[tuple[str, str]]:
 
 @_completer
 def store_places(_context: click.Context) -> Iterable[tuple[str, str]]:
-    """What is in the store."""
+    """Return the entries of the store."""
     from pytest_virtainers import detached
     from pytest_virtainers.engine import runtime_image
     from pytest_virtainers.engine.reaper import Reaper
@@ -83,20 +83,20 @@ def words(*offered: str) -> Completer:
 
 
 def image_names_or_files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Offer names of the catalogue, or files of this computer."""
+    """Complete names in the catalogue, or local files."""
     from click.shell_completion import CompletionItem
 
     return image_names(context, parameter, begun) or [CompletionItem(begun, type="file")]
 
 
-def files_or_machines(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Offer files of this computer, or `NAME:` of machines."""
+def files_or_vms(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete local files, or `NAME:` of detached VMs."""
     from click.shell_completion import CompletionItem
 
-    names = [] if "/" in begun else machine_names(context, parameter, begun)
+    names = [] if "/" in begun else vm_names(context, parameter, begun)
     if not names:
         return [CompletionItem(begun, type="file")]
     here = sorted(each.name for each in Path().iterdir())
-    # bash and zsh put a space after a word of ours, so the path in the guest is begun by hand.
-    machines = [CompletionItem(f"{each.value}:", help=each.help) for each in names]
-    return [*machines, *(CompletionItem(each) for each in here if each.startswith(begun))]
+    # bash and zsh add a space, so the user has to type the path in the guest.
+    vms = [CompletionItem(f"{each.value}:", help=each.help) for each in names]
+    return [*vms, *(CompletionItem(each) for each in here if each.startswith(begun))]

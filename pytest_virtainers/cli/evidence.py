@@ -1,4 +1,4 @@
-"""Evidence of failing tests: machines that are started again."""
+"""The command `virtainers resume`: start VMs from the evidence of failing tests."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _FAILED = 1
     "--export",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write its disk as one flat qcow2 file instead.",
+    help="Only write the disk as one flat qcow2 file.",
 )
-@click.option("--disk-only", is_flag=True, help="Boot its disk, also where its memory was kept.")
+@click.option("--disk-only", is_flag=True, help="Boot the disk, even if the memory was saved.")
 @click.option(
     "--trust",
     is_flag=True,
-    help="Load its memory, and fetch its guest image, also if another user or machine wrote it. QEMU was not made to "
-    "withstand a hostile memory file: use it for people whom you would let run programs here.",
+    help="Load the memory and download the guest image even if another user or machine wrote FOLDER. QEMU does not "
+    "check memory files: use this only if you would run the author's programs on this machine.",
 )
 def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, words: tuple[str, ...]) -> int:
-    """Start a machine again from its evidence, and open a shell in it, or hand COMMAND to its shell, as ssh does.
+    """Start a VM from the evidence of a failing test, and open a shell, or pass COMMAND to its shell, like ssh.
 
-    FOLDER is as the test's report names it: virtainer-artifacts/TEST/MACHINE.
+    FOLDER is in the test's report: virtainer-artifacts/TEST/VM.
 
     \b
     For example:
@@ -55,43 +55,43 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
     with build_launcher(settings(), progress()) as launcher:
         if export:
             resume.export(launcher, evidence, export)
-            print(f"{export}: a disk that needs no other")
+            print(f"{export}: a self-contained disk")
             return 0
 
         def report(error: VirtainerError) -> None:
-            """Call disk and memory by their names in the folder, as the user knows them."""
+            """Print an error with the paths of disk and memory in the folder instead of the container."""
             text = str(error).replace(resume.MEMORY, shown(folder / STATE))
             tell(text.replace(resume.DISK, shown(folder / OVERLAY)))
 
-        vm = _kept(launcher, evidence)
+        vm = _launch(launcher, evidence)
         try:
             try:
                 vm.machine.wait_until_resumed()
-            except QEMUCrashed as error:  # as when a machine boots: once more
+            except QEMUCrashed as error:  # try once more, as for a boot
                 tell(str(error))
-                tell("QEMU has crashed: starting it anew, once")
+                tell("QEMU crashed; starting it once more")
                 vm.machine.close()
-                vm = _kept(launcher, evidence)
+                vm = _launch(launcher, evidence)
                 vm.machine.wait_until_resumed()
         except BadTemplate as error:
             report(error)
             booted = shlex.join(["virtainers", "resume", "--disk-only", str(folder)])
-            tell(f"to boot its disk without its memory: {booted}")
+            tell(f"to boot the disk without the memory: {booted}")
             return _FAILED
         except VirtainerError as error:
             report(error)
             if not sys.stdin.isatty():
                 return _FAILED
-            input("virtainers: it runs, but does not let us in. Press Enter to end it: ")
+            input("virtainers: the VM is running, but SSH does not work. Press Enter to end it: ")
             return _FAILED
         return ssh(vm, " ".join(words))
 
 
-def _kept(launcher: Launcher, evidence: Evidence) -> VM:
+def _launch(launcher: Launcher, evidence: Evidence) -> VM:
     from pytest_virtainers.evidence import resume
 
     vm = resume.launch(launcher, evidence)
-    tell(f"its console: {vm.access.console_command}")
+    tell(f"to open its console: {vm.access.console_command}")
     return vm
 
 

@@ -1,4 +1,4 @@
-"""This machine: what it has, what was left on it, and its shells."""
+"""Commands for this machine: checks, cleanup, shell completion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FAILED = 1
 @click.command
 @as_json
 def doctor(as_json: bool) -> int:
-    """Say what this machine has, and what to mend.
+    """Check this machine: engine, KVM, image tools, memory; print remedies.
 
     \b
     For example:
@@ -35,7 +35,7 @@ def doctor(as_json: bool) -> int:
 @click.command
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 def prune(force: bool) -> None:
-    """Remove VMs that stay and are switched off, and whatever dead processes have left.
+    """Remove detached VMs that are switched off, and leftovers of dead processes.
 
     \b
     For example:
@@ -58,7 +58,7 @@ def prune(force: bool) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what completes this command in a shell.
+    """Print a script that completes this command in a shell.
 
     \b
     For example:

@@ -1,4 +1,4 @@
-"""Guest images: those of the catalogue, and those in the store."""
+"""Commands for guest images in the catalogue and in the store."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ARCH_AND_FIRMWARE = shape.options([ARGUMENTS["arch"], ARGUMENTS["firmware"]])
 @click.argument("image", required=False, shell_complete=image_names_or_files)
 @shape.options(shape.OF_TEMPLATES)
 @shape.seed_iso
-@click.option("--cold", is_flag=True, help="The images alone, for VMs that boot: --template off.")
+@click.option("--cold", is_flag=True, help="Create no template: for VMs that boot; as --template off.")
 def build(image: str | None, **given: Any) -> None:
-    """Build what a VM needs ahead of the first one, if it is not there: its images and its template.
+    """Create the images and the template of a VM, unless they exist.
 
-    Options are those of virtainers run, which then starts such a VM in seconds. What the tests of a project need,
-    pytest --virtainer-warm makes.
+    The options are those of virtainers run, which then starts such a VM in seconds. For the tests of a project, use
+    pytest --virtainer-warm.
 
     \b
     For example:
       virtainers build
       virtainers build ubuntu-24.04 --ram 2G --package nginx
-      virtainers build --cold                  # the runtime image and the guest image alone
+      virtainers build --cold                  # only the runtime image and the guest image
     """  # noqa: D301
     from pytest_virtainers.launching.build import build_launcher
 
@@ -48,13 +48,13 @@ def build(image: str | None, **given: Any) -> None:
 
 @click.group
 def images() -> None:
-    """Look at guest images, and bring some into the store."""
+    """Manage guest images."""
 
 
 @images.command("ls")
 @as_json
 def ls(as_json: bool) -> None:
-    """List the catalogue, and what of it the store has.
+    """List the catalogue, and the size of images in the store.
 
     \b
     For example:
@@ -86,30 +86,30 @@ def ls(as_json: bool) -> None:
         )
     if as_json:
         for row in rows:
-            del row["in store"]  # for people: size_mib says it
+            del row["in store"]  # size_mib has it
     show(rows, as_json=as_json, columns=("name", "arch", "user", "in store", "source"))
     if not as_json:
         answer("\n".join(("", *(f"{row['name']}: {row['note']}" for row in rows if row["note"]))))
         print(
             "",
-            "Published images have not been tried; what is fetched is compared with the digest known of it.",
+            "Published images are not tested; downloads are compared with their known digests.",
             sep="\n",
         )
 
 
 def _sizes_mib() -> dict[str, int]:
-    """Give the size of what is in the store, by its place; the catalogue is to be read without an engine, too."""
+    """Return the sizes of store entries by place, or nothing without an engine, as `ls` must work without one."""
     from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
 
     try:
         with build_launcher(settings(), progress()) as launcher:
-            if not launcher.runtime_image.is_built():  # without which nothing has come into the store from here
+            if not launcher.runtime_image.is_built():  # then the store is empty
                 return {}
             with launcher.store.open() as shop:
                 return {each.place: each.size_mib for each in eviction.contents(launcher.engine, shop)}
     except (EngineNotFound, EngineError) as error:
-        tell(f"what is in the store cannot be told: {error}")
+        tell(f"cannot list the store: {error}")
         return {}
 
 
@@ -120,9 +120,9 @@ images.add_command(build)
 @click.argument("names", nargs=-1, required=True, shell_complete=image_names_or_files)
 @_ARCH
 def pull(names: tuple[str, ...], arch: str | None) -> None:
-    """Bring guest images into the store: fetched, copied or built.
+    """Download, copy or build guest images into the store.
 
-    NAMES may be paths, URLs and container images (docker-image://NAME), too.
+    NAMES are names in the catalogue, paths, URLs or container images (docker-image://NAME).
 
     \b
     For example:
@@ -136,10 +136,10 @@ def pull(names: tuple[str, ...], arch: str | None) -> None:
 
 @images.command("bake")
 @click.argument("image", shell_complete=image_names)
-@click.option("--tag", help="What it is called; for debian-13 by default localhost/virtainers/debian:13.")
+@click.option("--tag", help="Name of the container image, by default localhost/virtainers/debian:13 for debian-13.")
 @_ARCH_AND_FIRMWARE
 def bake(image: str, tag: str | None, arch: str | None, firmware: str | None) -> None:
-    """Make a container image with IMAGE's disk in it: a prepared virtainer, which starts by the engine's run.
+    """Build a container image with the disk of IMAGE, which docker run and podman run start as a VM.
 
     \b
     For example:
@@ -157,18 +157,18 @@ def bake(image: str, tag: str | None, arch: str | None, firmware: str | None) ->
     with build_launcher(settings(), progress()) as launcher:
         guest, runtime_image = launcher.guests.of(spec), launcher.runtime_image.reference()
         guest = replace(guest, firmware=guest.boots_with(spec.firmware))
-        with launcher.store.open() as shop, progress().step(f"making container image {name}") as step:
+        with launcher.store.open() as shop, progress().step(f"building container image {name}") as step:
             print(container_disk.bake(guest, name, runtime_image, shop, step.update))
 
 
 @images.command("rm")
 @click.argument("names", nargs=-1, required=True, shell_complete=image_names)
 def rm(names: tuple[str, ...]) -> None:
-    """Remove guest images of the catalogue from the store, with the templates that are made on them.
+    """Remove guest images of the catalogue, and their templates, from the store.
 
     \b
     For example:
-      virtainers images rm fedora-44; virtainers images pull fedora-44     # what is published by now
+      virtainers images rm fedora-44; virtainers images pull fedora-44     # the current version
     """  # noqa: D301
     from pytest_virtainers.guests.catalogue import catalogue
     from pytest_virtainers.launching.build import build_launcher
@@ -177,12 +177,12 @@ def rm(names: tuple[str, ...]) -> None:
 
     known = catalogue()
     if unknown := [name for name in names if name not in known]:
-        raise ImageError(f"the catalogue has no {unknown[0]}; what is of paths, virtainers store rm removes")
+        raise ImageError(f"{unknown[0]} is not in the catalogue. To remove other images: virtainers store rm")
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
         kept = eviction.contents(launcher.engine, shop)
         places = {known[name].place for name in names}
         if missing := places - {each.place for each in kept}:
-            raise ImageError(f"{min(missing)} is not in the store: see virtainers store ls")
+            raise ImageError(f"{min(missing)} is not in the store. List its entries: virtainers store ls")
         gone = [each for each in kept if each.place in places or each.base in places]
         if used := [each.place for each in gone if each.in_use]:
             raise ImageError(f"{used[0]} is in use by a VM or by a test run")
@@ -195,7 +195,7 @@ def rm(names: tuple[str, ...]) -> None:
 @click.argument("names", nargs=-1, shell_complete=image_names)
 @as_json
 def verify(names: tuple[str, ...], as_json: bool) -> int:
-    """Compare guest images in the store with the digests that they had when they came there (default: all).
+    """Compare guest images in the store with the digests that they had when they were stored (default: all).
 
     \b
     For example:
@@ -209,7 +209,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 
     known, rows = catalogue(), []
     if unknown := [name for name in names if name not in known]:
-        raise ImageError(f"the catalogue has no {unknown[0]}: see virtainers images ls")
+        raise ImageError(f"{unknown[0]} is not in the catalogue. List its names: virtainers images ls")
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop:
         wanted = {known[name].place for name in names}
         for each in eviction.contents(launcher.engine, shop):
@@ -221,7 +221,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
             found = "missing" if disk.error == integrity.MISSING else disk.sha256 or disk.error
             rows.append({"place": each.place, "sha256": found, "was": disk.was})
             if not as_json:
-                answer(f"{each.place}: {f'{found}, and was {disk.was}' if disk.damaged else 'as it came'}")
+                answer(f"{each.place}: {f'{found}, expected {disk.was}' if disk.damaged else 'unchanged'}")
     missing = sorted(wanted)
     if as_json:
         show([*rows, *({"place": place, "sha256": None, "was": None} for place in missing)], as_json=True)
@@ -232,7 +232,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 
 
 def _spec(**given: Any) -> Spec:
-    """Say for which VM a guest image is wanted; what an option does not say, the settings do."""
+    """Return the specification of a VM with a guest image, from options and settings."""
     from pytest_virtainers.config.spec import check, merge
 
     ours = settings()

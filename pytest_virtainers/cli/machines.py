@@ -1,4 +1,4 @@
-"""VMs: one for a shell or command, and those that stay."""
+"""Commands for VMs: one for a shell or command, and detached VMs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pytest_virtainers.cli.common import (
     usage,
 )
 from pytest_virtainers.cli.complete import (
-    files_or_machines,
+    files_or_vms,
     image_names_or_files,
-    machine_names,
     snapshot_tags,
+    vm_names,
 )
 from pytest_virtainers.config.arguments import ARGUMENTS, SETTINGS
 from pytest_virtainers.errors import UsageError
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.vm.vm import VM
 
-_NAME = click.argument("name", shell_complete=machine_names)
+_NAME = click.argument("name", shell_complete=vm_names)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _LONGEST_PATH = 4096
 _TAG = click.argument("tag", required=False, shell_complete=snapshot_tags)
@@ -124,7 +124,7 @@ def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, 
 @click.command
 @as_json
 def ls(as_json: bool) -> None:
-    """List the VMs that stay (run --detach).
+    """List the detached VMs (run --detach).
 
     \b
     For example:
@@ -140,7 +140,7 @@ def ls(as_json: bool) -> None:
 
 
 def _age(created: int) -> str:
-    """Say how long ago something was, in the largest unit that fits."""
+    """Return the time since then, in the largest unit that fits."""
     seconds = max(0, int(time.time()) - created)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
@@ -150,7 +150,7 @@ def _age(created: int) -> str:
 
 @contextlib.contextmanager
 def _reached(name: str) -> Iterator[VM]:
-    """Give the handle of a VM that runs, for OpenSSH, which connects itself."""
+    """Attach to a running VM for OpenSSH, which makes its own connection."""
     from pytest_virtainers import detached
 
     with detached.attached(settings(), name, progress()) as vm:
@@ -160,7 +160,7 @@ def _reached(name: str) -> Iterator[VM]:
 
 @contextlib.contextmanager
 def _attached(name: str) -> Iterator[VM]:
-    """Give the handle of a VM that runs, connected."""
+    """Attach to a running VM, with an SSH connection."""
     from pytest_virtainers import detached
 
     with detached.attached(settings(), name, progress()) as vm:
@@ -171,7 +171,7 @@ def _attached(name: str) -> Iterator[VM]:
 @click.command("ssh", cls=GuestCommand)
 @_NAME
 def ssh_into(name: str, words: tuple[str, ...]) -> int:
-    """Open a shell in a VM that stays, or hand COMMAND to its shell, as ssh does.
+    """Open a shell in a detached VM, or pass COMMAND to its shell, like ssh.
 
     \b
     For example:
@@ -184,11 +184,11 @@ def ssh_into(name: str, words: tuple[str, ...]) -> int:
 
 @click.command("exec", cls=GuestCommand)
 @_NAME
-@click.option("--sudo", is_flag=True, help="As root.")
-@click.option("--user", help="As this user.")
-@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set a variable; can be given again.")
-@click.option("--cwd", metavar="FOLDER", help="Run it there.")
-@click.option("-t", "--tty", is_flag=True, help="With a terminal.")
+@click.option("--sudo", is_flag=True, help="Run as root.")
+@click.option("--user", help="Run as this user.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set a variable; can be repeated.")
+@click.option("--cwd", metavar="FOLDER", help="Working directory.")
+@click.option("-t", "--tty", is_flag=True, help="Allocate a terminal.")
 def execute(
     name: str,
     *,
@@ -199,7 +199,7 @@ def execute(
     tty: bool,
     words: tuple[str, ...],
 ) -> int:
-    """Run COMMAND in a VM that stays, each of its words as it is given.
+    """Run COMMAND in a detached VM; its words are passed without a shell.
 
     \b
     For example:
@@ -209,7 +209,7 @@ def execute(
     from pytest_virtainers.vm import shell
 
     if not words:
-        raise click.UsageError("a command is needed: virtainers exec NAME -- COMMAND...")
+        raise click.UsageError("a command is missing: virtainers exec NAME -- COMMAND...")
     variables = shape.read(ARGUMENTS["env"], env)
     try:
         line = shell.line(words, sudo=sudo, user=user, env=variables, cwd=cwd)
@@ -220,11 +220,13 @@ def execute(
 
 
 @click.command
-@click.argument("source", shell_complete=files_or_machines)
-@click.argument("dest", shell_complete=files_or_machines)
-@click.option("--special", is_flag=True, help="From a VM: special files, links out of the tree and setuid bits, too.")
+@click.argument("source", shell_complete=files_or_vms)
+@click.argument("dest", shell_complete=files_or_vms)
+@click.option(
+    "--special", is_flag=True, help="From a VM: include special files, links out of the tree and setuid bits."
+)
 def cp(source: str, dest: str, *, special: bool) -> None:
-    """Copy a file or tree to or from a VM that stays; modes, links and holes are kept.
+    """Copy a file or tree to or from a detached VM, with modes, links and holes.
 
     \b
     For example:
@@ -235,9 +237,9 @@ def cp(source: str, dest: str, *, special: bool) -> None:
 
     there, here = _split(source), _split(dest)
     if (there is None) == (here is None):
-        raise click.UsageError("one of SOURCE and DEST is in a VM: NAME:PATH")
+        raise click.UsageError("one of SOURCE and DEST must be in a VM: NAME:PATH")
     if special and there is None:
-        raise click.UsageError("--special is for what comes from a VM; what goes into one is copied as it is")
+        raise click.UsageError("--special is only for copies from a VM; copies to a VM include everything")
     if here is not None:
         with _attached(here[0]) as vm:
             print(f"{here[0]}:{shown(os.fsencode(vm.put(source, here[1])), _LONGEST_PATH)}")
@@ -247,7 +249,7 @@ def cp(source: str, dest: str, *, special: bool) -> None:
 
 
 def _split(path: str) -> tuple[str, str] | None:
-    """Take NAME:PATH apart; a path of this machine has a slash before its first colon, or no colon."""
+    """Split NAME:PATH; return `None` for a local path, which has a slash before its first colon, or no colon."""
     name, colon, rest = path.partition(":")
     return (name, rest or ".") if colon and name and "/" not in name else None
 
@@ -255,11 +257,11 @@ def _split(path: str) -> tuple[str, str] | None:
 @click.command
 @_NAME
 def console(name: str) -> int:
-    """Open the serial console of a VM that stays; Ctrl-] leaves it.
+    """Open the serial console of a detached VM; Ctrl-] leaves it.
 
     \b
     For example:
-      virtainers console web                   # also when its network is broken
+      virtainers console web                   # works without the VM's network, too
     """  # noqa: D301
     from pytest_virtainers import detached
     from pytest_virtainers.engine.detect import command_line
@@ -275,11 +277,11 @@ def console(name: str) -> int:
 
 @click.command
 @_NAME
-@click.option("-f", "--follow", is_flag=True, help="Go on until it ends.")
+@click.option("-f", "--follow", is_flag=True, help="Continue until the VM ends.")
 def logs(name: str, follow: bool) -> None:
-    """Show the console of a VM that stays, and the events of its supervisor.
+    """Show the console output of a detached VM and the events of its supervisor.
 
-    On a terminal, without escape sequences and control characters.
+    On a terminal, escape sequences and control characters are removed.
 
     \b
     For example:
@@ -290,7 +292,7 @@ def logs(name: str, follow: bool) -> None:
 
     with detached.connected(settings()) as engine:
         shown: Callable[[bytes], bytes] = bytes
-        if sys.stdout.isatty():  # a program gets it as it is
+        if sys.stdout.isatty():  # programs get the unchanged output
             plain = Plain()
             shown = lambda piece: printable(plain.feed(piece)).encode()  # noqa: E731
         for piece in detached.output(engine, name, follow=follow):
@@ -302,7 +304,7 @@ def logs(name: str, follow: bool) -> None:
 @_NAME
 @as_json
 def inspect(name: str, as_json: bool) -> None:
-    """Show what is known of a VM that stays.
+    """Show the properties of a detached VM.
 
     \b
     For example:
@@ -323,9 +325,9 @@ def inspect(name: str, as_json: bool) -> None:
 
 
 @click.command
-@click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
+@click.argument("names", nargs=-1, required=True, shell_complete=vm_names)
 def stop(names: tuple[str, ...]) -> None:
-    """Switch VMs off: each guest shuts down, and loses its power after a minute (run --env SHUTDOWN_TIMEOUT=…).
+    """Shut detached VMs down; after a minute, their power is cut (run --env SHUTDOWN_TIMEOUT=…).
 
     \b
     For example:
@@ -336,16 +338,16 @@ def stop(names: tuple[str, ...]) -> None:
 
     with detached.connected(settings()) as engine:
         for name in names:
-            with progress().step(f"switching {name} off"):
-                by_itself = detached.stop(engine, name)
-            if not by_itself:
+            with progress().step(f"shutting down {name}"):
+                shut_down = detached.stop(engine, name)
+            if not shut_down:
                 tell(f"{name} did not shut down within its SHUTDOWN_TIMEOUT: its power was cut")
 
 
 @click.command
-@click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
+@click.argument("names", nargs=-1, required=True, shell_complete=vm_names)
 def start(names: tuple[str, ...]) -> None:
-    """Switch VMs on that were switched off, with the same disk, and wait until they are ready.
+    """Start detached VMs that are switched off, and wait until they are ready.
 
     \b
     For example:
@@ -358,10 +360,10 @@ def start(names: tuple[str, ...]) -> None:
 
 
 @click.command
-@click.argument("names", nargs=-1, required=True, shell_complete=machine_names)
-@click.option("-f", "--force", is_flag=True, help="Those that run, too.")
+@click.argument("names", nargs=-1, required=True, shell_complete=vm_names)
+@click.option("-f", "--force", is_flag=True, help="Remove running VMs, too.")
 def rm(names: tuple[str, ...], force: bool) -> None:
-    """Remove VMs that stay, and their disks, but for those of --persist.
+    """Remove detached VMs and their disks, except disks of --persist.
 
     \b
     For example:
@@ -373,17 +375,17 @@ def rm(names: tuple[str, ...], force: bool) -> None:
     with detached.connected(settings()) as engine:
         for name in names:
             detached.remove(engine, name, force=force)
-        sweep(engine)  # with the last one goes their network
+        sweep(engine)  # removes their network after the last one
 
 
 @click.command
-@click.option("-l", "--list", "listed", is_flag=True, help="Print the tags that are there instead, the newest last.")
-@click.option("-d", "--delete", is_flag=True, help="Delete TAG instead: its room is for what is written later.")
+@click.option("-l", "--list", "listed", is_flag=True, help="Only list the tags, the newest last.")
+@click.option("-d", "--delete", is_flag=True, help="Delete TAG and free its space.")
 @_NAME
 @_TAG
 @as_json
 def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json: bool) -> None:
-    """Keep memory and disk of a VM as they are now, under TAG (s1, s2, …), and print that.
+    """Save the memory and disk of a VM as TAG (by default s1, s2, …), and print the tag.
 
     \b
     For example:
@@ -393,11 +395,11 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json:
     from pytest_virtainers.vm.snapshots import free_name
 
     if (listed and (delete or tag)) or (delete and not tag):
-        raise click.UsageError("a tag is needed with --delete, and has no meaning with --list")
+        raise click.UsageError("--delete requires a tag, and --list does not accept one")
     if as_json and not listed:
-        raise click.UsageError("--json is for --list")
+        raise click.UsageError("--json requires --list")
     if listed or delete:
-        with detached.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
+        with detached.attached(settings(), name, progress()) as vm:  # works for a VM that no longer answers
             if tag:
                 vm.delete_snapshot(tag)
             elif as_json:
@@ -414,7 +416,7 @@ def snapshot(name: str, tag: str | None, *, listed: bool, delete: bool, as_json:
 @_NAME
 @_TAG
 def restore(name: str, tag: str | None) -> None:
-    """Have memory and disk of a VM as they were at the snapshot TAG (by default, the newest).
+    """Restore the memory and disk of a VM from the snapshot TAG, by default the newest.
 
     \b
     For example:
@@ -423,10 +425,10 @@ def restore(name: str, tag: str | None) -> None:
     """  # noqa: D301
     from pytest_virtainers import detached
 
-    with detached.attached(settings(), name, progress()) as vm:  # it may be one that does not answer any more
+    with detached.attached(settings(), name, progress()) as vm:  # works for a VM that no longer answers
         there = [] if tag else vm.snapshots()
         if not tag and not there:
-            raise UsageError(f"{name} has no snapshot; virtainers snapshot {name} makes one")
+            raise UsageError(f"{name} has no snapshot. To take one: virtainers snapshot {name}")
         vm.restore(tag or there[-1])
 
 
@@ -434,7 +436,7 @@ def restore(name: str, tag: str | None) -> None:
 @_NAME
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def commit(name: str, file: Path) -> None:
-    """Write the disk of a VM that is switched off into FILE, a guest image for others.
+    """Write the disk of a VM that is switched off to FILE, as a guest image.
 
     \b
     For example:
@@ -449,14 +451,14 @@ def commit(name: str, file: Path) -> None:
         facts = detached.commit(launcher, name, file)
     print(file)
     options = " ".join(f"--{option} {facts[option]}" for option in ("user", "arch", "firmware"))
-    tell(f"a VM with it: virtainers run {shlex.quote(str(file.absolute()))} {options}")
+    tell(f"to start a VM from it: virtainers run {shlex.quote(str(file.absolute()))} {options}")
 
 
 @click.command
 @_NAME
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def screenshot(name: str, file: Path) -> None:
-    """Write what the screen of a VM shows into FILE, a PNG.
+    """Write a screenshot of a VM to FILE, as PNG.
 
     \b
     For example:
@@ -470,13 +472,11 @@ def screenshot(name: str, file: Path) -> None:
 
 @click.command
 @_NAME
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="On this machine's 127.0.0.1; 0: a free one.")
-@click.option("--web", is_flag=True, help="For web browsers: a page with noVNC.")
-@click.option(
-    "--open", "open_it", is_flag=True, help="Open it with this desktop's viewer for vnc://, or its browser."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port at 127.0.0.1; 0 chooses a free one.")
+@click.option("--web", is_flag=True, help="Serve a page with noVNC for web browsers.")
+@click.option("--open", "open_it", is_flag=True, help="Open it with the desktop's viewer for vnc://, or the browser.")
 def vnc(name: str, port: int, web: bool, open_it: bool) -> None:
-    """Let VNC viewers of this machine see the screen of a VM, and type and point, until Ctrl-C.
+    """Show the screen of a VM to VNC viewers on this machine, with keyboard and mouse, until Ctrl-C.
 
     \b
     For example:
@@ -495,8 +495,8 @@ def vnc(name: str, port: int, web: bool, open_it: bool) -> None:
             url = str(display)
             print(f"{url}, password {display.password}", flush=True)
         if open_it:
-            click.launch(url.partition("&password=")[0])  # on a command line, others could read it; noVNC asks for it
-        while not vm.machine.exit_reason:  # one whose kernel has panicked can be looked at, too
+            click.launch(url.partition("&password=")[0])  # others could read it on a command line; noVNC asks for it
+        while not vm.machine.exit_reason:  # a VM with a kernel panic has a screen, too
             time.sleep(1)
         tell(f"{name} has ended: {vm.machine.exit_reason}")
 

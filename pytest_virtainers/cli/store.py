@@ -1,4 +1,4 @@
-"""The store: guest images and templates that are kept."""
+"""Commands for the store of guest images and templates."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @click.group
 def store() -> None:
-    """Look at the images and templates that are kept, check them, and remove some."""
+    """Manage the store of guest images and templates."""
 
 
 @store.command("ls")
 @as_json
 def ls(as_json: bool) -> None:
-    """List them, the least recently used first.
+    """List the entries, least recently used first.
 
     \b
     For example:
@@ -61,7 +61,7 @@ def ls(as_json: bool) -> None:
 @store.command("rm")
 @click.argument("places", nargs=-1, required=True, shell_complete=store_places)
 def rm(places: tuple[str, ...]) -> None:
-    """Remove some that are not in use; PLACES are as `store ls` shows them: guests/… or templates/….
+    """Remove entries that are not in use; PLACES are shown by store ls: guests/… or templates/….
 
     \b
     For example:
@@ -76,23 +76,23 @@ def rm(places: tuple[str, ...]) -> None:
         known = {each.place: each for each in kept}
         for place in places:
             if place not in known:
-                raise StoreError(f"{place} is not in the store: see virtainers store ls")
+                raise StoreError(f"{place} is not in the store. List its entries: virtainers store ls")
             if known[place].in_use:
                 raise StoreError(f"{place} is in use by a VM or by a test run")
             if made_on_it := [each.place for each in kept if each.base == place and each.place not in places]:
-                raise StoreError(f"{place} is needed by {made_on_it[0]}, which is made on it: remove that, too")
+                raise StoreError(f"{place} is needed by {made_on_it[0]}. Remove that, too")
         eviction.remove(shop, places)
 
 
 @store.command("prune")
 @click.option("--limit", metavar="SIZE", callback=size, help="Such as 5G, or 0 (default: the store-limit setting).")
 def prune(limit: int | None) -> None:
-    """Remove the least recently used ones until the rest fits.
+    """Remove the least recently used entries until the rest fits.
 
     \b
     For example:
       virtainers store prune --limit 5G
-      virtainers store prune --limit 0         # whatever is not in use
+      virtainers store prune --limit 0         # everything that is not in use
     """  # noqa: D301
     from pytest_virtainers.launching.build import build_launcher
     from pytest_virtainers.store import eviction
@@ -106,18 +106,18 @@ def prune(limit: int | None) -> None:
 
 @store.command("verify")
 @click.argument("places", nargs=-1, shell_complete=store_places)
-@click.option("--remove", is_flag=True, help="Remove what is damaged, with the templates that are made on it.")
+@click.option("--remove", is_flag=True, help="Remove damaged entries, and the templates that need them.")
 @as_json
 def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
-    """Compare all files of guest images and templates with the digests taken when they were saved (default: of all).
+    """Compare the files of guest images and templates with the digests that they had when they were saved.
 
-    Exit code 1: something is damaged, or could not be removed.
+    Without PLACES, all entries are compared. Exit code 1: an entry is damaged, or could not be removed.
 
     \b
     For example:
       virtainers store verify
       virtainers store verify templates/ebc12a092c59044f --json
-      virtainers store verify --remove         # what was damaged is made or fetched again when it is needed
+      virtainers store verify --remove         # damaged entries are created again when they are needed
     """  # noqa: D301
     from pytest_virtainers.launching import integrity
     from pytest_virtainers.launching.build import build_launcher
@@ -127,7 +127,7 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop:
         known = sorted(each.place for each in eviction.contents(launcher.engine, shop))
         if unknown := [place for place in places if place not in known]:
-            raise StoreError(f"{unknown[0]} is not in the store: see virtainers store ls")
+            raise StoreError(f"{unknown[0]} is not in the store. List its entries: virtainers store ls")
         for place in places or known:
             with progress().step(f"reading {place}"):
                 found = [*integrity.read(shop.container, [place])]
@@ -139,18 +139,18 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
     if as_json:
         show([{**vars(each), "damaged": each.damaged} for each in rows], as_json=True)
     elif kept and not remove:
-        print("", "To have it made or fetched again when it is needed: virtainers store verify --remove", sep="\n")
+        print("", "To remove damaged entries, which are created again: virtainers store verify --remove", sep="\n")
     return 1 if kept else 0
 
 
 def _show_checked(place: str, found: list[Checked]) -> None:
-    """Print one line for a place that is as it was, else one for each file that is not."""
-    said = [str(each) for each in found if each.damaged or each.was is None]
-    print(*(said or [f"{place}: as it was"]), sep="\n", flush=True)
+    """Print one line for an undamaged entry, or one for each damaged file."""
+    damaged = [str(each) for each in found if each.damaged or each.was is None]
+    print(*(damaged or [f"{place}: unchanged"]), sep="\n", flush=True)
 
 
 def _remove_damaged(launcher: Launcher, shop: Workshop, damaged: set[str]) -> set[str]:
-    """Remove these places, and what is made on them or was copied from them; return those that are in use."""
+    """Remove damaged entries and the entries made or copied from them; return those that are in use."""
     from pytest_virtainers.store import eviction
     from pytest_virtainers.support.paths import locked
 
@@ -164,7 +164,7 @@ def _remove_damaged(launcher: Launcher, shop: Workshop, damaged: set[str]) -> se
     for each in gone:
         tell(f"removed {each.place} ({each.size_mib} MiB)")
     for place in sorted(stay):
-        tell(f"{place} is damaged, and in use by a VM or by a test run: end that first")
+        tell(f"{place} is damaged, but in use by a VM or by a test run. End that first")
     return stay
 
 

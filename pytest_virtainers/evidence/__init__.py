@@ -1,1 +1,1 @@
-"""What a failing test leaves, and machines that go on from it."""
+"""Evidence of failing tests: collect it, and resume VMs from it."""

@@ -1,6 +1,6 @@
-"""What a failing test leaves behind of a machine, in a folder: for people, and for `virtainers resume`.
+"""Collect the evidence of a failing test in a folder, for people and for `virtainers resume`.
 
-Each piece is had by itself and within a time limit; what cannot be had, or not to its end, is named in the manifest,
+Each piece is collected on its own, within a time limit. The manifest names the pieces that are missing or incomplete,
 with the reason.
 """
 
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.container import Container
     from pytest_virtainers.vm.vm import VM
 
-_SSH_SECONDS = 6.0  # for all that needs SSH, with KVM; ten times as many without
-_MOMENT_SECONDS = 0.1
+_SSH_SECONDS = 6.0  # for everything that needs SSH, with KVM; ten times as long without
+_LEAST_SECONDS = 0.1
 _MAX_LOG_BYTES = 64 * 1024 * 1024
-# The command that copies the disk says whenever it has copied more. Before that, it gives QEMU 30 s to answer. With
-# KVM; ten times as long without.
-_STILL_SECONDS = 40.0
+# The command that copies the disk waits up to 30 s for QEMU, then prints a line for each further piece. With KVM;
+# ten times as long without.
+_IDLE_SECONDS = 40.0
 
 
 @dataclass
 class _Folder:
-    """Where it goes, and what is missing there."""
+    """A folder of evidence, and the pieces that are missing in it."""
 
     path: Path
     missing: dict[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def piece(self, name: str) -> Iterator[Path]:
-        """Give the path of one piece; what goes wrong in the block is noted and does not keep the others from it."""
+        """Return the path of one piece; an exception in the block is recorded, and does not affect other pieces."""
         path = self.path / name
         try:
             yield path
         except Exception as error:  # noqa: BLE001  (evidence of a failure must not become the failure)
-            with contextlib.suppress(OSError):  # a part of a file is not wanted; those in a folder are whole
+            with contextlib.suppress(OSError):  # remove an incomplete file; files in a folder are complete
                 path.rmdir() if path.is_dir() else path.unlink()
             self.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
 
@@ -64,14 +64,14 @@ def collect(
     about: dict[str, Any],
     rescue: Callable[[VM], AbstractContextManager[Container]] | None = None,
 ) -> None:
-    """Fill `folder`, which must be there and empty; the machine goes on afterwards.
+    """Collect evidence of a VM in an empty folder; the VM continues afterwards.
 
     Args:
-        vm: whatever has become of it.
-        folder: becomes private.
-        memory: keep the memory, too.
-        about: more facts for the manifest.
-        rescue: opens a container (a context manager) with the disk of a machine whose own container is gone.
+        vm: the VM, in any state.
+        folder: an existing folder, which becomes private.
+        memory: collect the memory, too.
+        about: more fields of the manifest.
+        rescue: context manager for a container with the disk of a VM whose own container no longer exists.
     """
     into = _Folder(folder)
     folder.chmod(0o700)
@@ -84,7 +84,7 @@ def collect(
     with into.piece("commands.log") as path:
         path.write_text(vm.log.text, errors="replace")
     _ask_guest(vm, into)
-    if vm.machine.seed_iso:  # also of a container that is gone, with what was put into it
+    if vm.machine.seed_iso:  # its copy in the container may no longer exist
         with into.piece(SEED) as path:
             path.touch(mode=0o600)
             path.write_bytes(vm.machine.seed_iso)
@@ -112,7 +112,7 @@ def collect(
 
 
 def _sealed(manifest: dict[str, Any], into: _Folder) -> dict[str, Any]:
-    """Add what shows to `virtainers resume` that this user's run wrote it, and its memory, on this machine."""
+    """Add the seal by which `virtainers resume` trusts the manifest and the memory."""
     try:
         files = (OVERLAY, STATE) if manifest["machine"].get("memory") else ()
         return seals.seal({**manifest, "sha256": {name: seals.digest(into.path / name) for name in files}})
@@ -122,18 +122,18 @@ def _sealed(manifest: dict[str, Any], into: _Folder) -> dict[str, Any]:
 
 
 def _ask_guest(vm: VM, into: _Folder) -> None:
-    """Have what needs SSH: of a machine that does not answer any more, only the reason."""
+    """Collect the logs and core dumps of the guest over SSH."""
     commands = {
         "journal.txt": "journalctl --no-pager -b -o short-precise",
         "dmesg.txt": "dmesg --time-format iso 2>/dev/null || dmesg",
     }
     if not vm.machine.alive:
-        into.missing |= dict.fromkeys(commands, "the machine could not be reached over SSH")
+        into.missing |= dict.fromkeys(commands, "the VM could not be reached over SSH")
         return
     end = time.monotonic() + vm.scaled(_SSH_SECONDS)
 
     def seconds_left() -> float:
-        return max(_MOMENT_SECONDS, end - time.monotonic())
+        return max(_LEAST_SECONDS, end - time.monotonic())
 
     for name, command in commands.items():
         _log(vm, into, name, command, seconds_left())
@@ -142,24 +142,24 @@ def _ask_guest(vm: VM, into: _Folder) -> None:
 
 
 def _log(vm: VM, into: _Folder, name: str, command: str, seconds: float) -> None:
-    """Keep what a command says as root; where its end does not come, what was said until then, with the reason."""
-    said, why = Limited(_MAX_LOG_BYTES), ""
+    """Write the output of a root command; of a command that fails, the output so far, with the reason."""
+    output, reason = Limited(_MAX_LOG_BYTES), ""
     with into.piece(name) as path:
         try:
-            code, trouble = vm.machine.root_shell(["sh", "-c", command], stdin=None, stdout=said, timeout=seconds)
+            code, errors = vm.machine.root_shell(["sh", "-c", command], stdin=None, stdout=output, timeout=seconds)
             if code != 0:
-                why = trouble.strip() or f"exit code {code}"
+                reason = errors.strip() or f"exit code {code}"
         except TooMuch:
-            why = f"it is longer than {_MAX_LOG_BYTES // 2**20} MiB"
+            reason = f"it is longer than {_MAX_LOG_BYTES // 2**20} MiB"
         except RootCommandTimeout:
-            why = f"not done after {seconds:.0f} s"
+            reason = f"not finished after {seconds:.0f} s"
         except VirtainerError as error:
-            why = str(error).partition("\n")[0]
-        if why and not said.data:
-            raise VirtainerError(why)
-        path.write_bytes(said.data)
-        if why:
-            into.missing[name] = f"its end: {why}"
+            reason = str(error).partition("\n")[0]
+        if reason and not output.data:
+            raise VirtainerError(reason)
+        path.write_bytes(output.data)
+        if reason:
+            into.missing[name] = f"its end: {reason}"
 
 
 def _keep_disk(
@@ -172,15 +172,15 @@ def _keep_disk(
     facts: dict[str, Any] = {}
     with into.piece(OVERLAY), _open(vm, rescue) as container:
         options = ["--memory"] if memory else []
-        patience, there = vm.scaled(_STILL_SECONDS), f"{vm.machine.folder}/{protocol.EVIDENCE}"
-        code, said = container.run(["evidence", *options], patience=patience)
+        patience, there = vm.scaled(_IDLE_SECONDS), f"{vm.machine.folder}/{protocol.EVIDENCE}"
+        code, output = container.run(["evidence", *options], patience=patience)
         if code != 0 and options:  # the disk alone is better than nothing
-            into.missing[STATE] = said.decode(errors="replace").strip()
-            code, said = container.run(["evidence"], patience=patience)
+            into.missing[STATE] = output.decode(errors="replace").strip()
+            code, output = container.run(["evidence"], patience=patience)
         try:
             if code != 0:
-                raise VirtainerError(said.decode(errors="replace").strip())
-            facts = json.loads(said.decode().strip().splitlines()[-1])
+                raise VirtainerError(output.decode(errors="replace").strip())
+            facts = json.loads(output.decode().strip().splitlines()[-1])
             if memory and not facts["memory"]:
                 into.missing.setdefault(STATE, "QEMU has ended, or does not answer")
             names = {protocol.EVIDENCE_DISK: OVERLAY, **({protocol.EVIDENCE_STATE: STATE} if facts["memory"] else {})}
@@ -197,17 +197,17 @@ def _keep_disk(
 
 
 def _clear(container: Container, folder: str, patience: float) -> None:
-    """Remove copies of disk and memory, which need room for as long as other tests share the machine."""
-    with contextlib.suppress(VirtainerError):  # then they go with it
+    """Remove the copies of disk and memory, which use space in a VM that other tests may share."""
+    with contextlib.suppress(VirtainerError):  # they are removed with the container
         container.run(["rm", "-rf", folder], patience=patience)
 
 
 def _open(
     vm: VM, rescue: Callable[[VM], AbstractContextManager[Container]] | None
 ) -> AbstractContextManager[Container]:
-    """Give the machine's container, or one that has its disk."""
+    """Open the VM's container, or another one with its disk."""
     if not vm.machine.container.ended:
         return contextlib.nullcontext(vm.machine.container)
     if rescue is None:
-        raise VirtainerError("its container is gone")
+        raise VirtainerError("its container no longer exists")
     return rescue(vm)

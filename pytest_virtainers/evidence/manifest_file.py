@@ -1,7 +1,7 @@
-"""The manifest of a folder of evidence. It may come from strangers: nothing of it is used that was not checked.
+"""Read the manifest of an evidence folder. It may come from strangers, so every field is checked.
 
-What becomes of a field later (a path in the store, an option of ssh, a variable of a container, a line on a terminal)
-is not known here, so each is held to the same parser as the argument or setting of its name.
+A field may later become a path in the store, an option of ssh, a variable of a container, or a line on a terminal. So
+each is parsed like the argument or setting of its name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 FORMAT = 1
 MANIFEST, OVERLAY, STATE, SEED, KEY = "manifest.json", "overlay.qcow2", "memory.state", "seed.iso", "ssh_key"
-# What only says who a machine is and what it waits for is not needed to start it again.
+# The other arguments are not needed to start the VM again.
 REMEMBERED = (
     "image",
     "ram",
@@ -48,27 +48,27 @@ REMEMBERED = (
 )
 
 _MIB = 2**20
-_MOST_BYTES = {MANIFEST: _MIB, KEY: 64 * 1024, SEED: 64 * _MIB}
-# A file that is mostly a hole is sent as a whole: archives bring files of any length in a few bytes.
-_MOST_HOLES, _SPARE_BYTES = 16, 1024 * _MIB
-_LONGEST_TEXT = 16 * 1024
-_MOST_FACTS = 64
+_MAX_BYTES = {MANIFEST: _MIB, KEY: 64 * 1024, SEED: 64 * _MIB}
+# Holes are sent, too, and an archive of a few bytes can contain a sparse file of any size.
+_MAX_HOLES, _SPARE_BYTES = 16, 1024 * _MIB
+_MAX_TEXT = 16 * 1024
+_MAX_FACTS = 64
 _NEEDED: Any = object()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says, checked.
+    """The checked content of a manifest.
 
     Attributes:
         user: the login user.
-        host_key: the public key by which the guest is known, as a line of `authorized_keys`.
-        spec: what the VM was asked to be; its boot has at least the usual time.
+        host_key: the guest's public host key, as a line of `authorized_keys`.
+        spec: the specification of the VM, with at least the default time to boot.
         guest_key: the guest image's name in the store.
-        guest_digest: its SHA-256.
-        machine: what has to be the same where the memory is loaded; None: no memory was kept.
-        digests: SHA-256 by file name, of files that are believed because of the seal.
-        no_disk: why the disk could not be kept, quoted; empty: it was kept.
+        guest_digest: SHA-256 of the guest image.
+        machine: what must be the same where the memory is loaded; `None` if there is no memory.
+        digests: SHA-256 by file name, of the files that the seal covers.
+        no_disk: the quoted reason why there is no disk; empty if there is one.
         is_ours: whether this user wrote it on this machine.
     """
 
@@ -87,35 +87,35 @@ def read(folder: Path) -> Manifest:
     """Read and check the manifest of a folder.
 
     Raises:
-        SpecError: it is no manifest, or one of its fields is not what it should be; the message is one line with
-            folder, field and fact.
+        SpecError: the file is not a manifest, or a field is not valid; the message is one line with folder, field
+            and fact.
     """
     where = shown(folder / MANIFEST)
     try:
         return _parse(where, json.loads(read_file(folder, MANIFEST), parse_constant=_refuse))
     except RecursionError:
-        raise SpecError(f"{where}: it is nested too deeply") from None
+        raise SpecError(f"{where}: not a manifest of evidence: nested too deeply") from None
     except (OSError, ValueError) as error:
-        raise SpecError(f"{where}: it is no manifest of evidence: {error}") from None
+        raise SpecError(f"{where}: not a manifest of evidence: {error}") from None
 
 
 def open_file(folder: Path, name: str) -> BinaryIO:
-    """Open a file of the folder, which has to be one; raise `SpecError`."""
+    """Open a regular file of the folder; raise `SpecError` if it is not one."""
     where = shown(folder / name)
     try:
-        # Neither a link nor a pipe: it would lead out of the folder, or never end.
+        # A link could lead out of the folder, and reading a pipe might never end.
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         linked = isinstance(error, OSError) and error.errno == errno.ELOOP
-        why = "it is a symbolic link, which is not followed" if linked else getattr(error, "strerror", error)
+        why = "symbolic links are not followed" if linked else getattr(error, "strerror", error)
         raise SpecError(f"{where}: {why}") from None
     status = os.fstat(descriptor)
-    most = _MOST_BYTES.get(name, _MOST_HOLES * 512 * status.st_blocks + _SPARE_BYTES)
+    most = _MAX_BYTES.get(name, _MAX_HOLES * 512 * status.st_blocks + _SPARE_BYTES)
     if not stat.S_ISREG(status.st_mode):
-        complaint = "it is no regular file"
+        complaint = "not a regular file"
     elif status.st_size > most:
-        held = f", of which {512 * status.st_blocks} are there" if name not in _MOST_BYTES else ""
-        complaint = f"it has {status.st_size} bytes{held}: at most {most} are taken"
+        allocated = f", of which {512 * status.st_blocks} are allocated" if name not in _MAX_BYTES else ""
+        complaint = f"it has {status.st_size} bytes{allocated}; at most {most} are allowed"
     else:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
@@ -123,13 +123,13 @@ def open_file(folder: Path, name: str) -> BinaryIO:
 
 
 def read_file(folder: Path, name: str) -> bytes:
-    """Read a small file of the folder: manifest, key or seed; raise `SpecError`."""
+    """Return the content of a small file of the folder (manifest, key or seed); raise `SpecError`."""
     with open_file(folder, name) as file:
-        return file.read(_MOST_BYTES[name])
+        return file.read(_MAX_BYTES[name])
 
 
 def spec(found: object, where: str) -> Spec:
-    """Check what a VM was asked to be; raise `SpecError`, whose message starts with `where`."""
+    """Parse the specification of a VM; raise `SpecError` with a message that starts with `where`."""
     fields = Fields(where, "spec.", found)
     if unknown := [name for name in fields.found if name not in REMEMBERED]:
         raise SpecError(f"{where}: spec.{_name(unknown[0])} is none of {', '.join(REMEMBERED)}")
@@ -138,7 +138,7 @@ def spec(found: object, where: str) -> Spec:
         name: fields.take(name, ARGUMENTS[name].parse) for name, value in fields.found.items() if value is not None
     }
     if "arch" in asked:
-        fields.take("arch", parsing.choice(*architecture.FIRMWARE))  # that of one machine
+        fields.take("arch", parsing.choice(*architecture.FIRMWARE))  # not `auto`
     usual = resolve([]).shape
     try:
         return merge(usual, {"arch": architecture.USUAL, **asked, "template": False})
@@ -147,29 +147,29 @@ def spec(found: object, where: str) -> Spec:
 
 
 def shown(path: Path) -> str:
-    """Return a path for a message: quoted and escaped if it could be misread, or write to a terminal."""
+    """Return a path for a message, quoted and escaped if it has characters that cannot be printed."""
     text = str(path)
     return text if text.isprintable() else repr(text)
 
 
 class Fields:
-    """The fields of a mapping, checked one by one; what is wrong raises `SpecError` with folder, field and fact.
+    """The fields of a mapping, checked one by one; an error is a `SpecError` with folder, field and fact.
 
     Args:
-        where: the file.
-        prefix: of the fields' names, with its dot.
-        found: that is to be a mapping.
+        where: the path of the file.
+        prefix: of the field names in messages, with its dot.
+        found: the mapping.
     """
 
     def __init__(self, where: str, prefix: str, found: object) -> None:
         self._where, self._prefix = where, prefix
         if not isinstance(found, dict):
-            whose = prefix.rstrip(".") or "it"
-            raise SpecError(f"{where}: {whose}={brief(found)}: a mapping is expected")
+            field = prefix.rstrip(".") or "the manifest"
+            raise SpecError(f"{where}: {field}={brief(found)}: expected a mapping")
         self.found: dict[str, Any] = found
 
     def take(self, name: str, parse: Callable[[Any], T], default: T = _NEEDED) -> T:
-        """Return what `parse` makes of a field, or the default where there is none."""
+        """Return a parsed field, or the default if it is missing."""
         if name not in self.found:
             if default is _NEEDED:
                 raise SpecError(f"{self._where}: {self._prefix}{name} is missing")
@@ -181,7 +181,7 @@ class Fields:
             raise SpecError(f"{self._where}: {self._prefix}{_name(name)}={value}: {error}") from None
 
     def inner(self, name: str) -> Fields:
-        """Return the fields of a field; there is none in one that is missing."""
+        """Return the fields of a field, or no fields if it is missing."""
         return Fields(self._where, f"{self._prefix}{name}.", self.found.get(name, {}))
 
 
@@ -191,11 +191,11 @@ def _parse(where: str, found: object) -> Manifest:
     guest, machine, digests = fields.inner("guest"), fields.inner("machine"), fields.inner("sha256")
     has_memory = machine.take("memory", _is_true, default=False)
     facts = machine.inner("machine")
-    if len(facts.found) > _MOST_FACTS:
-        raise SpecError(f"{where}: machine.machine has {len(facts.found)} entries: at most {_MOST_FACTS} are taken")
+    if len(facts.found) > _MAX_FACTS:
+        raise SpecError(f"{where}: machine.machine has {len(facts.found)} entries; at most {_MAX_FACTS} are allowed")
     checked = {name: facts.take(name, _fact) for name in facts.found}
     asked = spec(fields.found.get("spec"), where)
-    usual = resolve([]).shape["boot_timeout"]  # one that had too little time gets the usual
+    usual = resolve([]).shape["boot_timeout"]  # a too short time may be why it failed
     return Manifest(
         user=fields.take("user", parsing.user_name),
         host_key=fields.take("host_key", keys.public_line),
@@ -211,19 +211,19 @@ def _parse(where: str, found: object) -> Manifest:
 
 def _format(value: object) -> int:
     if value is True or value != FORMAT:
-        raise ValueError(f"another version wrote it; this one reads {FORMAT}")
+        raise ValueError(f"it was written by another version; this version reads format {FORMAT}")
     return FORMAT
 
 
 def _is_true(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("true or false is expected")  # noqa: TRY004  (one error type for all parsers)
+        raise ValueError("expected true or false")  # noqa: TRY004  (one error type for all parsers)
     return value
 
 
 def _printable(value: object) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST_TEXT:
-        raise ValueError(f"text of at most {_LONGEST_TEXT} characters that can be printed is expected")
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_TEXT:
+        raise ValueError(f"expected at most {_MAX_TEXT} printable characters")
     return value
 
 
@@ -232,9 +232,9 @@ def _fact(value: object) -> str | int | bool:
 
 
 def _name(name: str) -> str:
-    """Show a field's name, which may be anything, in a message."""
+    """Return a field's name for a message; it may be any text."""
     return name if name.isidentifier() and name.isascii() else brief(name)
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")

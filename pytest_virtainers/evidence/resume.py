@@ -1,8 +1,8 @@
-"""Start a machine again from its evidence: from its disk, or, where its memory was kept, at the same instant.
+"""Resume a VM from its evidence: boot its disk or, if its memory was saved, continue at that moment.
 
-The folder may come from strangers (see `evidence_manifest`). Its disk is a guest's, which the container keeps in. Its
-memory is loaded by QEMU, which was not made to withstand what others write there: so only what this user's runs have
-written on this machine is loaded.
+The folder may come from strangers (see `manifest_file`). The container confines a hostile disk like any other guest.
+A hostile memory file is different, as QEMU trusts what it loads: only files that this user wrote on this machine are
+loaded.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1024 * 1024
 MEMORY = f"{protocol.IMAGE_DIR}/resume"
-"""Where the container of a machine that goes on has its memory, by which its supervisor calls it."""
+"""The path of the memory in the container, which messages of the supervisor contain."""
 DISK = f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}"
-"""Where it has its disk."""
+"""The path of the disk in the container."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A folder of evidence, read and checked.
+    """A checked folder of evidence.
 
     Attributes:
-        folder: where it is.
-        manifest: what it says.
-        has_memory: whether it goes on at the instant at which it was taken.
-        trusted: whether the user trusts it, or this user's run wrote it.
-        checks_digests: whether disk and memory have to be those that were sealed.
+        folder: its path.
+        manifest: its checked manifest.
+        has_memory: whether the VM continues from its memory.
+        trusted: whether the user trusts it, or a run of this user wrote it.
+        checks_digests: whether disk and memory must have the sealed digests.
     """
 
     folder: Path
@@ -70,31 +70,31 @@ class Evidence:
 
 
 def read(folder: Path, *, disk_only: bool = False, trust: bool = False) -> Evidence:
-    """Read a folder of evidence, and check it.
+    """Read and check a folder of evidence.
 
     Args:
-        folder: where it is.
-        disk_only: its memory does not count.
-        trust: load its memory, and fetch its guest image, also where strangers may have written what they are.
+        folder: its path.
+        disk_only: ignore the memory.
+        trust: load the memory, and download the guest image, even if another user or machine wrote the folder.
 
     Raises:
-        SpecError: it is none, one without a disk, or one whose memory strangers may have written.
+        SpecError: the folder is not valid, has no disk, or has memory that another user may have written.
     """
     manifest = manifest_file.read(folder)
     if not os.path.lexists(folder / OVERLAY):
-        raise SpecError(f"{shown(folder)} has no disk to start from: {manifest.no_disk or 'it is not there'}")
+        raise SpecError(f"{shown(folder)} has no disk to start from: {manifest.no_disk or 'the file is missing'}")
     _check_header(folder)
     has_memory = manifest.machine is not None and not disk_only
     sealed = manifest.is_ours and {OVERLAY, STATE} <= manifest.digests.keys()
     if has_memory:
         open_file(folder, STATE).close()
         if not (sealed or trust):
-            raise SpecError(_strange(folder, "was not written by a run of this user on this machine"))
+            raise SpecError(_untrusted(folder, "was not written by a run of this user on this machine"))
     return Evidence(folder, manifest, has_memory, trust or manifest.is_ours, has_memory and not trust)
 
 
 def _check_header(folder: Path) -> None:
-    """Raise `SpecError` if the disk leads to other files; where it is used, that is looked at again."""
+    """Raise `SpecError` if the disk refers to other files; the container checks it again."""
     qcow2 = runtime.load("qcow2")
     with open_file(folder, OVERLAY) as file:
         complaint = qcow2.complaint(file.read(qcow2.HEAD_BYTES))
@@ -102,50 +102,50 @@ def _check_header(folder: Path) -> None:
         raise SpecError(f"{shown(folder / OVERLAY)} {complaint}")
 
 
-def _strange(folder: Path, fact: str) -> str:
+def _untrusted(folder: Path, fact: str) -> str:
     return (
-        f"{shown(folder / STATE)} {fact}, and QEMU loads whatever such a file says: --disk-only boots the disk "
-        "without the memory, --trust loads it"
+        f"{shown(folder / STATE)} {fact}, and QEMU does not check such a file. Boot the disk without the memory "
+        "(--disk-only), or load it anyway (--trust)"
     )
 
 
 def guest(launcher: Launcher, evidence: Evidence) -> Guest:
-    """Give the guest image on which the disk was made.
+    """Return the guest image below the disk.
 
     Raises:
-        SpecError: it is not in the store, and strangers say from where to have it.
-        ImageError: it is not to be had any more; the message has both digests.
+        SpecError: the image is not in the store, and the evidence is not trusted to name its source.
+        ImageError: the image is no longer available; the message has both digests.
     """
-    wanted = evidence.manifest
-    found = Guest(wanted.guest_key, wanted.user, wanted.guest_digest, arch=wanted.spec.arch)
+    expected = evidence.manifest
+    found = Guest(expected.guest_key, expected.user, expected.guest_digest, arch=expected.spec.arch)
     with launcher.store.open() as shop:
         manifest = shop.manifest(found.place)
     if manifest is not None and (manifest.get("disk") or {}).get("sha256") == found.digest:
         return found
-    image = wanted.spec.image
+    image = expected.spec.image
     if not evidence.trusted and image not in catalogue():
         raise SpecError(
-            f"{shown(evidence.folder / MANIFEST)}: spec.image={brief(image)}: the guest image is not "
-            "in the store, and evidence of others does not say what this machine reads or fetches: bring it there "
-            "(virtainers images pull IMAGE), or use --trust"
+            f"{shown(evidence.folder / MANIFEST)}: spec.image={brief(image)}: the guest image is not in the store, "
+            "and untrusted evidence cannot make this machine read or download it. Pull it (virtainers images pull "
+            "IMAGE), or use --trust"
         )
-    present = launcher.guests.get(image, wanted.spec.arch)
+    present = launcher.guests.get(image, expected.spec.arch)
     if present.digest != found.digest:
         raise ImageError(
-            f"{shown(evidence.folder)} was made on {image} with sha256 {found.digest}, and what is called so now has "
-            f"sha256 {present.digest}: on another disk, its own means nothing. Keep guest images as long as evidence "
-            "(virtainers store ls), or keep flat disks (virtainers resume --export)"
+            f"{shown(evidence.folder)} needs {image} with sha256 {found.digest}, but the current {image} has sha256 "
+            f"{present.digest}. Keep guest images as long as their evidence (virtainers store ls), or keep flat "
+            "disks (virtainers resume --export)"
         )
     return present
 
 
 def launch(launcher: Launcher, evidence: Evidence) -> VM:
-    """Start the machine; it may be one that does not let us in, so nothing waits for that.
+    """Start the VM, without waiting for SSH, which may not work.
 
     Raises:
-        SpecError: a file of the folder is missing, or is not what it should be.
-        ImageError: its guest image is not to be had any more.
-        EngineError: its container does not start.
+        SpecError: a file of the folder is missing or not valid.
+        ImageError: the guest image is no longer available.
+        EngineError: the container does not start.
     """
     login = KeyPair(_login_key(evidence.folder), "")
     saved = SavedVM(
@@ -172,7 +172,7 @@ def _seed(folder: Path) -> bytes:
 
 
 def _archive(evidence: Evidence) -> Iterator[bytes]:
-    """Stream what the machine's folder had in it, as tar."""
+    """Yield the content of the VM's folder as a tar stream."""
     yield from _file(protocol.OVERLAY, evidence, OVERLAY)
     if evidence.has_memory:
         facts = {"memory": True, "machine": evidence.manifest.machine}
@@ -205,16 +205,16 @@ def _file(name: str, evidence: Evidence, source: str) -> Iterator[bytes]:
     if evidence.checks_digests and sha256.hexdigest() != evidence.manifest.digests[source]:
         fact = "has changed since a run of this user wrote it"
         if source == OVERLAY:
-            fact = f"is of a moment at which {OVERLAY} was another: one of both has changed"
-        raise SpecError(_strange(evidence.folder, fact))
+            fact = f"does not belong to this {OVERLAY}: one of them has changed"
+        raise SpecError(_untrusted(evidence.folder, fact))
     yield bytes(-entry.size % tarfile.BLOCKSIZE)
 
 
 def export(launcher: Launcher, evidence: Evidence, target: Path) -> None:
-    """Write the machine's disk as one flat qcow2 file.
+    """Write the VM's disk as one flat qcow2 file.
 
     Raises:
-        SpecError, ImageError: as `launch` does, or the disk cannot be made.
+        SpecError, ImageError: as for `launch`, or the disk cannot be converted.
     """
     name = shown(evidence.folder / OVERLAY)
     launcher.disks.flatten(_archive(evidence), name, (guest(launcher, evidence).place,), target)

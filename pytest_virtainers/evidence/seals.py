@@ -1,7 +1,7 @@
-"""Seals on evidence that this user's runs write on this machine, by which strangers' evidence is recognized.
+"""Seals that distinguish evidence written by this user on this machine from other evidence.
 
 A seal is an HMAC over the manifest, with a key that only this user can read. The manifest has the digests of the
-files that are trusted because of it.
+files that are trusted because of the seal.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import secrets
 import stat
 from typing import TYPE_CHECKING, Any
 
+from pytest_virtainers.support.files import open_private
 from pytest_virtainers.support.paths import cache_folder, locked
 
 if TYPE_CHECKING:
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIELD = "seal"
-"""The manifest's field with its seal."""
+"""The field of the manifest with the seal."""
 _KEY_BYTES = 32
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest with its seal, which `json.dumps` can write; raise `SpecError` or OSError without a key."""
+    """Return the manifest with a seal, for `json.dumps`; raise `SpecError` or `OSError` if there is no key."""
     return {**manifest, FIELD: _hmac(manifest, _key())}
 
 
 def is_ours(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a manifest, as `json.loads` has read it, has a seal of this user on this machine."""
+    """Return whether a manifest, as read by `json.loads`, has a seal of this user on this machine."""
     found = manifest.get(FIELD)
     return isinstance(found, str) and hmac.compare_digest(
         found.encode(errors="replace"), _hmac(manifest, _key()).encode()
@@ -39,7 +40,7 @@ def is_ours(manifest: Mapping[str, Any]) -> bool:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file; raise OSError."""
+    """Return the SHA-256 of a file, or raise `OSError`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -50,18 +51,15 @@ def _hmac(manifest: Mapping[str, Any], key: bytes) -> str:
 
 
 def _key() -> bytes:
-    """Return this user's key, made when it is first needed; one that others could read is replaced."""
+    """Return this user's key, created if necessary; a key that others could read is replaced."""
     path = cache_folder() / "evidence.key"
     with locked("evidence-key"):
         if (found := _read(path)) is not None:
             return found
         key = secrets.token_bytes(_KEY_BYTES)
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(file, key)
-        finally:
-            os.close(file)
+        with open_private(part, "xb") as file:
+            file.write(key)
         part.replace(path)
         return key
 

@@ -1,1 +1,1 @@
-"""Guest images: where their disks come from, and what is known of them."""
+"""Guest images: catalogue, downloads, and disks in the store."""

@@ -1,7 +1,8 @@
 """Guest images by name: those of this project, and those that users add.
 
-Later ones replace earlier ones of the same name: `catalogue.toml` beside this module, `virtainers/images.toml` in
-`XDG_CONFIG_HOME`, and the table `tool.virtainers.images` in the nearest `pyproject.toml` that has one.
+They are read from `catalogue.toml` next to this module, `virtainers/images.toml` in `XDG_CONFIG_HOME`, and the table
+`tool.virtainers.images` in the nearest `pyproject.toml` that has one. A later entry replaces an earlier one of its
+name.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.guests.download import Digest
 
 DEFAULT_USER = "tester"
-"""The account made in guests of which nothing else is known."""
+"""The account that is created in a guest for which no other is known."""
 
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 _KEYS = frozenset(
@@ -44,25 +45,25 @@ _PARSERS = {
 
 @dataclass(frozen=True)
 class _Entry:
-    """A guest image: its name, and the login user."""
+    """A guest image: its name and login user."""
 
     name: str
     user: str
 
     @property
     def key(self) -> str:
-        """Where its disk is in the store."""
+        """The name of its disk in the store."""
         raise NotImplementedError
 
     @property
     def place(self) -> str:
-        """Its folder in the store."""
+        """The folder of its disk in the store."""
         return f"guests/{self.key}"
 
 
 @dataclass(frozen=True)
 class Recipe(_Entry):
-    """A disk that is built from packages: the folder of the recipe, and what is told to it."""
+    """A disk that is built from packages: the folder of the recipe and its arguments."""
 
     recipe: str
     suite: str
@@ -71,21 +72,21 @@ class Recipe(_Entry):
 
     @property
     def key(self) -> str:
-        """Where its disk is in the store; changes whenever the recipe does, not when the mirror's packages do."""
+        """The name of its disk in the store; it changes with the recipe, not with the packages of the mirror."""
         return f"{self.name}-{build_context.digest(self.recipe)}"
 
 
 @dataclass(frozen=True)
 class Published(_Entry):
-    """A disk that somebody publishes.
+    """A published disk.
 
     Attributes:
-        url: where it is.
-        digest: of the file there; None: `checksums` says it, or nobody does.
+        url: of the file.
+        digest: of the file as downloaded; `None` if it is in `checksums`, or not known.
         checksums: a file with digests on a server.
-        firmware: from which it boots; empty: what is usual for its architecture.
-        arch: the architecture of the machines that it is for.
-        note: what its users should know.
+        firmware: from which it boots; empty: the default of its architecture.
+        arch: the CPU architecture of its VMs.
+        note: a hint for users.
     """
 
     url: str
@@ -97,7 +98,7 @@ class Published(_Entry):
 
     @property
     def key(self) -> str:
-        """Where its disk is in the store. What is published anew under the same URL is not asked for again."""
+        """The name of its disk in the store; a new version under the same URL is not noticed."""
         origin = f"{self.url} {self.digest.value if self.digest else ''}"
         return f"{self.name}-{hashlib.sha256(origin.encode()).hexdigest()[:16]}"
 
@@ -106,9 +107,9 @@ Entry = Recipe | Published
 
 
 def catalogue() -> Mapping[str, Entry]:
-    """Read all of it; each entry stands under its name and its aliases. Raises `ImageError`."""
+    """Return all entries by name and alias; raise `ImageError` for an invalid one."""
     found = dict(_own())
-    for source, images in _of_users():
+    for source, images in _added():
         for name, facts in images.items():
             entry, aliases = _published(source, name, facts)
             found.update(dict.fromkeys((name, *aliases), entry))
@@ -116,7 +117,7 @@ def catalogue() -> Mapping[str, Entry]:
 
 
 def is_own(name: str) -> bool:
-    """Return whether this is the name of an image of the project, which no user has replaced. Raises `ImageError`."""
+    """Return whether a name is that of an image of this project that no user has replaced; raise `ImageError`."""
     own = _own().get(name)
     return own is not None and catalogue()[name] == own
 
@@ -136,8 +137,8 @@ def _own() -> Mapping[str, Entry]:
     return found
 
 
-def _of_users() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with contextlib.suppress(RuntimeError):  # this user has no home
+def _added() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with contextlib.suppress(RuntimeError):  # this user has no home folder
         path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "virtainers" / "images.toml"
         own = _read(path)
         if own is not None:
@@ -149,7 +150,7 @@ def _of_users() -> Iterator[tuple[str, Mapping[str, Any]]]:
         if images is not None:
             source = f"{folder / 'pyproject.toml'}: tool.virtainers.images"
             if not isinstance(images, dict):
-                raise ImageError(f"{source} should be tables, one for each image, not {images!r}")
+                raise ImageError(f"{source}: expected a table for each image, not {images!r}")
             yield source, images
             return
 
@@ -160,68 +161,68 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read: {error}") from None
+        raise ImageError(f"cannot read {path}: {error}") from None
 
 
 def _published(source: str, name: str, facts: Any) -> tuple[Published, tuple[str, ...]]:
-    """Read an entry; raises `ImageError`."""
-    wrong = f"{source}: the image {name}: "
+    """Parse an entry; return it with its aliases, or raise `ImageError`."""
+    wrong = f"{source}: image {name}: "
     if not _NAME.fullmatch(name):
-        raise ImageError(f"{wrong}a name has letters, digits, dots, dashes and underscores only")
+        raise ImageError(f"{wrong}a name may only contain letters, digits, dots, dashes and underscores")
     if not isinstance(facts, dict):
         raise ImageError(f"{wrong}expected a table with a url")
     if unknown := facts.keys() - _KEYS:
-        raise ImageError(f"{wrong}unknown: {', '.join(sorted(unknown))}; known are {', '.join(sorted(_KEYS))}")
+        raise ImageError(f"{wrong}unknown key {', '.join(sorted(unknown))}; valid keys: {', '.join(sorted(_KEYS))}")
     aliases = facts.get("aliases", [])
     if not isinstance(aliases, list) or not all(isinstance(each, str) for each in aliases):
-        raise ImageError(f"{wrong}aliases should be a list of names")
+        raise ImageError(f"{wrong}aliases must be a list of names")
     for key in _KEYS - {"aliases"}:
         if not isinstance(facts.get(key, ""), str):
-            raise ImageError(f"{wrong}{key} should be text, not {facts[key]!r}")
+            raise ImageError(f"{wrong}{key} must be a string, not {facts[key]!r}")
     if "url" not in facts:
-        raise ImageError(f"{wrong}a url is needed")
-    said = [key for key in ("sha256", "sha512", "checksums") if key in facts]
-    if len(said) > 1:
-        raise ImageError(f"{wrong}of {' and '.join(said)}, one is enough")
-    suffix = f"#{said[0]}={facts[said[0]]}" if said and said[0] != "checksums" else ""
-    checksums, told = _checksums(facts, wrong), _told(facts, wrong)
+        raise ImageError(f"{wrong}url is missing")
+    digests = [key for key in ("sha256", "sha512", "checksums") if key in facts]
+    if len(digests) > 1:
+        raise ImageError(f"{wrong}use only one of {' and '.join(digests)}")
+    suffix = f"#{digests[0]}={facts[digests[0]]}" if digests and digests[0] != "checksums" else ""
+    checksums, machine = _checksums(facts, wrong), _machine(facts, wrong)
     try:
         url, digest = download.split(facts["url"] + suffix)
     except ImageError as error:
         raise ImageError(f"{wrong}{error}") from None
     note = facts.get("note", "")
-    return Published(name, told.pop("user"), url, digest, checksums, **told, note=note), tuple(aliases)
+    return Published(name, machine.pop("user"), url, digest, checksums, **machine, note=note), tuple(aliases)
 
 
 def _checksums(facts: Mapping[str, str], wrong: str) -> Source | None:
-    """Read where an entry's digests are, and whose they are; raises `ImageError`."""
+    """Parse the source of an entry's digests; raise `ImageError`."""
     for key, needed in (("signature", "keyring"), ("keyring", "checksums")):
         if key in facts and needed not in facts:
-            raise ImageError(f"{wrong}{key} is of no use without {needed}")
+            raise ImageError(f"{wrong}{key} requires {needed}")
     for key in ("checksums", "signature"):
         if key in facts and not facts[key].startswith("https://"):
-            raise ImageError(f"{wrong}{key}={facts[key]}: only https:// can be believed")
+            raise ImageError(f"{wrong}{key}={facts[key]}: the URL must start with https://")
     if "checksums" not in facts:
         return None
     try:
         keyring = Path(facts["keyring"]).expanduser() if "keyring" in facts else None
-    except RuntimeError as error:  # this user has no home
+    except RuntimeError as error:  # this user has no home folder
         raise ImageError(f"{wrong}keyring={facts['keyring']}: {error}") from None
     if keyring is not None and not keyring.is_absolute():
-        raise ImageError(f"{wrong}keyring={facts['keyring']}: a path from / or ~ is needed")
+        raise ImageError(f"{wrong}keyring={facts['keyring']}: the path must start with / or ~")
     return Source(facts["checksums"], keyring, facts.get("signature", ""))
 
 
-def _told(facts: Mapping[str, str], wrong: str) -> dict[str, str]:
-    """Read what an entry says of its guest; raises `ImageError`."""
-    told = {"user": DEFAULT_USER, "firmware": "", "arch": USUAL}
-    for key in told.keys() & facts.keys():
+def _machine(facts: Mapping[str, str], wrong: str) -> dict[str, str]:
+    """Parse an entry's user, firmware and architecture; raise `ImageError`."""
+    found = {"user": DEFAULT_USER, "firmware": "", "arch": USUAL}
+    for key in found.keys() & facts.keys():
         try:
-            told[key] = _PARSERS[key](facts[key])
+            found[key] = _PARSERS[key](facts[key])
         except ValueError as error:
             raise ImageError(f"{wrong}{key}={facts[key]!r}: {error}") from None
     try:
-        check_firmware(told["arch"], told["firmware"])
+        check_firmware(found["arch"], found["firmware"])
     except ValueError as error:
         raise ImageError(f"{wrong}{error}") from None
-    return told
+    return found

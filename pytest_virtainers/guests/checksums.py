@@ -1,4 +1,4 @@
-"""Digests that distributors publish beside their images, in all the ways in which they do."""
+"""Digests that distributors publish with their images, in all common formats."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Source:
     """A file with digests on a server.
 
     Attributes:
-        url: where it is.
-        keyring: a file with the public keys, one of which has to have signed it; None: TLS is believed.
-        signature: URL of the signature; empty: it is in the file of digests.
+        url: of the file.
+        keyring: a file with public keys, one of which must have signed it; `None` trusts TLS.
+        signature: URL of a detached signature; empty if the file contains its signature.
     """
 
     url: str
@@ -35,39 +35,43 @@ class Source:
     signature: str = ""
 
 
-def published(source: Source, name: str, file: Path, tell: Callable[[str], object]) -> Digest:
-    """Fetch the digests that a server has, and give that of the file called `name`.
+def published(source: Source, name: str, file: Path, report: Callable[[str], object]) -> Digest:
+    """Download published digests and return that of the file `name`.
 
-    `file` is where they are for the moment; otherwise it is as with `fetch.fetch`.
+    Args:
+        source: of the digests.
+        name: of the file, without a path.
+        file: a temporary file for the digests.
+        report: called with the progress.
 
     Raises:
-        ImageError: it does not answer, or has no such digest; or the digests are not signed as they should be.
-        StoreError: it cannot be written.
+        ImageError: the server does not answer, has no such digest, or the signature is not valid.
+        StoreError: the temporary file cannot be written.
     """
-    beside = file.with_name(f"{file.name}.signature") if source.signature else None
+    detached = file.with_name(f"{file.name}.signature") if source.signature else None
     try:
-        download.fetch(source.url, None, file, tell)
-        if beside is not None:
-            download.fetch(source.signature, None, beside, tell)
-        text = signatures.signed(file, source.url, source.keyring, beside) if source.keyring else file.read_bytes()
+        download.fetch(source.url, None, file, report)
+        if detached is not None:
+            download.fetch(source.signature, None, detached, report)
+        text = signatures.signed(file, source.url, source.keyring, detached) if source.keyring else file.read_bytes()
         return find(text.decode(errors="replace"), name, source.url)
     finally:
         file.unlink(missing_ok=True)
-        if beside is not None:
-            beside.unlink(missing_ok=True)
+        if detached is not None:
+            detached.unlink(missing_ok=True)
 
 
 def find(text: str, name: str, where: str) -> Digest:
-    """Find the digest of a file in what `sha256sum`, `sha512sum`, BSD's `sha256` or a bare digest look like.
+    """Find the digest of a file in the output of `sha256sum`, `sha512sum` or BSD's `sha256`, or a bare digest.
 
-    Signatures around it are passed over. Raises ImageError.
+    Other lines, such as signatures, are ignored. Raises `ImageError` if there is no digest, or more than one.
     """
     bare = _BARE.fullmatch(text)
     found = {bare[1].lower()} if bare else {digest.lower() for file, digest in _lines(text) if file == name}
     if len(found) == 1:
         return Digest.of(found.pop())
     problem = f"several different digests of {name}" if found else f"no SHA-256 or SHA-512 of {name}"
-    raise ImageError(f"{where} has {problem}, so the image cannot be checked; give it by URL: https://…#sha256=…")
+    raise ImageError(f"{where} has {problem}, so the image cannot be verified. Use a URL: https://…#sha256=…")
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:

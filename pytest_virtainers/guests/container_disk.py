@@ -1,7 +1,7 @@
-"""Prepared virtainers: container images with a guest disk in them, to start VMs from, and to make.
+"""Container images with a guest disk: find one, extract its disk, build one.
 
-Ours are the runtime image with the disk at `/image`, so that the engine's own `run` starts the VM. Taken are those,
-and containerDisks as KubeVirt has them, with one disk of any name in `/disk`
+`bake` builds the runtime image with the disk at `/image`, so that the engine's own `run` starts the VM. Disks are
+extracted from such images, and from KubeVirt's containerDisks, which have one disk of any name in `/disk`
 (https://kubevirt.io/user-guide/storage/disks_and_volumes/#containerdisk).
 """
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 SCHEME = "docker-image://"
 PLACES = ("/image", "/disk")
-"""Where a disk may be in a container image."""
+"""The possible paths of the disk in a container image."""
 _USER, _FIRMWARE, _ARCH = f"{LABEL}.user", f"{LABEL}.firmware", f"{LABEL}.arch"
-"""Labels of a container image with the login user of its guest, with what that boots from, and for what machine."""
+"""Labels of a container image: the guest's login user, firmware and architecture."""
 _PARSERS = {
     _USER: parsing.user_name,
     _FIRMWARE: parsing.choice("bios", "uefi"),
@@ -50,14 +50,14 @@ _TAGGED = re.compile(r":[^/]+$")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A container image that the engine has.
+    """A container image on the engine.
 
     Attributes:
-        reference: by which it was asked for.
-        id: the engine's; what the reference means may change.
-        user: the login user of its guest, if it says so.
-        firmware: from which that boots, if it says so; else empty.
-        arch: the architecture of the machines that it is for: by its label, else its own.
+        reference: its requested name.
+        id: its ID on the engine; the reference may later name another image.
+        user: the guest's login user, if the image has this label.
+        firmware: the guest's firmware, if the image has this label; else empty.
+        arch: the guest's architecture: by the label, else that of the image.
     """
 
     reference: str
@@ -68,43 +68,43 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """Its id in hex."""
+        """The ID in hex."""
         return self.id.removeprefix("sha256:")
 
 
-def look(engine: Engine, reference: str, arch: str, tell: Callable[[str], object]) -> Prepared:
-    """Find a container image on the engine, or have it pulled.
+def find(engine: Engine, reference: str, arch: str, report: Callable[[str], object]) -> Prepared:
+    """Find a container image on the engine, or pull it.
 
     Args:
-        engine: that is to have it.
-        reference: its name.
-        arch: for which its guest is to be, or `auto`.
-        tell: called with what the engine says.
+        engine: the engine that uses the image.
+        reference: name of the image.
+        arch: requested architecture of its guest, or `auto`.
+        report: called with the engine's progress messages.
 
     Raises:
-        ImageError: there is none, or it is for another architecture.
+        ImageError: there is no such image, or it is for another architecture.
         EngineError: the engine failed.
     """
     if not reference:
-        raise ImageError(f"image {SCHEME}: the name of a container image is missing")
+        raise ImageError(f"image {SCHEME}: the name of the container image is missing")
     with engine.failures(f"looking for image {reference}"):
         found = _inspect(engine, reference)
         if found is None:
-            said = engine.pull(reference, tell)
+            output = engine.pull(reference, report)
             found = _inspect(engine, reference)
             if found is not None and arch not in {"auto", _read(found, reference).arch}:
-                engine.pull(reference, tell, arch)  # a containerDisk for several
+                engine.pull(reference, report, arch)  # a containerDisk for several architectures
                 found = _inspect(engine, reference)
             if found is None:
                 raise ImageError(
-                    f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. If that "
-                    f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
+                    f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {output}. If the "
+                    f"name is right, load it ({engine.kind} load), or build it: virtainers images bake"
                 )
     prepared = _read(found, reference)
     if arch not in {"auto", prepared.arch}:
         raise ImageError(
-            f"image {SCHEME}{reference}: its guest is for {prepared.arch}, not for {arch}. If there is one for that, "
-            f"have it: {engine.kind} pull --platform linux/{arch} {reference}"
+            f"image {SCHEME}{reference}: its guest is for {prepared.arch}, not for {arch}. If there is one for "
+            f"{arch}, pull it: {engine.kind} pull --platform linux/{arch} {reference}"
         )
     return prepared
 
@@ -117,16 +117,16 @@ def _inspect(engine: Engine, reference: str) -> dict[str, Any] | None:
 
 
 def _read(found: Mapping[str, Any], reference: str) -> Prepared:
-    """Take what the engine tells of an image; raises `ImageError`."""
+    """Parse the engine's description of an image; raise `ImageError`."""
     labels = (found.get("Config") or {}).get("Labels") or {}
     read: dict[str, str] = {}
     for label, parse in _PARSERS.items():
-        try:  # it goes into configurations and command lines
+        try:  # the value is used in configurations and command lines
             if label in labels:
                 read[label] = parse(labels[label])
         except ValueError as error:
             raise ImageError(
-                f"image {SCHEME}{reference}: its label {label}={labels[label]!r} is wrong: {error}"
+                f"image {SCHEME}{reference}: its label {label}={labels[label]!r} is not valid: {error}"
             ) from None
     firmware, arch = read.get(_FIRMWARE, ""), read.get(_ARCH, found["Architecture"])
     try:
@@ -136,11 +136,11 @@ def _read(found: Mapping[str, Any], reference: str) -> Prepared:
     return Prepared(reference, str(found["Id"]), read.get(_USER), firmware, arch)
 
 
-def take_out(image: Prepared, shop: Workshop, out: str) -> str:
-    """Copy the disk of a container image into the folder `out` of the store; give its SHA-256.
+def extract(image: Prepared, shop: Workshop, out: str) -> str:
+    """Copy the disk of a container image into the folder `out` of the store and return its SHA-256.
 
     Raises:
-        ImageError: it has no disk, or several.
+        ImageError: the image has no disk, or several.
         StoreError: the store cannot be written.
         EngineError: the engine failed.
     """
@@ -149,55 +149,56 @@ def take_out(image: Prepared, shop: Workshop, out: str) -> str:
             if (pieces := container.archive(place)) is not None:
                 shop.container.put_archive(out, pieces)
                 break
-    # As a file, whatever it is called and whose it was; a link would lead out of the image.
+    # Only a regular file counts, with any name and owner; a link would lead out of the image.
     count = int(shop.shell('find "$1" -type f -printf x | wc -c', out))
     if count != 1:
         what = "no disk" if count == 0 else f"{count} files"
         raise ImageError(
-            f"image {SCHEME}{image.reference}: it has {what} at {' or '.join(PLACES)}; a prepared virtainer has its "
-            "disk as the file /image, a containerDisk one file in the folder /disk"
+            f"image {SCHEME}{image.reference}: it has {what} at {' or '.join(PLACES)}. An image of virtainers images "
+            "bake has its disk as the file /image, a containerDisk as one file in the folder /disk"
         )
-    said = shop.shell(_SETTLE, out, DISK)
-    return said.split()[0]
+    return shop.shell(_SETTLE, out, DISK).split()[0]
 
 
 def tag_for(image: str, tag: str | None) -> str:
-    """Say what a prepared virtainer is called: `debian-13` by default `localhost/virtainers/debian:13`.
+    """Return the name of a container image to build: for `debian-13` by default `localhost/virtainers/debian:13`.
 
     Raises:
-        SpecError: this can be no container image's name, or the guest image has none of which one could be made.
+        SpecError: `tag` is not a valid name, or it is missing and the guest image is not in the catalogue.
     """
     if tag is not None:
         if not _TAG.fullmatch(tag):
-            raise SpecError(f"{tag!r} is no name of a container image: it is like localhost/virtainers/debian:13")
+            raise SpecError(
+                f"{tag!r} is not a valid name of a container image, such as localhost/virtainers/debian:13"
+            )
         return tag if _TAGGED.search(tag) else f"{tag}:latest"
     known = catalogue()
     if image not in known:
-        raise SpecError(f"{image} is not in the catalogue: say with --tag what its container image is called")
+        raise SpecError(f"{image} is not in the catalogue: name the container image with --tag")
     name = known[image].name
     distribution, _, version = name.partition("-")
     return f"{_REPOSITORY}/{distribution}:{version or 'latest'}"
 
 
-def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Callable[[str], object]) -> str:
-    """Make a container image of the runtime image and a guest disk of the store; give its name and tag.
+def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, report: Callable[[str], object]) -> str:
+    """Build a container image from the runtime image and a guest disk of the store; return its name and tag.
 
     Args:
-        guest: in the store.
-        tag: as `tag_for` gives it.
-        runtime_image: that it is made of.
+        guest: the guest image in the store.
+        tag: the result of `tag_for`.
+        runtime_image: name of the runtime image.
         shop: the store.
-        tell: called with what the engine says.
+        report: called with the engine's progress messages.
 
     Raises:
-        ImageError: the engine does not build it.
+        ImageError: the build failed.
         EngineError: the engine failed.
     """
-    engine, said = shop.engine, ""
+    engine, output = shop.engine, ""
     machine = guest.machine("auto")
-    with engine.failures(f"making image {tag}"):
+    with engine.failures(f"building image {tag}"):
         events = engine.api.build(
-            fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types know files only
+            fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types allow only files
             custom_context=True,
             tag=tag,
             buildargs={"RUNTIME": runtime_image, **machine},
@@ -207,14 +208,14 @@ def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Calla
             decode=True,
         )
         for event in events:
-            said = str(event.get("error") or event.get("stream") or "").strip() or said
-            tell(said)
-            if event.get("error"):  # an older image of that name may be there
-                raise ImageError(f"making image {tag} failed: {engine} said: {said}")
+            output = str(event.get("error") or event.get("stream") or "").strip() or output
+            report(output)
+            if event.get("error"):
+                raise ImageError(f"building image {tag} on {engine} failed: {output}")
     return tag
 
 
 def _context(guest: Guest, shop: Workshop) -> Iterator[bytes]:
-    """Give what the image is built of, as a tar stream: the recipe, and the disk as the engine packs it."""
+    """Yield the build context as a tar stream: the recipe, then the disk as the engine archives it."""
     yield build_context.archive("prepared", goes_on=True)
     yield from shop.container.archive(guest.disk) or ()

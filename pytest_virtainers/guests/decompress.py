@@ -1,102 +1,36 @@
-"""Unpack `.gz`, `.xz` and `.zst` piece by piece; everything else passes as it is."""
+"""Decompress `.gz`, `.xz` and `.zst` files, recognized by their first bytes.
+
+This uses the decompressor objects of zlib, lzma and zstandard, not their file objects: `LZMAFile` has no memory
+limit, and zstandard's reader does not report a truncated file.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from pytest_virtainers.support.files import open_private
+from pytest_virtainers.support.progress import bar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS  # with the header and trailer of gzip
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS  # expect the header and trailer of gzip
 _LONGEST_MAGIC = 6
-_PIECE_BYTES = 1024  # which empty room of a disk may become some 30 MiB of
-_MOST_BYTES = 2**40
-_MOST_MEMORY_BYTES = 2**29  # `xz -9` needs 65 MiB; the format would allow for 4 GiB
+_CHUNK_BYTES, _BLOCK_BYTES = 1024 * 1024, 1024  # a block of compressed zeros may become 30 MiB
+_MAX_BYTES = 2**40
+_MAX_MEMORY_BYTES = 2**29  # `xz -9` needs 65 MiB; the format allows 4 GiB
 
 
 class Damaged(Exception):
-    """This is not what its beginning says; the text says so."""
-
-
-class Unpacker:
-    """Takes pieces of a file, and writes those of what is in it.
-
-    What is packed may be several files one after another, as all three formats allow.
-
-    Args:
-        write: gets what is unpacked.
-        most: bytes that may come out. A few kilobytes can hold a bomb that fills any disk.
-    """
-
-    def __init__(self, write: Callable[[bytes], object], most: int = _MOST_BYTES) -> None:
-        self._write = write
-        self._left = self._most = most
-        self._head = b""
-        self._begun = False
-        self._format: _Format | None = None
-        self._machine: Any = None
-        self._error: type[Exception] = Damaged
-
-    @staticmethod
-    def takes(head: bytes) -> bool:
-        """Tell by its first bytes whether a file is packed."""
-        return any(head.startswith(each.magic) for each in _FORMATS)
-
-    def write(self, data: bytes) -> None:
-        """Take a piece; raises Damaged."""
-        if not self._begun:
-            self._head += data
-            if len(self._head) < _LONGEST_MAGIC:
-                return
-            data = self._begin()
-        self._take(data)
-
-    def end(self) -> None:
-        """Write what is left; raises Damaged when something is missing."""
-        if not self._begun:
-            self._take(self._begin())
-        if self._format is not None and self._machine is not None:
-            raise Damaged(f"its {self._format.name} data is cut short")
-
-    def _begin(self) -> bytes:
-        self._begun = True
-        self._format = next((each for each in _FORMATS if self._head.startswith(each.magic)), None)
-        return self._head
-
-    def _take(self, data: bytes) -> None:
-        if self._format is None:
-            self._write(data)
-            return
-        for at in range(0, len(data), _PIECE_BYTES):
-            self._unpack(self._format, data[at : at + _PIECE_BYTES])
-
-    def _unpack(self, packed: _Format, data: bytes) -> None:
-        while data:
-            if self._machine is None:
-                data = data.lstrip(b"\0")  # padding between files, and at the end
-                if not data:
-                    return
-                self._machine, self._error = packed.start()
-            try:
-                plain = self._machine.decompress(data)
-            except self._error as error:
-                raise Damaged(f"its {packed.name} data is wrong ({error})") from None
-            self._left -= len(plain)
-            if self._left < 0:
-                raise Damaged(
-                    f"its {packed.name} data becomes more than {self._most / 2**30:g} GiB: if that is right, unpack "
-                    "it, make it qcow2 with qemu-img convert, and give the path of that"
-                )
-            self._write(plain)
-            if not self._machine.eof:
-                return
-            data, self._machine = self._machine.unused_data, None
+    """The compressed data is damaged or too large; the message is a phrase about the file."""
 
 
 class _Format(NamedTuple):
-    """A way to pack files: how they begin; `start` gives who unpacks one (as zlib does), and what that raises."""
+    """A compression format; `start` returns a decompressor object and the exception that it raises."""
 
     name: str
     magic: bytes
@@ -104,11 +38,11 @@ class _Format(NamedTuple):
 
 
 def _xz() -> tuple[Any, type[Exception]]:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_MEMORY_BYTES), lzma.LZMAError
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_MEMORY_BYTES), lzma.LZMAError
 
 
 def _zstd() -> tuple[Any, type[Exception]]:
-    import zstandard  # not for those who need none
+    import zstandard  # only when a file needs it
 
     return zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
 
@@ -118,3 +52,72 @@ _FORMATS = (
     _Format("xz", b"\xfd7zXZ\x00", _xz),
     _Format("zstd", b"\x28\xb5\x2f\xfd", _zstd),
 )
+
+
+def _formats(path: Path) -> list[_Format]:
+    """Return the format of a file, or nothing."""
+    with path.open("rb") as file:
+        head = file.read(_LONGEST_MAGIC)
+    return [each for each in _FORMATS if head.startswith(each.magic)]
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether a file starts like a compressed one."""
+    return bool(_formats(path))
+
+
+def decompress(source: Path, target: Path, report: Callable[[str], object], limit: int = _MAX_BYTES) -> str:
+    """Decompress a file into `target` and return the SHA-256 of its content.
+
+    Args:
+        source: a file that `is_compressed`; it may hold several compressed streams in sequence.
+        target: a private file, created or overwritten.
+        report: called with the progress.
+        limit: bytes to write at most; a few kilobytes can hold a bomb that fills any disk.
+
+    Raises:
+        Damaged: the data is damaged, truncated, or exceeds a limit.
+    """
+    (kind,) = _formats(source)
+    sha256, size = hashlib.sha256(), source.stat().st_size
+    with source.open("rb") as file, open_private(target, "wb") as out:
+        blocks = _blocks(file, lambda: report(f"decompressing {bar(file.tell(), size)}"))
+        for piece in _pieces(blocks, kind, limit):
+            sha256.update(piece)
+            out.write(piece)
+    return sha256.hexdigest()
+
+
+def _blocks(file: IO[bytes], advanced: Callable[[], object]) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        advanced()
+        for at in range(0, len(chunk), _BLOCK_BYTES):
+            yield chunk[at : at + _BLOCK_BYTES]
+
+
+def _pieces(blocks: Iterable[bytes], kind: _Format, limit: int) -> Iterator[bytes]:
+    """Yield the decompressed content of a file."""
+    left, decompressor = limit, None
+    error: type[Exception] = Damaged
+    for block in blocks:
+        data = block
+        while data:
+            if decompressor is None:
+                data = data.lstrip(b"\0")  # padding between streams and at the end
+                if not data:
+                    break
+                decompressor, error = kind.start()
+            try:
+                piece = decompressor.decompress(data)
+            except error as reason:
+                raise Damaged(f"its {kind.name} data is invalid ({reason})") from None
+            left -= len(piece)
+            if left < 0:
+                raise Damaged(
+                    f"its {kind.name} data exceeds {limit / 2**30:g} GiB when decompressed. If that is intended, "
+                    "decompress it, convert it with qemu-img convert -O qcow2, and use the path of the result"
+                )
+            yield piece
+            data, decompressor = (decompressor.unused_data, None) if decompressor.eof else (b"", decompressor)
+    if decompressor is not None:
+        raise Damaged(f"its {kind.name} data is truncated")

@@ -1,16 +1,15 @@
-"""Disk images: known by their first bytes, and made in the store what a VM can stand on: one whole qcow2 file."""
+"""Disk images: recognized by their first bytes, and stored as one self-contained qcow2 file."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import tarfile
 import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.errors import ImageError, SpecError, StoreError
-from pytest_virtainers.guests.decompress import Damaged, Unpacker
+from pytest_virtainers.guests.decompress import Damaged, decompress, is_compressed
 from pytest_virtainers.support.paths import cache_folder, why_unsafe
 from pytest_virtainers.support.progress import bar
 from pytest_virtainers.support.runtime import protocol
@@ -23,24 +22,24 @@ if TYPE_CHECKING:
     from pytest_virtainers.support.progress import Step
 
 DISK = "disk.qcow2"
-"""What a disk is called in its folder."""
+"""The name of a disk in its folder."""
 
 _SECTOR_BYTES = 512
-_KINDS = "this is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector"
+_NOT_A_DISK = "this is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector"
 _KEPT_DAYS = 14
 _CHUNK_BYTES = 1024 * 1024
 
 
 def downloads() -> Path:
-    """Give the folder for what is on its way into the store.
+    """Return the folder for downloads, created if necessary.
 
-    What broken downloads and killed processes have left, and nobody has gone on with for two weeks, is removed.
-    Raises `SpecError` when others could change what is in it.
+    Files in it that interrupted downloads and killed processes left two weeks ago are removed. Raises `SpecError` if
+    other users could change its content.
     """
     folder = cache_folder() / "downloads"
     folder.mkdir(mode=0o700, exist_ok=True)
     if why := why_unsafe(folder):
-        raise SpecError(f"{folder}: {why}: someone else could replace the downloads in it")
+        raise SpecError(f"{folder}: {why}: another user could replace the downloads in it")
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86400:
@@ -48,16 +47,16 @@ def downloads() -> Path:
     return folder
 
 
-def check_head(path: Path, name: str, *, packed: bool = False) -> None:
-    """Look at the first bytes; what only the whole content shows is checked in the store.
+def check_head(path: Path, name: str, *, compressed: bool = False) -> None:
+    """Check the first bytes of a disk image; the store checks the rest.
 
     Args:
-        path: of the file.
-        name: by which messages call it.
-        packed: one that `unpacked` takes is good, too.
+        path: the file.
+        name: its name in messages.
+        compressed: accept compressed files.
 
     Raises:
-        ImageError: it is not there, or no disk image.
+        ImageError: the file does not exist or is not a disk image.
     """
     if not path.exists():
         raise ImageError(f"image {name}: there is no such file")
@@ -69,52 +68,44 @@ def check_head(path: Path, name: str, *, packed: bool = False) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(_SECTOR_BYTES)
+        if not (_is_disk(head, size) or (compressed and is_compressed(path))):
+            raise ImageError(f"image {name}: {_NOT_A_DISK}")
     except OSError as error:
         raise ImageError(f"image {name}: it cannot be read ({error.strerror})") from error
-    if not (_is_disk(head, size) or (packed and Unpacker.takes(head))):
-        raise ImageError(f"image {name}: {_KINDS}")
 
 
 def _is_disk(head: bytes, size: int) -> bool:
-    """Tell it by the first sector."""
+    """Return whether the first sector is that of a disk image."""
     known = (protocol.QCOW2, protocol.VMDK, protocol.VHDX)
     return head.startswith(known) or (size % _SECTOR_BYTES == 0 and head[510:512] == protocol.BOOT_MARK)
 
 
 @contextlib.contextmanager
-def unpacked(path: Path, key: str, step: Step) -> Iterator[Path]:
-    """Give a disk image, unpacked if it is packed, during the block.
+def decompressed(path: Path, key: str, step: Step) -> Iterator[Path]:
+    """Return a disk image for the block, decompressed into a temporary file if it is compressed.
 
     Args:
-        path: of the file.
-        key: of its content, for a name of what is in it; the caller sees to it that nobody else unpacks it.
-        step: is told how far it is.
+        path: the file.
+        key: of its content, which names the temporary file; the caller must prevent a second use of it.
+        step: shows the progress.
 
     Raises:
-        ImageError: what is packed is damaged, or no disk image.
-        StoreError: there is no room for it.
+        ImageError: the compressed data is damaged, or not a disk image.
+        StoreError: there is not enough space for it.
     """
-    with path.open("rb") as file:
-        packed = Unpacker.takes(file.read(_SECTOR_BYTES))
-    if not packed:
+    if not is_compressed(path):
         yield path
         return
     target = downloads() / f"{key}.disk"
     try:
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file, target.open("wb") as out:
-                unpacker = Unpacker(out.write)
-                while data := file.read(_CHUNK_BYTES):
-                    unpacker.write(data)
-                    step.update(f"unpacking {bar(file.tell(), size)}")
-                unpacker.end()
+            decompress(path, target, step.update)
         except Damaged as error:
             raise ImageError(f"image {path}: {error}") from None
         except OSError as error:
             raise StoreError(
-                f"unpacking {path} into {target.parent} failed: {error.strerror}. If room is what is missing, make "
-                "some there, or set XDG_CACHE_HOME to a place that has it"
+                f"decompressing {path} into {target.parent} failed: {error.strerror}. If the disk is full, free "
+                "space there, or set XDG_CACHE_HOME to a folder with enough space"
             ) from error
         check_head(target, str(path))
         yield target
@@ -122,18 +113,8 @@ def unpacked(path: Path, key: str, step: Step) -> Iterator[Path]:
         target.unlink(missing_ok=True)
 
 
-def digest(path: Path, step: Step) -> str:
-    """Give the SHA-256 of a file."""
-    sha, size = hashlib.sha256(), path.stat().st_size
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK_BYTES):
-            sha.update(data)
-            step.update(bar(file.tell(), size))
-    return sha.hexdigest()
-
-
 def send(path: Path, name: str, shop: Workshop, out: str, step: Step) -> None:
-    """Copy a disk into the folder `out` of the store; raises `StoreError`."""
+    """Copy a disk into the folder `out` of the store; raise `StoreError` on failure."""
     try:
         shop.container.put_archive(out, _as_tar(path, step))
     except Exception as error:
@@ -141,39 +122,39 @@ def send(path: Path, name: str, shop: Workshop, out: str, step: Step) -> None:
 
 
 def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
-    """Check the disk in the folder `out` of the store, make it a qcow2 file, and write its manifest.
+    """Check the disk in the folder `out` of the store, convert it to qcow2 if necessary, and write its manifest.
 
-    The work is the runtime image's (`virtainer.import_disk`), within limits on time, memory and what it writes.
+    The runtime image (`virtainer.import_disk`) does the work, with limits on time, memory and written bytes.
 
     Args:
-        name: by which messages and the manifest call it.
-        sha256: of the disk as it came.
-        shop: in which it is.
-        out: the folder with `disk.qcow2`, which may be of any format until now.
+        name: of the disk in messages and in the manifest.
+        sha256: of the original disk.
+        shop: the store.
+        out: the folder with `disk.qcow2`, which may have any accepted format.
 
     Returns:
-        The manifest. In it, `sha256` is that of the disk as it came, `stored_sha256` that of the file in the store.
+        The manifest. `sha256` is the digest of the original disk, `stored_sha256` that of the file in the store.
 
     Raises:
-        ImageError: it is damaged, not one whole disk, or takes more work than an honest one.
+        ImageError: the disk is damaged, needs other files, or exceeds a limit.
         StoreError: the store cannot be written.
     """
     code, output = shop.container.run(["import-disk", out])
     if code != 0:
-        raise StoreError(shop.explain(f"image {name}: looking at it failed (exit code {code})", output.decode()))
+        raise StoreError(shop.explain(f"image {name}: examining it failed (exit code {code})", output.decode()))
     found = json.loads(output)
-    if said := found.get("refused"):
-        raise ImageError(f"image {name}: it {said}")
-    if said := found.get("failed"):
-        raise StoreError(shop.explain(f"image {name}: it cannot be made a qcow2 image", said))
-    about = {
+    if reason := found.get("refused"):
+        raise ImageError(f"image {name}: it {reason}")
+    if reason := found.get("failed"):
+        raise StoreError(shop.explain(f"image {name}: it cannot be converted to qcow2", reason))
+    disk = {
         "format": "qcow2",
         "came_as": found["format"],
         "sha256": sha256,
         "stored_sha256": found.get("stored_sha256", sha256),
         "virtual_size": found["virtual_size"],
     }
-    manifest = {"name": name, "disk": about}
+    manifest = {"name": name, "disk": disk}
     shop.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
     return manifest
 

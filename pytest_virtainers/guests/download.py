@@ -1,15 +1,12 @@
-"""Files from the web, past servers and lines that fail: gone on with, tried again, unpacked on the way, and checked.
+"""Resumable, retried and verified downloads, decompressed if necessary.
 
-Bytes arrive in `NAME.part`, which stays when a download is broken off: the next one goes on from there. From the
-beginning they also go through the digest and the unpacker, so when the last one is here, the file is ready or thrown
-away. What is unpacked shows by its first bytes, not by its name. HTTP: RFC 9110, ranges in section 14.
+Bytes arrive in `NAME.part`. An interrupted download leaves that file, and the next one resumes from it if a digest
+proves the result. HTTP: RFC 9110, ranges in section 14.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -17,7 +14,8 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import urldefrag, urlsplit
 
 from pytest_virtainers.errors import ImageError, StoreError
-from pytest_virtainers.guests.decompress import Damaged, Unpacker
+from pytest_virtainers.guests.decompress import Damaged, decompress, is_compressed
+from pytest_virtainers.support.files import file_digest, open_private
 from pytest_virtainers.support.progress import bar
 
 if TYPE_CHECKING:
@@ -26,354 +24,246 @@ if TYPE_CHECKING:
 
     import requests
 
-_CHUNK_BYTES = 64 * 1024  # of which less is lost when a connection is
-_CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 60.0
-_FRUITLESS_TRIES = 5  # in a row, without a byte more
+_CHUNK_BYTES = 64 * 1024  # an interrupted connection loses less than this
+_CONNECT_SECONDS, _READ_SECONDS = 15.0, 60.0
+_FRUITLESS_TRIES = 5  # in a row, without a new byte
 _WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 30.0
-_PART, _UNPACKED = ".part", ".unpacked"
 _LENGTHS = {64: "sha256", 128: "sha512"}
 _FRAGMENT = re.compile(r"(sha256|sha512)=([0-9a-f]+)")
-_PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a server may answer now and not a moment later
-_OK, _PARTIAL, _PAST_THE_END = 200, 206, 416
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # statuses that may be different a moment later
+_OK, _PARTIAL, _RANGE_NOT_SATISFIABLE = 200, 206, 416
 
 
 @dataclass(frozen=True)
 class Digest:
-    """What a file has to hash to, as it is downloaded: `sha256` or `sha512`, and that in lower-case hex."""
+    """The expected digest of a file as downloaded: `sha256` or `sha512`, in lower-case hex."""
 
     algorithm: str
     value: str
 
     @classmethod
     def of(cls, value: str) -> Digest:
-        """Tell the algorithm by the length; raises ValueError."""
+        """Return a digest whose algorithm follows from its length; raise `ValueError` for another length."""
         algorithm = _LENGTHS.get(len(value))
         if algorithm is None or not re.fullmatch("[0-9a-f]+", value.lower()):
-            raise ValueError(f"{value!r} is no SHA-256 (64 hex digits) or SHA-512 (128)")
+            raise ValueError(f"{value!r} is neither a SHA-256 (64 hex digits) nor a SHA-512 (128 hex digits)")
         return cls(algorithm, value.lower())
 
 
-class _Broken(Exception):
-    """The download has been cut off, and may be gone on with."""
-
-
-class _Restart(Exception):
-    """What is here is not the beginning of what the server has."""
-
-
-class _Wrong(Exception):
-    """All of it is here, and it is not what it should be; the text says so in a sentence.
-
-    Attributes:
-        pieced: whether its pieces are of servers that do not agree on what they have.
-    """
-
-    def __init__(self, text: str, *, pieced: bool) -> None:
-        super().__init__(text)
-        self.pieced = pieced
+class _Interrupted(Exception):
+    """The download was interrupted and can be resumed."""
 
 
 def split(url: str) -> tuple[str, Digest | None]:
-    """Take the digest off a URL `https://…/disk.qcow2#sha256=…`; raises `ImageError`."""
+    """Separate the digest from a URL `https://…/disk.qcow2#sha256=…`; raise `ImageError` for an unusable URL."""
     bare, fragment = urldefrag(url)
     digest = None
     if fragment:
         found = _FRAGMENT.fullmatch(fragment.lower())
         if not found or _LENGTHS.get(len(found[2])) != found[1]:
-            raise ImageError(f"image {url}: after the # should be sha256= and 64 hex digits, or sha512= and 128")
+            raise ImageError(f"image {url}: expected sha256= and 64 hex digits, or sha512= and 128, after the #")
         digest = Digest(found[1], found[2])
     parts = urlsplit(bare)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ImageError(f"image {url}: only http:// and https:// can be fetched")
+        raise ImageError(f"image {url}: the URL must start with http:// or https://")
     if parts.scheme == "http" and digest is None:
-        raise ImageError(f"image {url}: over http anybody may have changed it. Say what it is: {bare}#sha256=…")
+        raise ImageError(f"image {url}: http does not protect the download. Add the digest: {bare}#sha256=…")
     return bare, digest
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What to fetch: a URL, what it has to hash to, whom to tell how far it is, and the first wait between tries."""
-
-    url: str
-    digest: Digest | None
-    tell: Callable[[str], object]
-    wait: float
-
-
 def fetch(
-    url: str, digest: Digest | None, target: Path, tell: Callable[[str], object], wait: float = _WAIT_SECONDS
+    url: str, digest: Digest | None, target: Path, report: Callable[[str], object], wait: float = _WAIT_SECONDS
 ) -> str:
-    """Download and unpack a file to `target`, which is there only when all of it is there and right.
+    """Download a file to `target`, verify and decompress it, and return the SHA-256 of the result.
 
-    Returns the SHA-256 of what is in `target`.
+    `target` exists only if all of that succeeded.
 
     Args:
         url: without a digest.
-        digest: of the file as it is downloaded; None: whatever comes by TLS is taken.
-        target: beside it, `NAME.part` is what was downloaded so far, and `NAME.unpacked` for the moment. The caller
-            sees to it that nobody else fetches it.
-        tell: called with how far it is.
-        wait: seconds before the second try; then longer ones.
+        digest: of the file as downloaded; `None` trusts TLS.
+        target: `NAME.part` and `NAME.unpacked` next to it are temporary. The caller must prevent two downloads to
+            the same target.
+        report: called with the progress.
+        wait: seconds before the second attempt; later waits are longer.
 
     Raises:
-        ImageError: the server has no such file, or another one, or does not give all of it.
-        StoreError: it cannot be written.
+        ImageError: the server does not offer the file, offers a different one, or does not send all of it.
+        StoreError: the file cannot be written.
     """
-    part, unpacked = (target.with_name(f"{target.name}{suffix}") for suffix in (_PART, _UNPACKED))
+    part, plain = (target.with_name(f"{target.name}.{suffix}") for suffix in ("part", "unpacked"))
     try:
-        if digest is None:  # what an earlier try has left may be of another version, and nothing would tell
+        if digest is None:  # a part of another version would go unnoticed
             part.unlink(missing_ok=True)
-        content = _fetch_right(_Wanted(url, digest, tell, wait), part, unpacked)
-        unpacked.replace(target)
+        _download(url, digest, part, report, wait)
+        if is_compressed(part):
+            sha256 = decompress(part, plain, report)
+            plain.replace(target)
+            part.unlink()
+        else:
+            sha256 = digest.value if digest and digest.algorithm == "sha256" else file_digest(part, report)
+            part.replace(target)
+    except Damaged as error:
         part.unlink()
+        raise ImageError(f"fetching {url} failed: the downloaded file is damaged: {error}. It was deleted") from None
     except OSError as error:
         raise StoreError(
-            f"fetching {url} failed: {target.parent} cannot be written: {error.strerror}. Make room there, or set "
-            "XDG_CACHE_HOME to a place that has it"
+            f"fetching {url} failed: cannot write to {target.parent}: {error.strerror}. Free space there, or set "
+            "XDG_CACHE_HOME to a folder with enough space"
         ) from error
     finally:
         with contextlib.suppress(OSError):
-            unpacked.unlink(missing_ok=True)
+            plain.unlink(missing_ok=True)
             if digest is None or not part.stat().st_size:
                 part.unlink()
-    return content
+    return sha256
 
 
-def _fetch_right(wanted: _Wanted, part: Path, unpacked: Path) -> str:
-    """Fetch it; twice if what an earlier try has left may be why it is wrong."""
-    fresh = not part.exists()
-    for again in (True, False):
-        try:
-            return _fetch_once(wanted, part, unpacked)
-        except _Wrong as wrong:
-            part.unlink()
-            if not again or (fresh and not wrong.pieced):
-                raise ImageError(f"{wrong} It was thrown away") from None
-        wanted.tell("what an earlier try has left does not fit: once more from the beginning")
-    raise AssertionError  # the loop has no other end
-
-
-def _fetch_once(wanted: _Wanted, part: Path, unpacked: Path) -> str:
-    with _opened(part, "a+b", os.O_APPEND) as file, _opened(unpacked, "wb", os.O_TRUNC) as out:
-        sink = _Sink(wanted.digest, out)
-        pieced = _Download(wanted, file, sink).run()
-        size = file.tell()
-        found = f"fetching {wanted.url}: what came ({size} bytes)"
-        if wanted.digest is not None and sink.hexdigest() != wanted.digest.value:
-            raise _Wrong(
-                f"{found} has {wanted.digest.algorithm} {sink.hexdigest()}, and should have {wanted.digest.value}: "
-                "somebody has changed it, or there is a new version of it.",
-                pieced=pieced,
+def _download(url: str, digest: Digest | None, part: Path, report: Callable[[str], object], wait: float) -> None:
+    """Download until `part` has the expected digest; try twice if the first result was put together from pieces."""
+    for attempt in (1, 2):
+        with open_private(part, "ab") as file:
+            resumed = _Download(url, file, report, pinned=digest is not None).run(wait)
+        if digest is None:
+            return
+        found, size = file_digest(part, report, digest.algorithm), part.stat().st_size
+        if found == digest.value:
+            return
+        part.unlink()
+        if attempt == 2 or not resumed:  # noqa: PLR2004
+            raise ImageError(
+                f"fetching {url} failed: the downloaded file ({size} bytes) has {digest.algorithm} {found}, expected "
+                f"{digest.value}: it was changed, or replaced by a new version. It was deleted"
             )
-        try:
-            sink.end()
-        except Damaged as error:
-            raise _Wrong(f"{found} is damaged: {error}.", pieced=pieced) from None
-        return sink.content()
-
-
-def _opened(path: Path, mode: str, how: int) -> IO[bytes]:
-    """Open a private file for writing; a link in its place is an `OSError`."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how, 0o600), mode)
-
-
-class _Sink:
-    """Where bytes go, from the first one on: through the digest, and unpacked into a file."""
-
-    def __init__(self, digest: Digest | None, out: IO[bytes]) -> None:
-        self._algorithm = digest.algorithm if digest else "sha256"
-        self._out = out
-        self._begin()
-
-    def _begin(self) -> None:
-        self._hash, self._content = hashlib.new(self._algorithm), hashlib.sha256()
-        self._unpacker = Unpacker(self._write)
-        self._damage: Damaged | None = None
-
-    def write(self, data: bytes) -> None:
-        self._hash.update(data)
-        if self._damage is None:
-            try:
-                self._unpacker.write(data)
-            except Damaged as error:  # the digest may say more of it, at the end
-                self._damage = error
-
-    def _write(self, unpacked: bytes) -> None:
-        self._content.update(unpacked)
-        self._out.write(unpacked)
-
-    def restart(self) -> None:
-        self._out.seek(0)
-        self._out.truncate()
-        self._begin()
-
-    def end(self) -> None:
-        """Write the rest; raises Damaged."""
-        if self._damage is not None:
-            raise self._damage
-        self._unpacker.end()
-        self._out.flush()
-
-    def hexdigest(self) -> str:
-        """Give the digest of what came."""
-        return self._hash.hexdigest()
-
-    def content(self) -> str:
-        """Give the SHA-256 of what was in it."""
-        return self._content.hexdigest()
+        report("the resumed file does not match its digest; downloading it again")
 
 
 class _Download:
-    """One download into a file that may have some of it already."""
+    """A download into a file that may already have the beginning of it."""
 
-    def __init__(self, wanted: _Wanted, file: IO[bytes], sink: _Sink) -> None:
-        self._url, self._tell, self._wait = wanted.url, wanted.tell, wanted.wait
-        self._pinned = wanted.digest is not None
-        self._file, self._sink = file, sink
-        self._version = ""  # the server's name of what is being downloaded
-        self._pieced = False
+    def __init__(self, url: str, file: IO[bytes], report: Callable[[str], object], *, pinned: bool) -> None:
+        self._url, self._file, self._report, self._pinned = url, file, report, pinned
+        self._version = ""  # the server's validator of what is being downloaded
+        self._resumed = False
         self._fruitless, self._furthest = 0, 0
 
-    def run(self) -> bool:
-        """Return when the server has no more: whether it named pieces differently; raises ImageError."""
+    def run(self, wait: float) -> bool:
+        """Download to the end of the file; return whether several responses are in it. Raises `ImageError`."""
         import requests
-        import tenacity
 
-        self._file.seek(0)
-        while data := self._file.read(_CHUNK_BYTES):
-            self._sink.write(data)
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Broken),
-            wait=tenacity.wait_exponential(self._wait, max=_LONGEST_WAIT_SECONDS),
-            stop=lambda _: self._fruitless >= _FRUITLESS_TRIES,
-            reraise=True,
-            sleep=self._sleep,
-        )
-        try:
-            with requests.Session() as session:
-                retrying(self._go_on, session)
-        except _Broken as error:
-            kept = (
-                "What came is kept, and the next run goes on from there"
-                if self._pinned and self._file.tell()
-                else ("If it cannot be reached from here, fetch the image elsewhere and give its path")
-            )
-            raise ImageError(
-                f"fetching {self._url} failed after {self._file.tell()} bytes, as {_FRUITLESS_TRIES} tries in a row "
-                f"brought nothing: {error}. {kept}"
-            ) from None
-        return self._pieced
+        with requests.Session() as session:
+            while True:
+                try:
+                    self._request(session)
+                except _Interrupted as error:
+                    size = self._file.tell()
+                    if self._fruitless >= _FRUITLESS_TRIES:
+                        remedy = (
+                            "The next run resumes the download"
+                            if self._pinned and size
+                            else "If this host cannot reach the server, download the image elsewhere and use its path"
+                        )
+                        raise ImageError(
+                            f"fetching {self._url} failed after {size} bytes and {_FRUITLESS_TRIES} attempts without "
+                            f"progress: {error}. {remedy}"
+                        ) from None
+                    seconds = min(wait * 2 ** max(self._fruitless - 1, 0), _LONGEST_WAIT_SECONDS)
+                    self._report(f"interrupted at {size // 2**20} MiB; retrying in {seconds:.0f} s")
+                    time.sleep(seconds)
+                else:
+                    return self._resumed
 
-    def _sleep(self, seconds: float) -> None:
-        self._tell(f"broken off at {self._file.tell() // 2**20} MiB; trying again in {seconds:.0f} s")
-        time.sleep(seconds)
-
-    def _go_on(self, session: requests.Session) -> None:
-        """Read on from where the file ends; return when that was all."""
+    def _request(self, session: requests.Session) -> None:
+        """Read from the end of the file on; return when the server has no more."""
         import requests
 
         self._fruitless += 1
         if not self._version and not self._pinned:
-            self._start_over()  # nothing would tell that it is another version now
+            self._truncate()  # another version would go unnoticed
         start = self._file.tell()
-        headers = {"Accept-Encoding": "identity"}  # a range of something that is packed for the way is no use
+        headers = {"Accept-Encoding": "identity"}  # ranges count bytes of the encoded content
         if start:
             headers["Range"] = f"bytes={start}-"
-            if self._version and not self._pinned:  # each mirror of one file has another name of its version
+            if self._version and not self._pinned:  # mirrors of one file have different validators
                 headers["If-Range"] = self._version
         try:
             with session.get(
-                self._url, headers=headers, stream=True, timeout=(_CONNECT_SECONDS, _SILENCE_SECONDS)
-            ) as answer:
-                self._read(answer, start)
-        except _Restart:
-            self._start_over()
-            raise _Broken("the server has not what was here already") from None
+                self._url, headers=headers, stream=True, timeout=(_CONNECT_SECONDS, _READ_SECONDS)
+            ) as response:
+                self._receive(response, start)
         except requests.exceptions.SSLError as error:
             raise ImageError(
-                f"fetching {self._url} failed: {_cause(error)}. If its certificate is of an authority of your own, "
-                "name the file with that one's in REQUESTS_CA_BUNDLE"
+                f"fetching {self._url} failed: {_cause(error)}. If a private authority signed its certificate, set "
+                "REQUESTS_CA_BUNDLE to the file with that authority's certificate"
             ) from None
-        except requests.TooManyRedirects:
-            raise ImageError(
-                f"fetching {self._url} failed: the server leads from one place to the next forever"
-            ) from None
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+        except (
+            requests.TooManyRedirects,
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+        ) as error:
             raise ImageError(f"fetching {self._url} failed: {error}") from None
         except requests.RequestException as error:
-            raise _Broken(_cause(error)) from None
+            raise _Interrupted(_cause(error)) from None
 
-    def _count(self) -> None:
-        """Note whether this try is of use: what was here before is nothing new."""
-        if self._file.tell() > self._furthest:
-            self._fruitless, self._furthest = 0, self._file.tell()
-
-    def _start_over(self) -> None:
-        self._pieced = False
-        self._file.seek(0)
-        self._file.truncate()
-        self._sink.restart()
-
-    def _read(self, answer: requests.Response, start: int) -> None:
+    def _receive(self, response: requests.Response, start: int) -> None:
         import requests
 
-        if not self._pinned and any(urlsplit(each.url).scheme != "https" for each in (*answer.history, answer)):
+        status = response.status_code
+        if not self._pinned and any(urlsplit(each.url).scheme != "https" for each in (*response.history, response)):
             raise ImageError(
-                f"fetching {self._url} failed: it leads to {answer.url} by way of http, where anybody may have "
-                f"changed it. Say what it is: {self._url}#sha256=…"
+                f"fetching {self._url} failed: it redirects to {response.url} over http, which does not protect the "
+                f"download. Add the digest: {self._url}#sha256=…"
             )
-        if answer.status_code in _PASSING:
-            raise _Broken(f"the server answered {answer.status_code} {answer.reason}")
-        whole, begins = _range(answer)
-        if answer.status_code == _PAST_THE_END and start:
-            if whole == start:
+        if status in _TRANSIENT:
+            raise _Interrupted(f"the server answered {status} {response.reason}")
+        size, begins = _content_range(response)
+        version = _validator(response)
+        if status == _RANGE_NOT_SATISFIABLE and start:
+            if size == start:
+                self._resumed = True
                 return
-            raise _Restart
-        if answer.status_code not in {_OK, _PARTIAL}:
-            raise ImageError(f"fetching {self._url} failed: the server answered {answer.status_code} {answer.reason}")
-        version = _version(answer)
-        if answer.status_code == _PARTIAL and (
-            begins != start or (not self._pinned and version and version != (self._version or version))
-        ):
-            raise _Restart
-        if start and answer.status_code == _OK:  # it knows no ranges, or has another version now
-            self._start_over()
-        elif start and version != self._version:
-            self._pieced = True
+            begins = -1
+        elif status not in {_OK, _PARTIAL}:
+            raise ImageError(f"fetching {self._url} failed: the server answered {status} {response.reason}")
+        other = not self._pinned and version and self._version and version != self._version
+        if status != _OK and (begins != start or other):
+            self._truncate()
+            raise _Interrupted("the file changed on the server")
+        if status == _OK:  # all of it, whatever range was requested
+            self._truncate()
+        self._resumed = self._file.tell() > 0
         self._version = version or self._version
-        with contextlib.suppress(requests.exceptions.ChunkedEncodingError):  # how requests says that it was cut
-            for data in answer.iter_content(_CHUNK_BYTES):
+        with contextlib.suppress(requests.exceptions.ChunkedEncodingError):  # raised for an incomplete response
+            for data in response.iter_content(_CHUNK_BYTES):
                 self._file.write(data)
-                self._sink.write(data)
-                self._count()
-                self._tell(bar(self._file.tell(), whole))
-            if whole is None or self._file.tell() >= whole:
+                if self._file.tell() > self._furthest:
+                    self._fruitless, self._furthest = 0, self._file.tell()
+                self._report(bar(self._file.tell(), size))
+            if size is None or self._file.tell() >= size:
                 return
-        raise _Broken(f"the connection was cut after {self._file.tell()} of {whole or 'unknown'} bytes")
+        raise _Interrupted(f"the connection was closed after {self._file.tell()} of {size or 'unknown'} bytes")
+
+    def _truncate(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
 
 
-def _range(answer: requests.Response) -> tuple[int | None, int]:
-    """Give the size of the whole file, if the server says it, and where in it the answer begins."""
-    said = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", answer.headers.get("Content-Range", ""))
-    if answer.status_code != _OK and said:
-        return (None if said[2] == "*" else int(said[2])), int(said[1] or 0)
-    length = answer.headers.get("Content-Length", "")
+def _content_range(response: requests.Response) -> tuple[int | None, int]:
+    """Return the size of the whole file, if the server sends it, and the offset at which the response begins."""
+    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if response.status_code != _OK and found:
+        return (None if found[2] == "*" else int(found[2])), int(found[1] or 0)
+    length = response.headers.get("Content-Length", "")
     return (int(length) if length.isdigit() else None), 0
 
 
-def _version(answer: requests.Response) -> str:
-    """Name what the server has now, for If-Range, which takes no weak names."""
-    tag = str(answer.headers.get("ETag", ""))
-    return tag if tag and not tag.startswith("W/") else str(answer.headers.get("Last-Modified", ""))
+def _validator(response: requests.Response) -> str:
+    """Return the validator of what the server has, for If-Range, which does not accept weak ones."""
+    tag = str(response.headers.get("ETag", ""))
+    return tag if tag and not tag.startswith("W/") else str(response.headers.get("Last-Modified", ""))
 
 
 def _cause(error: BaseException) -> str:
-    """Say what went wrong below, without the names of classes around it."""
-    while (inner := error.__cause__ or error.__context__ or _reason(error)) is not None:
+    """Return the message of the innermost cause, without the wrappers of requests and urllib3."""
+    while isinstance(inner := error.__cause__ or error.__context__ or getattr(error, "reason", None), BaseException):
         error = inner
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _reason(error: BaseException) -> BaseException | None:
-    reason = getattr(error, "reason", None)
-    return reason if isinstance(reason, BaseException) else None

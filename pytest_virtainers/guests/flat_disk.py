@@ -1,7 +1,7 @@
-"""One flat disk of an overlay and what it is made on: converted in a container that reaches nothing else.
+"""Merge an overlay and its backing disks into one flat disk, in an isolated container.
 
-The overlay comes from a guest, or from strangers. The container has no network, no capabilities and nothing of the
-store but the layers below the overlay.
+The overlay comes from a guest, or from strangers. The container has no network, no capabilities, and of the store
+only the disks below the overlay.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write(
     places: Sequence[str],
     target: Path,
 ) -> None:
-    """Write a flat disk to `target`; the arguments, and what it raises, are those of `Disks.flatten`."""
+    """Write a flat disk to `target`; other arguments and errors are those of `Disks.flatten`."""
     disk, flat = f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}", f"{protocol.IMAGE_DIR}/flat.qcow2"
     container = _start(engine, access, runtime_image, run_id, places)
     try:
@@ -45,19 +45,19 @@ def write(
         layers = [
             f"{volume.path(each)}/{protocol.OVERLAY if each.startswith('templates/') else DISK}" for each in places
         ]
-        code, said = container.run(["flatten", disk, *layers, flat])
+        code, output = container.run(["flatten", disk, *layers, flat])
         if code != 0:
-            why = " ".join(said.decode(errors="replace").split()).removeprefix("flatten: ")
-            raise ImageError(why.replace(disk, name) or f"{name} cannot be converted (exit code {code})")
+            reason = " ".join(output.decode(errors="replace").split()).removeprefix("flatten: ")
+            raise ImageError(reason.replace(disk, name) or f"{name} cannot be converted (exit code {code})")
         receive(container, flat, target)
     finally:
         container.close()
 
 
 def receive(container: Container, path: str, target: Path) -> None:
-    """Copy a file of a container to `target`, which is whole or as it was.
+    """Copy a file from a container to `target`, atomically.
 
-    A name that another user of the folder could guess may be a link that is planted there, so none is written to.
+    The copy is first written to a private folder: another user could have planted a link under a predictable name.
     """
     with TemporaryDirectory(prefix=".virtainer.", dir=target.parent) as private:
         part = Path(private) / "disk"
@@ -72,7 +72,7 @@ def _start(engine: Engine, access: Access, runtime_image: str, run_id: str, plac
             name=f"virtainers-{run_id}-flatten-{secrets.token_hex(2)}",
             kind="helper",
             image=runtime_image,
-            entrypoint=("cat",),  # lives as long as its stdin, which is the lease
+            entrypoint=("cat",),  # runs until its stdin closes, which is the lease
             binds=access.binds(places),
             offline=True,
             memory_mib=_MEMORY_MIB,

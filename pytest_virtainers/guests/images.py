@@ -1,10 +1,11 @@
 """Guest images: what an `image` setting means, and how its disk gets into the store.
 
-A catalogue name stands for a recipe, built inside an unprivileged container at first use, or for a disk that somebody
-publishes, as a URL does: it is fetched at first use. A path is copied into the store, and so is the disk that is in a
-container image. The key of a copied disk is the hash of its file or container image; that of a built one is the hash
-of its recipe, that of a fetched one the hash of where it was: what comes from there on different days may differ
-under one key. The digests in their manifests tell them apart.
+A catalogue name is a recipe, built in an unprivileged container at first use, or a published disk, which is
+downloaded at first use like a URL. A path is copied into the store, and so is the disk of a container image.
+
+The key of a copied disk is the hash of its file or container image, and that of a built disk the hash of its recipe.
+The key of a download is the hash of its URL and expected digest, so downloads of different days may differ under one
+key; the digests in their manifests distinguish them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pytest_virtainers.errors import ImageError, StoreError
 from pytest_virtainers.guests import checksums, container_disk, disk_format, download
 from pytest_virtainers.guests.catalogue import DEFAULT_USER, Entry, Published, Recipe, catalogue
 from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.support.files import file_digest
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
@@ -37,11 +39,11 @@ class Guest:
     """A guest image in the store.
 
     Attributes:
-        key: its name in the store.
-        user: the login user.
-        digest: SHA-256 of the disk.
-        firmware: from which it boots; empty: what is usual for its architecture.
-        arch: the architecture of the machines that it is for.
+    key: the name in the store.
+            user: the login user.
+            digest: SHA-256 of the original disk.
+            firmware: from which it boots; empty: the default of its architecture.
+            arch: the CPU architecture of its VMs.
     """
 
     key: str
@@ -52,31 +54,35 @@ class Guest:
 
     @property
     def place(self) -> str:
-        """Its folder in the store."""
+        """The folder in the store."""
         return f"guests/{self.key}"
 
-    def boots_with(self, wanted: str) -> str:
-        """Give the firmware of a VM for which this one is wanted, or `auto`."""
-        return wanted if wanted != "auto" else self.firmware or FIRMWARE[self.arch][0]
+    def boots_with(self, requested: str) -> str:
+        """Return the firmware of a VM that requests this one, or `auto`."""
+        return requested if requested != "auto" else self.firmware or FIRMWARE[self.arch][0]
 
     def machine(self, firmware: str) -> dict[str, str]:
-        """Give the runtime image's variables for a machine that it boots on; `firmware` as for `boots_with`."""
+        """Return the runtime image's variables for a machine that boots it; `firmware` as in `boots_with`."""
         return {"ARCH": self.arch, "FIRMWARE": self.boots_with(firmware)}
 
     @property
     def disk(self) -> str:
-        """The disk's path in a container that has the store at `/store`."""
+        """The path of the disk in a container with the store at `/store`."""
         return f"{MOUNT}/{self.place}/disk.qcow2"
 
 
 def find(image: str, arch: str = "auto") -> Entry | Path | str:
-    """Tell what an `image` setting means: an entry of the catalogue, a URL, or a disk image on this machine.
+    """Return what an `image` setting means.
 
-    With `arch`, the entry is for that architecture: `NAME-ARCH`, unless NAME is. Text is the name of a container
-    image with a disk in it.
+    Args:
+        image: a name in the catalogue, a URL, `docker-image://NAME`, or a path.
+        arch: the requested architecture, or `auto`. `NAME` means `NAME-ARCH` if it is for another one.
+
+    Returns:
+        An entry for a name or URL, the path of a disk image, or the name of a container image as text.
 
     Raises:
-        ImageError: none of them; or the path is not that of a disk image.
+        ImageError: the image is none of these, or the path is not a disk image.
     """
     known = catalogue()
     if image in known:
@@ -93,10 +99,10 @@ def find(image: str, arch: str = "auto") -> Entry | Path | str:
         hint = f"did you mean {near[0]!r}? " if near else ""
         names = ", ".join(sorted({each.name for each in known.values() if each.arch == USUAL}))
         raise ImageError(
-            f"no guest image is called {image!r}; {hint}the catalogue has {names}; a path, a URL "
-            "or docker-image://NAME works, too"
+            f"there is no guest image {image!r}; {hint}the catalogue has {names}. A path, a URL and "
+            "docker-image://NAME are allowed, too"
         )
-    disk_format.check_head(path, str(path), packed=True)
+    disk_format.check_head(path, str(path), compressed=True)
     return path
 
 
@@ -107,8 +113,8 @@ def _for_arch(entry: Entry, arch: str, known: Mapping[str, Entry]) -> Entry:
     if other is not None and other.arch == arch:
         return other
     raise ImageError(
-        f"guest image {entry.name} is for {entry.arch}; what there is for arch={arch!r}, virtainers images ls tells; "
-        "a path or a URL works, too"
+        f"guest image {entry.name} is for {entry.arch}, not for arch={arch!r}. List the images of each architecture: "
+        "virtainers images ls. A path and a URL are allowed, too"
     )
 
 
@@ -117,7 +123,7 @@ def _or_usual(arch: str) -> str:
 
 
 def architecture(image: str, arch: str) -> str:
-    """Say for which architecture the disk is that `image` means, or `auto`, when nobody does as yet; as `find`."""
+    """Return the architecture of a disk, or `auto` if it is not known yet; arguments and errors as in `find`."""
     found = find(image, arch)
     if isinstance(found, Entry):
         return found.arch
@@ -125,24 +131,24 @@ def architecture(image: str, arch: str) -> str:
 
 
 def ensure(image: str, arch: str, shop: Workshop, progress: Progress) -> Guest:
-    """Bring the disk that `image` means into the store, unless it is there; `arch` as for `find`.
+    """Copy the disk of an `image` setting into the store, unless it is there; `image` and `arch` as in `find`.
 
     Raises:
-        ImageError: it cannot be found, read, fetched or built.
+        ImageError: the disk cannot be found, read, downloaded or built.
         StoreError: the store cannot be written.
     """
     found = find(image, arch)
     if isinstance(found, Recipe):
         return _ensure_built(found, shop, progress)
     if isinstance(found, Published):
-        return _ensure_fetched(found, shop, progress)
+        return _ensure_downloaded(found, shop, progress)
     if isinstance(found, str):
-        return _ensure_taken_out(found, arch, shop, progress)
+        return _ensure_extracted(found, arch, shop, progress)
     return replace(_ensure_copied(found, shop, progress), arch=_or_usual(arch))
 
 
 def _ensure_built(entry: Recipe, shop: Workshop, progress: Progress) -> Guest:
-    title = f"building guest image {entry.name} from Debian's packages"
+    title = f"building guest image {entry.name} from Debian packages"
     manifest = _once(entry.key, title, shop, progress, lambda place, step: _build(entry, place, shop, step))
     return Guest(entry.key, entry.user, manifest["disk"]["sha256"], arch=entry.arch)
 
@@ -157,25 +163,24 @@ def _build(entry: Recipe, place: str, shop: Workshop, step: Step) -> dict[str, A
         if code != 0:
             raise ImageError(
                 shop.explain(
-                    f"building guest image {entry.name} failed (exit code {code}); it needs a Debian mirror, reached "
-                    "from containers, and about 3 GiB of room in the store. The build's last lines",
+                    f"building guest image {entry.name} failed (exit code {code}). It needs a Debian mirror that "
+                    "containers can reach, and about 3 GiB of free space in the store. Last lines of the build",
                     output.decode(errors="replace"),
                 )
             )
     manifest = shop.manifest(place)
     if manifest is None:
-        raise StoreError(f"{entry.key} was built, but the store does not show it")
+        raise StoreError(f"{entry.key} was built, but it is missing in the store")
     return manifest
 
 
-def _ensure_fetched(entry: Published, shop: Workshop, progress: Progress) -> Guest:
-    manifest = _once(
-        entry.key, f"fetching {entry.name}", shop, progress, lambda _place, step: _fetch(entry, shop, step)
-    )
+def _ensure_downloaded(entry: Published, shop: Workshop, progress: Progress) -> Guest:
+    title = f"downloading {entry.name}"
+    manifest = _once(entry.key, title, shop, progress, lambda _place, step: _download(entry, shop, step))
     return Guest(entry.key, entry.user, manifest["disk"]["sha256"], entry.firmware, entry.arch)
 
 
-def _fetch(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:
+def _download(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:
     folder = disk_format.downloads()
     disk, digest = folder / entry.key, entry.digest
     try:
@@ -193,12 +198,12 @@ def _fetch(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:
 
 def _ensure_copied(path: Path, shop: Workshop, progress: Progress) -> Guest:
     with progress.step(f"reading {path.name}") as step:
-        digest = disk_format.digest(path, step)
+        digest = file_digest(path, step.update)
     key = f"file-{digest[:16]}"
 
     def copy(place: str, step: Step) -> dict[str, Any]:
-        with disk_format.unpacked(path, key, step) as disk:
-            sha256 = digest if disk == path else disk_format.digest(disk, step)
+        with disk_format.decompressed(path, key, step) as disk:
+            sha256 = digest if disk == path else file_digest(disk, step.update)
             with locked("store"), shop.new(place) as out:
                 disk_format.send(disk, str(path), shop, out, step)
                 return disk_format.settle(str(path), sha256, shop, out)
@@ -207,16 +212,16 @@ def _ensure_copied(path: Path, shop: Workshop, progress: Progress) -> Guest:
     return Guest(key, DEFAULT_USER, manifest["disk"]["sha256"])
 
 
-def _ensure_taken_out(reference: str, arch: str, shop: Workshop, progress: Progress) -> Guest:
+def _ensure_extracted(reference: str, arch: str, shop: Workshop, progress: Progress) -> Guest:
     with progress.step(f"looking for image {reference}") as step:
-        prepared = container_disk.look(shop.engine, reference, arch, step.update)
+        prepared = container_disk.find(shop.engine, reference, arch, step.update)
     key, name = f"image-{prepared.digest[:16]}", f"{container_disk.SCHEME}{reference}"
 
-    def take_out(place: str, _step: Step) -> dict[str, Any]:
+    def extract(place: str, _step: Step) -> dict[str, Any]:
         with locked("store"), shop.new(place) as out:
-            return disk_format.settle(name, container_disk.take_out(prepared, shop, out), shop, out)
+            return disk_format.settle(name, container_disk.extract(prepared, shop, out), shop, out)
 
-    manifest = _once(key, f"copying the disk in {reference} into the store", shop, progress, take_out)
+    manifest = _once(key, f"copying the disk in {reference} into the store", shop, progress, extract)
     user = prepared.user or DEFAULT_USER
     return Guest(key, user, manifest["disk"]["sha256"], prepared.firmware, prepared.arch)
 
@@ -224,13 +229,13 @@ def _ensure_taken_out(reference: str, arch: str, shop: Workshop, progress: Progr
 def _once(
     key: str, title: str, shop: Workshop, progress: Progress, make: Callable[[str, Step], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Give the manifest of the guest image with this key; if the store has none, `make` makes it, and gives that."""
+    """Return the manifest of the guest image with this key; if the store has none, `make` creates it."""
     place = f"guests/{key}"
     manifest = shop.recall(place)
     if manifest is None:
         with (
             progress.step(title) as step,
-            locked(f"image-{key}", lambda: step.update("another process does")),
+            locked(f"image-{key}", lambda: step.update("waiting for another process")),
         ):
             manifest = shop.manifest(place) or make(place, step)
     return manifest

@@ -1,6 +1,6 @@
-"""OpenPGP signatures around or beside what distributors publish, checked with gpgv.
+"""Verify OpenPGP signatures of published digests with gpgv.
 
-gpgv trusts each key in the keyring that it is given, and no other; it does not ask whether a key has expired or was
+gpgv trusts every key in the given keyring and no other; it does not check whether a key has expired or was
 revoked (gpgv(1)).
 """
 
@@ -20,16 +20,16 @@ _SECONDS = 60.0
 
 
 def signed(file: Path, where: str, keyring: Path, signature: Path | None) -> bytes:
-    """Give what in a file is signed by a key of `keyring`: all of it, or what its cleartext signature covers.
+    """Return the signed content of a file: all of it, or the text inside its cleartext signature.
 
     Args:
-        file: what was fetched.
-        where: from where, for messages.
-        keyring: public keys, in OpenPGP's binary format or GnuPG's keybox.
-        signature: a detached one; None: it is in the file (RFC 9580, section 7).
+        file: the downloaded file.
+        where: its URL, for messages.
+        keyring: file with public keys, in OpenPGP's binary format or GnuPG's keybox.
+        signature: file with a detached signature; `None` expects a cleartext signature (RFC 9580, section 7).
 
     Raises:
-        ImageError: no key of the keyring has signed it; no keyring is there, or no gpgv.
+        ImageError: no key of the keyring signed the file; or there is no keyring or no gpgv.
     """
     _check_keyring(keyring)
     with tempfile.TemporaryDirectory(prefix="virtainers-gpgv-") as home:
@@ -41,15 +41,15 @@ def signed(file: Path, where: str, keyring: Path, signature: Path | None) -> byt
             )
         except FileNotFoundError:
             raise ImageError(
-                f"the signature of {where} cannot be checked: gpgv is not installed (Debian: apt-get install gpgv)"
+                f"cannot check the signature of {where}: gpgv is not installed (Debian: apt-get install gpgv)"
             ) from None
         except subprocess.TimeoutExpired:
             raise ImageError(
-                f"the signature of {where} cannot be checked: gpgv did not end within {_SECONDS:.0f} s"
+                f"cannot check the signature of {where}: gpgv did not end within {_SECONDS:.0f} s"
             ) from None
     if done.returncode != 0:
-        said = " ".join(line.removeprefix("gpgv: ") for line in done.stderr.decode(errors="replace").splitlines())
-        raise ImageError(f"{where} is not signed by a key in {keyring}, so it is not believed. gpgv says: {said}")
+        output = " ".join(line.removeprefix("gpgv: ") for line in done.stderr.decode(errors="replace").splitlines())
+        raise ImageError(f"{where} is not signed by a key in {keyring}. Output of gpgv: {output}")
     return done.stdout if signature is None else file.read_bytes()
 
 
@@ -58,9 +58,9 @@ def _check_keyring(keyring: Path) -> None:
         with keyring.open("rb") as file:
             head = file.read(5)
     except OSError as error:
-        raise ImageError(f"the keyring {keyring} cannot be read: {error.strerror}") from None
+        raise ImageError(f"cannot read the keyring {keyring}: {error.strerror}") from None
     if head == b"-----":
         raise ImageError(
-            f"the keyring {keyring} is armored, which gpgv does not read; this makes one that it does: "
+            f"the keyring {keyring} is armored, which gpgv cannot read. Convert it: "
             f"gpg --dearmor <{shlex.quote(str(keyring))} >{shlex.quote(keyring.with_suffix('.gpg').name)}"
         )

@@ -1,1 +1,1 @@
-"""What pytest calls: hooks, fixtures, markers, reports."""
+"""The pytest plugin: hooks, fixtures, markers, reports."""

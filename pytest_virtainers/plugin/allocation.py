@@ -1,4 +1,4 @@
-"""Which VMs a test gets: those that are there in their scope, and new ones."""
+"""Assign VMs to tests: VMs that their scope shares, or new ones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.vm.vm import VM, Snapshot
 
-# The layers under the markers, as `vm` last had them: a guess for the tests that are still to come.
+# The layers under the markers of the last `vm`: a guess for the following tests.
 _BASE_KEY: pytest.StashKey[list[Mapping[str, Any]]] = pytest.StashKey()
-# The VMs that a node and its children share, with the snapshot to which each test's start goes back.
+# The VMs that a node and its children share, with the snapshot that is restored at the start of each test.
 _SHARED_KEY: pytest.StashKey[list[tuple[VM, Snapshot | None]]] = pytest.StashKey()
 
 
 def of_markers(item: pytest.Item, base: list[Mapping[str, Any]]) -> VM:
-    """Return the VM that a test's markers ask for, over the layers of `base`."""
+    """Return the VM that a test's markers describe, over the layers of `base`."""
     __tracebackhide__ = True
     item.config.stash[_BASE_KEY] = base
     return _machines(item, [merge(*base, *arguments(item))])[0]
@@ -41,16 +41,16 @@ def by_names(item: pytest.Item, base: list[Mapping[str, Any]]) -> Mapping[str, V
 
 
 def one_more(item: pytest.Item, base: list[Mapping[str, Any]], folder: Path, given: Mapping[str, Any]) -> VM:
-    """Launch what a test asks `vm_factory` for; relative paths start at `folder`."""
+    """Launch a VM for `vm_factory`; relative paths start at `folder`."""
     __tracebackhide__ = True
     where = f"{item.nodeid}: vm_factory"
-    refuse_sharing(given, where, "these end with their test")
+    refuse_sharing(given, where, "VMs of vm_factory end with their test")
     checked = check(given, where, folder)
     return used(item, session.launcher(item.config).launch(merge(*base, checked), item.nodeid))
 
 
 def _machines(item: pytest.Item, specs: Sequence[Spec]) -> list[VM]:
-    """Return a VM for each spec: one that its scope shares already, or a new one."""
+    """Return a VM for each spec: a VM that its scope already shares, or a new one."""
     __tracebackhide__ = True
     launcher = session.launcher(item.config)
     present = [_present(item, spec) for spec in specs]
@@ -82,9 +82,9 @@ def _present(item: pytest.Item, spec: Spec) -> VM | None:
 
 
 def _shared(node: pytest.Item | pytest.Collector) -> list[tuple[VM, Snapshot | None]]:
-    """Return the VMs that a node and its children share; they end with it.
+    """Return the VMs that a node and its children share; they end with the node.
 
-    There is one finalizer for all: of those that other tries of a test add, pytest-rerunfailures forgets some.
+    There is one finalizer for all of them, as pytest-rerunfailures drops some finalizers of further tries.
     """
     if _SHARED_KEY not in node.stash:
         shared = node.stash[_SHARED_KEY] = []
@@ -101,7 +101,7 @@ def _shared(node: pytest.Item | pytest.Collector) -> list[tuple[VM, Snapshot | N
 def _is_usable(vm: VM, start: Snapshot | None) -> bool:
     """Restore a shared VM to its snapshot, if it has one; return whether the next test can use it.
 
-    One that was lost in an earlier test is replaced, as that test's failure has said all about it.
+    A VM that failed in an earlier test is replaced without a message, as that test has reported it.
     """
     if start is not None:
         try:

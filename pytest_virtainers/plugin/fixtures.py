@@ -1,4 +1,4 @@
-"""The fixtures. Each pytest run loads this module, so what they need is imported when a test asks for a VM."""
+"""The fixtures. Every pytest run loads this module, so imports wait until a test requests a VM."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class VMFactory(Protocol):
     """The type of the fixture `vm_factory`."""
 
     def __call__(self, name: str = "vm", **arguments: Unpack[Arguments]) -> VM:
-        """Launch a VM called `name`, with the marker's other arguments; raises `SpecError` for a wrong one."""
+        """Launch a VM with this name and the marker's other arguments; raise `SpecError` for a wrong argument."""
 
 
 @pytest.fixture(scope="session")
 def virtainer_defaults() -> Mapping[str, Any]:
-    """Marker arguments for all VMs of the session; redefine it in a conftest. Over options, under markers."""
+    """Return marker arguments for all VMs of the session; override it in a conftest. Markers take precedence."""
     return {}
 
 
 @pytest.fixture(scope="session")
 def virtainer_prepare() -> Callable[[VM], object] | None:
-    """A function that sets up each VM, once in its template; redefine it in a conftest. Under markers' `prepare`."""
+    """Return a function that prepares each template; override it in a conftest. Markers take precedence."""
     return None
 
 
@@ -41,7 +41,7 @@ def vm(
     virtainer_defaults: Mapping[str, Any],
     virtainer_prepare: Callable[[VM], object] | None,
 ) -> VM:
-    """A VM as the test's markers and the options describe it: fresh for the test, unless `scope` shares it."""
+    """Return a VM as described by markers and options: a new one for each test, unless `scope` shares it."""
     from pytest_virtainers.plugin.allocation import layers, of_markers
 
     with session.plain_errors():
@@ -55,7 +55,7 @@ def vms(
     virtainer_defaults: Mapping[str, Any],
     virtainer_prepare: Callable[[VM], object] | None,
 ) -> Mapping[str, VM]:
-    """The VMs that the test's markers name, or those of `virtainers.toml`, by their names; they start together."""
+    """Return the VMs that the test's markers name, or those of `virtainers.toml`, by name; they start together."""
     from pytest_virtainers.plugin.allocation import by_names, layers
 
     with session.plain_errors():
@@ -65,7 +65,7 @@ def vms(
 
 @pytest.fixture(scope="session")
 def virtainer_network(request: pytest.FixtureRequest) -> Network:
-    """The network of VMs that ask for no other: faults between them, and captures."""
+    """Return the default network of VMs, for link faults and captures."""
     from pytest_virtainers.config.network_spec import DEFAULT
 
     with session.plain_errors():
@@ -79,7 +79,7 @@ def session_vm(
     virtainer_defaults: Mapping[str, Any],
     virtainer_prepare: Callable[[VM], object] | None,
 ) -> Iterator[VM]:
-    """One VM for all tests of this process, as options and `virtainer_defaults` describe it."""
+    """Return one VM for all tests of this process, as described by options and `virtainer_defaults`."""
     from pytest_virtainers.config.spec import merge
     from pytest_virtainers.plugin.allocation import layers
     from pytest_virtainers.plugin.reports import SESSION_VM_KEY
@@ -99,7 +99,7 @@ def vm_factory(
     virtainer_defaults: Mapping[str, Any],
     virtainer_prepare: Callable[[VM], object] | None,
 ) -> Iterator[VMFactory]:
-    """A function that launches VMs: `vm_factory("db", ram="2G")`; all of them end with the test."""
+    """Return a function that launches VMs: `vm_factory("db", ram="2G")`; they end with the test."""
     launched: list[VM] = []
 
     def launch(name: str = "vm", **given: Unpack[Arguments]) -> VM:

@@ -1,7 +1,7 @@
-"""The pytest plugin: options, marker, collection-time checks.
+"""The hooks of the pytest plugin.
 
-Everything that talks to an engine or a guest is imported when the first VM is asked for: loading this module must
-stay cheap for test runs that use no VM.
+Modules that talk to an engine or a guest are imported with the first VM, so that loading this module is cheap for
+test runs without VMs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 ]  # pytest finds these fixtures and hooks here
 
 _DURATIONS, _DAMAGE = "virtainer_durations", "virtainer_damage"
-_TOLD_KEY: pytest.StashKey[list[Record]] = pytest.StashKey()
+_RECORDS_KEY: pytest.StashKey[list[Record]] = pytest.StashKey()
 _DAMAGE_KEY: pytest.StashKey[list[str]] = pytest.StashKey()
 _FOLLOWING_KEY: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 
@@ -58,9 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and resolve the settings."""
     config.addinivalue_line("markers", f"{SIGNATURE}: the VM of a test, or several; see docs/reference.md.")
     if config.option.virtainer_warm and config.getoption("dist", "no") != "no":
-        config.option.dist, config.option.tx = "no", []  # pytest-xdist's workers would only distribute tests
+        config.option.dist, config.option.tx = "no", []  # workers of pytest-xdist are only for tests
     if not options.are_given(config):
-        return  # the defaults are right, and only a run with VMs needs them
+        return  # the defaults are valid
     from pytest_virtainers.errors import SpecError
 
     try:
@@ -72,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say in one line what a VM is by default, without asking any daemon."""
+    """Return one line with the settings of VMs, without asking the engine."""
     shown = {each.name: each.default for each in SETTINGS.values()}
     if options.are_given(config):
         settings = run.settings(config)
@@ -82,9 +82,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Check the arguments of every marker before any test runs; a wrong one is an error of its file's collection.
+    """Check the arguments of every marker before any test runs; a wrong one is a collection error of its file.
 
-    (A `pytest.UsageError` would do without pytest-xdist; a worker of that only crashes with it.)
+    A `pytest.UsageError` would crash workers of pytest-xdist.
     """
     report = yield
     items = [each for each in report.result or () if isinstance(each, pytest.Item) and _is_ours(each)]
@@ -99,7 +99,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    """Make what the tests need, rather than run them, if that was asked for."""
+    """Create what the tests need instead of running them, with `--virtainer-warm`."""
     option = session.config.option
     in_the_way = option.collectonly or (session.testsfailed and not option.continue_on_collection_errors)
     if not option.virtainer_warm or in_the_way:
@@ -116,14 +116,14 @@ def _is_ours(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    """Remember what follows, for `pytest_runtest_call`."""
+    """Store the next test for `pytest_runtest_call`."""
     item.stash[_FOLLOWING_KEY] = nextitem
     return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin a test, or another try of it."""
+    """Begin a try of a test."""
     item.stash[run.BEGAN_KEY] = time.time()
     if run.has_launcher(item.config):
         from pytest_virtainers.plugin.reports import begin
@@ -133,7 +133,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    """Now that this test has its VM: have the next one made ready."""
+    """Prefetch the next VM, when this test has its own."""
     if run.has_launcher(item.config):
         from pytest_virtainers.plugin.allocation import prefetch
 
@@ -142,7 +142,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Take the evidence of a failing test's machines, while they are there."""
+    """Collect the evidence of a failing test while its VMs exist."""
     result = yield
     if run.has_launcher(item.config):
         from pytest_virtainers.plugin.reports import report
@@ -153,7 +153,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
-    """Show the way to a failing test's machines, before a debugger opens."""
+    """Show how to access a failing test's VMs, before a debugger opens."""
     if isinstance(node, pytest.Item) and run.has_launcher(node.config):
         from pytest_virtainers.plugin.reports import hold
 
@@ -174,23 +174,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take what a worker of pytest-xdist reports."""
+    """Collect timings and damage from a worker of pytest-xdist."""
     output = getattr(node, "workeroutput", {})
     if records := output.get(_DURATIONS):
         from pytest_virtainers.support.timings import Record
 
-        node.config.stash.setdefault(_TOLD_KEY, []).extend(Record(**each) for each in records)
+        node.config.stash.setdefault(_RECORDS_KEY, []).extend(Record(**each) for each in records)
     damage = node.config.stash.setdefault(_DAMAGE_KEY, [])
     damage.extend(each for each in output.get(_DAMAGE, []) if each not in damage)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show what was damaged, and where the seconds went."""
+    """Show damaged files and a table of timings."""
     if damage := config.stash.get(_DAMAGE_KEY, []):
         terminalreporter.section("virtainer: damaged files in the store", sep="=", red=True, bold=True)
         for each in damage:
             terminalreporter.write_line(each)
-    records = [*run.durations(config), *config.stash.get(_TOLD_KEY, [])]
+    records = [*run.durations(config), *config.stash.get(_RECORDS_KEY, [])]
     if records and run.settings(config).durations:
         from pytest_virtainers.support.timings import table
 
@@ -200,12 +200,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End what the run has started, however it ended."""
+    """End everything that the run has started."""
     if not run.has_launcher(config):
         return
     from pytest_virtainers.errors import VirtainerError
 
     try:
         run.close(config)
-    except VirtainerError as error:  # the results are told already; what stays is swept by the next run
+    except VirtainerError as error:  # the results are already shown; the next run sweeps what remains
         sys.stderr.write(f"virtainers: while ending the run: {error}\n")

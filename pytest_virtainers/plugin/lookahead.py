@@ -1,4 +1,4 @@
-"""Which VM the rest of the run will ask for next, as far as it can be told in advance."""
+"""Predict the next VM that the rest of the run will request."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 SEVERAL = frozenset({"vms", "vm_factory"})
-"""Fixtures whose VMs may look each other up by name, and should not find one that nobody has asked for yet."""
+"""Fixtures whose VMs may look each other up by name, and must not find a VM that is not requested yet."""
 
 _FIXTURE = "vm"
-_AHEAD = 20  # tests with a shared VM that is there already are passed over, but not hundreds of them each time
+_AHEAD = 20  # tests to look at, as many may share a VM that already exists
 _POSITIONS_KEY: pytest.StashKey[tuple[dict[pytest.Item, int], list[int]]] = pytest.StashKey()
 
 
@@ -29,13 +29,13 @@ def next_spec(
     base: Iterable[Mapping[str, Any]],
     is_there: Callable[[pytest.Item | pytest.Collector, Spec], bool],
 ) -> tuple[Spec | None, str]:
-    """Give the spec of the next VM that a test after `item` needs, and that test's id; None when none does.
+    """Return the spec of the next VM that a test after `item` needs, and that test's ID, or `None` and no ID.
 
     Args:
-        item: the test that runs.
-        following: the one that follows (pytest's `nextitem`); None: `item` is the last.
-        base: the layers under the markers, as the last test had them.
-        is_there: tells whether a node of the collection has such a VM already.
+        item: the running test.
+        following: the next test (pytest's `nextitem`); `None` after the last.
+        base: the layers under the markers of the last test.
+        is_there: returns whether a node of the collection already shares such a VM.
     """
     if following is None or item.session.shouldstop or item.session.shouldfail:
         return None, ""
@@ -46,7 +46,7 @@ def next_spec(
             break
         try:
             spec = merge(*base, *arguments(each))
-        except SpecError:  # the test itself will say so
+        except SpecError:  # the test itself will report it
             continue
         if not is_there(scope_node(each, spec.scope), spec):
             return spec, each.nodeid
@@ -54,7 +54,7 @@ def next_spec(
 
 
 def _after(item: pytest.Item, following: pytest.Item) -> list[pytest.Item]:
-    """List tests after `item` that use VMs of their own. A worker of pytest-xdist knows only of one."""
+    """Return tests after `item` that need VMs; a worker of pytest-xdist knows only the next test."""
     if hasattr(item.config, "workerinput"):
         return [following] if _is_wanting(following) else []
     items = item.session.items
@@ -75,7 +75,7 @@ def _fixtures(item: pytest.Item) -> tuple[str, ...]:
 
 
 def _is_skipped(item: pytest.Item) -> bool:
-    """Tell whether markers may keep a test from running; a condition written as text counts as met."""
+    """Return whether markers may skip a test; a condition that is a string counts as true."""
     unrun = (mark.kwargs.get("run", True) is False for mark in item.iter_markers("xfail"))
     conditions = (
         condition

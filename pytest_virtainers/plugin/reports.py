@@ -1,4 +1,4 @@
-"""Failing tests: the evidence of their machines, what the report says of it, and machines that are held."""
+"""Failing tests: collect evidence of their VMs, report it, and hold the VMs for inspection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -17,6 +16,7 @@ import pytest
 
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.plugin import session
+from pytest_virtainers.support.files import open_private
 from pytest_virtainers.terminal import one_line, printable
 
 if TYPE_CHECKING:
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where log and console of a machine stood when a test began to use it: what was before is not of that test."""
+    """The sizes of a VM's log and console when a test began to use it; earlier content belongs to other tests."""
 
     commands: int = 0
     console: int = 0
 
 
 USED_KEY: pytest.StashKey[dict[VM, _Start]] = pytest.StashKey()
-"""The machines that a test has asked for."""
+"""The VMs of a test."""
 SESSION_VM_KEY: pytest.StashKey[VM] = pytest.StashKey()
-"""The machine of `session_vm`, which tests use by the fixture's name alone."""
+"""The VM of `session_vm`; a test uses it by naming the fixture."""
 _KEPT_KEY: pytest.StashKey[dict[VM, Path]] = pytest.StashKey()
 _FOLDER_KEY: pytest.StashKey[Path] = pytest.StashKey()
 
-# What must not hide why a test has failed: also that its time is up, which pytest-timeout says whenever it is.
+# Errors that must not hide why a test failed; pytest-timeout may raise `pytest.fail.Exception` at any time.
 _TROUBLE = (Exception, pytest.fail.Exception)
 _LONGEST_SLUG = 100
-# Of such an id, the slug shows all parts; others get a hash.
+# The slug of such an ID is unique; other slugs get a hash.
 _PLAIN_ID = re.compile(r"(?:\w+/)*\w+\.py(?:::\w+)*", re.ASCII)
 _CONSOLE_LINES = 12
 _PROPERTY = "virtainer_artifacts"
 
 
 def begin(item: pytest.Item) -> None:
-    """Note that a try of a test begins: what was of another try is over."""
+    """Begin a try of a test: forget the VMs and evidence of its previous try."""
     item.stash[USED_KEY], item.stash[_KEPT_KEY] = {}, {}
     if _FOLDER_KEY in item.stash:
         del item.stash[_FOLDER_KEY]
@@ -63,15 +63,15 @@ def begin(item: pytest.Item) -> None:
 
 
 def used(item: pytest.Item, machine: VM, *, shared: bool = False) -> VM:
-    """Note that a test uses a machine, which others may have used before if it is `shared`, and give it."""
+    """Record that a test uses a VM, and return it; other tests may have used a `shared` VM before."""
     start = _Start(len(machine.log.entries), machine.console.size) if shared else _Start()
     item.stash.setdefault(USED_KEY, {}).setdefault(machine, start)
     return machine
 
 
 def machines(item: pytest.Item) -> list[VM]:
-    """List the machines that a test uses."""
-    if _uses_session_vm(item):  # made for this test, if `begin` has not seen it
+    """Return the VMs of a test."""
+    if _uses_session_vm(item):  # created after `begin`
         used(item, item.config.stash[SESSION_VM_KEY])
     return [*item.stash.setdefault(USED_KEY, {})]
 
@@ -81,9 +81,9 @@ def _uses_session_vm(item: pytest.Item) -> bool:
 
 
 def report(item: pytest.Item, result: pytest.TestReport) -> None:
-    """Take evidence when one phase of a test has failed, and say in its report where it is; end what has ended.
+    """Collect evidence of a failed phase of a test, add it to the report, and close failed VMs.
 
-    After a failure, somebody may want to look at the machines: they stay until the next report, or the next test.
+    After a failure, the VMs stay for inspection until the next report, or the next test.
     """
     settings = session.settings(item.config)
     launcher = session.present(item.config)
@@ -92,7 +92,7 @@ def report(item: pytest.Item, result: pytest.TestReport) -> None:
     over = result.when == "teardown"
     if (result.failed and settings.keep != "never") or (over and settings.keep == "always"):
         for machine in [*machines(item), *launcher.failed.vms]:
-            _take(item, result, machine)
+            _collect(item, result, machine)
     if (result.failed and settings.capture != "never") or (over and settings.capture == "always"):
         _write_captures(item, result)
     if result.failed:
@@ -102,16 +102,16 @@ def report(item: pytest.Item, result: pytest.TestReport) -> None:
         try:
             launcher.failed.close()
         except _TROUBLE as error:  # the next run sweeps what stays
-            _show(result, "virtainer", f"while machines were thrown away: {error}")
+            _show(result, "virtainer", f"while closing VMs: {error}")
 
 
 def _show(result: pytest.TestReport, title: str, text: str) -> None:
-    """Add a section to a test's report, which a terminal will show; what is in it, a guest may have written."""
+    """Add a section to a test's report, escaped for the terminal, as a guest may have written its content."""
     result.sections.append((one_line(title), printable(text)))
 
 
-def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
-    """Take the evidence of one machine, once in a test."""
+def _collect(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
+    """Collect the evidence of one VM, once in a test."""
     kept = item.stash.setdefault(_KEPT_KEY, {})
     settings = session.settings(item.config)
     launcher = session.launcher(item.config)
@@ -126,39 +126,39 @@ def _take(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
             item.user_properties.append((_PROPERTY, str(folder)))
             result.user_properties.append((_PROPERTY, str(folder)))
         if result.failed:
-            _show(result, f"virtainer {machine.name}", _told(item, machine, kept[machine]))
+            _show(result, f"virtainer {machine.name}", _summary(item, machine, kept[machine]))
         if is_new:
             _add_to_html(item, result, machine, kept[machine])
     except _TROUBLE as error:
-        words = f"the evidence of {machine.name} could not be kept: {type(error).__name__}: {error}"
-        _show(result, f"virtainer {machine.name}", words)
+        text = f"the evidence of {machine.name} could not be collected: {type(error).__name__}: {error}"
+        _show(result, f"virtainer {machine.name}", text)
 
 
-def _told(item: pytest.Item, machine: VM, folder: Path) -> str:
-    """Say in a few lines what there is to see."""
+def _summary(item: pytest.Item, machine: VM, folder: Path) -> str:
+    """Return a summary of the evidence in a few lines."""
     from pytest_virtainers.evidence.manifest_file import KEY, MANIFEST, OVERLAY
 
     shown = _short(folder, item)
     missing = json.loads((folder / MANIFEST).read_text())["missing"]
     ended = [each for each in machine.log.entries[_start(item, machine).commands :] if each.seconds is not None]
     failing = next((each for each in reversed(ended) if each.outcome not in {"exit 0", "done"}), None)
-    lines = [f"evidence: {shown}", *(f"missing: {name}: {why}" for name, why in missing.items())]
+    lines = [f"evidence: {shown}", *(f"missing: {name}: {reason}" for name, reason in missing.items())]
     if not missing.keys() & {OVERLAY, KEY}:
-        lines.append(f"go on with it: virtainers resume {shown}")
+        lines.append(f"to resume it: virtainers resume {shown}")
     if failing is not None:
-        lines.append(f"last command that did not end well: {failing}")
-    lines += _kernel_said(item, machine)
-    return "\n".join([*lines, "the console's last lines:", machine.console.tail(_CONSOLE_LINES)])
+        lines.append(f"last failed command: {failing}")
+    lines += _kernel_messages(item, machine)
+    return "\n".join([*lines, "last lines of the console:", machine.console.tail(_CONSOLE_LINES)])
 
 
 def _start(item: pytest.Item, machine: VM) -> _Start:
     return item.stash.setdefault(USED_KEY, {}).get(machine, _Start())
 
 
-def _kernel_said(item: pytest.Item, machine: VM) -> list[str]:
-    """Give what the guest's kernel has said that may be why a test has failed, also one that only sees the effect.
+def _kernel_messages(item: pytest.Item, machine: VM) -> list[str]:
+    """Return messages of the guest's kernel that may explain a failure: out-of-memory kills and a panic.
 
-    A panic is, whenever it was: the machine does not run since.
+    A panic counts even if it was before the test, as the VM has not been running since.
     """
     panic = machine.console.panic()
     killed = machine.console.killed_for_memory(_start(item, machine).console)
@@ -166,17 +166,17 @@ def _kernel_said(item: pytest.Item, machine: VM) -> list[str]:
 
 
 def _name_cause(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
-    """Add to the failure what its kernel has said, where its text has not got it."""
-    told = (printable(line) for line in _kernel_said(item, machine))
-    said = [line for line in told if line not in result.longreprtext]
-    if not said:
+    """Add messages of the guest's kernel to the failure, unless its text already has them."""
+    messages = (printable(line) for line in _kernel_messages(item, machine))
+    new = [line for line in messages if line not in result.longreprtext]
+    if not new:
         return
     title = f"the kernel of {machine.name}"
     failure: Any = result.longrepr
     if hasattr(failure, "addsection"):
-        failure.addsection(title, "\n".join(said))
+        failure.addsection(title, "\n".join(new))
     else:
-        result.longrepr = "\n".join([result.longreprtext, f"{title}:", *said])
+        result.longrepr = "\n".join([result.longreprtext, f"{title}:", *new])
 
 
 def _short(folder: Path, item: pytest.Item) -> str:
@@ -187,7 +187,7 @@ def _short(folder: Path, item: pytest.Item) -> str:
 
 
 def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
-    """Write what was on the networks of a test's machines since it began."""
+    """Write captures of the networks of a test's VMs since its start."""
     used_ones = {*machines(item), *session.launcher(item.config).failed.vms}
     for network in session.launcher(item.config).networks.all():
         if network.recorder is None or not used_ones.intersection(network.vms):
@@ -198,23 +198,23 @@ def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
                 with _private(path) as file:
                     network.recorder.write(file, since=item.stash[session.BEGAN_KEY])
             except BaseException:
-                path.unlink(missing_ok=True)  # a part is not wanted
+                path.unlink(missing_ok=True)  # remove an incomplete file
                 raise
         except _TROUBLE as error:
-            said = f"what was on it could not be kept: {type(error).__name__}: {error}"
+            text = f"the capture could not be written: {type(error).__name__}: {error}"
         else:
-            said = f"what was on it: {_short(path, item)}"
-        _show(result, f"virtainer network {network.label}", said)
+            text = f"capture: {_short(path, item)}"
+        _show(result, f"virtainer network {network.label}", text)
 
 
 def _private(path: Path) -> IO[bytes]:
-    """Make a file that only this user can read, and open it for writing; of an earlier phase, nothing stays."""
+    """Create a private file, and open it for writing; a file of an earlier phase is replaced."""
     path.unlink(missing_ok=True)
-    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+    return open_private(path, "xb")
 
 
 def _new_folder(item: pytest.Item, machine: VM) -> Path:
-    """Make the folder for one machine of this try of the test."""
+    """Create the folder for one VM of this try of the test."""
     folder = _folder(item)
     number, name = 1, machine.name
     while (folder / name).exists():
@@ -225,13 +225,13 @@ def _new_folder(item: pytest.Item, machine: VM) -> Path:
 
 
 def _folder(item: pytest.Item) -> Path:
-    """Give the folder for this try of the test, made if need be; each try has its own."""
+    """Return the folder for this try of the test, created if necessary."""
     if _FOLDER_KEY not in item.stash:
         settings = session.settings(item.config)
         root = item.config.rootpath / settings.artifacts
         try:
             root.mkdir(parents=True)
-        except FileExistsError:  # another worker may just have made it
+        except FileExistsError:  # perhaps created by another worker
             pass
         else:
             (root / ".gitignore").write_text("*\n")
@@ -256,7 +256,7 @@ def _next_try(root: Path, name: str, retention: int | None) -> Path:
 
 
 def _tries(root: Path, name: str) -> dict[int, Path]:
-    """Give the folders of this test's tries by their numbers."""
+    """Return the folders of this test's tries by number."""
     found = {}
     for each in root.glob(f"{name}*"):
         match = re.fullmatch(rf"{re.escape(name)}(?:\.(\d+))?", each.name)
@@ -266,7 +266,7 @@ def _tries(root: Path, name: str) -> dict[int, Path]:
 
 
 def slug(node_id: str) -> str:
-    """Make a file name of a test's id; where that is too long, or could be another test's, too, a hash is added."""
+    """Return a unique file name for a test's ID; a name that is too long or ambiguous gets a hash."""
     name = re.sub(r"[^A-Za-z0-9_]+", "-", node_id).strip("-")
     if len(name) > _LONGEST_SLUG or not _PLAIN_ID.fullmatch(node_id) or name.split("-").count("py") > 1:
         name = f"{name[:_LONGEST_SLUG]}-{hashlib.sha256(node_id.encode()).hexdigest()[:8]}"
@@ -274,7 +274,7 @@ def slug(node_id: str) -> str:
 
 
 def _add_to_html(item: pytest.Item, result: pytest.TestReport, machine: VM, folder: Path) -> None:
-    """Show it in pytest-html's report, where there is one."""
+    """Add the evidence to the report of pytest-html, if that is used."""
     if not item.config.pluginmanager.hasplugin("html"):
         return
     from pytest_html import extras
@@ -288,7 +288,7 @@ def _add_to_html(item: pytest.Item, result: pytest.TestReport, machine: VM, fold
 
 
 def hold(item: pytest.Item) -> None:
-    """Say how to look into a failing test's machines; with the setting `hold`, wait until the person goes on."""
+    """Show how to access a failing test's VMs; with the setting `hold`, wait until the user presses Enter."""
     settings, launcher = session.settings(item.config), session.present(item.config)
     in_debugger = session.in_debugger(item.config)
     if launcher is None or not (settings.hold or in_debugger):
@@ -306,16 +306,16 @@ def hold(item: pytest.Item) -> None:
             for name, way in (("ssh:    ", "ssh_command"), ("console:", "console_command")):
                 try:
                     shown = getattr(machine.access, way)
-                except (OSError, VirtainerError) as error:  # no room for the key's file, or just gone
+                except (OSError, VirtainerError) as error:  # a full disk, or a VM that has just ended
                     shown = f"({error})"
                 out.write(f"  {name} {shown}\n")
         if settings.hold and not in_debugger:
             if sys.stdin is not None and sys.stdin.isatty():
-                out.write("virtainers: press Enter to go on: ")
+                out.write("virtainers: press Enter to continue: ")
                 out.flush()
                 sys.stdin.readline()
             else:
-                out.write("virtainers: there is no terminal to press Enter at, so it is not held\n")
+                out.write("virtainers: there is no terminal to press Enter at; not waiting\n")
         out.flush()
     finally:
         if capture is not None:

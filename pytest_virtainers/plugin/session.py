@@ -1,4 +1,4 @@
-"""What one pytest process keeps: its settings, and its launcher once a VM was requested."""
+"""State of a pytest process: its settings, and its launcher of VMs since the first request."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _NO_ENGINE_KEY: pytest.StashKey[EngineNotFound] = pytest.StashKey()
 
 
 def settings(config: pytest.Config) -> Settings:
-    """Return the settings of this run; they are read when they are first needed.
+    """Return the settings of this run, read at the first call.
 
     Raises:
-        SpecError: a value is not allowed; the message names its source.
+        SpecError: a value is not valid; the message names its source.
     """
     if SETTINGS_KEY not in config.stash:
         from pytest_virtainers.config.settings import resolve
@@ -49,10 +49,10 @@ def settings(config: pytest.Config) -> Settings:
 
 
 def launcher(config: pytest.Config) -> Launcher:
-    """Return the process's launcher; the first call finds the engine.
+    """Return the launcher of this process; the first call looks for the engine.
 
     Raises:
-        EngineNotFound: none answers (a skip with `missing=skip`); the second call does not look again.
+        EngineNotFound: no engine answers (a skip with `missing=skip`); further calls do not look again.
     """
     __tracebackhide__ = True
     from pytest_virtainers.errors import EngineNotFound
@@ -89,58 +89,58 @@ def launcher(config: pytest.Config) -> Launcher:
 
 
 def has_launcher(config: pytest.Config) -> bool:
-    """Return whether this process, or the one that forked it, has asked for a VM."""
+    """Return whether this process, or the one that forked it, has requested a VM."""
     return _LAUNCHER_KEY in config.stash
 
 
 def present(config: pytest.Config) -> Launcher | None:
-    """Return the process's launcher; `None` if no VM was requested, or in a forked child, whose parent has it."""
+    """Return the launcher, or `None` if no VM was requested, or in a forked child of the process that has it."""
     found = config.stash.get(_LAUNCHER_KEY, None)
     return found if found is not None and found.is_ours else None
 
 
 def in_debugger(config: pytest.Config) -> bool:
-    """Tell whether failing tests are looked at in a debugger."""
+    """Return whether pytest opens a debugger for failing tests."""
     return bool(config.getoption("usepdb", False))
 
 
 def prefetch(config: pytest.Config, spec: Spec | None, node_id: str) -> None:
-    """Make the clone that the test `node_id` will ask for ready in the background; None: no test wants one."""
+    """Start the clone that the test `node_id` will request in the background; `None` if no test needs one."""
     if _LAUNCHER_KEY in config.stash and settings(config).prefetch:
         config.stash[_LAUNCHER_KEY].prefetch(spec, node_id)
 
 
 def durations(config: pytest.Config) -> list[Record]:
-    """Give where the seconds of this process's launches went."""
+    """Return the timings of this process's launches."""
     return config.stash[_LAUNCHER_KEY].durations if _LAUNCHER_KEY in config.stash else []
 
 
 def damage(config: pytest.Config) -> list[str]:
-    """Return what turned out to be damaged in the store after VMs of this process were started from it."""
+    """Return messages about damaged files in the store from which this process has started VMs."""
     if _LAUNCHER_KEY not in config.stash:
         return []
     from pytest_virtainers.errors import VirtainerError
 
-    with contextlib.suppress(VirtainerError):  # what cannot be removed now is found again
+    with contextlib.suppress(VirtainerError):  # files that cannot be removed are found again
         config.stash[_LAUNCHER_KEY].look_for_damage()
     return config.stash[_LAUNCHER_KEY].damage.found
 
 
 def close(config: pytest.Config) -> None:
-    """End all that the process has started."""
+    """End everything that the process has started."""
     if _LAUNCHER_KEY in config.stash:
         config.stash[_LAUNCHER_KEY].close()
         del config.stash[_LAUNCHER_KEY]
 
 
 def note(config: pytest.Config, line: str) -> None:
-    """Show a line that the person asked for: also under `-q`, unless it is given twice."""
+    """Show a line that the user requested; it is shown with `-q`, but not with `-qq`."""
     _progress(config, quiet=-1).note(line)
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let a `VirtainerError` speak for itself: its message says what its causes and our frames would."""
+    """Show a `VirtainerError` without its causes and the plugin's frames, as its message contains them."""
     __tracebackhide__ = True
     from pytest_virtainers.errors import VirtainerError
 
@@ -163,8 +163,8 @@ def _progress(config: pytest.Config, quiet: int = 0) -> Progress:
 
     def write(text: str) -> None:
         thread = threading.current_thread()
-        # pytest's capturing is not made for threads. But while VMs start together, the main thread only waits for
-        # them; the line that changes is its own.
+        # pytest's capturing is not thread-safe. But while VMs start together, the main thread only waits for their
+        # threads. Only the main thread redraws lines.
         of_launch = thread.name.startswith(LAUNCHING) and text.endswith("\n")
         if thread is not threading.main_thread() and not of_launch:
             return
@@ -180,34 +180,34 @@ def _progress(config: pytest.Config, quiet: int = 0) -> Progress:
 
 
 def _echo(config: pytest.Config) -> Callable[[str], object] | None:
-    """Show what commands print, if that is wanted: on the terminal even while pytest captures."""
+    """Return a function that shows the output of commands on the terminal, or `None` if it is not requested."""
     if config.getoption("capture", "no") == "no":
         return lambda text: print(text, end="", flush=True)
     if not settings(config).echo:
         return None
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        terminal = os.dup(_STDERR)  # processes are shown by threads, for which pytest's capturing is not made
+        terminal = os.dup(_STDERR)  # threads write to it, and pytest's capturing is not thread-safe
     return lambda text: os.write(terminal, text.encode())
 
 
 def _end_on_sigterm() -> None:
-    """Make SIGTERM end the run as Ctrl-C does, so that everything is cleaned up; by default it ends us at once."""
+    """Make SIGTERM end the run like Ctrl-C, with a cleanup; its default would end the process immediately."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _exit)
 
 
 def _end_with_parent(config: pytest.Config) -> None:
-    """Make the end of pytest-xdist's main process, however it ends, the end of this worker, too (Linux).
+    """End this worker when the main process of pytest-xdist ends in any way (Linux).
 
-    pytest-xdist would let a worker finish its test, and end it without a word some seconds later.
+    pytest-xdist would let a worker finish its test, and kill it some seconds later.
     """
     parent = os.getppid()
 
     def end(number: int, frame: object) -> None:
         if os.getppid() == parent:
             _exit(number, frame)
-        signal.alarm(_LAST_SECONDS)  # nobody is there to end us, if we should be stuck
+        signal.alarm(_LAST_SECONDS)  # a limit for the cleanup
         try:
             close(config)
         finally:

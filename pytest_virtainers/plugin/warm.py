@@ -1,7 +1,7 @@
-"""`pytest --virtainer-warm`: make the images and templates that the collected tests need, and run none of them.
+"""`pytest --virtainer-warm`: create the images and templates that the collected tests need, without running tests.
 
-What a test needs follows from markers and the fixtures `virtainer_defaults` and `virtainer_prepare`. These are set
-up for each test that has a VM, with what they depend on; its other fixtures are not.
+The needs of a test follow from its markers and the fixtures `virtainer_defaults` and `virtainer_prepare`. These two
+and their dependencies are set up for each test with a VM; its other fixtures are not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TESTS_SHOWN = 3
 
 @dataclass
 class Need:
-    """One shape of VM, and the tests that have such a VM."""
+    """One shape of VMs, and the tests with such a VM."""
 
     spec: Spec
     tests: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Need:
         return ", ".join(facts) + ("" if spec.template else " (images only)")
 
     @property
-    def whose(self) -> str:
+    def tests_shown(self) -> str:
         """The tests, for a message."""
         more = len(self.tests) - _TESTS_SHOWN
         return ", ".join(self.tests[:_TESTS_SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -58,7 +58,7 @@ class Need:
 
 @dataclass
 class Needs:
-    """What the tests need, in their order, and why it is not known of some."""
+    """The shapes that tests need, in their order, and the tests with unknown needs, with the reason."""
 
     shapes: list[Need] = field(default_factory=list)
     unknown: list[tuple[str, str]] = field(default_factory=list)
@@ -75,12 +75,12 @@ class Needs:
 
 
 def _shape(spec: Spec) -> Spec:
-    """Return a spec without what is of no concern to images and templates."""
+    """Return a spec without the arguments that do not affect images and templates."""
     return spec.without([each.name for each in ARGUMENTS.values() if not each.template])
 
 
 def collect(items: Sequence[pytest.Item]) -> Needs:
-    """Return what these tests need; those that are skipped need nothing."""
+    """Return the needs of tests, without those that are skipped."""
     needs = Needs()
     wanting = [each for each in items if {*_FIXTURES, _FACTORY} & {*getattr(each, "fixturenames", ())}]
     for item, following in zip(wanting, [*wanting[1:], None], strict=True):
@@ -105,7 +105,7 @@ def _names(item: pytest.Item) -> Sequence[str]:
 
 
 def _base(item: Any, following: pytest.Item | None) -> list[Mapping[str, Any]]:
-    """Return the layers under a test's markers: set it up with these two fixtures alone, and tear it down."""
+    """Return the layers under a test's markers; this sets up and tears down only their two fixtures."""
     item.fixturenames, names = ["virtainer_defaults", "virtainer_prepare"], item.fixturenames
     try:
         item.ihook.pytest_runtest_setup(item=item)
@@ -130,36 +130,36 @@ def _specs(item: pytest.Item, base: list[Mapping[str, Any]]) -> Iterator[Spec]:
 
 
 def loop(session: pytest.Session) -> bool:
-    """Take the place of pytest's loop over the tests; make what fails a failure of the run."""
+    """Create images and templates instead of running the tests; failures fail the run."""
     needs = collect(session.items)
     failures = list(needs.unknown)
-    say = _writer(session.config)
+    show = _writer(session.config)
     if needs.factories:
-        say(f"{needs.factories} tests use {_FACTORY}: what it is called with is known only when they run")
+        show(f"{needs.factories} tests use {_FACTORY}, whose arguments are known only when they run")
     if not needs.shapes:
-        say("no other test needs a VM" if needs.factories or failures else "no test needs a VM")
+        show("no other test needs a VM" if needs.factories or failures else "no test needs a VM")
     else:
         failures += _make(session.config, needs.shapes)
     session.testsfailed += len(failures)
     if failures:
         reporter: Any = session.config.pluginmanager.getplugin("terminalreporter")
-        reporter.section("virtainer: could not be made", sep="=", red=True, bold=True)
-        for what, why in failures:
-            reporter.write_line(f"{what}\n{why}\n")
+        reporter.section("virtainer: not created", sep="=", red=True, bold=True)
+        for what, reason in failures:
+            reporter.write_line(f"{what}\n{reason}\n")
     return True
 
 
 def _make(config: pytest.Config, shapes: Sequence[Need]) -> list[tuple[str, str]]:
-    """Make all that is missing; return what could not be made, and why."""
-    say, failures = _writer(config), []
+    """Create what is missing; return failures with their reasons."""
+    show, failures = _writer(config), []
     try:
         with run.plain_errors():
             launcher = run.launcher(config)
     except pytest.skip.Exception as skipped:
-        say(f"the tests are skipped: {skipped.msg}")
+        show(f"the tests are skipped: {skipped.msg}")
         return []
     except VirtainerError as error:
-        return [("No VM can be made:", str(error))]
+        return [("No VM can be created:", str(error))]
     for number, need in enumerate(shapes, start=1):
         began, before = time.monotonic(), len(launcher.durations)
         try:
@@ -167,12 +167,12 @@ def _make(config: pytest.Config, shapes: Sequence[Need]) -> list[tuple[str, str]
         except pytest.exit.Exception:
             raise
         except _OUTCOMES as error:
-            failures.append((f"{need}, for {need.whose}:", f"{type(error).__name__}: {error}"))
+            failures.append((f"{need}, for {need.tests_shown}:", f"{type(error).__name__}: {error}"))
             launcher.failed.close()
             outcome = "failed"
         else:
-            outcome = "made" if len(launcher.durations) > before else "ready"
-        say(f"{number} of {len(shapes)}: {need}: {outcome} in {time.monotonic() - began:.1f} s")
+            outcome = "created" if len(launcher.durations) > before else "ready"
+        show(f"{number} of {len(shapes)}: {need}: {outcome} in {time.monotonic() - began:.1f} s")
     return failures
 
 

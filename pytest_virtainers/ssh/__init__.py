@@ -1,1 +1,1 @@
-"""SSH to a guest: keys, connections, and sessions that outlive their connection."""
+"""SSH to a guest: keys, connections, and sessions that can be resumed."""

@@ -1,4 +1,4 @@
-"""The SSH connection to one guest: pinned host key, one key pair, commands with both streams drained."""
+"""SSH connections to a guest: log in with a pinned host key, and run commands."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 PORT = 22
 _CHUNK_BYTES = 256 * 1024
-# When a command has ended but its streams have not: how long they may be silent, and how long they may go on.
+# Seconds that streams may stay open after the end of their command: without data, and in total.
 _LINGER_SECONDS, _AFTERMATH_SECONDS = 1.0, 5.0
 _HANG_UP_SECONDS = 2.0
-_MOMENT_SECONDS = 0.1
+_CLOSE_SECONDS = 0.1
 _BROKEN = "the SSH connection broke while {!r} ran"
 _WINDOW_BYTES = 16 * 1024 * 1024
 
-# paramiko reports every failed attempt with a traceback. What matters of it is in our own errors.
+# paramiko logs every failed attempt with a traceback. Our own errors have the essential part.
 LOG_CHANNEL = "pytest_virtainers.paramiko"
-# By its level, because pytest also listens to loggers that do not propagate.
+# Set the level, because pytest also captures loggers that do not propagate.
 logging.getLogger(LOG_CHANNEL).setLevel(logging.CRITICAL + 1)
 
 FAILURES = (paramiko.SSHException, OSError, EOFError)
-"""What paramiko raises when the guest cannot be reached."""
+"""The exceptions that paramiko raises when the guest cannot be reached."""
 
 
 class Connection:
     """A logged-in SSH connection.
 
     Attributes:
-        transport: paramiko's, for what this class does not do.
-        astray: why it leads nowhere; empty as long as nothing of that kind is known.
+        transport: the paramiko transport, for other uses.
+        astray: why the connection no longer leads to the guest; empty while it does, as far as is known.
     """
 
     def __init__(self, transport: paramiko.Transport) -> None:
@@ -59,12 +59,12 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        """Whether the connection still stands, as far as this side knows."""
+        """Whether the connection is open, as far as this side knows."""
         return self.transport.is_active()
 
     @property
     def peer(self) -> str:
-        """The address to which it leads; empty when it goes through the engine, or is over."""
+        """The remote address; empty if the connection goes through the engine, or is closed."""
         sock: Any = self.transport.sock
         try:
             return str(sock.getpeername()[0]) if isinstance(sock, socket.socket) else ""
@@ -82,23 +82,23 @@ class Connection:
         check: Callable[[], None],
         started: Callable[[], object] = lambda: None,
     ) -> int:
-        """Run `command` in the guest's shell; give its exit code, -1 when a signal ended it.
+        """Run `command` in the guest's shell and return its exit code, or -1 if a signal ended it.
 
-        Both streams are drained as they come (reading one to its end first deadlocks once the other has filled
-        its window). When the command has ended but a process it left behind holds the streams open, they are
-        given one more second of silence, and five in all once what had come by then is passed on.
+        Both streams are read as data arrives: reading one to its end first would deadlock when the other has filled
+        its window. If a process that the command left behind keeps the streams open, reading ends after one second
+        without data, or five seconds after the end of the command.
 
         Args:
             command: for the login shell of the user.
-            stdin: read to its end and written to the command's standard input.
+            stdin: file that is copied to the command's standard input.
             stdout: called with each piece of standard output.
             stderr: called with each piece of standard error.
-            deadline: on `time.monotonic()`; holds even when the guest no longer answers.
-            check: called four times a second; raises when there is no point in waiting on.
-            started: called when the guest has said that it runs the command.
+            deadline: on `time.monotonic()`; applies even if the guest no longer answers.
+            check: called four times a second; raises to end the wait.
+            started: called when the guest has confirmed the start of the command.
 
         Raises:
-            TimedOut: the deadline passed.
+            TimedOut: the deadline has passed.
             SSHError: the connection broke.
         """
         __tracebackhide__ = True
@@ -152,8 +152,8 @@ class Connection:
 
     def _exit_code(self, channel: paramiko.Channel, command: str) -> int:
         code = channel.recv_exit_status()
-        if code == -1:  # of a command that a signal ended, and of each one whose connection does
-            self.transport.join(_MOMENT_SECONDS)
+        if code == -1:  # a signal ended the command, or the connection broke
+            self.transport.join(_CLOSE_SECONDS)
             if not self.alive:
                 raise SSHError(_BROKEN.format(command))
         return code
@@ -162,7 +162,7 @@ class Connection:
         __tracebackhide__ = True
 
         def start() -> paramiko.Channel:
-            try:  # in one step: other threads start commands, too
+            try:  # atomically: other threads start commands, too
                 channel = self._ahead.pop()
             except IndexError:
                 channel = self._open_channel()
@@ -170,7 +170,7 @@ class Connection:
             return channel
 
         try:
-            # Of the two steps, paramiko limits the time of the first only.
+            # paramiko has a time limit only for the first of the two steps.
             return patiently(start, check=check, deadline=deadline, unwanted=self._hang_up)
         except FAILURES as error:
             raise SSHError(f"{command!r} could not be started over SSH: {error or type(error).__name__}") from error
@@ -179,7 +179,7 @@ class Connection:
         return self.transport.open_session(window_size=_WINDOW_BYTES)
 
     def open_ahead(self, seconds: float) -> bool:
-        """Open the next command's channel now; tell whether the guest's side did so within so many seconds."""
+        """Open a channel for the next command; return whether the guest opened it within so many seconds."""
         try:
             channel = patiently(self._open_channel, check=lambda: None, deadline=time.monotonic() + seconds)
         except (*FAILURES, TimedOut):
@@ -188,12 +188,12 @@ class Connection:
         return True
 
     def close_ahead(self) -> None:
-        """Close the channel that `open_ahead` has opened, if nobody has used it."""
+        """Close the channel that `open_ahead` opened, if it was not used."""
         while self._ahead:
             self._ahead.pop().close()
 
     def _hang_up(self, channel: paramiko.Channel) -> None:
-        """Close a channel on which something may be stuck: then the connection goes, too."""
+        """Close a channel, or the whole connection if closing the channel is stuck."""
         closing = threading.Thread(target=channel.close, daemon=True)
         closing.start()
         closing.join(_HANG_UP_SECONDS)
@@ -201,9 +201,9 @@ class Connection:
             self.close()
 
     def answers(self, seconds: float) -> bool:
-        """Tell whether the guest's side answers within so many seconds."""
+        """Return whether the guest answers within so many seconds."""
         try:
-            # Whatever sshd knows of this request, it has to answer.
+            # sshd must answer this request even if it does not know it.
             patiently(
                 lambda: self.request("keepalive@openssh.com"),
                 check=lambda: None,
@@ -214,26 +214,26 @@ class Connection:
         return self.alive
 
     def request(self, kind: str, data: tuple[str, int] | None = None) -> None:
-        """Make a global request and wait for its answer, however long that takes."""
-        with self._asking:  # paramiko takes any answer for that to the request which was made last
+        """Send a global request and wait for its answer, without a time limit."""
+        with self._asking:  # paramiko takes any answer as that to the latest request
             self.transport.global_request(kind, data, wait=True)
 
     def change_keys(self) -> None:
-        """Agree with the server on new keys; waits as `request` does."""
-        with self._asking:  # an answer to something else would look like the end of this, too
-            # A channel counts as closed before paramiko's thread has answered that. Were keys changed in between, the
-            # answer would wait for the new ones, and they for that thread, which alone can read them.
+        """Exchange new keys with the server; waits like `request`."""
+        with self._asking:  # an answer to another request would look like the end of the key exchange
+            # paramiko marks a channel as closed before its thread has sent the answer. A key exchange in between
+            # would deadlock: the answer waits for the new keys, and only that thread can receive them.
             self.transport.global_request("keepalive@openssh.com", wait=True)
             self.transport.renegotiate_keys()
 
     def listen(self, port: int, arrived: Callable[[paramiko.Channel, Any, Any], object]) -> int:
-        """Have the guest's sshd listen on a port of its localhost; give the port. Waits as `request` does."""
+        """Make the guest's sshd listen on a port of its localhost and return the port; waits like `request`."""
         with self._asking:
             given: int = self.transport.request_port_forward("127.0.0.1", port, arrived)
         return given
 
     def disown(self) -> None:
-        """Leave the session to a forked child's parent."""
+        """Leave the session to the parent, in a forked child."""
         silence(self.transport)
         self._asking = threading.Lock()
         self._ahead = []
@@ -250,8 +250,8 @@ def log_in(
     """Log in over `sock` within `timeout` seconds.
 
     Raises:
-        paramiko.BadHostKeyException: the guest's host key is not the one that was given to it.
-        paramiko.SSHException, OSError, EOFError: anything else that went wrong (`FAILURES`).
+        paramiko.BadHostKeyException: the guest does not have the expected host key.
+        paramiko.SSHException, OSError, EOFError: any other failure (`FAILURES`).
     """
     transport = kind(sock)
     transport.set_log_channel(LOG_CHANNEL)
@@ -262,19 +262,19 @@ def log_in(
 
     try:
         host_key, transport.banner_timeout = keys.host.public_key(), timeout
-        # Ours first: of several host keys the guest has to show the one that it was given.
+        # Prefer the type of the expected key: the guest may have several host keys.
         options, ours = transport.get_security_options(), host_key.get_name()
         options.key_types = [ours, *(each for each in options.key_types if each != ours)]
         with phase("key exchange"):
             transport.start_client(timeout=left())
         shown = transport.get_remote_server_key()
         if shown != host_key:
-            raise paramiko.BadHostKeyException("guest", shown, host_key)  # noqa: TRY301  (the sock is ours to close)
+            raise paramiko.BadHostKeyException("guest", shown, host_key)  # noqa: TRY301  (the handler below closes the socket)
         transport.auth_timeout = left()
         with phase("authentication"):
             transport.auth_publickey(user, keys.login.paramiko())
         if not transport.is_authenticated():
-            raise paramiko.AuthenticationException("the key alone does not let us log in")  # noqa: TRY301
+            raise paramiko.AuthenticationException("the guest requires more than the key")  # noqa: TRY301
     except BaseException:
         transport.close()
         sock.close()
@@ -283,19 +283,19 @@ def log_in(
 
 
 def dial(address: str, timeout: float, port: int = PORT) -> socket.socket:
-    """Open a TCP connection to the SSH port of `address`, or to another one."""
+    """Open a TCP connection to the SSH port of `address`, or to another port."""
     sock = close_in_child(socket.create_connection((address, port), timeout))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Closed, it is gone at once. Else our kernel would go on asking for a VM that has ended, and in the meantime keep
-    # the packets to the next VM at that address waiting: up to a second.
+    # Reset the connection when it is closed. Otherwise the kernel keeps looking for the MAC address of a VM that has
+    # ended, and delays the packets to the next VM at that address by up to a second.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return sock
 
 
 def _drain(channel: paramiko.Channel, stdout: Callable[[bytes], object], stderr: Callable[[bytes], object]) -> bool:
-    """Pass on a piece of what has arrived in each stream; tell whether there was anything.
+    """Pass on one piece of data of each stream; return whether there was any.
 
-    Not all of it: who takes it more slowly than it comes would never look up.
+    Passing on everything might never end if the data arrives faster than it is processed.
     """
     drained = False
     if channel.recv_ready():
@@ -308,8 +308,8 @@ def _drain(channel: paramiko.Channel, stdout: Callable[[bytes], object], stderr:
 
 
 def _feed(channel: paramiko.Channel, source: IO[bytes]) -> None:
-    # A command may end, or the connection break, before it has read everything; `execute` sees that itself. Who has
-    # opened the source may then close it: a ValueError here.
+    # A command may end, or the connection break, before it has read everything; `execute` notices that itself. Then
+    # the source may be closed, which is a ValueError here.
     with contextlib.suppress(OSError, ValueError, paramiko.SSHException):
         channel.settimeout(None)
         while data := source.read(_CHUNK_BYTES):

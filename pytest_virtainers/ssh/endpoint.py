@@ -1,4 +1,4 @@
-"""Where a guest's SSH answers: the container's address, or else an exec stream into the container.
+"""Open connections to a guest's SSH port: by the container's address, or through an exec stream into the container.
 
 The stream works where this host is not on the container's network: remote engines, rootless Podman, Docker Desktop.
 """
@@ -26,13 +26,13 @@ _LOOK_SECONDS = 1.0
 _DIRECT_SECONDS = 1.0
 _RELAY_EVERY = 4
 _TRIES, _WAY_SECONDS = _RELAY_EVERY + 1, 5.0
-_SOCAT = re.compile(r"(?s).* socat\[\d+\] [A-Z] ")  # what stands before its words
+_SOCAT = re.compile(r"(?s).* socat\[\d+\] [A-Z] ")  # the prefix of its messages
 RELAY = ["relay", str(client.PORT)]
-"""The command in the runtime image that connects its stdin and stdout to a port of the guest."""
+"""The command of the runtime image that connects its stdin and stdout to a port of the guest."""
 
 
 class Endpoint:
-    """The ways to one guest's SSH port; the one that works is kept."""
+    """The ways to one guest's SSH port; it remembers the one that works."""
 
     def __init__(self, engine: Engine, container: Container) -> None:
         self.engine = engine
@@ -48,33 +48,33 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """The IPv4 address at which others of its network reach the guest; empty while it is disconnected."""
+        """The guest's IPv4 address on its network; empty while it is disconnected."""
         if not self._address:
             self._look()
         return self._address
 
     def leads_to(self, address: str) -> bool:
-        """Return whether the container is still at an address; the engine is asked at most once a second.
+        """Return whether the container still has an address; this asks the engine at most once a second.
 
-        Where it is not, `dial` takes another way from now on.
+        If it has a different address, `dial` looks for a new way.
         """
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._look()
         return address == self._address
 
     def _look(self) -> None:
-        with contextlib.suppress(EngineError):  # then nothing is known; the next use of the connection shows more
+        with contextlib.suppress(EngineError):  # the next use of the connection reports it
             self._looked = time.monotonic()
             joint = self._container.joint(again=True)
             if joint.address != self._address:
                 self._take(joint)
 
     def dial(self, timeout: float) -> Any:
-        """Open a connection, as a socket for paramiko; `timeout` in seconds; raises `OSError` or `EngineError`.
+        """Open a connection within `timeout` seconds, as a socket for paramiko; raise `OSError` or `EngineError`.
 
-        On a network of this host, an open or refused port proves that the address can be reached. As long as there
-        is no answer (the guest may not be up yet, or the network keeps its host out), each fourth try goes through
-        the relay. So does all once the container is disconnected from its network.
+        On a network of this host, an open or refused port proves that the address can be reached. Without an answer
+        (the guest is still booting, or the network refuses connections of its host), every fourth attempt goes
+        through the relay. After the container was disconnected from its network, every attempt does.
         """
         self.leads_to(self._address)
         if self._direct is not False:
@@ -114,20 +114,20 @@ class Endpoint:
                     sock.close()
 
     def dial_line(self) -> Any:
-        """Open a connection to the line of a clone that runs, as a socket for paramiko; raises as `dial` does."""
+        """Open a connection to the serial session of a running clone; result and errors are those of `dial`."""
         self.leads_to(self._address)
         if self._direct is not False:
             try:
                 sock = client.dial(self._address, _DIRECT_SECONDS, protocol.SSH_TCP_PORT)
             except OSError:
-                self._direct = False  # a clone's supervisor listens before it runs
+                self._direct = False  # a clone's supervisor listens before the clone runs
             else:
                 self._direct = True
                 return sock
         return self._container.stream(resumable.COMMAND)
 
     def ssh_options(self) -> dict[str, str]:
-        """Return what OpenSSH needs to take the same way, not quoted for ssh_config; a command is a shell line."""
+        """Return the OpenSSH options for the same way; a value is not quoted, and a command is a shell line."""
         if self._direct is not False:
             return {}
         words = [sys.executable, "-m", "pytest_virtainers.engine.relay", self.engine.url, self._container.id, *RELAY]

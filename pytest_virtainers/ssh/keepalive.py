@@ -1,4 +1,4 @@
-"""Does a guest still answer, while a command says nothing? A kernel that hangs closes no connection."""
+"""Keepalive: check that a guest still answers while a command is silent, as a hanging kernel closes no connection."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_virtainers.ssh.client import Connection
 
-_PATIENCE_SECONDS = 3600.0
+_ANSWER_SECONDS = 3600.0
 
 
 class Pulse:
-    """Asks one SSH connection now and then.
+    """Sends keepalive requests over one SSH connection.
 
     Args:
-        connection: to ask.
-        every: seconds between an answer and the next question.
-        first: seconds until the first question.
+        connection: the SSH connection.
+        every: seconds between an answer and the next request.
+        first: seconds until the first request.
     """
 
     def __init__(self, connection: Connection, every: float, first: float) -> None:
@@ -28,7 +28,7 @@ class Pulse:
         self._asked: float | None = None
 
     def silence(self) -> float:
-        """Give the seconds for which a question is unanswered; ask one when it is time."""
+        """Return for how many seconds a request is unanswered; send one when it is due."""
         with self._lock:
             now = time.monotonic()
             if self._asked is None and now - self._answered > self._every:
@@ -37,6 +37,6 @@ class Pulse:
             return 0.0 if self._asked is None else now - self._asked
 
     def _ask(self) -> None:
-        if self._connection.answers(_PATIENCE_SECONDS):
+        if self._connection.answers(_ANSWER_SECONDS):
             with self._lock:
                 self._answered, self._asked = time.monotonic(), None

@@ -1,4 +1,4 @@
-"""Key pairs of one VM: the one we log in with, and the one by which we know the guest. Made anew for each VM."""
+"""Key pairs of one VM, for the login and for the guest's host key, generated for each VM."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class KeyPair:
 
     @classmethod
     def generate(cls) -> KeyPair:
-        """Make a new pair."""
+        """Generate a new pair."""
         key = Ed25519PrivateKey.generate()
         return cls(_private(key), _public(key.public_key()))
 
     def paramiko(self) -> PKey:
-        """Give the pair as paramiko's object."""
+        """Return the pair as a paramiko key."""
         return paramiko.Ed25519Key(file_obj=io.StringIO(self.private))
 
     def public_key(self) -> PKey:
-        """Give the public half as paramiko's object; the private one may be missing."""
+        """Return the public key as a paramiko key; the private key may be missing."""
         return paramiko.Ed25519Key(data=base64.b64decode(self.public.split()[1]))
 
 
@@ -44,32 +44,32 @@ class Keys:
 
     @classmethod
     def generate(cls) -> Keys:
-        """Make both pairs."""
+        """Generate both pairs."""
         return cls(KeyPair.generate(), KeyPair.generate())
 
 
 def private_pem(value: object) -> str:
-    """Parse an ed25519 private key that has no passphrase, an OpenSSH PEM."""
+    """Return an ed25519 private key, parsed from an OpenSSH PEM without passphrase."""
     try:
         key = serialization.load_ssh_private_key(_text(value), None)
     except (TypeError, ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise ValueError(  # noqa: TRY004  (one error type for all parsers)
-            "an ed25519 private key without a passphrase is expected, as OpenSSH writes it"
+            "expected an ed25519 private key in OpenSSH format without passphrase"
         )
     return _private(key)
 
 
 def public_line(value: object) -> str:
-    """Parse an ed25519 public key, a line of `authorized_keys`; what stands behind the key is left out."""
+    """Return an ed25519 public key, parsed from a line of `authorized_keys`, without its comment."""
     text = _text(value)
     try:
         key = serialization.load_ssh_public_key(text) if len(text.splitlines()) == 1 else None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise ValueError("one line with an ed25519 public key is expected: ssh-ed25519 AAAA…")  # noqa: TRY004
+        raise ValueError("expected one line with an ed25519 public key: ssh-ed25519 AAAA…")  # noqa: TRY004
     return _public(key)
 
 

@@ -1,13 +1,13 @@
-"""The line: an SSH session that is open while a machine is saved, so that whoever goes on from there goes on in it.
+"""Resumable SSH sessions: a session that is open when a VM is saved, and resumed in its clones.
 
-A login is the longest part of a clone's way into a test: the guest has to run, and where it is emulated to translate,
-hundreds of thousands of instructions of sshd, PAM and logind for the first time. So this is done before the machine
-is saved, over a virtio-serial port instead of a network (whose connections end with the container), by an ordinary
-sshd of the guest. Both ends then agree on new keys. With that, in strict mode, they start counting anew (OpenSSH's
-PROTOCOL, 1.10), so that those keys are all that the client's end of a clone has to know.
+A login takes the longest part of a clone's start: the guest runs, and under emulation translates, hundreds of
+thousands of instructions of sshd, PAM and logind for the first time. So the login happens before the VM is saved,
+with an ordinary sshd of the guest over a virtio-serial port, as network connections end with the container. Both ends
+then exchange new keys. In strict mode this resets the sequence numbers (OpenSSH's PROTOCOL, 1.10), so that these keys
+are all that the client needs in a clone.
 
-The session belongs to the template as its login key does: who has the one needs no other. A snapshot in place is
-taken of the session in the same way; until it is restored, both ends just go on.
+The session belongs to the template like its login key, and gives the same access. A snapshot saves the session in the
+same way; both ends continue until it is restored.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 COMMAND = ["line"]
-"""The command in the runtime image that connects its stdin and stdout to the line."""
+"""The command of the runtime image that connects its stdin and stdout to the serial port."""
 
 _LEADER = "/run/virtainer-line.pid"
-# Out of the login's cgroup, as it would otherwise end with it; its own login moves it where sessions belong.
-# Fails where there is no such port or no sshd.
+# It leaves the cgroup of the login, which would end it; sshd's login moves it to a session's cgroup.
+# Fails if there is no such port or no sshd.
 #
-# Not sshd itself has the port, but two that only copy. It would poll the port twice, to read and to write, and Linux
-# (drivers/char/virtio_console.c) takes a message that comes in between when it is asked for the second time, where
-# nobody wants to read; the interrupt then finds nothing new and wakes nobody, until the next message. When sshd has
-# ended and all it said is through, the copier that still reads is ended, too: that closes the port.
+# Two processes copy between the port and sshd. sshd itself would poll the port twice, for reading and for writing,
+# and Linux (drivers/char/virtio_console.c) accepts a message that arrives in between during the second poll, which
+# ignores it. The interrupt then finds nothing new and wakes no process until the next message. When sshd has ended
+# and its output is copied, the process that still reads is killed, which closes the port.
 #
-# A machine that was restored from a template has the session of that one. A new login replaces it: groups, limits and
-# environment may be others by now. Without the copier that reads for it, its sshd ends as when a client hangs up.
+# A VM restored from a template has the session of that template. A new login replaces it, as groups, limits and
+# environment may have changed. Without the copying process, its sshd ends as after a disconnect.
 SERVE = f"""
 for each in /sys/class/virtio-ports/*; do
     [ "$(cat "$each/name")" != {protocol.SSH_PORT} ] || device=/dev/${{each##*/}}
@@ -72,16 +72,16 @@ _POLL_SECONDS = 0.02
 
 
 class Unsuitable(Exception):
-    """This session cannot be continued; the text says why."""
+    """This session cannot be resumed; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What the client's end of a session has to know, just after both have changed keys.
+    """The state of a session's client just after a key exchange.
 
     Attributes:
-        keys: derived keys and initial vectors by their letters (RFC 4253, 7.2), as hexadecimal digits.
-        facts: the algorithms and versions agreed on, and the session's id.
+        keys: derived keys and initial vectors by their letters (RFC 4253, 7.2), in hex.
+        facts: the negotiated algorithms and versions, and the session ID.
     """
 
     keys: Mapping[str, str]
@@ -89,7 +89,7 @@ class Session:
 
 
 class Recording(paramiko.Transport):
-    """A client's end that remembers the keys in use, and its channels (paramiko forgets what nobody uses)."""
+    """A client that remembers its keys, and its channels, of which paramiko keeps only weak references."""
 
     def __init__(self, sock: Any, **options: Any) -> None:
         super().__init__(sock, **options)
@@ -99,12 +99,12 @@ class Recording(paramiko.Transport):
 
     @property
     def _open(self) -> list[paramiko.Channel]:
-        """The channels that the server has not closed."""
+        """The channels that the server has not closed yet."""
         ours: Any = self
         return list(ours._channels.values())
 
     def open_channel(self, *args: Any, **options: Any) -> paramiko.Channel:
-        """Open a channel, and keep it as long as the server does."""
+        """Open a channel, and keep a reference until the server closes it."""
         channel = super().open_channel(*args, **options)
         with self._keeping:
             self._kept = [*self._open, channel]
@@ -112,15 +112,15 @@ class Recording(paramiko.Transport):
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing was sent or received since keys were changed last: in strict mode, that is counted."""
+        """Whether nothing was sent or received since the last key exchange, by the counters of strict mode."""
         ours: Any = self.packetizer
         return bool(ours._Packetizer__sequence_number_out == ours._Packetizer__sequence_number_in == 0)
 
     def wait_until_unused(self, deadline: float) -> None:
-        """Wait until the server, too, has closed all channels: later it would say so to who knows of none."""
+        """Wait until the server has closed all channels, as a resumed session would not know them."""
         while self._open:
             if not all(each.closed for each in self._open):
-                raise Unsuitable("a command still runs in it")
+                raise Unsuitable("a command is still running in the session")
             if time.monotonic() > deadline or not self.is_active():
                 raise TimedOut
             time.sleep(_POLL_SECONDS)
@@ -132,32 +132,32 @@ class Recording(paramiko.Transport):
 
 
 def freeze(connection: client.Connection, seconds: float) -> Session:
-    """Change keys and give what it takes to go on from here; until the guest is saved, nothing may be sent.
+    """Exchange keys and return the state to resume from; until the VM is saved, nothing may be sent.
 
     Raises:
-        Unsuitable: the session is not on the line, or a command runs in it; or the guest's sshd does not count anew
-            with new keys (it is older than 9.6, or not OpenSSH), or not within so many seconds.
+        Unsuitable: the session does not use the serial port, a command is running in it, the guest's sshd has no
+            strict mode (it is older than 9.6, or not OpenSSH), or the key exchange took longer than `seconds`.
         paramiko.SSHException, OSError, EOFError: the connection broke.
     """
     transport = connection.transport
     if not isinstance(transport, Recording):
-        raise Unsuitable("it is not on the line")
+        raise Unsuitable("the session does not use the serial port")
     ours: Any = transport
     if not ours.agreed_on_strict_kex:
-        raise Unsuitable("the guest's sshd does not know the strict key exchange")
+        raise Unsuitable("the guest's sshd does not support strict key exchange")
     deadline = time.monotonic() + seconds
     try:
         transport.wait_until_unused(deadline)
         patiently(connection.change_keys, check=lambda: None, deadline=deadline)
     except TimedOut:
-        raise Unsuitable(f"the guest's sshd did not change keys within {seconds:g} s") from None
+        raise Unsuitable(f"the guest's sshd did not exchange keys within {seconds:g} s") from None
     facts = {name: str(getattr(ours, name)) for name in (*_AGREED, *_VERSIONS)}
     keys = {letter: key.hex() for letter, key in transport.derived.items()}
     return Session(keys, {**facts, "session_id": ours.session_id.hex()})
 
 
 class _Quiet(Packetizer):
-    """Does not write the first line of a connection, with the client's version: it has been written long ago."""
+    """A packetizer that omits the first line of a connection, the client's version, which was sent long ago."""
 
     _greeted = False
 
@@ -167,11 +167,11 @@ class _Quiet(Packetizer):
         self._greeted = True
 
     def start_handshake(self, timeout: float) -> None:
-        """There is none."""
+        """Do nothing."""
 
 
 class _Continued(Recording):
-    """A client's end that starts in the middle of a session."""
+    """A client that starts in the middle of a session."""
 
     def __init__(self, sock: Any, session: Session) -> None:
         super().__init__(sock, packetizer_class=_Quiet)
@@ -184,20 +184,20 @@ class _Continued(Recording):
         ours.agreed_on_strict_kex = True
         ours._activate_inbound()
         ours._activate_outbound()
-        self._given = {}  # the next keys are new ones
+        self._given = {}  # the next keys come from an exchange
         ours.initial_kex_done = ours.packetizer._initial_kex_done = True
         ours.auth_handler = AuthHandler(self)
         ours.auth_handler.authenticated = ours.authenticated = True
 
-    def go_on(self) -> None:
-        """Start to read and write."""
+    def begin(self) -> None:
+        """Start reading and writing."""
         self.active = True
         self.start()
 
     def _compute_key(self, id: str, nbytes: int) -> bytes:  # noqa: A002  (paramiko's name)
         return self._given[id][:nbytes] if self._given else super()._compute_key(id, nbytes)
 
-    # What `run` does at the start of a session is done already; the last of it is to expect the server's KEXINIT.
+    # Skip what `run` does at the start of a session; its last step is to expect the server's KEXINIT.
 
     def _check_banner(self) -> None:
         pass
@@ -215,20 +215,20 @@ class _Continued(Recording):
             super()._expect_packet(*ptypes)  # type: ignore[misc]
         elif threading.current_thread() is self:
             self._handshaking = False
-            self.clear_to_send.set()  # others have waited for that
+            self.clear_to_send.set()  # other threads wait for this
 
 
 def resume(sock: Any, session: Session) -> client.Connection:
-    """Go on in a clone of the machine that was saved; `sock` is its line. Whether it answers is not known yet.
+    """Resume the session in a clone; `sock` is connected to its serial port. It may still turn out not to answer.
 
     Raises:
-        Unsuitable: our paramiko lacks an algorithm that was agreed on by the one which saved it; `sock` is closed.
+        Unsuitable: this paramiko lacks an algorithm of the session; `sock` is closed.
     """
     try:
         transport = _Continued(sock, session)
-    except KeyError as lack:
+    except KeyError as missing:
         sock.close()
-        raise Unsuitable(f"our paramiko does not know {lack}") from lack
+        raise Unsuitable(f"this paramiko does not support {missing}") from missing
     transport.set_log_channel(client.LOG_CHANNEL)
-    transport.go_on()
+    transport.begin()
     return client.Connection(transport)

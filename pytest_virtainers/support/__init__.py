@@ -1,1 +1,1 @@
-"""What has nothing to do with VMs: progress, waiting, paths, forks."""
+"""Helpers that know nothing of VMs: progress, waiting, files, locks, forks."""

@@ -1,4 +1,4 @@
-"""Try again until it works or the time is up, and say what was waited for and what was seen last."""
+"""Poll until a deadline; the error names what was waited for and what was seen last."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PAUSE_SECONDS = 0.25
 
 
 class Deadline:
-    """One wait.
+    """The deadline of one wait.
 
     Args:
-        what: is waited for, as the message says it: `port 80 of web`.
-        seconds: from now.
+        what: the thing waited for, in the message: `port 80 of web`.
+        seconds: time from now.
 
     Attributes:
-        seen: what the last try has shown; the tries set it.
+        seen: what the last attempt has seen; set by the attempts.
     """
 
     def __init__(self, what: str, seconds: float) -> None:
@@ -33,14 +33,14 @@ class Deadline:
 
     @property
     def remaining(self) -> float:
-        """Seconds that are left, at least a moment."""
+        """The remaining seconds, at least 0.1."""
         return max(0.1, self._end - time.monotonic())
 
     def poll(self, attempt: Callable[[], T | None]) -> T:
-        """Call `attempt` until it gives something, and give that; its exceptions end the wait.
+        """Call `attempt` until it returns something other than `None`, and return that; its exceptions end the wait.
 
         Raises:
-            WaitTimeout: the time is up.
+            WaitTimeout: the deadline has passed.
         """
         __tracebackhide__ = True
         while True:

@@ -1,8 +1,8 @@
-"""What a process has made is its own: a forked child cannot use it, and nothing the child does touches it.
+"""Keep forked children away from the connections, locks and VMs of their parent.
 
-A child inherits descriptors, locks and finalizers of its parent. A byte that it writes into an SSH session, or a lock
-that it gives back, would be the parent's. So just after a fork, the child closes its copies, and what stays of the
-objects refuses any use.
+A child inherits its parent's descriptors, locks and finalizers. A byte that it writes into an SSH session, or a lock
+that it releases, would be the parent's. So a child closes its copies just after the fork, and the objects refuse any
+further use.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Disownable(Protocol):
-    """An object that belongs to the process that made it."""
+    """An object that belongs to the process that created it."""
 
     def disown(self) -> object:
-        """Let go, in a forked child, of what belongs to its parent; other threads may have held any lock."""
+        """Release, in a forked child, what belongs to its parent; threads of the parent may have had any lock."""
 
 
 T = TypeVar("T", bound=Disownable)
@@ -33,11 +33,11 @@ _objects: weakref.WeakSet[Disownable] = weakref.WeakSet()
 
 
 class Owner:
-    """The process that made something.
+    """The process that created a thing.
 
     Args:
         what: the thing, as the subject of a sentence.
-        remedy: what a forked child can do instead.
+        remedy: a sentence on what a forked child can do instead.
     """
 
     def __init__(self, what: str, remedy: str) -> None:
@@ -45,7 +45,7 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the process."""
+        """Whether the calling process is the owner."""
         return os.getpid() == self._pid
 
     def check(self) -> None:
@@ -54,7 +54,7 @@ class Owner:
             raise self.refusal()
 
     def refusal(self) -> VirtainerError:
-        """Return the error that says who may use the thing."""
+        """Return the error for a use in another process."""
         return VirtainerError(
             f"{self._what} belongs to process {self._pid}; its forked child {os.getpid()} cannot use it. "
             f"{self._remedy}"
@@ -62,38 +62,38 @@ class Owner:
 
 
 class Disowned:
-    """Stands in a forked child for a part of something that belongs to its parent: any use raises the refusal."""
+    """A stand-in, in a forked child, for a part of its parent's object: any use raises the owner's refusal."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Raise `VirtainerError`; `AttributeError` where Python itself looks for a protocol."""
+        """Raise `VirtainerError`, or `AttributeError` when Python looks for a protocol."""
         if name.startswith("__"):
             raise AttributeError(name)
         raise self._owner.refusal()
 
 
 def disown_in_child(thing: T) -> T:
-    """Have a forked child call `thing.disown()`; return the thing."""
+    """Register an object whose `disown` a forked child calls; return the object."""
     _objects.add(thing)
     return thing
 
 
 def close_in_child(sock: socket.socket) -> socket.socket:
-    """Have a forked child close its copy of a socket; return the socket."""
+    """Register a socket whose copy a forked child closes; return the socket."""
     _sockets.add(sock)
     return sock
 
 
 def close_copy(sock: socket.socket) -> None:
-    """Close the descriptor alone: the connection is not shut down, and stays open in other processes."""
+    """Close only the descriptor: the connection is not shut down, and stays open in other processes."""
     with contextlib.suppress(OSError):
         os.close(sock.detach())
 
 
 def silence(transport: paramiko.Transport) -> None:
-    """Keep a forked child's copy of an SSH session from saying anything, even when its channels are collected."""
+    """Prevent a forked child's copy of an SSH session from writing, even when its channels are garbage-collected."""
     inner: Any = transport
     inner.active = False
     if isinstance(inner.sock, socket.socket):
@@ -104,11 +104,11 @@ def silence(transport: paramiko.Transport) -> None:
 
 
 def _disown() -> None:
-    # Sockets first: whatever is collected from here on has nothing to write to.
+    # Sockets first: finalizers that run from here on have nothing to write to.
     for sock in list(_sockets):
         close_copy(sock)
     for thing in list(_objects):
-        with contextlib.suppress(Exception):  # one failure must not keep the others from it
+        with contextlib.suppress(Exception):  # one failure must not prevent the others
             thing.disown()
 
 

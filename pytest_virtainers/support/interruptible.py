@@ -1,4 +1,4 @@
-"""Wait for a blocking call without being at its mercy."""
+"""Run a blocking call with a deadline and a liveness check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POLL_SECONDS = 0.25
 
 
 class TimedOut(Exception):
-    """What was waited for did not end in time."""
+    """The call did not return in time."""
 
 
 def patiently(
@@ -25,31 +25,31 @@ def patiently(
     deadline: float | None,
     unwanted: Callable[[T], object] = lambda _result: None,
 ) -> T:
-    """Run `call` in a thread and give its result; what it raises is raised.
+    """Run `call` in a thread and return its result, or raise its exception.
 
     Args:
-        call: may block for as long as it likes.
-        check: called four times a second; raises when there is no point in waiting on.
-        deadline: on `time.monotonic()`; None: no limit.
-        unwanted: is given a result that comes when nobody waits any more.
+        call: a function that may block.
+        check: called four times a second; raises to end the wait.
+        deadline: on `time.monotonic()`; `None` waits forever.
+        unwanted: called with a result that arrives after the wait has ended.
 
     Raises:
-        TimedOut: the deadline passed.
+        TimedOut: the deadline has passed.
     """
     __tracebackhide__ = True
     outcome: list[T] = []
     failure: list[BaseException] = []
-    lock, left = threading.Lock(), False
+    lock, abandoned = threading.Lock(), False
 
     def run() -> None:
         try:
             result = call()
-        except BaseException as error:  # noqa: BLE001  (it is raised where it was asked for)
+        except BaseException as error:  # noqa: BLE001  (raised again in the calling thread)
             failure.append(error)
             return
         with lock:
             outcome.append(result)
-            late = left
+            late = abandoned
         if late:
             unwanted(result)
 
@@ -59,9 +59,9 @@ def patiently(
         _join(thread, check, deadline)
     except BaseException:
         with lock:
-            left = True
-            in_vain = list(outcome)
-        for result in in_vain:
+            abandoned = True
+            late_results = list(outcome)
+        for result in late_results:
             unwanted(result)
         raise
     if failure:

@@ -1,8 +1,7 @@
-"""Folders on this machine that outlive a run: private, per user, small."""
+"""The user's private cache folder, and locks in it against other processes."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
@@ -17,49 +16,49 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-_TELL_SECONDS, _POLL_SECONDS = 0.5, 0.05
+_POLL_SECONDS = 0.05
 LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How files with locks are opened."""
+"""The flags for opening lock files."""
 
 
 def cache_folder() -> Path:
-    """Give (and make) our folder under `XDG_CACHE_HOME`; it holds locks and nothing that costs to lose.
+    """Return the cache folder, created if necessary; it holds locks, downloads and data that can be recreated.
 
     Raises:
-        SpecError: it cannot be made, or others could change what is in it.
+        SpecError: the folder cannot be created, or other users could change its content.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-virtainers"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home folder
         raise SpecError(_no_place_for_locks(error)) from error
     if why := why_unsafe(folder):
         raise SpecError(
-            f"{folder}: {why}: someone else could replace the locks and downloads in it. Mend that, or set "
+            f"{folder}: {why}: another user could replace the locks and downloads in it. Fix that, or set "
             "XDG_CACHE_HOME to a folder of this user"
         )
     return folder
 
 
 def why_unsafe(folder: Path) -> str:
-    """Return why others could change what is in a folder, with the remedy; empty when only this user and root can.
+    """Return why other users could change the content of a folder, with a remedy; empty if they cannot.
 
     Raises:
-        OSError: it is not there.
+        OSError: the folder does not exist.
     """
     found, user = folder.lstat(), os.geteuid()
     if not stat.S_ISDIR(found.st_mode):
-        what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no folder"
+        what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a folder"
         return f"it is {what} (remove it)"
     if found.st_uid != user:
         return f"it belongs to user {found.st_uid}, and this is user {user} (chown {user}, or remove it)"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"others may write to it, by its mode {stat.S_IMODE(found.st_mode):04o} (chmod 700)"
+        return f"its mode {stat.S_IMODE(found.st_mode):04o} lets others write to it (chmod 700)"
     return ""
 
 
 class Lock:
-    """A lock against all others, also threads of this process: held until `close`, or the process's end."""
+    """An exclusive lock, also against threads of this process; released by `close` or the end of the process."""
 
     def __init__(self, file: int) -> None:
         self._file: int | None = file
@@ -74,41 +73,42 @@ class Lock:
         self.close()
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
 
-    disown = close  # a forked child's copy: the lock is its parent's until that closes its own
+    disown = close  # closes a forked child's copy; the parent keeps the lock
 
 
 def locked(what: str, waiting: Callable[[], object] = lambda: None) -> Lock:
-    """Take the lock called `what` against all processes of this user; leaving a `with` block or dying frees it.
+    """Acquire the lock `what` among all processes of this user; leaving the `with` block releases it.
 
-    `waiting` is called twice a second as long as another process has it.
+    Args:
+        what: name of the lock.
+        waiting: called again and again while another process has the lock.
 
     Raises:
-        SpecError: there is no place for locks.
+        SpecError: the lock file cannot be written.
     """
     path = cache_folder() / f"{what}.lock"
     try:
         file = os.open(path, LOCK_FILE, 0o600)
     except OSError as error:
         raise SpecError(_no_place_for_locks(error)) from error
-    lock, last = Lock(file), time.monotonic()
-    with contextlib.ExitStack() as undo:
-        undo.callback(lock.close)
-        while not _is_ours(file):
-            if time.monotonic() - last >= _TELL_SECONDS:
-                waiting()
-                last = time.monotonic()
+    lock = Lock(file)
+    try:
+        while not _acquire(file):
+            waiting()
             time.sleep(_POLL_SECONDS)
-        undo.pop_all()
+    except BaseException:
+        lock.close()
+        raise
     return lock
 
 
-def _is_ours(file: int) -> bool:
-    """Lock a file unless someone else has; return whether it is locked."""
+def _acquire(file: int) -> bool:
+    """Lock a file unless another process has locked it; return whether it is locked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -120,12 +120,12 @@ def _is_ours(file: int) -> bool:
 
 def _no_place_for_locks(error: Exception) -> str:
     return (
-        f"the locks against other processes of this user have no place: {error}. "
-        "Set XDG_CACHE_HOME to a folder that this user can write and that all runs share"
+        f"cannot create locks: {error}. Set XDG_CACHE_HOME to a folder that this user can write to and that all "
+        "runs share"
     )
 
 
 def build_contexts() -> Path:
-    """Give the folder with the images' build contexts: in the wheel beside this module, else in the work tree."""
+    """Return the folder with the images' build contexts: that of the wheel, or of the work tree."""
     packaged = Path(__file__).parents[1] / "_contexts"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "images"

@@ -1,7 +1,7 @@
-"""Tell the person at the terminal what takes long.
+"""Show the progress of long steps.
 
-A step that ends within two seconds stays silent. On a terminal a longer one is one line that changes; elsewhere
-(CI logs) it is one line at its end, and one more if it is under way after a minute: a log that hangs says for what.
+A step that ends within two seconds shows nothing. On a terminal, a longer step is one line that is redrawn. Elsewhere
+(CI logs) it is one line at its end, and one more after a minute, so that a log shows what a stuck run waits for.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LAUNCHING = "virtainers-launch"
-"""What the names of threads begin with for which the main thread waits: they may show something, too."""
+"""The prefix of the names of threads for which the main thread waits: they may show progress, too."""
 
 _QUIET_SECONDS = 2.0
 _REDRAW_SECONDS = 0.25
 _INTERIM_SECONDS = 60.0
-_WIDTH = 100  # at most
+_MAX_WIDTH = 100
 _BAR = 24
 _MIB = 1024 * 1024
 _ERASE = "\r\x1b[2K"
 
 
 class Step:
-    """One thing under way; call `update` with the newest detail as often as you like."""
+    """A step that is running; `update` can be called at any rate."""
 
     def __init__(self, title: str, write: Callable[[str], None], *, live: bool) -> None:
         self._title = one_line(title)
@@ -39,16 +39,16 @@ class Step:
         self._due = self._began + (_QUIET_SECONDS if live else _INTERIM_SECONDS)
 
     def update(self, detail: str = "") -> None:
-        """Show `detail` beside the title and the seconds that have passed, if it is time to."""
+        """Show `detail` after the title and the elapsed seconds, if it is time to redraw."""
         now = time.monotonic()
         if now < self._due:
             return
         line = f"virtainers: {self._title} ({now - self._began:.0f} s) {one_line(detail.strip())}".rstrip()
-        self._write(f"{_ERASE}{line[:_WIDTH]}" if self._live else f"{line}\n")
+        self._write(f"{_ERASE}{line[:_MAX_WIDTH]}" if self._live else f"{line}\n")
         self._due = now + _REDRAW_SECONDS if self._live else math.inf
 
     def end(self, outcome: str) -> None:
-        """Leave one line behind, if the step was long."""
+        """Show the outcome of a step that took long."""
         seconds = time.monotonic() - self._began
         if seconds >= _QUIET_SECONDS:
             erase = _ERASE if self._live else ""
@@ -56,7 +56,7 @@ class Step:
 
 
 class Progress:
-    """Where steps are shown: `write` puts text on the terminal, `live` says that lines may be redrawn."""
+    """Show steps: `write` puts text on the terminal, and with `live` lines are redrawn."""
 
     def __init__(self, write: Callable[[str], None], *, live: bool) -> None:
         self._write = write
@@ -64,7 +64,7 @@ class Progress:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Show what happens inside the block as one step."""
+        """Show the block as one step."""
         step = Step(title, self._write, live=self._live)
         try:
             yield step
@@ -74,7 +74,7 @@ class Progress:
         step.end("done")
 
     def note(self, line: str) -> None:
-        """Show one line at once."""
+        """Show a line immediately."""
         self._write(f"virtainers: {printable(line)}\n")
 
 
@@ -82,7 +82,7 @@ SILENT = Progress(lambda _text: None, live=False)
 
 
 def bar(done: int, whole: int | None) -> str:
-    """Draw how many bytes of how many are done, as a detail of a step; None: nobody knows how many there are."""
+    """Return a progress bar as a detail of a step; `done` and `whole` are bytes, `None` means unknown."""
     if not whole:
         return f"{done // _MIB} MiB"
     share = min(done / whole, 1.0)
@@ -91,9 +91,9 @@ def bar(done: int, whole: int | None) -> str:
 
 
 def fitted(text: str, columns: int) -> str:
-    """Cut a line that is to be redrawn, for a terminal on which it would take several; 0 columns: that is not known.
+    """Shorten a line that will be redrawn to the width of the terminal; 0 columns means an unknown width.
 
-    One column stays free: some terminals begin a new line with the last one.
+    One column stays free: some terminals start a new line after the last column.
     """
     redrawn = text.startswith(_ERASE) and not text.endswith("\n")
     return text[: len(_ERASE) + columns - 1] if redrawn and columns else text

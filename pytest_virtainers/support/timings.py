@@ -1,7 +1,7 @@
-"""Where the seconds of each VM's launch go.
+"""Time the phases of each VM's launch.
 
-What is being recorded is known by context, so that lower layers need not be told: outside of `recording`, `phase`
-does nothing; inside another phase, it does nothing either.
+A context variable has the current record, so that lower layers need no argument for it. Outside `recording`, and
+inside another phase, `phase` does nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOTAL = "total"
 
 @dataclass
 class Record:
-    """One VM: how it came to be, and its seconds by phase, in order."""
+    """The launch of one VM: its kind, and the seconds of its phases in order."""
 
     kind: str
     seconds: dict[str, float] = field(default_factory=dict)
@@ -36,7 +36,7 @@ _current: ContextVar[Record | None] = ContextVar("_current", default=None)
 
 @contextmanager
 def recording(record: Record | None) -> Iterator[None]:
-    """Record the phases inside the block into `record`; None: do not record."""
+    """Record the phases of the block in `record`; with `None`, do not record them."""
     outer, began = _current.set(record), time.perf_counter()
     try:
         yield
@@ -48,7 +48,7 @@ def recording(record: Record | None) -> Iterator[None]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Count the block as `name`."""
+    """Add the time of the block to the phase `name`."""
     record = _current.get()
     if record is None or record.busy:
         yield
@@ -62,20 +62,20 @@ def phase(name: str) -> Iterator[None]:
 
 
 def part(name: str, seconds: float) -> None:
-    """Note what a part of the last phase took, as somebody else has measured it."""
+    """Add a part of the last phase, measured elsewhere."""
     record = _current.get()
     if record is not None:
         record.seconds[f"  {name}"] = record.seconds.get(f"  {name}", 0.0) + seconds
 
 
 def table(records: Sequence[Record]) -> list[str]:
-    """Show medians in seconds: a line for each phase, a column for each kind."""
-    from statistics import median  # costs 2 ms, which each pytest run would pay
+    """Return a table of medians in seconds, with a line for each phase and a column for each kind."""
+    from statistics import median  # takes 2 ms, which would delay every pytest run
 
     kinds = list(dict.fromkeys(record.kind for record in records))
     phases = [name for name in dict.fromkeys(name for record in records for name in record.seconds) if name != TOTAL]
     counts = [f"{sum(record.kind == kind for record in records)}" for kind in kinds]
-    rows = [["", *kinds], ["machines", *counts]]
+    rows = [["", *kinds], ["VMs", *counts]]
     for name in [*phases, TOTAL]:
         cells = []
         for kind in kinds:

@@ -1,4 +1,4 @@
-"""A server on this machine that does what servers do on bad days: each request meets the next of its `days`."""
+"""A local HTTP server that misbehaves: each request is answered by the next of its `days`."""
 
 import contextlib
 import http.server
@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PIECE = 65536  # bytes that are read at once
+PIECE = 65536  # bytes that the client reads at once
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 Day = Callable[["Request"], None]
 
 
 class Request(http.server.BaseHTTPRequestHandler):
-    """One request; `days` do with it what they like."""
+    """One request, answered by one of `days`."""
 
     server: "HostileServer"
     protocol_version = "HTTP/1.1"
@@ -25,7 +25,7 @@ class Request(http.server.BaseHTTPRequestHandler):
         (self.server.days.pop(0) if self.server.days else good)(self)
 
     def log_message(self, *_words: object) -> None:
-        """Be silent."""
+        """Log nothing."""
 
     def begin(self, status: int = 200, *, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
@@ -38,13 +38,13 @@ class Request(http.server.BaseHTTPRequestHandler):
 
     @property
     def start(self) -> int:
-        """Where the client wants to go on; the whole file if that is another version now."""
+        """The offset that the client requests; 0 if its version is not the current one."""
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         known = self.headers.get("If-Range", self.server.version)
         return int(wanted[1]) if wanted and known == self.server.version else 0
 
     def send(self, cut: int | None = None, *, more: int = 0) -> None:
-        """Send what is wanted, in an honest way but for: only `cut` bytes of it, and a length that is `more`."""
+        """Send the requested range, but only `cut` bytes of it, and announce `more` bytes than there are."""
         content, start = self.server.content, self.start
         if start >= len(content) and start:
             self.begin(416, length=0, Content_Range=f"bytes */{len(content)}")
@@ -57,17 +57,17 @@ class Request(http.server.BaseHTTPRequestHandler):
 
 
 def good(request: Request) -> None:
-    """Give all that is wanted."""
+    """Send the requested range."""
     request.send()
 
 
 def cut(after: int) -> Day:
-    """Break off after some bytes."""
+    """Close the connection after some bytes."""
     return lambda request: request.send(after)
 
 
 def longer(request: Request) -> None:
-    """Promise more than there is."""
+    """Announce more bytes than there are."""
     request.send(more=1000)
 
 
@@ -77,19 +77,19 @@ def status(code: int, **headers: str) -> Day:
 
 
 def no_ranges(request: Request) -> None:
-    """Give all of it, whatever part is wanted."""
+    """Send the whole file, whatever range is requested."""
     del request.headers["Range"]
     request.send()
 
 
 def longer_without_ranges(request: Request) -> None:
-    """Give all of it, and promise more."""
+    """Send the whole file, and announce more."""
     del request.headers["Range"]
     longer(request)
 
 
 def silent(request: Request) -> None:
-    """Give a little, and then nothing for a long time."""
+    """Send one piece, then nothing for a long time."""
     request.begin(200, length=len(CONTENT), ETag=request.server.version)
     request.wfile.write(CONTENT[:PIECE])
     request.wfile.flush()
@@ -97,7 +97,7 @@ def silent(request: Request) -> None:
 
 
 class HostileServer(http.server.ThreadingHTTPServer):
-    """Gives `content`, which is called `version`; notes the `ranges` that were wanted."""
+    """Serve `content` with the ETag `version`, and record the requested `ranges`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Request)
@@ -108,7 +108,7 @@ class HostileServer(http.server.ThreadingHTTPServer):
         self.scheme = "http"
 
     def handle_error(self, *_request: object) -> None:
-        """Let clients go away."""
+        """Ignore clients that disconnect."""
 
     @property
     def url(self) -> str:
@@ -118,7 +118,7 @@ class HostileServer(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def running(certificate: Path | None = None) -> Iterator[HostileServer]:
-    """Run one, with TLS if there is a certificate."""
+    """Run a server for the block, with TLS if there is a certificate."""
     server = HostileServer()
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -128,7 +128,7 @@ def test_a_missing_ssh_client_is_reported_before_a_vm_starts(
     for command in (["run"], ["run", "--detach", "--", "true"], ["resume", str(tmp_path)]):
         assert cli.main(command) == 1
         assert capsys.readouterr().err == (
-            "virtainers: there is no ssh here, by which the shell in the VM is opened: install OpenSSH's client\n"
+            "virtainers: ssh is not installed, and opens the shell in the VM. Install OpenSSH's client\n"
         )
     assert wanted == []
 
@@ -144,13 +144,13 @@ def test_run_refuses_a_wrong_size(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     [
         ("doctor -- uname", "Got unexpected extra argument (uname)\n"),
-        ("run debian-13 uname", "Got unexpected extra argument (uname); a command for the VM stands after --"),
-        ("run debian-13 uname -a", "-a; a command for the VM stands after --"),
-        ("exec web", "a command is needed: virtainers exec NAME -- COMMAND"),
+        ("run debian-13 uname", "Got unexpected extra argument (uname); put a command for the VM after --"),
+        ("run debian-13 uname -a", "-a; put a command for the VM after --"),
+        ("exec web", "a command is missing: virtainers exec NAME -- COMMAND"),
         ("exec web --env A -- true", "--env A: NAME=VALUE is needed"),
         ("exec web --env 1=2 -- true", "'1' cannot name an environment variable"),
-        ("cp here there", "one of SOURCE and DEST is in a VM: NAME:PATH"),
-        ("cp web:a db:b", "one of SOURCE and DEST is in a VM: NAME:PATH"),
+        ("cp here there", "one of SOURCE and DEST must be in a VM: NAME:PATH"),
+        ("cp web:a db:b", "one of SOURCE and DEST must be in a VM: NAME:PATH"),
         ("store prune --limit much", "much: a size is a number of MiB"),
     ],
 )
@@ -192,7 +192,7 @@ def test_the_catalogue_is_listed_without_an_engine(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["images", "ls"]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith("virtainers: what is in the store cannot be told: no container engine answered")
+    assert said.err.startswith("virtainers: cannot list the store: no container engine answered")
     assert [line.split()[:3] for line in said.out.splitlines()[:2]] == [
         ["NAME", "ARCH", "USER"],
         ["debian-13", "amd64", "debian"],
@@ -209,10 +209,10 @@ def test_restore_of_a_vm_without_snapshots_names_the_remedy(
     vm = SimpleNamespace(snapshots=list)
     monkeypatch.setattr(detached, "attached", lambda *_: contextlib.nullcontext(vm))
     assert cli.main(["restore", "web"]) == 1
-    assert "web has no snapshot; virtainers snapshot web makes one" in capsys.readouterr().err
+    assert "web has no snapshot. To take one: virtainers snapshot web" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["-l", "web", "s1"], ["-d", "web"], ["-l", "-d", "web", "s1"]])
 def test_a_tag_is_for_deleting_not_for_listing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["snapshot", *words]) == 2
-    assert "a tag is needed with --delete, and has no meaning with --list" in capsys.readouterr().err
+    assert "--delete requires a tag, and --list does not accept one" in capsys.readouterr().err

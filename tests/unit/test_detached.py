@@ -419,4 +419,4 @@ def test_tables_and_messages_control_no_terminal(
 
 def test_special_files_are_an_option_of_what_comes_from_a_vm(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cp", "--special", "./dist", "web:/srv"]) == 2
-    assert "--special is for what comes from a VM" in capsys.readouterr().err
+    assert "--special is only for copies from a VM" in capsys.readouterr().err

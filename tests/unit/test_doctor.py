@@ -1,4 +1,4 @@
-"""What `virtainers doctor` finds, without an engine or with one that is a fake."""
+"""Findings of `virtainers doctor`, without an engine or with a fake one."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from pytest_virtainers.guests import catalogue
 from pytest_virtainers.store.volume import Workshop
 
 
-def test_a_finding_says_how_bad_it_is() -> None:
+def test_a_finding_shows_its_severity() -> None:
     assert str(Finding("kvm", "usable")) == "ok   kvm: usable"
-    assert str(Finding("kvm", "not ours", "join")) == "note kvm: not ours\n       to mend it: join"
-    assert str(Finding("store", "full", "make room", fatal=True)) == "FAIL store: full\n       to mend it: make room"
+    assert str(Finding("kvm", "not ours", "join")) == "note kvm: not ours\n       remedy: join"
+    assert str(Finding("store", "full", "free it", fatal=True)) == "FAIL store: full\n       remedy: free it"
 
 
-def test_without_an_engine_doctor_fails_with_all_that_was_tried(
+def test_without_an_engine_doctor_fails_and_lists_what_it_tried(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("VIRTAINER_ENGINE", raising=False)
@@ -39,18 +39,18 @@ def test_without_an_engine_doctor_fails_with_all_that_was_tried(
     )
     assert cli.main(["doctor", "--json"]) == 1
     last = json.loads(capsys.readouterr().out)[-1]
-    assert (last["topic"], last["mend"], last["fatal"]) == ("engine", "", True)
+    assert (last["topic"], last["remedy"], last["fatal"]) == ("engine", "", True)
     assert last["seen"].startswith("no container engine answered")
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An engine that has the runtime image and remembers whether it was left."""
+    """Replace the engine by one that has the runtime image and records whether it was closed."""
     engine = SimpleNamespace(
-        memory_mib=lambda: 2048, storage_driver=lambda: "overlay2", failures=nullcontext, left=False
+        memory_mib=lambda: 2048, storage_driver=lambda: "overlay2", failures=nullcontext, closed=False
     )
     engine.url, engine.lifelines = "unix:///nowhere", ()
-    engine.close = lambda: setattr(engine, "left", True)
+    engine.close = lambda: setattr(engine, "closed", True)
     monkeypatch.setattr(doctor, "find", lambda _choice: engine)
     monkeypatch.setattr(runtime_image, "present", lambda _engine, _image: True)
     return engine
@@ -67,7 +67,7 @@ def test_an_engine_that_fails_is_fatal(engine: Any) -> None:
     engine.memory_mib = fail
     found = examine()["engine"]
     assert found == Finding("engine", "it said: no", "make the engine answer, then run doctor again", fatal=True)
-    assert engine.left
+    assert engine.closed
 
 
 def test_an_engine_that_copies_images_is_slow(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +75,12 @@ def test_an_engine_that_copies_images_is_slow(engine: Any, monkeypatch: pytest.M
     assert "storage driver" not in examine()
     engine.storage_driver = lambda: "vfs"
     found = examine()["storage driver"]
-    assert found.seen.startswith("vfs: the engine copies all of the runtime image for each VM")
-    assert found.mend.startswith("let it use overlay")
+    assert found.seen.startswith("vfs: the engine copies the whole runtime image for each VM")
+    assert found.remedy.startswith("use overlay")
     assert not found.fatal
 
 
-def test_a_runtime_image_that_is_missing_is_no_fault(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_image_is_not_an_error(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime_image, "present", lambda _engine, _image: False)
     found = examine()
     assert (
@@ -95,10 +95,10 @@ def test_a_store_that_cannot_be_opened_is_fatal(engine: Any, monkeypatch: pytest
         raise StoreError("no")
 
     monkeypatch.setattr(doctor, "workshop", refuse)
-    assert examine()["store"] == Finding("store", "no", "choose another one: VIRTAINER_STORE", fatal=True)
+    assert examine()["store"] == Finding("store", "no", "choose another store with VIRTAINER_STORE", fatal=True)
 
 
-def test_looking_at_the_guest_images_does_not_use_them(
+def test_listing_guest_images_does_not_mark_them_as_used(
     engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for module in ("doctor", "store"):
@@ -119,5 +119,5 @@ def test_looking_at_the_guest_images_does_not_use_them(
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"disk": {}}')
     os.utime(manifest, (1, 1))
-    assert examine()["guest images"].seen.startswith("here: debian-12; ")
+    assert examine()["guest images"].seen.startswith("in the store: debian-12; ")
     assert manifest.stat().st_mtime == 1

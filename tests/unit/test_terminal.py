@@ -1,4 +1,4 @@
-"""Foreign text on a person's terminal."""
+"""Text from guests and files on a terminal."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ BYTES = st.sampled_from([*STARTS, *ENDS, *WORDS])
         ("\udc9b\ud800", "\\udc9b\\ud800"),
     ],
 )
-def test_what_controls_a_terminal_is_written_out(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
-    assert printable(shown) == shown, "once is enough"
+    assert printable(shown) == shown, "escaping is idempotent"
     printable(text).encode()
 
 
-def test_a_line_stays_one() -> None:
+def test_one_line_escapes_newlines_and_tabs() -> None:
     assert one_line("a\nb\tc\x1b") == "a\\nb\\tc\\x1b"
 
 
 @given(st.text())
-def test_nothing_unsafe_is_left(text: str) -> None:
+def test_printable_text_has_no_control_characters(text: str) -> None:
     shown = printable(text)
     assert not any((ord(each) < 0x20 and each not in "\n\t") or 0x7F <= ord(each) < 0xA0 for each in shown)
     shown.encode()
@@ -61,7 +61,7 @@ def test_nothing_unsafe_is_left(text: str) -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_sequences_are_taken_out_whole(data: bytes, text: str, size: int) -> None:
+def test_sequences_are_removed_completely(data: bytes, text: str, size: int) -> None:
     plain = Plain()
     shown = "".join(plain.feed(data[at : at + size]) for at in range(0, len(data), size))
     assert shown == text
@@ -70,7 +70,7 @@ def test_sequences_are_taken_out_whole(data: bytes, text: str, size: int) -> Non
 @settings(deadline=None)
 @given(st.lists(BYTES, max_size=30), st.lists(st.sampled_from([1, 2, 5, 255, 4096, 9000]), min_size=1))
 @example([b"\xc2\x9d", b"a" * 4095, b"0", b"\x07"], [1])
-def test_it_does_not_matter_how_the_text_is_cut(pieces: list[bytes], sizes: list[int]) -> None:
+def test_the_result_does_not_depend_on_the_pieces(pieces: list[bytes], sizes: list[int]) -> None:
     data, one, at, shown = b"".join(pieces), Plain(), 0, ""
     while at < len(data):
         size = sizes[at % len(sizes)]
@@ -80,7 +80,7 @@ def test_it_does_not_matter_how_the_text_is_cut(pieces: list[bytes], sizes: list
     assert not any((ord(each) < 0x20 and each not in "\n\t") or 0x7F <= ord(each) < 0xA0 for each in shown)
 
 
-def test_a_string_without_end_hides_little() -> None:
+def test_an_unterminated_string_hides_at_most_4_kib() -> None:
     plain = Plain()
     shown = "".join(plain.feed(b"\x1b]" + b"x" * 1000) if at == 0 else plain.feed(b"x" * 1000) for at in range(10))
     assert len(shown) == 10_000 - 4096

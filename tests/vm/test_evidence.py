@@ -138,7 +138,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
         assert re.search(cause, shown), f"{name}:\n{shown}"
         (folder,) = folders[name].iterdir()
         assert f"virtainers resume virtainer-artifacts/{folders[name].name}/{folder.name}" in shown
-        assert "the console's last lines:\n  | " in shown
+        assert "last lines of the console:\n  | " in shown
         manifest = json.loads((folder / "manifest.json").read_text())
         missing = set(manifest["missing"])
         assert missing == ({"journal.txt", "dmesg.txt"} if name in WITHOUT_SSH else set()) | (
@@ -181,7 +181,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
     manifest["guest"]["digest"] = "0" * 64
     manifest_path.write_text(json.dumps(manifest))
     assert re.search(
-        r"with sha256 0{64}, and what is called so now has sha256 [0-9a-f]{64}",
+        r"with sha256 0{64}, but the current \S+ has sha256 [0-9a-f]{64}",
         virtainers("resume", str(folders["teardown"] / "failing")),
     )
 
@@ -471,7 +471,7 @@ def test_a_failing_machine_is_held_until_one_goes_on(
     ssh = read_until(rb"ssh: +(ssh [^\r\n]+)\r\n +console: +\w+ [^\r\n]*exec -it \w+ console\r\n")[1].decode()
     assert subprocess.run(f"{ssh} test -e /tmp/held", shell=True, check=False, timeout=120).returncode == 0  # noqa: S602
     for answer in answers:
-        read_until(rb"press Enter to go on: " if "hold" in options[0] else rb"\(Pdb\) $")
+        read_until(rb"press Enter to continue: " if "hold" in options[0] else rb"\(Pdb\) $")
         if answer != answers[0]:
             assert b"'web'" in seen
         seen = seen if "hold" in options[0] else seen.rpartition(b"(Pdb)")[0]

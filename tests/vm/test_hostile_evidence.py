@@ -199,15 +199,13 @@ def test_a_guest_image_that_strangers_name_is_not_read_here(folder: Path, tmp_pa
     change(folder, spec={"image": str(tmp_path / "secret.img")}, guest={"key": "gone", "digest": "0" * 64})
     said = refused(folder, "--disk-only", "--", "true")
     assert said.startswith("manifest.json: spec.image='/")
-    assert (
-        ": the guest image is not in the store, and evidence of others does not say what this machine reads" in said
-    )
+    assert ": the guest image is not in the store, and untrusted evidence cannot make this machine read or" in said
 
 
 def test_honest_evidence_of_others_is_exported(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "flat"
     code, out, said = resume(folder, "--export", str(target), cache=tmp_path / "cache")
-    assert (code, out) == (0, f"{target}: a disk that needs no other\n"), said
+    assert (code, out) == (0, f"{target}: a self-contained disk\n"), said
     content = target.read_bytes()
     assert struct.unpack_from(">4sIQ", content) == (b"QFI\xfb", 3, 0), "on nothing else"
     assert WORDS.encode() in content

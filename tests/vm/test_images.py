@@ -77,17 +77,20 @@ def test_the_disks_in_the_store_are_compared_with_what_they_were(
     (row,) = json.loads(capsys.readouterr().out)
     assert row["sha256"] == row["was"]
     assert cli.main(["images", "verify"]) == 0
-    assert capsys.readouterr().out == f"{row['place']}: as it came\n"
+    assert capsys.readouterr().out == f"{row['place']}: unchanged\n"
     shop.shell(f"printf x >>/store/{row['place']}/disk.qcow2")
     assert cli.main(["images", "verify"]) == 1
-    assert f", and was {row['was']}\n" in capsys.readouterr().out
+    assert f", expected {row['was']}\n" in capsys.readouterr().out
     shop.shell(f"rm /store/{row['place']}/disk.qcow2")
     assert cli.main(["images", "verify"]) == 1
-    assert capsys.readouterr().out == f"{row['place']}: missing, and was {row['was']}\n"
+    assert capsys.readouterr().out == f"{row['place']}: missing, expected {row['was']}\n"
     assert cli.main(["images", "rm", "tiny"]) == 0
     capsys.readouterr()
     assert cli.main(["images", "rm", "tiny"]) == 1
-    assert capsys.readouterr().err == f"virtainers: {row['place']} is not in the store: see virtainers store ls\n"
+    assert (
+        capsys.readouterr().err
+        == f"virtainers: {row['place']} is not in the store. List its entries: virtainers store ls\n"
+    )
 
 
 @pytest.mark.parametrize("kind", ["raw", "vmdk", "vhdx"])
@@ -268,7 +271,7 @@ def test_layouts_of_container_images(engine: Engine, shop: Workshop) -> None:
 
 @pytest.mark.each_engine
 def test_a_container_image_without_a_disk(shop: Workshop, runtime_image: str) -> None:
-    with pytest.raises(ImageError, match=r"it has no disk at /image or /disk; a prepared virtainer has its disk as"):
+    with pytest.raises(ImageError, match=r"it has no disk at /image or /disk\. An image of virtainers images"):
         images.ensure(f"docker-image://{runtime_image}", "auto", shop, SILENT)
     assert shop.shell("find /store -type f").split() == []
     with pytest.raises(ImageError, match=r"has no such image, and pulling it failed: .+"):
@@ -320,10 +323,10 @@ def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: Engine, tm
             subprocess.run([*command_line(engine), "rm", "-f", name], check=True)
         with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
             original = launcher.guests.get("debian-13")
-            assert container_disk.look(engine, tag, "auto", print).user == original.user
+            assert container_disk.find(engine, tag, "auto", print).user == original.user
             with (
                 launcher.store.open() as shop,
-                pytest.raises((ImageError, EngineError), match=rf"^making image {tag} failed: "),
+                pytest.raises((ImageError, EngineError), match=rf"^building image {tag} (on .+ )?failed: "),
             ):  # though there is one of that name
                 container_disk.bake(original, tag, "localhost/virtainers-test/none", shop, print)
             assert launcher.guests.get(f"docker-image://{tag}").digest == original.digest

@@ -112,7 +112,7 @@ def store(launcher: Launcher, engine: Engine, settings: Settings, tmp_path: Path
 def test_store_verify_finds_each_flipped_bit(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    assert store.virtainers("store", "verify") == (0, f"{store.guest}: as it was\n{store.template}: as it was\n")
+    assert store.virtainers("store", "verify") == (0, f"{store.guest}: unchanged\n{store.template}: unchanged\n")
     inside = f"{store.template}/ram", f"{store.template}/local_image.qcow2", f"{store.template}/state"
     files = [*inside, f"{store.template}/seed.iso", f"{store.guest}/disk.qcow2"]
     modes = store.run("sh", "-c", f"stat -c %A /mounted/{store.template}/*").split()
@@ -129,13 +129,13 @@ def test_store_verify_finds_each_flipped_bit(
     ram = rows[files[0]]
     said = f"{store.template}: ram is damaged: its SHA-256 is {ram['sha256']}, and was {ram['was']}"
     assert (code, output.splitlines()[0]) == (1, said)
-    assert output.endswith("\nTo have it made or fetched again when it is needed: virtainers store verify --remove\n")
+    assert output.endswith("\nTo remove damaged entries, which are created again: virtainers store verify --remove\n")
     assert store.virtainers("store", "verify", "--remove")[0] == 1, "this process has it in use"
     assert store.places() == {store.guest, store.template}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # where no process has
     assert store.virtainers("store", "verify", "--remove")[0] == 0
     assert store.places() == {store.guest}
-    assert store.virtainers("store", "verify") == (0, f"{store.guest}: as it was\n")
+    assert store.virtainers("store", "verify") == (0, f"{store.guest}: unchanged\n")
 
 
 def wait_for(what: Callable[[], object]) -> None:

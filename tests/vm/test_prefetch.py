@@ -53,14 +53,14 @@ def test_each_test_finds_its_clone_ready(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=4, skipped=1)
     shown = [line.split() for line in result.outlines]
     assert ["clone", "prefetch", "prefetched"] in [row[-3:] for row in shown]
-    assert ["machines", "1", "2", "2"] in [row[:1] + row[-3:] for row in shown]
+    assert ["VMs", "1", "2", "2"] in [row[:1] + row[-3:] for row in shown]
 
 
 def test_workers_tell_where_their_seconds_went(pytester: pytest.Pytester) -> None:
     suite = SUITE.format(ahead=True).replace("assert (vm", "return (vm")
     result = run(pytester, suite, "--virtainer-durations", "-n", "2", "-k", "fresh")
     result.assert_outcomes(passed=3)
-    number = next(number for number, line in enumerate(result.outlines) if line.startswith("machines"))
+    number = next(number for number, line in enumerate(result.outlines) if line.startswith("VMs"))
     kinds, counts = result.outlines[number - 1].split(), result.outlines[number].split()[1:]
     assert sum(int(count) for kind, count in zip(kinds, counts, strict=True) if kind in {"clone", "prefetched"}) == 3
 

@@ -57,7 +57,7 @@ def test_there_is_evidence_of_each_machine_and_of_the_network(pytester: pytest.P
             assert (found / name / "overlay.qcow2").read_bytes()[:4] == b"QFI\xfb"
         result.stdout.fnmatch_lines_random(
             [f"*- virtainer {name} -*" for name in machines]
-            + [f"what was on it: virtainer-artifacts/{found.name}/default.pcap"]
+            + [f"capture: virtainer-artifacts/{found.name}/default.pcap"]
         )
         return found
 

@@ -41,7 +41,7 @@ def test_more_memory_than_the_host_has(vm_factory: VMFactory) -> None:
 
 
 def test_an_unknown_image_is_told_before_anything_starts(vm_factory: VMFactory) -> None:
-    with pytest.raises(ImageError, match="no guest image is called 'debian-31'; did you mean 'debian-13'"):
+    with pytest.raises(ImageError, match="there is no guest image 'debian-31'; did you mean 'debian-13'"):
         vm_factory(image="debian-31")
 
 

@@ -37,7 +37,7 @@ def test_a_time_limit_does_not_end_a_template_and_a_failed_one_is_not_tried_agai
     assert shown.count("virtainers: booting vm (debian-13): failed in ") == 1
     assert shown.count("BootTimeout: vm did not let us log in over SSH within 30 s") == 4
     assert shown.count("TemplateError: vm: its template could not be made in this run, and is not tried again.") == 3
-    assert "::test_it[0], 15 s, starts again: what was made now is made once" in shown
+    assert "::test_it[0], 15 s, starts again, as an image or template was created" in shown
     assert "pytest --virtainer-warm" in shown
 
 
@@ -89,7 +89,7 @@ def test_what_is_made_ahead_is_there_for_the_tests(pytester: pytest.Pytester) ->
     """
     ahead = run(pytester, suite, "--virtainer-warm", "--timeout=12")
     assert ahead.ret == 0
-    ahead.stdout.fnmatch_lines(["virtainers: 1 of 1: debian-13, 512 MiB, 2 CPU, *, files /made: made in *"])
+    ahead.stdout.fnmatch_lines(["virtainers: 1 of 1: debian-13, 512 MiB, 2 CPU, *, files /made: created in *"])
     ahead.stdout.fnmatch_lines(["*no tests ran in *"])
     again = run(pytester, suite, "--virtainer-warm")
     again.stdout.fnmatch_lines(["virtainers: 1 of 1: *: ready in *"])

@@ -1,4 +1,4 @@
-"""`virtainers build`: which VM it makes the images and the template for."""
+"""`virtainers build`: the VM for which it creates images and template."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from pytest_virtainers.launching import build as module
 
 
 class FakeLauncher:
-    """Notes what it is to make."""
+    """A launcher that records the specs of `warm`."""
 
     made: list[Spec]
     engine = "docker"
@@ -43,7 +43,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
     return FakeLauncher.made
 
 
-def test_build_makes_the_vm_that_the_options_describe(
+def test_build_accepts_the_options_of_run(
     made: list[Spec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "user-data"
@@ -59,7 +59,7 @@ def test_build_makes_the_vm_that_the_options_describe(
     assert capsys.readouterr().out == shown
 
 
-def test_cold_makes_the_images_alone(made: list[Spec], capsys: pytest.CaptureFixture[str]) -> None:
+def test_cold_creates_only_the_images(made: list[Spec], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["build", "--cold"]) == 0
     assert not made[0].template
     assert "template" not in capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_cold_makes_the_images_alone(made: list[Spec], capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "said"), [(["--ram", "lots"], "ram='lots': a size is a number of MiB"), (["--env", "x"], "NAME=VALUE")]
 )
-def test_wrong_options_of_build_are_refused_before_anything_starts(
+def test_invalid_options_are_reported_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     monkeypatch.setattr(module, "build_launcher", SimpleNamespace)
@@ -76,7 +76,7 @@ def test_wrong_options_of_build_are_refused_before_anything_starts(
     assert said in capsys.readouterr().err
 
 
-def test_build_has_all_options_of_run_that_shape_a_template() -> None:
+def test_build_has_every_option_of_run_that_affects_a_template() -> None:
     commands: Any = cli.virtainers.commands
     of_run = {each.name for each in commands["run"].params}
     of_build = {each.name for each in commands["build"].params}

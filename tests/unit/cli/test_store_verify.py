@@ -1,4 +1,4 @@
-"""What `virtainers store verify --remove` removes."""
+"""`virtainers store verify --remove`."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ USED = Kept("templates/used", 1, 3, {"guest": "guests/base", "origin": "template
 OTHER = Kept("templates/other", 1, 4, {"guest": "guests/base", "origin": "templates/another"}, in_use=False)
 
 
-def test_what_was_copied_from_a_damaged_template_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_templates_copied_from_a_damaged_one_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[str] = []
     monkeypatch.setattr(paths, "locked", lambda _name: nullcontext())
     monkeypatch.setattr(eviction, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])

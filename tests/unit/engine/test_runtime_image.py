@@ -198,7 +198,6 @@ def test_an_engine_that_goes_away_during_the_build_is_named(
 def test_who_waits_for_another_process_that_builds_is_told_so(
     api: Api, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_virtainers.support.paths._TELL_SECONDS", 0.01)
     monkeypatch.setattr("pytest_virtainers.support.progress._QUIET_SECONDS", 0)
     taken, told, shown = threading.Event(), threading.Event(), []
 

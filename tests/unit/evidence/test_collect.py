@@ -1,4 +1,4 @@
-"""What is kept of a machine: each piece by itself, and a word for what is missing."""
+"""Collecting evidence: each piece on its own, and a reason for each missing one."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def collected(
 ) -> dict[str, Any]:
     collect.collect(vm, folder, memory=memory, about={"test": "test_x"}, **arguments)
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    assert not {name for name in kept(folder) & manifest["missing"].keys() if name not in cut}
+    assert not {name for name in names(folder) & manifest["missing"].keys() if name not in cut}
     return manifest
 
 
-def kept(folder: Path) -> set[str]:
+def names(folder: Path) -> set[str]:
     return {each.name for each in folder.iterdir()}
 
 
-def test_a_machine_that_is_well_leaves_everything_and_only_to_its_user(tmp_path: Path) -> None:
+def test_a_running_vm_leaves_every_piece_in_a_private_folder(tmp_path: Path) -> None:
     vm = machine()
     with vm.log.entry("make", "debian") as entry:
         entry.outcome = "exit 2"
     tmp_path.chmod(0o755)
     manifest = collected(vm, tmp_path)
-    assert kept(tmp_path) == WITHOUT_MEMORY
+    assert names(tmp_path) == WITHOUT_MEMORY
     assert manifest["missing"] == {}
     assert manifest["test"] == "test_x"
     assert (manifest["spec"]["image"], manifest["user"], manifest["host_key"]) == (
@@ -58,7 +58,7 @@ def test_a_machine_that_is_well_leaves_everything_and_only_to_its_user(tmp_path:
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in (".", "ssh_key")] == [0o700, 0o600]
 
 
-def test_our_own_commands_are_not_among_those_of_the_test(tmp_path: Path) -> None:
+def test_commands_of_the_collection_are_not_in_the_log(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"journalctl": RootCommandTimeout("web: a root command did not finish within 6 s")}
     collected(vm, tmp_path)
@@ -75,18 +75,18 @@ def test_our_own_commands_are_not_among_those_of_the_test(tmp_path: Path) -> Non
         ({"console": None}, {"console.log": "'NoneType' object has no attribute 'text'"}),
     ],
 )
-def test_a_piece_that_cannot_be_had_is_named_and_the_others_are_there(
+def test_a_failing_piece_is_reported_and_the_others_are_collected(
     broken: dict[str, Any], missing: dict[str, str], tmp_path: Path
 ) -> None:
     vm = machine()
     for name, value in broken.items():
         setattr(vm, name, value)
     manifest = collected(vm, tmp_path)
-    assert {name: why.partition(": ")[2] for name, why in manifest["missing"].items()} == missing
-    assert kept(tmp_path) == WITHOUT_MEMORY - missing.keys()
+    assert {name: reason.partition(": ")[2] for name, reason in manifest["missing"].items()} == missing
+    assert names(tmp_path) == WITHOUT_MEMORY - missing.keys()
 
 
-def test_on_a_full_disk_what_has_room_is_kept_and_the_rest_is_named(tmp_path: Path) -> None:
+def test_a_full_disk_loses_only_the_pieces_that_do_not_fit(tmp_path: Path) -> None:
     vm = machine()
     vm.container.files["overlay.qcow2"] = bytes(200_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -96,47 +96,48 @@ def test_on_a_full_disk_what_has_room_is_kept_and_the_rest_is_named(tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "File too large" in manifest["missing"]["overlay.qcow2"]
-    assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2"}, "no part of it"
+    assert names(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2"}, "no incomplete file"
 
 
 LONG = RootCommandTimeout("web: a root command did not finish within 6 s. Raise timeout= if it is slow")
 
 
 @pytest.mark.parametrize(
-    ("trouble", "why"), [(LONG, "not done after 6 s"), (SSHError("web: it broke. The last\nlines"), "web: it broke.")]
+    ("error", "reason"),
+    [(LONG, "not finished after 6 s"), (SSHError("web: it broke. The last\nlines"), "web: it broke.")],
 )
-def test_of_a_journal_that_does_not_end_the_beginning_is_kept(trouble: Exception, why: str, tmp_path: Path) -> None:
+def test_the_beginning_of_an_interrupted_journal_is_kept(error: Exception, reason: str, tmp_path: Path) -> None:
     vm = machine()
-    vm.breaks = {"journalctl": trouble}
+    vm.breaks = {"journalctl": error}
     missing = collected(vm, tmp_path, cut=["journal.txt"])["missing"]
     assert missing.keys() == {"journal.txt"}
-    assert missing["journal.txt"].startswith(f"its end: {why}")
+    assert missing["journal.txt"].startswith(f"its end: {reason}")
     assert "\n" not in missing["journal.txt"]
     assert (tmp_path / "supervisor.log").read_text() == "virtainer: guest panicked\nTraceback:\n"
     assert (tmp_path / "journal.txt").read_text() == "journalctl said\n"
 
 
-def test_of_one_that_does_not_begin_the_reason_gives_no_advice(tmp_path: Path) -> None:
+def test_the_reason_for_a_missing_journal_is_short(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"journalctl": LONG}
-    assert collected(vm, tmp_path)["missing"] == {"journal.txt": "VirtainerError: not done after 6 s"}
+    assert collected(vm, tmp_path)["missing"] == {"journal.txt": "VirtainerError: not finished after 6 s"}
 
 
-def test_a_core_dump_that_cannot_be_copied_does_not_end_it(tmp_path: Path) -> None:
+def test_a_core_dump_that_cannot_be_copied_is_reported(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"coredump": b"/var/crash/core.1\n"}
     assert collected(vm, tmp_path)["missing"] == {"cores/core-1-core.1": "tar: it broke"}
-    assert kept(tmp_path) == WITHOUT_MEMORY
+    assert names(tmp_path) == WITHOUT_MEMORY
 
 
-def test_core_dumps_that_cannot_be_listed_are_named_with_the_reason(tmp_path: Path) -> None:
+def test_core_dumps_that_cannot_be_listed_are_reported(tmp_path: Path) -> None:
     vm = machine()
     vm.answers = {"coredump": SSHError("web: it broke")}
     assert collected(vm, tmp_path)["missing"] == {"cores": "SSHError: web: it broke"}
-    assert kept(tmp_path) == WITHOUT_MEMORY
+    assert names(tmp_path) == WITHOUT_MEMORY
 
 
-def test_a_journal_that_floods_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_journal_is_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "_MAX_LOG_BYTES", 2**20)
     vm = machine()
     vm.answers = {"journalctl": b"flood " * 2**20}
@@ -145,42 +146,40 @@ def test_a_journal_that_floods_is_cut(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "journal.txt").stat().st_size == 2**20
 
 
-def test_a_machine_without_ssh_is_not_asked(tmp_path: Path) -> None:
+def test_a_vm_without_ssh_gets_no_commands(tmp_path: Path) -> None:
     vm = machine()
     vm.alive = False
     manifest = collected(vm, tmp_path)
-    assert manifest["missing"] == dict.fromkeys(
-        ("journal.txt", "dmesg.txt"), "the machine could not be reached over SSH"
-    )
+    assert manifest["missing"] == dict.fromkeys(("journal.txt", "dmesg.txt"), "the VM could not be reached over SSH")
     assert vm.asked == []
 
 
-def test_memory_is_kept_on_request(tmp_path: Path) -> None:
+def test_memory_is_collected_on_request(tmp_path: Path) -> None:
     vm = machine()
     assert collected(vm, tmp_path, memory=True)["machine"]["memory"] is True
     assert (tmp_path / "memory.state").read_bytes() == b"memory"
     assert vm.container.asked == [["evidence", "--memory"]]
 
 
-def test_without_its_memory_the_disk_is_better_than_nothing(tmp_path: Path) -> None:
+def test_the_disk_is_collected_if_the_memory_fails(tmp_path: Path) -> None:
     vm = machine()
     vm.container.evidence = {("--memory",): (1, b"evidence: migrate: no room\n")}
     manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"memory.state": "evidence: migrate: no room"}
     assert manifest["machine"]["memory"] is False
-    assert kept(tmp_path) == WITHOUT_MEMORY
+    assert names(tmp_path) == WITHOUT_MEMORY
 
 
-def test_why_a_machine_without_qemu_has_no_memory_is_told(tmp_path: Path) -> None:
+def test_missing_memory_without_qemu_is_reported(tmp_path: Path) -> None:
     vm = machine()
     vm.container.evidence = {("--memory",): (0, b'{"memory": false}\n')}
     manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"memory.state": "QEMU has ended, or does not answer"}
-    assert kept(tmp_path) == WITHOUT_MEMORY
+    assert names(tmp_path) == WITHOUT_MEMORY
 
 
 @pytest.mark.parametrize("ends", [0, 1])
-def test_copies_do_not_stay_in_a_machine_that_others_share(ends: int, tmp_path: Path) -> None:
+def test_copies_in_the_container_are_removed(ends: int, tmp_path: Path) -> None:
     vm = machine()
     if ends:
         vm.container.evidence = {(): (ends, b"evidence: no space left\n")}
@@ -189,7 +188,7 @@ def test_copies_do_not_stay_in_a_machine_that_others_share(ends: int, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["seed.iso", "state"])
-def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str, tmp_path: Path) -> None:
+def test_the_disk_is_collected_if_other_files_cannot_be_copied(name: str, tmp_path: Path) -> None:
     vm = machine()
     del vm.container.files[name]
     manifest = collected(vm, tmp_path, memory=True)
@@ -198,32 +197,32 @@ def test_what_cannot_be_copied_beside_the_disk_does_not_cost_the_disk(name: str,
     assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
 
 
-def test_a_disk_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_a_missing_disk_is_reported(tmp_path: Path) -> None:
     vm = machine()
     vm.container.evidence = {(): (1, b"evidence: no space left\n")}
     manifest = collected(vm, tmp_path)
     assert manifest["missing"] == {"overlay.qcow2": "VirtainerError: evidence: no space left"}
-    assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
+    assert names(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
 
 
-def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(tmp_path: Path) -> None:
+def test_a_stalled_copy_of_the_disk_is_abandoned(tmp_path: Path) -> None:
     vm = machine()
     vm.scaled = lambda seconds: 10 * seconds
     vm.container.evidence = {("--memory",): EngineError("evidence in web has said nothing for 400 s")}
     manifest = collected(vm, tmp_path, memory=True)
     assert manifest["missing"] == {"overlay.qcow2": "EngineError: evidence in web has said nothing for 400 s"}
-    assert vm.container.asked == [["evidence", "--memory"]], "once is enough"
+    assert vm.container.asked == [["evidence", "--memory"]], "only one attempt"
     assert vm.container.patience == 400.0
-    assert kept(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
+    assert names(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}
 
 
-def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_path: Path) -> None:
+def test_the_disk_of_a_removed_container_is_read_by_another(tmp_path: Path) -> None:
     vm, opened = machine(), []
     vm.container.ended = True
 
     @contextmanager
-    def rescue(whose: Any) -> Iterator[Any]:
-        opened.append(whose)
+    def rescue(rescued: Any) -> Iterator[Any]:
+        opened.append(rescued)
         yield FakeContainer()
 
     assert collected(vm, tmp_path, rescue=rescue)["missing"] == {}
@@ -231,24 +230,24 @@ def test_the_disk_of_a_container_that_is_gone_is_had_through_another_one(tmp_pat
     assert vm.container.asked == []
 
 
-def test_the_disk_of_what_was_to_become_a_template_is_in_the_store(tmp_path: Path) -> None:
+def test_the_disk_of_a_failed_template_is_in_the_store(tmp_path: Path) -> None:
     vm = machine()
     vm.folder = vm.container.folder = "/store/.scratch-1"
     assert collected(vm, tmp_path)["missing"] == {}
     assert (tmp_path / "overlay.qcow2").read_bytes() == OVERLAY
 
 
-def test_the_seed_that_was_made_for_a_machine_does_not_go_with_its_container(tmp_path: Path) -> None:
+def test_the_seed_is_collected_without_its_container(tmp_path: Path) -> None:
     vm = machine()
-    vm.seed_iso, vm.container.ended = b"made for it", True
+    vm.seed_iso, vm.container.ended = b"its seed", True
     rescuer = FakeContainer()
-    del rescuer.files["seed.iso"]  # it was put into the one that is gone
+    del rescuer.files["seed.iso"]  # it was only in the removed container
     assert collected(vm, tmp_path, rescue=lambda _: nullcontext(rescuer))["missing"] == {}
-    assert (tmp_path / "seed.iso").read_bytes() == b"made for it"
+    assert (tmp_path / "seed.iso").read_bytes() == b"its seed"
     assert (tmp_path / "seed.iso").stat().st_mode & 0o777 == 0o600
 
 
-def test_an_engine_that_died_leaves_what_this_side_has(tmp_path: Path) -> None:
+def test_pieces_on_this_side_are_collected_without_an_engine(tmp_path: Path) -> None:
     vm = machine()
     vm.container.ended, vm.alive, vm.picture = True, False, EngineError("connection refused")
 

@@ -1,4 +1,4 @@
-"""Manifests of evidence by strangers: every field may be hostile, and none gets further than its parser."""
+"""Hostile manifests of evidence: every field is refused or harmless."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIMgpRl32MOMqKSSfGcN9YIeRJdhlF4V6e+yahUJ0jDq"
-HONEST: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "format": 1,
     "name": "web",
     "user": "debian",
@@ -45,8 +45,8 @@ HONEST: dict[str, Any] = {
     "missing": {},
 }
 PATHS = [
-    *((name,) for name in HONEST),
-    *((name, inner) for name in ("spec", "guest", "machine", "sha256") for inner in HONEST[name]),
+    *((name,) for name in VALID),
+    *((name, inner) for name in ("spec", "guest", "machine", "sha256") for inner in VALID[name]),
     *(("spec", "env", name) for name in ("CIDR", "LD_PRELOAD", "SHUTDOWN_TIMEOUT")),
     *(("machine", "machine", name) for name in ("RAM", "__class__", "x\ny")),
     *(("spec", name) for name in ("user", "files", "prepare", "$(id)", "network", "-o")),
@@ -83,21 +83,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, content: object) -> manifest_file.Manifest | str:
-    """Read a manifest with this content; give it, or the one line of its error."""
+    """Read a manifest with this content; return it, or the one line of its error."""
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     (folder / "manifest.json").write_bytes(text)
     try:
         return manifest_file.read(folder)
     except SpecError as error:
-        said = str(error)
-    assert said.isprintable(), "one line, and nothing for the terminal"
-    assert len(said) < 1000
-    assert said.startswith(f"{folder}/manifest.json: ")
-    return said.removeprefix(f"{folder}/manifest.json: ")
+        message = str(error)
+    assert message.isprintable(), "one line without control characters"
+    assert len(message) < 1000
+    assert message.startswith(f"{folder}/manifest.json: ")
+    return message.removeprefix(f"{folder}/manifest.json: ")
 
 
 def check(manifest: manifest_file.Manifest) -> None:
-    """Check all that goes further: into a path, a command line, a configuration, an environment."""
+    """Check the fields that become a path, a command line, a configuration or an environment."""
     spec = manifest.spec
     assert re.fullmatch(USER, manifest.user)
     assert re.fullmatch(r"ssh-ed25519 [A-Za-z0-9+/=]+", manifest.host_key)
@@ -115,15 +115,15 @@ def check(manifest: manifest_file.Manifest) -> None:
     assert 300 <= spec.boot_timeout <= 10**9
     remembered = {name: getattr(spec, name) for name in manifest_file.REMEMBERED}
     plain = Spec(**remembered, provision_timeout=120.0, scope="", template=False)
-    assert spec == plain.__class__(**{**plain.__dict__, "scope": spec.scope}), "nothing else was asked for"
+    assert spec == plain.__class__(**{**plain.__dict__, "scope": spec.scope}), "no other argument is set"
     assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in manifest.digests.values())
     assert all(isinstance(each, str | int) for each in (manifest.machine or {}).values())
     assert manifest.no_disk.isprintable()
     assert not manifest.is_ours
 
 
-def test_an_honest_manifest_is_read(folder: Path) -> None:
-    manifest = read(folder, HONEST)
+def test_a_valid_manifest_is_read(folder: Path) -> None:
+    manifest = read(folder, VALID)
     assert not isinstance(manifest, str)
     check(manifest)
     assert (manifest.user, manifest.guest_key, manifest.spec.env) == (
@@ -135,7 +135,7 @@ def test_an_honest_manifest_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("guest", "key"), "x; id", "guest.key='x; id': a name of letters, digits, ., _ and - is expected"),
         (("guest", "key"), "..", "guest.key='..': a name of letters"),
@@ -149,52 +149,52 @@ def test_an_honest_manifest_is_read(folder: Path) -> None:
         (
             ("spec", "image"),
             "x\x1b[2J",
-            "spec.image='x\\x1b[2J': text of at most 16384 characters that can be printed",
+            "spec.image='x\\x1b[2J': expected at most 16384 printable characters",
         ),
         (("spec", "arch"), "auto", "spec.arch='auto': allowed are amd64, arm64"),
         (("spec", "arch"), "arm64", "spec: web: arm64 machines boot from uefi, not from bios"),
         (("spec", "ram"), 10**400, "spec.ram=1"),
-        (("spec",), [], "spec=[]: a mapping is expected"),
+        (("spec",), [], "spec=[]: expected a mapping"),
         (("host_key",), HOST_KEY + "\nssh-rsa AAAA", "host_key="),
         (("host_key",), "@cert-authority * " + HOST_KEY, "host_key="),
-        (("machine", "memory"), "yes", "machine.memory='yes': true or false is expected"),
-        (("machine", "machine"), dict.fromkeys(map(str, range(99)), 1), "machine.machine has 99 entries: at most 64"),
-        (("machine", "machine"), {"RAM": [1]}, "machine.machine.RAM=[1]: text of at most"),
+        (("machine", "memory"), "yes", "machine.memory='yes': expected true or false"),
+        (("machine", "machine"), dict.fromkeys(map(str, range(99)), 1), "machine.machine has 99 entries; at most 64"),
+        (("machine", "machine"), {"RAM": [1]}, "machine.machine.RAM=[1]: expected at most"),
         (("sha256",), {"memory.state": 1}, "sha256.'memory.state'=1: 64 hexadecimal digits are needed"),
-        (("format",), True, "format=True: another version wrote it; this one reads 1"),
+        (("format",), True, "format=True: it was written by another version; this version reads format 1"),
     ],
 )
-def test_the_error_names_field_and_fact(path: tuple[str, ...], value: object, said: str, folder: Path) -> None:
+def test_errors_name_field_and_fact(path: tuple[str, ...], value: object, message: str, folder: Path) -> None:
     found = read(folder, changed(path, value))
     assert isinstance(found, str)
-    assert found.startswith(said)
+    assert found.startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (b"", "it is no manifest of evidence: Expecting value"),
-        (b"\xff\xfe\xfd", "it is no manifest of evidence: "),
-        (b"[" * 100_000, "it is nested too deeply"),
+        (b"", "not a manifest of evidence: Expecting value"),
+        (b"\xff\xfe\xfd", "not a manifest of evidence: "),
+        (b"[" * 100_000, "not a manifest of evidence: nested too deeply"),
         (b'{"format": 1, "spec": ' + b"[" * 900 + b"]" * 900 + b"}", ""),
-        (b'{"format": NaN}', "it is no manifest of evidence: NaN is no number of JSON"),
-        (b'{"format": -Infinity}', "it is no manifest of evidence: -Infinity is no number of JSON"),
-        (b'{"format": ' + b"9" * 5000 + b"}", "it is no manifest of evidence: Exceeds the limit"),
-        (b"[]", "it=[]: a mapping is expected"),
+        (b'{"format": NaN}', "not a manifest of evidence: NaN is not a JSON number"),
+        (b'{"format": -Infinity}', "not a manifest of evidence: -Infinity is not a JSON number"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "not a manifest of evidence: Exceeds the limit"),
+        (b"[]", "the manifest=[]: expected a mapping"),
         (b"{}", "format is missing"),
-        (b'{"format": 1}', "spec=None: a mapping is expected"),
-        (b" " * (2**20 + 1), "it has 1048577 bytes: at most 1048576 are taken"),
+        (b'{"format": 1}', "spec=None: expected a mapping"),
+        (b" " * (2**20 + 1), "it has 1048577 bytes; at most 1048576 are allowed"),
     ],
 )
-def test_what_is_no_manifest_is_named_in_one_line(content: bytes, said: str, folder: Path) -> None:
+def test_malformed_manifests_are_reported_in_one_line(content: bytes, message: str, folder: Path) -> None:
     found = read(folder, content)
     assert isinstance(found, str)
-    assert found.startswith(said)
+    assert found.startswith(message)
 
 
 def changed(path: tuple[str, ...], value: object) -> dict[str, Any]:
-    """Return the honest manifest with another value at a path."""
-    manifest = copy.deepcopy(HONEST)
+    """Return the valid manifest with another value at a path."""
+    manifest = copy.deepcopy(VALID)
     inner = manifest
     for name in path[:-1]:
         inner = inner.setdefault(name, {})
@@ -215,7 +215,7 @@ def test_one_hostile_field_is_refused_or_harmless(folder: Path, path: tuple[str,
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=[str(number) for number in range(len(HOSTILE))])
-def test_each_field_withstands_each_of_these(value: object, folder: Path) -> None:
+def test_every_field_refuses_or_tolerates_every_hostile_value(value: object, folder: Path) -> None:
     for path in PATHS:
         manifest = read(folder, changed(path, value))
         if not isinstance(manifest, str):
@@ -225,7 +225,7 @@ def test_each_field_withstands_each_of_these(value: object, folder: Path) -> Non
 @QUICK
 @given(st.dictionaries(st.sampled_from([path[0] for path in PATHS]), VALUES))
 def test_many_hostile_fields_are_refused_or_harmless(folder: Path, fields: dict[str, object]) -> None:
-    manifest = read(folder, HONEST | fields)
+    manifest = read(folder, VALID | fields)
     if not isinstance(manifest, str):
         check(manifest)
 
@@ -233,13 +233,13 @@ def test_many_hostile_fields_are_refused_or_harmless(folder: Path, fields: dict[
 @QUICK
 @given(st.binary(max_size=200), st.integers(0, 1500))
 def test_noise_in_a_manifest_is_refused_or_harmless(folder: Path, noise: bytes, at: int) -> None:
-    honest = json.dumps(HONEST).encode()
-    manifest = read(folder, honest[:at] + noise + honest[at + len(noise) :])
+    valid = json.dumps(VALID).encode()
+    manifest = read(folder, valid[:at] + noise + valid[at + len(noise) :])
     if not isinstance(manifest, str):
         check(manifest)
 
 
-def test_a_folder_with_an_odd_name_writes_nothing_to_the_terminal(tmp_path: Path) -> None:
+def test_control_characters_in_a_folder_name_are_escaped(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"^'/.*\\x1b\[2J/manifest\.json': No such file or directory$"):
         manifest_file.read(tmp_path / "\x1b[2J")
     with pytest.raises(SpecError, match="embedded null byte"):

@@ -14,7 +14,7 @@ ZEROS = "0" * 64
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to be in, below another one, and another home."""
+    """Change to a folder in a new project, with a configuration folder of its own."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "config" / "virtainers").mkdir(parents=True)
     (tmp_path / "project" / "tests").mkdir(parents=True)
@@ -22,11 +22,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def of_user(folder: Path, text: str) -> None:
+def write_images(folder: Path, text: str) -> None:
     (folder / "config" / "virtainers" / "images.toml").write_text(text)
 
 
-def test_the_distributions_that_are_promised() -> None:
+def test_the_catalogue_has_the_documented_distributions() -> None:
     known = catalogue.catalogue()
     for name in (
         *("fedora-29", "fedora-30", "centos-7", "centos-8", "ubuntu-18.04"),
@@ -38,7 +38,7 @@ def test_the_distributions_that_are_promised() -> None:
     assert isinstance(known["debian"], Recipe)
 
 
-def test_each_published_one_can_be_checked() -> None:
+def test_each_published_disk_has_a_digest() -> None:
     for entry in catalogue.catalogue().values():
         if isinstance(entry, Published):
             assert urlsplit(entry.url).scheme == "https"
@@ -56,8 +56,10 @@ def test_names_and_aliases_are_unique() -> None:
     assert not names & set(aliases)
 
 
-def test_users_add_their_own(project: Path) -> None:
-    of_user(project, f'[ours]\nurl = "http://server/a.qcow2"\nsha256 = "{ZEROS}"\naliases = ["mine"]\nuser = "me"\n')
+def test_users_add_and_replace_images(project: Path) -> None:
+    write_images(
+        project, f'[ours]\nurl = "http://server/a.qcow2"\nsha256 = "{ZEROS}"\naliases = ["mine"]\nuser = "me"\n'
+    )
     found = catalogue.catalogue()["mine"]
     assert found == Published("ours", "me", "http://server/a.qcow2", Digest("sha256", ZEROS))
     (project / "project" / "pyproject.toml").write_text(
@@ -72,21 +74,23 @@ def test_users_add_their_own(project: Path) -> None:
     assert known["mine"] is not known["ours"]
 
 
-def test_a_project_without_images_has_those_above_it(project: Path) -> None:
+def test_images_come_from_the_nearest_project_that_has_some(project: Path) -> None:
     (project / "project" / "pyproject.toml").write_text('[tool.virtainers.images.a]\nurl = "https://s/a"\n')
     (project / "project" / "tests" / "pyproject.toml").write_text("[tool.other]\n")
     assert "a" in catalogue.catalogue()
 
 
-def test_a_project_that_says_something_else(project: Path) -> None:
+def test_a_malformed_table_of_images_is_refused(project: Path) -> None:
     (project / "project" / "pyproject.toml").write_text("[tool]\nvirtainers.images = 1\n")
-    with pytest.raises(ImageError, match=r"pyproject.toml: tool.virtainers.images should be tables, .* not 1"):
+    with pytest.raises(
+        ImageError, match=r"pyproject.toml: tool.virtainers.images: expected a table for each image, not 1"
+    ):
         catalogue.catalogue()
     (project / "project" / "pyproject.toml").write_text("tool = 1\n")
     assert "debian" in catalogue.catalogue()
 
 
-def test_another_digest_is_another_disk() -> None:
+def test_the_key_depends_on_the_digest() -> None:
     one, two = (Published("a", "u", "https://s/a", Digest("sha256", each * 64)) for each in "ab")
     assert one.key != two.key
     assert one.place == f"guests/{one.key}"
@@ -95,50 +99,53 @@ def test_another_digest_is_another_disk() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[a", "images.toml cannot be read: "),
-        ("a = 1", "the image a: expected a table with a url"),
-        ("[a]", "the image a: a url is needed"),
+        ("[a", "images.toml: "),
+        ("a = 1", "image a: expected a table with a url"),
+        ("[a]", "image a: url is missing"),
         (
             '["a/b"]\nurl = "https://s/a"',
-            "the image a/b: a name has letters, digits, dots, dashes and underscores only",
+            "image a/b: a name may only contain letters, digits, dots, dashes and underscores",
         ),
         (
             '[a]\nurl = "https://s/a"\nuser = "-oProxyCommand=x"',
-            "the image a: user='-oProxyCommand=x': a login name of",
+            "image a: user='-oProxyCommand=x': a login name of",
         ),
         (
             '[a]\nurl = "https://s/a"\nsize = 1',
-            "the image a: unknown: size; known are aliases, arch, checksums, fi",
+            "image a: unknown key size; valid keys: aliases, arch, checksums, fi",
         ),
-        ("[a]\nurl = 1", "the image a: url should be text, not 1"),
-        ('[a]\nurl = "https://s/a"\naliases = "b"', "the image a: aliases should be a list of names"),
-        ('[a]\nurl = "http://s/a"', "the image a: image http://s/a: over http anybody may have changed it"),
-        ('[a]\nurl = "https://s/a"\nsha256 = "12"', "after the # should be sha256= and 64 hex digits"),
+        ("[a]\nurl = 1", "image a: url must be a string, not 1"),
+        ('[a]\nurl = "https://s/a"\naliases = "b"', "image a: aliases must be a list of names"),
+        ('[a]\nurl = "http://s/a"', "image a: image http://s/a: http does not protect the download"),
+        ('[a]\nurl = "https://s/a"\nsha256 = "12"', "expected sha256= and 64 hex digits"),
         (
             f'[a]\nurl = "https://s/a"\nsha256 = "{ZEROS}"\nchecksums = "https://s/b"',
-            "of sha256 and checksums, one is enough",
+            "use only one of sha256 and checksums",
         ),
         (
             '[a]\nurl = "https://s/a"\narch = "arm64"\nfirmware = "bios"',
-            "the image a: arm64 machines boot from uefi, not from bios",
+            "image a: arm64 machines boot from uefi, not from bios",
         ),
-        ('[a]\nurl = "https://s/a"\nchecksums = "http://s/b"', "checksums=http://s/b: only https:// can be believed"),
+        (
+            '[a]\nurl = "https://s/a"\nchecksums = "http://s/b"',
+            "checksums=http://s/b: the URL must start with https://",
+        ),
         (
             '[a]\nurl = "https://s/a"\nkeyring = "/k"',
-            "the image a: keyring is of no use without checksums",
+            "image a: keyring requires checksums",
         ),
         (
             '[a]\nurl = "https://s/a"\nchecksums = "https://s/b"\nsignature = "https://s/c"',
-            "the image a: signature is of no use without keyring",
+            "image a: signature requires keyring",
         ),
         (
             '[a]\nurl = "https://s/a"\nchecksums = "https://s/b"\nkeyring = "k.gpg"',
-            "the image a: keyring=k.gpg: a path from / or ~ is needed",
+            "image a: keyring=k.gpg: the path must start with / or ~",
         ),
     ],
 )
-def test_what_is_wrong_is_told(project: Path, text: str, words: str) -> None:
-    of_user(project, text)
+def test_an_invalid_entry_is_reported(project: Path, text: str, words: str) -> None:
+    write_images(project, text)
     with pytest.raises(ImageError) as error:
         catalogue.catalogue()
     assert words in str(error.value)

@@ -27,7 +27,7 @@ from tests.unit.hostile_server import HostileServer, cut, status
         (f"{LONG.upper()}\n", "sha512"),
     ],
 )
-def test_all_the_ways_to_write_them(text: str, algorithm: str) -> None:
+def test_find_reads_all_common_formats(text: str, algorithm: str) -> None:
     value = SHORT if algorithm == "sha256" else LONG
     assert checksums.find(text, NAME, "here") == Digest(algorithm, value)
 
@@ -36,28 +36,28 @@ def test_all_the_ways_to_write_them(text: str, algorithm: str) -> None:
     "text",
     ["", "<html>not found</html>", f"{SHORT}  x-{NAME}\n", f"MD5 ({NAME}) = {'0' * 32}\n", f"{SHORT}  {NAME}.xz\n"],
 )
-def test_what_has_none_is_told(text: str) -> None:
+def test_a_missing_digest_is_reported(text: str) -> None:
     with pytest.raises(
-        ImageError, match=rf"^here has no SHA-256 or SHA-512 of {NAME}, so the image cannot be checked"
+        ImageError, match=rf"^here has no SHA-256 or SHA-512 of {NAME}, so the image cannot be verified"
     ):
         checksums.find(text, NAME, "here")
 
 
-def test_what_has_several_is_told() -> None:
+def test_different_digests_of_a_file_are_reported() -> None:
     with pytest.raises(ImageError, match=f"here has several different digests of {NAME}"):
         checksums.find(f"{SHORT}  {NAME}\n{OTHER}  {NAME}\n", NAME, "here")
 
 
-def test_a_server_is_asked_for_them(secure: HostileServer, server: HostileServer, tmp_path: Path) -> None:
+def test_published_digests_are_downloaded(secure: HostileServer, server: HostileServer, tmp_path: Path) -> None:
     secure.content = f"{SHORT}  {NAME}\n".encode()
     secure.days = [cut(10)]
-    told: list[str] = []
+    messages: list[str] = []
     source = checksums.Source(secure.url)
-    assert checksums.published(source, NAME, tmp_path / "sums", told.append) == Digest("sha256", SHORT)
+    assert checksums.published(source, NAME, tmp_path / "sums", messages.append) == Digest("sha256", SHORT)
     assert list(tmp_path.iterdir()) == []
     secure.days = [status(404)]
     with pytest.raises(ImageError, match=f"fetching {secure.url} failed: the server answered 404 Not Found"):
-        checksums.published(source, NAME, tmp_path / "sums", told.append)
+        checksums.published(source, NAME, tmp_path / "sums", messages.append)
     secure.days = [status(302, Location=server.url)]
-    with pytest.raises(ImageError, match=f"it leads to {server.url} by way of http"):
-        checksums.published(source, NAME, tmp_path / "sums", told.append)
+    with pytest.raises(ImageError, match=f"it redirects to {server.url} over http"):
+        checksums.published(source, NAME, tmp_path / "sums", messages.append)

@@ -1,4 +1,4 @@
-"""A flat disk arrives whole, and where it was meant to."""
+"""Copying a flat disk out of a container."""
 
 import contextlib
 from pathlib import Path
@@ -12,9 +12,7 @@ from pytest_virtainers.guests.flat_disk import receive
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_disk_for_the_user_does_not_go_through_a_link_that_is_planted_next_to_it(
-    fails: bool, tmp_path: Path
-) -> None:
+def test_receive_does_not_follow_planted_links(fails: bool, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("untouched")
     for each in ("flat.qcow2", "flat.qcow2.part"):
         (tmp_path / each).symlink_to("victim")
@@ -22,10 +20,10 @@ def test_a_disk_for_the_user_does_not_go_through_a_link_that_is_planted_next_to_
     def fetch(_path: str, target: Path) -> None:
         target.write_bytes(b"disk")
         if fails:
-            raise EngineError("it broke off")
+            raise EngineError("the connection broke")
 
     container: Any = SimpleNamespace(fetch=fetch)
-    with pytest.raises(EngineError, match="broke off") if fails else contextlib.nullcontext():
+    with pytest.raises(EngineError, match="connection broke") if fails else contextlib.nullcontext():
         receive(container, "/mounted/flat.qcow2", tmp_path / "flat.qcow2")
     assert (tmp_path / "victim").read_text() == "untouched"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["flat.qcow2", "flat.qcow2.part", "victim"]

@@ -1,6 +1,5 @@
 import contextlib
 import gzip
-import io
 import json
 import lzma
 import os
@@ -27,63 +26,63 @@ def refused(image: str) -> str:
     return str(caught.value)
 
 
-def test_names_and_aliases_stand_for_entries() -> None:
+def test_find_returns_the_entry_of_a_name_or_alias() -> None:
     entry = images.find("debian-13")
     assert isinstance(entry, catalogue.Recipe)
     assert images.find("debian") is entry
     assert entry.key == f"debian-13-{build_context.digest('debian')}"
 
 
-def test_with_an_architecture_a_name_stands_for_the_entry_of_that() -> None:
+def test_find_returns_the_entry_of_the_requested_architecture() -> None:
     entry = images.find("debian", "arm64")
     assert entry is images.find("debian-13-arm64")
     assert isinstance(entry, catalogue.Recipe)
     assert (entry.arch, images.find("debian", "amd64")) == ("arm64", images.find("debian"))
-    for image, arch, told in (
+    for image, arch, message in (
         (
             "arch",
             "arm64",
-            "guest image arch is for amd64; what there is for arch='arm64', virtainers images ls tells; a path",
+            "guest image arch is for amd64, not for arch='arm64'. List the images of each architecture: virtainers ",
         ),
         (
             "debian-13-arm64",
             "amd64",
-            "guest image debian-13-arm64 is for arm64; what there is for arch='amd64', v",
+            "guest image debian-13-arm64 is for arm64, not for arch='amd64'. List the images of",
         ),
     ):
         with pytest.raises(ImageError) as caught:
             images.find(image, arch)
-        assert str(caught.value).startswith(told)
+        assert str(caught.value).startswith(message)
     url = images.find("https://example.org/x.qcow2", "arm64")
     assert isinstance(url, catalogue.Published)
     assert url.arch == "arm64"
 
 
-def test_what_nobody_says_of_a_machine_is_usual_for_its_architecture() -> None:
+def test_firmware_defaults_to_that_of_the_architecture() -> None:
     amd64, arm64 = (images.Guest("x", "u", "d", arch=arch) for arch in ("amd64", "arm64"))
     assert amd64.machine("auto") == {"ARCH": "amd64", "FIRMWARE": "bios"}
     assert amd64.machine("uefi") == {"ARCH": "amd64", "FIRMWARE": "uefi"}
     assert arm64.machine("auto") == {"ARCH": "arm64", "FIRMWARE": "uefi"}
 
 
-def test_a_near_miss_is_suggested() -> None:
+def test_find_suggests_a_similar_name() -> None:
     assert refused("debian13") == (
-        "no guest image is called 'debian13'; did you mean 'debian-13'? "
+        "there is no guest image 'debian13'; did you mean 'debian-13'? "
         "the catalogue has almalinux-10, almalinux-8, " + refused("debian13").partition("almalinux-8, ")[2]
     )
-    assert refused("debian13").endswith("ubuntu-26.04; a path, a URL or docker-image://NAME works, too")
+    assert refused("debian13").endswith("ubuntu-26.04. A path, a URL and docker-image://NAME are allowed, too")
     assert "did you mean" not in refused("zzz")
 
 
-def test_urls_are_taken() -> None:
+def test_find_accepts_urls() -> None:
     entry = images.find("https://example.org/a%20b/x y.qcow2?z#sha256=" + "0" * 64)
     assert isinstance(entry, catalogue.Published)
     assert (entry.name, entry.user) == ("x-y.qcow2-z", "tester")
     assert entry.key.startswith("x-y.qcow2-z-")
-    assert "over http anybody may have changed it" in refused("http://example.org/x.qcow2")
+    assert "http does not protect the download" in refused("http://example.org/x.qcow2")
 
 
-def test_what_is_not_a_disk_is_refused(tmp_path: Path) -> None:
+def test_find_refuses_files_that_are_not_disks(tmp_path: Path) -> None:
     def made(name: str, content: bytes) -> str:
         (tmp_path / name).write_bytes(content)
         return str(tmp_path / name)
@@ -97,7 +96,7 @@ def test_what_is_not_a_disk_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_disks_are_taken(tmp_path: Path) -> None:
+def test_find_accepts_disk_formats_by_their_first_bytes(tmp_path: Path) -> None:
     for name, content in (
         ("a.qcow2", b"QFI\xfb" + b"\0" * 100),
         ("b.raw", b"\0" * 510 + b"\x55\xaa" + b"\0" * 512),
@@ -109,16 +108,16 @@ def test_disks_are_taken(tmp_path: Path) -> None:
         assert images.find(str(tmp_path / name)) == tmp_path / name
 
 
-def test_a_downloads_folder_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_downloads_folder_writable_by_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     disk_format.downloads().chmod(0o777)
     with pytest.raises(
-        SpecError, match=r"downloads: others may write to it, by its mode 0777 \(chmod 700\): someone"
+        SpecError, match=r"downloads: its mode 0777 lets others write to it \(chmod 700\): another user"
     ):
         disk_format.downloads()
 
 
-def test_what_is_old_is_removed_from_the_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_downloads_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, days in (("old.part", 15), ("old.disk", 15), ("new.part", 1)):
         path = disk_format.downloads() / name
@@ -127,52 +126,51 @@ def test_what_is_old_is_removed_from_the_downloads(tmp_path: Path, monkeypatch: 
     assert [each.name for each in disk_format.downloads().iterdir()] == ["new.part"]
 
 
-def test_a_packed_disk_is_unpacked_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressed_disk_is_decompressed_temporarily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    packed = tmp_path / "a.qcow2.gz"
-    packed.write_bytes(gzip.compress(b"QFI\xfb" + bytes(100)))
+    compressed = tmp_path / "a.qcow2.gz"
+    compressed.write_bytes(gzip.compress(b"QFI\xfb" + bytes(100)))
     with Progress(lambda _text: None, live=False).step("copying") as step:
-        with disk_format.unpacked(packed, "a", step) as disk:
+        with disk_format.decompressed(compressed, "a", step) as disk:
             assert disk.read_bytes() == b"QFI\xfb" + bytes(100)
         assert list(disk_format.downloads().iterdir()) == []
-        packed.write_bytes(packed.read_bytes()[:-10])
+        compressed.write_bytes(compressed.read_bytes()[:-10])
         with (
-            pytest.raises(ImageError, match="its gzip data is cut short"),
-            disk_format.unpacked(packed, "a", step),
+            pytest.raises(ImageError, match="its gzip data is truncated"),
+            disk_format.decompressed(compressed, "a", step),
         ):
             pass
-        packed.write_bytes(gzip.compress(b"no disk at all" * 100))
-        with pytest.raises(ImageError, match="this is neither"), disk_format.unpacked(packed, "a", step):
+        compressed.write_bytes(gzip.compress(b"not a disk" * 100))
+        with pytest.raises(ImageError, match="this is neither"), disk_format.decompressed(compressed, "a", step):
             pass
     assert list(disk_format.downloads().iterdir()) == []
 
 
-def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
+def test_decompression_stops_at_the_limit(tmp_path: Path) -> None:
     (tmp_path / "bomb.xz").write_bytes(lzma.compress(bytes(2**24)))
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(2**24)))
     (tmp_path / "bomb.zst").write_bytes(zstandard.compress(bytes(2**24)))
     for name, kind in (("bomb.xz", "xz"), ("bomb.gz", "gzip"), ("bomb.zst", "zstd")):
-        written = io.BytesIO()
-        unpacker = decompress.Unpacker(written.write, most=2**20)
-        with pytest.raises(decompress.Damaged, match=f"its {kind} data becomes more than 0.00097"):
-            unpacker.write((tmp_path / name).read_bytes())
-        assert written.tell() <= 2**20
+        with pytest.raises(decompress.Damaged, match=f"its {kind} data exceeds 0.00097.* GiB when decompressed"):
+            decompress.decompress(tmp_path / name, tmp_path / "disk", str, limit=2**20)
+        assert (tmp_path / "disk").stat().st_size <= 2**20
 
 
-def test_xz_that_needs_gigabytes_of_memory_is_refused() -> None:
-    """A kilobyte may ask for a dictionary of 1.5 GiB."""
+def test_xz_that_requires_gigabytes_of_memory_is_refused(tmp_path: Path) -> None:
+    """One kilobyte can require a dictionary of 1.5 GiB."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 3 * 2**20}]
-    packed = bytearray(lzma.compress(b"x" * 100, filters=filters))
-    properties = packed.index(b"\x21\x01", 12) + 2  # of LZMA2, in the block's header
-    packed[properties] = 39
-    end = 12 + (packed[12] + 1) * 4 - 4
-    packed[end : end + 4] = zlib.crc32(packed[12:end]).to_bytes(4, "little")
+    compressed = bytearray(lzma.compress(b"x" * 100, filters=filters))
+    properties = compressed.index(b"\x21\x01", 12) + 2  # of LZMA2, in the block header
+    compressed[properties] = 39
+    end = 12 + (compressed[12] + 1) * 4 - 4
+    compressed[end : end + 4] = zlib.crc32(compressed[12:end]).to_bytes(4, "little")
+    (tmp_path / "bomb.xz").write_bytes(compressed)
     with pytest.raises(decompress.Damaged, match="Memory usage limit exceeded"):
-        decompress.Unpacker(print).write(bytes(packed))
+        decompress.decompress(tmp_path / "bomb.xz", tmp_path / "disk", str)
 
 
 class ImageEngine:
-    """Has container images by name; those of its registry, it can pull: first that for its own architecture."""
+    """An engine with container images by name, and a registry with images by architecture."""
 
     kind = "docker"
 
@@ -191,18 +189,18 @@ class ImageEngine:
             raise docker.errors.ImageNotFound(reference)
         return self.images[reference]
 
-    def pull(self, reference: str, _tell: object, arch: str = "amd64") -> str:
+    def pull(self, reference: str, _report: object, arch: str = "amd64") -> str:
         if arch not in self.registry:
             return "no such manifest"
         self.images[reference] = self.registry[arch]
         return "pulled"
 
-    def look(self, reference: str, arch: str = "auto") -> container_disk.Prepared:
-        return container_disk.look(cast("Any", self), reference, arch, print)
+    def find(self, reference: str, arch: str = "auto") -> container_disk.Prepared:
+        return container_disk.find(cast("Any", self), reference, arch, print)
 
     def refusal(self, reference: str, arch: str = "auto") -> str:
         with pytest.raises(ImageError) as caught:
-            self.look(reference, arch)
+            self.find(reference, arch)
         return str(caught.value)
 
 
@@ -211,54 +209,56 @@ def container_image(of: str = "amd64", **labels: str) -> dict[str, Any]:
     return {"Id": f"sha256:{of}", "Architecture": of, "Config": {"Labels": labels or None}}
 
 
-def test_a_container_image_says_what_its_guest_is() -> None:
+def test_labels_of_a_container_image_describe_its_guest() -> None:
     engine = ImageEngine(
         plain=container_image(),
         disk=container_image("arm64"),
         ours=container_image(user="debian", arch="arm64", firmware="uefi"),
     )
-    assert engine.look("plain") == container_disk.Prepared("plain", "sha256:amd64", None, "", "amd64")
-    assert engine.look("disk", "arm64") == container_disk.Prepared("disk", "sha256:arm64", None, "", "arm64")
-    assert engine.look("ours") == container_disk.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
+    assert engine.find("plain") == container_disk.Prepared("plain", "sha256:amd64", None, "", "amd64")
+    assert engine.find("disk", "arm64") == container_disk.Prepared("disk", "sha256:arm64", None, "", "arm64")
+    assert engine.find("ours") == container_disk.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
 
 
 @pytest.mark.parametrize("user", ["x\n  ProxyCommand touch /tmp/x", "-oProxyCommand=touch", ""])
-def test_a_container_image_that_names_a_strange_user_is_refused(user: str) -> None:
-    told = ImageEngine(evil=container_image(user=user)).refusal("evil")
-    assert told.startswith(f"image docker-image://evil: its label virtainers.user={user!r} is wrong: a login name")
+def test_a_container_image_with_an_invalid_user_is_refused(user: str) -> None:
+    message = ImageEngine(evil=container_image(user=user)).refusal("evil")
+    assert message.startswith(
+        f"image docker-image://evil: its label virtainers.user={user!r} is not valid: a login name"
+    )
 
 
-def test_a_container_image_that_no_machine_starts_is_refused() -> None:
+def test_a_container_image_that_cannot_boot_is_refused() -> None:
     engine = ImageEngine(odd=container_image(arch="arm64", firmware="bios"), other=container_image("s390x"))
     assert engine.refusal("odd") == (
         "image docker-image://odd is for arm64: arm64 machines boot from uefi, not from bios"
     )
     assert engine.refusal("other").startswith("image docker-image://other is for s390x: ")
-    assert engine.refusal("") == "image docker-image://: the name of a container image is missing"
+    assert engine.refusal("") == "image docker-image://: the name of the container image is missing"
 
 
-def test_a_container_image_for_another_architecture_is_pulled_but_does_not_replace_one_that_is_there() -> None:
+def test_an_image_of_another_architecture_is_pulled_only_where_none_is_replaced() -> None:
     engine = ImageEngine(here=container_image())
     engine.registry = {"arm64": container_image("arm64")}
     assert engine.refusal("here", "arm64") == (
-        "image docker-image://here: its guest is for amd64, not for arm64. If there is one for that, have it: "
+        "image docker-image://here: its guest is for amd64, not for arm64. If there is one for arm64, pull it: "
         "docker pull --platform linux/arm64 here"
     )
-    assert engine.images["here"]["Architecture"] == "amd64", "its name is somebody's"
+    assert engine.images["here"]["Architecture"] == "amd64", "the user's image was not replaced"
     engine.registry = {"amd64": container_image()}
     assert "its guest is for amd64, not for arm64" in engine.refusal("there", "arm64")
     del engine.images["there"]
     engine.registry["arm64"] = container_image("arm64")
-    assert engine.look("there", "arm64").arch == "arm64"
+    assert engine.find("there", "arm64").arch == "arm64"
     del engine.images["there"]
-    assert engine.look("there").arch == "amd64"
+    assert engine.find("there").arch == "amd64"
     engine.registry = {}
     assert engine.refusal("nowhere").startswith(
-        "image docker-image://nowhere: an engine has no such image, and pulling it failed: no such manifest. If that"
+        "image docker-image://nowhere: an engine has no such image, and pulling it failed: no such manifest. If the"
     )
 
 
-def test_for_which_architecture_a_disk_is_is_known_before_it_is_built(tmp_path: Path) -> None:
+def test_architecture_is_known_before_the_disk_is_built(tmp_path: Path) -> None:
     disk = tmp_path / "a.qcow2"
     disk.write_bytes(b"QFI\xfb" + bytes(100))
     for image, arch, known in (
@@ -281,7 +281,7 @@ def test_for_which_architecture_a_disk_is_is_known_before_it_is_built(tmp_path: 
         ("debian-13-desktop", ["trixie", "amd64", "/store/out", "desktop"]),
     ],
 )
-def test_a_recipe_is_told_what_to_build(name: str, arguments: list[str]) -> None:
+def test_a_recipe_gets_suite_architecture_and_flavour(name: str, arguments: list[str]) -> None:
     ran: list[list[str]] = []
 
     def run(command: list[str], _on_output: object) -> tuple[int, bytes]:
@@ -297,7 +297,7 @@ def test_a_recipe_is_told_what_to_build(name: str, arguments: list[str]) -> None
     assert ran == [["/recipe/build", *arguments]]
 
 
-def test_a_container_image_is_named_with_its_scheme() -> None:
+def test_find_returns_the_name_of_a_container_image() -> None:
     assert images.find("docker-image://localhost/virtainers/debian:13") == "localhost/virtainers/debian:13"
 
 
@@ -310,7 +310,7 @@ def test_a_container_image_is_named_with_its_scheme() -> None:
         ("debian", "localhost/virtainers/debian:13"),
     ],
 )
-def test_a_prepared_virtainer_is_called_after_its_guest(name: str, tag: str) -> None:
+def test_a_baked_image_is_named_after_its_guest(name: str, tag: str) -> None:
     assert container_disk.tag_for(name, None) == tag
 
 
@@ -322,20 +322,22 @@ def test_a_prepared_virtainer_is_called_after_its_guest(name: str, tag: str) -> 
         ("host:5000/a__b:V1.0", "host:5000/a__b:V1.0"),
     ],
 )
-def test_it_may_be_called_otherwise(given: str, tag: str) -> None:
+def test_a_baked_image_gets_the_requested_name(given: str, tag: str) -> None:
     assert container_disk.tag_for("./my-disk.qcow2", given) == tag
 
 
-def test_what_it_cannot_be_called() -> None:
+def test_an_invalid_name_of_a_baked_image_is_refused() -> None:
     for wrong in ("", "Ours", "a/./b", "a:b/c", "a@sha256:00", "-a", "a:-b"):
-        with pytest.raises(SpecError, match="is no name of a container image"):
+        with pytest.raises(SpecError, match="is not a valid name of a container image"):
             container_disk.tag_for("debian-13", wrong)
-    with pytest.raises(SpecError, match=r"my-disk.qcow2 is not in the catalogue: say with --tag"):
+    with pytest.raises(
+        SpecError, match=r"my-disk.qcow2 is not in the catalogue: name the container image with --tag"
+    ):
         container_disk.tag_for("./my-disk.qcow2", None)
 
 
 class Helper:
-    """A container in which `import-disk` answers as told."""
+    """A container in which `import-disk` prints a given answer."""
 
     def __init__(self, answer: dict[str, object]) -> None:
         self.answer = answer
@@ -353,7 +355,7 @@ class Helper:
 
 
 def copied(tmp_path: Path, **answer: object) -> dict[str, Any]:
-    """Copy a disk about which the helper says this, and return what the manifest says of it."""
+    """Copy a disk for which the helper prints this answer; return the disk's entry in the manifest."""
     (tmp_path / "a.qcow2").write_bytes(b"QFI\xfb")
     helper = Helper(answer)
     shop = Workshop(cast("Any", helper), "a-store")
@@ -364,24 +366,24 @@ def copied(tmp_path: Path, **answer: object) -> dict[str, Any]:
     return disk
 
 
-def test_the_manifest_has_the_digests_of_the_disk_as_it_came_and_as_it_is(tmp_path: Path) -> None:
+def test_the_manifest_has_digests_of_the_original_and_the_stored_disk(tmp_path: Path) -> None:
     found = copied(tmp_path, format="qcow2", virtual_size=1024)
     assert (found["sha256"], found["stored_sha256"], found["came_as"]) == ("0123", "0123", "qcow2")
     found = copied(tmp_path, format="raw", virtual_size=1024, stored_sha256="4567")
     assert (found["sha256"], found["stored_sha256"], found["came_as"]) == ("0123", "4567", "raw")
 
 
-def test_a_disk_that_is_refused_is_named(tmp_path: Path) -> None:
+def test_a_refused_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"^image a\.qcow2: it is an overlay of /etc/shadow: make it whole first$"):
         copied(tmp_path, refused="is an overlay of /etc/shadow: make it whole first")
 
 
-def test_a_store_without_room_is_the_stores_fault(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"it cannot be made a qcow2 image:(?s:.)*the store \(a-store\) is full"):
+def test_a_full_store_is_a_store_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"it cannot be converted to qcow2:(?s:.)*the store \(a-store\) is full"):
         copied(tmp_path, failed="qemu-img convert failed (1): No space left on device")
 
 
-def test_a_context_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_of_a_context_follows_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_context, "build_contexts", lambda: tmp_path)
     (tmp_path / "x").mkdir()
     script = tmp_path / "x" / "build"

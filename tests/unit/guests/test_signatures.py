@@ -1,4 +1,4 @@
-"""With keys that GnuPG makes here, and signatures that it writes."""
+"""Signatures, with keys that GnuPG generates for the tests."""
 
 import subprocess
 import tempfile
@@ -19,7 +19,7 @@ TEXT = f"{SHORT}  {NAME}\n".encode()
 
 @dataclass
 class Signer:
-    """Somebody with a key, and the keyring with its public half."""
+    """A GnuPG home with a key pair and a keyring with the public key."""
 
     home: Path
 
@@ -31,16 +31,16 @@ class Signer:
     def keyring(self) -> Path:
         return self.home / "public.gpg"
 
-    def beside(self, text: bytes) -> bytes:
+    def detached(self, text: bytes) -> bytes:
         return self.gpg("--detach-sign", stdin=text)
 
-    def around(self, text: bytes) -> bytes:
+    def cleartext(self, text: bytes) -> bytes:
         return self.gpg("--clear-sign", stdin=text)
 
 
 @pytest.fixture(scope="module")
 def signers() -> Iterator[tuple[Signer, Signer]]:
-    """Two of them, in folders whose names are short enough for the sockets that GnuPG has there."""
+    """Two signers, in folders with names short enough for GnuPG's sockets."""
     with tempfile.TemporaryDirectory(prefix="gpg") as one, tempfile.TemporaryDirectory(prefix="gpg") as other:
         found = Signer(Path(one)), Signer(Path(other))
         for each in found:
@@ -51,68 +51,72 @@ def signers() -> Iterator[tuple[Signer, Signer]]:
             subprocess.run(["gpgconf", "--homedir", str(each.home), "--kill", "all"], check=True)
 
 
-def test_what_is_signed_is_given(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
+def test_signed_text_is_returned(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
     distributor, _ = signers
     file, signature = tmp_path / "sums", tmp_path / "sums.gpg"
     file.write_bytes(TEXT)
-    signature.write_bytes(distributor.beside(TEXT))
+    signature.write_bytes(distributor.detached(TEXT))
     assert signatures.signed(file, "there", distributor.keyring, signature) == TEXT
-    file.write_bytes(distributor.around(TEXT))
+    file.write_bytes(distributor.cleartext(TEXT))
     assert signatures.signed(file, "there", distributor.keyring, None) == TEXT
 
 
-def test_what_is_not_signed_is_not_given(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
+def test_text_without_a_valid_signature_is_refused(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
     distributor, stranger = signers
     file, signature = tmp_path / "sums", tmp_path / "sums.gpg"
 
-    def refused(text: bytes, beside: bytes | None) -> str:
+    def refused(text: bytes, detached: bytes | None) -> str:
         file.write_bytes(text)
-        signature.write_bytes(beside or b"")
+        signature.write_bytes(detached or b"")
         with pytest.raises(ImageError) as error:
-            signatures.signed(file, "there", distributor.keyring, None if beside is None else signature)
+            signatures.signed(file, "there", distributor.keyring, None if detached is None else signature)
         return str(error.value)
 
-    wrong = f"there is not signed by a key in {distributor.keyring}, so it is not believed. gpgv says: "
+    wrong = f"there is not signed by a key in {distributor.keyring}. Output of gpgv: "
     changed = TEXT.replace(SHORT.encode(), OTHER.encode())
-    for text, beside in (
-        (TEXT, stranger.beside(TEXT)),
-        (changed, distributor.beside(TEXT)),
+    for text, detached in (
+        (TEXT, stranger.detached(TEXT)),
+        (changed, distributor.detached(TEXT)),
         (TEXT, b""),
         (TEXT, b"<html>not found</html>"),
         (TEXT, None),
-        (stranger.around(TEXT), None),
-        (distributor.around(TEXT).replace(SHORT.encode(), OTHER.encode()), None),
+        (stranger.cleartext(TEXT), None),
+        (distributor.cleartext(TEXT).replace(SHORT.encode(), OTHER.encode()), None),
     ):
-        assert refused(text, beside).startswith(wrong)
-    assert "BAD signature" in refused(changed, distributor.beside(TEXT))
-    assert "No public key" in refused(TEXT, stranger.beside(TEXT))
+        assert refused(text, detached).startswith(wrong)
+    assert "BAD signature" in refused(changed, distributor.detached(TEXT))
+    assert "No public key" in refused(TEXT, stranger.detached(TEXT))
 
 
-def test_what_stands_before_a_signed_part_is_not_believed(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
+def test_text_outside_the_signature_is_ignored(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
     distributor, _ = signers
     file = tmp_path / "sums"
-    file.write_bytes(f"{OTHER}  {NAME}\n\n".encode() + distributor.around(TEXT) + f"{OTHER}  {NAME}\n".encode())
+    file.write_bytes(f"{OTHER}  {NAME}\n\n".encode() + distributor.cleartext(TEXT) + f"{OTHER}  {NAME}\n".encode())
     assert signatures.signed(file, "there", distributor.keyring, None) == TEXT
 
 
-def test_keyrings_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=f"the keyring {tmp_path}/no.asc cannot be read: No such file or directory"):
+def test_unusable_keyrings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=f"cannot read the keyring {tmp_path}/no.asc: No such file or directory"):
         signatures.signed(tmp_path / "sums", "there", tmp_path / "no.asc", None)
     (tmp_path / "key.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
     with pytest.raises(ImageError, match=r"is armored, which .*: gpg --dearmor <.*key.asc >key.gpg$"):
         signatures.signed(tmp_path / "sums", "there", tmp_path / "key.asc", None)
 
 
-def test_without_gpgv(signers: tuple[Signer, Signer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpgv_is_reported(
+    signers: tuple[Signer, Signer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ImageError, match="the signature of there cannot be checked: gpgv is not installed"):
+    with pytest.raises(ImageError, match="cannot check the signature of there: gpgv is not installed"):
         signatures.signed(tmp_path / "sums", "there", signers[0].keyring, None)
 
 
-def test_a_server_is_asked_for_both(signers: tuple[Signer, Signer], secure: HostileServer, tmp_path: Path) -> None:
+def test_digests_and_signature_are_downloaded(
+    signers: tuple[Signer, Signer], secure: HostileServer, tmp_path: Path
+) -> None:
     distributor, stranger = signers
 
-    def gives(content: bytes) -> None:
+    def serve(content: bytes) -> None:
         def give(request: Request) -> None:
             secure.content = content
             request.send()
@@ -120,14 +124,14 @@ def test_a_server_is_asked_for_both(signers: tuple[Signer, Signer], secure: Host
         secure.days.append(give)
 
     source = checksums.Source(secure.url, distributor.keyring, f"{secure.url}.gpg")
-    gives(TEXT)
-    gives(distributor.beside(TEXT))
+    serve(TEXT)
+    serve(distributor.detached(TEXT))
     assert checksums.published(source, NAME, tmp_path / "sums", str) == Digest("sha256", SHORT)
-    gives(TEXT)
-    gives(stranger.beside(TEXT))
+    serve(TEXT)
+    serve(stranger.detached(TEXT))
     with pytest.raises(ImageError, match=f"{secure.url} is not signed by a key in"):
         checksums.published(source, NAME, tmp_path / "sums", str)
-    gives(distributor.around(TEXT))
+    serve(distributor.cleartext(TEXT))
     source = checksums.Source(secure.url, distributor.keyring)
     assert checksums.published(source, NAME, tmp_path / "sums", str) == Digest("sha256", SHORT)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The plugin in real pytest runs that need no engine: `DOCKER_HOST` leads nowhere in all of them."""
+"""The plugin in real pytest runs without an engine, as `DOCKER_HOST` leads nowhere."""
 
 import pytest
 
@@ -28,7 +28,7 @@ LOADED = {
     ),
     *(f"pytest_virtainers.plugin.{each}" for each in ("fixtures", "hooks", "options", "session", "time_limit")),
 }
-"""All that a run without VMs loads: where no bytecode can be written, Python compiles it each time."""
+"""All modules that a run without VMs loads; Python compiles them each time if it cannot write bytecode."""
 
 
 def test_a_run_without_vms_loads_few_modules(pytester: pytest.Pytester) -> None:
@@ -52,13 +52,13 @@ def test_a_run_without_vms_loads_few_modules(pytester: pytest.Pytester) -> None:
     assert result.ret == 0
 
 
-def test_the_header_is_one_line_and_asks_nobody(pytester: pytest.Pytester) -> None:
+def test_the_header_is_one_line_and_needs_no_engine(pytester: pytest.Pytester) -> None:
     result = run(pytester, "def test_x(): pass", "--virtainer-ram=2G", "--virtainer-engine=podman")
     result.stdout.fnmatch_lines(["virtainers: debian-13, 2048 MiB, 1 CPU, engine podman"])
     assert result.ret == 0
 
 
-def test_options_show_in_help_and_the_marker_in_markers(pytester: pytest.Pytester) -> None:
+def test_help_shows_options_and_markers_shows_the_marker(pytester: pytest.Pytester) -> None:
     result = run(pytester, "", "--help")
     for line in ("*--virtainer-boot-timeout=BOOT_TIMEOUT*", "*--virtainer-missing=MISSING*", "*virtainer_ram*"):
         result.stdout.fnmatch_lines([line])
@@ -90,7 +90,7 @@ def test_the_command_line_beats_the_environment_beats_the_ini_file(  # noqa: PLR
     result.stdout.fnmatch_lines([f"virtainers: debian-13, {shown} MiB,*"])
 
 
-def test_a_wrong_option_is_a_usage_error(pytester: pytest.Pytester) -> None:
+def test_an_invalid_option_is_a_usage_error(pytester: pytest.Pytester) -> None:
     result = run(pytester, "def test_x(): pass", "--virtainer-ram=lots")
     result.stderr.fnmatch_lines(
         ["ERROR: --virtainer-ram=lots: a size is a number of MiB, or text such as 512M, 2G or 2GiB"]
@@ -98,7 +98,7 @@ def test_a_wrong_option_is_a_usage_error(pytester: pytest.Pytester) -> None:
     assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
-def test_machines_cannot_be_held_in_workers_without_a_terminal(pytester: pytest.Pytester) -> None:
+def test_hold_is_refused_with_workers(pytester: pytest.Pytester) -> None:
     result = run(pytester, "def test_x(): pass", "--virtainer-hold", "-n", "2")
     result.stderr.fnmatch_lines(["ERROR: hold: workers of pytest-xdist have no terminal to press Enter at; *-n0"])
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -106,7 +106,7 @@ def test_machines_cannot_be_held_in_workers_without_a_terminal(pytester: pytest.
         assert run(pytester, "def test_x(): pass", "--virtainer-hold", *options).ret == 0
 
 
-def test_a_wrong_ini_value_names_the_ini_key(pytester: pytest.Pytester) -> None:
+def test_an_invalid_ini_value_names_the_ini_key(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nvirtainer_scope = package")
     run(pytester, "def test_x(): pass").stderr.fnmatch_lines(
         ["ERROR: virtainer_scope in the ini file=package: allowed are function, class, module, session"]
@@ -114,7 +114,7 @@ def test_a_wrong_ini_value_names_the_ini_key(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "xdist"])
-def test_all_wrong_markers_are_reported_before_any_test_runs(
+def test_invalid_markers_are_reported_before_any_test_runs(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
     result = run(
@@ -137,7 +137,7 @@ def test_all_wrong_markers_are_reported_before_any_test_runs(
         *workers,
     )
     marker = "@pytest.mark.virtainer"
-    file = "test_all_wrong_markers_are_reported_before_any_test_runs.py"
+    file = "test_invalid_markers_are_reported_before_any_test_runs.py"
     result.stdout.fnmatch_lines_random(
         [
             f"{file}::test_unknown: {marker}: unknown argument 'memory'; did you mean 'ram'? allowed are name, *",
@@ -150,7 +150,7 @@ def test_all_wrong_markers_are_reported_before_any_test_runs(
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "xdist"])
-def test_damage_in_the_store_fails_a_run_in_which_all_tests_pass(
+def test_damage_in_the_store_fails_a_run_of_passing_tests(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
     pytester.makeconftest(
@@ -175,7 +175,7 @@ TWO_TESTS = "def test_a(vm): pass\ndef test_b(session_vm, vm_factory): pass"
 
 
 @pytest.mark.parametrize("option", ["--collect-only", "--setup-plan"])
-def test_looking_starts_nothing(pytester: pytest.Pytester, option: str) -> None:
+def test_collecting_and_planning_start_nothing(pytester: pytest.Pytester, option: str) -> None:
     result = run(pytester, TWO_TESTS, option)
     assert result.ret == 0
     assert "no container engine" not in result.stdout.str()
@@ -187,24 +187,24 @@ def test_without_an_engine_each_test_is_one_clear_error(pytester: pytest.Pyteste
     text = result.stdout.str()
     assert text.count(f"EngineNotFound: {REFUSED}") >= 2
     assert "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused" in text
-    assert "urllib3" not in text, "the error speaks for itself, without its causes' tracebacks"
+    assert "urllib3" not in text, "no tracebacks of its causes"
 
 
 @pytest.mark.parametrize("name", ["scope", "reset"])
-def test_what_a_test_launches_it_does_not_share(pytester: pytest.Pytester, name: str) -> None:
+def test_vm_factory_refuses_to_share(pytester: pytest.Pytester, name: str) -> None:
     result = run(pytester, f"def test_it(vm_factory): vm_factory('db', {name}='session')")
     result.assert_outcomes(failed=1)
-    words = f"test_it: vm_factory: {name} says how tests share a VM; these end with their test"
+    words = f"test_it: vm_factory: {name} says how tests share a VM; VMs of vm_factory end with their test"
     result.stdout.fnmatch_lines([f"E *SpecError: *{words}"])
 
 
-def test_missing_skip_turns_that_into_skips(pytester: pytest.Pytester) -> None:
+def test_missing_skip_skips_tests_without_an_engine(pytester: pytest.Pytester) -> None:
     result = run(pytester, TWO_TESTS, "--virtainer-missing=skip", "-rs")
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines([f"SKIPPED*{REFUSED}*"])
 
 
-def test_a_wrong_default_from_a_conftest_names_the_fixture(pytester: pytest.Pytester) -> None:
+def test_an_invalid_default_from_a_conftest_names_the_fixture(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
         import pytest
@@ -218,5 +218,5 @@ def test_a_wrong_default_from_a_conftest_names_the_fixture(pytester: pytest.Pyte
 
 
 @pytest.mark.parametrize("name", pytest_virtainers.__all__)
-def test_each_public_name_is_there(name: str) -> None:
+def test_each_public_name_exists(name: str) -> None:
     assert getattr(pytest_virtainers, name).__name__

@@ -1,4 +1,4 @@
-"""Failing tests: where their evidence goes, what is said of it, and when machines end."""
+"""Failing tests: evidence folders, reports, and the end of VMs."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ ALIKE = [
 
 
 @pytest.mark.parametrize("node_id", READABLE)
-def test_a_plain_id_is_read_in_its_folder(node_id: str) -> None:
+def test_a_plain_id_gives_a_readable_slug(node_id: str) -> None:
     assert reports.slug(node_id) == READABLE[node_id]
 
 
-def test_no_two_ids_share_a_folder_and_all_names_are_harmless() -> None:
+def test_slugs_are_unique_and_safe_file_names() -> None:
     slugs = {reports.slug(each) for each in ALIKE}
     assert len(slugs) == len(ALIKE)
     for each in slugs:
-        assert re.fullmatch(r"[A-Za-z0-9_-]{1,110}", each), "no dot: that is for the number of a try"
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,110}", each), "no dot, which precedes the number of a try"
     assert reports.slug("a/b.py::c[x y]").startswith("a-b-py-c-x-y-")
 
 
-def test_each_try_has_a_folder_and_the_oldest_go_when_asked(tmp_path: Path) -> None:
+def test_each_try_has_a_folder_and_retention_removes_the_oldest(tmp_path: Path) -> None:
     for name in ("test_a", "test_a", "test_ab", "test_a-b", "test_a"):
         reports._next_try(tmp_path, name, None)
     kept = {"test_ab", "test_a-b", "test_a.txt", "test_a.2.old"}
@@ -74,7 +74,7 @@ def item(folder: Path) -> Any:
     return SimpleNamespace(config=config, nodeid="test_a.py::test_b", stash={})
 
 
-def test_machines_of_one_name_have_a_folder_each_in_that_of_the_try(tmp_path: Path) -> None:
+def test_vms_with_the_same_name_have_separate_folders(tmp_path: Path) -> None:
     one = item(tmp_path)
     made = [reports._new_folder(one, machine("web")) for _ in range(2)]
     assert [str(each.relative_to(tmp_path)) for each in made] == [
@@ -84,12 +84,12 @@ def test_machines_of_one_name_have_a_folder_each_in_that_of_the_try(tmp_path: Pa
     assert (tmp_path / "kept/.gitignore").read_text() == "*\n"
 
 
-def test_a_worker_that_was_quicker_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_created_by_another_worker_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = Path.mkdir
 
     def mkdir(path: Path, *arguments: Any, **named: Any) -> None:
         if path.name == "kept" and not path.exists():
-            make(path)  # by another one
+            make(path)  # created by another worker
         make(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
@@ -130,7 +130,7 @@ SUITE = """
 
     def test_lost(vm_factory): vm_factory("lost")
 
-    def test_lost_but_so_what(vm_factory):
+    def test_tolerated_loss(vm_factory):
         with pytest.raises(TimeoutError):
             vm_factory("lost")
 
@@ -161,7 +161,7 @@ def folders(pytester: pytest.Pytester) -> list[str]:
     return sorted(str(each.parent.relative_to(pytester.path / "virtainer-artifacts")) for each in found)
 
 
-def test_failing_tests_leave_evidence_and_their_reports_say_where(pytester: pytest.Pytester, run: Any) -> None:
+def test_reports_of_failing_tests_show_their_evidence(pytester: pytest.Pytester, run: Any) -> None:
     result = run(SUITE, "--junitxml=report.xml", "-s")
     result.assert_outcomes(passed=3, failed=2, errors=1, xfailed=1, skipped=1)
     assert folders(pytester) == [
@@ -173,10 +173,10 @@ def test_failing_tests_leave_evidence_and_their_reports_say_where(pytester: pyte
         [
             "*- virtainer vm -*",
             "evidence: virtainer-artifacts/test_it-py-test_fails/vm",
-            "go on with it: virtainers resume virtainer-artifacts/test_it-py-test_fails/vm",
-            "last command that did not end well: * exit 2 * debian$ make test",
+            "to resume it: virtainers resume virtainer-artifacts/test_it-py-test_fails/vm",
+            "last failed command: * exit 2 * debian$ make test",
             "Out of memory: Killed process 7 (cc)",
-            "the console's last lines:",
+            "last lines of the console:",
             "  | login:",
             "  | Out of memory: Killed process 7 (cc)",
             "  | last line",
@@ -194,15 +194,15 @@ def test_failing_tests_leave_evidence_and_their_reports_say_where(pytester: pyte
     }
 
 
-def test_machines_end_with_their_test_also_those_that_were_lost(run: Any) -> None:
+def test_vms_end_with_their_test_including_failed_launches(run: Any) -> None:
     result = run(SUITE, "-s")
     result.stdout.fnmatch_lines(
         [
             "after test_passes: [[][]] up",
             "after test_fails: [[][]] up",
-            "after test_bad_end: [[]'vm'[]] up",  # somebody may want to look at it
+            "after test_bad_end: [[]'vm'[]] up",  # it stays for inspection
             "after test_lost: [[][]] up",
-            "after test_lost_but_so_what: [[][]] up",
+            "after test_tolerated_loss: [[][]] up",
             "after test_expected: [[][]] up",
         ]
     )
@@ -221,7 +221,7 @@ KERNEL = """
     def test_without_exception(vm):
         vm.container.stdout += b"Out of memory: Killed process 7 (cc)\\r\\n"
 
-    def test_that_says_it(vm):
+    def test_with_the_message(vm):
         vm.container.stdout += PANIC
         raise OSError("vm: Kernel panic - not syncing: sysrq. More")
 
@@ -231,7 +231,7 @@ KERNEL = """
 
 
 @pytest.mark.parametrize("options", [(), ("-n1",), ("--virtainer-keep=never",), ("--tb=native",)], ids=str)
-def test_what_the_kernel_said_stands_in_the_failure(
+def test_kernel_messages_are_added_to_the_failure(
     options: tuple[str, ...], pytester: pytest.Pytester, run: Any
 ) -> None:
     result = run(KERNEL, "--junitxml=report.xml", *options)
@@ -240,10 +240,10 @@ def test_what_the_kernel_said_stands_in_the_failure(
         case.get("name"): "".join(each.text or "" for each in case.iter("failure"))
         for case in ET.parse(pytester.path / "report.xml").iter("testcase")  # noqa: S314  (our own)
     }
-    said = r"of the test[\s\S]*the kernel of vm -+\nKernel panic - not syncing: sysrq$"
-    assert re.search(said, failures["test_panic"])
+    message = r"of the test[\s\S]*the kernel of vm -+\nKernel panic - not syncing: sysrq$"
+    assert re.search(message, failures["test_panic"])
     result.stdout.fnmatch_lines(["[[]XPASS(strict)[]]*", "the kernel of vm:", "Out of memory: Killed process 7 (cc)"])
-    assert "the kernel of vm" not in failures["test_that_says_it"], "once is enough"
+    assert "the kernel of vm" not in failures["test_with_the_message"], "not repeated"
 
 
 BLAME = """
@@ -274,32 +274,32 @@ BLAME = """
 """
 
 
-def test_no_test_is_told_of_what_another_one_has_met(run: Any) -> None:
+def test_failures_of_other_tests_are_not_reported(run: Any) -> None:
     result = run(BLAME)
     result.assert_outcomes(passed=1, failed=2)
     assert result.stdout.str().count("evidence: ") == 2
-    for word in ("did not end well", "Out of memory"):
+    for word in ("last failed command", "Out of memory"):
         result.stdout.no_fnmatch_line(f"*{word}*")
 
 
 @pytest.mark.parametrize("fixture", ["vm", "session_vm"])
-def test_its_own_is_told_also_of_a_machine_that_is_shared(fixture: str, run: Any) -> None:
+def test_failures_of_the_test_in_a_shared_vm_are_reported(fixture: str, run: Any) -> None:
     source = f"{BLAME}\n    def test_own({fixture}):\n        spoil({fixture})\n        assert 0\n"
     run(source, "-k", "test_spoils or test_own").stdout.fnmatch_lines(
         [
-            "last command that did not end well: * exit 2 * debian$ make trouble",
+            "last failed command: * exit 2 * debian$ make trouble",
             "Out of memory: Killed process 7 (cc)",
         ]
     )
 
 
-def test_a_panic_that_has_scrolled_away_is_told_beside_the_evidence(run: Any) -> None:
+def test_an_earlier_panic_is_shown_with_the_evidence(run: Any) -> None:
     run(KERNEL, "-k", "test_panic").stdout.fnmatch_lines(
-        ["evidence: *", "Kernel panic - not syncing: sysrq", "the console's last lines:"]
+        ["evidence: *", "Kernel panic - not syncing: sysrq", "last lines of the console:"]
     )
 
 
-def test_whose_machines_leave_evidence_can_be_said(pytester: pytest.Pytester, run: Any) -> None:
+def test_keep_selects_the_tests_that_leave_evidence(pytester: pytest.Pytester, run: Any) -> None:
     run(SUITE, "--virtainer-keep=never")
     assert folders(pytester) == []
     run(SUITE, "--virtainer-keep=always", "--virtainer-artifacts=virtainer-artifacts")
@@ -310,12 +310,12 @@ def test_whose_machines_leave_evidence_can_be_said(pytester: pytest.Pytester, ru
 
 
 def captures(pytester: pytest.Pytester) -> dict[str, float]:
-    """Give, for each file of what was on a network, since when it is."""
+    """Return the start time of each capture by path."""
     root = pytester.path / "virtainer-artifacts"
     return {str(each.relative_to(root)): float(each.read_text()) for each in sorted(root.glob("**/*.pcap"))}
 
 
-def test_what_was_on_the_networks_of_failing_tests_is_kept_when_asked(pytester: pytest.Pytester, run: Any) -> None:
+def test_captures_of_failing_tests_are_written_on_request(pytester: pytest.Pytester, run: Any) -> None:
     begun = time.time()
     result = run(SUITE, "--virtainer-keep=never", "--virtainer-capture=failed")
     kept = captures(pytester)
@@ -323,23 +323,23 @@ def test_what_was_on_the_networks_of_failing_tests_is_kept_when_asked(pytester: 
     result.stdout.fnmatch_lines(
         [
             "*- virtainer network default -*",
-            "what was on it: virtainer-artifacts/test_it-py-test_fails/default.pcap",
+            "capture: virtainer-artifacts/test_it-py-test_fails/default.pcap",
         ]
     )
     result.stdout.no_fnmatch_line("*network empty*")
     assert begun < kept["test_it-py-test_fails/default.pcap"] < kept["test_it-py-test_bad_end/default.pcap"]
     run(SUITE)
-    assert captures(pytester) == kept, "unless one asks, nothing is"
+    assert captures(pytester) == kept, "none without the option"
 
 
-def test_it_can_be_kept_for_all_tests_that_have_machines(pytester: pytest.Pytester, run: Any) -> None:
+def test_captures_of_all_tests_are_written_on_request(pytester: pytest.Pytester, run: Any) -> None:
     run(SUITE, "--virtainer-capture=always", "-k", "passes or expected or skipped")
     names = [f"test_it-py-test_{name}/default.pcap" for name in ("expected", "passes")]
     assert [*captures(pytester)] == names
 
 
-def test_what_is_kept_is_for_this_user_alone(pytester: pytest.Pytester, run: Any) -> None:
-    before = os.umask(0)  # the worst
+def test_evidence_and_captures_are_private(pytester: pytest.Pytester, run: Any) -> None:
+    before = os.umask(0)
     try:
         run(SUITE, "--virtainer-capture=failed")
         run(SUITE, "--virtainer-capture=failed")
@@ -352,7 +352,7 @@ def test_what_is_kept_is_for_this_user_alone(pytester: pytest.Pytester, run: Any
     assert {stat.S_IMODE(each.stat().st_mode) for each in root.rglob("*.pcap")} == {0o600}
 
 
-def test_a_capture_is_written_through_no_link(tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_capture_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "default.pcap").symlink_to("victim")
     with reports._private(tmp_path / "default.pcap") as file:
@@ -375,12 +375,12 @@ HOSTILE = r"""
 
 
 @pytest.mark.parametrize("options", [("-s",), ("-n1",), ("--tb=native",)], ids=str)
-def test_no_sequence_reaches_the_terminal(options: tuple[str, ...], pytester: pytest.Pytester, run: Any) -> None:
+def test_reports_escape_control_sequences(options: tuple[str, ...], pytester: pytest.Pytester, run: Any) -> None:
     result = run(HOSTILE, "--junitxml=report.xml", "--html=report.html", "--self-contained-html", *options)
     result.assert_outcomes(failed=1)
     shown = result.stdout.str() + result.stderr.str()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]", shown)
-    assert r"Killed process 7 (c\x1b]0;owned\x07\x1b[2J" in shown, "it can be read"
+    assert r"Killed process 7 (c\x1b]0;owned\x07\x1b[2J" in shown, "escaped, and readable"
     assert r"missing: screenshot.png: OSError: \x1b]0;owned\x07\x1b[2J\x9b31m\x9dx\x9c\u202e" in shown
     failure = ET.parse(pytester.path / "report.xml").find(".//failure")  # noqa: S314  (our own)
     assert failure is not None
@@ -389,7 +389,7 @@ def test_no_sequence_reaches_the_terminal(options: tuple[str, ...], pytester: py
     assert "\x1b" not in (pytester.path / "report.html").read_text()
 
 
-def test_a_capture_that_cannot_be_kept_is_told_of_beside_the_others(pytester: pytest.Pytester, run: Any) -> None:
+def test_a_failing_capture_is_reported_and_others_are_written(pytester: pytest.Pytester, run: Any) -> None:
     source = """
         def test_it(vm, vm_factory):
             vm_factory("broken")
@@ -397,21 +397,21 @@ def test_a_capture_that_cannot_be_kept_is_told_of_beside_the_others(pytester: py
     """
     result = run(source, "--virtainer-capture=failed")
     result.stdout.fnmatch_lines(["E       AssertionError: assert not 'of the test'"])
-    result.stdout.fnmatch_lines(["*- virtainer network default -*", "what was on it: *"])
-    result.stdout.fnmatch_lines(["*- virtainer network broken -*", "what was on it could not be kept: OSError: no*"])
+    result.stdout.fnmatch_lines(["*- virtainer network default -*", "capture: *"])
+    result.stdout.fnmatch_lines(["*- virtainer network broken -*", "the capture could not be written: OSError: no*"])
     assert [*captures(pytester)] == ["test_it-py-test_it/default.pcap"]
 
 
-def test_evidence_that_cannot_be_kept_does_not_hide_the_failure(pytester: pytest.Pytester, run: Any) -> None:
+def test_an_unwritable_folder_does_not_hide_the_failure(pytester: pytest.Pytester, run: Any) -> None:
     (pytester.path / "a-file").touch()
     result = run(SUITE, "--virtainer-artifacts=a-file/folder")
     result.assert_outcomes(passed=3, failed=2, errors=1, xfailed=1, skipped=1)
     result.stdout.fnmatch_lines(["E       AssertionError: assert not 'of the test'"])
-    result.stdout.fnmatch_lines(["the evidence of vm could not be kept: NotADirectoryError: *"])
+    result.stdout.fnmatch_lines(["the evidence of vm could not be collected: NotADirectoryError: *"])
 
 
 @pytest.mark.parametrize("broken", ["()", "('--memory',)"], ids=["disk", "memory"])
-def test_what_evidence_lacks_is_told_and_without_a_disk_nothing_goes_on(broken: str, run: Any) -> None:
+def test_missing_pieces_are_reported_and_resume_requires_a_disk(broken: str, run: Any) -> None:
     result = run(
         f"""
         def test_it(vm):
@@ -421,14 +421,14 @@ def test_what_evidence_lacks_is_told_and_without_a_disk_nothing_goes_on(broken: 
         "--virtainer-keep-memory",
     )
     disk = ["missing: overlay.qcow2: VirtainerError: evidence: no space left"] if broken == "()" else []
-    resume = [] if disk else ["go on with it: virtainers resume *"]
+    resume = [] if disk else ["to resume it: virtainers resume *"]
     result.stdout.fnmatch_lines(
-        ["evidence: *", "missing: memory.state: no room", *disk, *resume, "the console's last lines:"],
+        ["evidence: *", "missing: memory.state: no room", *disk, *resume, "last lines of the console:"],
         consecutive=True,
     )
 
 
-def test_neither_does_a_time_limit_that_is_over_meanwhile_nor_a_machine_that_does_not_go(run: Any) -> None:
+def test_a_timeout_or_a_vm_that_does_not_close_does_not_hide_the_failure(run: Any) -> None:
     result = run(
         """
         import pytest
@@ -445,15 +445,13 @@ def test_neither_does_a_time_limit_that_is_over_meanwhile_nor_a_machine_that_doe
     result.stdout.fnmatch_lines(
         [
             "E       AssertionError: assert not 'of the test'",
-            "the evidence of vm could not be kept: Failed: Timeout >1s",
+            "the evidence of vm could not be collected: Failed: Timeout >1s",
         ]
     )
     result.stdout.no_fnmatch_line("*INTERNALERROR*")
 
 
-def test_each_try_of_a_test_that_is_run_again_has_its_own_machine_and_folder(
-    pytester: pytest.Pytester, run: Any
-) -> None:
+def test_each_try_of_a_repeated_test_has_its_own_vm_and_folder(pytester: pytest.Pytester, run: Any) -> None:
     pytester.syspathinsert()
     pytester.makepyfile(
         again="""
@@ -468,7 +466,7 @@ def test_each_try_of_a_test_that_is_run_again_has_its_own_machine_and_folder(
     )
     result = run("def test_it(vm): assert 0", "-p", "again")
     assert folders(pytester) == ["test_it-py-test_it.2/vm", "test_it-py-test_it/vm"]
-    assert result.stdout.str().count("evidence: ") == 2, "a try tells of its own machine only"
+    assert result.stdout.str().count("evidence: ") == 2, "each try reports only its own VM"
 
 
 FLAKY = """
@@ -477,7 +475,7 @@ FLAKY = """
     tries = {}
 
     @pytest.fixture(scope="module", autouse=True)
-    def end():  # a fixture that tries share
+    def end():  # a fixture shared by the tries
         yield
 
     @pytest.mark.parametrize("number", range(4))
@@ -499,10 +497,10 @@ def test_each_try_of_rerunfailures_has_its_own_evidence(
         "failed": 2,
         "rerun": 4,
     }
-    consoles = {}  # of each test's last report, which has the folders of all tries
+    consoles = {}  # by test; the last report has the folders of all tries
     for case in ET.parse(pytester.path / "report.xml").iter("testcase"):  # noqa: S314  (our own)
-        said = [Path(each.get("value", ""), "console.log").read_text() for each in case.iter("property")]
-        consoles[case.get("name")] = [each.splitlines()[-1] for each in said]
+        texts = [Path(each.get("value", ""), "console.log").read_text() for each in case.iter("property")]
+        consoles[case.get("name")] = [each.splitlines()[-1] for each in texts]
     assert consoles == {
         "test_it[0]": ["try 1 of 0", "try 2 of 0"],
         "test_it[1]": ["try 1 of 1"],
@@ -512,7 +510,7 @@ def test_each_try_of_rerunfailures_has_its_own_evidence(
     assert len(folders(pytester)) == 6
     for number in (0, 2):
         assert f"  | try 2 of {number}\n" in result.stdout.str()
-        assert f"  | try 1 of {number}\n" not in result.stdout.str(), "a try tells of its own machine only"
+        assert f"  | try 1 of {number}\n" not in result.stdout.str(), "each try reports only its own VM"
 
 
 SHARED = """
@@ -528,9 +526,7 @@ SHARED = """
 """
 
 
-def test_a_shared_machine_that_a_further_try_has_replaced_ends_with_its_scope(
-    pytester: pytest.Pytester, run: Any
-) -> None:
+def test_a_shared_vm_replaced_by_a_further_try_ends_with_its_scope(pytester: pytest.Pytester, run: Any) -> None:
     pytest.importorskip("pytest_rerunfailures")
     pytester.makepyfile(test_later="def test_later(): pass")
     result = run(SHARED, "--reruns=1", "-s")
@@ -538,7 +534,7 @@ def test_a_shared_machine_that_a_further_try_has_replaced_ends_with_its_scope(
     result.stdout.fnmatch_lines(["after test_it: [[][]] up", "after test_later: *"])
 
 
-def test_html_reports_show_the_screen_even_when_they_are_one_file(pytester: pytest.Pytester, run: Any) -> None:
+def test_self_contained_html_reports_show_the_screen(pytester: pytest.Pytester, run: Any) -> None:
     pytest.importorskip("pytest_html")
     result = run(SUITE, "--html=report.html", "--self-contained-html", "-W", "error")
     result.assert_outcomes(passed=3, failed=2, errors=1, xfailed=1, skipped=1)
@@ -547,7 +543,7 @@ def test_html_reports_show_the_screen_even_when_they_are_one_file(pytester: pyte
     assert "data:image/png;base64,iVBORw==" in report
 
 
-def test_without_other_plugins_it_works_as_well(pytester: pytest.Pytester, run: Any) -> None:
+def test_evidence_does_not_need_other_plugins(pytester: pytest.Pytester, run: Any) -> None:
     plugins = ("html", "junitxml", "debugging", "capture", "terminalreporter")
     result = run(SUITE, *(word for name in plugins for word in ("-p", f"no:{name}")))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -561,15 +557,15 @@ HELD = """virtainers: {name} of test_it.py::{test} is up
 
 
 @pytest.mark.parametrize("keep", ["never", "failed"])
-def test_failing_machines_are_held_wherever_they_fail(keep: str, run: Any) -> None:
+def test_vms_are_held_after_a_failure_in_any_phase(keep: str, run: Any) -> None:
     result = run(SUITE, "--virtainer-hold", f"--virtainer-keep={keep}")
     for name, test in (("vm", "test_fails"), ("vm", "test_bad_end"), ("lost", "test_lost")):
         assert HELD.format(name=name, test=test) in result.stdout.str()
     assert result.stdout.str().count(" is up\n") == 3
-    assert "there is no terminal to press Enter at, so it is not held" in result.stdout.str()
+    assert "there is no terminal to press Enter at; not waiting" in result.stdout.str()
 
 
-def test_a_way_in_that_cannot_be_shown_is_no_internal_error(run: Any) -> None:
+def test_a_failing_ssh_command_is_not_an_internal_error(run: Any) -> None:
     result = run(
         """
         def test_it(vm):
@@ -587,7 +583,7 @@ def test_a_way_in_that_cannot_be_shown_is_no_internal_error(run: Any) -> None:
     result.stdout.fnmatch_lines(["  ssh:     (No space left on device)", "  console: docker exec -it vm console"])
 
 
-def test_a_failing_test_without_machines_loads_nothing_heavy(pytester: pytest.Pytester) -> None:
+def test_a_failing_test_without_vms_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
         import sys

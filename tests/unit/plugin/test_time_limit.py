@@ -1,8 +1,8 @@
-"""Time limits of pytest-timeout, in real pytest runs that need no engine."""
+"""Time limits of pytest-timeout, in real pytest runs without an engine."""
 
 import pytest
 
-# What `vm` needs may take longer than the limit of the tests, of which a busy machine takes some for itself.
+# Creating the template may take longer than the time limit of the tests; a busy machine uses up some of that, too.
 SUITE = """
     import time
     import pytest
@@ -22,7 +22,7 @@ SUITE = """
 
 @pytest.mark.parametrize("method", ["signal", "thread"])
 @pytest.mark.parametrize("limit", ["--timeout=2", "-otimeout=2"])
-def test_what_is_made_once_does_not_count(pytester: pytest.Pytester, method: str, limit: str) -> None:
+def test_time_while_suspended_does_not_count(pytester: pytest.Pytester, method: str, limit: str) -> None:
     pytester.makepyfile(SUITE.format(seconds=3))
     result = pytester.runpytest_subprocess("-s", limit, f"--timeout-method={method}", "-k", "test_it")
     assert result.ret == 0
@@ -30,7 +30,7 @@ def test_what_is_made_once_does_not_count(pytester: pytest.Pytester, method: str
 
 
 @pytest.mark.parametrize("method", ["signal", "thread"])
-def test_the_limit_holds_afterwards(pytester: pytest.Pytester, method: str) -> None:
+def test_the_limit_applies_afterwards(pytester: pytest.Pytester, method: str) -> None:
     pytester.makepyfile(SUITE.format(seconds=0.1))
     result = pytester.runpytest_subprocess("-s", "--timeout=2", f"--timeout-method={method}", "-k", "test_slow")
     assert result.ret == 1
@@ -39,14 +39,14 @@ def test_the_limit_holds_afterwards(pytester: pytest.Pytester, method: str) -> N
     result.stdout.no_fnmatch_line("*NOTE*")
 
 
-def test_a_line_says_that_the_limit_starts_again_and_how_to_make_things_ahead(pytester: pytest.Pytester) -> None:
+def test_a_long_suspension_is_reported_with_a_hint(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_x=SUITE.format(seconds=2.1))
     result = pytester.runpytest_subprocess("-s", "--timeout=2", "-k", "test_it")
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         [
-            "*NOTE the time limit of test_x.py::test_it, 2 s, starts again: what was made now is made once. "
-            "To make it ahead of the tests: pytest --virtainer-warm"
+            "*NOTE the time limit of test_x.py::test_it, 2 s, starts again, as an image or template was created. "
+            "To create them before the tests: pytest --virtainer-warm"
         ]
     )
 

@@ -1,10 +1,10 @@
-"""`--virtainer-warm` in real pytest runs; what a launcher would make is written down instead of made."""
+"""`--virtainer-warm` in real pytest runs, with a launcher that only records what it would create."""
 
 import pytest
 
 pytestmark = pytest.mark.usefixtures("recorder")
 
-# In place of the launcher: it prints what it is to make. `fails` fails, as its boot would.
+# A launcher that prints what it would create; the image `fails` does not boot.
 CONFTEST = """
     import contextlib
     import pytest
@@ -83,7 +83,7 @@ SUITE = """
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2"), ("-n", "2", "--dist=loadfile")])
-def test_each_shape_is_made_once_and_no_test_runs(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_each_shape_is_created_once_and_no_test_runs(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     result = warm(pytester, SUITE, *workers)
     assert result.ret == 0
     assert made(result) == [
@@ -101,13 +101,13 @@ def test_each_shape_is_made_once_and_no_test_runs(pytester: pytest.Pytester, wor
     )
 
 
-def test_the_selection_counts(pytester: pytest.Pytester) -> None:
+def test_only_selected_tests_count(pytester: pytest.Pytester) -> None:
     assert made(warm(pytester, SUITE, "-k", "by_a_fixture")) == [
         "debian-13 2048 1 None for test_x.py::test_by_a_fixture"
     ]
 
 
-def test_the_fixtures_of_each_folder_and_parameter_count(pytester: pytest.Pytester) -> None:
+def test_fixtures_of_each_folder_and_parameter_count(pytester: pytest.Pytester) -> None:
     for folder, ram in (("small", 512), ("large", 4096)):
         pytester.mkdir(folder).joinpath("conftest.py").write_text(
             "import pytest\n"
@@ -156,7 +156,7 @@ def test_skipped_tests_need_nothing(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["virtainers: no test needs a VM"])
 
 
-def test_what_fails_is_listed_with_its_tests_and_the_rest_is_made(pytester: pytest.Pytester) -> None:
+def test_failures_are_listed_with_their_tests(pytester: pytest.Pytester) -> None:
     suite = """
         import pytest
 
@@ -174,7 +174,7 @@ def test_what_fails_is_listed_with_its_tests_and_the_rest_is_made(pytester: pyte
         [
             "virtainers: 1 of 2: fails, 1024 MiB, 1 CPU, disk 10240 MiB: failed in *",
             "virtainers: 2 of 2: debian-13, 2048 MiB, *: ready in *",
-            "*= virtainer: could not be made =*",
+            "*= virtainer: not created =*",
             "fails, 1024 MiB, 1 CPU, disk 10240 MiB, for test_x.py::test_bad[[]0], test_x.py::test_bad[[]1], "
             "test_x.py::test_bad[[]2] and 2 more:",
             "BootTimeout: vm did not let us log in",
@@ -182,7 +182,7 @@ def test_what_fails_is_listed_with_its_tests_and_the_rest_is_made(pytester: pyte
     )
 
 
-def test_a_test_whose_need_is_not_known_is_a_failure(pytester: pytest.Pytester) -> None:
+def test_a_test_with_unknown_needs_is_a_failure(pytester: pytest.Pytester) -> None:
     suite = """
         import pytest
 
@@ -196,27 +196,25 @@ def test_a_test_whose_need_is_not_known_is_a_failure(pytester: pytest.Pytester) 
     result.stdout.fnmatch_lines(["test_x.py::test_it", "SpecError: the fixture virtainer_defaults: ram='lots': *"])
 
 
-def test_what_a_factory_makes_is_not_known(pytester: pytest.Pytester) -> None:
+def test_vms_of_a_factory_are_unknown(pytester: pytest.Pytester) -> None:
     result = warm(pytester, "def test_a(vm_factory): pass\ndef test_b(vm_factory, vm): pass")
     assert result.ret == 0
     assert made(result) == ["debian-13 1024 1 None for test_x.py::test_b"]
-    result.stdout.fnmatch_lines(
-        ["virtainers: 2 tests use vm_factory: what it is called with is known only when they run"]
-    )
+    result.stdout.fnmatch_lines(["virtainers: 2 tests use vm_factory, whose arguments are known only when they run"])
 
 
-def test_errors_of_collection_come_first(pytester: pytest.Pytester) -> None:
+def test_collection_errors_come_first(pytester: pytest.Pytester) -> None:
     result = warm(pytester, "def test_it(vm): pass\nimport nothing_of_this_name")
     assert (result.ret, made(result)) == (pytest.ExitCode.INTERRUPTED, [])
 
 
-def test_nothing_is_made_to_look_at_tests(pytester: pytest.Pytester) -> None:
+def test_collect_only_creates_nothing(pytester: pytest.Pytester) -> None:
     result = warm(pytester, SUITE, "--collect-only")
     assert (result.ret, made(result)) == (0, [])
 
 
 @pytest.mark.parametrize(("missing", "ret"), [("error", 1), ("skip", 0)])
-def test_without_an_engine_it_says_so(
+def test_a_missing_engine_is_reported(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, missing: str, ret: int
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")

@@ -20,7 +20,7 @@ SECONDS = 60.0
 
 
 class Sshd(paramiko.ServerInterface):
-    """Lets the key in; a command is answered with its name in capitals, and exit code 7."""
+    """A server that accepts the key, and answers a command with its name in capitals and exit code 7."""
 
     def __init__(self) -> None:
         self.may_close = threading.Event()  # the channel of the command "slow"
@@ -44,7 +44,7 @@ class Sshd(paramiko.ServerInterface):
         return True
 
     def _answer(self, channel: paramiko.Channel, command: bytes) -> None:
-        channel.recv(1)  # its end comes when the client knows that the command has started
+        channel.recv(1)  # returns when the client knows that the command has started
         channel.sendall(command.upper())
         channel.send_exit_status(7)
         channel.shutdown_write()
@@ -58,7 +58,7 @@ class Wire:
 
     def __init__(self, **options: Any) -> None:
         self.end, theirs = socket.socketpair()
-        # OpenSSH sends its EXT_INFO once; paramiko would after each key exchange.
+        # OpenSSH sends its EXT_INFO once, paramiko after each key exchange.
         self.server: Any = paramiko.Transport(theirs, server_sig_algs=False, **options)
         self.server.set_log_channel(client.LOG_CHANNEL)
         self.server.add_server_key(KEYS.host.paramiko())
@@ -66,7 +66,7 @@ class Wire:
         self.server.start_server(threading.Event(), self.sshd)
 
     def log_in(self) -> client.Connection:
-        """Log in with a client that may go without a word to the server."""
+        """Log in with a client that can leave without closing the session."""
         return client.log_in(self.end.dup(), "debian", KEYS, SECONDS, resumable.Recording)
 
     def close(self) -> None:

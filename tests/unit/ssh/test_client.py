@@ -1,4 +1,4 @@
-"""Commands over SSH that print more than is taken from them, and questions to the guest's sshd."""
+"""Commands that print faster than their output is processed, and global requests."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MIB = 1024 * 1024
 
 
 class Printer(Sshd):
-    """The command `flood` prints for ever, `plenty` prints 3 MiB; `behind` ends, and what it has left prints on.
+    """`flood` prints forever, `plenty` prints 3 MiB, and a background process of `behind` prints after its end.
 
     `mute` closes its output at once, and ends after a second.
-    It listens where it is asked to, in a while, and knows no keepalives.
+    Port forwarding is granted after a pause, and keepalives are refused.
     """
 
     def check_port_forward_request(self, _address: str, port: int) -> int:
@@ -75,16 +75,16 @@ def slowly(data: bytes) -> None:
     time.sleep(0.02)
 
 
-def test_a_deadline_holds_though_output_comes_faster_than_it_is_taken(connection: client.Connection) -> None:
+def test_a_deadline_applies_while_output_arrives_faster_than_it_is_processed(connection: client.Connection) -> None:
     errors = bytearray()
     with pytest.raises(TimedOut):
         connection.execute(
             "flood", stdin=None, stdout=slowly, stderr=errors.extend, deadline=time.monotonic() + 3, check=fine
         )
-    assert errors == b"!", "its other stream has its turn"
+    assert errors == b"!", "the other stream is read, too"
 
 
-def test_a_check_holds_though_output_comes_faster_than_it_is_taken(connection: client.Connection) -> None:
+def test_a_check_runs_while_output_arrives_faster_than_it_is_processed(connection: client.Connection) -> None:
     def gone() -> None:
         raise VMGone("it has ended")
 
@@ -92,9 +92,7 @@ def test_a_check_holds_though_output_comes_faster_than_it_is_taken(connection: c
         connection.execute("flood", stdin=None, stdout=slowly, stderr=bytes, deadline=None, check=gone)
 
 
-def test_all_that_was_printed_is_passed_on_however_slowly_it_is_taken(
-    connection: client.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_processing_loses_no_output(connection: client.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_AFTERMATH_SECONDS", 0.01)
     taken = []
 
@@ -106,7 +104,7 @@ def test_all_that_was_printed_is_passed_on_however_slowly_it_is_taken(
     assert sum(taken) == 3 * MIB
 
 
-def test_what_a_command_left_behind_is_not_listened_to_for_ever(
+def test_streams_kept_open_by_background_processes_are_abandoned(
     connection: client.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "_AFTERMATH_SECONDS", 0.1)
@@ -126,7 +124,7 @@ def test_waiting_for_a_command_that_has_closed_its_output_costs_nothing(connecti
     assert 1 < len(checks) < 10
 
 
-def test_a_refused_keepalive_is_no_answer_to_what_else_is_asked(connection: client.Connection) -> None:
+def test_a_refused_keepalive_does_not_answer_another_request(connection: client.Connection) -> None:
     asking = threading.Timer(0.05, connection.answers, (SECONDS,))
     asking.start()
     given = connection.listen(8001, lambda *_: None)

@@ -1,4 +1,4 @@
-"""Which way leads to a guest's SSH port, with real TCP ports for the container's."""
+"""Ways to a guest's SSH port, with real TCP ports instead of containers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ADDRESS = "127.1.2.3"
-"""This host is beside it in 127.0.0.0/8, and not in 127.1.2.0/24, as it sends there from 127.0.0.1."""
+"""This host is on the network 127.0.0.0/8, but not on 127.1.2.0/24, where it sends from 127.0.0.1."""
 
 
 class FakeContainer:
-    """At an address; gives a stream for each command, in which somebody answers unless he is `deaf`."""
+    """A container with an address, and a stream for each command, which answers unless it is `deaf`."""
 
     id = "c0ffee"
 
@@ -56,7 +56,7 @@ class FakeContainer:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """A port that answers, and is taken for that of any guest."""
+    """Listen on a port to which connections to all guests are redirected."""
     with socket.create_server((ADDRESS, 0)) as server:
         there = server.getsockname()[1]
         real = socket.create_connection
@@ -70,21 +70,21 @@ def endpoint(container: FakeContainer) -> Endpoint:
     return Endpoint(engine, made)
 
 
-def test_beside_the_container_its_address_is_used(port: socket.socket) -> None:
+def test_the_address_is_used_on_the_same_network(port: socket.socket) -> None:
     container = FakeContainer(Joint("", ADDRESS, prefix=8))
     with endpoint(container).dial(5), endpoint(container).dial_line():
         assert container.commands == []
     port.close()
     known = endpoint(container)
-    for _ in range(8):  # a guest that boots
+    for _ in range(8):  # the guest is booting
         with pytest.raises(ConnectionRefusedError):
             known.dial(5)
     assert container.commands == []
 
 
 @pytest.mark.parametrize("joint", [Joint("", ADDRESS, prefix=24), Joint("", "")], ids=["elsewhere", "no address"])
-def test_from_elsewhere_all_goes_through_the_container(port: socket.socket, joint: Joint) -> None:
-    # As a proxy on the way out would, or a firewall that refuses: it answers, and is not the guest.
+def test_the_relay_is_used_on_other_networks(port: socket.socket, joint: Joint) -> None:
+    # Like a proxy or a firewall that answers instead of the guest.
     container = FakeContainer(joint)
     far = endpoint(container)
     far.dial(5)
@@ -96,7 +96,7 @@ def test_from_elsewhere_all_goes_through_the_container(port: socket.socket, join
         port.accept()
 
 
-def test_a_network_that_keeps_its_host_out_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_relay_is_used_if_the_network_refuses_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(*_: object) -> None:
         raise TimeoutError
 
@@ -112,18 +112,18 @@ def test_a_network_that_keeps_its_host_out_is_found_out(monkeypatch: pytest.Monk
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is asked each time."""
+    """Make every look-up ask the engine."""
     monkeypatch.setattr("pytest_virtainers.ssh.endpoint._LOOK_SECONDS", -1.0)
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_container_that_is_disconnected_is_reached_through_the_engine(port: socket.socket) -> None:
+def test_the_relay_is_used_after_a_disconnect(port: socket.socket) -> None:
     container = FakeContainer(Joint("", ADDRESS, prefix=8))
     lost = endpoint(container)
     lost.dial(5).close()
     assert lost.leads_to(ADDRESS)
     container.is_now = Joint("", "")
-    port.close()  # or it is somebody else's now
+    port.close()  # or another container has the address now
     lost.dial(5)
     lost.dial_line()
     assert container.commands == [RELAY, resumable.COMMAND]
@@ -132,7 +132,7 @@ def test_a_container_that_is_disconnected_is_reached_through_the_engine(port: so
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_container_that_is_connected_again_has_an_address_again(port: socket.socket) -> None:
+def test_the_address_is_found_after_a_reconnect(port: socket.socket) -> None:
     container = FakeContainer(Joint("", ADDRESS, prefix=8))
     back = endpoint(container)
     container.is_now = Joint("", "")
@@ -144,7 +144,7 @@ def test_a_container_that_is_connected_again_has_an_address_again(port: socket.s
     assert back.ssh_options() == {}
 
 
-def test_the_engine_is_not_asked_again_and_again() -> None:
+def test_the_engine_is_asked_at_most_once_a_second() -> None:
     container = FakeContainer(Joint("", ADDRESS, prefix=8))
     known = endpoint(container)
     assert all(known.leads_to(ADDRESS) for _ in range(10))
@@ -152,7 +152,7 @@ def test_the_engine_is_not_asked_again_and_again() -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-def test_an_engine_that_does_not_answer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_error_keeps_the_known_address(monkeypatch: pytest.MonkeyPatch) -> None:
     container = FakeContainer(Joint("", ADDRESS, prefix=8))
     known = endpoint(container)
 
@@ -163,7 +163,7 @@ def test_an_engine_that_does_not_answer_changes_nothing(monkeypatch: pytest.Monk
     assert known.leads_to(ADDRESS)
 
 
-def test_what_the_relay_met_is_told() -> None:
+def test_the_error_of_the_relay_is_reported() -> None:
     container = FakeContainer(Joint("", ""))
     container.deaf = True
     with pytest.raises(ConnectionError, match=r"^through its container: connect\(.*\): refused$"):

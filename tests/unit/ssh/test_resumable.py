@@ -1,4 +1,4 @@
-"""The session that goes on in another client, with an SSH server that is not told about the change."""
+"""Sessions resumed by another client, unnoticed by the SSH server."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ def wire(stack: ExitStack) -> Wire:
 
 
 def frozen(wire: Wire) -> resumable.Session:
-    """Log in, do something, and give what is kept of the session in a template's manifest."""
+    """Log in, run a command, and return the session as a template's manifest stores it."""
     first = wire.log_in()
     assert execute(first) == (b"FIRST", 7)
     session = resumable.freeze(first, SECONDS)
@@ -41,7 +41,7 @@ def frozen(wire: Wire) -> resumable.Session:
     return resumable.Session(**json.loads(json.dumps(asdict(session))))
 
 
-def test_a_session_goes_on_in_another_client(wire: Wire, stack: ExitStack) -> None:
+def test_a_session_is_resumed_by_another_client(wire: Wire, stack: ExitStack) -> None:
     second = resumable.resume(wire.end, frozen(wire))
     stack.callback(second.close)
     assert second.answers(SECONDS)
@@ -49,9 +49,9 @@ def test_a_session_goes_on_in_another_client(wire: Wire, stack: ExitStack) -> No
     assert execute(second, "second") == (b"SECOND", 7)
 
 
-@pytest.mark.parametrize("asks", ["client", "server"])
-def test_either_side_may_change_keys_after_that(
-    asks: str, wire: Wire, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("starts", ["client", "server"])
+def test_both_sides_can_exchange_keys_after_a_resume(
+    starts: str, wire: Wire, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = frozen(wire)
     monkeypatch.setattr(paramiko.Transport, "_CLIENT_ID", "another_version")
@@ -59,13 +59,13 @@ def test_either_side_may_change_keys_after_that(
     stack.callback(second.close)
     assert second.answers(SECONDS)
     before = second.transport.H
-    (second.transport if asks == "client" else wire.server).renegotiate_keys()
+    (second.transport if starts == "client" else wire.server).renegotiate_keys()
     assert second.answers(SECONDS)
     assert before != second.transport.H
     assert execute(second, "second") == (b"SECOND", 7)
 
 
-def test_what_goes_on_may_be_frozen_in_its_turn_and_goes_on_itself(wire: Wire, stack: ExitStack) -> None:
+def test_a_resumed_session_can_be_frozen_and_used(wire: Wire, stack: ExitStack) -> None:
     second = resumable.resume(wire.end.dup(), frozen(wire))
     stack.callback(second.close)
     assert execute(second, "second") == (b"SECOND", 7)
@@ -87,20 +87,20 @@ def test_a_session_in_use_is_not_frozen(wire: Wire, stack: ExitStack) -> None:
     first = wire.log_in()
     stack.callback(first.close)
     assert first.open_ahead(SECONDS)
-    with pytest.raises(resumable.Unsuitable, match="a command still runs in it"):
+    with pytest.raises(resumable.Unsuitable, match="a command is still running in the session"):
         resumable.freeze(first, SECONDS)
     first.close_ahead()
     resumable.freeze(first, SECONDS)
 
 
-def test_nor_is_one_that_is_not_on_the_line(wire: Wire, stack: ExitStack) -> None:
+def test_a_session_over_the_network_is_not_frozen(wire: Wire, stack: ExitStack) -> None:
     first = client.log_in(wire.end.dup(), "debian", KEYS, SECONDS)
     stack.callback(first.close)
-    with pytest.raises(resumable.Unsuitable, match="it is not on the line"):
+    with pytest.raises(resumable.Unsuitable, match="the session does not use the serial port"):
         resumable.freeze(first, SECONDS)
 
 
-def test_a_channel_that_was_opened_ahead_is_the_next_commands(wire: Wire, stack: ExitStack) -> None:
+def test_a_channel_opened_ahead_is_used_by_the_next_command(wire: Wire, stack: ExitStack) -> None:
     second = resumable.resume(wire.end, frozen(wire))
     stack.callback(second.close)
     channels = wire.sshd.channels
@@ -112,7 +112,7 @@ def test_a_channel_that_was_opened_ahead_is_the_next_commands(wire: Wire, stack:
     assert wire.sshd.channels == channels + 2
 
 
-def test_on_a_silent_line_nobody_answers(wire: Wire, stack: ExitStack) -> None:
+def test_a_silent_connection_does_not_answer(wire: Wire, stack: ExitStack) -> None:
     ours, theirs = socket.socketpair()
     stack.enter_context(theirs)
     connection = resumable.resume(ours, frozen(wire))
@@ -121,29 +121,29 @@ def test_on_a_silent_line_nobody_answers(wire: Wire, stack: ExitStack) -> None:
     assert not connection.open_ahead(0.01)
 
 
-def test_a_server_that_does_not_count_anew_is_refused(stack: ExitStack) -> None:
+def test_a_server_without_strict_key_exchange_is_refused(stack: ExitStack) -> None:
     wire = Wire(strict_kex=False)
     stack.callback(wire.close)
     first = wire.log_in()
     stack.callback(first.close)
-    with pytest.raises(resumable.Unsuitable, match="does not know the strict key exchange"):
+    with pytest.raises(resumable.Unsuitable, match="does not support strict key exchange"):
         resumable.freeze(first, SECONDS)
 
 
 @pytest.mark.parametrize("table", ["_cipher_info", "_mac_info"])
-def test_a_client_that_lacks_what_was_agreed_on_says_so_and_hangs_up(
+def test_a_client_without_a_negotiated_algorithm_reports_it(
     table: str, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = frozen(wire)
     agreed = session.facts["remote_cipher" if table == "_cipher_info" else "remote_mac"]
     known = {name: info for name, info in getattr(paramiko.Transport, table).items() if name != agreed}
     monkeypatch.setattr(paramiko.Transport, table, known)
-    with pytest.raises(resumable.Unsuitable, match=f"our paramiko does not know '{agreed}'"):
+    with pytest.raises(resumable.Unsuitable, match=f"this paramiko does not support '{agreed}'"):
         resumable.resume(wire.end, session)
     assert wire.end.fileno() == -1, "closed"
 
 
-def test_keys_are_not_changed_before_the_server_has_closed_all_channels(wire: Wire, stack: ExitStack) -> None:
+def test_keys_are_exchanged_only_after_all_channels_are_closed(wire: Wire, stack: ExitStack) -> None:
     handlers = wire.server._channel_handler_table
     wire.server._channel_handler_table = {**handlers, MSG_CHANNEL_CLOSE: lambda _channel, _message: None}
     first = wire.log_in()
@@ -151,11 +151,11 @@ def test_keys_are_not_changed_before_the_server_has_closed_all_channels(wire: Wi
     execute(first, "slow")
     execute(first, "quick")
     gc.collect()
-    with pytest.raises(resumable.Unsuitable, match=r"did not change keys within 0\.05 s"):
+    with pytest.raises(resumable.Unsuitable, match=r"did not exchange keys within 0\.05 s"):
         resumable.freeze(first, 0.05)
 
 
-def test_paramikos_own_words_are_not_among_a_tests_logs(
+def test_paramikos_log_does_not_reach_a_tests_logs(
     wire: Wire, stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = wire.log_in()

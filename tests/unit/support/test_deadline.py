@@ -1,4 +1,4 @@
-"""Waits that end: with what was waited for, or with a message that says all about it."""
+"""Polling with a deadline."""
 
 import pytest
 
@@ -12,13 +12,13 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.001)
 
 
-def test_it_tries_until_there_is_something() -> None:
-    answers = [None, None, "", "never asked"]
-    assert Deadline("an answer", 60).poll(lambda: answers.pop(0)) == "", "only None means: not yet"
-    assert answers == ["never asked"]
+def test_poll_returns_the_first_result_other_than_none() -> None:
+    answers = [None, None, "", "never returned"]
+    assert Deadline("an answer", 60).poll(lambda: answers.pop(0)) == "", "only None continues the wait"
+    assert answers == ["never returned"]
 
 
-def test_a_timeout_says_what_for_how_long_and_what_was_seen_last() -> None:
+def test_timeout_names_subject_duration_and_last_observation() -> None:
     deadline = Deadline("port 80 of web", 0.01)
     numbers = iter(range(1000))
 
@@ -31,7 +31,7 @@ def test_a_timeout_says_what_for_how_long_and_what_was_seen_last() -> None:
     assert caught.value.__context__ is None
 
 
-def test_there_is_one_try_even_without_time() -> None:
+def test_poll_tries_once_after_the_deadline() -> None:
     late = Deadline("x", 0)
     assert late.poll(lambda: 7) == 7
     assert late.remaining == 0.1
@@ -39,7 +39,7 @@ def test_there_is_one_try_even_without_time() -> None:
         late.poll(lambda: None)
 
 
-def test_an_exception_of_a_try_ends_the_wait() -> None:
+def test_exceptions_of_an_attempt_end_the_wait() -> None:
     tries = []
 
     def attempt() -> None:

@@ -1,4 +1,4 @@
-"""What a forked child finds of its parent's objects, and that nothing it does touches them."""
+"""A forked child cannot use or disturb the objects of its parent."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _CHILD_SECONDS = 60
 
 
 class Child:
-    """A forked child that runs a function; as a context manager, it lives on until the block ends."""
+    """A forked child that runs a function; as a context manager, it lives until the end of the block."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         from_child, to_parent = os.pipe()
@@ -91,12 +91,12 @@ class Child:
 def _outcome(function: Callable[[], object]) -> object:
     try:
         return function()
-    except BaseException as error:  # noqa: BLE001  (it is told to the parent)
+    except BaseException as error:  # noqa: BLE001  (sent to the parent)
         return f"{type(error).__name__}: {error}"
 
 
 def in_child(function: Callable[[], object]) -> Any:
-    """Return what a function returns, or raises, in a forked child."""
+    """Return the result or the exception of a function in a forked child."""
     with Child(function) as answer:
         return answer
 
@@ -123,7 +123,7 @@ def connection(wire: Wire) -> Iterator[client.Connection]:
     connection.transport.join(SECONDS)
 
 
-def test_a_child_cannot_write_into_the_session(connection: client.Connection) -> None:
+def test_a_child_cannot_write_to_the_ssh_session(connection: client.Connection) -> None:
     assert connection.open_ahead(SECONDS)
     channels = [connection.transport.open_session()]
 
@@ -135,7 +135,7 @@ def test_a_child_cannot_write_into_the_session(connection: client.Connection) ->
             except Exception as error:  # noqa: BLE001
                 failures.append(type(error).__name__)
         for _ in range(3):
-            channels.append(channels[0])  # and paramiko's finalizer, too, sends the server a message
+            channels.append(channels[0])  # whose finalizer in paramiko sends a message to the server, too
         channels.clear()
         connection.close_ahead()
         connection.transport.close()
@@ -148,7 +148,7 @@ def test_a_child_cannot_write_into_the_session(connection: client.Connection) ->
     assert connection.answers(SECONDS)
 
 
-def test_a_command_goes_on_while_a_child_leaves_its_session(connection: client.Connection, wire: Wire) -> None:
+def test_a_command_continues_when_a_child_drops_its_session(connection: client.Connection, wire: Wire) -> None:
     outcome: list[object] = []
     running = threading.Thread(target=lambda: outcome.append(execute(connection, "slow")))
     running.start()
@@ -168,7 +168,7 @@ def test_a_command_goes_on_while_a_child_leaves_its_session(connection: client.C
     assert outcome == [(b"SLOW", 7)]
 
 
-def test_locks_that_another_thread_held_at_the_fork_hold_no_child_up(connection: client.Connection) -> None:
+def test_session_locks_of_other_threads_do_not_block_a_child(connection: client.Connection) -> None:
     channel = connection.transport.open_session()
     with connection._asking, channel.lock:
 
@@ -181,7 +181,7 @@ def test_locks_that_another_thread_held_at_the_fork_hold_no_child_up(connection:
         assert in_child(leave) == "left"
 
 
-def test_a_connection_to_a_guest_ends_with_its_process_though_a_child_lives(
+def test_a_connection_ends_with_its_process_while_a_child_lives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -212,17 +212,17 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def test_a_child_neither_gives_a_lock_back_nor_keeps_it(cache: Path) -> None:
+def test_a_child_neither_releases_nor_keeps_a_lock(cache: Path) -> None:
     with contextlib.ExitStack() as block:
         lock = block.enter_context(paths.locked("store"))
         with Child(lambda: "lives"):
             assert in_child(lock.close) is None
             assert is_locked(cache / "store.lock")
             block.close()
-            assert not is_locked(cache / "store.lock"), "the child lives on"
+            assert not is_locked(cache / "store.lock"), "the child still runs"
 
 
-def test_a_child_neither_gives_up_nor_keeps_what_its_parent_needs(cache: Path) -> None:
+def test_a_child_neither_releases_nor_keeps_shared_locks(cache: Path) -> None:
     holds = Holds()
     holds.add("templates/abc")
     with holds._lock:
@@ -231,7 +231,7 @@ def test_a_child_neither_gives_up_nor_keeps_what_its_parent_needs(cache: Path) -
         assert answer is None
         assert is_held("templates/abc")
         holds.close()
-        assert not is_held("templates/abc"), "the child lives on"
+        assert not is_held("templates/abc"), "the child still runs"
 
 
 LEAVES = """
@@ -248,7 +248,7 @@ print(Path(folder.name).is_dir(), folder.name)
 """
 
 
-def test_a_child_that_exits_does_not_remove_the_files_of_its_parent(tmp_path: Path) -> None:
+def test_an_exiting_child_does_not_remove_files_of_its_parent(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", LEAVES],
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -262,7 +262,7 @@ def test_a_child_that_exits_does_not_remove_the_files_of_its_parent(tmp_path: Pa
     assert list(tmp_path.iterdir()) == [], "after the parent has"
 
 
-def test_a_watch_of_addresses_ends_though_a_child_lives_on() -> None:
+def test_an_address_watch_ends_while_a_child_lives() -> None:
     before = {each.name for each in threading.enumerate()}
     watch = host.AddressWatch(lambda: None)
     threads = [each for each in threading.enumerate() if each.name == "addresses" and each.name not in before]
@@ -274,7 +274,7 @@ def test_a_watch_of_addresses_ends_though_a_child_lives_on() -> None:
         assert not threads[0].is_alive()
 
 
-def test_what_is_closed_to_vms_holds_no_child_up() -> None:
+def test_isolation_locks_do_not_block_a_child() -> None:
     isolation = Isolation(SimpleNamespace(is_local=False))  # type: ignore[arg-type]
     with isolation._lock:
         assert in_child(isolation.close) is None
@@ -290,7 +290,7 @@ ANSWERS: dict[str, Answer] = {
 }
 
 
-def test_a_child_asks_its_parents_engine_for_nothing() -> None:
+def test_a_child_sends_no_requests_to_its_parents_engine() -> None:
     with serving(ANSWERS) as server:
         engine = detect.find(server.url)
         container = Container(engine, Plan(name="web", kind="vm", image="i"), "run")
@@ -318,7 +318,7 @@ def test_a_child_asks_its_parents_engine_for_nothing() -> None:
         engine.close()
 
 
-def test_a_child_has_no_connection_that_its_parent_keeps_for_later() -> None:
+def test_a_child_has_no_pooled_connections_of_its_parent() -> None:
     with serving() as server:
         engine = detect.find(server.url)
         api: Any = engine.api
@@ -344,7 +344,7 @@ def test_a_child_has_no_connection_that_its_parent_keeps_for_later() -> None:
         engine.close()
 
 
-def test_closing_a_stream_in_a_child_does_not_end_it() -> None:
+def test_closing_a_stream_in_a_child_does_not_shut_it_down() -> None:
     ours, theirs = socket.socketpair()
     stream = HijackedSocket(ours)
 
@@ -354,8 +354,8 @@ def test_closing_a_stream_in_a_child_does_not_end_it() -> None:
         return "closed"
 
     assert in_child(close) == "closed"
-    stream.send(b"goes on")
-    assert theirs.recv(10) == b"goes on"
+    stream.send(b"open")
+    assert theirs.recv(10) == b"open"
     stream.close()
     theirs.close()
 
@@ -370,7 +370,7 @@ time.sleep(60)' "${url#unix://}"
 """
 
 
-def test_a_podman_service_ends_with_its_process_and_not_with_a_child(
+def test_a_podman_service_ends_with_its_process_not_with_a_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     podman = tmp_path / "podman"
@@ -383,7 +383,7 @@ def test_a_podman_service_ends_with_its_process_and_not_with_a_child(
         assert service._keeper.poll() is None
         assert podman_service._answers(path)
         service.stop()
-        assert not path.exists(), "the child lives on"
+        assert not path.exists(), "the child still runs"
 
 
 # The VM
@@ -409,7 +409,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "machine.wait_until_cloned": (None,),
 }
 GROUPS = {"disks": Disks, "nics": Nics, "screen": Screen, "faults": Faults, "access": Access, "machine": Machine}
-# A child knows what its parent knew, and can connect by itself.
+# A child may use these: they are data of its parent, or open a new connection.
 HARMLESS = {
     *(
         "access.ssh_command",
@@ -434,7 +434,7 @@ def vm() -> VM:
 
 
 def use(vm: VM, name: str) -> object:
-    """Use a public attribute of a VM or of one of its groups, whatever it is."""
+    """Use a public attribute of a VM or of one of its groups."""
     group, _, attribute = name.rpartition(".")
     found = getattr(getattr(vm, group) if group else vm, attribute)
     if attribute == "console":
@@ -458,7 +458,7 @@ PUBLIC = (public(VM) - GROUPS.keys()).union(*(public(kind, f"{name}.") for name,
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
-def test_any_use_of_a_vm_in_a_child_is_one_clear_error(vm: VM, name: str) -> None:
+def test_using_a_vm_in_a_child_raises_a_clear_error(vm: VM, name: str) -> None:
     answer = in_child(lambda: use(vm, name))
     if name in FACTS:
         assert answer == FACTS[name]
@@ -469,11 +469,11 @@ def test_any_use_of_a_vm_in_a_child_is_one_clear_error(vm: VM, name: str) -> Non
         )
 
 
-def test_a_child_knows_what_the_vm_is(vm: VM) -> None:
+def test_a_child_can_read_the_description_of_a_vm(vm: VM) -> None:
     assert in_child(lambda: repr(vm)) == "<VM vm (debian-13) at 10.0.0.2>"
 
 
-def test_multiprocessing_that_forks_meets_the_same_error(vm: VM) -> None:
+def test_forking_multiprocessing_gets_the_same_error(vm: VM) -> None:
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
 
@@ -490,12 +490,12 @@ def test_multiprocessing_that_forks_meets_the_same_error(vm: VM) -> None:
     assert worker.exitcode == 0
 
 
-def test_a_handle_that_is_to_be_sent_elsewhere_says_why_not(vm: VM) -> None:
+def test_pickling_a_vm_is_refused_with_a_reason(vm: VM) -> None:
     with pytest.raises(TypeError, match=r"^vm: a VM's handle cannot be sent to another process\. Use a thread, or"):
         pickle.dumps(vm)
 
 
-def test_a_process_is_not_waited_for_in_a_child_and_its_input_ends_without_it(tmp_path: Path) -> None:
+def test_a_child_does_not_wait_for_processes_or_keep_their_input_open(tmp_path: Path) -> None:
     received: list[bytes] = []
 
     def run(stdin: Any, _out: object, _err: object) -> int:
@@ -520,7 +520,7 @@ def test_a_process_is_not_waited_for_in_a_child_and_its_input_ends_without_it(tm
     assert received == [b"all of it", b""]
 
 
-def test_a_tunnel_goes_on_when_a_child_leaves_its_block() -> None:
+def test_a_tunnel_stays_open_when_a_child_leaves_its_block() -> None:
     def serve(caller: socket.socket, _over: threading.Event) -> None:
         with caller:
             while data := caller.recv(10):
@@ -541,7 +541,7 @@ def test_a_tunnel_goes_on_when_a_child_leaves_its_block() -> None:
                     socket.create_connection(("127.0.0.1", port), 5)
 
 
-def test_a_page_is_served_on_when_a_child_leaves_its_block() -> None:
+def test_a_page_is_served_when_a_child_leaves_its_block() -> None:
     page = pytest.importorskip("pytest_virtainers.vm.page")
     display: Any = SimpleNamespace(host="127.0.0.1", port=1, password="")
 
@@ -560,7 +560,7 @@ def test_a_page_is_served_on_when_a_child_leaves_its_block() -> None:
             assert answers(port)
 
 
-def test_a_network_that_another_thread_changes_holds_no_child_up() -> None:
+def test_network_locks_do_not_block_a_child() -> None:
     made: Any = SimpleNamespace(name="n", subnet=None, ipv6=False, driver="bridge", close=lambda: None)
     network = Network(DEFAULT, made)
     groups: Any = (("one",), ("two",))
@@ -587,7 +587,7 @@ def test_a_network_that_another_thread_changes_holds_no_child_up() -> None:
     assert all(each.startswith(refusal("the network default")) for each in answers), answers
 
 
-def test_what_was_recorded_stays_where_it_is_when_a_child_looks() -> None:
+def test_a_child_reading_a_capture_does_not_move_its_position() -> None:
     header = b"\xd4\xc3\xb2\xa1" + bytes(20)
     capture = Capture()
     stream: Any = Stream(header, bytes(40))

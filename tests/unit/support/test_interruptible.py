@@ -1,4 +1,4 @@
-"""Waiting for a call that blocks; here, until the test lets it go on."""
+"""Running calls that block, here until the test releases them."""
 
 import queue
 import sys
@@ -17,13 +17,13 @@ from pytest_virtainers.support.timings import TOTAL, Record, phase, recording
 
 
 class Blocked:
-    """A call that gives "late" once it may go on."""
+    """A call that returns "late" once it is released."""
 
     def __init__(self) -> None:
-        self.may_go_on = threading.Event()
+        self.released = threading.Event()
 
     def __call__(self) -> str:
-        self.may_go_on.wait()
+        self.released.wait()
         return "late"
 
 
@@ -32,7 +32,7 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocked]:
     monkeypatch.setattr(interruptible, "POLL_SECONDS", 0.001)
     blocked = Blocked()
     yield blocked
-    blocked.may_go_on.set()
+    blocked.released.set()
 
 
 def nothing_wrong() -> None:
@@ -43,7 +43,7 @@ def gone() -> None:
     raise VMGone("it has ended")
 
 
-def test_result_and_exceptions_come_through() -> None:
+def test_result_and_exceptions_are_passed_on() -> None:
     assert patiently(lambda: 7, check=nothing_wrong, deadline=None) == 7
     with pytest.raises(ZeroDivisionError):
         patiently(lambda: 1 // 0, check=nothing_wrong, deadline=None)
@@ -51,7 +51,7 @@ def test_result_and_exceptions_come_through() -> None:
         patiently(sys.exit, check=nothing_wrong, deadline=None)
 
 
-def test_a_check_may_end_the_wait(blocked: Blocked) -> None:
+def test_a_failing_check_ends_the_wait(blocked: Blocked) -> None:
     with pytest.raises(VMGone):
         patiently(blocked, check=gone, deadline=None)
 
@@ -61,16 +61,16 @@ def test_a_deadline_ends_the_wait(blocked: Blocked) -> None:
         patiently(blocked, check=nothing_wrong, deadline=time.monotonic() + 0.01)
 
 
-def test_a_result_that_comes_too_late_is_unwanted(blocked: Blocked) -> None:
+def test_late_results_are_passed_to_unwanted(blocked: Blocked) -> None:
     unwanted: queue.SimpleQueue[str] = queue.SimpleQueue()
     with pytest.raises(VMGone):
         patiently(blocked, check=gone, deadline=None, unwanted=unwanted.put)
     assert unwanted.empty()
-    blocked.may_go_on.set()
+    blocked.released.set()
     assert unwanted.get(timeout=60) == "late"
 
 
-def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_at_the_end_of_the_wait_is_unwanted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     caller, threads = threading.current_thread(), list[threading.Thread]()
     result_is_there, caller_has_left = threading.Event(), threading.Event()
 
@@ -79,7 +79,7 @@ def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatc
         return threads[0]
 
     class Lock:
-        """Keeps the thread just after it has said what its result is."""
+        """A lock that stops the thread just after it stored its result."""
 
         def __init__(self) -> None:
             self._lock = threading.Lock()
@@ -107,7 +107,7 @@ def test_a_result_that_comes_just_when_the_wait_ends_is_unwanted_once(monkeypatc
     assert unwanted == [7]
 
 
-def test_what_the_call_takes_is_recorded_for_its_caller() -> None:
+def test_phases_of_the_call_are_recorded_for_its_caller() -> None:
     def call() -> None:
         with phase("inside"):
             pass

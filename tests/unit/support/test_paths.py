@@ -20,24 +20,23 @@ def refused() -> str:
     return str(caught.value)
 
 
-def test_the_folder_is_private_and_under_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert paths.cache_folder() == tmp_path / ".cache/pytest-virtainers"
     assert paths.cache_folder().stat().st_mode & 0o777 == 0o700
 
 
-def test_a_home_that_cannot_be_written_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unwritable_home_folder_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert refused() == (
-        "the locks against other processes of this user have no place: "
-        f"[Errno {errno.ENOTDIR}] Not a directory: '{tmp_path}/file/pytest-virtainers'. "
-        "Set XDG_CACHE_HOME to a folder that this user can write and that all runs share"
+        f"cannot create locks: [Errno {errno.ENOTDIR}] Not a directory: '{tmp_path}/file/pytest-virtainers'. "
+        "Set XDG_CACHE_HOME to a folder that this user can write to and that all runs share"
     )
 
 
-def test_a_user_without_a_home_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_home_folder_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -46,7 +45,7 @@ def test_a_user_without_a_home_is_refused_in_words(monkeypatch: pytest.MonkeyPat
     assert "Could not determine home directory" in refused()
 
 
-def test_a_lock_that_cannot_be_written_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unwritable_lock_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -67,11 +66,9 @@ with locked("store"):
 """
 
 
-def test_a_lock_waits_for_the_process_that_has_it_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_locked_waits_for_another_process_and_reports_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    asked: list[float] = []
+    reports: list[float] = []
     with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout
         assert other.stdout.readline() == b"locked\n"
@@ -79,15 +76,15 @@ def test_a_lock_waits_for_the_process_that_has_it_and_says_so(
         threading.Timer(2.5, other.kill).start()
         with paths.locked("another"):
             assert time.monotonic() - began < 2.5, "no process has this one"
-        with paths.locked("store", lambda: asked.append(time.monotonic())):
+        with paths.locked("store", lambda: reports.append(time.monotonic())):
             waited = time.monotonic() - began
             assert waited > 2.5
-    assert 1 <= len(asked) <= 2 * waited, "about twice a second"
+    assert 5 <= len(reports) <= 20 * waited + 1, "on each attempt"
     with paths.locked("store"):
         pass
 
 
-def test_an_interrupted_wait_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interrupted_wait_closes_its_descriptor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
@@ -105,8 +102,8 @@ def shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "pytest-virtainers"
 
 
-MEND = (
-    "someone else could replace the locks and downloads in it. Mend that, or set XDG_CACHE_HOME to a folder of this"
+REMEDY = (
+    "another user could replace the locks and downloads in it. Fix that, or set XDG_CACHE_HOME to a folder of this"
 )
 
 
@@ -116,21 +113,21 @@ def test_a_cache_folder_of_another_user_is_refused(shared: Path, monkeypatch: py
     user = owner + 1
     monkeypatch.setattr(os, "geteuid", lambda: user)
     why = f"it belongs to user {owner}, and this is user {user} (chown {user}, or remove it)"
-    assert refused().startswith(f"{shared}: {why}: {MEND}")
+    assert refused().startswith(f"{shared}: {why}: {REMEDY}")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
-def test_a_cache_folder_that_was_given_away_is_refused(shared: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner")
+def test_a_cache_folder_with_another_owner_is_refused(shared: Path) -> None:
     shared.mkdir(mode=0o700)
     os.chown(shared, 12345, -1)
     assert "it belongs to user 12345, and this is user 0 (chown 0, or remove it)" in refused()
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
-def test_a_cache_folder_that_others_may_write_is_refused(shared: Path, mode: int) -> None:
+def test_a_cache_folder_writable_by_others_is_refused(shared: Path, mode: int) -> None:
     shared.mkdir()
     shared.chmod(mode)
-    assert refused().startswith(f"{shared}: others may write to it, by its mode {mode:04o} (chmod 700): {MEND}")
+    assert refused().startswith(f"{shared}: its mode {mode:04o} lets others write to it (chmod 700): {REMEDY}")
     shared.chmod(0o755)
     paths.locked("sweep").close()
 
@@ -138,16 +135,16 @@ def test_a_cache_folder_that_others_may_write_is_refused(shared: Path, mode: int
 def test_a_link_in_place_of_the_cache_folder_is_refused(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     shared.symlink_to(tmp_path / "elsewhere")
-    assert refused().startswith(f"{shared}: it is a symbolic link (remove it): {MEND}")
+    assert refused().startswith(f"{shared}: it is a symbolic link (remove it): {REMEDY}")
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_link_in_place_of_a_lock_is_not_followed(shared: Path, tmp_path: Path) -> None:
     shared.mkdir(mode=0o700)
-    (tmp_path / "precious").write_text("as it was")
+    (tmp_path / "precious").write_text("unchanged")
     (shared / "sweep.lock").symlink_to(tmp_path / "precious")
     assert "Too many levels of symbolic links" in refused()
     (shared / "thing.held").symlink_to(tmp_path / "precious")
     with Holds() as holds, pytest.raises(OSError, match="symbolic links"):
         holds.add("thing")
-    assert (tmp_path / "precious").read_text() == "as it was"
+    assert (tmp_path / "precious").read_text() == "unchanged"

@@ -12,7 +12,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_what_is_short_stays_silent(clock: list[float]) -> None:
+def test_short_steps_show_nothing(clock: list[float]) -> None:
     shown: list[str] = []
     with Progress(shown.append, live=True).step("booting") as step:
         clock[0] += 1.9
@@ -20,7 +20,7 @@ def test_what_is_short_stays_silent(clock: list[float]) -> None:
     assert shown == []
 
 
-def test_a_log_gets_one_line_at_the_end(clock: list[float]) -> None:
+def test_a_log_shows_one_line_at_the_end(clock: list[float]) -> None:
     shown: list[str] = []
     with Progress(shown.append, live=False).step("booting") as step:
         for _ in range(10):
@@ -30,14 +30,14 @@ def test_a_log_gets_one_line_at_the_end(clock: list[float]) -> None:
     assert shown == ["virtainers: booting: done in 10.0 s\n"]
 
 
-def test_a_long_step_without_details_is_told_too(clock: list[float]) -> None:
+def test_a_long_step_without_details_is_shown(clock: list[float]) -> None:
     shown: list[str] = []
     with Progress(shown.append, live=False).step("booting"):
         clock[0] += 2
     assert shown == ["virtainers: booting: done in 2.0 s\n"]
 
 
-def test_a_log_says_once_what_is_still_under_way_after_a_minute(clock: list[float]) -> None:
+def test_a_log_shows_running_steps_after_a_minute(clock: list[float]) -> None:
     shown: list[str] = []
     with Progress(shown.append, live=False).step("booting") as step:
         for second in range(1, 151):
@@ -47,7 +47,7 @@ def test_a_log_says_once_what_is_still_under_way_after_a_minute(clock: list[floa
     assert shown[1:] == ["virtainers: booting: done in 150.0 s\n"]
 
 
-def test_a_terminal_gets_one_line_that_changes(clock: list[float]) -> None:
+def test_a_terminal_shows_one_line_that_is_redrawn(clock: list[float]) -> None:
     shown: list[str] = []
 
     def boot() -> None:
@@ -64,7 +64,7 @@ def test_a_terminal_gets_one_line_that_changes(clock: list[float]) -> None:
     ]
 
 
-def test_a_narrow_terminal_gets_shorter_lines_that_change(clock: list[float]) -> None:
+def test_redrawn_lines_fit_a_narrow_terminal(clock: list[float]) -> None:
     shown: list[str] = []
     with Progress(lambda text: shown.append(fitted(text, 30)), live=True).step("booting") as step:
         clock[0] += 3
@@ -102,7 +102,7 @@ THREADS = """
 """
 
 
-def test_vms_that_start_together_tell_and_other_threads_leave_pytest_alone(pytester: pytest.Pytester) -> None:
+def test_only_launching_threads_show_progress(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(THREADS)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=1)
@@ -110,7 +110,7 @@ def test_vms_that_start_together_tell_and_other_threads_leave_pytest_alone(pytes
     result.stdout.no_fnmatch_line("*of-the-test*")
 
 
-def test_what_is_shown_controls_no_terminal(clock: list[float]) -> None:
+def test_shown_text_is_escaped(clock: list[float]) -> None:
     shown: list[str] = []
     progress = Progress(shown.append, live=False)
     progress.note("a\x1b[2J\nb")

@@ -6,7 +6,7 @@ import pytest
 from pytest_virtainers.support.timings import TOTAL, Record, part, phase, recording, table
 
 
-def test_outside_of_a_recording_nothing_is_kept() -> None:
+def test_phases_outside_a_recording_are_ignored() -> None:
     record = Record("clone")
     with phase("before"):
         pass
@@ -15,7 +15,7 @@ def test_outside_of_a_recording_nothing_is_kept() -> None:
     assert record.seconds == {}
 
 
-def test_phases_add_up_and_inner_ones_are_part_of_the_outer() -> None:
+def test_phases_add_up_and_contain_inner_phases() -> None:
     record = Record("clone")
     for _ in range(2):
         with recording(record), phase("outer"), phase("inner"):
@@ -23,7 +23,7 @@ def test_phases_add_up_and_inner_ones_are_part_of_the_outer() -> None:
     assert list(record.seconds) == ["outer", TOTAL]
 
 
-def test_a_recording_inside_another_is_its_own() -> None:
+def test_nested_recordings_are_independent() -> None:
     clone, template = Record("clone"), Record("template")
     with recording(clone):
         with phase("template"), recording(template), phase("boot"):
@@ -34,7 +34,7 @@ def test_a_recording_inside_another_is_its_own() -> None:
     assert list(template.seconds) == ["boot", TOTAL]
 
 
-def test_a_failure_is_counted_and_passed_on() -> None:
+def test_failing_phases_are_recorded() -> None:
     record = Record("boot")
     with pytest.raises(ZeroDivisionError), recording(record), phase("boot"):
         raise ZeroDivisionError
@@ -42,31 +42,31 @@ def test_a_failure_is_counted_and_passed_on() -> None:
     assert not record.busy
 
 
-def test_a_part_is_shown_below_its_phase_and_is_no_more_of_the_total() -> None:
+def test_parts_are_shown_below_their_phase_and_not_added_to_the_total() -> None:
     record = Record("clone")
     with recording(record):
         with phase("wait"):
             pass
-        part("of it", 0.5)
+        part("some of it", 0.5)
     part("nowhere", 1.0)
-    assert list(record.seconds) == ["wait", "  of it", TOTAL]
+    assert list(record.seconds) == ["wait", "  some of it", TOTAL]
     assert record.seconds[TOTAL] < 0.5
-    assert "  of it" + 12 * " " in "\n".join(table([record]))
+    assert "  some of it" + 8 * " " in "\n".join(table([record]))
 
 
-def test_the_table_has_medians_by_kind() -> None:
+def test_table_shows_medians_by_kind() -> None:
     records = [Record("clone", {"start": seconds, TOTAL: 2 * seconds}) for seconds in (0.1, 0.9, 0.2)]
     records.append(Record("boot", {"start": 1.0, "boot": 30.0, TOTAL: 31.0}))
     assert [line.split() for line in table(records)] == [
         ["clone", "boot"],
-        ["machines", "3", "1"],
+        ["VMs", "3", "1"],
         ["start", "0.200", "s", "1.000", "s"],
         ["boot", "30.000", "s"],
         ["total", "0.400", "s", "31.000", "s"],
     ]
 
 
-def test_loading_imports_no_statistics() -> None:
+def test_the_module_does_not_import_statistics() -> None:
     program = "import sys, pytest_virtainers.support.timings; print('statistics' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
