@@ -149,28 +149,34 @@ class _Download:
     def run(self, wait: float) -> bool:
         """Download to the end of the file; return whether several responses are in it. Raises `ImageError`."""
         import requests
+        import tenacity
 
-        with requests.Session() as session:
-            while True:
-                try:
-                    self._request(session)
-                except _Interrupted as error:
-                    size = self._file.tell()
-                    if self._fruitless >= _FRUITLESS_TRIES:
-                        remedy = (
-                            "The next run resumes the download"
-                            if self._pinned and size
-                            else "If this host cannot reach the server, download the image elsewhere and use its path"
-                        )
-                        raise ImageError(
-                            f"fetching {self._url} failed after {size} bytes and {_FRUITLESS_TRIES} attempts without "
-                            f"progress: {error}. {remedy}"
-                        ) from None
-                    seconds = min(wait * 2 ** max(self._fruitless - 1, 0), _LONGEST_WAIT_SECONDS)
-                    self._report(f"interrupted at {size // 2**20} MiB; retrying in {seconds:.0f} s")
-                    time.sleep(seconds)
-                else:
-                    return self._resumed
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Interrupted),
+            wait=lambda _: min(wait * 2 ** max(self._fruitless - 1, 0), _LONGEST_WAIT_SECONDS),
+            stop=lambda _: self._fruitless >= _FRUITLESS_TRIES,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            with requests.Session() as session:
+                retrying(self._request, session)
+        except _Interrupted as error:
+            size = self._file.tell()
+            remedy = (
+                "The next run resumes the download"
+                if self._pinned and size
+                else "If this host cannot reach the server, download the image elsewhere and use its path"
+            )
+            raise ImageError(
+                f"fetching {self._url} failed after {size} bytes and {_FRUITLESS_TRIES} attempts without progress: "
+                f"{error}. {remedy}"
+            ) from None
+        return self._resumed
+
+    def _sleep(self, seconds: float) -> None:
+        self._report(f"interrupted at {self._file.tell() // 2**20} MiB; retrying in {seconds:.0f} s")
+        time.sleep(seconds)
 
     def _request(self, session: requests.Session) -> None:
         """Read from the end of the file on; return when the server has no more."""
