@@ -14,7 +14,7 @@ from benchmarks.processor import busy_seconds
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.docker.container import Container, Plan
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.progress import SILENT

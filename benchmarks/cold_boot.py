@@ -11,9 +11,9 @@ import time
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.container import Bind, Container, Plan, Port
-from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.docker.container import Bind, Container, Plan, Port
+from pytest_virtainers.engine.docker.network import Network, Shape
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.launching import cloud_init
 from pytest_virtainers.launching.launcher import Manager
@@ -95,7 +95,7 @@ def measure() -> list[Row]:
     spec = merge(settings.shape, {"template": False})
     with Manager(settings, SILENT) as manager:
         manager.guest(spec.image)
-        network = Network(manager.engine, f"virtainers-{RUN}", owner.labels("network", RUN), Shape())
+        network = Network(manager.engine, f"virtainers-{RUN}", ownership.labels("network", RUN), Shape())
         try:
             ours, plain = [], []
             for _ in range(PAIRS):

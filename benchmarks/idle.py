@@ -10,7 +10,7 @@ import time
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.docker.container import Container, Plan
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.support.progress import SILENT
 

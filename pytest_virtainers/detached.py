@@ -16,10 +16,10 @@ import docker.errors
 
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.spec import brief
-from pytest_virtainers.engine import detect, owner
-from pytest_virtainers.engine.container import Container
-from pytest_virtainers.engine.network import ExistingNetwork
-from pytest_virtainers.engine.streams import Log
+from pytest_virtainers.engine import detect, ownership
+from pytest_virtainers.engine.docker.container import Container
+from pytest_virtainers.engine.docker.network import ExistingNetwork
+from pytest_virtainers.engine.docker.streams import Log
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
 from pytest_virtainers.evidence import manifest_file
 from pytest_virtainers.evidence.manifest_file import REMEMBERED
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.launching.launcher import Manager
     from pytest_virtainers.support.progress import Progress
 
@@ -89,8 +89,8 @@ class Machine:
 def list_all(engine: Engine) -> list[Machine]:
     """List the VMs that are kept, by name; raises `EngineError`."""
     with engine.failures("asking which machines there are"):
-        found = engine.api.containers(all=True, filters={"label": [f"{owner.LABEL}={owner.MACHINE}"]})
-    return sorted((_machine(each) for each in found if owner.is_kept(each)), key=lambda each: each.name)
+        found = engine.api.containers(all=True, filters={"label": [f"{ownership.LABEL}={ownership.MACHINE}"]})
+    return sorted((_machine(each) for each in found if ownership.is_kept(each)), key=lambda each: each.name)
 
 
 def find(engine: Engine, name: str) -> Machine:
@@ -126,7 +126,7 @@ def keep(manager: Manager, spec: Spec) -> VM:
             **manager.facts(vm),
         }
         vm.container.put("/", {PAPERS: json.dumps(papers).encode()})
-        vm.container.keep(owner.lasting_name(spec.name))
+        vm.container.keep(ownership.lasting_name(spec.name))
     return vm
 
 
@@ -284,8 +284,8 @@ def _machine(found: Mapping[str, Any]) -> Machine:
     labels = found["Labels"]
     networks = (found.get("NetworkSettings") or {}).get("Networks") or {}
     return Machine(
-        name=labels[owner.MACHINE_NAME],
-        image=labels[f"{owner.LABEL}.image"],
+        name=labels[ownership.MACHINE_NAME],
+        image=labels[f"{ownership.LABEL}.image"],
         state=found["State"],
         address=next((each["IPAddress"] for each in networks.values()), ""),
         created=int(found["Created"]),

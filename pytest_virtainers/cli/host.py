@@ -42,7 +42,7 @@ def prune(force: bool) -> None:
       virtainers prune --force
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.engine.sweep import sweep
+    from pytest_virtainers.engine.docker.sweep import sweep
 
     with detached.connected(settings()) as engine:
         off = [each.name for each in detached.list_all(engine) if each.is_off]

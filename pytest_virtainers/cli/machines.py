@@ -374,7 +374,7 @@ def rm(names: tuple[str, ...], force: bool) -> None:
       virtainers rm --force web db
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.engine.sweep import sweep
+    from pytest_virtainers.engine.docker.sweep import sweep
 
     with detached.connected(settings()) as engine:
         for name in names:

@@ -13,8 +13,8 @@ import docker.errors
 from docker.context import ContextAPI
 from docker.utils import kwargs_from_env
 
-from pytest_virtainers.engine.client import Engine, explain
-from pytest_virtainers.engine.podman_service import PodmanService
+from pytest_virtainers.engine.docker.engine import Engine, explain
+from pytest_virtainers.engine.docker.podman_service import PodmanService
 from pytest_virtainers.errors import EngineError, EngineNotFound
 
 if TYPE_CHECKING:

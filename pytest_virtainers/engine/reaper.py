@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
 
 _DONE = b"done\n"
 _WAIT = 'read -r word; [ "$word" = done ] || exec "$@"'
@@ -112,7 +112,7 @@ def main() -> None:
     """Remove all that the run owns, until nothing more has appeared for a while."""
     from pytest_virtainers.engine import scratch
     from pytest_virtainers.engine.detect import find
-    from pytest_virtainers.engine.sweep import sweep_run
+    from pytest_virtainers.engine.docker.sweep import sweep_run
 
     url, run_id = sys.argv[1:]
     engine = find(url)

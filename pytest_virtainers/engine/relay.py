@@ -10,11 +10,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import exec_stream
 from pytest_virtainers.engine.detect import find
+from pytest_virtainers.engine.docker.container import exec_stream
 
 if TYPE_CHECKING:
-    from pytest_virtainers.engine.streams import ExecStream
+    from pytest_virtainers.engine.docker.streams import ExecStream
 
 _CHUNK_BYTES = 64 * 1024
 

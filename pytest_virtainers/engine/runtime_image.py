@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import docker.errors
 
-from pytest_virtainers.engine import build_context, owner, scratch
+from pytest_virtainers.engine import build_context, ownership, scratch
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.support.progress import Progress
 
 _REPOSITORY = "localhost/virtainers/runtime"
@@ -56,7 +56,7 @@ def build(engine: Engine, progress: Progress) -> str:
                 custom_context=True,
                 tag=wanted,
                 buildargs={"BASE": base},
-                labels={owner.LABEL: "image"},
+                labels={ownership.LABEL: "image"},
                 rm=True,
                 forcerm=True,
                 decode=True,

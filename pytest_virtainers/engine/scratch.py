@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import ownership
 from pytest_virtainers.support.paths import why_unsafe
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Folder:
         """Make one for `purpose` (a word); the file `.owner.json` in it says whose it is."""
         self.name = tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-")
         self._remove = weakref.finalize(self, _remove, self.name, os.getpid())
-        Path(self.name, _OWNER).write_text(json.dumps(owner.labels("scratch", "")))
+        Path(self.name, _OWNER).write_text(json.dumps(ownership.labels("scratch", "")))
 
     def __enter__(self) -> str:
         return self.name
@@ -54,7 +54,7 @@ def sweep() -> None:
     for each in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         # Another process may sweep, too, or has not yet written whose it is.
         with contextlib.suppress(OSError, ValueError):
-            if not why_unsafe(each) and owner.is_dead(json.loads((each / _OWNER).read_text())):
+            if not why_unsafe(each) and ownership.is_dead(json.loads((each / _OWNER).read_text())):
                 shutil.rmtree(each, ignore_errors=True)
 
 

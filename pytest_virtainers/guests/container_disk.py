@@ -16,7 +16,7 @@ import docker.errors
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.architecture import FIRMWARE, check_firmware
 from pytest_virtainers.engine import build_context
-from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.guests.catalogue import catalogue
 from pytest_virtainers.guests.disk_format import DISK
@@ -24,7 +24,7 @@ from pytest_virtainers.guests.disk_format import DISK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.guests.images import Guest
     from pytest_virtainers.store.volume import Workshop
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.docker.container import Container, Plan
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.guests.disk_format import DISK
 from pytest_virtainers.store import volume
@@ -19,7 +19,7 @@ from pytest_virtainers.store import volume
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.store.volume import Access
 
 LAYER = "local_image.qcow2"

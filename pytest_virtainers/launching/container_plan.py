@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.engine.owner import LABEL, MACHINE, MACHINE_NAME
+from pytest_virtainers.engine.docker.container import Container, Plan
+from pytest_virtainers.engine.ownership import LABEL, MACHINE, MACHINE_NAME
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.lifetime import DISPOSABLE, Tenure, seconds_to_stop
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Link
+    from pytest_virtainers.engine.docker.container import Link
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.launching.networks import Networks
     from pytest_virtainers.store.volume import Access
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.docker.container import Container
     from pytest_virtainers.store.volume import Workshop
 
 MISSING = "it is missing"

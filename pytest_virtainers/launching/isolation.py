@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.config import reach
 from pytest_virtainers.engine import host
-from pytest_virtainers.engine import network as engine_network
+from pytest_virtainers.engine.docker import network as engine_network
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.support.forks import disown_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.docker.container import Container
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.vm.network import Network
 
 _PATIENCE_SECONDS = 20.0

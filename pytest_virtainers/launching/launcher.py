@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_virtainers.config.architecture import check_firmware
 from pytest_virtainers.engine import runtime_image, scratch
-from pytest_virtainers.engine.container import Container, Link, Plan
 from pytest_virtainers.engine.detect import find
-from pytest_virtainers.engine.owner import LABEL, MACHINE, is_kept
+from pytest_virtainers.engine.docker.container import Container, Link, Plan
+from pytest_virtainers.engine.docker.sweep import sweep
+from pytest_virtainers.engine.ownership import LABEL, MACHINE, is_kept
 from pytest_virtainers.engine.reaper import Reaper
-from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.errors import (
     BadTemplate,
     BootError,
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.guests.images import Guest
     from pytest_virtainers.launching.integrity import Checked
     from pytest_virtainers.store.volume import Workshop

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import BudgetError, SpecError
 from pytest_virtainers.store.locks import Holds, is_held
 from pytest_virtainers.support.paths import locked
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.support.progress import Progress
 
 MEMORY = f"{LABEL}.memory-mib"
@@ -132,7 +132,7 @@ class Budget:
         if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter how much they really take
             self._look_at(found)
             taken = {container: self._seen[container][0] for container in labels}
-        ours = sum(mib for container, mib in taken.items() if owner.run(labels[container]) == self._run_id)
+        ours = sum(mib for container, mib in taken.items() if ownership.run(labels[container]) == self._run_id)
         return ours, sum(taken.values()) - ours
 
     def _look_at(self, containers: Sequence[dict[str, Any]]) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.config.network_spec import DEFAULT
-from pytest_virtainers.engine import network as engine_network
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.docker import network as engine_network
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.launching.isolation import Isolation
 from pytest_virtainers.support.forks import disown_in_child
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.network_spec import NetworkSpec
     from pytest_virtainers.config.reach import Net
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.docker.container import Container
+    from pytest_virtainers.engine.docker.engine import Engine
 
 # So that the guest is refused each call at once, and not some a second.
 _REFUSALS = {"net.ipv4.icmp_ratelimit": "0"}
@@ -153,10 +153,10 @@ class Networks:
         suffix = "-isolated" if spec.mode == "isolated" else ""
         if not self._lasting:
             name = f"virtainers-{self._run_id}-{spec.name}{suffix}"
-            return engine_network.Network(self._engine, name, owner.labels("network", self._run_id), shape)
+            return engine_network.Network(self._engine, name, ownership.labels("network", self._run_id), shape)
         name = f"virtainers-{spec.name}{suffix}"
         with locked("machines-network"):
             if engine_network.there_is(self._engine, name):
                 return engine_network.ExistingNetwork(self._engine, name)
-            labels = owner.labels(owner.MACHINES_NETWORK, self._run_id)
+            labels = ownership.labels(ownership.MACHINES_NETWORK, self._run_id)
             return engine_network.Network(self._engine, name, labels, shape)

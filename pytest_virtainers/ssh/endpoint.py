@@ -18,8 +18,8 @@ from pytest_virtainers.errors import EngineError
 from pytest_virtainers.ssh import client, resumable
 
 if TYPE_CHECKING:
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Container, Joint
+    from pytest_virtainers.engine.docker.container import Container, Joint
+    from pytest_virtainers.engine.docker.engine import Engine
 
 _LOOK_SECONDS = 1.0
 _DIRECT_SECONDS = 1.0

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.store.locks import is_held, last_held
 from pytest_virtainers.store.volume import MOUNT, is_place, path
 from pytest_virtainers.support.paths import locked
@@ -14,7 +14,7 @@ from pytest_virtainers.support.paths import locked
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
     from pytest_virtainers.store.volume import Workshop
     from pytest_virtainers.support.progress import Progress
 

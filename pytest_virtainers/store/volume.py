@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import docker.errors
 
-from pytest_virtainers.engine.container import Bind, Container, Plan
+from pytest_virtainers.engine.docker.container import Bind, Container, Plan
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.store.manifests import Manifests
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
 
 MOUNT = "/store"
 _ABANDONED_MINUTES = 120

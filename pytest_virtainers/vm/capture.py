@@ -20,7 +20,7 @@ from pytest_virtainers.support.forks import disown_in_child
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_virtainers.engine.streams import ExecStream
+    from pytest_virtainers.engine.docker.streams import ExecStream
     from pytest_virtainers.vm.core import Core
 
 _START_SECONDS = 30.0

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.docker.container import Container
     from pytest_virtainers.engine.scratch import Folder
     from pytest_virtainers.ssh.endpoint import Endpoint
     from pytest_virtainers.ssh.keys import Keys

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.network_spec import DEFAULT
-from pytest_virtainers.engine.container import Port
+from pytest_virtainers.engine.docker.container import Port
 from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.support.forks import Owner, disown_in_child
 from pytest_virtainers.vm.capture import Capture
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
     from pytest_virtainers.config.network_spec import NetworkSpec
-    from pytest_virtainers.engine.network import ExistingNetwork
-    from pytest_virtainers.engine.network import Network as EngineNetwork
+    from pytest_virtainers.engine.docker.network import ExistingNetwork
+    from pytest_virtainers.engine.docker.network import Network as EngineNetwork
     from pytest_virtainers.vm.core import Core
 
 _WHOLE = 1000  # the runtime counts losses in thousandths

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-    from pytest_virtainers.engine.streams import ExecStream
+    from pytest_virtainers.engine.docker.streams import ExecStream
 
 _NOVNC = "/usr/share/novnc"
 _PASSWORD_BYTES = 6  # eight characters, of which VNC takes no more

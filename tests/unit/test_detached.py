@@ -23,17 +23,17 @@ from pytest_virtainers.cli import machines as commands
 from pytest_virtainers.cli.common import show
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import check, merge
-from pytest_virtainers.engine import detect, owner
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container
-from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.engine import detect, ownership
+from pytest_virtainers.engine.docker.container import Container
+from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.sweep import sweep
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
 from pytest_virtainers.launching.cloud_init import user_data
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.support.progress import SILENT
 from tests.unit.fake_engine import FakeEngine, serving
 
-LIVES = owner.labels(owner.MACHINE, "run")
+LIVES = ownership.labels(ownership.MACHINE, "run")
 KEYS = Keys.generate()
 DEAD = {**LIVES, "virtainers.owner-started": "1"}
 PAPERS = {
@@ -227,7 +227,7 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
 
 
 def test_a_sweep_takes_what_was_never_ready_and_the_network_with_the_last(engine: Engine, server: FakeEngine) -> None:
-    network = {"Id": "n", "Name": "virtainers-default", "Labels": {**DEAD, "virtainers": owner.MACHINES_NETWORK}}
+    network = {"Id": "n", "Name": "virtainers-default", "Labels": {**DEAD, "virtainers": ownership.MACHINES_NETWORK}}
     server.answers |= {
         "GET /networks": (200, [network]),
         "GET /volumes": (200, {"Volumes": None}),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.config.settings import Settings, environment, resolve
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.podman_service import runtime_options
+from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.podman_service import runtime_options
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.support.progress import Progress
 from tests.vm.parts import part_of

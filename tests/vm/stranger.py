@@ -5,10 +5,10 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan, Port
-from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.docker.container import Container, Plan, Port
+from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.network import Network, Shape
 
 PORT = 8080
 _IS_UP = f"import socket; socket.create_connection(('127.0.0.1', {PORT}), 3).close()"
@@ -19,7 +19,7 @@ def web_server(engine: Engine, runtime_image: str) -> Iterator[Container]:
     """Run a web server; its network is called as it is, and others on that find it as `db`, too."""
     run = secrets.token_hex(4)
     with contextlib.ExitStack() as stack:
-        network = Network(engine, f"stranger-{run}", owner.labels("network", run), Shape())
+        network = Network(engine, f"stranger-{run}", ownership.labels("network", run), Shape())
         stack.callback(network.close)
         serve = ("sh", "-c", f"python3 -m http.server {PORT} & exec cat")
         port = Port(network.name, aliases=("db",))

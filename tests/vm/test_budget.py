@@ -11,8 +11,8 @@ import pytest
 from pytest_virtainers import BootTimeout, BudgetError, SpecError
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import Spec
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.docker.container import Container, Plan
+from pytest_virtainers.engine.docker.engine import Engine
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.memory_budget import QEMU_MIB, Budget, cloned_mib

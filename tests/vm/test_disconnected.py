@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from pytest_virtainers import VM, SSHError, VMFactory
-from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.network import Network, Shape
 
 _SECONDS = 15  # also where the guest is emulated, which is called hung after 50
 
@@ -20,7 +20,7 @@ _SECONDS = 15  # also where the guest is emulated, which is called hung after 50
 def network(engine: Engine) -> Iterator[Network]:
     """A network that an operator manages, and not this run."""
     run = secrets.token_hex(4)
-    made = Network(engine, f"operators-{run}", owner.labels("network", run), Shape())
+    made = Network(engine, f"operators-{run}", ownership.labels("network", run), Shape())
     yield made
     made.close()
 

@@ -16,8 +16,8 @@ import pytest
 
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.sweep import sweep
 from pytest_virtainers.launching.launcher import Manager
 from tests.vm.processes import reaper_of
 from tests.vm.terminal import AT_TERMINAL

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 from pytest_virtainers.launching.launcher import Manager
 
 FAILING = """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 
 PROGRAM = """
 import contextlib

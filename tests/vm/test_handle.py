@@ -10,7 +10,7 @@ import paramiko
 import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 from pytest_virtainers.ssh import client
 from pytest_virtainers.ssh.endpoint import RELAY, Endpoint
 from pytest_virtainers.ssh.keys import KeyPair, Keys

@@ -21,8 +21,8 @@ import pytest
 from pytest_virtainers import VM
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import check, merge
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.docker.container import Container, Plan
+from pytest_virtainers.engine.docker.engine import Engine
 from pytest_virtainers.errors import BadTemplate, StoreError, VMGone
 from pytest_virtainers.evidence import collect
 from pytest_virtainers.evidence import resume as evidence_reader

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_virtainers import VM
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
 
 MIB = 1024 * 1024
 SHAPE = pytest.mark.virtainer(**SMALL)

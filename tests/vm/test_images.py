@@ -16,9 +16,9 @@ import pytest
 
 from pytest_virtainers import cli
 from pytest_virtainers.config.settings import environment, resolve
-from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.detect import command_line
-from pytest_virtainers.engine.streams import Log
+from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.streams import Log
 from pytest_virtainers.errors import EngineError, ImageError
 from pytest_virtainers.guests import container_disk, disk_format, images
 from pytest_virtainers.launching.launcher import Manager

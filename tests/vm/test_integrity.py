@@ -14,8 +14,8 @@ import pytest
 from pytest_virtainers import StoreError
 from pytest_virtainers.config.settings import Settings, resolve
 from pytest_virtainers.config.spec import Spec, check, merge
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Bind, Container, Plan
+from pytest_virtainers.engine.docker.container import Bind, Container, Plan
+from pytest_virtainers.engine.docker.engine import Engine
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.store.volume import BUILD_CAPABILITIES, MOUNT

@@ -11,9 +11,9 @@ import pytest
 
 from pytest_virtainers import VM, launch
 from pytest_virtainers.engine import host
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan, Port
-from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine.docker.container import Container, Plan, Port
+from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.network import Network, Shape
 from tests.vm import elsewhere
 from tests.vm.calling import container_reaches, reached_by, reaches
 from tests.vm.elsewhere import needs_root

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.engine.detect import command_line
+from pytest_virtainers.engine.docker.engine import Engine
 from tests.seeds import ready
 from tests.vm.processes import reaper_of
 from tests.vm.terminal import AT_TERMINAL

@@ -8,9 +8,9 @@ import pytest
 
 from pytest_virtainers import EngineError, VMFactory
 from pytest_virtainers.engine import host
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container
-from pytest_virtainers.engine.network import free_subnets
+from pytest_virtainers.engine.docker.container import Container
+from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.network import free_subnets
 from tests.vm.hearing import heard, needs_ears
 from tests.vm.stranger import PORT, web_server
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
 
 pytestmark = [pytest.mark.alone, pytest.mark.thorough]
 

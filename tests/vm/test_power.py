@@ -8,7 +8,7 @@ import docker.errors
 import pytest
 
 from pytest_virtainers import VM, CommandTimeout, VMFactory, VMGone
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 
 pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
 

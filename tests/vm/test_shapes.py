@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers import VM
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 from tests.vm.shapes import FULL, LARGE
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 
 PROGRAM = """
 import sys
@@ -32,7 +32,7 @@ def test_a_program_has_a_vm_for_a_block(engine: Engine) -> None:
 
 IN_TURN = """
 import pytest_virtainers as virtainers
-from pytest_virtainers.engine.client import Client
+from pytest_virtainers.engine.docker.engine import Client
 
 networks = []
 create_network = Client.create_network
@@ -65,7 +65,7 @@ import os
 import signal
 import sys
 import pytest_virtainers as virtainers
-from pytest_virtainers.engine.container import Container
+from pytest_virtainers.engine.docker.container import Container
 
 start = Container.start
 

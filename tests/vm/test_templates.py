@@ -14,7 +14,7 @@ from benchmarks.idle import share
 from pytest_virtainers import VM, Arguments, GuestPanic, StoreError, VMFactory
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import Spec
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh import client, resumable

@@ -24,7 +24,7 @@ from pytest_virtainers import (
 )
 from pytest_virtainers.config.settings import Settings, environment, resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.support.progress import SILENT
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.client import explain
+from pytest_virtainers.engine.docker.engine import explain
 from pytest_virtainers.errors import EngineNotFound
 from tests.unit.fake_engine import EXEC, credentials, serving
 
@@ -255,7 +255,7 @@ def test_a_podman_that_serves_but_does_not_answer_is_told_and_stopped(
 
 def test_a_service_of_our_own_ends_when_we_are_killed(deaf_podman: Path) -> None:
     program = (
-        "import os, tempfile; from pytest_virtainers.engine.podman_service import PodmanService\n"
+        "import os, tempfile; from pytest_virtainers.engine.docker.podman_service import PodmanService\n"
         f"tempfile.tempdir = {str(deaf_podman.parent)!r}; kept = PodmanService({str(deaf_podman)!r})\n"
         "os.kill(os.getpid(), 9)"
     )
@@ -291,7 +291,7 @@ def test_what_engines_say_of_networks_comes_with_its_remedy(said: str, remedy: s
 
 
 def test_a_socket_that_accepts_but_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_virtainers.engine.client._PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("pytest_virtainers.engine.docker.engine._PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(EngineNotFound, match="timed out"):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import detect, owner, reaper
+from pytest_virtainers.engine import detect, ownership, reaper
+from pytest_virtainers.engine.docker.sweep import sweep_run
 from pytest_virtainers.engine.reaper import Watcher
-from pytest_virtainers.engine.sweep import sweep_run
 from tests.unit.fake_engine import Answer, serving
 
 RUN = """
@@ -131,9 +131,9 @@ def test_what_it_runs_is_this_package_wherever_it_stands(monkeypatch: pytest.Mon
 
 
 def test_it_removes_what_the_run_owns_though_its_process_lives() -> None:
-    ours, others = owner.labels("vm", "ours"), owner.labels("vm", "others")
-    network = owner.labels(owner.MACHINES_NETWORK, "ours")
-    kept = {**owner.labels(owner.MACHINE, "ours"), owner.MACHINE_NAME: "web"}
+    ours, others = ownership.labels("vm", "ours"), ownership.labels("vm", "others")
+    network = ownership.labels(ownership.MACHINES_NETWORK, "ours")
+    kept = {**ownership.labels(ownership.MACHINE, "ours"), ownership.MACHINE_NAME: "web"}
     answers: dict[str, Answer] = {
         "GET /containers/json": (
             200,
@@ -185,7 +185,7 @@ def test_it_waits_for_what_the_engine_is_still_creating(monkeypatch: pytest.Monk
     monkeypatch.setattr(reaper, "_QUIET_SECONDS", 0.3)
     monkeypatch.setattr(reaper, "_POLL_SECONDS", 0.05)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    late = {"Id": "c", "Names": ["/late"], "Labels": owner.labels("vm", "ours")}
+    late = {"Id": "c", "Names": ["/late"], "Labels": ownership.labels("vm", "ours")}
     answers: dict[str, Answer] = {
         "GET /containers/json": (200, []),
         "GET /networks": (200, []),

@@ -9,7 +9,7 @@ import docker.errors
 import pytest
 
 from pytest_virtainers.engine import runtime_image
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import Engine
 from pytest_virtainers.errors import EngineError, ImageError
 from pytest_virtainers.support.paths import locked
 from pytest_virtainers.support.progress import SILENT, Progress

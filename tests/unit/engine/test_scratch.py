@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.engine import owner, scratch
+from pytest_virtainers.engine import ownership, scratch
 
 KILLED = """
 import os, signal
-from pytest_virtainers.engine import scratch
+from pytest_virtainers.engine import ownership, scratch
 
 folder = scratch.Folder("ssh")
 print(folder.name, flush=True)
@@ -108,6 +108,6 @@ def test_two_may_sweep_at_the_same_time(temp: Path, monkeypatch: pytest.MonkeyPa
             shutil.rmtree(each, ignore_errors=True)
         return True
 
-    monkeypatch.setattr(owner, "is_dead", dies_while_another_process_sweeps)
+    monkeypatch.setattr(ownership, "is_dead", dies_while_another_process_sweeps)
     scratch.sweep()
     assert not list(temp.iterdir())

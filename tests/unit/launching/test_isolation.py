@@ -9,7 +9,7 @@ import pytest
 
 from pytest_virtainers.config import reach
 from pytest_virtainers.engine import host
-from pytest_virtainers.engine import network as engine_network
+from pytest_virtainers.engine.docker import network as engine_network
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching.isolation import Isolation
 

@@ -13,7 +13,7 @@ import pytest
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, check, merge
 from pytest_virtainers.engine import runtime_image, scratch
-from pytest_virtainers.engine.container import Joint, Plan, Port
+from pytest_virtainers.engine.docker.container import Joint, Plan, Port
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.errors import (
     BadTemplate,

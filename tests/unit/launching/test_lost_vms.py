@@ -10,7 +10,7 @@ import pytest
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.container import Bind, Container
+from pytest_virtainers.engine.docker.container import Bind, Container
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
 from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching import launcher as module

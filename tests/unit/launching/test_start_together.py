@@ -11,7 +11,7 @@ import pytest
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine.container import Plan
+from pytest_virtainers.engine.docker.container import Plan
 from pytest_virtainers.errors import BootTimeout, GuestStalled, QEMUCrashed, VMGone
 from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching import container_plan

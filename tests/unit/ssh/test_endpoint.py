@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers.engine.container import Joint
+from pytest_virtainers.engine.docker.container import Joint
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.endpoint import RELAY, Endpoint

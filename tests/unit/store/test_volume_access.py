@@ -13,7 +13,7 @@ import pytest
 
 import pytest_virtainers
 from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.container import Bind, Container, Plan
+from pytest_virtainers.engine.docker.container import Bind, Container, Plan
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.guests import images
 from pytest_virtainers.store import eviction, volume

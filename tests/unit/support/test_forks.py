@@ -24,10 +24,10 @@ import pytest
 from pytest_virtainers import VirtainerError
 from pytest_virtainers.config.network_spec import DEFAULT
 from pytest_virtainers.engine import detect, host, podman_service
-from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.engine.network import Network as EngineNetwork
-from pytest_virtainers.engine.network import Shape
-from pytest_virtainers.engine.streams import HijackedSocket
+from pytest_virtainers.engine.docker.container import Container, Plan
+from pytest_virtainers.engine.docker.network import Network as EngineNetwork
+from pytest_virtainers.engine.docker.network import Shape
+from pytest_virtainers.engine.docker.streams import HijackedSocket
 from pytest_virtainers.launching.isolation import Isolation
 from pytest_virtainers.ssh import client
 from pytest_virtainers.store.locks import Holds, is_held

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.engine.container import Joint
+from pytest_virtainers.engine.docker.container import Joint
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.vm import devices
 from pytest_virtainers.vm.devices import Devices

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import docker.errors
 from docker.types import IPAMConfig, IPAMPool
 
-from pytest_virtainers.engine import host, owner
+from pytest_virtainers.engine import host, ownership
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.support.forks import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
 
     Subnet = IPv4Network | IPv6Network
 
@@ -181,7 +181,7 @@ def taken_subnets(engine: Engine, besides: str) -> tuple[list[Subnet], list[Subn
         [
             subnet
             for each in listed
-            if (owner.LABEL in (each.get("Labels") or {})) == is_ours
+            if (ownership.LABEL in (each.get("Labels") or {})) == is_ours
             for subnet in subnets_of(each)
         ]
         for is_ours in (True, False)

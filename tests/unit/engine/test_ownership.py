@@ -6,76 +6,76 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import ownership
 
 
 def test_this_process_lives() -> None:
-    assert not owner.is_dead(owner.labels("vm", "run"))
+    assert not ownership.is_dead(ownership.labels("vm", "run"))
 
 
 def test_an_ended_process_is_dead_even_when_its_pid_is_used_again() -> None:
     child = subprocess.run(
-        [sys.executable, "-c", "import json; from pytest_virtainers.engine import owner\n"
-         "print(json.dumps(owner.labels('vm', 'run')))"],
+        [sys.executable, "-c", "import json; from pytest_virtainers.engine import ownership\n"
+         "print(json.dumps(ownership.labels('vm', 'run')))"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     labels = json.loads(child.stdout)
-    assert owner.is_dead(labels)
+    assert ownership.is_dead(labels)
     reused = {**labels, "virtainers.owner-pid": str(os.getpid())}
-    assert owner.is_dead(reused), "same pid, other start time"
+    assert ownership.is_dead(reused), "same pid, other start time"
 
 
 def test_a_process_that_has_ended_is_dead_though_its_parent_has_not_asked() -> None:
     with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as child:
         labels = {
-            **owner.labels("vm", "run"),
+            **ownership.labels("vm", "run"),
             "virtainers.owner-pid": str(child.pid),
-            "virtainers.owner-started": owner._start_time(child.pid) or "",
+            "virtainers.owner-started": ownership._start_time(child.pid) or "",
         }
-        assert not owner.is_dead(labels)
+        assert not ownership.is_dead(labels)
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
-        assert owner.is_dead(labels)
+        assert ownership.is_dead(labels)
 
 
 def test_what_another_boot_left_is_dead() -> None:
-    assert owner.is_dead({**owner.labels("vm", "run"), "virtainers.owner-boot": "another"})
+    assert ownership.is_dead({**ownership.labels("vm", "run"), "virtainers.owner-boot": "another"})
 
 
 def test_in_doubt_the_owner_lives() -> None:
-    mine = owner.labels("vm", "run")
-    assert not owner.is_dead({**mine, "virtainers.owner-host": "elsewhere/1", "virtainers.owner-boot": "another"})
+    mine = ownership.labels("vm", "run")
+    assert not ownership.is_dead({**mine, "virtainers.owner-host": "elsewhere/1", "virtainers.owner-boot": "another"})
     host = mine["virtainers.owner-host"].partition("/")[0]
-    assert not owner.is_dead({**mine, "virtainers.owner-host": f"{host}/1", "virtainers.owner-pid": "999999999"})
-    assert not owner.is_dead({})
+    assert not ownership.is_dead({**mine, "virtainers.owner-host": f"{host}/1", "virtainers.owner-pid": "999999999"})
+    assert not ownership.is_dead({})
 
 
 def test_without_proc_a_process_that_exists_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(owner, "_PROC", tmp_path)
-    mine = owner.labels("vm", "run")
-    assert not owner.is_dead(mine)
-    assert owner.is_dead({**mine, "virtainers.owner-pid": "999999999"})
+    monkeypatch.setattr(ownership, "_PROC", tmp_path)
+    mine = ownership.labels("vm", "run")
+    assert not ownership.is_dead(mine)
+    assert ownership.is_dead({**mine, "virtainers.owner-pid": "999999999"})
 
 
 def test_a_boot_that_cannot_be_told_is_no_other_boot(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = owner.labels("vm", "run")
-    monkeypatch.setattr(owner, "_boot_id", lambda: "")
-    assert not owner.is_dead(mine)
+    mine = ownership.labels("vm", "run")
+    monkeypatch.setattr(ownership, "_boot_id", lambda: "")
+    assert not ownership.is_dead(mine)
 
 
 @pytest.mark.parametrize("refusal", [FileNotFoundError, PermissionError, ProcessLookupError])
 def test_a_hidden_process_of_another_user_lives(monkeypatch: pytest.MonkeyPatch, refusal: type[OSError]) -> None:
-    mine = owner.labels("vm", "run")
+    mine = ownership.labels("vm", "run")
 
     def refuse(*_: object) -> str:
         raise refusal
 
-    monkeypatch.setattr(owner, "_boot_id", lambda: mine["virtainers.owner-boot"])
+    monkeypatch.setattr(ownership, "_boot_id", lambda: mine["virtainers.owner-boot"])
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert not owner.is_dead(mine)
+    assert not ownership.is_dead(mine)
 
     def forbid(_pid: int, _signal: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", forbid)
-    assert not owner.is_dead(mine)
+    assert not ownership.is_dead(mine)

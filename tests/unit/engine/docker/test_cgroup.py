@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import cgroup
+from pytest_virtainers.engine.docker import cgroup
 
 ID = "0123456789abcdef"
 V1 = f"12:cpu,cpuacct:/docker/{ID}\n4:memory:/docker/{ID}\n0::/system.slice\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.streams import Demultiplexer, ExecStream, HijackedSocket, Pieces
+from pytest_virtainers.engine.docker.streams import Demultiplexer, ExecStream, HijackedSocket, Pieces
 from tests.unit.fake_engine import credentials, echo, serving
 
 

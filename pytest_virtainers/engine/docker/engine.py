@@ -12,7 +12,7 @@ import requests.exceptions
 import urllib3.exceptions
 from docker.types import LogConfig
 
-from pytest_virtainers.engine import cgroup
+from pytest_virtainers.engine.docker import cgroup
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.support.forks import Owner, close_copy, disown_in_child, silence
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from docker.tls import TLSConfig
 
-    from pytest_virtainers.engine.podman_service import PodmanService
+    from pytest_virtainers.engine.docker.podman_service import PodmanService
 
 _PROBE_SECONDS = 5
 _CALL_SECONDS = 120

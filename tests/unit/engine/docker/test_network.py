@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.engine import detect, network, owner
+from pytest_virtainers.engine import detect, ownership
+from pytest_virtainers.engine.docker import network
 from pytest_virtainers.errors import EngineError
 from tests.unit.fake_engine import DOCKER, PODMAN, Answer, serving
 
@@ -157,7 +158,7 @@ def test_a_network_that_should_exist_and_does_not_is_told_of() -> None:
 
 
 def test_the_subnets_of_all_other_networks_are_taken_by_runs_or_by_others() -> None:
-    labels = owner.labels("network", "1")
+    labels = ownership.labels("network", "1")
     listed = [
         {"Name": "mine", **BOTH},
         {"Name": "other", **BOTH, "Labels": None},

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import detect, owner
-from pytest_virtainers.engine.container import Container, Link, Plan
-from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.engine import detect, ownership
+from pytest_virtainers.engine.docker.container import Container, Link, Plan
+from pytest_virtainers.engine.docker.sweep import sweep
 from pytest_virtainers.errors import EngineError
 from tests.unit.fake_engine import Answer, FakeEngine, serving
 
@@ -24,7 +24,7 @@ def test_what_the_engine_removes_itself_is_waited_for() -> None:
         container = Container(engine, PLAN, "run")
         server.answers["DELETE /containers/0123"] = (409, {"message": "removal is already in progress"})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pytest_virtainers.engine.container._END_SECONDS", 0.3)
+            patch.setattr("pytest_virtainers.engine.docker.container._END_SECONDS", 0.3)
             with pytest.raises(EngineError, match=r"container db \(0123\) was not removed within 0 s"):
                 container.close()
         assert server.asked.count("DELETE /containers/0123") > 1
@@ -78,7 +78,7 @@ def test_a_volume_is_there_before_its_container_and_goes_after_it(container: Con
 def test_a_volume_that_a_container_still_has_is_waited_for(
     container: Container, server: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_virtainers.engine.container._END_SECONDS", 0.2)
+    monkeypatch.setattr("pytest_virtainers.engine.docker.container._END_SECONDS", 0.2)
     server.answers["DELETE /volumes/db-disk"] = IN_USE
     with pytest.raises(EngineError, match=r"removing volume db-disk failed: .*volume is in use"):
         container.close()
@@ -197,7 +197,7 @@ def test_an_engine_that_hangs_does_not_hold_up_what_fetches_a_file(
 
 
 def test_a_sweep_takes_the_volumes_of_dead_owners_only() -> None:
-    lives = owner.labels("disk", "run")
+    lives = ownership.labels("disk", "run")
     dead = {**lives, "virtainers.owner-started": "1"}
     volumes = [
         {"Name": name, "Labels": labels} for name, labels in (("a", dead), ("b", lives), ("c", dead), ("d", None))

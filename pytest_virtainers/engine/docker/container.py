@@ -20,9 +20,9 @@ from typing import IO, TYPE_CHECKING, Any
 import docker.errors
 from docker.types import Mount, Ulimit
 
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.docker.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Log, Pieces
 from pytest_virtainers.engine.output import Output
-from pytest_virtainers.engine.streams import STDERR, Demultiplexer, ExecStream, HijackedSocket, Log, Pieces
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.support.forks import Owner
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
 
 _END_SECONDS = 20.0
 _CHUNK_BYTES = 64 * 1024
@@ -173,7 +173,7 @@ class Container:
         ]
         if plan.volume is not None:
             # Before the container: of the labels that a mount may have, Podman takes none.
-            self._api.create_volume(plan.volume, labels=owner.labels("disk", run_id))
+            self._api.create_volume(plan.volume, labels=ownership.labels("disk", run_id))
             mounts.append(Mount("/mounted", plan.volume, type="volume"))
         if plan.folder is not None:
             mounts.append(Mount("/mounted", plan.folder, type="bind"))
@@ -202,7 +202,7 @@ class Container:
             entrypoint=list(plan.entrypoint) if plan.entrypoint else None,
             name=plan.name,
             environment=dict(plan.environment),
-            labels={**owner.labels(plan.kind, run_id), **plan.labels},
+            labels={**ownership.labels(plan.kind, run_id), **plan.labels},
             stop_timeout=plan.stop_seconds,
             stdin_open=plan.lease,  # with detach left off, the SDK sets StdinOnce too: the lease
             host_config=host_config,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import docker.errors
 
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import ownership
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import Engine
 
 
 def sweep(engine: Engine) -> list[str]:
@@ -24,29 +24,29 @@ def sweep(engine: Engine) -> list[str]:
     What cannot be removed now is left for the next sweep.
     """
     with locked("sweep"):
-        return _remove(engine, owner.is_dead)
+        return _remove(engine, ownership.is_dead)
 
 
 def sweep_run(engine: Engine, run_id: str) -> list[str]:
     """Remove what one run owns, as `sweep` does, whether its process lives or not; give the names."""
-    return _remove(engine, lambda labels: owner.run(labels) == run_id)
+    return _remove(engine, lambda labels: ownership.run(labels) == run_id)
 
 
 def _remove(engine: Engine, is_over: Callable[[Mapping[str, str]], bool]) -> list[str]:
-    api, ours, removed = engine.api, {"label": [owner.LABEL]}, []
+    api, ours, removed = engine.api, {"label": [ownership.LABEL]}, []
     with engine.failures("looking for what earlier runs left behind"):
         has_machines = False
         for container in api.containers(all=True, filters=ours):
             labels = container.get("Labels") or {}
-            if not is_over(labels) or owner.is_kept(container):
-                has_machines |= labels.get(owner.LABEL) == owner.MACHINE
+            if not is_over(labels) or ownership.is_kept(container):
+                has_machines |= labels.get(ownership.LABEL) == ownership.MACHINE
             else:
                 with contextlib.suppress(docker.errors.APIError):
                     api.remove_container(container["Id"], force=True, v=True)
                     removed.append(container["Names"][0].lstrip("/"))
         for network in api.networks(filters=ours):
             labels = network.get("Labels") or {}
-            if is_over(labels) and not (has_machines and labels[owner.LABEL] == owner.MACHINES_NETWORK):
+            if is_over(labels) and not (has_machines and labels[ownership.LABEL] == ownership.MACHINES_NETWORK):
                 with contextlib.suppress(docker.errors.APIError):
                     api.remove_network(network["Id"])
                     removed.append(network["Name"])

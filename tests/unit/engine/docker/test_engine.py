@@ -4,7 +4,7 @@ import docker.errors
 import pytest
 
 from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.docker.container import Container, Plan
 from tests.unit.fake_engine import DOCKER, PODMAN, serving
 
 MIB = 1024 * 1024
