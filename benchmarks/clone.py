@@ -14,7 +14,7 @@ from benchmarks.processor import busy_seconds
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine.docker.container import Container, Plan
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.progress import SILENT
@@ -50,7 +50,7 @@ def empty_container(manager: Manager, spec: Spec, number: int) -> float:
     like = manager.starter.plan(spec, f"virtainers-benchmark-{number}", places, {}, "")
     plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), port=like.port)
     began = time.perf_counter()
-    container = Container(manager.engine, plan, "benchmark")
+    container = manager.engine.create(plan, "benchmark")
     container.start()
     taken = time.perf_counter() - began
     container.close()

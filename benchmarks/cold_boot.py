@@ -11,15 +11,13 @@ import time
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine import ownership
-from pytest_virtainers.engine.docker.container import Bind, Container, Plan, Port
-from pytest_virtainers.engine.docker.network import Network, Shape
 from pytest_virtainers.engine.output import Output
+from pytest_virtainers.engine.plan import Bind, NetworkPlan, Plan, Port
 from pytest_virtainers.launching import cloud_init
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.ssh import client
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm import provision_limit, readiness
 from pytest_virtainers.vm.console import Console
@@ -66,11 +64,11 @@ def by_hand(manager: Manager, spec: Spec, network: str, store: str, accel: str) 
         devices=("/dev/kvm",) if accel == "kvm" else (),
     )
     began = time.perf_counter()
-    container = Container(manager.engine, plan, RUN)
+    container = manager.engine.create(plan, RUN)
     try:
         container.put("/tmp", {"seed.iso": cloud_init.iso(spec, keys, guest.user, f"by-hand-{time.time_ns()}")})
         container.start()
-        address = container.joint().address
+        address = container.addresses().address
 
         def connect(seconds: float) -> client.Connection:
             sock = socket.create_connection((address, 2222), seconds)
@@ -95,7 +93,7 @@ def measure() -> list[Row]:
     spec = merge(settings.shape, {"template": False})
     with Manager(settings, SILENT) as manager:
         manager.guest(spec.image)
-        network = Network(manager.engine, f"virtainers-{RUN}", ownership.labels("network", RUN), Shape())
+        network = manager.engine.create_network(NetworkPlan(f"virtainers-{RUN}"), RUN)
         try:
             ours, plain = [], []
             for _ in range(PAIRS):

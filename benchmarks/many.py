@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm.vm import VM
@@ -21,6 +22,7 @@ ROUNDS, CLONES = 5, 50
 
 def memory_mb(manager: Manager, vm: VM, kind: str = "Pss") -> float:
     """Sum the memory of a container's processes: proportional, or what is `Anonymous`, so its own."""
+    assert isinstance(manager.engine, DockerEngine)
     first = manager.engine.api.inspect_container(vm.container.id)["State"]["Pid"]
     ours = _namespace(Path(f"/proc/{first}"))
     pids = [each.name for each in Path("/proc").glob("[0-9]*") if _namespace(each) == ours]

@@ -12,14 +12,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import docker.errors
-
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.spec import brief
 from pytest_virtainers.engine import detect, ownership
-from pytest_virtainers.engine.docker.container import Container
-from pytest_virtainers.engine.docker.network import ExistingNetwork
-from pytest_virtainers.engine.docker.streams import Log
+from pytest_virtainers.engine.plan import DISK_FOLDER
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
 from pytest_virtainers.evidence import manifest_file
 from pytest_virtainers.evidence.manifest_file import REMEMBERED
@@ -35,19 +31,18 @@ from pytest_virtainers.vm.network import Network
 from pytest_virtainers.vm.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.docker.engine import Engine
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.engine.facts import ContainerInfo
     from pytest_virtainers.launching.launcher import Manager
     from pytest_virtainers.support.progress import Progress
 
 PAPERS = "machine.json"
 _FORMAT = 1
-# How engines say of a container that it goes with its end (--rm); Podman's status is 500 then.
-_GONE = ("no such container", "has already been removed", "is in state removing")
 _POWER_WAS_CUT = {2, 137}  # how its container ends then (docs/runtime-image.md)
 
 
@@ -88,8 +83,7 @@ class Machine:
 
 def list_all(engine: Engine) -> list[Machine]:
     """List the VMs that are kept, by name; raises `EngineError`."""
-    with engine.failures("asking which machines there are"):
-        found = engine.api.containers(all=True, filters={"label": [f"{ownership.LABEL}={ownership.MACHINE}"]})
+    found = engine.containers(f"{ownership.LABEL}={ownership.DETACHED}")
     return sorted((_machine(each) for each in found if ownership.is_kept(each)), key=lambda each: each.name)
 
 
@@ -145,14 +139,14 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
         machine = find(engine, name)
         if not machine.runs:
             raise MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
-        container = _container(engine, machine)
+        container = engine.adopt(machine.container)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             container.follow()
             papers = _papers(container)
             spec = manifest_file.spec(papers["spec"], container.name)
             login, host = (KeyPair(**papers["keys"][whose]) for whose in ("login", "host"))
-            network = ExistingNetwork(engine, container.network)
+            network = engine.network(container.network)
             vm = VM(
                 spec,
                 user=papers["user"],
@@ -169,7 +163,7 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
 def inspect(engine: Engine, name: str) -> dict[str, Any]:
     """Give all that is known of a VM, but no key; raises as `find` does."""
     machine = find(engine, name)
-    papers = _papers_of(engine, machine)
+    papers = _papers(engine.adopt(machine.container))
     host_key = papers.pop("keys")["host"]["public"]
     return {**asdict(machine), **papers, "host_key": host_key}
 
@@ -183,15 +177,8 @@ def stop(engine: Engine, name: str) -> bool:
     machine = find(engine, name)
     if machine.is_off:
         return True
-    patience = seconds_to_stop(_container(engine, machine).environment)
-    with engine.failures(f"switching {name} off"):
-        try:
-            engine.api.stop(machine.container, timeout=patience)
-            return engine.api.inspect_container(machine.container)["State"]["ExitCode"] not in _POWER_WAS_CUT
-        except docker.errors.APIError as error:
-            if not any(sign in str(error.explanation).lower() for sign in _GONE):
-                raise
-    return True
+    container = engine.adopt(machine.container)
+    return container.stop(seconds_to_stop(container.environment)) not in _POWER_WAS_CUT
 
 
 def start(settings: Settings, name: str, progress: Progress) -> None:
@@ -200,8 +187,7 @@ def start(settings: Settings, name: str, progress: Progress) -> None:
         machine = find(engine, name)
         if machine.runs:
             raise SpecError(f"{name} is switched on already")
-        with engine.failures(f"switching {name} on"):
-            engine.api.start(machine.container)
+        engine.adopt(machine.container).start()
     try:
         with attached(settings, name, progress) as vm:
             vm.wait_until_ready()
@@ -228,19 +214,12 @@ def remove(engine: Engine, name: str, *, force: bool = False) -> None:
         raise SpecError(
             f"{name} is {machine.state}: virtainers stop {name} switches it off, rm --force removes it as it is"
         )
-    _container(engine, machine).remove()
+    engine.adopt(machine.container).remove()
 
 
 def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
     """Give what a VM's console has shown, and what its supervisor has said; with `follow`, until it ends."""
-    machine = find(engine, name)
-    with engine.failures(f"reading the console of {name}"):
-        log = Log(engine.api.open_log(machine.container, follow=follow))
-    try:
-        for _, piece in log:
-            yield piece
-    finally:
-        log.close()
+    return engine.adopt(find(engine, name).container).logs(follow=follow)
 
 
 def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
@@ -257,16 +236,17 @@ def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
     machine = find(manager.engine, name)
     if not machine.is_off:
         raise SpecError(f"{name} is {machine.state}, and its disk changes: virtainers stop {name} first")
-    papers = _papers_of(manager.engine, machine)
+    container = manager.engine.adopt(machine.container)
+    papers = _papers(container)
     store = papers["store"]
     if store != manager.store_location:
         raise SpecError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
-    with manager.engine.failures(f"copying the disk of {name}"):
-        used = manager.engine.api.inspect_container(machine.container)["Config"]["Labels"][USES]
-        pieces, _ = manager.engine.api.get_archive(machine.container, f"/mounted/{flat_disk.LAYER}")
+    layer = container.archive(f"{DISK_FOLDER}/{flat_disk.LAYER}")
+    if layer is None:
+        raise EngineError(f"container {container.name} has no disk at {DISK_FOLDER}/{flat_disk.LAYER}")
     with manager.store() as shop:
-        places = templates.layers(used, shop)
-    manager.flatten(pieces, f"the disk of {name}", places, target)
+        places = templates.layers(container.labels[USES], shop)
+    manager.flatten(layer, f"the disk of {name}", places, target)
     return {"user": papers["user"], "arch": papers["spec"]["arch"], "firmware": papers["spec"]["firmware"]}
 
 
@@ -280,26 +260,15 @@ def connected(settings: Settings) -> Iterator[Engine]:
         engine.close()
 
 
-def _machine(found: Mapping[str, Any]) -> Machine:
-    labels = found["Labels"]
-    networks = (found.get("NetworkSettings") or {}).get("Networks") or {}
+def _machine(found: ContainerInfo) -> Machine:
     return Machine(
-        name=labels[ownership.MACHINE_NAME],
-        image=labels[f"{ownership.LABEL}.image"],
-        state=found["State"],
-        address=next((each["IPAddress"] for each in networks.values()), ""),
-        created=int(found["Created"]),
-        container=found["Names"][0].lstrip("/"),
+        name=found.labels[ownership.NAME],
+        image=found.labels[f"{ownership.LABEL}.image"],
+        state=found.state,
+        address=found.address,
+        created=found.created,
+        container=found.name,
     )
-
-
-def _papers_of(engine: Engine, machine: Machine) -> dict[str, Any]:
-    return _papers(_container(engine, machine))
-
-
-def _container(engine: Engine, machine: Machine) -> Container:
-    with engine.failures(f"looking at {machine.name}"):
-        return Container.adopt(engine, engine.api.inspect_container(machine.container))
 
 
 def _papers(container: Container) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.reaper import Reaper
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
 from pytest_virtainers.guests.catalogue import catalogue
-from pytest_virtainers.store.volume import MOUNT, workshop
+from pytest_virtainers.store.places import MOUNT
+from pytest_virtainers.store.volume import workshop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_virtainers.config.settings import Settings
-    from pytest_virtainers.engine.docker.engine import Engine
+    from pytest_virtainers.engine.base import Engine
 
 _ENOUGH_DISK_GIB = 5
 
@@ -86,17 +87,15 @@ def _ssh() -> Finding:
 
 def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
     yield Finding("engine", str(engine))
-    with engine.failures("asking what the engine's host has"):
-        memory_mib, driver = engine.memory_mib(), engine.storage_driver()
-    yield Finding("memory", f"{memory_mib} MiB on the engine's host")
-    if driver == "vfs":  # a rootless Podman's, where it has met neither fuse-overlayfs nor a kernel that does without
+    yield Finding("memory", f"{engine.memory_mib()} MiB on the engine's host")
+    if engine.storage_driver() == "vfs":  # rootless Podman without fuse-overlayfs, on older kernels
         yield Finding(
             "storage driver",
             "vfs: the engine copies all of the runtime image for each VM, which takes seconds",
             "let it use overlay (Podman: install fuse-overlayfs, then podman system reset, which removes all it has)",
         )
     image = runtime_image.reference()
-    if not runtime_image.present(engine, image):
+    if not runtime_image.present(engine):
         yield Finding("runtime image", f"{image} is built at first use, or now: virtainers build")
         return
     yield Finding("runtime image", image)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from pytest_virtainers.engine.docker.container import Container
+    from pytest_virtainers.engine.base import Container
     from pytest_virtainers.vm.vm import VM
 
 _SSH_SECONDS = 6.0  # for all that needs SSH, with KVM; ten times as many without

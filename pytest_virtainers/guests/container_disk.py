@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-
-import docker.errors
+from typing import TYPE_CHECKING
 
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.architecture import FIRMWARE, check_firmware
-from pytest_virtainers.engine import build_context
+from pytest_virtainers.engine import build_context, tar
 from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.guests.catalogue import catalogue
 from pytest_virtainers.guests.disk_format import DISK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from pytest_virtainers.engine.docker.engine import Engine
+    from pytest_virtainers.engine.base import Engine
+    from pytest_virtainers.engine.facts import Image
     from pytest_virtainers.guests.images import Guest
     from pytest_virtainers.store.volume import Workshop
 
@@ -87,19 +86,18 @@ def look(engine: Engine, reference: str, arch: str, tell: Callable[[str], object
     """
     if not reference:
         raise ImageError(f"image {SCHEME}: the name of a container image is missing")
-    with engine.failures(f"looking for image {reference}"):
-        found = _inspect(engine, reference)
+    found = engine.image(reference)
+    if found is None:
+        said = engine.pull(reference, tell)
+        found = engine.image(reference)
+        if found is not None and arch not in {"auto", _read(found, reference).arch}:
+            engine.pull(reference, tell, arch)  # a containerDisk for several architectures
+            found = engine.image(reference)
         if found is None:
-            said = engine.pull(reference, tell)
-            found = _inspect(engine, reference)
-            if found is not None and arch not in {"auto", _read(found, reference).arch}:
-                engine.pull(reference, tell, arch)  # a containerDisk for several
-                found = _inspect(engine, reference)
-            if found is None:
-                raise ImageError(
-                    f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. If that "
-                    f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
-                )
+            raise ImageError(
+                f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. If that "
+                f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
+            )
     prepared = _read(found, reference)
     if arch not in {"auto", prepared.arch}:
         raise ImageError(
@@ -109,31 +107,23 @@ def look(engine: Engine, reference: str, arch: str, tell: Callable[[str], object
     return prepared
 
 
-def _inspect(engine: Engine, reference: str) -> dict[str, Any] | None:
-    try:
-        return cast("dict[str, Any]", engine.api.inspect_image(reference))  # type: ignore[no-untyped-call]
-    except docker.errors.ImageNotFound:
-        return None
-
-
-def _read(found: Mapping[str, Any], reference: str) -> Prepared:
-    """Take what the engine tells of an image; raises `ImageError`."""
-    labels = (found.get("Config") or {}).get("Labels") or {}
+def _read(found: Image, reference: str) -> Prepared:
+    """Parse the labels of an image; raise `ImageError` if one is wrong."""
     read: dict[str, str] = {}
     for label, parse in _PARSERS.items():
         try:  # it goes into configurations and command lines
-            if label in labels:
-                read[label] = parse(labels[label])
+            if label in found.labels:
+                read[label] = parse(found.labels[label])
         except ValueError as error:
             raise ImageError(
-                f"image {SCHEME}{reference}: its label {label}={labels[label]!r} is wrong: {error}"
+                f"image {SCHEME}{reference}: its label {label}={found.labels[label]!r} is wrong: {error}"
             ) from None
-    firmware, arch = read.get(_FIRMWARE, ""), read.get(_ARCH, found["Architecture"])
+    firmware, arch = read.get(_FIRMWARE, ""), read.get(_ARCH, found.arch)
     try:
         check_firmware(parsing.choice(*FIRMWARE)(arch), firmware)
     except ValueError as error:
         raise ImageError(f"image {SCHEME}{reference} is for {arch}: {error}") from None
-    return Prepared(reference, str(found["Id"]), read.get(_USER), firmware, arch)
+    return Prepared(reference, found.id, read.get(_USER), firmware, arch)
 
 
 def take_out(image: Prepared, shop: Workshop, out: str) -> str:
@@ -144,7 +134,7 @@ def take_out(image: Prepared, shop: Workshop, out: str) -> str:
         StoreError: the store cannot be written.
         EngineError: the engine failed.
     """
-    with shop.beside(image.id) as container:
+    with shop.files_of(image.id) as container:
         for place in PLACES:
             if (pieces := container.archive(place)) is not None:
                 shop.container.put_archive(out, pieces)
@@ -193,28 +183,18 @@ def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Calla
         ImageError: the engine does not build it.
         EngineError: the engine failed.
     """
-    engine, said = shop.engine, ""
     machine = guest.machine("auto")
-    with engine.failures(f"making image {tag}"):
-        events = engine.api.build(
-            fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types know files only
-            custom_context=True,
-            tag=tag,
-            buildargs={"RUNTIME": runtime_image, **machine},
-            labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
-            rm=True,
-            forcerm=True,
-            decode=True,
-        )
-        for event in events:
-            said = str(event.get("error") or event.get("stream") or "").strip() or said
-            tell(said)
-            if event.get("error"):  # an older image of that name may be there
-                raise ImageError(f"making image {tag} failed: {engine} said: {said}")
+    shop.engine.build(
+        _context(guest, shop),
+        tag=tag,
+        arguments={"RUNTIME": runtime_image, **machine},
+        labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
+        on_line=tell,
+    )
     return tag
 
 
 def _context(guest: Guest, shop: Workshop) -> Iterator[bytes]:
-    """Give what the image is built of, as a tar stream: the recipe, and the disk as the engine packs it."""
-    yield build_context.archive("prepared", goes_on=True)
-    yield from shop.container.archive(guest.disk) or ()
+    """Yield the build context as a tar stream: the recipe, then the disk as the engine packs it."""
+    yield build_context.archive("prepared")
+    yield from shop.container.archive(guest.disk) or (tar.END,)

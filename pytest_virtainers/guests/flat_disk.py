@@ -11,20 +11,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.docker.container import Container, Plan
+from pytest_virtainers.engine.plan import DISK_FOLDER, Plan
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.guests.disk_format import DISK
-from pytest_virtainers.store import volume
+from pytest_virtainers.store.places import path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_virtainers.engine.docker.engine import Engine
-    from pytest_virtainers.store.volume import Access
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.store.access import Access
 
 LAYER = "local_image.qcow2"
 """What the overlay of a VM, and that of a template, is called in its folder."""
-_FOLDER = "/mounted"
 _MEMORY_MIB = 1024
 
 
@@ -42,15 +41,15 @@ def write(
     """Write a flat disk to `target`; the arguments, and what it raises, are those of `Manager.flatten`."""
     container = _start(engine, access, runtime_image, run_id, places)
     try:
-        container.put_archive(_FOLDER, overlay)
-        layers = [f"{volume.path(each)}/{LAYER if each.startswith('templates/') else DISK}" for each in places]
-        code, said = container.run(["flatten", f"{_FOLDER}/{LAYER}", *layers, f"{_FOLDER}/flat.qcow2"])
+        container.put_archive(DISK_FOLDER, overlay)
+        layers = [f"{path(each)}/{LAYER if each.startswith('templates/') else DISK}" for each in places]
+        code, said = container.run(["flatten", f"{DISK_FOLDER}/{LAYER}", *layers, f"{DISK_FOLDER}/flat.qcow2"])
         if code != 0:
             why = " ".join(said.decode(errors="replace").split()).removeprefix("flatten: ")
             raise StoreError(
-                why.replace(f"{_FOLDER}/{LAYER}", name) or f"{name} cannot be converted (exit code {code})"
+                why.replace(f"{DISK_FOLDER}/{LAYER}", name) or f"{name} cannot be converted (exit code {code})"
             )
-        receive(container, f"{_FOLDER}/flat.qcow2", target)
+        receive(container, f"{DISK_FOLDER}/flat.qcow2", target)
     finally:
         container.close()
 
@@ -79,10 +78,10 @@ def _start(engine: Engine, access: Access, runtime_image: str, run_id: str, plac
             memory_mib=_MEMORY_MIB,
         )
         try:
-            container = Container(engine, plan, run_id)
+            container = engine.create(plan, run_id)
             container.start()
         except EngineError as error:
-            if not mounting.goes_on(plan.binds, error):
+            if not mounting.should_retry(plan.binds, error):
                 raise
         else:
             return container

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.docker.container import Container, Plan
-from pytest_virtainers.engine.ownership import LABEL, MACHINE, MACHINE_NAME
+from pytest_virtainers.engine.ownership import DETACHED, LABEL, NAME
+from pytest_virtainers.engine.plan import DISK_FOLDER, Plan
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.lifetime import DISPOSABLE, Tenure, seconds_to_stop
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.docker.container import Link
-    from pytest_virtainers.engine.docker.engine import Engine
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.engine.tar import Link
     from pytest_virtainers.launching.networks import Networks
-    from pytest_virtainers.store.volume import Access
+    from pytest_virtainers.store.access import Access
 
 # What the supervisor needs: the tap device and its addresses, and a DHCP and DNS server that drops its rights.
 _CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
@@ -107,11 +107,11 @@ class Starter:
             )
             try:
                 with phase("room, create container"), room:
-                    container = Container(self._engine, plan, self._run_id)
+                    container = self._engine.create(plan, self._run_id)
             except EngineError as error:
                 if self._goes_without_kvm(plan, spec, error):  # Podman looks for devices here
                     continue
-                if mounting.goes_on(plan.binds, error):
+                if mounting.should_retry(plan.binds, error):
                     continue
                 raise
             try:
@@ -119,14 +119,14 @@ class Starter:
                     for folder, members in (files or {}).items():
                         container.put(folder, members)
                     if mounted is not None:
-                        container.put_archive("/mounted", mounted())
+                        container.put_archive(DISK_FOLDER, mounted())
                     container.start()
                     self._networks.guard(container, spec.first_network)
             except EngineError as error:
                 container.close()
                 if self._goes_without_kvm(plan, spec, error):  # Docker does here
                     continue
-                if mounting.goes_on(plan.binds, error):
+                if mounting.should_retry(plan.binds, error):
                     continue
                 raise
             except BaseException:
@@ -171,7 +171,7 @@ class Starter:
         }
         return Plan(
             name=name,
-            kind=MACHINE if tenure.detached else "vm",
+            kind=DETACHED if tenure.detached else "vm",
             image=self._runtime_image(),
             environment=variables,
             stop_seconds=seconds_to_stop(variables),
@@ -191,7 +191,7 @@ class Starter:
             labels={
                 f"{LABEL}.worker": self._worker,
                 f"{LABEL}.test": node_id,
-                MACHINE_NAME: spec.name,
+                NAME: spec.name,
                 f"{LABEL}.image": spec.image,
                 USES: places[0],
                 STORE: self._settings.store,

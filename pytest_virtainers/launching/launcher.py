@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_virtainers.config.architecture import check_firmware
 from pytest_virtainers.engine import runtime_image, scratch
 from pytest_virtainers.engine.detect import find
-from pytest_virtainers.engine.docker.container import Container, Link, Plan
-from pytest_virtainers.engine.docker.sweep import sweep
-from pytest_virtainers.engine.ownership import LABEL, MACHINE, is_kept
+from pytest_virtainers.engine.ownership import DETACHED, LABEL, is_kept
+from pytest_virtainers.engine.plan import DISK_FOLDER, Bind, Plan
 from pytest_virtainers.engine.reaper import Reaper
+from pytest_virtainers.engine.tar import Link
 from pytest_virtainers.errors import (
     BadTemplate,
     BootError,
@@ -47,9 +47,12 @@ from pytest_virtainers.launching.prefetch import Prefetcher
 from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.ssh.endpoint import Endpoint
 from pytest_virtainers.ssh.keys import Keys
+from pytest_virtainers.store.access import Access, Removed
 from pytest_virtainers.store.eviction import USES, make_room
 from pytest_virtainers.store.locks import Holds
-from pytest_virtainers.store.volume import MOUNT, Access, Removed, remembered_manifests, workshop
+from pytest_virtainers.store.manifests import of_store
+from pytest_virtainers.store.places import MOUNT
+from pytest_virtainers.store.volume import workshop
 from pytest_virtainers.support.forks import Owner
 from pytest_virtainers.support.progress import LAUNCHING
 from pytest_virtainers.support.timings import Record, phase, recording
@@ -64,7 +67,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.docker.engine import Engine
+    from pytest_virtainers.engine.base import Container, Engine
     from pytest_virtainers.guests.images import Guest
     from pytest_virtainers.launching.integrity import Checked
     from pytest_virtainers.store.volume import Workshop
@@ -139,7 +142,7 @@ class Manager:
         self.engine: Engine = find(settings.engine)
         try:
             scratch.sweep()
-            swept = sweep(self.engine)
+            swept = self.engine.sweep()
             self._reaper = Reaper(self.engine, self._run_id)
         except BaseException:
             self.engine.close()
@@ -153,7 +156,7 @@ class Manager:
             lasting=tenure.detached,
         )
         self._access = Access(self.engine, settings.store, self.store)
-        self._manifests = remembered_manifests(self.engine, settings.store)
+        self._manifests = of_store(self.engine, settings.store)
         self._budget = Budget(self.engine, settings.max_ram, self._run_id, progress)
         self.starter = Starter(
             self.engine,
@@ -206,7 +209,7 @@ class Manager:
 
     def has_runtime_image(self) -> bool:
         """Tell whether the runtime image is there already; raises `EngineError`."""
-        return runtime_image.present(self.engine, runtime_image.reference())
+        return runtime_image.present(self.engine)
 
     @contextlib.contextmanager
     def store(self) -> Iterator[Workshop]:
@@ -268,7 +271,7 @@ class Manager:
             self._templates = Templates(
                 self.store,
                 holds=self._holds,
-                runtime_id=self.engine.image_id(self.runtime_image()),
+                runtime_id=runtime_image.image_id(self.engine, self.runtime_image()),
                 progress=self._progress,
                 once=self.once,
             )
@@ -399,7 +402,7 @@ class Manager:
             vm = self._prefetcher.claim(spec)
         if vm is not None:
             with _closing_on_failure(vm):
-                vm.network.join(vm, vm.container.joint().mac)
+                vm.network.join(vm, vm.container.addresses().mac)
                 self._plug_cards(vm)  # not before: their networks have other VMs, which may count who is there
             record.kind = "prefetched"
             return vm
@@ -517,18 +520,17 @@ class Manager:
     @contextlib.contextmanager
     def rescue(self, vm: VM) -> Iterator[Container]:
         """Open a container with the disk of a VM whose own container is gone; raises `EngineError`."""
+        disk = () if vm.volume is None else (Bind(DISK_FOLDER, vm.volume, writable=True),)
         plan = Plan(
             name=f"virtainers-{self._run_id}-rescue-{secrets.token_hex(2)}",
             kind="helper",
             image=self.runtime_image(),
             entrypoint=("cat",),
             environment=vm.container.environment,  # it says where disk and seed are
-            binds=vm.container.binds,
-            volume=vm.volume,
+            binds=(*vm.container.binds, *disk),
             offline=True,
         )
-        container = Container(self.engine, plan, self._run_id)
-        container.volume = None  # it goes with the VM
+        container = self.engine.create(plan, self._run_id)
         try:
             container.start()
             yield container
@@ -687,9 +689,7 @@ class Manager:
 
     def _is_kept_on(self, template: Template) -> bool:
         """Tell whether a VM that is kept has its disk on a template's, so that this must not go."""
-        with self.engine.failures("asking which machines there are"):
-            wanted = [f"{LABEL}={MACHINE}", f"{USES}={template.place}"]
-            found = self.engine.api.containers(all=True, filters={"label": wanted})
+        found = self.engine.containers(f"{LABEL}={DETACHED}", f"{USES}={template.place}")
         return any(is_kept(each) for each in found)
 
     def _template(self, spec: Spec, guest: Guest, node_id: str) -> Template:
@@ -872,7 +872,7 @@ class Manager:
             progress=self._progress,
         )
         if not ahead:
-            network.join(vm, container.joint().mac)
+            network.join(vm, container.addresses().mac)
         return vm
 
 

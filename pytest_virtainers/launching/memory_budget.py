@@ -11,7 +11,7 @@ import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine import ownership
 from pytest_virtainers.engine.ownership import LABEL
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.docker.engine import Engine
+    from pytest_virtainers.engine.base import Engine
+    from pytest_virtainers.engine.facts import ContainerInfo
     from pytest_virtainers.support.progress import Progress
 
 MEMORY = f"{LABEL}.memory-mib"
@@ -70,7 +71,7 @@ class Budget:
 
     def check(self, spec: Spec) -> None:
         """Raise `SpecError` when such a VM can never fit."""
-        host_mib = self._host_mib()
+        host_mib = self._engine.memory_mib()
         if spec.ram > host_mib:
             raise SpecError(f"{spec.name}: ram={spec.ram}M is more than the engine's host has ({host_mib}M)")
         if booted_mib(spec) > self._limit():
@@ -123,11 +124,10 @@ class Budget:
 
     def _taken(self, most_of_next: int) -> tuple[int, int]:
         """Give the MiB that VMs of this process take, and those of others."""
-        with self._engine.failures("asking which VMs there are"):
-            listed = self._engine.api.containers(all=True, filters={"label": [MEMORY]})
-        # Neither a VM that stays and is switched off, nor what only has labels of the image of somebody else.
-        found = [each for each in listed if each.get("State") != "exited" and LIMIT in each["Labels"]]
-        labels = {each["Id"]: each["Labels"] for each in found}
+        listed = self._engine.containers(MEMORY)
+        # Not a detached VM that is switched off, nor a container that has only its image's labels.
+        found = [each for each in listed if each.state != "exited" and LIMIT in each.labels]
+        labels = {each.id: each.labels for each in found}
         taken = {container: int(each[LIMIT]) for container, each in labels.items()}
         if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter how much they really take
             self._look_at(found)
@@ -135,26 +135,22 @@ class Budget:
         ours = sum(mib for container, mib in taken.items() if ownership.run(labels[container]) == self._run_id)
         return ours, sum(taken.values()) - ours
 
-    def _look_at(self, containers: Sequence[dict[str, Any]]) -> None:
-        """Learn what containers take, not new ones and not often: a Docker elsewhere needs a second for each."""
+    def _look_at(self, containers: Sequence[ContainerInfo]) -> None:
+        """Learn what containers take, not new ones and not often: a remote Docker needs a second for each."""
         now, today = time.monotonic(), time.time()
-        least = {each["Id"]: int(each["Labels"][MEMORY]) for each in containers}
-        most = {each["Id"]: int(each["Labels"][LIMIT]) for each in containers}
+        least = {each.id: int(each.labels[MEMORY]) for each in containers}
+        most = {each.id: int(each.labels[LIMIT]) for each in containers}
         for each in containers:
-            if today - each["Created"] < _TRUST_SECONDS:
-                self._seen.setdefault(each["Id"], (least[each["Id"]], now + _TRUST_SECONDS))
-        old = [each for each in least if now > self._seen.get(each, (0, 0.0))[1]]
-        with self._engine.failures("asking how much memory VMs take"), ThreadPoolExecutor(_AT_ONCE) as threads:
+            if today - each.created < _TRUST_SECONDS:
+                self._seen.setdefault(each.id, (least[each.id], now + _TRUST_SECONDS))
+        old = [container for container in least if now > self._seen.get(container, (0, 0.0))[1]]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
             for container, mib in zip(old, threads.map(self._engine.memory_used_mib, old), strict=True):
-                # Of all processes of its host together a rootless Podman tells, where cgroups are of version 1.
+                # A rootless Podman reports the sum of all processes of its host where cgroups are of version 1.
                 believed = min(max(mib, least[container]), most[container])
                 self._seen[container] = (believed, now + _TRUST_SECONDS)
 
-    def _host_mib(self) -> int:
-        with self._engine.failures("asking for the memory of the engine's host"):
-            return self._engine.memory_mib()
-
     def _limit(self) -> int:
         if self._limit_mib is None:
-            self._limit_mib = self._share(self._host_mib())
+            self._limit_mib = self._share(self._engine.memory_mib())
         return self._limit_mib

@@ -24,7 +24,7 @@ from pytest_virtainers.launching.once import Once
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.ssh.resumable import SERVE, Session
 from pytest_virtainers.store import eviction
-from pytest_virtainers.store.volume import is_place, path
+from pytest_virtainers.store.places import is_place, path
 from pytest_virtainers.support.paths import locked
 from pytest_virtainers.vm import individual, provisioning
 

@@ -18,8 +18,8 @@ from pytest_virtainers.errors import EngineError
 from pytest_virtainers.ssh import client, resumable
 
 if TYPE_CHECKING:
-    from pytest_virtainers.engine.docker.container import Container, Joint
-    from pytest_virtainers.engine.docker.engine import Engine
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.engine.facts import Addresses
 
 _LOOK_SECONDS = 1.0
 _DIRECT_SECONDS = 1.0
@@ -36,12 +36,12 @@ class Endpoint:
         self.engine = engine
         self._container = container
         self._direct: bool | None
-        self._take(container.joint())
+        self._take(container.addresses())
 
-    def _take(self, joint: Joint) -> None:
+    def _take(self, found: Addresses) -> None:
         self._looked, self._silent_tries = time.monotonic(), 0
-        self._address = joint.address
-        beside = bool(joint.address) and host.is_beside(IPv4Interface((joint.address, joint.prefix)))
+        self._address = found.address
+        beside = bool(found.address) and host.is_beside(IPv4Interface((found.address, found.prefix)))
         self._direct = None if beside else False
 
     @property
@@ -63,9 +63,9 @@ class Endpoint:
     def _look(self) -> None:
         with contextlib.suppress(EngineError):  # then nothing is known; the next use of the connection shows more
             self._looked = time.monotonic()
-            joint = self._container.joint(again=True)
-            if joint.address != self._address:
-                self._take(joint)
+            found = self._container.addresses(refresh=True)
+            if found.address != self._address:
+                self._take(found)
 
     def dial(self, timeout: float) -> Any:
         """Open a connection, as a socket for paramiko; `timeout` in seconds; raises `OSError` or `EngineError`.

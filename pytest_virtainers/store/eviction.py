@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.store.locks import is_held, last_held
-from pytest_virtainers.store.volume import MOUNT, is_place, path
+from pytest_virtainers.store.places import MOUNT, is_place, path
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from pytest_virtainers.engine.docker.engine import Engine
+    from pytest_virtainers.engine.base import Engine
     from pytest_virtainers.store.volume import Workshop
     from pytest_virtainers.support.progress import Progress
 
@@ -86,10 +86,8 @@ class Kept:
 
 def contents(engine: Engine, shop: Workshop) -> list[Kept]:
     """List what is in the store, the least recently used first; raises `StoreError` or `EngineError`."""
-    with engine.failures("asking which containers run"):
-        running = engine.api.containers(all=True, filters={"label": [USES]})  # or about to
-    labels = [each.get("Labels") or {} for each in running]
-    uses = {each.get(USES) for each in labels if each.get(STORE, shop.location) == shop.location}
+    labels = [each.labels for each in engine.containers(USES)]  # of those that run, or soon will
+    uses = {each[USES] for each in labels if each.get(STORE, shop.location) == shop.location}
     rows = [line.split("\t", 3) for line in shop.shell(_LIST).split("\n") if line]
     found = [
         Kept(place, int(size), max(int(used), last_held(place)), _facts(manifest), place in uses or is_held(place))

@@ -20,7 +20,7 @@ from pytest_virtainers.support.forks import disown_in_child
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_virtainers.engine.docker.streams import ExecStream
+    from pytest_virtainers.engine.base import Stream
     from pytest_virtainers.vm.core import Core
 
 _START_SECONDS = 30.0
@@ -96,7 +96,7 @@ class Capture:
 class _Track:
     """What one card sends and gets, in a temporary file that has no name."""
 
-    def __init__(self, stream: ExecStream, mac: str) -> None:
+    def __init__(self, stream: Stream, mac: str) -> None:
         """Start to read; raises `OSError` when nothing comes: the file's header does so when tcpdump listens."""
         self.mac = _bytes(mac)
         self._stream = stream

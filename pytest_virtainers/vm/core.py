@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.docker.container import Container
+    from pytest_virtainers.engine.base import Container
     from pytest_virtainers.engine.scratch import Folder
     from pytest_virtainers.ssh.endpoint import Endpoint
     from pytest_virtainers.ssh.keys import Keys
@@ -132,7 +132,7 @@ class Core:
     @property
     def ip6(self) -> str:
         """The IPv6 address at which other VMs of the network reach it; empty when that has none."""
-        return self.container.joint().address6
+        return self.container.addresses().address6
 
     @property
     def arch(self) -> str:

@@ -187,15 +187,15 @@ class Devices(Power):
 
     def _plug_into(self, network: Network, name: str, ip: str | int | IPv4Address, undo: contextlib.ExitStack) -> Nic:
         __tracebackhide__ = True
-        joint = self.container.connect(network.port(self.spec.guest_hostname, ip))
+        mac = self.container.connect(network.port(self.spec.guest_hostname, ip)).mac
         undo.callback(self._let_go_of, network)
         how = ("hidden",) if network.is_wire else () if network.has_host else ("open",)
         sender = ("any",) if ip in {"dhcp", "none"} else ()  # which addresses it will have is the guest's business
-        found = json.loads(self._control("device", "join", name, joint.mac, *how, *sender))
+        found = json.loads(self._control("device", "join", name, mac, *how, *sender))
         addresses = () if sender else tuple(found["addresses"])
-        nic = Nic(name, joint.mac, "", network, addresses, found["mtu"], dhcp=ip == "dhcp")
+        nic = Nic(name, mac, "", network, addresses, found["mtu"], dhcp=ip == "dhcp")
         undo.callback(self._unplug, nic)
-        network.join(self, joint.mac)
+        network.join(self, mac)
         return nic
 
     def _unplug(self, nic: Nic) -> None:

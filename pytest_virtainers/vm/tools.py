@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import quote
 
 from pytest_virtainers.engine import scratch
-from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.errors import EngineError, SpecError
 from pytest_virtainers.vm.core import Core
 
@@ -47,7 +46,7 @@ class Tools(Core):
     @property
     def console_command(self) -> str:
         """A shell line that opens the serial console; Ctrl-] leaves it."""
-        return shlex.join([*command_line(self.endpoint.engine), "exec", "-it", self.container.id, "console"])
+        return shlex.join([*self.endpoint.engine.command_line(), "exec", "-it", self.container.id, "console"])
 
     def ssh_config(self) -> Path:
         """Give the path of an `ssh_config` file that knows this machine by its name: `ssh -F PATH NAME`.

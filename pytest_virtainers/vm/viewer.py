@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-    from pytest_virtainers.engine.docker.streams import ExecStream
+    from pytest_virtainers.engine.base import Stream
 
 _NOVNC = "/usr/share/novnc"
 _PASSWORD_BYTES = 6  # eight characters, of which VNC takes no more
@@ -109,7 +109,7 @@ class Viewer(Power):
 class _Channel:
     """An exec session in the shape that `join` asks for."""
 
-    def __init__(self, stream: ExecStream) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.recv = stream.recv
         self.shutdown_write = stream.close_input

@@ -11,8 +11,8 @@ from benchmarks import __main__, cold_boot
 from benchmarks.rows import Row, as_json, markdown
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.docker.container import Bind, Plan
 from pytest_virtainers.engine.output import Output
+from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.guests.images import Guest
 
 

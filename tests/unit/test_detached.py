@@ -23,17 +23,15 @@ from pytest_virtainers.cli import machines as commands
 from pytest_virtainers.cli.common import show
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import check, merge
-from pytest_virtainers.engine import detect, ownership
-from pytest_virtainers.engine.docker.container import Container
-from pytest_virtainers.engine.docker.engine import Engine
-from pytest_virtainers.engine.docker.sweep import sweep
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.errors import EngineError, SpecError, VMGone
 from pytest_virtainers.launching.cloud_init import user_data
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.support.progress import SILENT
 from tests.unit.fake_engine import FakeEngine, serving
 
-LIVES = ownership.labels(ownership.MACHINE, "run")
+LIVES = ownership.labels(ownership.DETACHED, "run")
 KEYS = Keys.generate()
 DEAD = {**LIVES, "virtainers.owner-started": "1"}
 PAPERS = {
@@ -68,20 +66,20 @@ def server() -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def engine(server: FakeEngine) -> Iterator[Engine]:
-    engine = detect.find(server.url)
+def engine(server: FakeEngine) -> Iterator[DockerEngine]:
+    engine = DockerEngine(server.url)
     yield engine
     engine.close()
 
 
-def test_those_that_were_ready_are_listed(engine: Engine) -> None:
+def test_those_that_were_ready_are_listed(engine: DockerEngine) -> None:
     assert [(each.name, each.runs, each.address) for each in detached.list_all(engine)] == [
         ("off", False, "10.213.1.2"),
         ("web", True, "10.213.1.2"),
     ]
 
 
-def test_a_wrong_name_is_told_with_those_that_there_are(engine: Engine, server: FakeEngine) -> None:
+def test_a_wrong_name_is_told_with_those_that_there_are(engine: DockerEngine, server: FakeEngine) -> None:
     with pytest.raises(SpecError, match=r"^no machine is called wbe; there are off, web\. virtainers run --detach"):
         detached.find(engine, "wbe")
     server.answers["GET /containers/json"] = (200, [])
@@ -99,7 +97,7 @@ def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
         pytest.fail("it has one")
 
 
-def test_one_that_runs_is_not_removed_by_mistake(engine: Engine, server: FakeEngine) -> None:
+def test_one_that_runs_is_not_removed_by_mistake(engine: DockerEngine, server: FakeEngine) -> None:
     with pytest.raises(
         SpecError, match=r"^web is running: virtainers stop web switches it off, rm --force removes it"
     ):
@@ -121,8 +119,8 @@ def test_a_guest_has_its_own_time_to_switch_itself_off(
         request.end_headers()
 
     facts = {**INSPECTED, "Config": {"Env": [variable]}, "State": {"ExitCode": code}}
-    server.answers["GET /containers/virtainers-web/json"] = (200, facts)
-    server.answers["POST /containers/virtainers-web/stop"] = end
+    server.answers |= {f"GET /containers/{each}/json": (200, facts) for each in ("1", "virtainers-web")}
+    server.answers["POST /containers/1/stop"] = end
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIRTAINER_ENGINE", server.url)
         assert cli.main(["stop", "web"]) == 0
@@ -158,7 +156,7 @@ INSPECTED = {
 }
 
 
-def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: FakeEngine) -> None:
+def test_what_is_known_of_one_has_no_private_key_in_it(engine: DockerEngine, server: FakeEngine) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS).encode())
     facts = detached.inspect(engine, "web")
@@ -182,7 +180,7 @@ def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: F
     ],
 )
 def test_what_the_container_of_one_says_is_checked(
-    papers: dict[str, object], said: str, engine: Engine, server: FakeEngine
+    papers: dict[str, object], said: str, engine: DockerEngine, server: FakeEngine
 ) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS | papers).encode())
@@ -193,17 +191,19 @@ def test_what_the_container_of_one_says_is_checked(
         detached.inspect(engine, "web")
 
 
-def test_one_may_go_with_its_end(engine: Engine, server: FakeEngine) -> None:
+def test_one_may_go_with_its_end(engine: DockerEngine, server: FakeEngine) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     for status, said in ((404, "No such container: 1"), (500, "container 1 does not exist: no such container")):
-        server.answers["POST /containers/virtainers-web/stop"] = (status, {"message": said})
+        server.answers["POST /containers/1/stop"] = (status, {"message": said})
         assert detached.stop(engine, "web")
-    server.answers["POST /containers/virtainers-web/stop"] = (500, {"message": "runc hangs"})
-    with pytest.raises(EngineError, match=r"^switching web off failed: .* said: runc hangs"):
+    server.answers["POST /containers/1/stop"] = (500, {"message": "runc hangs"})
+    with pytest.raises(EngineError, match=r"^stopping container virtainers-web failed: .* said: runc hangs"):
         detached.stop(engine, "web")
 
 
-def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: Engine, server: FakeEngine) -> None:
+def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(
+    engine: DockerEngine, server: FakeEngine
+) -> None:
     said = {1: b"what the console shows\n", 2: b"virtainer: starting web: 512 MiB, 1 CPU, tcg, /image\n"}
     asked: list[dict[str, list[str]]] = []
 
@@ -213,9 +213,9 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
         for stream, text in said.items():
             request.wfile.write(struct.pack(">BxxxL", stream, len(text)) + text)
 
-    server.answers["GET /containers/1/json"] = (200, INSPECTED)
+    server.answers |= {f"GET /containers/{each}/json": (200, INSPECTED) for each in ("1", "virtainers-web")}
     server.answers["GET /containers/1/logs"] = logs
-    container = Container.adopt(engine, INSPECTED)
+    container = engine.adopt("virtainers-web")
     assert container.environment == {"RAM": "512", "IMAGE_DIR": "/mounted", "EMPTY": ""}
     container.follow()
     assert container.wait(10)
@@ -226,19 +226,21 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
     assert not any(each.startswith("DELETE") for each in server.asked), "it stays"
 
 
-def test_a_sweep_takes_what_was_never_ready_and_the_network_with_the_last(engine: Engine, server: FakeEngine) -> None:
-    network = {"Id": "n", "Name": "virtainers-default", "Labels": {**DEAD, "virtainers": ownership.MACHINES_NETWORK}}
+def test_a_sweep_takes_what_was_never_ready_and_the_network_with_the_last(
+    engine: DockerEngine, server: FakeEngine
+) -> None:
+    network = {"Id": "n", "Name": "virtainers-default", "Labels": {**DEAD, "virtainers": ownership.DETACHED_NETWORK}}
     server.answers |= {
         "GET /networks": (200, [network]),
         "GET /volumes": (200, {"Volumes": None}),
         "DELETE /containers/3": (204, None),
         "DELETE /networks/n": (204, None),
     }
-    assert sweep(engine) == ["virtainers-0a1b2c3d-1-half"]
+    assert engine.sweep() == ["virtainers-0a1b2c3d-1-half"]
     server.answers["GET /containers/json"] = (200, [listed("4", "virtainers-0-1-new", "new", **LIVES)])
-    assert sweep(engine) == [], "that one is on its way, and will need it"
+    assert engine.sweep() == [], "that one is on its way, and will need it"
     server.answers["GET /containers/json"] = (200, [])
-    assert sweep(engine) == ["virtainers-default"]
+    assert engine.sweep() == ["virtainers-default"]
 
 
 @pytest.mark.parametrize(
@@ -325,16 +327,17 @@ def test_completion_in_bash(line: str, offered: str, tmp_path: Path) -> None:
     assert (run.stdout.split("\n")[0], run.stderr) == (offered, "")
 
 
-def test_a_silent_log_does_not_end_and_close_wakes_its_reader(engine: Engine, server: FakeEngine) -> None:
+def test_a_silent_log_does_not_end_and_close_wakes_its_reader(engine: DockerEngine, server: FakeEngine) -> None:
     def logs(request: BaseHTTPRequestHandler) -> None:
         frame = struct.pack(">BxxxL", 1, 5) + b"hello"
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         request.wfile.write(head + f"{len(frame):x}\r\n".encode() + frame + b"\r\n")
         request.rfile.read(1)  # until the client hangs up
 
-    server.answers |= {"GET /containers/1/json": (200, INSPECTED), "GET /containers/1/logs": logs}
+    server.answers |= {f"GET /containers/{each}/json": (200, INSPECTED) for each in ("1", "virtainers-web")}
+    server.answers["GET /containers/1/logs"] = logs
     engine.api.timeout = cast("Any", 0.3)
-    container = Container.adopt(engine, INSPECTED)
+    container = engine.adopt("virtainers-web")
     container.follow()
     assert not container.wait(1.0), "three times as long as an answer may take"
     assert bytes(container.stdout) == b"hello"
@@ -377,7 +380,8 @@ def test_logs_control_no_terminal_and_programs_get_them_as_they_are(
             request.wfile.write(struct.pack(">BxxxL", 1, 1) + EVIL[at : at + 1])
 
     monkeypatch.setenv("VIRTAINER_ENGINE", server.url)
-    server.answers["GET /containers/virtainers-web/logs"] = logs
+    server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
+    server.answers["GET /containers/1/logs"] = logs
     for terminal, expected in ((True, b"boot red \\u202e end\n"), (False, EVIL)):
         with (tmp_path / "out").open("w") as out:
             monkeypatch.setattr(out, "isatty", lambda terminal=terminal: terminal, raising=False)

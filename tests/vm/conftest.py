@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.config.settings import Settings, environment, resolve
-from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.engine.docker.podman_service import runtime_options
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.support.progress import Progress
@@ -60,7 +60,8 @@ def manager(settings: Settings) -> Iterator[Manager]:
 
 
 @pytest.fixture(scope="session")
-def engine(manager: Manager) -> Engine:
+def engine(manager: Manager) -> DockerEngine:
+    assert isinstance(manager.engine, DockerEngine)
     return manager.engine
 
 
@@ -70,7 +71,7 @@ def runtime_image(manager: Manager) -> str:
 
 
 @pytest.fixture(scope="session")
-def engine_cli(engine: Engine) -> list[str]:
+def engine_cli(engine: DockerEngine) -> list[str]:
     """The engine's own command line, as a user would call it on this host."""
     cli = ["podman", *runtime_options()] if engine.kind == "podman" else ["docker"]
     assert shutil.which(cli[0]), f"{cli[0]} is not installed; the contract is tested through it"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.launcher import Manager
 
 FAILING = """
@@ -116,7 +116,7 @@ def section(output: str, name: str) -> str:
 
 
 def test_each_failure_names_its_cause_and_leaves_its_evidence(
-    pytester: pytest.Pytester, tmp_path: Path, engine: Engine
+    pytester: pytest.Pytester, tmp_path: Path, engine: DockerEngine
 ) -> None:
     pytester.makepyfile(test_it=FAILING)
     result = pytester.runpytest_subprocess(

@@ -21,8 +21,8 @@ import pytest
 from pytest_virtainers import VM
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import check, merge
-from pytest_virtainers.engine.docker.container import Container, Plan
-from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.errors import BadTemplate, StoreError, VMGone
 from pytest_virtainers.evidence import collect
 from pytest_virtainers.evidence import resume as evidence_reader
@@ -30,7 +30,7 @@ from pytest_virtainers.evidence.resume import MEMORY
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.volume import Access
+from pytest_virtainers.store.access import Access
 from tests.vm.shapes import SMALL
 
 WORDS = "what only this disk has"
@@ -232,7 +232,7 @@ def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, manager: Manager) -> 
 
 
 def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
-    vm: VM, manager: Manager, settings: Settings, engine: Engine
+    vm: VM, manager: Manager, settings: Settings, engine: DockerEngine
 ) -> None:
     """Or the engine's `volume prune` would take the disk that its own is made on."""
     if settings.store.startswith("/"):
@@ -240,7 +240,7 @@ def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
     places = [vm.container.environment["TEMPLATE"].removeprefix("/store/")]
     binds = Access(engine, settings.store, manager.store).binds(places, lasting=True)
     plan = Plan("virtainers-lasting", "helper", manager.runtime_image(), entrypoint=("cat",), binds=binds)
-    with contextlib.closing(Container(engine, plan, secrets.token_hex(4))) as container:
+    with contextlib.closing(engine.create(plan, secrets.token_hex(4))) as container:
         container.start()
         mounts = engine.api.inspect_container(container.id)["Mounts"]
         assert settings.store in {each.get("Name") for each in mounts}

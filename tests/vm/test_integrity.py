@@ -14,11 +14,13 @@ import pytest
 from pytest_virtainers import StoreError
 from pytest_virtainers.config.settings import Settings, resolve
 from pytest_virtainers.config.spec import Spec, check, merge
-from pytest_virtainers.engine.docker.container import Bind, Container, Plan
-from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.base import Container
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.templates import Template
-from pytest_virtainers.store.volume import BUILD_CAPABILITIES, MOUNT
+from pytest_virtainers.store.places import MOUNT
+from pytest_virtainers.store.volume import BUILD_CAPABILITIES
 from pytest_virtainers.support.progress import SILENT
 from tests.vm.shapes import SMALL
 
@@ -82,7 +84,7 @@ class Store:
 
 
 @pytest.fixture
-def store(manager: Manager, engine: Engine, settings: Settings, tmp_path: Path) -> Iterator[Store]:
+def store(manager: Manager, engine: DockerEngine, settings: Settings, tmp_path: Path) -> Iterator[Store]:
     wanted = spec("origin")
     manager.discard(manager.launch(wanted))
     guest = manager.guest(wanted.image)
@@ -97,7 +99,7 @@ def store(manager: Manager, engine: Engine, settings: Settings, tmp_path: Path) 
         folder=str(tmp_path),
         capabilities=BUILD_CAPABILITIES,
     )
-    helper = Container(engine, plan, "integrity")
+    helper = engine.create(plan, "integrity")
     helper.start()
     try:
         found = Store(helper, tmp_path, template, guest.place)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 
 PROGRAM = """
 import sys
@@ -19,11 +19,11 @@ with virtainers.launch("debian-13", name="alone", ram="512M", disk="3G", cpus=2)
 """
 
 
-def gone(engine: Engine, name: str) -> bool:
+def gone(engine: DockerEngine, name: str) -> bool:
     return not engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"})
 
 
-def test_a_program_has_a_vm_for_a_block(engine: Engine) -> None:
+def test_a_program_has_a_vm_for_a_block(engine: DockerEngine) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout == "['alone', '2'] False\n", done.stderr
     assert done.stderr.splitlines()[-1] == "LookupError: in the block"
@@ -43,14 +43,14 @@ for name in ("first", "second"):
 """
 
 
-def test_a_program_has_vms_in_turn_on_what_the_first_has_found(engine: Engine) -> None:
+def test_a_program_has_vms_in_turn_on_what_the_first_has_found(engine: DockerEngine) -> None:
     done = subprocess.run([sys.executable, "-c", IN_TURN], capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout == "first ['first'] 1\nsecond ['second'] 1\n", done.stderr
     assert done.stderr == ""
     assert gone(engine, "second")
 
 
-def test_run_gives_the_commands_output_and_exit_code(engine: Engine) -> None:
+def test_run_gives_the_commands_output_and_exit_code(engine: DockerEngine) -> None:
     script = 'echo "$1" "$(hostname)"; exit 7'
     options = ["--name", "once", "--ram", "512M", "--disk", "3G", "--cpus", "2"]
     command = [sys.executable, "-m", "pytest_virtainers.cli", "run", *options, "--", "sh", "-c", script, "-", "a  b"]
@@ -65,7 +65,7 @@ import os
 import signal
 import sys
 import pytest_virtainers as virtainers
-from pytest_virtainers.engine.docker.container import Container
+from pytest_virtainers.engine.base import Container
 
 start = Container.start
 
@@ -83,7 +83,7 @@ with virtainers.launch("debian-13", name="early", ram="512M", disk="3G", cpus=2)
 
 
 @pytest.mark.parametrize("kind", ["helper", "vm"])
-def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engine: Engine, kind: str) -> None:
+def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engine: DockerEngine, kind: str) -> None:
     with subprocess.Popen([sys.executable, "-c", BEFORE_THE_START, kind]) as program:
         of_it = {"label": [f"virtainers.owner-pid={program.pid}"]}
         program.wait(300)
@@ -100,7 +100,7 @@ def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engin
         time.sleep(0.1)
 
 
-def test_a_program_that_is_killed_leaves_no_container(engine: Engine) -> None:
+def test_a_program_that_is_killed_leaves_no_container(engine: DockerEngine) -> None:
     waits = PROGRAM.replace('raise LookupError("in the block")', "sys.stdout.flush(); input()").replace(
         "alone", "slain"
     )

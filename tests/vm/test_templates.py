@@ -14,7 +14,7 @@ from benchmarks.idle import share
 from pytest_virtainers import VM, Arguments, GuestPanic, StoreError, VMFactory
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import Spec
-from pytest_virtainers.engine.docker.engine import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh import client, resumable
@@ -386,7 +386,7 @@ def test_what_is_in_use_is_not_removed(manager: Manager, pair: tuple[VM, VM]) ->
         assert f"{each} is in use by a VM or by a test run" in virtainers("store", "rm", each)
 
 
-def test_the_store_is_listed_and_pruned(manager: Manager, engine: Engine) -> None:
+def test_the_store_is_listed_and_pruned(manager: Manager, engine: DockerEngine) -> None:
     store = f"virtainers-test-{time.time_ns()}"
     try:
         with workshop(engine, store, manager.runtime_image(), "store") as shop:

@@ -1,108 +1,74 @@
-"""One engine that answers: what it is, and its failures in words."""
+"""A connection to Docker or Podman."""
 
 from __future__ import annotations
 
+import io
+import os
 import socket
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import docker
 import docker.errors
 import requests.exceptions
-import urllib3.exceptions
 from docker.types import LogConfig
 
-from pytest_virtainers.engine.docker import cgroup
-from pytest_virtainers.errors import EngineError
-from pytest_virtainers.support.forks import Owner, close_copy, disown_in_child, silence
+from pytest_virtainers.engine.docker import cgroup, contexts
+from pytest_virtainers.engine.docker.client import FORK_REMEDY, Client
+from pytest_virtainers.engine.docker.container import DockerContainer
+from pytest_virtainers.engine.docker.failures import FAILURES, explain, message, reason
+from pytest_virtainers.engine.docker.network import CreatedNetwork, ExistingNetwork, subnets_of
+from pytest_virtainers.engine.docker.sweep import sweep
+from pytest_virtainers.engine.facts import ContainerInfo, Image, NetworkInfo, Volume
+from pytest_virtainers.errors import EngineError, ImageError
+from pytest_virtainers.support.forks import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from docker.tls import TLSConfig
+    from collections.abc import Callable, Iterator, Mapping
 
     from pytest_virtainers.engine.docker.podman_service import PodmanService
+    from pytest_virtainers.engine.plan import NetworkPlan, Plan
 
 _PROBE_SECONDS = 5
 _CALL_SECONDS = 120
 _MIB = 1024 * 1024
-# With one file alone, Docker's `logs -f` stops when it is cut.
+# With only one file, `docker logs -f` stops when the engine cuts it.
 _LOG_SIZE, _LOG_FILES = "16m", "2"
 _FILE_DRIVERS = {"json-file", "local"}
-
-# What the SDK raises; the last two when an engine goes away while it tells of a pull or build.
-_FAILURES = (
-    docker.errors.DockerException,
-    requests.exceptions.RequestException,
-    OSError,
-    urllib3.exceptions.HTTPError,
-    docker.errors.StreamParseError,
-)
-
-_REMEDY = "Use a thread, or connect in the child."
-
-_SUBNET_TAKEN = "Another network has these addresses: choose another subnet."
-_ADDRESS_TAKEN = "A VM or container has this address already: ask for another one (ip)."
-_NO_PARENT = (
-    "Is there such an interface on the engine's host (ip -brief link)? If not, correct parent. "
-    "(A rootless engine does not see the host's.)"
-)
-# What engines say, and what mends it.
-_REMEDIES = (
-    (
-        "error setting rlimit",
-        "Podman asked for more open files or processes than this host allows. Put this into "
-        "/etc/containers/containers.conf and restart Podman's service:\n"
-        '  [containers]\n  default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]',
-    ),
-    (
-        "cgroups in hybrid mode not supported",
-        "crun cannot use this host's cgroups. Install runc and start Podman's service with it: "
-        "podman --runtime runc system service …",
-    ),
-    (
-        "client_cert param",
-        "DOCKER_TLS_VERIFY or DOCKER_CERT_PATH asks for TLS: put ca.pem, cert.pem and key.pem into the folder "
-        "DOCKER_CERT_PATH (else ~/.docker), or unset both.",
-    ),
-    # Networks: as Docker says it, then as Podman does.
-    ("failed to allocate gateway", _SUBNET_TAKEN),
-    ("already used on the host", _SUBNET_TAKEN),
-    ("address already in use", _ADDRESS_TAKEN),
-    ("is already allocated", _ADDRESS_TAKEN),
-    ("invalid subinterface", _NO_PARENT),
-    ("parent interface", _NO_PARENT),
-    ("netlink error: no such device", _NO_PARENT),
-    (
-        "/dev/net/tun",
-        "VMs need this device of the engine's host: modprobe tun makes it, and a rootless engine's user has to be "
-        "allowed to open it (chmod 666 /dev/net/tun, as most distributions have it).",
-    ),
-    ("no space left on device", "The engine's disk is full: make room there (docker system df) and try again."),
-    ("read-only file system", "The engine cannot write there: choose another place with --virtainer-store."),
-    ("permission denied", "Run as a user who may use this engine (for Docker: a member of the group docker)."),
-)
+_BUILD_LINES = 20
 
 
-class Engine:
-    """A connection to a Docker-compatible engine.
+class DockerEngine:
+    """Docker, or Podman through its Docker-compatible API; the methods are described in `engine.base.Engine`.
 
     Attributes:
         api: the docker SDK's low-level client.
         kind: `docker` or `podman`.
         url: where it listens.
         version: its version.
-        arch: the architecture of its host: `amd64`, `arm64`, …
+        arch: the architecture of its host.
     """
 
-    def __init__(self, url: str, service: PodmanService | None = None, tls: TLSConfig | None = None) -> None:
-        """Connect; raises `docker.errors.DockerException` or `OSError` when nothing answers at `url` within 5 s."""
+    def __init__(
+        self, url: str, environ: Mapping[str, str] = os.environ, service: PodmanService | None = None
+    ) -> None:
+        """Connect; raise `EngineError` with the mere reason when nothing answers at `url` within 5 s.
+
+        Args:
+            url: where the engine listens.
+            environ: variables with Docker's TLS settings.
+            service: a private Podman, which ends with this connection.
+        """
         self.url = url
         self._service = service
-        self._owner = Owner(f"the connection to {url}", _REMEDY)
-        _knock(url)
-        self.api = Client(base_url=url, timeout=_PROBE_SECONDS, version="auto", tls=tls or False)
-        about = self.api.version()
+        self._owner = Owner(f"the connection to {url}", FORK_REMEDY)
+        try:
+            _knock(url)
+            tls = contexts.tls(url, environ) or False
+            self.api = Client(base_url=url, timeout=_PROBE_SECONDS, version="auto", tls=tls)
+            about = self.api.version()
+        except (*FAILURES, ValueError) as error:
+            raise EngineError(reason(error)) from error
         self.api.timeout = _CALL_SECONDS
         components = {part.get("Name", ""): part for part in about.get("Components") or []}
         self.kind = "podman" if "Podman Engine" in components else "docker"
@@ -116,100 +82,168 @@ class Engine:
 
     @property
     def lifelines(self) -> tuple[int, ...]:
-        """The descriptors that a process has to inherit which uses this engine after us."""
         return () if self._service is None else (self._service.pipe,)
 
     @property
     def is_local(self) -> bool:
-        """Whether it listens on a socket of this host's file system, so that its host is likely this one."""
         return self.url.startswith("unix://")
 
-    def _about_host(self) -> dict[str, Any]:
-        """Return what the engine says of itself and its host; it is asked once."""
-        if not self._facts:
-            self._facts = self.api.info()
-        return self._facts
-
     def memory_mib(self) -> int:
-        """Give the memory of the engine's host in MiB."""
         return int(self._about_host()["MemTotal"]) // _MIB
 
     def storage_driver(self) -> str:
-        """Name what it keeps images and containers with, such as `overlay2`, `overlay` or `vfs`."""
         return str(self._about_host().get("Driver", "unknown"))
 
-    def log_config(self) -> LogConfig | None:
-        """Return the configuration with which the log of a container stays small; None: the engine's own.
+    def _about_host(self) -> dict[str, Any]:
+        """Return what the engine reports about itself and its host; it is asked once."""
+        if not self._facts:
+            with self.failures("reading the engine's configuration"):
+                self._facts = self.api.info()
+        return self._facts
 
-        Of Docker's drivers, those that write files take a limit, and others refuse it; Podman's ignore what they do
-        not know.
+    def log_config(self) -> LogConfig | None:
+        """Return the configuration that limits the log of a container; `None`: the engine's own.
+
+        Of Docker's drivers, those that write files take a limit, and the others refuse it. Podman's drivers ignore
+        options that they do not know.
         """
         if self.kind == "podman":
-            return LogConfig(type="", config={"max-size": _LOG_SIZE})  # its only file is cut then
+            return LogConfig(type="", config={"max-size": _LOG_SIZE})  # Podman truncates its only file
         try:
             driver = self._about_host().get("LoggingDriver", "")
-        except docker.errors.APIError:  # it cannot tell
+        except EngineError:
             return None
         if driver not in _FILE_DRIVERS:
             return None
         return LogConfig(type=driver, config={"max-size": _LOG_SIZE, "max-file": _LOG_FILES})
 
     def memory_used_mib(self, container: str) -> int:
-        """Return the MiB that a container takes (without page cache if the engine tells); 0 when it is gone."""
         if (used := self._memory_seen_mib(container)) is not None:
             return used
-        try:
-            seen: Any = self.api.stats(container, stream=False, one_shot=True)
-        except docker.errors.APIError as error:
-            # 404 or 409: it has just ended; Podman says 500 in the same case.
-            if error.status_code in (404, 409) or (error.status_code, self.kind) == (500, "podman"):
-                return 0
-            raise
-        except requests.exceptions.JSONDecodeError:
-            return 0  # Docker has begun to answer when it ends: with nothing
+        with self.failures(f"reading the memory use of container {container}"):
+            try:
+                seen: Any = self.api.stats(container, stream=False, one_shot=True)
+            except docker.errors.APIError as error:
+                # 404 or 409: it has just ended; Podman says 500 in the same case.
+                if error.status_code in (404, 409) or (error.status_code, self.kind) == (500, "podman"):
+                    return 0
+                raise
+            except requests.exceptions.JSONDecodeError:
+                return 0  # it ended while Docker answered: the answer is empty
         memory = seen.get("memory_stats") or {}
-        details = memory.get("stats") or {}  # cgroup v2 says anon, v1 says rss; Podman says neither
+        details = memory.get("stats") or {}  # `anon` in cgroup v2, `rss` in v1; neither from Podman
         return int(details.get("anon", details.get("rss", memory.get("usage", 0)))) // _MIB
 
     def _memory_seen_mib(self, container: str) -> int | None:
-        """Return what `memory_used_mib` does, without the engine's statistics; `None` where that is impossible."""
+        """Read from the control group what `memory_used_mib` returns; `None` where that is impossible."""
         if not self.is_local:
             return None
         try:
             pid = int(self.api.inspect_container(container)["State"]["Pid"])
-        except docker.errors.APIError:
+        except FAILURES:
             return None
         return cgroup.memory_used_mib(pid, container)
 
-    def image_id(self, reference: str) -> str:
-        """Give the id of an image that the engine has."""
-        with self.failures(f"looking at image {reference}"):
-            return str(self.api.inspect_image(reference)["Id"])  # type: ignore[no-untyped-call]
+    def command_line(self) -> list[str]:
+        return contexts.command_line(self.kind, self.url)
 
-    def pull(self, reference: str, tell: Callable[[str], object], arch: str | None = None) -> str:
-        """Have the engine pull an image, and give what it said last: Podman tells failures only in that way.
+    def create(self, plan: Plan, run_id: str) -> DockerContainer:
+        return DockerContainer(self, plan, run_id)
 
-        With `arch`, that for another architecture than the engine's host.
-        """
+    def adopt(self, name: str) -> DockerContainer:
+        with self.failures(f"inspecting container {name}"):
+            return DockerContainer.adopt(self, self.api.inspect_container(name))
+
+    def containers(self, *labels: str) -> list[ContainerInfo]:
+        with self.failures("listing containers"):
+            found = self.api.containers(all=True, filters={"label": list(labels)})
+        return [_container_info(each) for each in found]
+
+    def create_network(self, plan: NetworkPlan, run_id: str) -> CreatedNetwork:
+        return CreatedNetwork(self, plan, run_id)
+
+    def network(self, name: str) -> ExistingNetwork:
+        return ExistingNetwork(self, name)
+
+    def networks(self) -> list[NetworkInfo]:
+        with self.failures("listing networks"):
+            found = self.api.networks()
+        return [NetworkInfo(each["Name"], each.get("Labels") or {}, tuple(subnets_of(each))) for each in found]
+
+    def volume(self, name: str) -> Volume | None:
+        with self.failures(f"inspecting volume {name}"):
+            try:
+                return _volume(self.api.inspect_volume(name))
+            except docker.errors.NotFound:
+                return None
+
+    def image(self, reference: str) -> Image | None:
+        with self.failures(f"inspecting image {reference}"):
+            try:
+                found: Any = self.api.inspect_image(reference)  # type: ignore[no-untyped-call]
+            except docker.errors.NotFound:
+                return None
+        labels = (found.get("Config") or {}).get("Labels") or {}
+        return Image(str(found["Id"]), str(found.get("Architecture", "")), labels)
+
+    def pull(self, reference: str, on_message: Callable[[str], object], arch: str | None = None) -> str:
         said, platform = "", f"linux/{arch}" if arch else None
         try:
             for event in self.api.pull(reference, stream=True, decode=True, platform=platform):
-                said = str(event.get("error") or event.get("status") or said)
-                tell(said)
-        except _FAILURES as error:
-            said = str(getattr(error, "explanation", None) or error)
+                said = str(event.get("error") or event.get("status") or said)  # Podman reports failures only here
+                on_message(said)
+        except FAILURES as error:
+            said = message(error)
         return " ".join(said.split())
+
+    def build(
+        self,
+        context: bytes | Iterator[bytes],
+        *,
+        tag: str,
+        arguments: Mapping[str, str],
+        labels: Mapping[str, str],
+        on_line: Callable[[str], object],
+    ) -> None:
+        # An iterator is sent in pieces; the SDK's types know files only.
+        file: Any = io.BytesIO(context) if isinstance(context, bytes) else context
+        last, failed = deque[str](maxlen=_BUILD_LINES), False
+        with self.failures(f"building image {tag}"):
+            events = self.api.build(
+                fileobj=file,
+                custom_context=True,
+                tag=tag,
+                buildargs=dict(arguments),
+                labels=dict(labels),
+                rm=True,
+                forcerm=True,
+                decode=True,
+            )
+            for event in events:
+                failed = failed or bool(event.get("error"))
+                for line in str(event.get("error") or event.get("stream") or "").splitlines():
+                    last.append(line)
+                    on_line(line)
+        if failed or self.image(tag) is None:
+            lines = "\n".join(f"  | {line}" for line in last)
+            raise ImageError(f"building image {tag} failed on {self}. The last lines of the build:\n{lines}")
+
+    def import_image(self, tarball: str, reference: str) -> None:
+        with self.failures(f"importing image {reference}"):
+            self.api.import_image(src=tarball, repository=reference)  # with its tag: Podman 4.3 ignores `tag`
+
+    def sweep(self, run_id: str | None = None) -> list[str]:
+        return sweep(self, run_id)
 
     @contextmanager
     def failures(self, action: str) -> Iterator[None]:
-        """Turn what the SDK raises inside the block into one `EngineError` that starts with `action`."""
+        """Turn what the SDK raises inside the block into an `EngineError` that starts with `action`."""
         try:
             yield
-        except _FAILURES as error:
+        except FAILURES as error:
             raise EngineError(f"{action} failed: {self} said: {explain(error)}") from error
 
     def close(self) -> None:
-        """Close the connection, and the private service when there is one; a forked child has neither."""
         if not self._owner.is_here:
             return
         self.api.close()
@@ -217,79 +251,31 @@ class Engine:
             self._service.stop()
 
 
-class Client(docker.APIClient):
-    """The SDK's client, with some habits changed, and logs of our own."""
+def _container_info(found: Mapping[str, Any]) -> ContainerInfo:
+    networks = (found.get("NetworkSettings") or {}).get("Networks") or {}
+    return ContainerInfo(
+        id=str(found["Id"]),
+        name=(found.get("Names") or [""])[0].lstrip("/"),
+        labels=found.get("Labels") or {},
+        state=str(found.get("State", "")),
+        created=int(found.get("Created", 0)),
+        address=next((each["IPAddress"] for each in networks.values()), ""),
+    )
 
-    def __init__(self, base_url: str, **options: Any) -> None:
-        self._owner = Owner(f"the connection to {base_url}", _REMEDY)
-        super().__init__(base_url=base_url, **options)
-        disown_in_child(self)
 
-    def disown(self) -> None:
-        """Close a forked child's copies of all connections that are kept for later use."""
-        for adapter in self.adapters.values():
-            inner: Any = adapter
-            if (over_ssh := getattr(inner, "ssh_client", None)) and over_ssh.get_transport():
-                silence(over_ssh.get_transport())
-            pools = inner.pools if hasattr(inner, "pools") else inner.poolmanager.pools
-            for pool in list(pools._container.values()):
-                kept = pool.pool
-                for connection in () if kept is None else kept.queue:
-                    if isinstance(getattr(connection, "sock", None), socket.socket):
-                        close_copy(connection.sock)
-                if kept is not None:
-                    kept.__init__(kept.maxsize)  # empty, and with a lock that no other thread has
-
-    def send(self, request: Any, **options: Any) -> Any:
-        """Send a request; all of them come through here. Raise `VirtainerError` in a forked child."""
-        self._owner.check()
-        return super().send(request, **options)
-
-    def _disable_socket_timeout(self, _socket: Any) -> None:
-        """Leave the time limit on each read of a long answer: the SDK would wait on for an engine that hangs."""
-
-    def open_log(self, container: str, *, follow: bool, since: float = 0.0) -> Any:
-        """Open the log of a container, as the engine frames it; a container may say nothing for as long as it likes.
-
-        The SDK's own `logs` gives up after a silence, and does not say of which stream a piece is.
-
-        Args:
-            container: name or id.
-            follow: until the container ends.
-            since: seconds since 1970.
-        """
-        asked = {"stdout": 1, "stderr": 1, "follow": int(follow), "since": since}
-        api: Any = self  # what the SDK's own calls are made of has no types
-        url = api._url("/containers/{0}/logs", container)
-        response = api._get(url, params=asked, stream=True, timeout=(self.timeout, None))
-        api._raise_for_status(response)
-        return response
-
-    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        """Ask `requests` with our own certificate authority, even where `REQUESTS_CA_BUNDLE` is set for other things.
-
-        It takes the environment's where a call names none.
-        """
-        return super().merge_environment_settings(
-            url, proxies, stream, self.verify if verify is None else verify, cert
-        )
+def _volume(found: Mapping[str, Any]) -> Volume:
+    """Find out where its files are; those of other drivers, or with options, are mounted for containers only."""
+    where = found.get("Mountpoint")
+    is_plain = found.get("Driver") == "local" and not found.get("Options") and str(where).startswith("/")
+    return Volume(str(where) if is_plain else "", str(found.get("CreatedAt", "")))
 
 
 def _knock(url: str) -> None:
-    """Connect to a socket in the file system and hang up: the plain reason when it fails, and no socket left open.
+    """Connect to a Unix socket and hang up: this gives the plain reason of a failure, and leaves no socket open.
 
-    The SDK forgets to close its own when this fails, which a test suite with `error` for warnings would notice.
+    The SDK does not close its own socket when it cannot connect, which test suites with `error` for warnings notice.
     """
     if url.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(_PROBE_SECONDS)
             probe.connect(url.removeprefix("unix://"))
-
-
-def explain(error: Exception) -> str:
-    """Say in one paragraph what an engine's failure means and what mends it."""
-    said = str(getattr(error, "explanation", None) or error).strip()
-    for sign, remedy in _REMEDIES:
-        if sign in said.lower():
-            return f"{said}\n{remedy}"
-    return said

@@ -8,13 +8,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.docker.engine import explain
+from pytest_virtainers.engine.docker import contexts
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.docker.failures import explain
 from pytest_virtainers.errors import EngineNotFound
 from tests.unit.fake_engine import EXEC, credentials, serving
 
@@ -53,7 +53,7 @@ def test_auto_looks_at_docker_first_then_podman() -> None:
 
 def test_a_url_is_asked_and_tells_its_kind(api: str) -> None:
     engine = detect.find(api, NOBODY)
-    assert (engine.kind, engine.version, str(engine)) == ("podman", "4.9", f"podman 4.9 at {api}")
+    assert (engine.kind, str(engine)) == ("podman", f"podman 4.9 at {api}")
     engine.close()
 
 
@@ -68,11 +68,12 @@ def test_docker_host_is_followed_with_its_tls_settings(monkeypatch: pytest.Monke
     with serving(tls=credentials(tmp_path)) as server:
         environ = {**NOBODY, "DOCKER_HOST": server.url, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
         engine = detect.find("auto", environ)
+        assert isinstance(engine, DockerEngine)
         assert (engine.url, engine.api.cert) == (server.url, (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")))
         engine.close()
         (tmp_path / "key.pem").unlink()
         with pytest.raises(
-            EngineNotFound, match=r"put ca\.pem, cert\.pem and key\.pem into the folder DOCKER_CERT_PATH"
+            EngineNotFound, match=r"Put ca\.pem, cert\.pem and key\.pem into the folder DOCKER_CERT_PATH"
         ):
             detect.find("auto", environ)
 
@@ -103,8 +104,7 @@ def test_a_docker_context_is_followed(api: str, monkeypatch: pytest.MonkeyPatch,
 
 
 def shell_words(kind: str, url: str) -> str:
-    engine: Any = SimpleNamespace(kind=kind, url=url)
-    return " ".join(detect.command_line(engine))
+    return " ".join(contexts.command_line(kind, url))
 
 
 def test_a_socket_in_another_users_folder_is_not_this_users_engine(
@@ -144,6 +144,7 @@ def test_a_docker_context_is_followed_with_its_tls_settings(monkeypatch: pytest.
         certificates = context(tmp_path / "docker", server.url, tmp_path / "tls")
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
         engine = detect.find("auto", NOBODY)
+        assert isinstance(engine, DockerEngine)
         assert (engine.url, engine.api.verify) == (server.url, str(certificates / "ca.pem"))
         engine.close()
         assert relayed(server.url) == b"HI"
@@ -172,7 +173,7 @@ def test_a_docker_host_that_is_silent_is_not_replaced_by_another_engine() -> Non
     assert str(caught.value) == (
         "no container engine answered (engine=auto). Tried:\n"
         "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused\n"
-        "To mend it: apt-get install podman   (or: docker.io; then start dockerd)"
+        "Remedy: apt-get install podman   (or: docker.io; then start dockerd)"
     )
 
 
@@ -187,7 +188,7 @@ def test_a_url_that_does_not_answer_is_named_with_its_reason(url: str) -> None:
         "No such file or directory",
         "Invalid bind address protocol: nonsense://x",
     )
-    assert lines[2] == "To mend it: start the engine at that URL, or choose another one with --virtainer-engine"
+    assert lines[2] == "Remedy: start the engine at that URL, or choose another one with --virtainer-engine"
 
 
 def test_without_any_podman_all_that_was_tried_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +198,7 @@ def test_without_any_podman_all_that_was_tried_is_listed(monkeypatch: pytest.Mon
     with pytest.raises(EngineNotFound) as caught:
         detect.find("podman", NOBODY)
     assert "  Podman's socket, unix:///nonexistent/a.sock: No such file or directory\n" in str(caught.value)
-    assert "  a Podman of our own: no podman on PATH\n" in str(caught.value)
+    assert "  a private Podman service: no podman on PATH\n" in str(caught.value)
 
 
 def test_a_podman_that_does_not_serve_speaks_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_a_podman_that_serves_but_does_not_answer_is_told_and_stopped(
     monkeypatch: pytest.MonkeyPatch, deaf_podman: Path
 ) -> None:
     monkeypatch.setattr(detect, "candidates", lambda *_: [])
-    with pytest.raises(EngineNotFound, match=r"  a Podman of our own: .*(reset|closed)"):
+    with pytest.raises(EngineNotFound, match=r"  a private Podman service: .*(reset|closed)"):
         detect.find("podman", {**NOBODY, "PATH": str(deaf_podman.parent)})
     assert not runs(int((deaf_podman.parent / "pid").read_text()))
     assert {path.name for path in deaf_podman.parent.iterdir()} == {"podman", "pid"}

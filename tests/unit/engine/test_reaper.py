@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.engine import detect, ownership, reaper
-from pytest_virtainers.engine.docker.sweep import sweep_run
 from pytest_virtainers.engine.reaper import Watcher
 from tests.unit.fake_engine import Answer, serving
 
@@ -132,8 +131,8 @@ def test_what_it_runs_is_this_package_wherever_it_stands(monkeypatch: pytest.Mon
 
 def test_it_removes_what_the_run_owns_though_its_process_lives() -> None:
     ours, others = ownership.labels("vm", "ours"), ownership.labels("vm", "others")
-    network = ownership.labels(ownership.MACHINES_NETWORK, "ours")
-    kept = {**ownership.labels(ownership.MACHINE, "ours"), ownership.MACHINE_NAME: "web"}
+    network = ownership.labels(ownership.DETACHED_NETWORK, "ours")
+    kept = {**ownership.labels(ownership.DETACHED, "ours"), ownership.NAME: "web"}
     answers: dict[str, Answer] = {
         "GET /containers/json": (
             200,
@@ -170,7 +169,7 @@ def test_it_removes_what_the_run_owns_though_its_process_lives() -> None:
     }
     with serving(answers) as server:
         engine = detect.find(server.url)
-        assert sweep_run(engine, "ours") == ["c1", "half-made", "n1", "v1"]
+        assert engine.sweep("ours") == ["c1", "half-made", "n1", "v1"]
         assert [each for each in server.asked if each.startswith("DELETE")] == [
             "DELETE /containers/c1",
             "DELETE /containers/c4",

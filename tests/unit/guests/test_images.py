@@ -7,18 +7,18 @@ import os
 import time
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import docker.errors
 import pytest
 import zstandard
 
 from pytest_virtainers.engine import build_context
+from pytest_virtainers.engine.facts import Image
 from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests import catalogue, container_disk, decompress, disk_format, images
 from pytest_virtainers.store.volume import Workshop
 from pytest_virtainers.support.progress import Progress
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 
 def refused(image: str) -> str:
@@ -171,90 +171,68 @@ def test_xz_that_needs_gigabytes_of_memory_is_refused() -> None:
         decompress.Unpacker(print).write(bytes(packed))
 
 
-class ImageEngine:
-    """Has container images by name; those of its registry, it can pull: first that for its own architecture."""
-
-    kind = "docker"
-
-    def __init__(self, **images: dict[str, Any]) -> None:
-        self.images, self.registry = images, dict[str, dict[str, Any]]()
-        self.api = self
-
-    def __str__(self) -> str:
-        return "an engine"
-
-    def failures(self, _action: str) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def inspect_image(self, reference: str) -> dict[str, Any]:
-        if reference not in self.images:
-            raise docker.errors.ImageNotFound(reference)
-        return self.images[reference]
-
-    def pull(self, reference: str, _tell: object, arch: str = "amd64") -> str:
-        if arch not in self.registry:
-            return "no such manifest"
-        self.images[reference] = self.registry[arch]
-        return "pulled"
-
-    def look(self, reference: str, arch: str = "auto") -> container_disk.Prepared:
-        return container_disk.look(cast("Any", self), reference, arch, print)
-
-    def refusal(self, reference: str, arch: str = "auto") -> str:
-        with pytest.raises(ImageError) as caught:
-            self.look(reference, arch)
-        return str(caught.value)
+def look(engine: MemoryEngine, reference: str, arch: str = "auto") -> container_disk.Prepared:
+    return container_disk.look(engine, reference, arch, print)
 
 
-def container_image(of: str = "amd64", **labels: str) -> dict[str, Any]:
-    labels = {f"virtainers.{name}": value for name, value in labels.items()}
-    return {"Id": f"sha256:{of}", "Architecture": of, "Config": {"Labels": labels or None}}
+def refusal(engine: MemoryEngine, reference: str, arch: str = "auto") -> str:
+    with pytest.raises(ImageError) as caught:
+        look(engine, reference, arch)
+    return str(caught.value)
+
+
+def container_image(of: str = "amd64", **labels: str) -> Image:
+    return Image(f"sha256:{of}", of, {f"virtainers.{name}": value for name, value in labels.items()})
 
 
 def test_a_container_image_says_what_its_guest_is() -> None:
-    engine = ImageEngine(
-        plain=container_image(),
-        disk=container_image("arm64"),
-        ours=container_image(user="debian", arch="arm64", firmware="uefi"),
+    engine = MemoryEngine(
+        images={
+            "plain": container_image(),
+            "disk": container_image("arm64"),
+            "ours": container_image(user="debian", arch="arm64", firmware="uefi"),
+        }
     )
-    assert engine.look("plain") == container_disk.Prepared("plain", "sha256:amd64", None, "", "amd64")
-    assert engine.look("disk", "arm64") == container_disk.Prepared("disk", "sha256:arm64", None, "", "arm64")
-    assert engine.look("ours") == container_disk.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
+    assert look(engine, "plain") == container_disk.Prepared("plain", "sha256:amd64", None, "", "amd64")
+    assert look(engine, "disk", "arm64") == container_disk.Prepared("disk", "sha256:arm64", None, "", "arm64")
+    assert look(engine, "ours") == container_disk.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
 
 
 @pytest.mark.parametrize("user", ["x\n  ProxyCommand touch /tmp/x", "-oProxyCommand=touch", ""])
 def test_a_container_image_that_names_a_strange_user_is_refused(user: str) -> None:
-    told = ImageEngine(evil=container_image(user=user)).refusal("evil")
+    told = refusal(MemoryEngine(images={"evil": container_image(user=user)}), "evil")
     assert told.startswith(f"image docker-image://evil: its label virtainers.user={user!r} is wrong: a login name")
 
 
 def test_a_container_image_that_no_machine_starts_is_refused() -> None:
-    engine = ImageEngine(odd=container_image(arch="arm64", firmware="bios"), other=container_image("s390x"))
-    assert engine.refusal("odd") == (
+    odd, other = container_image(arch="arm64", firmware="bios"), container_image("s390x")
+    engine = MemoryEngine(images={"odd": odd, "other": other})
+    assert refusal(engine, "odd") == (
         "image docker-image://odd is for arm64: arm64 machines boot from uefi, not from bios"
     )
-    assert engine.refusal("other").startswith("image docker-image://other is for s390x: ")
-    assert engine.refusal("") == "image docker-image://: the name of a container image is missing"
+    assert refusal(engine, "other").startswith("image docker-image://other is for s390x: ")
+    assert refusal(engine, "") == "image docker-image://: the name of a container image is missing"
 
 
 def test_a_container_image_for_another_architecture_is_pulled_but_does_not_replace_one_that_is_there() -> None:
-    engine = ImageEngine(here=container_image())
+    engine = MemoryEngine(images={"here": container_image()})
     engine.registry = {"arm64": container_image("arm64")}
-    assert engine.refusal("here", "arm64") == (
+    assert refusal(engine, "here", "arm64") == (
         "image docker-image://here: its guest is for amd64, not for arm64. If there is one for that, have it: "
         "docker pull --platform linux/arm64 here"
     )
-    assert engine.images["here"]["Architecture"] == "amd64", "its name is somebody's"
+    assert engine.images["here"].arch == "amd64", "its name is somebody's"
     engine.registry = {"amd64": container_image()}
-    assert "its guest is for amd64, not for arm64" in engine.refusal("there", "arm64")
+    assert "its guest is for amd64, not for arm64" in refusal(engine, "there", "arm64")
     del engine.images["there"]
     engine.registry["arm64"] = container_image("arm64")
-    assert engine.look("there", "arm64").arch == "arm64"
+    assert look(engine, "there", "arm64").arch == "arm64"
     del engine.images["there"]
-    assert engine.look("there").arch == "amd64"
+    assert look(engine, "there").arch == "amd64"
     engine.registry = {}
-    assert engine.refusal("nowhere").startswith(
-        "image docker-image://nowhere: an engine has no such image, and pulling it failed: no such manifest. If that"
+    assert refusal(engine, "nowhere").startswith(
+        "image docker-image://nowhere: docker 1 at unix:///nowhere has no such image, and pulling it failed: "
+        "no such manifest. If that"
     )
 
 
@@ -282,19 +260,14 @@ def test_for_which_architecture_a_disk_is_is_known_before_it_is_built(tmp_path: 
     ],
 )
 def test_a_recipe_is_told_what_to_build(name: str, arguments: list[str]) -> None:
-    ran: list[list[str]] = []
-
-    def run(command: list[str], _on_output: object) -> tuple[int, bytes]:
-        ran.append(command)
-        return 1, b"step: install\nerror: no Debian mirror reached"
-
-    container = SimpleNamespace(put_archive=lambda _folder, _archive: None, run=run)
-    shop: Any = Workshop(cast("Any", container), "a-store")
+    container = MemoryContainer(answer=lambda _command: (1, b"step: install\nerror: no Debian mirror reached"))
+    shop: Any = Workshop(MemoryEngine(), container, "a-store")
     shop.manifest = lambda _place: None
     shop.new = lambda _place: contextlib.nullcontext("/store/out")
     with pytest.raises(ImageError, match=f"building guest image {name} failed"):
         images.ensure(name, "auto", shop, Progress(lambda _text: None, live=False))
-    assert ran == [["/recipe/build", *arguments]]
+    assert container.commands == [["/recipe/build", *arguments]]
+    assert list(container.unpacked) == ["/"]
 
 
 def test_a_container_image_is_named_with_its_scheme() -> None:
@@ -334,33 +307,16 @@ def test_what_it_cannot_be_called() -> None:
         container_disk.tag_for("./my-disk.qcow2", None)
 
 
-class Helper:
-    """A container in which `import-disk` answers as told."""
-
-    def __init__(self, answer: dict[str, object]) -> None:
-        self.answer = answer
-        self.put_files: dict[str, bytes] = {}
-
-    def put_archive(self, _folder: str, archive: Any) -> None:
-        b"".join(archive)
-
-    def run(self, command: list[str], _on_output: object = None) -> tuple[int, bytes]:
-        assert command == ["import-disk", "/store/.scratch"]
-        return 0, json.dumps(self.answer).encode()
-
-    def put(self, _folder: str, members: dict[str, bytes]) -> None:
-        self.put_files |= members
-
-
 def copied(tmp_path: Path, **answer: object) -> dict[str, Any]:
     """Copy a disk about which the helper says this, and return what the manifest says of it."""
     (tmp_path / "a.qcow2").write_bytes(b"QFI\xfb")
-    helper = Helper(answer)
-    shop = Workshop(cast("Any", helper), "a-store")
+    helper = MemoryContainer(answer=lambda _command: (0, json.dumps(answer).encode()))
+    shop = Workshop(MemoryEngine(), helper, "a-store")
     with Progress(lambda _text: None, live=False).step("copying") as step:
         disk_format.send(tmp_path / "a.qcow2", "a.qcow2", shop, "/store/.scratch", step)
     disk_format.settle("a.qcow2", "0123", shop, "/store/.scratch")
-    disk: dict[str, Any] = json.loads(helper.put_files["manifest.json"])["disk"]
+    assert helper.commands == [["import-disk", "/store/.scratch"]]
+    disk: dict[str, Any] = json.loads(helper.read("/store/.scratch/manifest.json"))["disk"]
     return disk
 
 

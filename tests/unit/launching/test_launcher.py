@@ -1,20 +1,19 @@
 """What becomes of a template whose clones do not get ready; here they only succeed or fail."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import pytest
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, check, merge
 from pytest_virtainers.engine import runtime_image, scratch
-from pytest_virtainers.engine.docker.container import Joint, Plan, Port
-from pytest_virtainers.engine.output import Output
+from pytest_virtainers.engine.plan import Port
 from pytest_virtainers.errors import (
     BadTemplate,
     BootTimeout,
@@ -29,16 +28,16 @@ from pytest_virtainers.errors import (
 )
 from pytest_virtainers.guests import images
 from pytest_virtainers.guests.images import Guest
-from pytest_virtainers.launching import container_plan
 from pytest_virtainers.launching import launcher as module
 from pytest_virtainers.launching.integrity import Checked
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.networks import Setting
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import KeyPair, Keys
-from pytest_virtainers.store.volume import Removed
+from pytest_virtainers.store.access import Removed
 from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.vm.vm import VM
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
 READY = cast("VM", SimpleNamespace(spec=SPEC))
@@ -93,10 +92,9 @@ class Run:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(module, "find", lambda _engine: SimpleNamespace())
+    monkeypatch.setattr(module, "find", lambda _engine: MemoryEngine())
     monkeypatch.setattr(Manager, "_is_kept_on", lambda *_: False)
     monkeypatch.setattr(Manager, "_is_stored", lambda *_: True)
-    monkeypatch.setattr(module, "sweep", lambda _engine: [])
     monkeypatch.setattr(scratch, "sweep", lambda: None)
     monkeypatch.setattr(module, "Reaper", lambda *_: None)
     return Run()
@@ -258,38 +256,19 @@ def test_damage_that_is_found_last_is_noted_at_the_end(run: Run) -> None:
     assert run.notes == [f"virtainers: {run.manager.damage[0]}\n"]
 
 
-class Container:
-    """Made by an engine whose host has no `/dev/kvm`; notes what is put into it."""
-
-    made: ClassVar[list["Container"]] = []
-
-    def __init__(self, _engine: object, plan: Plan, _run_id: str) -> None:
-        self.plan, self.archives = plan, dict[str, bytes]()
-        self.stdout, self.stderr = Output(), Output()
-        self.made.append(self)
-
-    def put(self, _folder: str, _members: object) -> None:
-        pass
-
-    def put_archive(self, folder: str, archive: Iterator[bytes]) -> None:
-        self.archives[folder] = b"".join(archive)
+class WithoutKVM(MemoryContainer):
+    """A container on a host without `/dev/kvm`."""
 
     def start(self) -> None:
         if "/dev/kvm" in self.plan.devices:
             raise EngineError("no such file or directory: /dev/kvm")
-
-    def joint(self) -> Joint:
-        return Joint("02:42:0a:d5:00:80", "")
-
-    def close(self) -> None:
-        pass
 
 
 def test_what_no_machine_could_run_is_told_before_its_image_is_built(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run.manager, "guest", lambda image, arch: (image, arch))
-    run.manager.engine.arch = "amd64"
+    run.manager.engine = MemoryEngine(arch="amd64")
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         (
             {"image": "debian-13-arm64", "firmware": "bios"},
@@ -315,8 +294,7 @@ def test_what_no_machine_could_run_is_told_before_its_image_is_built(
 
 @pytest.fixture
 def without_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(container_plan, "Container", Container)
-    monkeypatch.setattr(Container, "made", [])
+    run.manager.engine = run.manager.starter._engine = MemoryEngine(factory=WithoutKVM)
     monkeypatch.setattr(run.manager.starter, "_memory", SimpleNamespace(room=lambda *_, **_named: nullcontext()))
     setting = Setting({}, {}, ())
     network = SimpleNamespace(port=lambda *_, **_named: Port("n"), join=lambda *_: None)
@@ -328,24 +306,29 @@ def without_kvm(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
+def created(run: Run) -> list[MemoryContainer]:
+    assert isinstance(run.manager.engine, MemoryEngine)
+    return run.manager.engine.created
+
+
 def test_machines_that_start_together_each_go_without_kvm(without_kvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """All have been refused before the first of them has drawn its conclusion."""
-    refused, start = threading.Barrier(3), Container.start
+    refused, start = threading.Barrier(3), WithoutKVM.start
 
-    def start_together(container: Container) -> None:
+    def start_together(container: WithoutKVM) -> None:
         try:
             start(container)
         except EngineError:
             refused.wait(10)
             raise
 
-    monkeypatch.setattr(Container, "start", start_together)
+    monkeypatch.setattr(WithoutKVM, "start", start_together)
     with ThreadPoolExecutor(3) as pool:
         started = [
             pool.submit(without_kvm.manager.starter.start, SPEC, [GUEST.place], {}, "a-test") for _ in range(3)
         ]
         assert all("/dev/kvm" not in each.result().plan.devices for each in started)  # type: ignore[attr-defined]
-    assert ["/dev/kvm" in each.plan.devices for each in Container.made] == [True] * 3 + [False] * 3
+    assert ["/dev/kvm" in each.plan.devices for each in created(without_kvm)] == [True] * 3 + [False] * 3
 
 
 def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(without_kvm: Run) -> None:
@@ -360,8 +343,8 @@ def test_a_kept_disk_is_whole_also_where_there_is_no_kvm(without_kvm: Run) -> No
         disk=lambda: iter([b"a whole ", b"disk"]),
         seed_iso=b"",
     )
-    assert ["/dev/kvm" in each.plan.devices for each in Container.made] == [True, False]
-    assert Container.made[-1].archives == {"/mounted": b"a whole disk"}
+    assert ["/dev/kvm" in each.plan.devices for each in created(run)] == [True, False]
+    assert created(run)[-1].unpacked == {"/mounted": b"a whole disk"}
 
 
 @pytest.mark.parametrize(

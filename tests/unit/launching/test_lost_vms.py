@@ -10,7 +10,7 @@ import pytest
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.docker.container import Bind, Container
+from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
 from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching import launcher as module
@@ -20,17 +20,11 @@ from pytest_virtainers.launching.networks import Networks
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.support.progress import SILENT
-from tests.unit.fake_engine import Answer, FakeEngine, serving
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOTHING: dict[str, Answer] = {
-    "GET /containers/json": (200, []),
-    "GET /networks": (200, []),
-    "GET /volumes": (200, {"Volumes": []}),
-    "DELETE /containers/0123": (204, None),
-}
 CLONE, BOOT = merge(resolve([]).shape, {"template": True}), merge(resolve([]).shape, {"template": False})
 
 
@@ -41,14 +35,17 @@ class World:
         self.events: list[str] = []
         self.fates: list[BaseException | None] = []
         self.refuses_to_go = False
+        self.engine = MemoryEngine()
 
     def start(
         self, _spec: object, _places: object, environment: dict[str, str], _node_id: str, **_named: object
     ) -> Any:
         number = sum(each.startswith("start") for each in self.events) + 1
         self.events.append(f"start {number}")
-        joint = SimpleNamespace(mac="")
-        return SimpleNamespace(number=number, environment=environment, close=lambda: None, joint=lambda: joint)
+        addresses = SimpleNamespace(mac="")
+        return SimpleNamespace(
+            number=number, environment=environment, close=lambda: None, addresses=lambda: addresses
+        )
 
     def shell(self, *words: str) -> None:
         self.events.append(" ".join(words))
@@ -86,6 +83,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setattr(Starter, "start", world.start)
     monkeypatch.setattr(Manager, "store", world.store)
+    monkeypatch.setattr(module, "find", lambda _choice: world.engine)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
     monkeypatch.setattr(module, "VM", world.machine)
     monkeypatch.setattr(Networks, "get", lambda *_: SimpleNamespace(join=lambda *_: None))
@@ -93,22 +91,14 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def server() -> Iterator[FakeEngine]:
-    with serving(NOTHING) as server:
-        yield server
-
-
-@pytest.fixture
-def manager(server: FakeEngine) -> Iterator[Manager]:
-    manager = make(server, keeps_lost=True)
+def manager(world: World) -> Iterator[Manager]:
+    manager = make(keeps_lost=True)
     yield manager
     manager.close()
 
 
-def make(server: FakeEngine, *, keeps_lost: bool) -> Manager:
-    settings = resolve([])
-    object.__setattr__(settings, "engine", server.url)
-    manager: Any = Manager(settings, SILENT, keeps_lost=keeps_lost)
+def make(*, keeps_lost: bool) -> Manager:
+    manager: Any = Manager(resolve([]), SILENT, keeps_lost=keeps_lost)
     manager._budget = SimpleNamespace(check=lambda _: None)
     manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
     template = Template("key", "guests/debian-13-abc", "debian", Keys.generate())
@@ -155,8 +145,8 @@ def test_one_that_was_to_become_a_template_ends_before_its_half_made_folder_goes
     assert len(world.events) == 3, "once"
 
 
-def test_its_folder_goes_with_the_run_even_if_it_does_not_go_itself(server: FakeEngine, world: World) -> None:
-    manager = make(server, keeps_lost=True)
+def test_its_folder_goes_with_the_run_even_if_it_does_not_go_itself(world: World) -> None:
+    manager = make(keeps_lost=True)
     make_templates(manager)
     world.fates, world.refuses_to_go = [BootTimeout("slow")], True
     with pytest.raises(BootTimeout):
@@ -166,8 +156,8 @@ def test_its_folder_goes_with_the_run_even_if_it_does_not_go_itself(server: Fake
     assert world.events == ["start 1", "end 1", 'rm -rf "$@" /store/.scratch-1']
 
 
-def test_when_nobody_wants_evidence_the_folder_is_its_builders(server: FakeEngine, world: World) -> None:
-    manager = make(server, keeps_lost=False)
+def test_when_nobody_wants_evidence_the_folder_is_its_builders(world: World) -> None:
+    manager = make(keeps_lost=False)
     make_templates(manager)
     world.fates = [BootTimeout("slow")]
     with pytest.raises(BootTimeout):
@@ -176,8 +166,8 @@ def test_when_nobody_wants_evidence_the_folder_is_its_builders(server: FakeEngin
     assert world.events == ["start 1", "end 1"]
 
 
-def test_it_ends_at_once_when_nobody_wants_evidence(server: FakeEngine, world: World) -> None:
-    manager = make(server, keeps_lost=False)
+def test_it_ends_at_once_when_nobody_wants_evidence(world: World) -> None:
+    manager = make(keeps_lost=False)
     world.fates = [BootTimeout("slow")]
     with pytest.raises(BootTimeout):
         manager.launch(BOOT)
@@ -196,8 +186,8 @@ def test_a_machine_that_was_lost_makes_room_for_the_next_try(
     assert manager.lost == []
 
 
-def test_a_machine_that_is_not_given_ends_with_the_run(server: FakeEngine, world: World) -> None:
-    manager = make(server, keeps_lost=True)
+def test_a_machine_that_is_not_given_ends_with_the_run(world: World) -> None:
+    manager = make(keeps_lost=True)
     world.fates = [BootTimeout("slow"), None]
     with pytest.raises(BootTimeout):
         manager.launch(BOOT)
@@ -233,21 +223,15 @@ def test_the_disk_of_a_machine_outlives_the_container_that_rescues_it(
     volume: str | None,
     environment: dict[str, str],
     manager: Manager,
-    server: FakeEngine,
-    monkeypatch: pytest.MonkeyPatch,
+    world: World,
 ) -> None:
-    made: list[Any] = []
-
-    def create(_self: Container, plan: Any, _run: str) -> str:
-        made.append(plan)
-        return "0123"
-
-    monkeypatch.setattr(Container, "_create", create)
-    monkeypatch.setattr(Container, "start", lambda _self: None)
     binds = (Bind("/store/guests/x", "/volumes/guests/x"),)
-    vm: Any = SimpleNamespace(volume=volume, container=SimpleNamespace(environment=environment, binds=binds))
-    with manager.rescue(vm) as container:
-        assert container.id == "0123"
-    assert (made[0].volume, made[0].environment, made[0].kind) == (volume, environment, "helper")
-    assert (made[0].binds, made[0].offline) == (binds, True), "it has what the machine had, and no network"
-    assert [each for each in server.asked if each.startswith("DELETE")] == ["DELETE /containers/0123"]
+    plan = Plan("web", "vm", "an-image", environment=environment, binds=binds, volume=volume)
+    vm: Any = SimpleNamespace(volume=volume, container=MemoryContainer(plan))
+    with manager.rescue(vm):
+        pass
+    (made,) = world.engine.created
+    disk = () if volume is None else (Bind("/mounted", volume, writable=True),)
+    assert (made.volume, made.environment, made.plan.kind) == (None, environment, "helper")
+    assert (made.binds, made.plan.offline) == ((*binds, *disk), True), "it has what the machine had, and no network"
+    assert made.events == ["start", "close"]

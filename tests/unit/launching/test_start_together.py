@@ -11,47 +11,35 @@ import pytest
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine.docker.container import Plan
 from pytest_virtainers.errors import BootTimeout, GuestStalled, QEMUCrashed, VMGone
 from pytest_virtainers.guests.images import Guest
-from pytest_virtainers.launching import container_plan
 from pytest_virtainers.launching import launcher as module
 from pytest_virtainers.launching.launcher import Manager
 from pytest_virtainers.launching.networks import Setting
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.support.progress import SILENT
-from tests.unit.fake_engine import Answer, serving
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 SPECS = [merge(resolve([]).shape, {"template": True, "name": name}) for name in ("one", "two", "three")]
-NOTHING: dict[str, Answer] = {path: (200, []) for path in ("GET /containers/json", "GET /networks")}
 
 
 class World:
     """Its containers and VMs; a VM is ready when `fate` of its name returns."""
 
     def __init__(self) -> None:
-        self.containers: list[FakeContainer] = []
+        self.engine = MemoryEngine(factory=FakeContainer)
         self.closed: list[str] = []
         self.fate: Callable[[FakeVM], object] = lambda _vm: None
-
-    def container(self, _engine: object, plan: Plan, _run: str) -> "FakeContainer":
-        self.containers.append(FakeContainer(plan))
-        return self.containers[-1]
 
     def vm(self, spec: Spec, *, container: "FakeContainer", **_: object) -> "FakeVM":
         return FakeVM(self, spec, container)
 
 
-class FakeContainer:
-    def __init__(self, plan: Plan) -> None:
-        self.environment, self.gone = plan.environment, threading.Event()
-
-    def start(self) -> None:
-        pass
-
-    def joint(self) -> Any:
-        return SimpleNamespace(mac="")
+class FakeContainer(MemoryContainer):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.gone = threading.Event()
 
     def close(self) -> None:
         self.gone.set()
@@ -74,7 +62,7 @@ class FakeVM:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(container_plan, "Container", world.container)
+    monkeypatch.setattr(module, "find", lambda _choice: world.engine)
     monkeypatch.setattr(module, "VM", world.vm)
     monkeypatch.setattr(module, "Endpoint", lambda *_: None)
     return world
@@ -82,26 +70,23 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def manager(world: World) -> Iterator[Manager]:
-    with serving({**NOTHING, "GET /volumes": (200, {"Volumes": []})}) as server:
-        settings = resolve([])
-        object.__setattr__(settings, "engine", server.url)
-        manager: Any = Manager(settings, SILENT, keeps_lost=True)
-        network = SimpleNamespace(port=lambda *_, **_named: None, join=lambda *_: None)
-        manager.networks = manager.starter._networks = SimpleNamespace(
-            get=lambda _: network,
-            setting=lambda _: Setting({}, {}, ()),
-            guard=lambda *_: None,
-            close=lambda: None,
-        )
-        manager._budget = manager.starter._memory = SimpleNamespace(
-            check=lambda _: None, room=lambda *_, **_named: nullcontext()
-        )
-        manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
-        template = Template("key", "guests/debian-13-abc", "debian", Keys.generate())
-        manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
-        manager._runtime_image = "runtime"
-        yield manager
-        manager.close()
+    manager: Any = Manager(resolve([]), SILENT, keeps_lost=True)
+    network = SimpleNamespace(port=lambda *_, **_named: None, join=lambda *_: None)
+    manager.networks = manager.starter._networks = SimpleNamespace(
+        get=lambda _: network,
+        setting=lambda _: Setting({}, {}, ()),
+        guard=lambda *_: None,
+        close=lambda: None,
+    )
+    manager._budget = manager.starter._memory = SimpleNamespace(
+        check=lambda _: None, room=lambda *_, **_named: nullcontext()
+    )
+    manager._guests["debian-13", "auto"] = Guest("x", "debian", "")
+    template = Template("key", "guests/debian-13-abc", "debian", Keys.generate())
+    manager._templates = SimpleNamespace(ensure=lambda *_: template, forget=lambda *_, **_named: False)
+    manager._runtime_image = "runtime"
+    yield manager
+    manager.close()
 
 
 def test_all_are_there_in_the_order_in_which_they_were_asked_for(manager: Manager, world: World) -> None:
@@ -148,7 +133,7 @@ def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(
     monkeypatch.setattr(module, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         manager.launch_all(SPECS)
-    assert len(world.containers) == 3, "a clone that does not get ready is tried again, but not this time"
+    assert len(world.engine.created) == 3, "a clone that does not get ready is tried again, but not this time"
     assert manager._vms == []
     manager.bury()
     assert set(world.closed) == {"one", "two", "three"}
@@ -178,7 +163,7 @@ def test_who_waits_for_a_template_when_it_is_interrupted_starts_nothing(
     monkeypatch.setattr(module, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         manager.launch_all(SPECS)
-    assert world.containers == []
+    assert world.engine.created == []
 
 
 @pytest.mark.parametrize(

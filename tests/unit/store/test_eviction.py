@@ -6,9 +6,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ import pytest
 from pytest_virtainers.store import eviction
 from pytest_virtainers.store.eviction import Kept, surplus
 from pytest_virtainers.store.locks import Holds
-from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.progress import Progress
+from tests.unit.memory_engine import MemoryEngine, listed
 
 
 def kept(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Kept:
@@ -85,16 +85,11 @@ class Shop:
         self.made: list[str] = []
         self.forgotten: list[str] = []
         self.location = "here"
-        self.running: list[str] = []
-        self.running_elsewhere: list[str] = []
-        api = SimpleNamespace(
-            containers=lambda **_: [
-                {"Labels": {eviction.USES: place, eviction.STORE: store}}
-                for store in ("here", "elsewhere")
-                for place in (self.running if store == "here" else self.running_elsewhere)
-            ]
-        )
-        self.engine: Any = SimpleNamespace(api=api, failures=lambda _doing: nullcontext())
+        self.engine = MemoryEngine()
+
+    def run(self, place: str, store: str = "here") -> None:
+        """Start a container from a place of a store."""
+        self.engine.listed.append(listed(place, {eviction.USES: place, eviction.STORE: store}))
 
     def forget(self, place: str) -> None:
         self.forgotten.append(place)
@@ -136,8 +131,8 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
-    shop.running.append("templates/old")
-    shop.running_elsewhere.append("guests/other")  # from a store that has a place of this name, too
+    shop.run("templates/old")
+    shop.run("guests/other", store="elsewhere")
     began = int(time.time())
     with Holds() as holds:
         holds.add("templates/new")

@@ -6,31 +6,34 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_virtainers.errors import StoreError
-from pytest_virtainers.store import volume
+from pytest_virtainers.store import places
 from pytest_virtainers.store.manifests import Manifests
 from pytest_virtainers.store.volume import Workshop
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_virtainers.engine.base import Container
+
+ENGINE = MemoryEngine()
+
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
-    monkeypatch.setattr(volume, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(places, "MOUNT", str(tmp_path))
 
-    def run(command: list[str], _on_output: object = None) -> tuple[int, bytes]:
+    def run(command: list[str]) -> tuple[int, bytes]:
         command = [each.replace("kill -9 -1", "true") for each in command]  # the processes of a container, not ours
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return done.returncode, done.stdout
 
-    container: Any = SimpleNamespace(run=run, ended=False)
-    return Workshop(container, "here")
+    return Workshop(ENGINE, MemoryContainer(answer=run), "here")
 
 
 def names(folder: Path) -> list[str]:
@@ -99,12 +102,12 @@ def test_a_remembered_manifest_needs_no_helper(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     started: list[str] = []
 
-    def start() -> Any:
+    def start() -> Container:
         started.append("helper")
         return shop.container
 
     def opened() -> Workshop:
-        return Workshop(start, "here", remembered=Manifests(lambda: "here"))
+        return Workshop(ENGINE, start, "here", remembered=Manifests(lambda: "here"))
 
     manifest = tmp_path / "guests" / "x" / "manifest.json"
     manifest.parent.mkdir(parents=True)
@@ -125,7 +128,7 @@ def test_a_place_that_is_filled_again_is_not_recalled_as_it_was(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shop = Workshop(shop.container, "here", remembered=Manifests(lambda: "here"))
+    shop = Workshop(ENGINE, shop.container, "here", remembered=Manifests(lambda: "here"))
     for version in ("1", "2"):
         with shop.new("guests/x") as scratch:
             Path(scratch, "manifest.json").write_text(f'{{"version": {version}}}')

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import ast
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import pytest_virtainers
-from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.docker.container import Bind, Container, Plan
+from pytest_virtainers.engine.facts import Volume
+from pytest_virtainers.engine.plan import Bind
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.guests import images
-from pytest_virtainers.store import eviction, volume
-from pytest_virtainers.store.volume import Access, Removed
-from tests.unit.fake_engine import FakeEngine, serving
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pytest_virtainers.store import eviction, places
+from pytest_virtainers.store.access import Access, Removed
+from pytest_virtainers.store.volume import Workshop
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 PLACES = ("templates/t", "guests/g")
-LOCAL = {"Name": "vol", "Driver": "local", "Mountpoint": "/volumes/vol/_data", "Options": None}
+VOLUME = Volume("/volumes/vol/_data", "yesterday")
 
 
 @pytest.fixture
-def server() -> Iterator[FakeEngine]:
-    with serving({"GET /volumes/vol": (200, LOCAL)}) as server:
-        yield server
+def engine() -> MemoryEngine:
+    return MemoryEngine(volumes={"vol": VOLUME})
 
 
 class Stored(set[str]):
@@ -41,26 +37,23 @@ class Stored(set[str]):
 
 
 @pytest.fixture
-def access(server: FakeEngine) -> Iterator[Access]:
-    engine = detect.find(server.url)
-    yield Access(engine, "vol", Stored(PLACES))
-    engine.close()
+def access(engine: MemoryEngine) -> Access:
+    return Access(engine, "vol", Stored(PLACES))
 
 
 def test_a_container_gets_its_places_of_a_directory_and_nothing_else() -> None:
-    engine: Any = None
-    assert Access(engine, "/my/store/", Stored()).binds(PLACES) == (
+    assert Access(MemoryEngine(), "/my/store/", Stored()).binds(PLACES) == (
         Bind("/store/templates/t", "/my/store/templates/t"),
         Bind("/store/guests/g", "/my/store/guests/g"),
     )
 
 
 def test_of_a_volume_it_gets_them_by_their_directory_which_is_asked_for_once(
-    access: Access, server: FakeEngine
+    access: Access, engine: MemoryEngine
 ) -> None:
     for _ in range(2):
         assert access.binds(["guests/g"]) == (Bind("/store/guests/g", "/volumes/vol/_data/guests/g"),)
-    assert server.asked.count("GET /volumes/vol") == 1
+    assert engine.asked == ["volume vol"]
 
 
 def test_only_its_scratch_folder_can_be_written(access: Access) -> None:
@@ -75,26 +68,20 @@ def test_a_vm_that_stays_keeps_the_volume_in_use_and_does_not_see_it(access: Acc
         Bind("/kept", "vol"),
         Bind("/usr/lib/virtainer/kept", "/volumes/vol/_data/templates/t"),
     )
-    engine: Any = None
-    of_a_directory = Access(engine, "/my/store", Stored())
+    of_a_directory = Access(MemoryEngine(), "/my/store", Stored())
     assert of_a_directory.binds(PLACES, lasting=True) == of_a_directory.binds(PLACES)
 
 
-@pytest.mark.parametrize(
-    "odd", [{"Driver": "nfs"}, {"Options": {"device": ":/export"}}, {"Mountpoint": ""}, {"Mountpoint": None}]
-)
-def test_of_a_volume_whose_files_are_no_directory_it_gets_the_whole(
-    odd: dict[str, object], access: Access, server: FakeEngine
-) -> None:
-    server.answers["GET /volumes/vol"] = (200, LOCAL | odd)
+def test_of_a_volume_whose_files_are_no_directory_it_gets_the_whole(access: Access, engine: MemoryEngine) -> None:
+    engine.volumes["vol"] = Volume("", "yesterday")
     assert access.binds(PLACES) == (Bind("/store", "vol"),)
     assert access.binds(PLACES, scratch="/store/.scratch-1") == (Bind("/store", "vol", writable=True),)
 
 
-def test_a_volume_that_is_not_there_yet_is_looked_at_again(access: Access, server: FakeEngine) -> None:
-    del server.answers["GET /volumes/vol"]
+def test_a_volume_that_is_not_there_yet_is_looked_at_again(access: Access, engine: MemoryEngine) -> None:
+    del engine.volumes["vol"]
     assert access.binds(PLACES) == (Bind("/store", "vol"),)
-    server.answers["GET /volumes/vol"] = (200, LOCAL)
+    engine.volumes["vol"] = VOLUME
     assert access.binds(PLACES) != (Bind("/store", "vol"),)
 
 
@@ -115,21 +102,23 @@ def test_a_volume_that_is_not_there_yet_is_looked_at_again(access: Access, serve
     ],
 )
 def test_what_is_no_place_gets_no_further(place: str, access: Access) -> None:
-    shop: Any = volume.Workshop(SimpleNamespace(run=None, ended=True), "here")  # type: ignore[arg-type]
+    shop = Workshop(MemoryEngine(), MemoryContainer(ended=True), "here")
     for use in (
         lambda: access.binds([place]),
         lambda: shop.manifest(place),
         lambda: shop.new(place).__enter__(),
-        lambda: volume.path(place),
+        lambda: places.path(place),
     ):
-        with pytest.raises(StoreError, match=r"is no place in the store: those are guests/KEY and templates/KEY$"):
+        with pytest.raises(
+            StoreError, match=r"is not a place in the store: places are guests/KEY and templates/KEY$"
+        ):
             use()
 
 
 def test_the_key_of_a_fetched_image_is_a_place_whatever_its_address() -> None:
     for name in ("..", ".img", "-x", "$(id)", ""):
         found: Any = images.find(f"https://example.org/{name}")
-        assert volume.is_place(found.place)
+        assert places.is_place(found.place)
 
 
 def refusal(source: str) -> EngineError:
@@ -139,55 +128,35 @@ def refusal(source: str) -> EngineError:
 BINDS = (Bind("/store/templates/t", "/volumes/vol/_data/templates/t"),)
 
 
-def test_a_place_that_was_removed_just_now_is_named(server: FakeEngine) -> None:
-    engine: Any = None
-    mounting = Access(engine, "/my/store", Stored({"templates/t"})).mounting(PLACES)
-    with pytest.raises(Removed, match=r"^guests/g is not in the store any more: it was removed just now$"):
-        mounting.goes_on(BINDS, refusal(BINDS[0].source))
+def test_a_place_that_was_just_removed_is_named() -> None:
+    mounting = Access(MemoryEngine(), "/my/store", Stored({"templates/t"})).mounting(PLACES)
+    with pytest.raises(Removed, match=r"^guests/g is not in the store any more: it was just removed$"):
+        mounting.should_retry(BINDS, refusal(BINDS[0].source))
 
 
 def test_an_engine_that_mounts_no_directories_of_volumes_gives_the_whole(access: Access) -> None:
     """It is tried again first: the place may have been removed and made again in between."""
     mounting = access.mounting(PLACES)
-    assert mounting.goes_on(BINDS, refusal(BINDS[0].source))
+    assert mounting.should_retry(BINDS, refusal(BINDS[0].source))
     assert access.binds(PLACES) != (Bind("/store", "vol"),)
-    assert mounting.goes_on(BINDS, refusal(BINDS[0].source))
+    assert mounting.should_retry(BINDS, refusal(BINDS[0].source))
     assert access.binds(PLACES) == (Bind("/store", "vol"),)
-    assert not mounting.goes_on(BINDS, refusal(BINDS[0].source))
+    assert not mounting.should_retry(BINDS, refusal(BINDS[0].source))
 
 
 def test_a_directory_that_cannot_be_mounted_is_not_given_as_a_whole() -> None:
-    engine: Any = None
-    mounting = Access(engine, "/my/store", Stored(PLACES)).mounting(PLACES)
-    assert [mounting.goes_on(BINDS, refusal(BINDS[0].source)) for _ in range(2)] == [True, False]
+    mounting = Access(MemoryEngine(), "/my/store", Stored(PLACES)).mounting(PLACES)
+    assert [mounting.should_retry(BINDS, refusal(BINDS[0].source)) for _ in range(2)] == [True, False]
 
 
 def test_other_failures_are_none_of_the_stores(access: Access) -> None:
-    assert not access.mounting(PLACES).goes_on(BINDS, EngineError("no space left on device"))
-
-
-def test_a_container_is_created_with_these_binds_and_without_a_network() -> None:
-    with serving({"POST /containers/create": (201, {"Id": "0123", "Warnings": []})}) as server:
-        engine = detect.find(server.url)
-        binds = (Bind("/store/guests/g", "/volumes/g"), Bind("/store", "vol", writable=True))
-        Container(engine, Plan(name="x", kind="helper", image="an-image", binds=binds, offline=True), "run")
-        host = json.loads(server.sent[-1])["HostConfig"]
-        engine.close()
-    assert host["NetworkMode"] == "none"
-    assert host["CapDrop"] == ["ALL"]
-    assert [(each["Type"], each["Source"], each["Target"], each["ReadOnly"]) for each in host["Mounts"]] == [
-        ("bind", "/volumes/g", "/store/guests/g", True),
-        ("volume", "vol", "/store", False),
-    ]
+    assert not access.mounting(PLACES).should_retry(BINDS, EngineError("no space left on device"))
 
 
 def test_what_is_in_a_directory_under_an_odd_name_is_not_listed() -> None:
     rows = "guests/x; id\t1\t1\t{}\nguests/good\t1\t2\t{}\n"
-    api = SimpleNamespace(containers=lambda **_: [])
-    engine: Any = SimpleNamespace(api=api, failures=lambda _doing: nullcontext())
-    shop: Any = SimpleNamespace()
-    shop.shell = lambda _script: rows
-    assert [each.place for each in eviction.contents(engine, shop)] == ["guests/good"]
+    shop = Workshop(MemoryEngine(), MemoryContainer(answer=lambda _command: (0, rows.encode())), "here")
+    assert [each.place for each in eviction.contents(shop.engine, shop)] == ["guests/good"]
 
 
 # TODO: disks.py, whose scripts have the path of a scratch folder in them.

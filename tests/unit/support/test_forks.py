@@ -23,11 +23,11 @@ import pytest
 
 from pytest_virtainers import VirtainerError
 from pytest_virtainers.config.network_spec import DEFAULT
-from pytest_virtainers.engine import detect, host, podman_service
-from pytest_virtainers.engine.docker.container import Container, Plan
-from pytest_virtainers.engine.docker.network import Network as EngineNetwork
-from pytest_virtainers.engine.docker.network import Shape
+from pytest_virtainers.engine import host
+from pytest_virtainers.engine.docker import podman_service
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.engine.docker.streams import HijackedSocket
+from pytest_virtainers.engine.plan import NetworkPlan, Plan
 from pytest_virtainers.launching.isolation import Isolation
 from pytest_virtainers.ssh import client
 from pytest_virtainers.store.locks import Holds, is_held
@@ -39,6 +39,7 @@ from pytest_virtainers.vm.process import Process
 from pytest_virtainers.vm.shell import Leader
 from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_engine import Answer, serving
+from tests.unit.memory_engine import MemoryEngine
 from tests.unit.ssh.fake_sshd import SECONDS, Wire, execute
 from tests.unit.vm import fake_container
 from tests.unit.vm.fake_stream import Stream
@@ -269,7 +270,7 @@ def test_a_watch_of_addresses_ends_though_a_child_lives_on() -> None:
 
 
 def test_what_is_closed_to_vms_holds_no_child_up() -> None:
-    isolation = Isolation(SimpleNamespace(is_local=False))  # type: ignore[arg-type]
+    isolation = Isolation(SimpleNamespace(is_local=False))
     with isolation._lock:
         assert in_child(isolation.close) is None
 
@@ -286,9 +287,9 @@ ANSWERS: dict[str, Answer] = {
 
 def test_a_child_asks_its_parents_engine_for_nothing() -> None:
     with serving(ANSWERS) as server:
-        engine = detect.find(server.url)
-        container = Container(engine, Plan(name="web", kind="vm", image="i"), "run")
-        network = EngineNetwork(engine, "net", {}, Shape())
+        engine = DockerEngine(server.url)
+        container = engine.create(Plan(name="web", kind="vm", image="i"), "run")
+        network = engine.create_network(NetworkPlan("net"), "run")
         asked = len(server.asked)
         before = refusal(f"the connection to {server.url}")
         assert in_child(engine.api.version).startswith(before)
@@ -314,7 +315,7 @@ def test_a_child_asks_its_parents_engine_for_nothing() -> None:
 
 def test_a_child_has_no_connection_that_its_parent_keeps_for_later() -> None:
     with serving() as server:
-        engine = detect.find(server.url)
+        engine = DockerEngine(server.url)
         api: Any = engine.api
         (pool,) = api.get_adapter("http://").poolmanager.pools._container.values()
         kept = pool.pool
@@ -417,7 +418,7 @@ FACTS = {"nics": {}, "alive": False, "runs": False}
 @pytest.fixture
 def vm() -> VM:
     made = fake_container.machine(fake_container.Container(fake_container.RUNS))
-    made.endpoint.engine = SimpleNamespace(kind="podman", url="unix:///x")  # type: ignore[assignment]
+    made.endpoint.engine = MemoryEngine(kind="podman", url="unix:///x")
     return made
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.engine.docker.container import Joint
+from pytest_virtainers.engine.facts import Addresses
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.vm import devices
 from pytest_virtainers.vm.devices import Devices
@@ -132,9 +132,9 @@ class Plugs(Devices):
         self.spec: Any = SimpleNamespace(guest_hostname="web")
         self.container: Any = SimpleNamespace(connect=self._plugged, disconnect=self._unplugged)
 
-    def _plugged(self, _port: object) -> Joint:
+    def _plugged(self, _port: object) -> Addresses:
         self.told.append("connect")
-        return Joint("02:42:0a:d5:00:80", "10.1.0.128")
+        return Addresses("02:42:0a:d5:00:80", "10.1.0.128")
 
     def _unplugged(self, network: str) -> None:
         self.told.append(f"disconnect {network}")

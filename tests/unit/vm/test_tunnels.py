@@ -95,7 +95,7 @@ class Machine(Tunnels):
         self.name = "web"
         self.transport = Transport()
         self.connection = Connection(self.transport)  # type: ignore[arg-type]
-        self.console = Console(SimpleNamespace(stdout=Said(b"login:\n")))  # type: ignore[arg-type]
+        self.console = Console(SimpleNamespace(stdout=Said(b"login:\n")))
         self._reversed = {}
         self.is_gone = False
 

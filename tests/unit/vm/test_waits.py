@@ -45,7 +45,7 @@ class Machine(Waits):
         self.given = list(answers)
         self.asked: list[Any] = []
         self.output = SimpleNamespace(stdout=Said(b"login:\n"))
-        self.console = Console(self.output)  # type: ignore[arg-type]
+        self.console = Console(self.output)
         self.is_gone, self.hangs = False, False
 
     def answers(self, _seconds: float) -> bool:

@@ -1,11 +1,13 @@
 import json
+from http.server import BaseHTTPRequestHandler
 
-import docker.errors
 import pytest
 
-from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.docker.container import Container, Plan
-from tests.unit.fake_engine import DOCKER, PODMAN, serving
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.facts import Image, Volume
+from pytest_virtainers.engine.plan import Plan
+from pytest_virtainers.errors import EngineError, ImageError
+from tests.unit.fake_engine import DOCKER, PODMAN, Answer, FakeEngine, serving
 
 MIB = 1024 * 1024
 ABOUT = {"docker": DOCKER, "podman": PODMAN}
@@ -14,7 +16,7 @@ STATS = "GET /containers/db/stats"
 
 def memory_used(kind: str, status: int, said: object) -> int:
     with serving({STATS: (status, said)}, about=ABOUT[kind]) as server:
-        engine = detect.find(server.url)
+        engine = DockerEngine(server.url)
         try:
             return engine.memory_used_mib("db")
         finally:
@@ -37,13 +39,13 @@ def test_a_container_that_ends_while_docker_answers_takes_nothing() -> None:
 
 
 def test_other_failures_are_none_of_a_container_that_ended() -> None:
-    with pytest.raises(docker.errors.APIError, match="out of luck"):
+    with pytest.raises(EngineError, match=r"reading the memory use of container db failed: .* said: out of luck"):
         memory_used("docker", 500, {"message": "out of luck"})
 
 
 def test_the_memory_of_the_host_is_asked_for_once() -> None:
     with serving({"GET /info": (200, {"MemTotal": 2048 * MIB})}) as server:
-        engine = detect.find(server.url)
+        engine = DockerEngine(server.url)
         assert (engine.memory_mib(), engine.memory_mib()) == (2048, 2048)
         assert server.asked.count("GET /info") == 1
         engine.close()
@@ -65,8 +67,105 @@ def test_the_log_of_a_container_is_limited_where_its_driver_can(
     answers = {"GET /info": (200, info) if info else (500, {"message": "no"})}
     created = {"POST /containers/create": (201, {"Id": "0123", "Warnings": []})}
     with serving({**answers, **created}, about=about) as server:
-        engine = detect.find(server.url)
-        Container(engine, Plan(name="db", kind="vm", image="an-image"), "run")
+        engine = DockerEngine(server.url)
+        engine.create(Plan(name="db", kind="vm", image="an-image"), "run")
         asked = json.loads(server.sent[-1])["HostConfig"].get("LogConfig")
         assert asked == (None if kind is None else {"Type": kind, "Config": options})
         engine.close()
+
+
+LOCAL = {"Name": "vol", "Driver": "local", "Mountpoint": "/volumes/vol/_data", "Options": None, "CreatedAt": "now"}
+
+
+@pytest.mark.parametrize(
+    ("odd", "folder"),
+    [
+        ({}, "/volumes/vol/_data"),
+        ({"Driver": "nfs"}, ""),
+        ({"Options": {"device": ":/export"}}, ""),
+        ({"Mountpoint": ""}, ""),
+        ({"Mountpoint": None}, ""),
+    ],
+)
+def test_only_plain_volumes_have_a_folder(odd: dict[str, object], folder: str) -> None:
+    with serving({"GET /volumes/vol": (200, LOCAL | odd)}) as server:
+        engine = DockerEngine(server.url)
+        assert engine.volume("vol") == Volume(folder, "now")
+        assert engine.volume("other") is None
+        engine.close()
+
+
+def test_an_image_is_read_with_its_labels() -> None:
+    about = {"Id": "sha256:1", "Architecture": "arm64", "Config": {"Labels": {"a": "b"}}}
+    with serving({"GET /images/one/json": (200, about), "GET /images/two/json": (200, {"Id": "2"})}) as server:
+        engine = DockerEngine(server.url)
+        assert engine.image("one") == Image("sha256:1", "arm64", {"a": "b"})
+        assert engine.image("two") == Image("2", "", {})
+        assert engine.image("none") is None
+        engine.close()
+
+
+def answer(*events: dict[str, str]) -> Answer:
+    """Stream these events, as engines do."""
+    chunks = [f"{json.dumps(each)}\n".encode() for each in events]
+
+    def write(request: BaseHTTPRequestHandler) -> None:
+        while request.headers.get("Transfer-Encoding") and (size := int(request.rfile.readline(), 16)):
+            request.rfile.read(size + 2)
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+        for each in [*chunks, b""]:
+            request.wfile.write(b"%x\r\n%s\r\n" % (len(each), each))
+
+    return write
+
+
+REFUSED = "dial tcp: lookup registry-1.docker.io: no such host"
+
+
+@pytest.mark.parametrize(
+    ("answers", "last"),
+    [
+        (answer({"status": "Pulling fs layer"}, {"status": "Download  complete"}), "Download complete"),
+        (answer({"status": "Trying"}, {"error": REFUSED}), REFUSED),
+        ((500, {"message": REFUSED}), REFUSED),
+    ],
+    ids=["pulled", "Podman refuses", "Docker refuses"],
+)
+def test_a_pull_returns_the_last_message(answers: Answer, last: str) -> None:
+    with serving({"POST /images/create": answers}) as server:
+        engine = DockerEngine(server.url)
+        assert engine.pull("debian", lambda _message: None) == last
+    assert "Connection refused" in engine.pull("debian", lambda _message: None)
+    engine.close()
+
+
+def build(server: FakeEngine, *events: dict[str, str]) -> list[str]:
+    """Build an image `x`; return the lines of the build."""
+    lines: list[str] = []
+    server.answers["POST /build"] = answer(*events)
+    engine = DockerEngine(server.url)
+    try:
+        engine.build(iter([b"a ", b"context"]), tag="x", arguments={}, labels={}, on_line=lines.append)
+    finally:
+        engine.close()
+    return lines
+
+
+def test_a_build_sends_its_context_and_passes_lines_on() -> None:
+    with serving({"GET /images/x/json": (200, {"Id": "1"})}) as server:
+        assert build(server, {"stream": "Step 1/9\nRUN"}, {"stream": "done\n"}) == ["Step 1/9", "RUN", "done"]
+
+
+def test_a_failed_build_shows_its_last_lines() -> None:
+    lines = [{"stream": f"line {number}\n"} for number in range(1, 31)]
+    shown = "\n".join(f"  | line {number}" for number in range(12, 31))
+    with serving({"GET /images/x/json": (200, {"Id": "an older one"})}) as server:
+        with pytest.raises(ImageError) as caught:
+            build(server, *lines, {"error": "exit code: 100"})
+        assert str(caught.value) == (
+            f"building image x failed on podman 4.9 at {server.url}. The last lines of the build:\n"
+            f"{shown}\n  | exit code: 100"
+        )
+        del server.answers["GET /images/x/json"]
+        with pytest.raises(ImageError, match=r"(?s)building image x failed .*  \| the end$"):
+            build(server, {"stream": "the end"})

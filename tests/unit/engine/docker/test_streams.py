@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.docker.streams import Demultiplexer, ExecStream, HijackedSocket, Pieces
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.docker.streams import Demultiplexer, ExecStream, HijackedSocket
 from tests.unit.fake_engine import credentials, echo, serving
 
 
@@ -50,15 +50,6 @@ def test_the_end_of_input_can_be_said_before_the_answer_is_read() -> None:
     stream.close()
 
 
-def test_pieces_are_read_like_a_file() -> None:
-    left = [b"fg", b"cde", b"ab"]
-    pieces = Pieces(left.pop() for _ in range(3))
-    assert pieces.read(1) == b"a"
-    assert left == [b"fg", b"cde"], "nothing is taken ahead of its time"
-    assert pieces.read(3) == b"bcd"
-    assert [pieces.read(10), pieces.read(10)] == [b"efg", b""]
-
-
 def test_a_forked_child_does_not_hold_the_lease() -> None:
     ours, theirs = socket.socketpair()
     lease = HijackedSocket(ours)
@@ -89,7 +80,7 @@ def test_a_stream_over_tls_can_be_given_up_without_a_word(tmp_path: Path) -> Non
 
     environ = {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
     with serving({"POST /exec/e/start": watched}, tls=credentials(tmp_path)) as server:
-        engine = detect.find(server.url, environ)
+        engine = DockerEngine(server.url, environ)
         lease = HijackedSocket(engine.api.exec_start("e", socket=True))
         lease.send(b"hi")
         assert lease.recv() == frame(1, b"HI")
@@ -100,7 +91,7 @@ def test_a_stream_over_tls_can_be_given_up_without_a_word(tmp_path: Path) -> Non
 
 def test_a_command_that_ends_without_output_has_its_errors_told() -> None:
     complaint = frame(2, b"relay: no ") + frame(2, b"such port\n")
-    for said, told in ((complaint, "relay: no such port"), (b"", "it ended without a word")):
+    for said, told in ((complaint, "relay: no such port"), (b"", "the command ended without output")):
         ours, theirs = socket.socketpair()
         theirs.sendall(said)
         theirs.close()
