@@ -77,7 +77,7 @@ def store_places(_context: click.Context) -> Iterable[tuple[str, str]]:
             return []
         run_id = f"complete-{os.getpid()}"
         with Reaper(engine, run_id), workshop(engine, ours.store, image, run_id) as shop:
-            return [(each.place, each.what) for each in eviction.contents(engine, shop)]
+            return [(each.place, each.what) for each in eviction.contents(shop)]
 
 
 def option_of(name: str, words: str, about: str) -> Callable[[T], T]:

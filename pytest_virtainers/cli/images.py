@@ -104,7 +104,7 @@ def _sizes_mib() -> dict[str, int]:
             if not manager.has_runtime_image():  # without which nothing has come into the store from here
                 return {}
             with manager.store() as shop:
-                return {each.place: each.size_mib for each in eviction.contents(manager.engine, shop)}
+                return {each.place: each.size_mib for each in eviction.contents(shop)}
     except (EngineNotFound, EngineError) as error:
         tell(f"what is in the store cannot be told: {error}")
         return {}
@@ -177,7 +177,7 @@ def rm(names: tuple[str, ...]) -> None:
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"the catalogue has no {unknown[0]}; what is of paths, virtainers store rm removes")
     with Manager(settings(), progress()) as manager, manager.store() as shop, locked("store"):
-        kept = eviction.contents(manager.engine, shop)
+        kept = eviction.contents(shop)
         places = {known[name].place for name in names}
         if missing := places - {each.place for each in kept}:
             raise ImageError(f"{min(missing)} is not in the store: see virtainers store ls")
@@ -210,7 +210,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         raise ImageError(f"the catalogue has no {unknown[0]}: see virtainers images ls")
     with Manager(settings(), progress()) as manager, manager.store() as shop:
         wanted = {known[name].place for name in names}
-        for each in eviction.contents(manager.engine, shop):
+        for each in eviction.contents(shop):
             if not each.place.startswith("guests/") or (names and each.place not in wanted):
                 continue
             wanted.discard(each.place)

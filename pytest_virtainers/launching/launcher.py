@@ -49,7 +49,7 @@ from pytest_virtainers.ssh.endpoint import Endpoint
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.access import Access, Removed
 from pytest_virtainers.store.eviction import USES, make_room
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.store.manifests import of_store
 from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.store.volume import workshop
@@ -132,7 +132,7 @@ class Manager:
         self._no_runtime_image = ""  # why it could not be built
         self.once = Once(test_run)
         self._templates: Templates | None = None
-        self._holds = Holds()
+        self._holds = SharedLocks()
         self._watch = Watch(self._store_to_read)
         self._tenure = tenure
         self._spoiled: dict[str, str] = {}  # places of templates that no VM may be cloned from, and why
@@ -221,7 +221,7 @@ class Manager:
             shop.spared = self._scratch
             yield shop
             if shop.made:
-                make_room(self.engine, shop, self._settings.store_limit, self._progress)
+                make_room(shop, self._settings.store_limit, self._progress)
 
     @contextlib.contextmanager
     def _store_to_read(self) -> Iterator[Workshop]:

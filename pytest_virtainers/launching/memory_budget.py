@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pytest_virtainers.engine import ownership
 from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import BudgetError, SpecError
-from pytest_virtainers.store.locks import Holds, is_held
+from pytest_virtainers.store.locks import SharedLocks, is_locked
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ class Budget:
         """
         deadline = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
-            with self._progress.step(f"waiting for memory for {spec.name}") as step, Holds() as waiting:
+            with self._progress.step(f"waiting for memory for {spec.name}") as step, SharedLocks() as waiting:
                 while True:
-                    if not patience and is_held(_WAITING):
+                    if not patience and is_locked(_WAITING):
                         raise BudgetError(f"no memory for {spec.name}: a test of another process waits for some")
                     with contextlib.ExitStack() as lock:
                         lock.enter_context(locked("memory", step.update))

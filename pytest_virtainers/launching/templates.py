@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.guests.images import Guest
-    from pytest_virtainers.store.locks import Holds
+    from pytest_virtainers.store.locks import SharedLocks
     from pytest_virtainers.store.volume import Workshop
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
@@ -109,7 +109,7 @@ class Templates:
         self,
         store: Callable[[], AbstractContextManager[Workshop]],
         *,
-        holds: Holds,
+        holds: SharedLocks,
         runtime_id: str,
         progress: Progress,
         once: Once | None = None,

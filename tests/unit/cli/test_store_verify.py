@@ -1,20 +1,19 @@
 """What `virtainers store verify --remove` removes."""
 
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from pytest_virtainers.cli import store
 from pytest_virtainers.store import eviction
-from pytest_virtainers.store.eviction import Kept
+from pytest_virtainers.store.eviction import Entry
 from pytest_virtainers.support import paths
 
-PLAIN = Kept("templates/plain", 1, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
-COPIED = Kept("templates/copied", 1, 2, {"guest": "guests/base", "origin": "templates/plain"}, in_use=False)
-USED = Kept("templates/used", 1, 3, {"guest": "guests/base", "origin": "templates/plain"}, in_use=True)
-OTHER = Kept("templates/other", 1, 4, {"guest": "guests/base", "origin": "templates/another"}, in_use=False)
+PLAIN = Entry("templates/plain", 1, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
+COPIED = Entry("templates/copied", 1, 2, {"guest": "guests/base", "origin": "templates/plain"}, in_use=False)
+USED = Entry("templates/used", 1, 3, {"guest": "guests/base", "origin": "templates/plain"}, in_use=True)
+OTHER = Entry("templates/other", 1, 4, {"guest": "guests/base", "origin": "templates/another"}, in_use=False)
 
 
 def test_what_was_copied_from_a_damaged_template_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +21,6 @@ def test_what_was_copied_from_a_damaged_template_goes_with_it(monkeypatch: pytes
     monkeypatch.setattr(paths, "locked", lambda _name: nullcontext())
     monkeypatch.setattr(eviction, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
     monkeypatch.setattr(eviction, "remove", lambda _shop, places: removed.extend(places))
-    manager, shop = cast("Any", SimpleNamespace(engine=None)), cast("Any", None)
-    assert store._remove_damaged(manager, shop, {"templates/plain"}) == set()
+    shop = cast("Any", None)
+    assert store._remove_damaged(shop, {"templates/plain"}) == set()
     assert removed == ["templates/plain", "templates/copied"]

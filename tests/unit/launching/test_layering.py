@@ -16,7 +16,7 @@ from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.vm import individual, provisioning
 
@@ -121,7 +121,9 @@ def templates(shop: Shop, said: list[str]) -> Templates:
     def store() -> "Iterator[Any]":
         yield shop
 
-    return Templates(cast("Any", store), holds=Holds(), runtime_id="r", progress=Progress(said.append, live=False))
+    return Templates(
+        cast("Any", store), holds=SharedLocks(), runtime_id="r", progress=Progress(said.append, live=False)
+    )
 
 
 def test_the_plain_template_is_booted_once_and_all_layers_are_made_from_it(shop: Shop) -> None:

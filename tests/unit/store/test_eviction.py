@@ -13,23 +13,23 @@ from typing import Any
 import pytest
 
 from pytest_virtainers.store import eviction
-from pytest_virtainers.store.eviction import Kept, surplus
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.eviction import Entry, surplus
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.progress import Progress
 from tests.unit.memory_engine import MemoryEngine, listed
 
 
-def kept(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Kept:
-    return Kept(f"templates/{name}", size_mib, used, {}, in_use)
+def kept(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Entry:
+    return Entry(f"templates/{name}", size_mib, used, {}, in_use)
 
 
-def guest(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Kept:
-    return Kept(f"guests/{name}", size_mib, used, {}, in_use)
+def guest(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Entry:
+    return Entry(f"guests/{name}", size_mib, used, {}, in_use)
 
 
-def template(name: str, size_mib: int, used: int, on: str, *, in_use: bool = False) -> Kept:
-    return Kept(f"templates/{name}", size_mib, used, {"guest": f"guests/{on}"}, in_use)
+def template(name: str, size_mib: int, used: int, on: str, *, in_use: bool = False) -> Entry:
+    return Entry(f"templates/{name}", size_mib, used, {"guest": f"guests/{on}"}, in_use)
 
 
 OLD, BUSY, NEW = kept("old", 100, 1), kept("busy", 300, 2, in_use=True), kept("new", 200, 3)
@@ -51,8 +51,8 @@ def test_what_is_in_use_or_to_be_kept_stays() -> None:
 
 
 def test_a_template_does_not_need_the_one_that_it_was_copied_from() -> None:
-    plain = Kept("templates/plain", 100, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
-    layer = Kept("templates/layer", 100, 2, {"guest": "guests/base", "origin": plain.place}, in_use=True)
+    plain = Entry("templates/plain", 100, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
+    layer = Entry("templates/layer", 100, 2, {"guest": "guests/base", "origin": plain.place}, in_use=True)
     assert (plain.origin, layer.origin, layer.base) == ("", plain.place, "guests/base")
     assert surplus([plain, layer], 0) == [plain]
 
@@ -69,12 +69,12 @@ def test_a_guest_image_stays_as_long_as_a_template_on_it() -> None:
 
 def test_what_things_are_is_said_in_words() -> None:
     template = {"image": "debian-13", "ram": 1024, "cpus": 1, "user": "debian"}
-    assert Kept("templates/x", 1, 1, template, False).what == "debian-13, 1024 MiB, 1 CPU, user debian"
-    told = Kept("templates/x", 1, 1, {**template, "architecture": "arm64"}, False).what
+    assert Entry("templates/x", 1, 1, template, False).what == "debian-13, 1024 MiB, 1 CPU, user debian"
+    told = Entry("templates/x", 1, 1, {**template, "architecture": "arm64"}, False).what
     assert told == "debian-13, arm64, 1024 MiB, 1 CPU, user debian"
-    assert Kept("guests/debian-13-x", 1, 1, {"suite": "trixie"}, False).what == "trixie"
-    assert Kept("guests/x", 1, 1, {"suite": "trixie", "architecture": "arm64"}, False).what == "trixie, arm64"
-    assert Kept("guests/file-x", 1, 1, {"name": "my.qcow2"}, False).what == "my.qcow2"
+    assert Entry("guests/debian-13-x", 1, 1, {"suite": "trixie"}, False).what == "trixie"
+    assert Entry("guests/x", 1, 1, {"suite": "trixie", "architecture": "arm64"}, False).what == "trixie, arm64"
+    assert Entry("guests/file-x", 1, 1, {"name": "my.qcow2"}, False).what == "my.qcow2"
 
 
 class Shop:
@@ -134,9 +134,9 @@ def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
     shop.run("templates/old")
     shop.run("guests/other", store="elsewhere")
     began = int(time.time())
-    with Holds() as holds:
+    with SharedLocks() as holds:
         holds.add("templates/new")
-        found = eviction.contents(shop.engine, shop)
+        found = eviction.contents(shop)
     assert [(each.place, each.size_mib, each.in_use) for each in found] == [
         ("guests/base", 2, False),
         ("templates/old", 2, True),
@@ -150,17 +150,17 @@ def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
 
 
 def test_prune_removes_what_is_too_much_and_tells(shop: Any) -> None:
-    gone = eviction.prune(shop.engine, shop, 4)
+    gone = eviction.prune(shop, 4)
     assert [each.place for each in gone] == ["templates/old", "guests/other"]
     assert shop.forgotten == ["templates/old", "guests/other"]
     assert shop.places() == {"guests/base", "templates/new"}
-    assert eviction.prune(shop.engine, shop, 4) == []
+    assert eviction.prune(shop, 4) == []
 
 
 def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None:
     notes: list[str] = []
     shop.made.append("templates/old")
-    eviction.make_room(shop.engine, shop, 0, Progress(notes.append, live=False))
+    eviction.make_room(shop, 0, Progress(notes.append, live=False))
     assert shop.places() == {"guests/base", "templates/old"}
     assert notes == [
         "virtainers: the store was full: removed guests/other (, 2 MiB)\n",
@@ -185,5 +185,5 @@ def test_what_goes_or_is_replaced_while_the_contents_are_listed_is_left_out(
     du.chmod(0o755)
     monkeypatch.setenv("PATH", f"{du.parent}:{os.environ['PATH']}")
     shop.keep("guests/unused", 50, "{}")
-    found = eviction.contents(shop.engine, shop)
+    found = eviction.contents(shop)
     assert [each.place for each in found] == ["guests/base", "guests/other", "guests/unused"]

@@ -156,7 +156,7 @@ def test_other_failures_are_none_of_the_stores(access: Access) -> None:
 def test_what_is_in_a_directory_under_an_odd_name_is_not_listed() -> None:
     rows = "guests/x; id\t1\t1\t{}\nguests/good\t1\t2\t{}\n"
     shop = Workshop(MemoryEngine(), MemoryContainer(answer=lambda _command: (0, rows.encode())), "here")
-    assert [each.place for each in eviction.contents(shop.engine, shop)] == ["guests/good"]
+    assert [each.place for each in eviction.contents(shop)] == ["guests/good"]
 
 
 # TODO: disks.py, whose scripts have the path of a scratch folder in them.

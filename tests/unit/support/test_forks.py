@@ -30,7 +30,7 @@ from pytest_virtainers.engine.docker.streams import HijackedSocket
 from pytest_virtainers.engine.plan import NetworkPlan, Plan
 from pytest_virtainers.launching.isolation import Isolation
 from pytest_virtainers.ssh import client
-from pytest_virtainers.store.locks import Holds, is_held
+from pytest_virtainers.store.locks import SharedLocks, is_locked
 from pytest_virtainers.support import paths
 from pytest_virtainers.vm import tunnels
 from pytest_virtainers.vm.capture import Capture
@@ -198,7 +198,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pytest-virtainers"
 
 
-def is_locked(path: Path) -> bool:
+def has_lock(path: Path) -> bool:
     with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,21 +212,21 @@ def test_a_child_neither_gives_a_lock_back_nor_keeps_it(cache: Path) -> None:
         lock = block.enter_context(paths.locked("store"))
         with Child(lambda: "lives"):
             assert in_child(lock.close) is None
-            assert is_locked(cache / "store.lock")
+            assert has_lock(cache / "store.lock")
             block.close()
-            assert not is_locked(cache / "store.lock"), "the child lives on"
+            assert not has_lock(cache / "store.lock"), "the child lives on"
 
 
 def test_a_child_neither_gives_up_nor_keeps_what_its_parent_needs(cache: Path) -> None:
-    holds = Holds()
+    holds = SharedLocks()
     holds.add("templates/abc")
     with holds._lock:
         child = Child(holds.close)
     with child as answer:
         assert answer is None
-        assert is_held("templates/abc")
+        assert is_locked("templates/abc")
         holds.close()
-        assert not is_held("templates/abc"), "the child lives on"
+        assert not is_locked("templates/abc"), "the child lives on"
 
 
 LEAVES = """
