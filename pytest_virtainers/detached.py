@@ -1,8 +1,8 @@
-"""VMs that are kept: started by one process, they are found by name by any other, until they are removed.
+"""Detached VMs: started by one process, found by name by any other, until they are removed.
 
-All that is known of one is with its container, on the engine: its labels, and its papers, a file with what lets one
-in. It is kept from the moment at which its container gets its lasting name; what has not come so far is removed like
-all that processes leave which die.
+Everything about one is stored with its container on the engine: labels, and a file with its spec and keys (`PAPERS`).
+A VM is detached from the moment at which its container gets its lasting name. Before that, it is removed like
+everything else that a dead process has left.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ if TYPE_CHECKING:
 
 PAPERS = "machine.json"
 _FORMAT = 1
-_POWER_WAS_CUT = {2, 137}  # how its container ends then (docs/runtime-image.md)
+_POWER_WAS_CUT = {2, 137}  # exit codes of its container (docs/runtime-image.md)
 
 
-class MachineOff(VMGone):
-    """A VM that is kept is switched off."""
+class SwitchedOff(VMGone):
+    """A detached VM is switched off."""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A VM that is kept, as the engine tells of it.
+class DetachedVM:
+    """A detached VM as the engine lists it.
 
     Attributes:
-        name: of the VM.
-        image: as it was asked for.
+        name: the VM's name.
+        image: the guest image, as the user named it.
         state: the engine's word: `running`, `exited`, …
-        address: at which its network reaches it, and this host if it is on that; empty when it does not run.
-        created: when, in seconds since 1970.
+        address: its IPv4 address on its network; empty while it is switched off.
+        created: time of its creation, in seconds since 1970.
         container: the engine's name of its container.
     """
 
@@ -77,38 +77,42 @@ class Machine:
 
     @property
     def is_off(self) -> bool:
-        """Whether it is switched off; one that is paused is neither that nor runs."""
+        """Whether it is switched off; a paused one neither runs nor is switched off."""
         return self.state in {"created", "exited", "dead"}
 
 
-def list_all(engine: Engine) -> list[Machine]:
-    """List the VMs that are kept, by name; raises `EngineError`."""
+def list_all(engine: Engine) -> list[DetachedVM]:
+    """List the detached VMs by name; raise `EngineError`."""
     found = engine.containers(f"{ownership.LABEL}={ownership.DETACHED}")
     return sorted((_machine(each) for each in found if ownership.is_kept(each)), key=lambda each: each.name)
 
 
-def find(engine: Engine, name: str) -> Machine:
-    """Give the VM of this name; raises `SpecError` when there is none, or `EngineError`."""
+def find(engine: Engine, name: str) -> DetachedVM:
+    """Return the detached VM of this name; raise `SpecError` if there is none, or `EngineError`."""
     there = list_all(engine)
     for each in there:
         if each.name == name:
             return each
-    names = f"there are {', '.join(each.name for each in there)}" if there else "there is none at all"
-    raise SpecError(f"no machine is called {name}; {names}. virtainers run --detach --name {name} makes one")
+    names = f"there are {', '.join(each.name for each in there)}" if there else "there is none"
+    raise SpecError(f"no detached VM is called {name}: {names}. To start one: virtainers run --detach --name {name}")
 
 
 def keep(manager: Manager, spec: Spec) -> VM:
-    """Start a VM that stays; `manager` is one of detached VMs.
+    """Start a detached VM.
+
+    Args:
+        manager: a manager for detached VMs.
+        spec: the VM.
 
     Raises:
         SpecError: there is one of this name.
-        VirtainerError: as `Manager.launch` does; nothing of it remains then.
+        VirtainerError: it could not be launched (`Manager.launch`); nothing of it remains.
     """
     with locked(f"machine-{spec.name}"):
         if any(each.name == spec.name for each in list_all(manager.engine)):
             raise SpecError(
-                f"there is a machine called {spec.name} already: virtainers rm {spec.name} removes it, --name gives "
-                "this one another name"
+                f"a detached VM is called {spec.name} already. Remove it (virtainers rm {spec.name}), or choose "
+                "another name (--name)"
             )
         vm = manager.launch(spec)
         papers = {
@@ -126,19 +130,19 @@ def keep(manager: Manager, spec: Spec) -> VM:
 
 @contextlib.contextmanager
 def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
-    """Give the handle of a kept VM that runs, for a block; it goes on after that.
+    """Yield the handle of a detached VM that runs; the VM continues after the block.
 
-    Nothing is connected yet: `wait_until_resumed` does that, or `wait_until_ready` when it was just switched on.
+    It is not connected yet: call `wait_until_resumed`, or `wait_until_ready` if it was just switched on.
 
     Raises:
-        SpecError: there is none of this name.
-        MachineOff: it is switched off.
+        SpecError: there is no detached VM of this name.
+        SwitchedOff: it is switched off.
         EngineError: the engine failed.
     """
     with connected(settings) as engine:
         machine = find(engine, name)
         if not machine.runs:
-            raise MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
+            raise SwitchedOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
         container = engine.adopt(machine.container)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
@@ -161,7 +165,7 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
 
 
 def inspect(engine: Engine, name: str) -> dict[str, Any]:
-    """Give all that is known of a VM, but no key; raises as `find` does."""
+    """Return everything about a VM except its private keys; errors are those of `find`."""
     machine = find(engine, name)
     papers = _papers(engine.adopt(machine.container))
     host_key = papers.pop("keys")["host"]["public"]
@@ -169,10 +173,10 @@ def inspect(engine: Engine, name: str) -> dict[str, Any]:
 
 
 def stop(engine: Engine, name: str) -> bool:
-    """Have the guest switch itself off; when it does not within its time, cut its power. Raises as `find` does.
+    """Shut the guest down; if it does not end within its time, cut its power. Errors are those of `find`.
 
     Returns:
-        Whether its power did not have to be cut; of one that is gone with its end, nobody knows.
+        Whether it ended without a power cut; `True` also if its container was removed before it could be asked.
     """
     machine = find(engine, name)
     if machine.is_off:
@@ -182,28 +186,28 @@ def stop(engine: Engine, name: str) -> bool:
 
 
 def start(settings: Settings, name: str, progress: Progress) -> None:
-    """Switch a VM on and wait until it is ready; raises as `find` does, and as a boot."""
+    """Switch a VM on and wait until it is ready; errors are those of `find` and of a boot."""
     with connected(settings) as engine:
         machine = find(engine, name)
         if machine.runs:
-            raise SpecError(f"{name} is switched on already")
+            raise SpecError(f"{name} is already switched on")
         engine.adopt(machine.container).start()
     try:
         with attached(settings, name, progress) as vm:
             vm.wait_until_ready()
-    except MachineOff:
+    except SwitchedOff:
         with connected(settings) as engine:
             said = b"".join(output(engine, name, follow=False)).decode(errors="replace").strip()
-        raise VMGone(f"{name} has ended at once: {said.rpartition(chr(10))[2]}") from None
+        raise VMGone(f"{name} ended immediately: {said.rpartition(chr(10))[2]}") from None
 
 
 def remove(engine: Engine, name: str, *, force: bool = False) -> None:
     """Remove a VM and its disk.
 
     Args:
-        engine: that has it.
-        name: of the VM.
-        force: one that runs, too.
+        engine: the engine with the VM.
+        name: the VM's name.
+        force: remove it even if it runs.
 
     Raises:
         SpecError: there is none of this name, or it runs.
@@ -211,22 +215,20 @@ def remove(engine: Engine, name: str, *, force: bool = False) -> None:
     """
     machine = find(engine, name)
     if not machine.is_off and not force:
-        raise SpecError(
-            f"{name} is {machine.state}: virtainers stop {name} switches it off, rm --force removes it as it is"
-        )
+        raise SpecError(f"{name} is {machine.state}. Switch it off first (virtainers stop {name}), or use rm --force")
     engine.adopt(machine.container).remove()
 
 
 def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
-    """Give what a VM's console has shown, and what its supervisor has said; with `follow`, until it ends."""
+    """Return the output of a VM's console and supervisor; with `follow`, until the VM ends."""
     return engine.adopt(find(engine, name).container).logs(follow=follow)
 
 
 def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
-    """Write the disk of a VM that is switched off as one flat qcow2 file, a guest image for others.
+    """Write the disk of a VM that is switched off as one flat qcow2 file, to use as a guest image.
 
     Returns:
-        What others have to say of it: `user`, `arch` and `firmware`.
+        The arguments that it needs as a guest image: `user`, `arch` and `firmware`.
 
     Raises:
         SpecError: there is none of this name, or it runs.
@@ -235,7 +237,9 @@ def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
     """
     machine = find(manager.engine, name)
     if not machine.is_off:
-        raise SpecError(f"{name} is {machine.state}, and its disk changes: virtainers stop {name} first")
+        raise SpecError(
+            f"{name} is {machine.state}, and its disk changes. Switch it off first: virtainers stop {name}"
+        )
     container = manager.engine.adopt(machine.container)
     papers = _papers(container)
     store = papers["store"]
@@ -252,7 +256,7 @@ def commit(manager: Manager, name: str, target: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def connected(settings: Settings) -> Iterator[Engine]:
-    """Give the engine for a block; raises `EngineNotFound`."""
+    """Connect to the engine for a block; raise `EngineNotFound`."""
     engine = detect.find(settings.engine)
     try:
         yield engine
@@ -260,8 +264,8 @@ def connected(settings: Settings) -> Iterator[Engine]:
         engine.close()
 
 
-def _machine(found: ContainerInfo) -> Machine:
-    return Machine(
+def _machine(found: ContainerInfo) -> DetachedVM:
+    return DetachedVM(
         name=found.labels[ownership.NAME],
         image=found.labels[f"{ownership.LABEL}.image"],
         state=found.state,
@@ -272,7 +276,7 @@ def _machine(found: ContainerInfo) -> Machine:
 
 
 def _papers(container: Container) -> dict[str, Any]:
-    """Read what is known of a VM; the container's processes could have changed it, so each field is checked."""
+    """Read `PAPERS`; processes in the container could have changed it, so each field is checked."""
     where = f"{PAPERS} in {container.name}"
     try:
         papers = json.loads(container.read(f"/{PAPERS}"))
@@ -282,7 +286,7 @@ def _papers(container: Container) -> dict[str, Any]:
     if fields.found.get("format") != _FORMAT:
         raise EngineError(
             f"{container.name} was made by another version of virtainers ({brief(papers.get('format'))}, not "
-            f"{_FORMAT}): use that one, or remove it with the engine's own command"
+            f"{_FORMAT}). Use that version, or remove the container with the engine's own command"
         )
     fields.take("user", parsing.user_name)
     manifest_file.spec(papers.get("spec"), where)

@@ -1,4 +1,4 @@
-"""Say what this machine has for virtainers, and what to mend."""
+"""Check this host: engine, KVM, image tools, memory, store; with remedies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENOUGH_DISK_GIB = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, what was seen, what mends it, and whether VMs need it."""
+    """One line of the report: topic, fact, remedy, and whether VMs cannot run without it."""
 
     topic: str
     seen: str
@@ -42,7 +42,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at the machine, the engine and the images; changes nothing."""
+    """Check the host, the engine and the images, without changing anything."""
     findings = [_python(), _kvm(), _base_tool(), _ssh()]
     try:
         engine = find(settings.engine)
@@ -62,7 +62,7 @@ def _python() -> Finding:
 
 
 def _kvm() -> Finding:
-    """Look for KVM as the supervisor does: the CPU must show it, whatever the device node promises."""
+    """Look for KVM as the supervisor does: the CPU must support it, not only the device node exist."""
     if not Path("/dev/kvm").exists():
         return Finding("kvm", "no /dev/kvm: VMs are emulated, a boot takes about a minute")
     flags = Path("/proc/cpuinfo").read_text().split()
@@ -107,7 +107,7 @@ def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
         run_id = f"doctor-{os.getpid()}"
         with Reaper(engine, run_id), workshop(engine, settings.store, image, run_id) as shop:
             free_gib = int(shop.shell(f"df -Pk {MOUNT} | awk 'NR==2 {{print $4}}'")) // (1024 * 1024)
-            # Without `shop.manifest`, after which a place would count as used now.
+            # Not by `shop.manifest`, which counts as a use of the place.
             places = shop.shell(f"cd {MOUNT} && ls -1 guests/*/manifest.json 2>/dev/null || true").split()
             entries = set(catalogue().values())
             here = sorted(entry.name for entry in entries if f"{entry.place}/manifest.json" in places)

@@ -272,7 +272,7 @@ def console(name: str) -> int:
     with detached.connected(settings()) as engine:
         machine = detached.find(engine, name)
         if not machine.runs:
-            raise detached.MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
+            raise detached.SwitchedOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
         terminal = ["-it"] if sys.stdin.isatty() else ["-i"]
         words = [*engine.command_line(), "exec", *terminal, machine.container, "console"]
         return subprocess.run(words, check=False).returncode

@@ -1,7 +1,7 @@
-"""Prepared virtainers: container images with a guest disk in them, to start VMs from, and to make.
+"""Container images with a guest disk: prepared virtainers, which can be built here, and containerDisks.
 
-Ours are the runtime image with the disk at `/image`, so that the engine's own `run` starts the VM. Taken are those,
-and containerDisks as KubeVirt has them, with one disk of any name in `/disk`
+A prepared virtainer is the runtime image with the disk at `/image`, so that the engine's own `run` starts the VM. A
+containerDisk, as KubeVirt defines it, has one disk of any name in `/disk`
 (https://kubevirt.io/user-guide/storage/disks_and_volumes/#containerdisk).
 """
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 SCHEME = "docker-image://"
 PLACES = ("/image", "/disk")
-"""Where a disk may be in a container image."""
+"""Where the disk is in a container image."""
 _USER, _FIRMWARE, _ARCH = f"{LABEL}.user", f"{LABEL}.firmware", f"{LABEL}.arch"
-"""Labels of a container image with the login user of its guest, with what that boots from, and for what machine."""
+"""Labels of a container image with its guest's login user, firmware and architecture."""
 _PARSERS = {
     _USER: parsing.user_name,
     _FIRMWARE: parsing.choice("bios", "uefi"),
@@ -52,11 +52,11 @@ class Prepared:
     """A container image that the engine has.
 
     Attributes:
-        reference: by which it was asked for.
-        id: the engine's; what the reference means may change.
-        user: the login user of its guest, if it says so.
-        firmware: from which that boots, if it says so; else empty.
-        arch: the architecture of the machines that it is for: by its label, else its own.
+        reference: the name by which the user asked for it.
+        id: the engine's id; the name may get another meaning.
+        user: the login user of its guest, if a label names it.
+        firmware: the guest's firmware, if a label names it; else empty.
+        arch: the guest's architecture: that of a label, or the image's own.
     """
 
     reference: str
@@ -67,21 +67,21 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """Its id in hex."""
+        """Its id in hexadecimal."""
         return self.id.removeprefix("sha256:")
 
 
 def look(engine: Engine, reference: str, arch: str, tell: Callable[[str], object]) -> Prepared:
-    """Find a container image on the engine, or have it pulled.
+    """Find a container image on the engine, or pull it.
 
     Args:
-        engine: that is to have it.
-        reference: its name.
-        arch: for which its guest is to be, or `auto`.
-        tell: called with what the engine says.
+        engine: the engine.
+        reference: the image's name.
+        arch: the architecture of the guest, or `auto`.
+        tell: called with each message of the engine.
 
     Raises:
-        ImageError: there is none, or it is for another architecture.
+        ImageError: there is no such image, or it is for another architecture.
         EngineError: the engine failed.
     """
     if not reference:
@@ -95,14 +95,14 @@ def look(engine: Engine, reference: str, arch: str, tell: Callable[[str], object
             found = engine.image(reference)
         if found is None:
             raise ImageError(
-                f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. If that "
-                f"is its name, load it into the engine ({engine.kind} load), or make it: virtainers images bake"
+                f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {said}. Check its "
+                f"name, load it into the engine ({engine.kind} load), or build it: virtainers images bake"
             )
     prepared = _read(found, reference)
     if arch not in {"auto", prepared.arch}:
         raise ImageError(
             f"image {SCHEME}{reference}: its guest is for {prepared.arch}, not for {arch}. If there is one for that, "
-            f"have it: {engine.kind} pull --platform linux/{arch} {reference}"
+            f"pull it: {engine.kind} pull --platform linux/{arch} {reference}"
         )
     return prepared
 
@@ -111,7 +111,7 @@ def _read(found: Image, reference: str) -> Prepared:
     """Parse the labels of an image; raise `ImageError` if one is wrong."""
     read: dict[str, str] = {}
     for label, parse in _PARSERS.items():
-        try:  # it goes into configurations and command lines
+        try:  # its value ends up in configurations and command lines
             if label in found.labels:
                 read[label] = parse(found.labels[label])
         except ValueError as error:
@@ -127,11 +127,11 @@ def _read(found: Image, reference: str) -> Prepared:
 
 
 def take_out(image: Prepared, shop: Workshop, out: str) -> str:
-    """Copy the disk of a container image into the folder `out` of the store; give its SHA-256.
+    """Copy the disk of a container image into the folder `out` of the store; return its SHA-256.
 
     Raises:
-        ImageError: it has no disk, or several.
-        StoreError: the store cannot be written.
+        ImageError: the image has no disk, or several.
+        StoreError: the store cannot be written to.
         EngineError: the engine failed.
     """
     with shop.files_of(image.id) as container:
@@ -139,7 +139,7 @@ def take_out(image: Prepared, shop: Workshop, out: str) -> str:
             if (pieces := container.archive(place)) is not None:
                 shop.container.put_archive(out, pieces)
                 break
-    # As a file, whatever it is called and whose it was; a link would lead out of the image.
+    # Only a regular file counts, with any name and owner; a link could lead out of the image.
     count = int(shop.shell('find "$1" -type f -printf x | wc -c', out))
     if count != 1:
         what = "no disk" if count == 0 else f"{count} files"
@@ -152,35 +152,35 @@ def take_out(image: Prepared, shop: Workshop, out: str) -> str:
 
 
 def tag_for(image: str, tag: str | None) -> str:
-    """Say what a prepared virtainer is called: `debian-13` by default `localhost/virtainers/debian:13`.
+    """Return the name of a prepared virtainer: by default `localhost/virtainers/debian:13` for `debian-13`.
 
     Raises:
-        SpecError: this can be no container image's name, or the guest image has none of which one could be made.
+        SpecError: `tag` is not a valid name of a container image, or there is no default for this guest image.
     """
     if tag is not None:
         if not _TAG.fullmatch(tag):
-            raise SpecError(f"{tag!r} is no name of a container image: it is like localhost/virtainers/debian:13")
+            raise SpecError(f"{tag!r} is not a name of a container image, such as localhost/virtainers/debian:13")
         return tag if _TAGGED.search(tag) else f"{tag}:latest"
     known = catalogue()
     if image not in known:
-        raise SpecError(f"{image} is not in the catalogue: say with --tag what its container image is called")
+        raise SpecError(f"{image} is not in the catalogue: name its container image with --tag")
     name = known[image].name
     distribution, _, version = name.partition("-")
     return f"{_REPOSITORY}/{distribution}:{version or 'latest'}"
 
 
 def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, tell: Callable[[str], object]) -> str:
-    """Make a container image of the runtime image and a guest disk of the store; give its name and tag.
+    """Build a container image from the runtime image and a guest disk of the store; return its name and tag.
 
     Args:
-        guest: in the store.
-        tag: as `tag_for` gives it.
-        runtime_image: that it is made of.
+        guest: a guest image in the store.
+        tag: the name, as `tag_for` returns it.
+        runtime_image: the runtime image's name.
         shop: the store.
-        tell: called with what the engine says.
+        tell: called with each line of the build.
 
     Raises:
-        ImageError: the engine does not build it.
+        ImageError: the build failed.
         EngineError: the engine failed.
     """
     machine = guest.machine("auto")

@@ -1,7 +1,7 @@
-"""One flat disk of an overlay and what it is made on: converted in a container that reaches nothing else.
+"""Convert an overlay and the layers below it to one flat disk, in a container that reaches nothing else.
 
-The overlay comes from a guest, or from strangers. The container has no network, no capabilities and nothing of the
-store but the layers below the overlay.
+The overlay comes from a guest or from other people. The container has no network, no capabilities, and of the store
+only the layers below the overlay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.store.access import Access
 
 LAYER = "local_image.qcow2"
-"""What the overlay of a VM, and that of a template, is called in its folder."""
+"""The file name of the overlay of a VM or template."""
 _MEMORY_MIB = 1024
 
 
@@ -38,7 +38,7 @@ def write(
     places: Sequence[str],
     target: Path,
 ) -> None:
-    """Write a flat disk to `target`; the arguments, and what it raises, are those of `Manager.flatten`."""
+    """Write a flat disk to `target`; arguments and errors are those of `Manager.flatten`."""
     container = _start(engine, access, runtime_image, run_id, places)
     try:
         container.put_archive(DISK_FOLDER, overlay)
@@ -55,9 +55,10 @@ def write(
 
 
 def receive(container: Container, path: str, target: Path) -> None:
-    """Copy a file of a container to `target`, which is whole or as it was.
+    """Copy a file out of a container to `target`, which is replaced at once or not at all.
 
-    A name that another user of the folder could guess may be a link that is planted there, so none is written to.
+    Another user of the folder could plant a link under a name that can be guessed, so the copy is made in a private
+    folder.
     """
     with TemporaryDirectory(prefix=".virtainer.", dir=target.parent) as private:
         part = Path(private) / "disk"
@@ -72,7 +73,7 @@ def _start(engine: Engine, access: Access, runtime_image: str, run_id: str, plac
             name=f"virtainers-{run_id}-flatten-{secrets.token_hex(2)}",
             kind="helper",
             image=runtime_image,
-            entrypoint=("cat",),  # lives as long as its stdin, which is the lease
+            entrypoint=("cat",),  # runs until its stdin, the lease, is closed
             binds=access.binds(places),
             offline=True,
             memory_mib=_MEMORY_MIB,

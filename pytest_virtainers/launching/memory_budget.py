@@ -1,8 +1,8 @@
-"""How much memory the VMs of this machine may take together, over all processes; who finds no room waits.
+"""The memory that the VMs of all processes on one engine may use together; launches wait until there is enough.
 
-A VM that boots is counted with all its RAM. A clone shares with its template what it does not change: it is counted
-with what its container really takes, and with a guess as long as it is new. The labels of the containers say who
-takes what, so all processes on one engine see the same.
+A VM that boots counts with all its RAM. A clone shares unchanged memory with its template, so it counts with what its
+container really uses, and with an estimate while it is new. The labels of the containers say what counts, so all
+processes on one engine agree.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from pytest_virtainers.support.progress import Progress
 
 MEMORY = f"{LABEL}.memory-mib"
-"""The label of a VM's container with the MiB that it is counted with, at least."""
+"""The label with the MiB that a VM's container counts with, at least."""
 LIMIT = f"{LABEL}.memory-limit-mib"
-"""The label with the MiB that it can take at most."""
+"""The label with the MiB that it can use at most."""
 
 QEMU_MIB = 128
-"""What QEMU and the supervisor take beside the guest's RAM: measured 60 to 110 MiB under emulation."""
-_SHARE_OF_A_CLONE = 8  # of its RAM, an idle clone of 1 GiB makes some 50 MiB its own, a busy one more
+"""Memory of QEMU and the supervisor on top of the guest's RAM: 60 to 110 MiB were measured under emulation."""
+_SHARE_OF_A_CLONE = 8  # part of its RAM: an idle clone of 1 GiB changes some 50 MiB, a busy one more
 _WAITING = "waits-for-memory"
 _POLL_SECONDS = 0.5
 _TRUST_SECONDS = 30.0
@@ -42,12 +42,12 @@ _AT_ONCE = 8
 
 
 def booted_mib(spec: Spec) -> int:
-    """Give the MiB that a VM can take at most, and that one which boots is counted with."""
+    """Return the MiB that a VM can use at most, and that a booting one counts with."""
     return spec.ram + QEMU_MIB
 
 
 def cloned_mib(spec: Spec) -> int:
-    """Give the MiB that a new clone is counted with."""
+    """Return the MiB that a new clone counts with."""
     return spec.ram // _SHARE_OF_A_CLONE + QEMU_MIB
 
 
@@ -55,10 +55,10 @@ class Budget:
     """The memory for the VMs of one engine.
 
     Args:
-        engine: that runs them.
-        share: gives the budget in MiB, from the memory of the engine's host in MiB.
-        run_id: of this process, whose own VMs nobody else will end.
-        progress: where waiting is shown.
+        engine: the engine that runs them.
+        share: returns the budget in MiB for a host's memory in MiB.
+        run_id: id of this run; no other process will end its VMs.
+        progress: shows the waiting.
     """
 
     def __init__(self, engine: Engine, share: Callable[[int], int], run_id: str, progress: Progress) -> None:
@@ -67,31 +67,31 @@ class Budget:
         self._run_id = run_id
         self._progress = progress
         self._limit_mib: int | None = None
-        self._seen: dict[str, tuple[int, float]] = {}  # what containers take, and until when that is believed
+        self._seen: dict[str, tuple[int, float]] = {}  # what containers use, and until when this value is trusted
 
     def check(self, spec: Spec) -> None:
-        """Raise `SpecError` when such a VM can never fit."""
+        """Raise `SpecError` if such a VM can never fit."""
         host_mib = self._engine.memory_mib()
         if spec.ram > host_mib:
             raise SpecError(f"{spec.name}: ram={spec.ram}M is more than the engine's host has ({host_mib}M)")
         if booted_mib(spec) > self._limit():
             raise SpecError(
-                f"{spec.name}: ram={spec.ram}M and {QEMU_MIB}M for QEMU are more than all VMs may take together "
+                f"{spec.name}: ram={spec.ram}M and {QEMU_MIB}M for QEMU are more than all VMs together may use "
                 f"({self._limit()}M): ask for less, or raise --virtainer-max-ram"
             )
 
     @contextmanager
     def room(self, spec: Spec, mib: int, *, give_back: Callable[[], bool], patience: float) -> Iterator[None]:
-        """Wait until there is room for a VM that is counted with `mib`; the container is created inside the block.
+        """Wait until there is memory for a VM that counts with `mib`; create its container inside the block.
 
         Args:
-            spec: of the VM.
-            mib: `booted_mib` or `cloned_mib` of it.
-            give_back: frees memory of this process that nobody needs; tells whether there was some.
-            patience: seconds to wait for what other processes take; 0 lets those go first that wait.
+            spec: the VM.
+            mib: its `booted_mib` or `cloned_mib`.
+            give_back: frees unneeded memory of this process; returns whether there was any.
+            patience: seconds to wait for memory of other processes; with 0, waiting processes go first.
 
         Raises:
-            BudgetError: nobody else has the memory, or it did not become free in time.
+            BudgetError: only this process uses the memory, or it did not become free in time.
         """
         deadline = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
@@ -123,20 +123,20 @@ class Budget:
             yield
 
     def _taken(self, most_of_next: int) -> tuple[int, int]:
-        """Give the MiB that VMs of this process take, and those of others."""
+        """Return the MiB that VMs of this process use, and those that others use."""
         listed = self._engine.containers(MEMORY)
         # Not a detached VM that is switched off, nor a container that has only its image's labels.
         found = [each for each in listed if each.state != "exited" and LIMIT in each.labels]
         labels = {each.id: each.labels for each in found}
         taken = {container: int(each[LIMIT]) for container, each in labels.items()}
-        if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter how much they really take
+        if sum(taken.values()) + most_of_next > self._limit():  # otherwise their real use does not matter
             self._look_at(found)
             taken = {container: self._seen[container][0] for container in labels}
         ours = sum(mib for container, mib in taken.items() if ownership.run(labels[container]) == self._run_id)
         return ours, sum(taken.values()) - ours
 
     def _look_at(self, containers: Sequence[ContainerInfo]) -> None:
-        """Learn what containers take, not new ones and not often: a remote Docker needs a second for each."""
+        """Ask what older containers use, and rarely: a remote Docker needs a second for each."""
         now, today = time.monotonic(), time.time()
         least = {each.id: int(each.labels[MEMORY]) for each in containers}
         most = {each.id: int(each.labels[LIMIT]) for each in containers}

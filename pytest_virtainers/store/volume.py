@@ -213,7 +213,7 @@ def workshop(
         name=f"virtainers-{run_id}-store-{secrets.token_hex(2)}",  # several threads may open it
         kind="helper",
         image=runtime_image,
-        entrypoint=("cat",),  # lives as long as its stdin, which is the lease
+        entrypoint=("cat",),  # runs until its stdin, the lease, is closed
         binds=(Bind(places.MOUNT, location, writable=writable),),
         capabilities=BUILD_CAPABILITIES if writable else (),
     )

@@ -1,4 +1,4 @@
-"""VMs that stay: how they are found again, what of them is swept, and what of their output counts."""
+"""Detached VMs: finding them again, what a sweep leaves, and their output."""
 
 import io
 import json
@@ -80,10 +80,10 @@ def test_those_that_were_ready_are_listed(engine: DockerEngine) -> None:
 
 
 def test_a_wrong_name_is_told_with_those_that_there_are(engine: DockerEngine, server: FakeEngine) -> None:
-    with pytest.raises(SpecError, match=r"^no machine is called wbe; there are off, web\. virtainers run --detach"):
+    with pytest.raises(SpecError, match=r"^no detached VM is called wbe: there are off, web\. To start one: "):
         detached.find(engine, "wbe")
     server.answers["GET /containers/json"] = (200, [])
-    with pytest.raises(SpecError, match=r"^no machine is called web; there is none at all\. "):
+    with pytest.raises(SpecError, match=r"^no detached VM is called web: there is none\. "):
         detached.find(engine, "web")
 
 
@@ -99,7 +99,7 @@ def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
 
 def test_one_that_runs_is_not_removed_by_mistake(engine: DockerEngine, server: FakeEngine) -> None:
     with pytest.raises(
-        SpecError, match=r"^web is running: virtainers stop web switches it off, rm --force removes it"
+        SpecError, match=r"^web is running\. Switch it off first \(virtainers stop web\), or use rm --force$"
     ):
         detached.remove(engine, "web")
     assert not any(each.startswith("DELETE") for each in server.asked)

@@ -111,12 +111,12 @@ def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Doc
 
     refused = virtainers("run", "--detach", "--name", "tests-web", fails=True).stderr
     assert virtainers("cp", tmp_path / "missing", "tests-web:/srv/", fails=True).stderr.startswith("virtainers: ")
-    assert "there is a machine called tests-web already: virtainers rm tests-web removes it" in refused
+    assert "a detached VM is called tests-web already. Remove it (virtainers rm tests-web)" in refused
     refused = virtainers("rm", "tests-web", fails=True).stderr
     assert "tests-web is running: virtainers stop tests-web switches it off" in refused
     virtainers("rm", "--force", "tests-web")
     assert left(engine) == []
-    assert "no machine is called tests-web; there is none at all" in virtainers("ssh", "tests-web", fails=True).stderr
+    assert "no detached VM is called tests-web: there is none" in virtainers("ssh", "tests-web", fails=True).stderr
 
 
 def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:

@@ -218,7 +218,7 @@ def test_a_container_image_for_another_architecture_is_pulled_but_does_not_repla
     engine = MemoryEngine(images={"here": container_image()})
     engine.registry = {"arm64": container_image("arm64")}
     assert refusal(engine, "here", "arm64") == (
-        "image docker-image://here: its guest is for amd64, not for arm64. If there is one for that, have it: "
+        "image docker-image://here: its guest is for amd64, not for arm64. If there is one for that, pull it: "
         "docker pull --platform linux/arm64 here"
     )
     assert engine.images["here"].arch == "amd64", "its name is somebody's"
@@ -232,7 +232,7 @@ def test_a_container_image_for_another_architecture_is_pulled_but_does_not_repla
     engine.registry = {}
     assert refusal(engine, "nowhere").startswith(
         "image docker-image://nowhere: docker 1 at unix:///nowhere has no such image, and pulling it failed: "
-        "no such manifest. If that"
+        "no such manifest. Check its name"
     )
 
 
@@ -301,9 +301,9 @@ def test_it_may_be_called_otherwise(given: str, tag: str) -> None:
 
 def test_what_it_cannot_be_called() -> None:
     for wrong in ("", "Ours", "a/./b", "a:b/c", "a@sha256:00", "-a", "a:-b"):
-        with pytest.raises(SpecError, match="is no name of a container image"):
+        with pytest.raises(SpecError, match="is not a name of a container image"):
             container_disk.tag_for("debian-13", wrong)
-    with pytest.raises(SpecError, match=r"my-disk.qcow2 is not in the catalogue: say with --tag"):
+    with pytest.raises(SpecError, match=r"my-disk.qcow2 is not in the catalogue: name its container image"):
         container_disk.tag_for("./my-disk.qcow2", None)
 
 
