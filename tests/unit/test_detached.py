@@ -72,14 +72,14 @@ def engine(server: FakeEngine) -> Iterator[DockerEngine]:
     engine.close()
 
 
-def test_those_that_were_ready_are_listed(engine: DockerEngine) -> None:
+def test_only_vms_that_were_ready_are_listed(engine: DockerEngine) -> None:
     assert [(each.name, each.runs, each.address) for each in detached.list_all(engine)] == [
         ("off", False, "10.213.1.2"),
         ("web", True, "10.213.1.2"),
     ]
 
 
-def test_a_wrong_name_is_told_with_those_that_there_are(engine: DockerEngine, server: FakeEngine) -> None:
+def test_a_wrong_name_is_reported_with_existing_names(engine: DockerEngine, server: FakeEngine) -> None:
     with pytest.raises(SpecError, match=r"^no detached VM is called wbe: there are off, web\. To start one: "):
         detached.find(engine, "wbe")
     server.answers["GET /containers/json"] = (200, [])
@@ -87,7 +87,7 @@ def test_a_wrong_name_is_told_with_those_that_there_are(engine: DockerEngine, se
         detached.find(engine, "web")
 
 
-def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
+def test_a_vm_that_is_off_cannot_be_attached(server: FakeEngine) -> None:
     settings = resolve([])
     object.__setattr__(settings, "engine", server.url)
     with (
@@ -97,7 +97,7 @@ def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
         pytest.fail("it has one")
 
 
-def test_one_that_runs_is_not_removed_by_mistake(engine: DockerEngine, server: FakeEngine) -> None:
+def test_remove_refuses_a_running_vm(engine: DockerEngine, server: FakeEngine) -> None:
     with pytest.raises(
         SpecError, match=r"^web is running\. Switch it off first \(virtainers stop web\), or use rm --force$"
     ):
@@ -108,7 +108,7 @@ def test_one_that_runs_is_not_removed_by_mistake(engine: DockerEngine, server: F
 @pytest.mark.parametrize(
     ("variable", "code", "seconds"), [("RAM=512", 0, 75), ("SHUTDOWN_TIMEOUT=300", 0, 315), ("RAM=512", 2, 75)]
 )
-def test_a_guest_has_its_own_time_to_switch_itself_off(
+def test_stop_waits_for_the_shutdown_timeout_of_the_guest(
     server: FakeEngine, capsys: pytest.CaptureFixture[str], variable: str, code: int, seconds: int
 ) -> None:
     asked = []
@@ -156,7 +156,7 @@ INSPECTED = {
 }
 
 
-def test_what_is_known_of_one_has_no_private_key_in_it(engine: DockerEngine, server: FakeEngine) -> None:
+def test_inspect_shows_no_private_key(engine: DockerEngine, server: FakeEngine) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS).encode())
     facts = detached.inspect(engine, "web")
@@ -179,7 +179,7 @@ def test_what_is_known_of_one_has_no_private_key_in_it(engine: DockerEngine, ser
         ({"keys": {"login": asdict(KEYS.login), "host": {"private": "", "public": "x\ny"}}}, r"keys\.host\.private="),
     ],
 )
-def test_what_the_container_of_one_says_is_checked(
+def test_files_of_the_container_are_checked(
     papers: dict[str, object], said: str, engine: DockerEngine, server: FakeEngine
 ) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
@@ -191,7 +191,7 @@ def test_what_the_container_of_one_says_is_checked(
         detached.inspect(engine, "web")
 
 
-def test_one_may_go_with_its_end(engine: DockerEngine, server: FakeEngine) -> None:
+def test_stop_accepts_a_container_that_is_removed_at_its_end(engine: DockerEngine, server: FakeEngine) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     for status, said in ((404, "No such container: 1"), (500, "container 1 does not exist: no such container")):
         server.answers["POST /containers/1/stop"] = (status, {"message": said})
@@ -201,9 +201,7 @@ def test_one_may_go_with_its_end(engine: DockerEngine, server: FakeEngine) -> No
         detached.stop(engine, "web")
 
 
-def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(
-    engine: DockerEngine, server: FakeEngine
-) -> None:
+def test_follow_collects_output_since_the_last_start(engine: DockerEngine, server: FakeEngine) -> None:
     said = {1: b"what the console shows\n", 2: b"virtainer: starting web: 512 MiB, 1 CPU, tcg, /image\n"}
     asked: list[dict[str, list[str]]] = []
 
@@ -226,9 +224,7 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(
     assert not any(each.startswith("DELETE") for each in server.asked), "it stays"
 
 
-def test_a_sweep_takes_what_was_never_ready_and_the_network_with_the_last(
-    engine: DockerEngine, server: FakeEngine
-) -> None:
+def test_sweep_removes_unready_vms_and_the_unused_network(engine: DockerEngine, server: FakeEngine) -> None:
     network = {"Id": "n", "Name": "virtainers-default", "Labels": {**DEAD, "virtainers": ownership.DETACHED_NETWORK}}
     server.answers |= {
         "GET /networks": (200, [network]),
@@ -327,7 +323,7 @@ def test_completion_in_bash(line: str, offered: str, tmp_path: Path) -> None:
     assert (run.stdout.split("\n")[0], run.stderr) == (offered, "")
 
 
-def test_a_silent_log_does_not_end_and_close_wakes_its_reader(engine: DockerEngine, server: FakeEngine) -> None:
+def test_a_silent_log_does_not_end_until_close(engine: DockerEngine, server: FakeEngine) -> None:
     def logs(request: BaseHTTPRequestHandler) -> None:
         frame = struct.pack(">BxxxL", 1, 5) + b"hello"
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

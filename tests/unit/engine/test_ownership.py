@@ -9,11 +9,11 @@ import pytest
 from pytest_virtainers.engine import ownership
 
 
-def test_this_process_lives() -> None:
+def test_this_process_is_alive() -> None:
     assert not ownership.is_dead(ownership.labels("vm", "run"))
 
 
-def test_an_ended_process_is_dead_even_when_its_pid_is_used_again() -> None:
+def test_an_ended_process_is_dead_even_if_its_pid_is_reused() -> None:
     child = subprocess.run(
         [sys.executable, "-c", "import json; from pytest_virtainers.engine import ownership\n"
          "print(json.dumps(ownership.labels('vm', 'run')))"],
@@ -25,7 +25,7 @@ def test_an_ended_process_is_dead_even_when_its_pid_is_used_again() -> None:
     assert ownership.is_dead(reused), "same pid, other start time"
 
 
-def test_a_process_that_has_ended_is_dead_though_its_parent_has_not_asked() -> None:
+def test_a_zombie_is_dead() -> None:
     with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as child:
         labels = {
             **ownership.labels("vm", "run"),
@@ -38,11 +38,11 @@ def test_a_process_that_has_ended_is_dead_though_its_parent_has_not_asked() -> N
         assert ownership.is_dead(labels)
 
 
-def test_what_another_boot_left_is_dead() -> None:
+def test_owners_of_an_earlier_boot_are_dead() -> None:
     assert ownership.is_dead({**ownership.labels("vm", "run"), "virtainers.owner-boot": "another"})
 
 
-def test_in_doubt_the_owner_lives() -> None:
+def test_in_doubt_the_owner_is_alive() -> None:
     mine = ownership.labels("vm", "run")
     assert not ownership.is_dead({**mine, "virtainers.owner-host": "elsewhere/1", "virtainers.owner-boot": "another"})
     host = mine["virtainers.owner-host"].partition("/")[0]
@@ -50,21 +50,21 @@ def test_in_doubt_the_owner_lives() -> None:
     assert not ownership.is_dead({})
 
 
-def test_without_proc_a_process_that_exists_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_proc_an_existing_process_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ownership, "_PROC", tmp_path)
     mine = ownership.labels("vm", "run")
     assert not ownership.is_dead(mine)
     assert ownership.is_dead({**mine, "virtainers.owner-pid": "999999999"})
 
 
-def test_a_boot_that_cannot_be_told_is_no_other_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_boot_is_not_another_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = ownership.labels("vm", "run")
     monkeypatch.setattr(ownership, "_boot_id", lambda: "")
     assert not ownership.is_dead(mine)
 
 
 @pytest.mark.parametrize("refusal", [FileNotFoundError, PermissionError, ProcessLookupError])
-def test_a_hidden_process_of_another_user_lives(monkeypatch: pytest.MonkeyPatch, refusal: type[OSError]) -> None:
+def test_a_hidden_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch, refusal: type[OSError]) -> None:
     mine = ownership.labels("vm", "run")
 
     def refuse(*_: object) -> str:

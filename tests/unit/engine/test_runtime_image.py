@@ -56,19 +56,19 @@ def install_mmdebstrap(path: Path, script: str) -> None:
 
 
 @pytest.mark.parametrize("base", [OFFICIAL, OWN])
-def test_a_base_that_the_engine_has_is_taken(engine: MemoryEngine, ensure: Callable[[], str], base: str) -> None:
+def test_an_available_base_is_used(engine: MemoryEngine, ensure: Callable[[], str], base: str) -> None:
     engine.images[base] = IMAGE
     assert ensure() == f"virtainers: the runtime image's base is {base}, which the engine has\n"
     assert bases(engine) == [base]
 
 
-def test_the_official_base_goes_first(engine: MemoryEngine, ensure: Callable[[], str]) -> None:
+def test_the_official_base_is_preferred(engine: MemoryEngine, ensure: Callable[[], str]) -> None:
     engine.images |= {OWN: IMAGE, OFFICIAL: IMAGE}
     ensure()
     assert bases(engine) == [OFFICIAL]
 
 
-def test_an_image_that_is_there_is_not_built(engine: MemoryEngine, ensure: Callable[[], str]) -> None:
+def test_an_existing_image_is_not_built(engine: MemoryEngine, ensure: Callable[[], str]) -> None:
     engine.images[runtime_image.reference()] = IMAGE
     assert ensure() == ""
     assert bases(engine) == []
@@ -80,7 +80,7 @@ def test_the_official_base_is_pulled(engine: MemoryEngine, ensure: Callable[[], 
     assert bases(engine) == [OFFICIAL]
 
 
-def test_where_no_registry_answers_mmdebstrap_makes_the_base(
+def test_without_a_registry_mmdebstrap_makes_the_base(
     engine: MemoryEngine, ensure: Callable[[], str], path: Path
 ) -> None:
     install_mmdebstrap(path, 'echo "I: installing"; echo "$1 $2" >"$3"')
@@ -91,7 +91,7 @@ def test_where_no_registry_answers_mmdebstrap_makes_the_base(
     assert bases(engine) == [OWN]
 
 
-def test_without_mmdebstrap_the_error_says_what_mends_it(engine: MemoryEngine, ensure: Callable[[], str]) -> None:
+def test_without_mmdebstrap_the_error_has_a_remedy(engine: MemoryEngine, ensure: Callable[[], str]) -> None:
     with pytest.raises(ImageError) as caught:
         ensure()
     assert str(caught.value) == (
@@ -129,7 +129,7 @@ def test_a_failed_build_comes_with_its_remedy(engine: MemoryEngine, ensure: Call
     )
 
 
-def test_an_engine_that_fails_during_the_build_is_named(engine: MemoryEngine) -> None:
+def test_errors_of_the_engine_pass_through(engine: MemoryEngine) -> None:
     def fail(_on_line: object) -> None:
         raise EngineError("building image x failed: docker 1 said: gone")
 
@@ -139,16 +139,14 @@ def test_an_engine_that_fails_during_the_build_is_named(engine: MemoryEngine) ->
         runtime_image.ensure(engine, SILENT)
 
 
-def test_an_image_that_was_removed_during_the_run_has_no_id(engine: MemoryEngine) -> None:
+def test_image_id_reports_a_removed_image(engine: MemoryEngine) -> None:
     engine.images["here"] = IMAGE
     assert runtime_image.image_id(engine, "here") == "sha256:0123"
     with pytest.raises(ImageError, match=r"^docker 1 at unix:///nowhere has no image gone any more"):
         runtime_image.image_id(engine, "gone")
 
 
-def test_who_waits_for_another_process_that_builds_is_told_so(
-    engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_for_another_build_is_shown(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_virtainers.support.paths._TELL_SECONDS", 0.01)
     monkeypatch.setattr("pytest_virtainers.support.progress._QUIET_SECONDS", 0)
     taken, told, shown = threading.Event(), threading.Event(), []

@@ -18,7 +18,7 @@ CLONE = listed("1", {memory_budget.MEMORY: "256", memory_budget.LIMIT: "1152"}, 
     [(100, 256), (700, 700), (10_000, 1152)],
     ids=["at least what a new one is", "what it takes", "at most what it can take"],
 )
-def test_a_clone_counts_with_what_it_takes(used: int, counted: int) -> None:
+def test_a_clone_counts_with_its_memory_use(used: int, counted: int) -> None:
     engine = MemoryEngine(listed=[CLONE], used={"1": used})
     for limit, fits in ((counted + 400, True), (counted + 399, False)):
         memory = memory_budget.Budget(engine, lambda _host, limit=limit: limit, "run", SILENT)  # type: ignore[misc]

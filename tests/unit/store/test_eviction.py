@@ -36,16 +36,16 @@ OLD, BUSY, NEW = kept("old", 100, 1), kept("busy", 300, 2, in_use=True), kept("n
 ALL = [OLD, BUSY, NEW]
 
 
-def test_nothing_goes_while_all_fits() -> None:
+def test_nothing_is_evicted_below_the_limit() -> None:
     assert surplus(ALL, 600) == []
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_is_evicted_first() -> None:
     assert surplus(ALL, 599) == [OLD]
     assert surplus(ALL, 499) == [OLD, NEW]
 
 
-def test_what_is_in_use_or_to_be_kept_stays() -> None:
+def test_entries_in_use_stay() -> None:
     assert surplus(ALL, 0) == [OLD, NEW]
     assert surplus(ALL, 0, keep={"templates/new"}) == [OLD]
 
@@ -67,7 +67,7 @@ def test_a_guest_image_stays_as_long_as_a_template_on_it() -> None:
     assert surplus([base, old, new], 0, keep={new.place}) == [old]
 
 
-def test_what_things_are_is_said_in_words() -> None:
+def test_entries_describe_themselves() -> None:
     template = {"image": "debian-13", "ram": 1024, "cpus": 1, "user": "debian"}
     assert Entry("templates/x", 1, 1, template, False).what == "debian-13, 1024 MiB, 1 CPU, user debian"
     told = Entry("templates/x", 1, 1, {**template, "architecture": "arm64"}, False).what
@@ -130,7 +130,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return shop
 
 
-def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
+def test_contents_lists_entries_with_size_use_and_manifest(shop: Any) -> None:
     shop.run("templates/old")
     shop.run("guests/other", store="elsewhere")
     began = int(time.time())
@@ -149,7 +149,7 @@ def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
     assert (found[1].base, found[1].manifest["image"]) == ("guests/base", "debian-13")
 
 
-def test_prune_removes_what_is_too_much_and_tells(shop: Any) -> None:
+def test_prune_removes_and_returns_the_surplus(shop: Any) -> None:
     gone = eviction.prune(shop, 4)
     assert [each.place for each in gone] == ["templates/old", "guests/other"]
     assert shop.forgotten == ["templates/old", "guests/other"]
@@ -157,7 +157,7 @@ def test_prune_removes_what_is_too_much_and_tells(shop: Any) -> None:
     assert eviction.prune(shop, 4) == []
 
 
-def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None:
+def test_make_room_never_removes_new_entries(shop: Any) -> None:
     notes: list[str] = []
     shop.made.append("templates/old")
     eviction.make_room(shop, 0, Progress(notes.append, live=False))
@@ -168,7 +168,7 @@ def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None
     ]
 
 
-def test_what_goes_or_is_replaced_while_the_contents_are_listed_is_left_out(
+def test_contents_skips_entries_that_others_remove_or_replace(
     shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     du = tmp_path / "bin" / "du"

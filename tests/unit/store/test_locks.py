@@ -27,7 +27,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def test_what_another_process_needs_is_held_until_it_is_killed() -> None:
+def test_a_lock_of_another_process_ends_when_it_is_killed() -> None:
     command = [sys.executable, "-c", HOLDER, "templates/abc"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout
@@ -37,7 +37,7 @@ def test_what_another_process_needs_is_held_until_it_is_killed() -> None:
     assert not is_locked("templates/abc")
 
 
-def test_what_this_process_needs_is_held_until_no_part_of_it_does() -> None:
+def test_a_name_is_locked_until_its_last_lock_is_released() -> None:
     with SharedLocks() as one, SharedLocks() as another:
         for holds in (one, one, another):
             holds.add("templates/abc")
@@ -50,14 +50,14 @@ def test_what_this_process_needs_is_held_until_no_part_of_it_does() -> None:
     assert not is_locked("templates/abc"), "leaving the block ends it, too"
 
 
-def test_asking_holds_nothing() -> None:
+def test_is_locked_takes_no_lock() -> None:
     with SharedLocks() as holds:
         holds.add("guests/abc")
     assert not is_locked("guests/abc")
     assert not is_locked("guests/abc")
 
 
-def test_threads_may_need_the_same_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_can_lock_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
     lock = fcntl.flock
 
     def slowly(file: int, operation: int) -> None:
@@ -77,7 +77,7 @@ def test_threads_may_need_the_same_at_the_same_time(monkeypatch: pytest.MonkeyPa
     assert not is_locked("templates/abc"), "it was opened once"
 
 
-def test_each_name_is_held_on_its_own() -> None:
+def test_names_are_locked_independently() -> None:
     with SharedLocks() as holds:
         holds.add("templates/abc")
         assert not is_locked("templates/abd")

@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(each.relative_to(folder)) for each in folder.rglob("*"))
 
 
-def test_what_is_whole_gets_its_name(shop: Workshop, tmp_path: Path) -> None:
+def test_a_complete_folder_becomes_its_place(shop: Workshop, tmp_path: Path) -> None:
     with shop.new("templates/x") as scratch:
         shop.shell(f"touch {scratch}/disk")
     assert names(tmp_path) == ["templates", "templates/x", "templates/x/disk"]
@@ -55,7 +55,7 @@ def fail_half_way(shop: Workshop, failure: BaseException, at: Callable[[str], ob
         raise failure
 
 
-def test_what_a_dead_builder_left_goes_and_what_is_worked_on_stays(shop: Workshop, tmp_path: Path) -> None:
+def test_scratch_folders_of_dead_builders_are_removed(shop: Workshop, tmp_path: Path) -> None:
     for name in ("dead", "busy", "empty"):
         (tmp_path / f".scratch-{name}" / "deep").mkdir(parents=True)
         (tmp_path / f".scratch-{name}" / "deep" / "disk").touch()
@@ -69,7 +69,7 @@ def test_what_a_dead_builder_left_goes_and_what_is_worked_on_stays(shop: Worksho
         )
 
 
-def test_a_place_that_is_empty_goes(shop: Workshop, tmp_path: Path) -> None:
+def test_empty_places_are_removed(shop: Workshop, tmp_path: Path) -> None:
     """Podman makes the directory of a place that was removed just before a container was to have it."""
     for place in ("guests/gone", "templates/gone", "templates/there"):
         (tmp_path / place).mkdir(parents=True)
@@ -80,14 +80,14 @@ def test_a_place_that_is_empty_goes(shop: Workshop, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [StoreError("no room"), KeyboardInterrupt()])
-def test_what_is_half_made_goes(failure: BaseException, shop: Workshop, tmp_path: Path) -> None:
+def test_a_half_made_folder_is_removed(failure: BaseException, shop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(type(failure)):
         fail_half_way(shop, failure, str)
     assert names(tmp_path) == []
     assert shop.made == []
 
 
-def test_what_somebody_else_still_uses_stays_and_is_not_taken_for_whole(shop: Workshop, tmp_path: Path) -> None:
+def test_a_spared_folder_stays_but_becomes_no_place(shop: Workshop, tmp_path: Path) -> None:
     shop.spared = spared = set[str]()
     with pytest.raises(StoreError):
         fail_half_way(shop, StoreError("no room"), spared.add)
@@ -124,9 +124,7 @@ def test_a_remembered_manifest_needs_no_helper(
     assert opened().recall("guests/x") is None
 
 
-def test_a_place_that_is_filled_again_is_not_recalled_as_it_was(
-    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_place_is_not_recalled(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shop = Workshop(ENGINE, shop.container, "here", remembered=Manifests(lambda: "here"))
     for version in ("1", "2"):

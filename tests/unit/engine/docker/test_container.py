@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import ownership
 from pytest_virtainers.engine.docker.container import DockerContainer
 from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.engine.plan import Bind, Plan
@@ -21,7 +20,7 @@ CREATED: dict[str, Answer] = {"POST /containers/create": (201, {"Id": "0123", "W
 PLAN = Plan(name="db", kind="vm", image="an-image")
 
 
-def test_what_the_engine_removes_itself_is_waited_for() -> None:
+def test_close_waits_for_a_removal_by_the_engine() -> None:
     with serving(CREATED) as server:
         engine = DockerEngine(server.url)
         container = engine.create(PLAN, "run")
@@ -35,7 +34,7 @@ def test_what_the_engine_removes_itself_is_waited_for() -> None:
         engine.close()
 
 
-def test_an_engine_that_died_meanwhile_is_told_in_words() -> None:
+def test_close_reports_an_engine_that_has_stopped() -> None:
     with serving(CREATED) as server:
         engine = DockerEngine(server.url)
         container = engine.create(PLAN, "run")
@@ -67,7 +66,7 @@ def container(server: FakeEngine) -> Iterator[DockerContainer]:
     engine.close()
 
 
-def test_a_volume_is_there_before_its_container_and_goes_after_it(
+def test_a_volume_is_created_before_and_removed_after_its_container(
     container: DockerContainer, server: FakeEngine
 ) -> None:
     container.close()
@@ -80,7 +79,7 @@ def test_a_volume_is_there_before_its_container_and_goes_after_it(
     ]
 
 
-def test_a_volume_that_a_container_still_has_is_waited_for(
+def test_close_waits_for_a_volume_in_use(
     container: DockerContainer, server: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pytest_virtainers.engine.docker.removal._SECONDS", 0.2)
@@ -116,7 +115,7 @@ def archive(*members: tuple[str, bytes | None], cut: int | None = None) -> Answe
 @pytest.mark.parametrize(
     "content", [b"", b"x", b"\0" * 3 * MIB, b"x" + b"\0" * 3 * MIB + b"x", b"x" + b"\0" * 3 * MIB]
 )
-def test_a_file_that_is_fetched_is_private_exact_and_has_holes(
+def test_fetch_writes_a_private_sparse_copy(
     container: DockerContainer, server: FakeEngine, content: bytes, tmp_path: Path
 ) -> None:
     server.answers["GET /containers/0123/archive"] = archive(("disk", content))
@@ -128,7 +127,7 @@ def test_a_file_that_is_fetched_is_private_exact_and_has_holes(
 
 
 @pytest.mark.parametrize("planted", ["victim", "nowhere"])
-def test_a_file_that_is_fetched_does_not_go_through_a_link(
+def test_fetch_does_not_follow_links(
     container: DockerContainer, server: FakeEngine, planted: str, tmp_path: Path
 ) -> None:
     (tmp_path / "victim").write_text("untouched")
@@ -149,7 +148,7 @@ def test_a_file_that_is_fetched_does_not_go_through_a_link(
         (archive(), "/mounted/disk is not a file"),
     ],
 )
-def test_what_cannot_be_fetched_is_told(
+def test_fetch_reports_what_is_wrong(
     container: DockerContainer, server: FakeEngine, answer: Answer, words: str, tmp_path: Path
 ) -> None:
     server.answers["GET /containers/0123/archive"] = answer
@@ -167,7 +166,7 @@ def silent(begin: bytes) -> Answer:
     return answer
 
 
-def test_a_command_may_be_silent_for_so_long_at_a_time(container: DockerContainer, server: FakeEngine) -> None:
+def test_run_limits_silence(container: DockerContainer, server: FakeEngine) -> None:
     begin = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
 
     def talk(request: BaseHTTPRequestHandler) -> None:
@@ -188,7 +187,7 @@ def test_a_command_may_be_silent_for_so_long_at_a_time(container: DockerContaine
 
 
 @pytest.mark.parametrize("sent", [b"", b"x" * MIB])
-def test_an_engine_that_hangs_does_not_hold_up_what_fetches_a_file(
+def test_fetch_gives_up_when_the_engine_hangs(
     container: DockerContainer, server: FakeEngine, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nContent-Length: 9999999\r\n\r\n"
@@ -201,28 +200,7 @@ def test_an_engine_that_hangs_does_not_hold_up_what_fetches_a_file(
     assert server.asked.count("GET /containers/0123/archive") == 1
 
 
-def test_a_sweep_takes_the_volumes_of_dead_owners_only() -> None:
-    lives = ownership.labels("disk", "run")
-    dead = {**lives, "virtainers.owner-started": "1"}
-    volumes = [
-        {"Name": name, "Labels": labels} for name, labels in (("a", dead), ("b", lives), ("c", dead), ("d", None))
-    ]
-    answers: dict[str, Answer] = {
-        "GET /containers/json": (200, []),
-        "GET /networks": (200, []),
-        "GET /volumes": (200, {"Volumes": volumes}),
-        "DELETE /volumes/a": IN_USE,
-        "DELETE /volumes/c": (204, None),
-    }
-    with serving(answers) as server:
-        engine = DockerEngine(server.url)
-        assert engine.sweep() == ["c"]
-        server.answers["GET /volumes"] = (200, {"Volumes": None})
-        assert engine.sweep() == []
-        engine.close()
-
-
-def test_what_is_put_has_the_time_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_sets_the_current_time(monkeypatch: pytest.MonkeyPatch) -> None:
     archives: list[bytes] = []
     monkeypatch.setattr(DockerContainer, "put_archive", lambda _self, _folder, data: archives.append(data))
     DockerContainer.put(
@@ -240,7 +218,7 @@ def about(networks: object) -> Answer:
     return 200, {"Id": "0123", "NetworkSettings": {"Networks": networks}}
 
 
-def test_the_engine_is_asked_again_where_a_container_is() -> None:
+def test_addresses_are_read_again_on_refresh() -> None:
     with serving({**CREATED, "GET /containers/0123/json": about(ON_LAB)}) as server:
         engine = DockerEngine(server.url)
         container = engine.create(PLAN, "run")
@@ -252,7 +230,7 @@ def test_the_engine_is_asked_again_where_a_container_is() -> None:
 
 
 @pytest.mark.parametrize("networks", [{}, ON_LAB], ids=["somebody was faster", "it does not go"])
-def test_a_network_that_a_container_has_lost_already_need_not_be_left(networks: object) -> None:
+def test_disconnect_ignores_a_lost_network(networks: object) -> None:
     answers = {"POST /networks/lab/disconnect": NOT_CONNECTED, "GET /containers/0123/json": about(networks)}
     with serving({**CREATED, **answers}) as server:
         engine = DockerEngine(server.url)
@@ -265,7 +243,7 @@ def test_a_network_that_a_container_has_lost_already_need_not_be_left(networks: 
         engine.close()
 
 
-def test_a_container_that_has_lost_all_networks_can_be_taken_over() -> None:
+def test_a_container_without_networks_can_be_adopted() -> None:
     found = {
         "Id": "0123",
         "Name": "/virtainers-web",

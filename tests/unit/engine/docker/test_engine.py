@@ -23,27 +23,27 @@ def memory_used(kind: str, status: int, said: object) -> int:
             engine.close()
 
 
-def test_what_a_container_takes_is_told_without_page_cache_where_the_engine_tells() -> None:
+def test_memory_use_excludes_page_cache_where_known() -> None:
     assert memory_used("docker", 200, {"memory_stats": {"usage": 90 * MIB, "stats": {"anon": 80 * MIB}}}) == 80
     assert memory_used("docker", 200, {"memory_stats": {"usage": 90 * MIB, "stats": {"rss": 70 * MIB}}}) == 70
     assert memory_used("podman", 200, {"memory_stats": {"usage": 90 * MIB}}) == 90
 
 
 @pytest.mark.parametrize(("kind", "status"), [("docker", 404), ("docker", 409), ("podman", 409), ("podman", 500)])
-def test_a_container_that_has_just_ended_takes_nothing(kind: str, status: int) -> None:
+def test_a_container_that_has_ended_uses_no_memory(kind: str, status: int) -> None:
     assert memory_used(kind, status, {"message": "container db is not running"}) == 0
 
 
-def test_a_container_that_ends_while_docker_answers_takes_nothing() -> None:
+def test_an_empty_answer_of_docker_means_no_memory() -> None:
     assert memory_used("docker", 200, b"") == 0
 
 
-def test_other_failures_are_none_of_a_container_that_ended() -> None:
+def test_memory_use_raises_other_failures() -> None:
     with pytest.raises(EngineError, match=r"reading the memory use of container db failed: .* said: out of luck"):
         memory_used("docker", 500, {"message": "out of luck"})
 
 
-def test_the_memory_of_the_host_is_asked_for_once() -> None:
+def test_the_memory_of_the_host_is_read_once() -> None:
     with serving({"GET /info": (200, {"MemTotal": 2048 * MIB})}) as server:
         engine = DockerEngine(server.url)
         assert (engine.memory_mib(), engine.memory_mib()) == (2048, 2048)
@@ -61,7 +61,7 @@ def test_the_memory_of_the_host_is_asked_for_once() -> None:
         (PODMAN, None, "", {"max-size": "16m"}),
     ],
 )
-def test_the_log_of_a_container_is_limited_where_its_driver_can(
+def test_logs_are_limited_where_the_driver_supports_it(
     about: dict[str, object], info: dict[str, object] | None, kind: str | None, options: dict[str, str] | None
 ) -> None:
     answers = {"GET /info": (200, info) if info else (500, {"message": "no"})}

@@ -13,22 +13,6 @@ from pytest_virtainers.errors import EngineError
 from tests.unit.fake_engine import DOCKER, PODMAN, Answer, serving
 
 
-def test_subnets_keep_clear_of_what_is_taken() -> None:
-    half = IPv4Network("10.213.0.0/17")
-    chosen = subnets.free([half, IPv4Network("172.17.0.0/16")], 20)
-    assert len(chosen) == len(set(chosen)) == 20
-    assert not any(each.overlaps(half) for each in chosen)
-    assert all(each.subnet_of(subnets.POOL) and each.prefixlen == 24 for each in chosen)
-
-
-def test_a_pool_that_is_all_taken_has_none() -> None:
-    assert subnets.free([IPv4Network("10.0.0.0/8")], 20) == []
-
-
-def test_the_guests_inner_network_is_not_in_the_pool() -> None:
-    assert not subnets.POOL.overlaps(IPv4Network("192.168.100.0/24"))
-
-
 def hang_up(request: BaseHTTPRequestHandler) -> None:
     request.connection.shutdown(socket.SHUT_RDWR)
 
@@ -41,7 +25,7 @@ def hang_up(request: BaseHTTPRequestHandler) -> None:
     ],
     ids=["hangs up", "refuses"],
 )
-def test_what_keeps_a_network_from_being_made_is_told_in_words(answer: Answer, words: str) -> None:
+def test_a_failed_creation_is_explained(answer: Answer, words: str) -> None:
     with serving({"POST /networks/create": answer}) as server:
         engine = DockerEngine(server.url)
         with pytest.raises(EngineError, match=rf"^creating network lab failed: podman 4\.9 at tcp\S+ said: {words}"):
@@ -58,7 +42,7 @@ def test_the_next_subnet_is_tried_when_one_is_taken() -> None:
         engine.close()
 
 
-def test_an_engine_that_died_before_the_end_is_told_in_words() -> None:
+def test_closing_reports_an_engine_that_has_stopped() -> None:
     with serving({"POST /networks/create": (201, {"Id": "0123"})}) as server:
         engine = DockerEngine(server.url)
         made = engine.create_network(NetworkPlan("lab"), "run")
@@ -83,7 +67,7 @@ LAB = IPv4Network("10.50.0.0/24")
 
 
 @pytest.mark.parametrize("about", [DOCKER, PODMAN], ids=["docker", "podman"])
-def test_what_the_engine_chooses_is_from_the_upper_half(about: dict[str, Any]) -> None:
+def test_the_engine_assigns_addresses_of_the_upper_half(about: dict[str, Any]) -> None:
     asked = created(NetworkPlan("lab", subnet=LAB), about)
     (pool,) = asked["IPAM"]["Config"]
     assert [pool[key] for key in ("Subnet", "IPRange", "Gateway")] == ["10.50.0.0/24", "10.50.0.128/25", "10.50.0.1"]
@@ -95,7 +79,7 @@ def test_what_the_engine_chooses_is_from_the_upper_half(about: dict[str, Any]) -
     assert free["Internal"]
 
 
-def test_ipv6_has_a_pool_of_its_own_which_is_another_one_each_time() -> None:
+def test_ipv6_networks_have_random_local_prefixes() -> None:
     asked = [created(NetworkPlan("lab", subnet=LAB, ipv6=True), DOCKER) for _ in range(2)]
     assert all(each["EnableIPv6"] for each in asked)
     pools = [IPv6Network(each["IPAM"]["Config"][1]["Subnet"]) for each in asked]
@@ -103,14 +87,14 @@ def test_ipv6_has_a_pool_of_its_own_which_is_another_one_each_time() -> None:
     assert pools[0] != pools[1]
 
 
-def test_a_wire_of_the_host_and_addresses_that_are_not_hidden_are_options_of_the_driver() -> None:
+def test_parent_and_masquerade_become_driver_options() -> None:
     lan = created(NetworkPlan("lab", driver="macvlan", subnet=LAB, parent="eth1"), DOCKER)
     assert (lan["Driver"], lan["Options"]) == ("macvlan", {"parent": "eth1"})
     routed = created(NetworkPlan("lab", masquerade=False, subnet=LAB), DOCKER)
     assert routed["Options"] == {"com.docker.network.bridge.enable_ip_masquerade": "false"}
 
 
-def test_podman_is_not_asked_for_a_routed_network() -> None:
+def test_podman_refuses_routed_networks() -> None:
     with serving() as server:
         engine = DockerEngine(server.url)
         told = r"^creating network lab failed: Podman's networks hide .* Use Docker for a routed network, or create"
@@ -120,7 +104,7 @@ def test_podman_is_not_asked_for_a_routed_network() -> None:
         engine.close()
 
 
-def test_a_subnet_that_somebody_wants_is_not_replaced_by_another() -> None:
+def test_a_requested_subnet_is_not_replaced() -> None:
     with serving({"POST /networks/create": (403, {"message": "Pool overlaps with other one"})}) as server:
         engine = DockerEngine(server.url)
         with pytest.raises(EngineError, match=r"creating network lab failed: .* said: Pool overlaps with other one"):
@@ -137,7 +121,7 @@ BOTH = {"IPAM": {"Config": [{"Subnet": "fd50::/64"}, {"Subnet": "10.50.0.0/24", 
     [({**BOTH, "EnableIPv6": True}, LAB, True), ({"IPAM": {"Config": None}}, None, False), ({}, None, False)],
     ids=["both", "no pools", "nothing"],
 )
-def test_a_network_that_exists_is_looked_at_and_stays(
+def test_an_existing_network_is_inspected_and_stays(
     described: dict[str, Any], subnet: IPv4Network | None, *, ipv6: bool
 ) -> None:
     with serving({"GET /networks/stack_db": (200, described)}) as server:
@@ -149,7 +133,7 @@ def test_a_network_that_exists_is_looked_at_and_stays(
     assert not any(each.startswith("DELETE") for each in server.asked)
 
 
-def test_a_network_that_should_exist_and_does_not_is_told_of() -> None:
+def test_a_missing_network_is_reported_with_those_that_exist() -> None:
     with serving({"GET /networks": (200, [{"Name": "stack_web"}, {"Name": "host"}])}) as server:
         engine = DockerEngine(server.url)
         told = r"^there is no network stack_db on podman .*; there are host, stack_web\. Create it first, or"
@@ -158,7 +142,7 @@ def test_a_network_that_should_exist_and_does_not_is_told_of() -> None:
         engine.close()
 
 
-def test_the_subnets_of_all_other_networks_are_taken_by_runs_or_by_others() -> None:
+def test_subnets_in_use_are_those_of_runs_and_of_others() -> None:
     labels = ownership.labels("network", "1")
     listed = [
         {"Name": "mine", **BOTH},

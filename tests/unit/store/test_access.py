@@ -41,29 +41,27 @@ def access(engine: MemoryEngine) -> Access:
     return Access(engine, "vol", Stored(PLACES))
 
 
-def test_a_container_gets_its_places_of_a_directory_and_nothing_else() -> None:
+def test_only_the_places_of_a_directory_are_mounted() -> None:
     assert Access(MemoryEngine(), "/my/store/", Stored()).binds(PLACES) == (
         Bind("/store/templates/t", "/my/store/templates/t"),
         Bind("/store/guests/g", "/my/store/guests/g"),
     )
 
 
-def test_of_a_volume_it_gets_them_by_their_directory_which_is_asked_for_once(
-    access: Access, engine: MemoryEngine
-) -> None:
+def test_places_of_a_volume_are_mounted_by_its_directory(access: Access, engine: MemoryEngine) -> None:
     for _ in range(2):
         assert access.binds(["guests/g"]) == (Bind("/store/guests/g", "/volumes/vol/_data/guests/g"),)
     assert engine.asked == ["volume vol"]
 
 
-def test_only_its_scratch_folder_can_be_written(access: Access) -> None:
+def test_only_the_scratch_folder_is_writable(access: Access) -> None:
     assert access.binds(["guests/g"], scratch="/store/.scratch-1") == (
         Bind("/store/guests/g", "/volumes/vol/_data/guests/g"),
         Bind("/store/.scratch-1", "/volumes/vol/_data/.scratch-1", writable=True),
     )
 
 
-def test_a_vm_that_stays_keeps_the_volume_in_use_and_does_not_see_it(access: Access) -> None:
+def test_a_detached_vm_keeps_the_volume_in_use_without_seeing_it(access: Access) -> None:
     assert access.binds(PLACES, lasting=True)[2:] == (
         Bind("/kept", "vol"),
         Bind("/usr/lib/virtainer/kept", "/volumes/vol/_data/templates/t"),
@@ -72,13 +70,13 @@ def test_a_vm_that_stays_keeps_the_volume_in_use_and_does_not_see_it(access: Acc
     assert of_a_directory.binds(PLACES, lasting=True) == of_a_directory.binds(PLACES)
 
 
-def test_of_a_volume_whose_files_are_no_directory_it_gets_the_whole(access: Access, engine: MemoryEngine) -> None:
+def test_a_volume_without_a_directory_is_mounted_whole(access: Access, engine: MemoryEngine) -> None:
     engine.volumes["vol"] = Volume("", "yesterday")
     assert access.binds(PLACES) == (Bind("/store", "vol"),)
     assert access.binds(PLACES, scratch="/store/.scratch-1") == (Bind("/store", "vol", writable=True),)
 
 
-def test_a_volume_that_is_not_there_yet_is_looked_at_again(access: Access, engine: MemoryEngine) -> None:
+def test_a_missing_volume_is_inspected_again(access: Access, engine: MemoryEngine) -> None:
     del engine.volumes["vol"]
     assert access.binds(PLACES) == (Bind("/store", "vol"),)
     engine.volumes["vol"] = VOLUME
@@ -101,7 +99,7 @@ def test_a_volume_that_is_not_there_yet_is_looked_at_again(access: Access, engin
         *("guests/x; id", "guests/$(id)", "guests/x\n", "guests/-x", "guests/a:b", "guests/a,readonly=off", "", "."),
     ],
 )
-def test_what_is_no_place_gets_no_further(place: str, access: Access) -> None:
+def test_everything_but_places_is_refused(place: str, access: Access) -> None:
     shop = Workshop(MemoryEngine(), MemoryContainer(ended=True), "here")
     for use in (
         lambda: access.binds([place]),
@@ -115,7 +113,7 @@ def test_what_is_no_place_gets_no_further(place: str, access: Access) -> None:
             use()
 
 
-def test_the_key_of_a_fetched_image_is_a_place_whatever_its_address() -> None:
+def test_keys_of_downloaded_images_are_places() -> None:
     for name in ("..", ".img", "-x", "$(id)", ""):
         found: Any = images.find(f"https://example.org/{name}")
         assert places.is_place(found.place)
@@ -128,13 +126,13 @@ def refusal(source: str) -> EngineError:
 BINDS = (Bind("/store/templates/t", "/volumes/vol/_data/templates/t"),)
 
 
-def test_a_place_that_was_just_removed_is_named() -> None:
+def test_a_removed_place_is_reported() -> None:
     mounting = Access(MemoryEngine(), "/my/store", Stored({"templates/t"})).mounting(PLACES)
     with pytest.raises(Removed, match=r"^guests/g is not in the store any more: it was just removed$"):
         mounting.should_retry(BINDS, refusal(BINDS[0].source))
 
 
-def test_an_engine_that_mounts_no_directories_of_volumes_gives_the_whole(access: Access) -> None:
+def test_the_whole_volume_is_mounted_where_its_directories_cannot_be(access: Access) -> None:
     """It is tried again first: the place may have been removed and made again in between."""
     mounting = access.mounting(PLACES)
     assert mounting.should_retry(BINDS, refusal(BINDS[0].source))
@@ -144,16 +142,16 @@ def test_an_engine_that_mounts_no_directories_of_volumes_gives_the_whole(access:
     assert not mounting.should_retry(BINDS, refusal(BINDS[0].source))
 
 
-def test_a_directory_that_cannot_be_mounted_is_not_given_as_a_whole() -> None:
+def test_a_directory_is_never_mounted_whole() -> None:
     mounting = Access(MemoryEngine(), "/my/store", Stored(PLACES)).mounting(PLACES)
     assert [mounting.should_retry(BINDS, refusal(BINDS[0].source)) for _ in range(2)] == [True, False]
 
 
-def test_other_failures_are_none_of_the_stores(access: Access) -> None:
+def test_other_errors_are_not_retried(access: Access) -> None:
     assert not access.mounting(PLACES).should_retry(BINDS, EngineError("no space left on device"))
 
 
-def test_what_is_in_a_directory_under_an_odd_name_is_not_listed() -> None:
+def test_odd_names_in_a_directory_are_not_listed() -> None:
     rows = "guests/x; id\t1\t1\t{}\nguests/good\t1\t2\t{}\n"
     shop = Workshop(MemoryEngine(), MemoryContainer(answer=lambda _command: (0, rows.encode())), "here")
     assert [each.place for each in eviction.contents(shop)] == ["guests/good"]
