@@ -14,6 +14,7 @@ from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.guests.images import Guest
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 
 @pytest.mark.parametrize("accel", ["kvm", "tcg"])
@@ -23,18 +24,17 @@ def test_the_accelerator_is_what_the_supervisor_says(accel: str) -> None:
 
 
 @pytest.mark.parametrize(("accel", "devices"), [("kvm", ("/dev/kvm",)), ("tcg", ())])
-def test_by_hand_the_same_accelerator_and_store_are_used(
-    monkeypatch: pytest.MonkeyPatch, accel: str, devices: tuple[str, ...]
-) -> None:
+def test_by_hand_the_same_accelerator_and_store_are_used(accel: str, devices: tuple[str, ...]) -> None:
     plans: list[Plan] = []
 
-    def container(_engine: object, plan: Plan, _run: str) -> None:
+    def refuse(plan: Plan) -> MemoryContainer:
         plans.append(plan)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cold_boot, "Container", container)
     manager: Any = SimpleNamespace(
-        engine=None, guest=lambda _image: Guest("debian-13-abc", "debian", "digest"), runtime_image=lambda: "runtime"
+        engine=MemoryEngine(factory=refuse),
+        guest=lambda _image: Guest("debian-13-abc", "debian", "digest"),
+        runtime_image=lambda: "runtime",
     )
     with pytest.raises(ZeroDivisionError):
         cold_boot.by_hand(manager, merge(resolve([]).shape), "net", "/my/store", accel)
