@@ -224,9 +224,14 @@ class DockerContainer:
     def archive(self, path: str) -> Iterator[bytes] | None:
         with self._copying(path):
             try:
-                return self._get(path)
+                pieces = self._get(path)
             except docker.errors.NotFound:
                 return None
+        return self._translated(pieces, path)
+
+    def _translated(self, pieces: Iterator[bytes], path: str) -> Iterator[bytes]:
+        with self._copying(path):
+            yield from pieces
 
     def fetch(self, path: str, target: Path) -> None:
         with self._copying(path):

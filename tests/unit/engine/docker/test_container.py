@@ -198,6 +198,10 @@ def test_fetch_gives_up_when_the_engine_hangs(
     with pytest.raises(EngineError, match=r"copying /mounted/disk out of container db failed: .*Read timed out"):
         container.fetch("/mounted/disk", tmp_path / "disk")
     assert server.asked.count("GET /containers/0123/archive") == 1
+    pieces = container.archive("/mounted/disk")
+    assert pieces is not None
+    with pytest.raises(EngineError, match=r"copying /mounted/disk out of container db failed: .*Read timed out"):
+        list(pieces)
 
 
 def test_put_sets_the_current_time(monkeypatch: pytest.MonkeyPatch) -> None:
