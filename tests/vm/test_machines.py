@@ -113,7 +113,7 @@ def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Doc
     assert virtainers("cp", tmp_path / "missing", "tests-web:/srv/", fails=True).stderr.startswith("virtainers: ")
     assert "a detached VM is called tests-web already. Remove it (virtainers rm tests-web)" in refused
     refused = virtainers("rm", "tests-web", fails=True).stderr
-    assert "tests-web is running: virtainers stop tests-web switches it off" in refused
+    assert "tests-web is running. Switch it off first (virtainers stop tests-web)" in refused
     virtainers("rm", "--force", "tests-web")
     assert left(engine) == []
     assert "no detached VM is called tests-web: there is none" in virtainers("ssh", "tests-web", fails=True).stderr
@@ -233,7 +233,7 @@ def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
     virtainers("run", "--detach", "--name", "tests-again", "--env", "SHUTDOWN_TIMEOUT=1", *disk)
     assert virtainers("exec", "tests-again", "--", "cat", "state").stdout == "kept\n"
     said = virtainers("commit", "tests-again", tmp_path / "whole.qcow2", fails=True).stderr
-    assert "tests-again is running, and its disk changes: virtainers stop tests-again first" in said
+    assert "tests-again is running, and its disk changes. Switch it off first: virtainers stop tests-again" in said
     cut = "tests-again did not shut down within its SHUTDOWN_TIMEOUT: its power was cut"
     assert cut in virtainers("stop", "tests-again").stderr
     told = virtainers("commit", "tests-again", tmp_path / "whole.qcow2").stderr
