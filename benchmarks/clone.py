@@ -14,7 +14,7 @@ from benchmarks.processor import busy_seconds
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.ssh import client
@@ -51,7 +51,7 @@ def empty_container(launcher: Launcher, spec: Spec, number: int) -> float:
     like = launcher.containers.planner.plan(spec, f"virtainers-benchmark-{number}", places, {}, "")
     plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), port=like.port)
     began = time.perf_counter()
-    container = Container(launcher.engine, plan, "benchmark")
+    container = launcher.engine.create(plan, "benchmark")
     container.start()
     taken = time.perf_counter() - began
     container.close()

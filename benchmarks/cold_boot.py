@@ -11,16 +11,14 @@ import time
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.container import Bind, Container, Plan, Port
-from pytest_virtainers.engine.network import Network, Shape
 from pytest_virtainers.engine.output import Output
+from pytest_virtainers.engine.plan import Bind, NetworkPlan, Plan, Port
 from pytest_virtainers.launching import cloud_init
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.ssh import client
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm import provision_limit, readiness
 from pytest_virtainers.vm.console import Console
@@ -67,11 +65,11 @@ def by_hand(launcher: Launcher, spec: Spec, network: str, store: str, accel: str
         devices=("/dev/kvm",) if accel == "kvm" else (),
     )
     began = time.perf_counter()
-    container = Container(launcher.engine, plan, RUN)
+    container = launcher.engine.create(plan, RUN)
     try:
         container.put("/tmp", {"seed.iso": cloud_init.iso(spec, keys, guest.user, f"by-hand-{time.time_ns()}")})
         container.start()
-        address = container.joint().address
+        address = container.addresses().address
 
         def connect(seconds: float) -> client.Connection:
             sock = socket.create_connection((address, 2222), seconds)
@@ -96,7 +94,7 @@ def measure() -> list[Row]:
     spec = merge(settings.shape, {"template": False})
     with build_launcher(settings, SILENT) as launcher:
         launcher.guests.get(spec.image)
-        network = Network(launcher.engine, f"virtainers-{RUN}", owner.labels("network", RUN), Shape())
+        network = launcher.engine.create_network(NetworkPlan(f"virtainers-{RUN}"), RUN)
         try:
             ours, plain = [], []
             for _ in range(PAIRS):

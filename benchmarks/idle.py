@@ -10,7 +10,8 @@ import time
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.base import Container
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.support.progress import SILENT
 
@@ -49,7 +50,7 @@ def measure() -> list[Row]:
             entrypoint=tuple(_TICKS),
             offline=True,
         )
-        peer = Container(launcher.engine, plan, "benchmark")
+        peer = launcher.engine.create(plan, "benchmark")
         try:
             peer.start()
             time.sleep(_SETTLE_SECONDS)

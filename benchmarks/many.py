@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.rows import Row
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.config.spec import merge
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.support.progress import SILENT
@@ -22,6 +23,7 @@ ROUNDS, CLONES = 5, 50
 
 def memory_mb(launcher: Launcher, vm: VM, kind: str = "Pss") -> float:
     """Sum the memory of a container's processes: proportional, or what is `Anonymous`, so its own."""
+    assert isinstance(launcher.engine, DockerEngine)
     first = launcher.engine.api.inspect_container(vm.machine.container.id)["State"]["Pid"]
     ours = _namespace(Path(f"/proc/{first}"))
     pids = [each.name for each in Path("/proc").glob("[0-9]*") if _namespace(each) == ours]

@@ -1,8 +1,8 @@
-"""VMs that are kept: started by one process, they are found by name by any other, until they are removed.
+"""Detached VMs: started by one process, found by name by any other, until they are removed.
 
-All that is known of one is with its container, on the engine: its labels, and its papers, a file with what lets one
-in. It is kept from the moment at which its container gets its lasting name; what has not come so far is removed like
-all that processes leave which die.
+Everything about one is stored with its container on the engine: labels, and a file with its spec and keys (`PAPERS`).
+A VM is detached from the moment at which its container gets its lasting name. Before that, it is removed like
+everything else that a dead process has left.
 """
 
 from __future__ import annotations
@@ -13,13 +13,8 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import docker.errors
-
 from pytest_virtainers.config import parsing
-from pytest_virtainers.engine import detect, owner
-from pytest_virtainers.engine.container import Container
-from pytest_virtainers.engine.network import ExistingNetwork
-from pytest_virtainers.engine.streams import Log
+from pytest_virtainers.engine import detect, ownership
 from pytest_virtainers.errors import EngineError, UsageError, VMGone
 from pytest_virtainers.evidence import manifest_file
 from pytest_virtainers.evidence.manifest_file import REMEMBERED
@@ -37,36 +32,35 @@ from pytest_virtainers.vm.supervisor import Reader
 from pytest_virtainers.vm.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.engine.facts import ContainerInfo
     from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.support.progress import Progress
 
 PAPERS = "machine.json"
 _FORMAT = 1
-# How engines say of a container that it goes with its end (--rm); Podman's status is 500 then.
-_GONE = ("no such container", "has already been removed", "is in state removing")
 _POWER_WAS_CUT = {protocol.Reason.KILLED.code, 128 + signal.SIGKILL}  # exit codes of its container
 
 
-class MachineOff(VMGone):
-    """A VM that is kept is switched off."""
+class SwitchedOff(VMGone):
+    """A detached VM is switched off."""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A VM that is kept, as the engine tells of it.
+class DetachedVM:
+    """A detached VM as the engine lists it.
 
     Attributes:
-        name: of the VM.
-        image: as it was asked for.
+        name: the VM's name.
+        image: the guest image, as the user named it.
         state: the engine's word: `running`, `exited`, …
-        address: at which its network reaches it, and this host if it is on that; empty when it does not run.
-        created: when, in seconds since 1970.
+        address: its IPv4 address on its network; empty while it is switched off.
+        created: time of its creation, in seconds since 1970.
         container: the engine's name of its container.
     """
 
@@ -84,39 +78,42 @@ class Machine:
 
     @property
     def is_off(self) -> bool:
-        """Whether it is switched off; one that is paused is neither that nor runs."""
+        """Whether it is switched off; a paused one neither runs nor is switched off."""
         return self.state in {"created", "exited", "dead"}
 
 
-def list_all(engine: Engine) -> list[Machine]:
-    """List the VMs that are kept, by name; raises `EngineError`."""
-    with engine.failures("asking which machines there are"):
-        found = engine.api.containers(all=True, filters={"label": [f"{owner.LABEL}={owner.MACHINE}"]})
-    return sorted((_machine(each) for each in found if owner.is_kept(each)), key=lambda each: each.name)
+def list_all(engine: Engine) -> list[DetachedVM]:
+    """List the detached VMs by name; raise `EngineError`."""
+    found = engine.containers(f"{ownership.LABEL}={ownership.DETACHED}")
+    return sorted((_machine(each) for each in found if ownership.is_kept(each)), key=lambda each: each.name)
 
 
-def find(engine: Engine, name: str) -> Machine:
-    """Give the VM of this name; raises `UsageError` when there is none, or `EngineError`."""
+def find(engine: Engine, name: str) -> DetachedVM:
+    """Return the detached VM of this name; raise `UsageError` if there is none, or `EngineError`."""
     there = list_all(engine)
     for each in there:
         if each.name == name:
             return each
-    names = f"there are {', '.join(each.name for each in there)}" if there else "there is none at all"
-    raise UsageError(f"no machine is called {name}; {names}. virtainers run --detach --name {name} makes one")
+    names = f"there are {', '.join(each.name for each in there)}" if there else "there is none"
+    raise UsageError(f"no detached VM is called {name}: {names}. To start one: virtainers run --detach --name {name}")
 
 
 def keep(launcher: Launcher, spec: Spec) -> VM:
-    """Start a VM that stays; `launcher` is one of detached VMs.
+    """Start a detached VM.
+
+    Args:
+        launcher: a launcher for detached VMs.
+        spec: the VM.
 
     Raises:
         UsageError: there is one of this name.
-        VirtainerError: as `Launcher.launch` does; nothing of it remains then.
+        VirtainerError: it could not be launched (`Launcher.launch`); nothing of it remains.
     """
     with locked(f"machine-{spec.name}"):
         if any(each.name == spec.name for each in list_all(launcher.engine)):
             raise UsageError(
-                f"there is a machine called {spec.name} already: virtainers rm {spec.name} removes it, --name gives "
-                "this one another name"
+                f"a detached VM is called {spec.name} already. Remove it (virtainers rm {spec.name}), or choose "
+                "another name (--name)"
             )
         vm = launcher.launch(spec)
         remembered = {name: getattr(spec, name) for name in REMEMBERED}
@@ -129,33 +126,34 @@ def keep(launcher: Launcher, spec: Spec) -> VM:
             **launcher.facts(vm),
         }
         vm.machine.container.put("/", {PAPERS: json.dumps(papers).encode()})
-        vm.machine.container.keep(owner.lasting_name(spec.name))
+        vm.machine.container.keep(ownership.lasting_name(spec.name))
     return vm
 
 
 @contextlib.contextmanager
 def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
-    """Give the handle of a kept VM that runs, for a block; it goes on after that.
+    """Yield the handle of a detached VM that runs; the VM continues after the block.
 
-    Nothing is connected yet: `Machine.wait_until_resumed` does that, or `Machine.wait_until_ready` after a start.
+    It is not connected yet: call `Machine.wait_until_resumed`, or `Machine.wait_until_ready` if it was just switched
+    on.
 
     Raises:
-        UsageError: there is none of this name.
-        MachineOff: it is switched off.
+        UsageError: there is no detached VM of this name.
+        SwitchedOff: it is switched off.
         EngineError: the engine failed.
     """
     with connected(settings) as engine:
         machine = find(engine, name)
         if not machine.runs:
-            raise MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
-        container = _container(engine, machine)
+            raise SwitchedOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
+        container = engine.adopt(machine.container)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             container.follow()
             papers = _papers(container)
             spec = manifest_file.spec(papers["spec"], container.name)
             login, host = (KeyPair(**papers["keys"][whose]) for whose in ("login", "host"))
-            network = ExistingNetwork(engine, container.network)
+            network = engine.network(container.network)
             launched = vm_machine.Machine(
                 spec,
                 user=papers["user"],
@@ -170,57 +168,49 @@ def attached(settings: Settings, name: str, progress: Progress) -> Iterator[VM]:
 
 
 def inspect(engine: Engine, name: str) -> dict[str, Any]:
-    """Give all that is known of a VM, but no key; raises as `find` does."""
+    """Return everything about a VM except its private keys; errors are those of `find`."""
     machine = find(engine, name)
-    papers = _papers_of(engine, machine)
+    papers = _papers(engine.adopt(machine.container))
     host_key = papers.pop("keys")["host"]["public"]
     return {**asdict(machine), **papers, "host_key": host_key}
 
 
 def stop(engine: Engine, name: str) -> bool:
-    """Have the guest switch itself off; when it does not within its time, cut its power. Raises as `find` does.
+    """Shut the guest down; if it does not end within its time, cut its power. Errors are those of `find`.
 
     Returns:
-        Whether its power did not have to be cut; of one that is gone with its end, nobody knows.
+        Whether it ended without a power cut; `True` also if its container was removed before it could be asked.
     """
     machine = find(engine, name)
     if machine.is_off:
         return True
-    patience = seconds_to_stop(_container(engine, machine).environment)
-    with engine.failures(f"switching {name} off"):
-        try:
-            engine.api.stop(machine.container, timeout=patience)
-            return engine.api.inspect_container(machine.container)["State"]["ExitCode"] not in _POWER_WAS_CUT
-        except docker.errors.APIError as error:
-            if not any(sign in str(error.explanation).lower() for sign in _GONE):
-                raise
-    return True
+    container = engine.adopt(machine.container)
+    return container.stop(seconds_to_stop(container.environment)) not in _POWER_WAS_CUT
 
 
 def start(settings: Settings, name: str, progress: Progress) -> None:
-    """Switch a VM on and wait until it is ready; raises as `find` does, and as a boot."""
+    """Switch a VM on and wait until it is ready; errors are those of `find` and of a boot."""
     with connected(settings) as engine:
         machine = find(engine, name)
         if machine.runs:
-            raise UsageError(f"{name} is switched on already")
-        with engine.failures(f"switching {name} on"):
-            engine.api.start(machine.container)
+            raise UsageError(f"{name} is already switched on")
+        engine.adopt(machine.container).start()
     try:
         with attached(settings, name, progress) as vm:
             vm.machine.wait_until_ready()
-    except MachineOff:
+    except SwitchedOff:
         with connected(settings) as engine:
             said = b"".join(output(engine, name, follow=False)).decode(errors="replace").strip()
-        raise VMGone(f"{name} has ended at once: {said.rpartition(chr(10))[2]}") from None
+        raise VMGone(f"{name} ended immediately: {said.rpartition(chr(10))[2]}") from None
 
 
 def remove(engine: Engine, name: str, *, force: bool = False) -> None:
     """Remove a VM and its disk.
 
     Args:
-        engine: that has it.
-        name: of the VM.
-        force: one that runs, too.
+        engine: the engine with the VM.
+        name: the VM's name.
+        force: remove it even if it runs.
 
     Raises:
         UsageError: there is none of this name, or it runs.
@@ -229,30 +219,24 @@ def remove(engine: Engine, name: str, *, force: bool = False) -> None:
     machine = find(engine, name)
     if not machine.is_off and not force:
         raise UsageError(
-            f"{name} is {machine.state}: virtainers stop {name} switches it off, rm --force removes it as it is"
+            f"{name} is {machine.state}. Switch it off first (virtainers stop {name}), or use rm --force"
         )
-    _container(engine, machine).remove()
+    engine.adopt(machine.container).remove()
 
 
 def output(engine: Engine, name: str, *, follow: bool) -> Iterator[bytes]:
     """Return a VM's console and its supervisor's events as sentences, so far or, with `follow`, until it ends."""
-    machine = find(engine, name)
-    with engine.failures(f"reading the console of {name}"):
-        log = Log(engine.api.open_log(machine.container, follow=follow))
     events = Reader()
-    try:
-        for of_stderr, piece in log:
-            yield events.feed(piece) if of_stderr else piece
-        yield events.end()
-    finally:
-        log.close()
+    for of_stderr, piece in engine.adopt(find(engine, name).container).logs(follow=follow):
+        yield events.feed(piece) if of_stderr else piece
+    yield events.end()
 
 
 def commit(launcher: Launcher, name: str, target: Path) -> dict[str, str]:
-    """Write the disk of a VM that is switched off as one flat qcow2 file, a guest image for others.
+    """Write the disk of a VM that is switched off as one flat qcow2 file, to use as a guest image.
 
     Returns:
-        What others have to say of it: `user`, `arch` and `firmware`.
+        The arguments that it needs as a guest image: `user`, `arch` and `firmware`.
 
     Raises:
         UsageError: there is none of this name, or it runs.
@@ -261,23 +245,27 @@ def commit(launcher: Launcher, name: str, target: Path) -> dict[str, str]:
     """
     machine = find(launcher.engine, name)
     if not machine.is_off:
-        raise UsageError(f"{name} is {machine.state}, and its disk changes: virtainers stop {name} first")
-    papers = _papers_of(launcher.engine, machine)
+        raise UsageError(
+            f"{name} is {machine.state}, and its disk changes. Switch it off first: virtainers stop {name}"
+        )
+    container = launcher.engine.adopt(machine.container)
+    papers = _papers(container)
     store = papers["store"]
     if store != launcher.store.location:
         raise UsageError(f"the disk of {name} is made on what is in the store {store}: set VIRTAINER_STORE={store}")
-    with launcher.engine.failures(f"copying the disk of {name}"):
-        used = launcher.engine.api.inspect_container(machine.container)["Config"]["Labels"][USES]
-        pieces, _ = launcher.engine.api.get_archive(machine.container, f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}")
+    disk = f"{protocol.IMAGE_DIR}/{protocol.OVERLAY}"
+    layer = container.archive(disk)
+    if layer is None:
+        raise EngineError(f"container {container.name} has no disk at {disk}")
     with launcher.store.open() as shop:
-        places = templates.layers(used, shop)
-    launcher.disks.flatten(pieces, f"the disk of {name}", places, target)
+        places = templates.layers(container.labels[USES], shop)
+    launcher.disks.flatten(layer, f"the disk of {name}", places, target)
     return {"user": papers["user"], "arch": papers["spec"]["arch"], "firmware": papers["spec"]["firmware"]}
 
 
 @contextlib.contextmanager
 def connected(settings: Settings) -> Iterator[Engine]:
-    """Give the engine for a block; raises `EngineNotFound`."""
+    """Connect to the engine for a block; raise `EngineNotFound`."""
     engine = detect.find(settings.engine)
     try:
         yield engine
@@ -285,30 +273,19 @@ def connected(settings: Settings) -> Iterator[Engine]:
         engine.close()
 
 
-def _machine(found: Mapping[str, Any]) -> Machine:
-    labels = found["Labels"]
-    networks = (found.get("NetworkSettings") or {}).get("Networks") or {}
-    return Machine(
-        name=labels[owner.MACHINE_NAME],
-        image=labels[f"{owner.LABEL}.image"],
-        state=found["State"],
-        address=next((each["IPAddress"] for each in networks.values()), ""),
-        created=int(found["Created"]),
-        container=found["Names"][0].lstrip("/"),
+def _machine(found: ContainerInfo) -> DetachedVM:
+    return DetachedVM(
+        name=found.labels[ownership.NAME],
+        image=found.labels[f"{ownership.LABEL}.image"],
+        state=found.state,
+        address=found.address,
+        created=found.created,
+        container=found.name,
     )
 
 
-def _papers_of(engine: Engine, machine: Machine) -> dict[str, Any]:
-    return _papers(_container(engine, machine))
-
-
-def _container(engine: Engine, machine: Machine) -> Container:
-    with engine.failures(f"looking at {machine.name}"):
-        return Container.adopt(engine, engine.api.inspect_container(machine.container))
-
-
 def _papers(container: Container) -> dict[str, Any]:
-    """Read what is known of a VM; the container's processes could have changed it, so each field is checked."""
+    """Read `PAPERS`; processes in the container could have changed it, so each field is checked."""
     where = f"{PAPERS} in {container.name}"
     try:
         papers = json.loads(container.read(f"/{PAPERS}"))
@@ -318,7 +295,7 @@ def _papers(container: Container) -> dict[str, Any]:
     if fields.found.get("format") != _FORMAT:
         raise EngineError(
             f"{container.name} was made by another version of virtainers ({parsing.brief(papers.get('format'))}, not "
-            f"{_FORMAT}): use that one, or remove it with the engine's own command"
+            f"{_FORMAT}). Use that version, or remove the container with the engine's own command"
         )
     fields.take("user", parsing.user_name)
     manifest_file.spec(papers.get("spec"), where)

@@ -1,4 +1,4 @@
-"""Check this machine: engine, KVM, image tools, memory; report remedies."""
+"""Check this machine: engine, KVM, image tools, memory, store; report remedies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.reaper import Reaper
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
 from pytest_virtainers.guests.catalogue import catalogue
-from pytest_virtainers.store.volume import MOUNT, workshop
+from pytest_virtainers.store.places import MOUNT
+from pytest_virtainers.store.volume import workshop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_virtainers.config.settings import Settings
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
 
 _ENOUGH_DISK_GIB = 5
 
@@ -41,7 +42,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Check the machine, the engine and the images, without changing anything."""
+    """Check the host, the engine and the images, without changing anything."""
     findings = [_python(), _kvm(), _base_tool(), _ssh()]
     try:
         engine = find(settings.engine)
@@ -88,17 +89,15 @@ def _ssh() -> Finding:
 
 def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
     yield Finding("engine", str(engine))
-    with engine.failures("asking for the engine's memory and storage driver"):
-        memory_mib, driver = engine.memory_mib(), engine.storage_driver()
-    yield Finding("memory", f"{memory_mib} MiB on the engine's host")
-    if driver == "vfs":  # rootless Podman without fuse-overlayfs, on a kernel that requires it
+    yield Finding("memory", f"{engine.memory_mib()} MiB on the engine's host")
+    if engine.storage_driver() == "vfs":  # rootless Podman without fuse-overlayfs, on a kernel that requires it
         yield Finding(
             "storage driver",
             "vfs: the engine copies the whole runtime image for each VM, which takes seconds",
             "use overlay (Podman: install fuse-overlayfs, then run podman system reset, which removes all its data)",
         )
     image = runtime_image.reference()
-    if not runtime_image.present(engine, image):
+    if not runtime_image.present(engine):
         yield Finding("runtime image", f"{image} is built at first use, or now: virtainers build")
         return
     yield Finding("runtime image", image)

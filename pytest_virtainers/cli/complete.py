@@ -70,11 +70,11 @@ def store_places(_context: click.Context) -> Iterable[tuple[str, str]]:
 
     ours, image = settings(), runtime_image.reference()
     with detached.connected(ours) as engine:
-        if not runtime_image.present(engine, image):
+        if not runtime_image.present(engine):
             return []
         run_id = f"complete-{os.getpid()}"
         with Reaper(engine, run_id), workshop(engine, ours.store, image, run_id) as shop:
-            return [(each.place, each.what) for each in eviction.contents(engine, shop)]
+            return [(each.place, each.what) for each in eviction.contents(shop)]
 
 
 def words(*offered: str) -> Completer:

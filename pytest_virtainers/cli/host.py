@@ -42,7 +42,6 @@ def prune(force: bool) -> None:
       virtainers prune --force
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.engine.sweep import sweep
 
     with detached.connected(settings()) as engine:
         off = [each.name for each in detached.list_all(engine) if each.is_off]
@@ -50,7 +49,7 @@ def prune(force: bool) -> None:
             click.confirm(f"Remove {one_line(', '.join(off))}?", abort=True, err=True)
         for name in off:
             detached.remove(engine, name)
-        for each in [*off, *sweep(engine)]:
+        for each in [*off, *engine.sweep()]:
             answer(f"removed {each}")
 
 

@@ -107,7 +107,7 @@ def _sizes_mib() -> dict[str, int]:
             if not launcher.runtime_image.is_built():  # then the store is empty
                 return {}
             with launcher.store.open() as shop:
-                return {each.place: each.size_mib for each in eviction.contents(launcher.engine, shop)}
+                return {each.place: each.size_mib for each in eviction.contents(shop)}
     except (EngineNotFound, EngineError) as error:
         tell(f"cannot list the store: {error}")
         return {}
@@ -179,7 +179,7 @@ def rm(names: tuple[str, ...]) -> None:
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"{unknown[0]} is not in the catalogue. To remove other images: virtainers store rm")
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
-        kept = eviction.contents(launcher.engine, shop)
+        kept = eviction.contents(shop)
         places = {known[name].place for name in names}
         if missing := places - {each.place for each in kept}:
             raise ImageError(f"{min(missing)} is not in the store. List its entries: virtainers store ls")
@@ -212,7 +212,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         raise ImageError(f"{unknown[0]} is not in the catalogue. List its names: virtainers images ls")
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop:
         wanted = {known[name].place for name in names}
-        for each in eviction.contents(launcher.engine, shop):
+        for each in eviction.contents(shop):
             if not each.place.startswith("guests/") or (names and each.place not in wanted):
                 continue
             wanted.discard(each.place)

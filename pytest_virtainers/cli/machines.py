@@ -264,14 +264,13 @@ def console(name: str) -> int:
       virtainers console web                   # works without the VM's network, too
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.engine.detect import command_line
 
     with detached.connected(settings()) as engine:
         machine = detached.find(engine, name)
         if not machine.runs:
-            raise detached.MachineOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
+            raise detached.SwitchedOff(f"{name} is {machine.state}: virtainers start {name} switches it on")
         terminal = ["-it"] if sys.stdin.isatty() else ["-i"]
-        words = [*command_line(engine), "exec", *terminal, machine.container, "console"]
+        words = [*engine.command_line(), "exec", *terminal, machine.container, "console"]
         return subprocess.run(words, check=False).returncode
 
 
@@ -370,12 +369,11 @@ def rm(names: tuple[str, ...], force: bool) -> None:
       virtainers rm --force web db
     """  # noqa: D301
     from pytest_virtainers import detached
-    from pytest_virtainers.engine.sweep import sweep
 
     with detached.connected(settings()) as engine:
         for name in names:
             detached.remove(engine, name, force=force)
-        sweep(engine)  # removes their network after the last one
+        engine.sweep()  # removes their network after the last one
 
 
 @click.command

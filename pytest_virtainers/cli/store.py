@@ -13,7 +13,6 @@ from pytest_virtainers.errors import StoreError
 
 if TYPE_CHECKING:
     from pytest_virtainers.launching.integrity import Checked
-    from pytest_virtainers.launching.launcher import Launcher
     from pytest_virtainers.store.volume import Workshop
 
 
@@ -36,7 +35,7 @@ def ls(as_json: bool) -> None:
 
     ours = settings()
     with build_launcher(ours, progress()) as launcher, launcher.store.open() as shop:
-        kept = eviction.contents(launcher.engine, shop)
+        kept = eviction.contents(shop)
     rows = [
         {
             "place": each.place,
@@ -72,7 +71,7 @@ def rm(places: tuple[str, ...]) -> None:
     from pytest_virtainers.support.paths import locked
 
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
-        kept = eviction.contents(launcher.engine, shop)
+        kept = eviction.contents(shop)
         known = {each.place: each for each in kept}
         for place in places:
             if place not in known:
@@ -99,7 +98,7 @@ def prune(limit: int | None) -> None:
 
     ours = settings()
     with build_launcher(ours, progress()) as launcher, launcher.store.open() as shop:
-        gone = eviction.prune(launcher.engine, shop, ours.store_limit if limit is None else limit)
+        gone = eviction.prune(shop, ours.store_limit if limit is None else limit)
     for each in gone:
         answer(f"removed {each.place} ({each.size_mib} MiB)")
 
@@ -125,7 +124,7 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
 
     rows: list[integrity.Checked] = []
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop:
-        known = sorted(each.place for each in eviction.contents(launcher.engine, shop))
+        known = sorted(each.place for each in eviction.contents(shop))
         if unknown := [place for place in places if place not in known]:
             raise StoreError(f"{unknown[0]} is not in the store. List its entries: virtainers store ls")
         for place in places or known:
@@ -135,7 +134,7 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
             if not as_json:
                 _show_checked(place, found)
         damaged = {each.place for each in rows if each.damaged}
-        kept = _remove_damaged(launcher, shop, damaged) if remove and damaged else damaged
+        kept = _remove_damaged(shop, damaged) if remove and damaged else damaged
     if as_json:
         show([{**vars(each), "damaged": each.damaged} for each in rows], as_json=True)
     elif kept and not remove:
@@ -149,13 +148,13 @@ def _show_checked(place: str, found: list[Checked]) -> None:
     print(*(damaged or [f"{place}: unchanged"]), sep="\n", flush=True)
 
 
-def _remove_damaged(launcher: Launcher, shop: Workshop, damaged: set[str]) -> set[str]:
+def _remove_damaged(shop: Workshop, damaged: set[str]) -> set[str]:
     """Remove damaged entries and the entries made or copied from them; return those that are in use."""
     from pytest_virtainers.store import eviction
     from pytest_virtainers.support.paths import locked
 
     with locked("store"):
-        there = eviction.contents(launcher.engine, shop)
+        there = eviction.contents(shop)
         used = {each.place for each in there if each.in_use}
         needed = {each.base for each in there if each.in_use}
         stay = damaged & (used | needed)

@@ -1,1 +1,1 @@
-"""The container engine, Docker or Podman, behind the docker SDK. Knows nothing of virtual machines."""
+"""Container engines: the protocol (`base`), Docker and Podman (`docker`). Nothing here knows what a VM is."""

@@ -1,12 +1,11 @@
-"""Build contexts: folders under `images/` as tar streams, and what identifies their content."""
+"""Build contexts: the folders under `images/` as tar streams, and the digests of their content."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.engine import tar
 from pytest_virtainers.support.paths import build_contexts
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def digest(name: str) -> str:
-    """Give 12 hexadecimal digits that change with any path, mode or content in the context `name`."""
+    """Return 12 hexadecimal digits that depend on all paths, modes and contents in the context `name`."""
     folder, sha = build_contexts() / name, hashlib.sha256()
     for path in _members(folder):
         content = path.read_bytes()
@@ -23,20 +22,13 @@ def digest(name: str) -> str:
     return sha.hexdigest()[:12]
 
 
-def archive(name: str, into: str = "", *, goes_on: bool = False) -> bytes:
-    """Pack the context `name` as tar, each member under the folder `into`, owned by root, without times.
-
-    With `goes_on` it has no end mark: another tar stream follows.
-    """
-    folder, packed = build_contexts() / name, io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for path in _members(folder):
-            entry = tarfile.TarInfo(f"{into}{path.relative_to(folder)}")
-            entry.size, entry.mode = path.stat().st_size, _mode(path)
-            with path.open("rb") as content:
-                tar.addfile(entry, content)
-        end = tar.offset if goes_on else None
-    return packed.getvalue()[:end]
+def archive(name: str, into: str = "") -> bytes:
+    """Return the context `name` as a tar stream without `tar.END`, each member below the folder `into`."""
+    folder = build_contexts() / name
+    return b"".join(
+        tar.entry(f"{into}{path.relative_to(folder)}", path.read_bytes(), mode=_mode(path))
+        for path in _members(folder)
+    )
 
 
 def _members(folder: Path) -> list[Path]:
@@ -44,5 +36,5 @@ def _members(folder: Path) -> list[Path]:
 
 
 def _mode(path: Path) -> int:
-    """Keep of the mode only whether it is executable, as git does; a wheel or a umask may change the rest."""
+    """Return 755 or 644, as git does; a wheel or a umask may change the other bits."""
     return 0o755 if path.stat().st_mode & 0o100 else 0o644

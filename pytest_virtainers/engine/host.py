@@ -1,4 +1,4 @@
-"""The network of the host on which this process runs; its routes and addresses are known on Linux only."""
+"""The network of the host on which this process runs; routes and addresses are known on Linux only."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LOCAL = "/32 host LOCAL"
 _GLOBAL = "00"  # linux/include/net/ipv6.h: the scope, as /proc/net/if_inet6 shows it
 _NEW_ADDRESSES = 0x10 | 0x100  # linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _MESSAGE_BYTES = 65536
-_SETTLE_SECONDS = 0.1  # an interface that is made gets several addresses
+_SETTLE_SECONDS = 0.1  # a new interface gets several addresses
 
 
 def networks() -> list[IPv4Network]:
-    """List the networks to which it has routes, without the default route."""
+    """List the networks to which this host has routes, without the default route."""
     # The kernel writes addresses and masks as numbers in the host's byte order.
     rows = [line.split() for line in _lines("route")[1:]]
     routes = [(bytes.fromhex(row[1])[::-1], bytes.fromhex(row[7])[::-1]) for row in rows]
@@ -33,8 +33,8 @@ def networks() -> list[IPv4Network]:
 
 
 def addresses() -> list[str]:
-    """List its addresses, but not those of its loopback nor those that count on one link only."""
-    lines = _lines("fib_trie")  # an address comes one line before what it is for
+    """List its addresses, except loopback and link-local ones."""
+    lines = _lines("fib_trie")  # an address is one line before its type
     v4 = {before.split()[-1] for before, line in pairwise(lines) if _LOCAL in line}
     rows = [line.split() for line in _lines("if_inet6")]
     v6 = {str(IPv6Address(int(row[0], 16))) for row in rows if row[3] == _GLOBAL}
@@ -42,7 +42,7 @@ def addresses() -> list[str]:
 
 
 def is_beside(interface: IPv4Interface) -> bool:
-    """Tell whether this host is itself on that network: what it sends there then leaves from an address in it.
+    """Return whether this host is a member of that network, so that it sends from an address in it.
 
     Nothing is sent. An answer would prove less: some networks accept or refuse connections to any address.
     """
@@ -62,16 +62,16 @@ def _lines(table: str) -> list[str]:
 
 
 class AddressWatch:
-    """Calls a function, in a thread, whenever an address of this host comes or goes; on Linux only.
+    """Calls a function, in a thread, whenever an address of this host is added or removed; on Linux only.
 
     Args:
-        changed: is called once for changes that come together.
+        changed: called once for changes that happen together.
     """
 
     def __init__(self, changed: Callable[[], object]) -> None:
         self._changed = changed
         self._stop, self._stopped = map(close_in_child, socket.socketpair())  # a child's copies would keep it open
-        with contextlib.suppress(AttributeError, OSError):  # another system, or one that keeps this from us
+        with contextlib.suppress(AttributeError, OSError):  # another system, or one that forbids it
             news = close_in_child(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
             news.bind((0, _NEW_ADDRESSES))
             news.setblocking(False)
@@ -81,11 +81,11 @@ class AddressWatch:
         with news, self._stopped:
             while self._stopped not in select.select([news, self._stopped], [], [])[0]:
                 time.sleep(_SETTLE_SECONDS)
-                with contextlib.suppress(OSError):  # it is empty, or more has come than it holds
+                with contextlib.suppress(OSError):  # it is empty, or has overflowed
                     while news.recv(_MESSAGE_BYTES):
                         pass
                 self._changed()
 
     def close(self) -> None:
-        """Call it no more; a call that is under way goes on."""
+        """Stop calling it; a running call continues."""
         self._stop.close()

@@ -1,6 +1,6 @@
-"""What a stream has brought: all that was written to it counts, its beginning and its end are kept.
+"""Bounded records of output: the beginning and the end are kept, and positions count everything.
 
-Who writes may be hostile, or just talk a lot: memory and the time of a look do not depend on how much it was.
+A hostile or talkative writer costs neither memory nor time: both are independent of how much it writes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _SMALL = 4096
 
 
 class Record(Generic[AnyStr]):
-    """The first and the last of a text or of bytes; positions are counted from the very beginning.
+    """The beginning and the end of a text or of bytes; positions count from the very beginning.
 
     Args:
         empty: `""` or `b""`.
-        head: length of the beginning that is kept.
-        tail: length of the end that is kept; it may be longer by one piece.
+        head: length of the beginning to keep.
+        tail: length of the end to keep; up to one piece more is kept.
     """
 
     def __init__(self, empty: AnyStr, *, head: int = HEAD, tail: int = TAIL) -> None:
         self._empty: AnyStr = empty
         self._head: AnyStr = empty
         self._most_head, self._most_tail = head, tail
-        self._pieces: deque[AnyStr] = deque()  # all of it, until it is too long; then its end
+        self._pieces: deque[AnyStr] = deque()  # everything until it is too long; then its end
         self._first = 0  # position of the first piece
         self.size = 0
         """The length of all that was appended."""
@@ -38,7 +38,7 @@ class Record(Generic[AnyStr]):
     def append(self, piece: AnyStr) -> None:
         """Add a piece to the end."""
         if self._pieces and len(self._pieces[-1]) + len(piece) <= _SMALL:
-            self._pieces[-1] += piece  # many small ones would take more room than what is in them
+            self._pieces[-1] += piece  # many small pieces would take more memory than their content
         elif piece:
             self._pieces.append(piece)
         self.size += len(piece)
@@ -55,11 +55,11 @@ class Record(Generic[AnyStr]):
 
     @property
     def missing(self) -> int:
-        """The length of what is not kept."""
+        """The length of the part that is not kept."""
         return self._first - len(self._head)
 
     def parts(self, position: int = 0) -> Iterator[tuple[int, AnyStr]]:
-        """Return what is kept from a position on: each part with its own position, two where something is missing."""
+        """Yield what is kept from a position on, each part with its position; two parts if there is a gap."""
         head = self._head[position:]
         if head and self.missing:
             yield position, head
@@ -74,29 +74,29 @@ class Record(Generic[AnyStr]):
         yield start + cut - len(head), head + self._empty.join(taken)[cut:]
 
     def since(self, position: int) -> tuple[int, AnyStr]:
-        """Return the end from a position on, as far back as nothing is missing in it, and where that begins."""
+        """Return the end from a position on, without gaps, after the position at which it begins."""
         *_, last = self.parts(position)
         return last
 
     def whole(self, mark: Callable[[int], AnyStr]) -> AnyStr:
-        """Return all that is kept, with a mark where something is missing; `mark` makes it of how much that is."""
+        """Return everything that is kept; `mark` makes the text for a gap from the gap's length."""
         end = self._empty.join(self._pieces)
         return self._head + (mark(self.missing) if self.missing else self._empty) + end
 
 
 class Output:
-    """One stream of a container, as it arrives; threads may share it."""
+    """One output stream of a container, as it arrives; thread-safe."""
 
     def __init__(self, content: bytes = b"") -> None:
         self._record = Record(b"")
         self._readers: list[Callable[[int, bytes], object]] = []
         self._changed = threading.Condition()
         self.ended = False
-        """Whether nothing more will come."""
+        """Whether nothing more will arrive."""
         self.append(content)
 
     def append(self, piece: bytes) -> None:
-        """Add what has arrived, and hand it to the readers."""
+        """Add what has arrived, and pass it to the readers."""
         with self._changed:
             position = self._record.size
             self._record.append(piece)
@@ -105,16 +105,16 @@ class Output:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Note that nothing more will come."""
+        """Note that nothing more will arrive."""
         with self._changed:
             self.ended = True
             self._changed.notify_all()
 
     def follow(self, reader: Callable[[int, bytes], object]) -> None:
-        """Hand all that is kept, and each piece that arrives from now on, to `reader`, with its position.
+        """Call `reader` with everything that is kept, and with each piece that arrives from now on.
 
-        It is called by the thread that collects, and must not wait. After a position that is not where the piece
-        before has ended, something is missing.
+        Its arguments are a position and a piece. A position after the end of the piece before means a gap. The thread
+        that collects the output calls it, so it must not wait.
         """
         with self._changed:
             for position, part in self._record.parts():
@@ -122,14 +122,14 @@ class Output:
             self._readers.append(reader)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until `condition` holds, at most `seconds` or until the end; return whether it does."""
+        """Wait until `condition` holds, at most `seconds` or until the end of the stream; return whether it holds."""
         with self._changed:
             self._changed.wait_for(lambda: condition() or self.ended, seconds)
             return condition()
 
     @property
     def size(self) -> int:
-        """How many bytes have arrived."""
+        """The number of bytes that have arrived."""
         return self._record.size
 
     def last(self, size: int) -> bytes:
@@ -138,7 +138,7 @@ class Output:
             return self._record.since(max(0, self.size - size))[1]
 
     def __bytes__(self) -> bytes:
-        """Return all that is kept, with a mark where something is missing."""
+        """Return everything that is kept, with a note where something is missing."""
         with self._changed:
             return self._record.whole(_mark)
 

@@ -1,8 +1,8 @@
-"""`python -m pytest_virtainers.engine.reaper URL RUN`: remove what a run owns, once its process has died.
+"""`python -m pytest_virtainers.engine.reaper URL RUN`: remove what a run owns after its process has died.
 
-A container that was created and not started has no lease yet; networks and volumes never have one. So each run has
-a process that outlives it: a shell, which waits for a word on a pipe, and becomes Python only when none comes. It has
-a session of its own: what ends the processes of a terminal or of a process group does not end it.
+A container that was created and not started has no lease yet, and networks and volumes never have one. So each run
+has a process that outlives it: a shell that waits for a word on a pipe, and becomes Python only if the pipe closes
+without it. It has its own session: a signal to the terminal's processes or to a process group does not reach it.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
 
 _DONE = b"done\n"
 _WAIT = 'read -r word; [ "$word" = done ] || exec "$@"'
 _END_SECONDS = 5.0
-# An engine may still be creating what its dead caller has asked for.
+# The engine may still be creating what the dead process has asked for.
 _QUIET_SECONDS, _POLL_SECONDS = 10.0, 0.5
 
 
 def import_path() -> str:
-    """Return a `PYTHONPATH` with which another process, in whatever folder, imports this very package."""
+    """Return a `PYTHONPATH` with which a process in any folder imports this same package."""
     here = Path(__file__).parents[2]
     return os.pathsep.join(str(Path(each).absolute()) for each in (str(here), *sys.path))
 
 
 class Watcher:
-    """A process that runs a command when this one dies, unless `close` comes first.
+    """A process that runs a command when this process dies, unless `close` is called first.
 
-    Without a shell there is none: the next run sweeps what this one leaves.
+    Where there is no shell, there is no watcher, and the next run sweeps what this one leaves.
     """
 
     def __init__(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> None:
         """Start it.
 
         Args:
-            command: the words.
-            descriptors: to be open for it.
+            command: the program and its arguments.
+            descriptors: file descriptors to pass on to it.
         """
         self._owner = Owner("the watcher of this run", "")
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,13 +67,13 @@ class Watcher:
             disown_in_child(self)
 
     def disown(self) -> None:
-        """Close a forked child's copy of the pipe, or our death would not be noticed while the child lives."""
+        """Close a forked child's copy of the pipe, which would hide the parent's death."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-            self._process.returncode = 0  # not the child's to wait for
+            self._process.returncode = 0  # not the child's process
 
     def close(self) -> None:
-        """End it without running the command; a forked child leaves it as it is."""
+        """End it without running the command; in a forked child this does nothing."""
         process, self._process = self._process, None
         if process is None or process.stdin is None or not self._owner.is_here:
             return
@@ -87,15 +87,10 @@ class Watcher:
 
 
 class Reaper(Watcher):
-    """Removes what a run owns on the engine as soon as this process has died without `close`.
-
-    Args:
-        engine: has the objects.
-        run_id: of the run.
-    """
+    """Removes what a run owns on the engine as soon as this process has died without `close`."""
 
     def __init__(self, engine: Engine, run_id: str) -> None:
-        # -P: nothing is imported from the current folder. Warnings would be lost.
+        # -P: import nothing from the current folder. There is no place for warnings.
         python = [sys.executable, "-P", "-W", "ignore", "-m", "pytest_virtainers.engine.reaper"]
         super().__init__([*python, engine.url, run_id], engine.lifelines)
 
@@ -109,17 +104,16 @@ class Reaper(Watcher):
 
 
 def main() -> None:
-    """Remove all that the run owns, until nothing more has appeared for a while."""
+    """Remove what the run owns, until nothing more has appeared for a while."""
     from pytest_virtainers.engine import scratch
     from pytest_virtainers.engine.detect import find
-    from pytest_virtainers.engine.sweep import sweep_run
 
     url, run_id = sys.argv[1:]
     engine = find(url)
     end = time.monotonic() + _QUIET_SECONDS
     while time.monotonic() < end:
         with contextlib.suppress(VirtainerError):
-            if sweep_run(engine, run_id):
+            if engine.sweep(run_id):
                 end = time.monotonic() + _QUIET_SECONDS
         time.sleep(_POLL_SECONDS)
     scratch.sweep()

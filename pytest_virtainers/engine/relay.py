@@ -1,4 +1,4 @@
-"""`python -m pytest_virtainers.engine.relay URL CONTAINER COMMAND…`: an exec session on our stdin and stdout.
+"""`python -m pytest_virtainers.engine.relay URL CONTAINER COMMAND…`: an exec session on stdin and stdout.
 
 It is the ProxyCommand for OpenSSH where this host is not on a container's network, and needs no engine command line.
 """
@@ -10,19 +10,18 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import exec_stream
 from pytest_virtainers.engine.detect import find
 
 if TYPE_CHECKING:
-    from pytest_virtainers.engine.streams import ExecStream
+    from pytest_virtainers.engine.base import Stream
 
 _CHUNK_BYTES = 64 * 1024
 
 
 def main() -> None:
-    """Copy both ways until the session ends."""
+    """Copy in both directions until the session ends."""
     url, container, *command = sys.argv[1:]
-    stream = exec_stream(find(url), container, command)
+    stream = find(url).adopt(container).stream(command)
     stream.settimeout(None)
     threading.Thread(target=_feed, args=(stream,), daemon=True).start()
     try:
@@ -33,7 +32,7 @@ def main() -> None:
         os.write(sys.stdout.fileno(), data)
 
 
-def _feed(stream: ExecStream) -> None:
+def _feed(stream: Stream) -> None:
     while data := os.read(sys.stdin.fileno(), _CHUNK_BYTES):
         while data:
             data = data[stream.send(data) :]

@@ -1,20 +1,17 @@
-"""The runtime image on the engine: built once from `images/runtime/`, found again by the content of that folder."""
+"""The runtime image: built once from `images/runtime/`, and found again by the content of that folder."""
 
 from __future__ import annotations
 
-import io
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-import docker.errors
-
-from pytest_virtainers.engine import build_context, owner, scratch
+from pytest_virtainers.engine import build_context, ownership, scratch, tar
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
     from pytest_virtainers.support.progress import Progress
 
 _REPOSITORY = "localhost/virtainers/runtime"
@@ -24,74 +21,65 @@ _LINES_SHOWN = 20
 
 
 def reference() -> str:
-    """Give the name and tag of the runtime image that belongs to this version of the code."""
+    """Return name and tag of the runtime image that belongs to this version of the code."""
     return f"{_REPOSITORY}:{build_context.digest('runtime')}"
 
 
+def present(engine: Engine) -> bool:
+    """Return whether the engine has the runtime image."""
+    return engine.image(reference()) is not None
+
+
+def image_id(engine: Engine, image: str) -> str:
+    """Return the engine's id of `image`, which must be there; raise `ImageError`."""
+    if (found := engine.image(image)) is None:
+        raise ImageError(f"{engine} has no image {image} any more: it was removed during this run")
+    return found.id
+
+
 def ensure(engine: Engine, progress: Progress) -> str:
-    """Build the runtime image unless the engine has it; give its reference.
+    """Build the runtime image unless the engine has it; return its reference.
 
     Raises:
         ImageError: the build failed; the message has its last lines.
     """
-    wanted = reference()
-    if not present(engine, wanted):
+    if not present(engine):
         with progress.step("waiting for another process, which builds the runtime image") as step:
             lock = locked("runtime-image", step.update)
         with lock:
-            if not present(engine, wanted):  # another process may have built it meanwhile
+            if not present(engine):  # another process may have built it in the meantime
                 build(engine, progress)
-    return wanted
+    return reference()
 
 
 def build(engine: Engine, progress: Progress) -> str:
-    """Build the runtime image; give its reference; raises as `ensure` does."""
+    """Build the runtime image; return its reference. Errors are those of `ensure`."""
     base = _ensure_base(engine, progress)
-    wanted = reference()
-    lines: list[str] = []
     with progress.step(f"building the runtime image for {engine.kind}") as step:
-        with engine.failures("building the runtime image"):
-            events = engine.api.build(
-                fileobj=io.BytesIO(build_context.archive("runtime")),
-                custom_context=True,
-                tag=wanted,
-                buildargs={"BASE": base},
-                labels={owner.LABEL: "image"},
-                rm=True,
-                forcerm=True,
-                decode=True,
-            )
-            for event in events:
-                lines += str(event.get("stream") or event.get("error") or "").splitlines()
-                step.update(lines[-1] if lines else "")
-        if not present(engine, wanted):
-            raise ImageError(
-                f"building the runtime image failed on {engine}. The build's last lines:\n"
-                + "\n".join(f"  | {line}" for line in lines[-_LINES_SHOWN:])
-                + "\nThe build installs Debian packages: check that containers reach a package mirror."
-            )
-    return wanted
-
-
-def present(engine: Engine, image: str) -> bool:
-    """Tell whether the engine has `image`."""
-    with engine.failures(f"looking for image {image}"):
         try:
-            engine.api.inspect_image(image)  # type: ignore[no-untyped-call]
-        except docker.errors.ImageNotFound:
-            return False
-    return True
+            engine.build(
+                build_context.archive("runtime") + tar.END,
+                tag=reference(),
+                arguments={"BASE": base},
+                labels={ownership.LABEL: "image"},
+                on_line=step.update,
+            )
+        except ImageError as error:
+            raise ImageError(
+                f"{error}\nThe build installs Debian packages: check that containers reach a package mirror."
+            ) from None
+    return reference()
 
 
 def _ensure_base(engine: Engine, progress: Progress) -> str:
     """Pull Debian's official image, or make the same from Debian's packages where no registry answers."""
     for base in (_OFFICIAL_BASE, _OWN_BASE):
-        if present(engine, base):
+        if engine.image(base) is not None:
             progress.note(f"the runtime image's base is {base}, which the engine has")
             return base
     with progress.step(f"pulling {_OFFICIAL_BASE}") as step:
         refusal = engine.pull(_OFFICIAL_BASE, step.update)
-    if present(engine, _OFFICIAL_BASE):
+    if engine.image(_OFFICIAL_BASE) is not None:
         progress.note(f"the runtime image's base is {_OFFICIAL_BASE}, pulled from its registry")
         return _OFFICIAL_BASE
     progress.note(f"no container registry answers ({refusal[-160:]}); making the base from Debian's packages")
@@ -104,8 +92,8 @@ def _make_base(engine: Engine, progress: Progress) -> None:
     if mmdebstrap is None:
         raise ImageError(
             f"the runtime image needs a base: {_OFFICIAL_BASE} could not be pulled, and mmdebstrap, which can make "
-            "it from Debian's packages, is not installed. To mend it: apt-get install mmdebstrap, or load that image "
-            "into the engine (docker load)."
+            "it from Debian's packages, is not installed. Install it (apt-get install mmdebstrap), or load that "
+            "image into the engine (docker load)."
         )
     with (
         progress.step("making the runtime image's base from Debian's packages") as step,
@@ -123,5 +111,4 @@ def _make_base(engine: Engine, progress: Progress) -> None:
                 f"{' '.join(command[:3])} failed (exit code {process.returncode}):\n"
                 + "\n".join(f"  | {line}" for line in lines[-_LINES_SHOWN:])
             )
-        with engine.failures("importing the base image"):
-            engine.api.import_image(src=tarball, repository=_OWN_BASE)  # with its tag: Podman 4.3 ignores `tag`
+        engine.import_image(tarball, _OWN_BASE)

@@ -1,4 +1,4 @@
-"""Temporary folders of this process, private to this user; those of processes that were killed are swept."""
+"""Private temporary folders of this process; `sweep` removes those of processes that were killed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import ownership
 from pytest_virtainers.support.paths import why_unsafe
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _OWNER = ".owner.json"
 
 
 class Folder:
-    """A folder of this process: removed by `cleanup`, when it is collected, or at the process's end.
+    """A folder of this process. `cleanup`, garbage collection or the end of the process removes it.
 
     A forked child does not remove it.
 
@@ -31,10 +31,10 @@ class Folder:
     """
 
     def __init__(self, purpose: str) -> None:
-        """Make one for `purpose` (a word); the file `.owner.json` in it says whose it is."""
+        """Create one for `purpose` (a word); its file `.owner.json` names the owner."""
         self.name = tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-")
         self._remove = weakref.finalize(self, _remove, self.name, os.getpid())
-        Path(self.name, _OWNER).write_text(json.dumps(owner.labels("scratch", "")))
+        Path(self.name, _OWNER).write_text(json.dumps(ownership.labels("scratch", "")))
 
     def __enter__(self) -> str:
         return self.name
@@ -50,11 +50,11 @@ class Folder:
 
 
 def sweep() -> None:
-    """Remove what is left of processes that have ended without a word; in doubt, it stays."""
+    """Remove the folders of processes that were killed; in doubt, they stay."""
     for each in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        # Another process may sweep, too, or has not yet written whose it is.
+        # Another process may be sweeping too, or may not have written the owner yet.
         with contextlib.suppress(OSError, ValueError):
-            if not why_unsafe(each) and owner.is_dead(json.loads((each / _OWNER).read_text())):
+            if not why_unsafe(each) and ownership.is_dead(json.loads((each / _OWNER).read_text())):
                 shutil.rmtree(each, ignore_errors=True)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.base import Container
     from pytest_virtainers.vm.vm import VM
 
 _SSH_SECONDS = 6.0  # for everything that needs SSH, with KVM; ten times as long without

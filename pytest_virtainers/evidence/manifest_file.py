@@ -21,7 +21,7 @@ from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.evidence import seals
 from pytest_virtainers.ssh import keys
-from pytest_virtainers.store import volume
+from pytest_virtainers.store import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -200,7 +200,7 @@ def _parse(where: str, found: object) -> Manifest:
         user=fields.take("user", parsing.user_name),
         host_key=fields.take("host_key", keys.public_line),
         spec=replace(asked, boot_timeout=max(usual, asked.boot_timeout)),
-        guest_key=guest.take("key", volume.key),
+        guest_key=guest.take("key", places.key),
         guest_digest=guest.take("digest", parsing.sha256),
         machine=checked if has_memory else None,
         digests={name: digests.take(name, parsing.sha256) for name in (OVERLAY, STATE) if name in digests.found},

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tarfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pytest_virtainers.config.parsing import brief
+from pytest_virtainers.engine import tar
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.evidence import manifest_file
 from pytest_virtainers.evidence.manifest_file import (
@@ -176,38 +176,34 @@ def _archive(evidence: Evidence) -> Iterator[bytes]:
     yield from _file(protocol.OVERLAY, evidence, OVERLAY)
     if evidence.has_memory:
         facts = {"memory": True, "machine": evidence.manifest.machine}
-        yield from _entry("resume/", b"", tarfile.DIRTYPE)
-        yield from _entry(f"resume/{protocol.RESUME_FACTS}", json.dumps(facts).encode())
+        yield tar.folder("resume/")
+        yield tar.entry(f"resume/{protocol.RESUME_FACTS}", json.dumps(facts).encode())
         yield from _file(f"resume/{protocol.EVIDENCE_STATE}", evidence, STATE)
-    yield bytes(2 * tarfile.BLOCKSIZE)
-
-
-def _entry(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> Iterator[bytes]:
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.type, entry.mode = len(content), kind, 0o755 if kind == tarfile.DIRTYPE else 0o600
-    yield entry.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+    yield tar.END
 
 
 def _file(name: str, evidence: Evidence, source: str) -> Iterator[bytes]:
-    """Stream a file of the folder; it is checked on the way, and the container starts only after that."""
+    """Stream a file of the folder as a member of a tar stream."""
     with open_file(evidence.folder, source) as file:
-        entry = tarfile.TarInfo(name)
-        entry.size, entry.mode = os.fstat(file.fileno()).st_size, 0o600
-        yield entry.tobuf(tarfile.GNU_FORMAT)
-        sha256, left = hashlib.sha256(), entry.size
-        while left:
-            data = file.read(min(left, _CHUNK_BYTES))
-            if not data:
-                raise SpecError(f"{shown(evidence.folder / source)} became shorter while it was read")
-            sha256.update(data)
-            left -= len(data)
-            yield data
+        size = os.fstat(file.fileno()).st_size
+        yield from tar.large_entry(name, _checked(file, size, evidence, source), size)
+
+
+def _checked(file: IO[bytes], size: int, evidence: Evidence, source: str) -> Iterator[bytes]:
+    """Yield a file's content, and check its digest at the end: the container starts only after that."""
+    sha256, left = hashlib.sha256(), size
+    while left:
+        data = file.read(min(left, _CHUNK_BYTES))
+        if not data:
+            raise SpecError(f"{shown(evidence.folder / source)} became shorter while it was read")
+        sha256.update(data)
+        left -= len(data)
+        yield data
     if evidence.checks_digests and sha256.hexdigest() != evidence.manifest.digests[source]:
         fact = "has changed since a run of this user wrote it"
         if source == OVERLAY:
             fact = f"does not belong to this {OVERLAY}: one of them has changed"
         raise SpecError(_untrusted(evidence.folder, fact))
-    yield bytes(-entry.size % tarfile.BLOCKSIZE)
 
 
 def export(launcher: Launcher, evidence: Evidence, target: Path) -> None:

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-
-import docker.errors
+from typing import TYPE_CHECKING
 
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.architecture import FIRMWARE, check_firmware
-from pytest_virtainers.engine import build_context
-from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.engine import build_context, tar
+from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.guests.catalogue import catalogue
 from pytest_virtainers.guests.disk_format import DISK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
+    from pytest_virtainers.engine.facts import Image
     from pytest_virtainers.guests.images import Guest
     from pytest_virtainers.store.volume import Workshop
 
@@ -68,7 +67,7 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """The ID in hex."""
+        """The ID in hexadecimal."""
         return self.id.removeprefix("sha256:")
 
 
@@ -87,19 +86,18 @@ def find(engine: Engine, reference: str, arch: str, report: Callable[[str], obje
     """
     if not reference:
         raise ImageError(f"image {SCHEME}: the name of the container image is missing")
-    with engine.failures(f"looking for image {reference}"):
-        found = _inspect(engine, reference)
+    found = engine.image(reference)
+    if found is None:
+        output = engine.pull(reference, report)
+        found = engine.image(reference)
+        if found is not None and arch not in {"auto", _read(found, reference).arch}:
+            engine.pull(reference, report, arch)  # a containerDisk for several architectures
+            found = engine.image(reference)
         if found is None:
-            output = engine.pull(reference, report)
-            found = _inspect(engine, reference)
-            if found is not None and arch not in {"auto", _read(found, reference).arch}:
-                engine.pull(reference, report, arch)  # a containerDisk for several architectures
-                found = _inspect(engine, reference)
-            if found is None:
-                raise ImageError(
-                    f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {output}. If the "
-                    f"name is right, load it ({engine.kind} load), or build it: virtainers images bake"
-                )
+            raise ImageError(
+                f"image {SCHEME}{reference}: {engine} has no such image, and pulling it failed: {output}. If the "
+                f"name is right, load it ({engine.kind} load), or build it: virtainers images bake"
+            )
     prepared = _read(found, reference)
     if arch not in {"auto", prepared.arch}:
         raise ImageError(
@@ -109,31 +107,23 @@ def find(engine: Engine, reference: str, arch: str, report: Callable[[str], obje
     return prepared
 
 
-def _inspect(engine: Engine, reference: str) -> dict[str, Any] | None:
-    try:
-        return cast("dict[str, Any]", engine.api.inspect_image(reference))  # type: ignore[no-untyped-call]
-    except docker.errors.ImageNotFound:
-        return None
-
-
-def _read(found: Mapping[str, Any], reference: str) -> Prepared:
-    """Parse the engine's description of an image; raise `ImageError`."""
-    labels = (found.get("Config") or {}).get("Labels") or {}
+def _read(found: Image, reference: str) -> Prepared:
+    """Parse the labels of an image; raise `ImageError` if one is not valid."""
     read: dict[str, str] = {}
     for label, parse in _PARSERS.items():
         try:  # the value is used in configurations and command lines
-            if label in labels:
-                read[label] = parse(labels[label])
+            if label in found.labels:
+                read[label] = parse(found.labels[label])
         except ValueError as error:
             raise ImageError(
-                f"image {SCHEME}{reference}: its label {label}={labels[label]!r} is not valid: {error}"
+                f"image {SCHEME}{reference}: its label {label}={found.labels[label]!r} is not valid: {error}"
             ) from None
-    firmware, arch = read.get(_FIRMWARE, ""), read.get(_ARCH, found["Architecture"])
+    firmware, arch = read.get(_FIRMWARE, ""), read.get(_ARCH, found.arch)
     try:
         check_firmware(parsing.choice(*FIRMWARE)(arch), firmware)
     except ValueError as error:
         raise ImageError(f"image {SCHEME}{reference} is for {arch}: {error}") from None
-    return Prepared(reference, str(found["Id"]), read.get(_USER), firmware, arch)
+    return Prepared(reference, found.id, read.get(_USER), firmware, arch)
 
 
 def extract(image: Prepared, shop: Workshop, out: str) -> str:
@@ -141,15 +131,15 @@ def extract(image: Prepared, shop: Workshop, out: str) -> str:
 
     Raises:
         ImageError: the image has no disk, or several.
-        StoreError: the store cannot be written.
+        StoreError: the store cannot be written to.
         EngineError: the engine failed.
     """
-    with shop.beside(image.id) as container:
+    with shop.files_of(image.id) as container:
         for place in PLACES:
             if (pieces := container.archive(place)) is not None:
                 shop.container.put_archive(out, pieces)
                 break
-    # Only a regular file counts, with any name and owner; a link would lead out of the image.
+    # Only a regular file counts, with any name and owner; a link could lead out of the image.
     count = int(shop.shell('find "$1" -type f -printf x | wc -c', out))
     if count != 1:
         what = "no disk" if count == 0 else f"{count} files"
@@ -188,34 +178,24 @@ def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, report: Cal
         tag: the result of `tag_for`.
         runtime_image: name of the runtime image.
         shop: the store.
-        report: called with the engine's progress messages.
+        report: called with each line of the build.
 
     Raises:
         ImageError: the build failed.
         EngineError: the engine failed.
     """
-    engine, output = shop.engine, ""
     machine = guest.machine("auto")
-    with engine.failures(f"building image {tag}"):
-        events = engine.api.build(
-            fileobj=cast("Any", _context(guest, shop)),  # sent in pieces; the SDK's types allow only files
-            custom_context=True,
-            tag=tag,
-            buildargs={"RUNTIME": runtime_image, **machine},
-            labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
-            rm=True,
-            forcerm=True,
-            decode=True,
-        )
-        for event in events:
-            output = str(event.get("error") or event.get("stream") or "").strip() or output
-            report(output)
-            if event.get("error"):
-                raise ImageError(f"building image {tag} on {engine} failed: {output}")
+    shop.engine.build(
+        _context(guest, shop),
+        tag=tag,
+        arguments={"RUNTIME": runtime_image, **machine},
+        labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
+        on_line=report,
+    )
     return tag
 
 
 def _context(guest: Guest, shop: Workshop) -> Iterator[bytes]:
     """Yield the build context as a tar stream: the recipe, then the disk as the engine archives it."""
-    yield build_context.archive("prepared", goes_on=True)
-    yield from shop.container.archive(guest.disk) or ()
+    yield build_context.archive("prepared")
+    yield from shop.container.archive(guest.disk) or (tar.END,)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tarfile
 import time
 from typing import TYPE_CHECKING, Any
 
+from pytest_virtainers.engine import tar
 from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests.decompress import Damaged, decompress, is_compressed
 from pytest_virtainers.support.paths import cache_folder, why_unsafe
@@ -161,13 +161,14 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
 
 def _as_tar(path: Path, step: Step) -> Iterator[bytes]:
     """Stream one large file as tar, without a copy of it."""
-    size, sent = path.stat().st_size, 0
-    entry = tarfile.TarInfo(DISK)
-    entry.size = size
-    yield entry.tobuf(tarfile.GNU_FORMAT)
+    yield from tar.large_entry(DISK, _content(path, step), path.stat().st_size)
+    yield tar.END
+
+
+def _content(path: Path, step: Step) -> Iterator[bytes]:
+    sent, size = 0, path.stat().st_size
     with path.open("rb") as file:
         while data := file.read(_CHUNK_BYTES):
             sent += len(data)
             step.update(f"storing {bar(sent, size)}")
             yield data
-    yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)

@@ -1,6 +1,6 @@
 """Merge an overlay and its backing disks into one flat disk, in an isolated container.
 
-The overlay comes from a guest, or from strangers. The container has no network, no capabilities, and of the store
+The overlay comes from a guest or from other people. The container has no network, no capabilities, and of the store
 only the disks below the overlay.
 """
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.errors import EngineError, ImageError
 from pytest_virtainers.guests.disk_format import DISK
-from pytest_virtainers.store import volume
+from pytest_virtainers.store.places import path
 from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.store.volume import Access
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.store.access import Access
 
 _MEMORY_MIB = 1024
 
@@ -42,9 +42,7 @@ def write(
     container = _start(engine, access, runtime_image, run_id, places)
     try:
         container.put_archive(protocol.IMAGE_DIR, overlay)
-        layers = [
-            f"{volume.path(each)}/{protocol.OVERLAY if each.startswith('templates/') else DISK}" for each in places
-        ]
+        layers = [f"{path(each)}/{protocol.OVERLAY if each.startswith('templates/') else DISK}" for each in places]
         code, output = container.run(["flatten", disk, *layers, flat])
         if code != 0:
             reason = " ".join(output.decode(errors="replace").split()).removeprefix("flatten: ")
@@ -72,16 +70,16 @@ def _start(engine: Engine, access: Access, runtime_image: str, run_id: str, plac
             name=f"virtainers-{run_id}-flatten-{secrets.token_hex(2)}",
             kind="helper",
             image=runtime_image,
-            entrypoint=("cat",),  # runs until its stdin closes, which is the lease
+            entrypoint=("cat",),  # runs until its stdin, the lease, is closed
             binds=access.binds(places),
             offline=True,
             memory_mib=_MEMORY_MIB,
         )
         try:
-            container = Container(engine, plan, run_id)
+            container = engine.create(plan, run_id)
             container.start()
         except EngineError as error:
-            if not mounting.goes_on(plan.binds, error):
+            if not mounting.should_retry(plan.binds, error):
                 raise
         else:
             return container

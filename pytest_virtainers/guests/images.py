@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.config.architecture import FIRMWARE, USUAL
-from pytest_virtainers.engine import build_context
+from pytest_virtainers.engine import build_context, tar
 from pytest_virtainers.errors import ImageError, StoreError
 from pytest_virtainers.guests import checksums, container_disk, disk_format, download
 from pytest_virtainers.guests.catalogue import DEFAULT_USER, Entry, Published, Recipe, catalogue
-from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.files import file_digest
 from pytest_virtainers.support.paths import locked
 
@@ -155,7 +155,7 @@ def _ensure_built(entry: Recipe, shop: Workshop, progress: Progress) -> Guest:
 
 def _build(entry: Recipe, place: str, shop: Workshop, step: Step) -> dict[str, Any]:
     with shop.new(place) as out:
-        shop.container.put_archive("/", build_context.archive(entry.recipe, into="recipe/"))
+        shop.container.put_archive("/", build_context.archive(entry.recipe, into="recipe/") + tar.END)
         code, output = shop.container.run(
             ["/recipe/build", entry.suite, entry.arch, out, *([entry.flavour] if entry.flavour else [])],
             lambda piece: step.update(_last_line(piece)),

@@ -6,13 +6,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import Link
+from pytest_virtainers.engine.tar import Link
 from pytest_virtainers.errors import BadTemplate, BootError, SSHError, Unclonable, VMGone
 from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.layering import NotLayered
 from pytest_virtainers.launching.startup import closing_on_failure
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.volume import Removed
+from pytest_virtainers.store.access import Removed
 from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.support.timings import phase
 from pytest_virtainers.vm import provision_limit
@@ -158,7 +158,7 @@ class BringUp:
         Not earlier: other VMs of these networks may look up who is there.
         """
         __tracebackhide__ = True
-        vm.network.join(vm, vm.machine.container.joint().mac)
+        vm.network.join(vm, vm.machine.container.addresses().mac)
         self.plug_cards(vm)
 
     def plug_cards(self, vm: VM) -> None:

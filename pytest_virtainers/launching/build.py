@@ -7,10 +7,8 @@ import secrets
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine import scratch
-from pytest_virtainers.engine.container import Container
 from pytest_virtainers.engine.detect import find
 from pytest_virtainers.engine.reaper import Reaper
-from pytest_virtainers.engine.sweep import sweep
 from pytest_virtainers.launching.bring_up import BringUp
 from pytest_virtainers.launching.clones import Clones
 from pytest_virtainers.launching.container_plan import Planner
@@ -30,7 +28,7 @@ from pytest_virtainers.launching.run_store import RunStore
 from pytest_virtainers.launching.runtime import RuntimeImage
 from pytest_virtainers.launching.startup import Startup
 from pytest_virtainers.launching.templates import Template, Templates
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.forks import Owner
 from pytest_virtainers.support.timings import Record
 from pytest_virtainers.vm.machine import Machine
@@ -73,7 +71,7 @@ def build_launcher(
     with contextlib.ExitStack() as closing:
         closing.callback(engine.close)
         scratch.sweep()
-        swept = sweep(engine)
+        swept = engine.sweep()
         run_id = secrets.token_hex(4)
         closing.callback(Reaper(engine, run_id).close)
 
@@ -95,7 +93,7 @@ def build_launcher(
             lasting=lifetime.detached,
         )
         closing.callback(networks.close)
-        locks = Holds()
+        locks = SharedLocks()
         closing.callback(locks.close)
         guests = GuestImages(store, locks=locks, once=once, progress=progress, engine_arch=engine.arch)
         templates = Templates(store.open, holds=locks, runtime_id=runtime_image.id, progress=progress, once=once)
@@ -112,7 +110,7 @@ def build_launcher(
         )
         prefetcher = Prefetcher()
         containers = Containers(
-            lambda plan: Container(engine, plan, run_id),
+            engine,
             planner,
             run_id,
             networks=networks,

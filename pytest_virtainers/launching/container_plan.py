@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import Plan
-from pytest_virtainers.engine.owner import LABEL, MACHINE, MACHINE_NAME
+from pytest_virtainers.engine.ownership import DETACHED, LABEL, NAME
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.lifetime import DISPOSABLE, Lifetime, seconds_to_stop
 from pytest_virtainers.store.eviction import STORE, USES
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.launching.networks import Networks
     from pytest_virtainers.launching.runtime import RuntimeImage
-    from pytest_virtainers.store.volume import Access
+    from pytest_virtainers.store.access import Access
 
 # What the supervisor needs: the tap device and its addresses, and a DHCP and DNS server that drops its rights.
 _CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
@@ -92,7 +92,7 @@ class Planner:
         }
         return Plan(
             name=name,
-            kind=MACHINE if lifetime.detached else "vm",
+            kind=DETACHED if lifetime.detached else "vm",
             image=self._runtime_image.reference(),
             environment=variables,
             stop_seconds=seconds_to_stop(variables),
@@ -112,7 +112,7 @@ class Planner:
             labels={
                 f"{LABEL}.worker": self._worker,
                 f"{LABEL}.test": node_id,
-                MACHINE_NAME: spec.name,
+                NAME: spec.name,
                 f"{LABEL}.image": spec.image,
                 USES: places[0],
                 STORE: self._settings.store,

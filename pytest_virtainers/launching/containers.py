@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.container import Container, Link, Plan
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.engine.plan import Plan
+    from pytest_virtainers.engine.tar import Link
     from pytest_virtainers.launching.container_plan import Planner
     from pytest_virtainers.launching.networks import Networks
-    from pytest_virtainers.store.volume import Access
+    from pytest_virtainers.store.access import Access
 
 _KVM = "/dev/kvm"
 # Tests of other processes close their VMs some time; after this, a person at the terminal should know.
@@ -28,7 +30,7 @@ class Containers:
     """Starts the containers of one run's VMs.
 
     Args:
-        create: creates a container on the engine from its plan.
+        engine: the engine that runs them.
         planner: makes the plans.
         run_id: id of the run.
         networks: networks of the run.
@@ -39,7 +41,7 @@ class Containers:
 
     def __init__(
         self,
-        create: Callable[[Plan], Container],
+        engine: Engine,
         planner: Planner,
         run_id: str,
         *,
@@ -48,7 +50,7 @@ class Containers:
         memory: memory_budget.Budget,
         give_back: Callable[[], bool],
     ) -> None:
-        self._create, self.planner, self._run_id = create, planner, run_id
+        self._engine, self.planner, self._run_id = engine, planner, run_id
         self._networks, self._access = networks, access
         self._memory, self._give_back = memory, give_back
         self._numbers = itertools.count(1)
@@ -93,10 +95,10 @@ class Containers:
             )
             try:
                 with phase("room, create container"), room:
-                    container = self._create(plan)
+                    container = self._engine.create(plan, self._run_id)
             except EngineError as error:
                 # Podman looks for devices here.
-                if self._goes_without_kvm(plan, spec, error) or mounting.goes_on(plan.binds, error):
+                if self._goes_without_kvm(plan, spec, error) or mounting.should_retry(plan.binds, error):
                     continue
                 raise
             try:
@@ -110,7 +112,7 @@ class Containers:
             except EngineError as error:
                 container.close()
                 # Docker looks for devices here.
-                if self._goes_without_kvm(plan, spec, error) or mounting.goes_on(plan.binds, error):
+                if self._goes_without_kvm(plan, spec, error) or mounting.should_retry(plan.binds, error):
                     continue
                 raise
             except BaseException:

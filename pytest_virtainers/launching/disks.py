@@ -6,16 +6,17 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.guests import flat_disk
+from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Container, Engine
     from pytest_virtainers.launching.runtime import RuntimeImage
-    from pytest_virtainers.store.volume import Access
+    from pytest_virtainers.store.access import Access
     from pytest_virtainers.vm.vm import VM
 
 
@@ -36,18 +37,18 @@ class Disks:
     @contextlib.contextmanager
     def open(self, vm: VM) -> Iterator[Container]:
         """Open a container with the disk of a VM whose own container is gone; raises `EngineError`."""
+        volume = vm.machine.volume
+        disk = () if volume is None else (Bind(protocol.IMAGE_DIR, volume, writable=True),)
         plan = Plan(
             name=f"virtainers-{self._run_id}-rescue-{secrets.token_hex(2)}",
             kind="helper",
             image=self._runtime_image.reference(),
             entrypoint=("cat",),
             environment=vm.machine.container.environment,  # it says where disk and seed are
-            binds=vm.machine.container.binds,
-            volume=vm.machine.volume,
+            binds=(*vm.machine.container.binds, *disk),
             offline=True,
         )
-        container = Container(self._engine, plan, self._run_id)
-        container.volume = None  # it is removed with the VM
+        container = self._engine.create(plan, self._run_id)
         try:
             container.start()
             yield container

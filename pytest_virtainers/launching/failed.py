@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.store.places import MOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

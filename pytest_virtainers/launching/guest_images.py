@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.guests.images import Guest
     from pytest_virtainers.launching.once import Once
     from pytest_virtainers.launching.run_store import RunStore
-    from pytest_virtainers.store.locks import Holds
+    from pytest_virtainers.store.locks import SharedLocks
     from pytest_virtainers.support.progress import Progress
 
 
@@ -29,7 +29,9 @@ class GuestImages:
         engine_arch: architecture of the engine's host.
     """
 
-    def __init__(self, store: RunStore, *, locks: Holds, once: Once, progress: Progress, engine_arch: str) -> None:
+    def __init__(
+        self, store: RunStore, *, locks: SharedLocks, once: Once, progress: Progress, engine_arch: str
+    ) -> None:
         self._store, self._locks, self._once, self._progress = store, locks, once, progress
         self._engine_arch = engine_arch
         self._found: dict[tuple[str, str], Guest] = {}  # by image and architecture, as requested

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import VirtainerError
-from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.store.places import MOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.base import Container
     from pytest_virtainers.store.volume import Workshop
 
 MISSING = "it is missing"

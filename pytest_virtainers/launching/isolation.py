@@ -9,16 +9,14 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.config import reach
-from pytest_virtainers.engine import host
-from pytest_virtainers.engine import network as engine_network
+from pytest_virtainers.engine import host, subnets
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.support.forks import disown_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.base import Container, Engine
     from pytest_virtainers.vm.network import Network
 
 _PATIENCE_SECONDS = 20.0
@@ -106,8 +104,8 @@ class Isolation:
             if network.spec.mode == "isolated":
                 self._networks[network] = _EVERYTHING
             else:
-                ours, others = engine_network.taken_subnets(self._engine, besides=network.engine_name)
-                closed = reach.closed(self._reached, always=(engine_network.POOL, *ours), others=others)
+                ours, others = subnets.in_use(self._engine, besides=network.engine_name)
+                closed = reach.closed(self._reached, always=(subnets.POOL, *ours), others=others)
                 self._networks[network] = tuple(map(str, closed))
         gateway = () if network.subnet is None else (str(network.subnet[1]),)  # on Podman only with the first VM
         return Closed(self._networks[network], tuple(sorted({*host.addresses(), *gateway})))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_virtainers.errors import EngineError, GuestStalled, QEMUCrashed, StoreError, VMGone
 from pytest_virtainers.launching import together
 from pytest_virtainers.launching.startup import closing_on_failure
-from pytest_virtainers.store.volume import Removed
+from pytest_virtainers.store.access import Removed
 from pytest_virtainers.support.timings import Record, phase, recording
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
     from pytest_virtainers.guests.images import Guest
     from pytest_virtainers.launching.bring_up import BringUp, SavedVM
     from pytest_virtainers.launching.clones import Clones

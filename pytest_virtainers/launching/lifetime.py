@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.owner import LABEL, MACHINE, is_kept
+from pytest_virtainers.engine.ownership import DETACHED, LABEL, is_kept
 from pytest_virtainers.store.eviction import USES
 from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
 
 _SPARE_SECONDS = 15
 
@@ -42,7 +42,4 @@ def seconds_to_stop(environment: Mapping[str, str]) -> int:
 
 def is_used_by_detached(engine: Engine, place: str) -> bool:
     """Return whether a detached VM has its disk on a template's, so that the template must stay."""
-    with engine.failures("asking which machines there are"):
-        wanted = [f"{LABEL}={MACHINE}", f"{USES}={place}"]
-        found = engine.api.containers(all=True, filters={"label": wanted})
-    return any(is_kept(each) for each in found)
+    return any(is_kept(each) for each in engine.containers(f"{LABEL}={DETACHED}", f"{USES}={place}"))

@@ -11,25 +11,26 @@ import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.owner import LABEL
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import BudgetError, SpecError
-from pytest_virtainers.store.locks import Holds, is_held
+from pytest_virtainers.store.locks import SharedLocks, is_locked
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
+    from pytest_virtainers.engine.facts import ContainerInfo
     from pytest_virtainers.support.progress import Progress
 
 MEMORY = f"{LABEL}.memory-mib"
-"""Label of a VM's container with the MiB that it is counted with, at least."""
+"""Label with the MiB that a VM's container counts with, at least."""
 LIMIT = f"{LABEL}.memory-limit-mib"
-"""Label with the MiB that it can take at most."""
+"""Label with the MiB that it can use at most."""
 
 QEMU_MIB = 128
 """MiB of QEMU and the supervisor, in addition to the guest's RAM: 60 to 110 MiB were measured under emulation."""
@@ -46,7 +47,7 @@ def booted_mib(spec: Spec) -> int:
 
 
 def cloned_mib(spec: Spec) -> int:
-    """Return the MiB that a new clone is counted with."""
+    """Return the MiB that a new clone counts with."""
     return spec.ram // _SHARE_OF_A_CLONE + QEMU_MIB
 
 
@@ -66,22 +67,22 @@ class Budget:
         self._run_id = run_id
         self._progress = progress
         self._limit_mib: int | None = None
-        self._seen: dict[str, tuple[int, float]] = {}  # what containers take, and until when that is believed
+        self._seen: dict[str, tuple[int, float]] = {}  # what containers use, and until when this value is trusted
 
     def check(self, spec: Spec) -> None:
         """Raise `SpecError` if there can never be memory for a VM."""
-        host_mib = self._host_mib()
+        host_mib = self._engine.memory_mib()
         if spec.ram > host_mib:
             raise SpecError(f"{spec.name}: ram={spec.ram}M is more than the engine's host has ({host_mib}M)")
         if booted_mib(spec) > self._limit():
             raise SpecError(
-                f"{spec.name}: ram={spec.ram}M and {QEMU_MIB}M for QEMU are more than all VMs may take together "
+                f"{spec.name}: ram={spec.ram}M and {QEMU_MIB}M for QEMU are more than all VMs together may use "
                 f"({self._limit()}M): ask for less, or raise --virtainer-max-ram"
             )
 
     @contextmanager
     def room(self, spec: Spec, mib: int, *, give_back: Callable[[], bool], patience: float) -> Iterator[None]:
-        """Wait until there is memory for a VM that is counted with `mib`; create its container inside the block.
+        """Wait until there is memory for a VM that counts with `mib`; create its container inside the block.
 
         Args:
             spec: spec of the VM.
@@ -94,9 +95,9 @@ class Budget:
         """
         deadline = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
-            with self._progress.step(f"waiting for memory for {spec.name}") as step, Holds() as waiting:
+            with self._progress.step(f"waiting for memory for {spec.name}") as step, SharedLocks() as waiting:
                 while True:
-                    if not patience and is_held(_WAITING):
+                    if not patience and is_locked(_WAITING):
                         raise BudgetError(f"no memory for {spec.name}: a test of another process waits for memory")
                     with contextlib.ExitStack() as lock:
                         lock.enter_context(locked("memory", step.update))
@@ -122,39 +123,34 @@ class Budget:
             yield
 
     def _taken(self, most_of_next: int) -> tuple[int, int]:
-        """Give the MiB that VMs of this process take, and those of others."""
-        with self._engine.failures("asking which VMs there are"):
-            listed = self._engine.api.containers(all=True, filters={"label": [MEMORY]})
-        # Neither a VM that stays and is switched off, nor what only has labels of the image of somebody else.
-        found = [each for each in listed if each.get("State") != "exited" and LIMIT in each["Labels"]]
-        labels = {each["Id"]: each["Labels"] for each in found}
+        """Return the MiB that VMs of this process use, and those that others use."""
+        listed = self._engine.containers(MEMORY)
+        # Not a detached VM that is switched off, nor a container that has only its image's labels.
+        found = [each for each in listed if each.state != "exited" and LIMIT in each.labels]
+        labels = {each.id: each.labels for each in found}
         taken = {container: int(each[LIMIT]) for container, each in labels.items()}
-        if sum(taken.values()) + most_of_next > self._limit():  # else it does not matter how much they really take
+        if sum(taken.values()) + most_of_next > self._limit():  # otherwise their real use does not matter
             self._look_at(found)
             taken = {container: self._seen[container][0] for container in labels}
-        ours = sum(mib for container, mib in taken.items() if owner.run(labels[container]) == self._run_id)
+        ours = sum(mib for container, mib in taken.items() if ownership.run(labels[container]) == self._run_id)
         return ours, sum(taken.values()) - ours
 
-    def _look_at(self, containers: Sequence[dict[str, Any]]) -> None:
-        """Learn what containers take, not new ones and not often: a Docker elsewhere needs a second for each."""
+    def _look_at(self, containers: Sequence[ContainerInfo]) -> None:
+        """Ask what older containers use, and rarely: a remote Docker needs a second for each."""
         now, today = time.monotonic(), time.time()
-        least = {each["Id"]: int(each["Labels"][MEMORY]) for each in containers}
-        most = {each["Id"]: int(each["Labels"][LIMIT]) for each in containers}
+        least = {each.id: int(each.labels[MEMORY]) for each in containers}
+        most = {each.id: int(each.labels[LIMIT]) for each in containers}
         for each in containers:
-            if today - each["Created"] < _TRUST_SECONDS:
-                self._seen.setdefault(each["Id"], (least[each["Id"]], now + _TRUST_SECONDS))
-        old = [each for each in least if now > self._seen.get(each, (0, 0.0))[1]]
-        with self._engine.failures("asking how much memory VMs take"), ThreadPoolExecutor(_AT_ONCE) as threads:
+            if today - each.created < _TRUST_SECONDS:
+                self._seen.setdefault(each.id, (least[each.id], now + _TRUST_SECONDS))
+        old = [container for container in least if now > self._seen.get(container, (0, 0.0))[1]]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
             for container, mib in zip(old, threads.map(self._engine.memory_used_mib, old), strict=True):
-                # Of all processes of its host together a rootless Podman tells, where cgroups are of version 1.
+                # A rootless Podman reports the sum of all processes of its host where cgroups are of version 1.
                 believed = min(max(mib, least[container]), most[container])
                 self._seen[container] = (believed, now + _TRUST_SECONDS)
 
-    def _host_mib(self) -> int:
-        with self._engine.failures("asking for the memory of the engine's host"):
-            return self._engine.memory_mib()
-
     def _limit(self) -> int:
         if self._limit_mib is None:
-            self._limit_mib = self._share(self._host_mib())
+            self._limit_mib = self._share(self._engine.memory_mib())
         return self._limit_mib

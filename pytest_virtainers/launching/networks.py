@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.config.network_spec import DEFAULT
-from pytest_virtainers.engine import network as engine_network
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.plan import NetworkPlan
 from pytest_virtainers.errors import SpecError
 from pytest_virtainers.launching.isolation import Isolation
 from pytest_virtainers.support.forks import disown_in_child
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.network_spec import NetworkSpec
     from pytest_virtainers.config.reach import Net
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.engine.base import Network as EngineNetwork
 
 # So that all calls of the guest are refused at once, not only some each second.
 _REFUSALS = {"net.ipv4.icmp_ratelimit": "0"}
@@ -135,14 +135,18 @@ class Networks:
                 stack.callback(network.close)
             self._made = {}
 
-    def _make(self, spec: NetworkSpec) -> engine_network.Network | engine_network.ExistingNetwork:
+    def _make(self, spec: NetworkSpec) -> EngineNetwork:
         if spec.source is not None:
-            return engine_network.ExistingNetwork(self._engine, spec.source)
+            return self._engine.network(spec.source)
         # Podman has no rules for its internal networks, and Docker's, where they are, too, drop what no rule passes:
         # on a bridge as well, if the host lets the firewall look there (bridge-nf-call-iptables). So on Podman, it is
         # the containers alone that leave their VMs no way out. (On a wire, they hide from the firewall.)
         isolated = spec.mode == "isolated" and self._engine.kind != "podman"
-        shape = engine_network.Shape(
+        suffix = "-isolated" if spec.mode == "isolated" else ""
+        run = "" if self._lasting else f"{self._run_id}-"
+        plan = NetworkPlan(
+            name=f"virtainers-{run}{spec.name}{suffix}",
+            kind=ownership.DETACHED_NETWORK if self._lasting else "network",
             driver="macvlan" if spec.mode == "macvlan" else "bridge",
             internal=isolated or spec.mode == "wire",
             masquerade=spec.mode != "routed",
@@ -150,13 +154,9 @@ class Networks:
             ipv6=spec.ipv6,
             parent=spec.parent,
         )
-        suffix = "-isolated" if spec.mode == "isolated" else ""
         if not self._lasting:
-            name = f"virtainers-{self._run_id}-{spec.name}{suffix}"
-            return engine_network.Network(self._engine, name, owner.labels("network", self._run_id), shape)
-        name = f"virtainers-{spec.name}{suffix}"
+            return self._engine.create_network(plan, self._run_id)
         with locked("machines-network"):
-            if engine_network.there_is(self._engine, name):
-                return engine_network.ExistingNetwork(self._engine, name)
-            labels = owner.labels(owner.MACHINES_NETWORK, self._run_id)
-            return engine_network.Network(self._engine, name, labels, shape)
+            if any(each.name == plan.name for each in self._engine.networks()):
+                return self._engine.network(plan.name)
+            return self._engine.create_network(plan, self._run_id)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_virtainers.store.access import Access
 from pytest_virtainers.store.eviction import make_room
-from pytest_virtainers.store.volume import Access, remembered_manifests, workshop
+from pytest_virtainers.store.manifests import of_store
+from pytest_virtainers.store.volume import workshop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_virtainers.config.settings import Settings
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
     from pytest_virtainers.launching.runtime import RuntimeImage
     from pytest_virtainers.store.volume import Workshop
     from pytest_virtainers.support.forks import Owner
@@ -48,7 +50,7 @@ class RunStore:
     ) -> None:
         self._engine, self._limit, self._run_id = engine, settings.store_limit, run_id
         self._runtime_image, self._owner, self._progress = runtime_image, owner, progress
-        self._manifests = remembered_manifests(engine, settings.store)
+        self._manifests = of_store(engine, settings.store)
         self.location = settings.store
         self.access = Access(engine, settings.store, self.open)
         self.spared: set[str] = set()
@@ -67,7 +69,7 @@ class RunStore:
             shop.spared = self.spared
             yield shop
             if shop.made:
-                make_room(self._engine, shop, self._limit, self._progress)
+                make_room(shop, self._limit, self._progress)
 
     @contextmanager
     def open_read_only(self) -> Iterator[Workshop]:

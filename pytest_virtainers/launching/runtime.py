@@ -8,7 +8,7 @@ from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.errors import ImageError
 
 if TYPE_CHECKING:
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.base import Engine
     from pytest_virtainers.launching.once import Once
     from pytest_virtainers.support.progress import Progress
 
@@ -46,8 +46,8 @@ class RuntimeImage:
 
     def id(self) -> str:
         """Return the id of the image, which changes with its content; raises as `reference` does."""
-        return self._engine.image_id(self.reference())
+        return runtime_image.image_id(self._engine, self.reference())
 
     def is_built(self) -> bool:
         """Return whether the engine has the image; raises `EngineError`."""
-        return runtime_image.present(self._engine, runtime_image.reference())
+        return runtime_image.present(self._engine)

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.base import Container, Engine
     from pytest_virtainers.launching.failed import FailedVMs
     from pytest_virtainers.launching.networks import Networks
     from pytest_virtainers.ssh.keys import Keys
@@ -133,7 +132,7 @@ class Startup:
         )
         vm = VM(machine)
         if not ahead:
-            network.join(vm, container.joint().mac)
+            network.join(vm, container.addresses().mac)
         return vm
 
     def check_wanted(self) -> None:

@@ -24,7 +24,7 @@ from pytest_virtainers.launching.once import Once
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.ssh.resumable import SERVE, Session
 from pytest_virtainers.store import eviction
-from pytest_virtainers.store.volume import is_place, path
+from pytest_virtainers.store.places import is_place, path
 from pytest_virtainers.support.paths import locked
 from pytest_virtainers.vm import identity, provisioning
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.guests.images import Guest
-    from pytest_virtainers.store.locks import Holds
+    from pytest_virtainers.store.locks import SharedLocks
     from pytest_virtainers.store.volume import Workshop
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
@@ -108,7 +108,7 @@ class Templates:
         self,
         store: Callable[[], AbstractContextManager[Workshop]],
         *,
-        holds: Holds,
+        holds: SharedLocks,
         runtime_id: Callable[[], str],
         progress: Progress,
         once: Once | None = None,

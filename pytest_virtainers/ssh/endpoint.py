@@ -19,8 +19,8 @@ from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
-    from pytest_virtainers.engine.client import Engine
-    from pytest_virtainers.engine.container import Container, Joint
+    from pytest_virtainers.engine.base import Container, Engine
+    from pytest_virtainers.engine.facts import Addresses
 
 _LOOK_SECONDS = 1.0
 _DIRECT_SECONDS = 1.0
@@ -38,12 +38,12 @@ class Endpoint:
         self.engine = engine
         self._container = container
         self._direct: bool | None
-        self._take(container.joint())
+        self._take(container.addresses())
 
-    def _take(self, joint: Joint) -> None:
+    def _take(self, found: Addresses) -> None:
         self._looked, self._silent_tries = time.monotonic(), 0
-        self._address = joint.address
-        beside = bool(joint.address) and host.is_beside(IPv4Interface((joint.address, joint.prefix)))
+        self._address = found.address
+        beside = bool(found.address) and host.is_beside(IPv4Interface((found.address, found.prefix)))
         self._direct = None if beside else False
 
     @property
@@ -65,9 +65,9 @@ class Endpoint:
     def _look(self) -> None:
         with contextlib.suppress(EngineError):  # the next use of the connection reports it
             self._looked = time.monotonic()
-            joint = self._container.joint(again=True)
-            if joint.address != self._address:
-                self._take(joint)
+            found = self._container.addresses(refresh=True)
+            if found.address != self._address:
+                self._take(found)
 
     def dial(self, timeout: float) -> Any:
         """Open a connection within `timeout` seconds, as a socket for paramiko; raise `OSError` or `EngineError`.

@@ -1,1 +1,1 @@
-"""The engine's volume with guest images and templates."""
+"""The store: a volume or directory of the engine with guest images and templates."""

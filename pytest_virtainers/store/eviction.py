@@ -1,4 +1,4 @@
-"""What is in the store, what of it is in use, and what goes when there is too much."""
+"""The entries of the store: which are in use, and which to remove when there are too many."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.engine.owner import LABEL
-from pytest_virtainers.store.locks import is_held, last_held
-from pytest_virtainers.store.volume import MOUNT, is_place, path
+from pytest_virtainers.engine.ownership import LABEL
+from pytest_virtainers.store.locks import is_locked, last_locked
+from pytest_virtainers.store.places import MOUNT, is_place, path
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from pytest_virtainers.engine.client import Engine
     from pytest_virtainers.store.volume import Workshop
     from pytest_virtainers.support.progress import Progress
 
 USES = f"{LABEL}.uses"
-"""The label by which a container names the place in the store from which it runs."""
+"""The label with the place in the store from which a container runs."""
 STORE = f"{LABEL}.store"
-"""The label with the location of that store: another one may have the same places."""
+"""The label with the location of that store; another store may have the same places."""
 
-# The manifest's time is that of the last use (Workshop.manifest). What others remove meanwhile is left out.
+# The manifest's time is that of the last use (Workshop.manifest). Entries that others just remove are skipped.
 _LIST = """
 import contextlib, glob, json, os, sys
 def fail(error):
@@ -49,15 +48,15 @@ done
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One thing in the store.
+class Entry:
+    """A guest image or template in the store.
 
     Attributes:
         place: its folder: `guests/KEY` or `templates/KEY`.
-        size_mib: the room that it takes.
-        used: when it was last used, in seconds since 1970.
-        manifest: its facts.
-        in_use: whether a container runs from it, or a process will start some.
+        size_mib: its size.
+        used: time of the last use, in seconds since 1970.
+        manifest: the content of its `manifest.json`.
+        in_use: whether a container runs from it, or a process has locked it.
     """
 
     place: str
@@ -68,17 +67,17 @@ class Kept:
 
     @property
     def base(self) -> str:
-        """The place of the guest image that a template is made on; empty for a guest image."""
+        """The place of the guest image below a template; empty for a guest image."""
         return str(self.manifest.get("guest", "")) if self.place.startswith("templates/") else ""
 
     @property
     def origin(self) -> str:
-        """The place of the template from which it was copied, and which it does not need; empty: there is none."""
+        """The place of the template from which it was copied, and which it does not need; empty if there is none."""
         return str(self.manifest.get("origin", ""))
 
     @property
     def what(self) -> str:
-        """Say what it is, for people."""
+        """A description for people."""
         facts = self.manifest
         if self.place.startswith("templates/"):
             size = f"{facts.get('ram')} MiB, {facts.get('cpus')} CPU, user {facts.get('user')}"
@@ -86,18 +85,16 @@ class Kept:
         return ", ".join(str(facts[name]) for name in ("suite", "name", "architecture") if facts.get(name))
 
 
-def contents(engine: Engine, shop: Workshop) -> list[Kept]:
-    """List what is in the store, the least recently used first; raises `StoreError` or `EngineError`."""
-    with engine.failures("asking which containers run"):
-        running = engine.api.containers(all=True, filters={"label": [USES]})  # or about to
-    labels = [each.get("Labels") or {} for each in running]
-    uses = {each.get(USES) for each in labels if each.get(STORE, shop.location) == shop.location}
+def contents(shop: Workshop) -> list[Entry]:
+    """List the entries of the store, the least recently used first; raise `StoreError` or `EngineError`."""
+    labels = [each.labels for each in shop.engine.containers(USES)]
+    uses = {each[USES] for each in labels if each.get(STORE, shop.location) == shop.location}
     listed = shop.shell('exec python3 -I -S -c "$1" "$2"', _LIST, MOUNT)
     rows = [json.loads(line) for line in listed.splitlines()]
     found = [
-        Kept(place, size, max(used, last_held(place)), _facts(manifest), place in uses or is_held(place))
+        Entry(place, size, max(used, last_locked(place)), _facts(manifest), place in uses or is_locked(place))
         for place, size, used, manifest in rows
-        if is_place(place)  # what else is in a directory is not ours
+        if is_place(place)  # a directory may have other files
     ]
     return sorted(found, key=lambda each: each.used)
 
@@ -105,22 +102,22 @@ def contents(engine: Engine, shop: Workshop) -> list[Kept]:
 def _facts(manifest: str) -> dict[str, Any]:
     try:
         facts = json.loads(manifest)
-    except ValueError:  # damaged: it is shown without words, and goes like everything else
+    except ValueError:  # a damaged entry has no description, and is evicted like any other
         return {}
     return facts if isinstance(facts, dict) else {}
 
 
-def surplus(kept: list[Kept], limit_mib: int, keep: Collection[str] = ()) -> list[Kept]:
-    """Choose what goes so that the rest fits into `limit_mib`: the least recently used, never what is in use.
+def surplus(entries: list[Entry], limit_mib: int, keep: Collection[str] = ()) -> list[Entry]:
+    """Choose entries to remove so that the rest fits into `limit_mib`: the least recently used, none in use.
 
-    A guest image is in use as long as a template that stays is made on it.
+    A guest image is in use while a template on it stays.
 
     Args:
-        kept: the contents, the least recently used first.
-        limit_mib: MiB that may stay.
+        entries: the contents, the least recently used first.
+        limit_mib: the limit in MiB.
         keep: places that stay in any case.
     """
-    stay, chosen = list(kept), []
+    stay, chosen = list(entries), []
     while sum(each.size_mib for each in stay) > limit_mib:
         needed = {each.base for each in stay} | set(keep)
         gone = next((each for each in stay if not each.in_use and each.place not in needed), None)
@@ -131,24 +128,24 @@ def surplus(kept: list[Kept], limit_mib: int, keep: Collection[str] = ()) -> lis
     return chosen
 
 
-def prune(engine: Engine, shop: Workshop, limit_mib: int, keep: Collection[str] = ()) -> list[Kept]:
-    """Remove `surplus`, and give it; raises as `contents` does."""
+def prune(shop: Workshop, limit_mib: int, keep: Collection[str] = ()) -> list[Entry]:
+    """Remove and return the `surplus`; errors are those of `contents`."""
     with locked("store"):
-        gone = surplus(contents(engine, shop), limit_mib, keep)
+        gone = surplus(contents(shop), limit_mib, keep)
         remove(shop, [each.place for each in gone])
     return gone
 
 
-def make_room(engine: Engine, shop: Workshop, limit_mib: int, progress: Progress) -> None:
-    """Remove what does not fit any more, after something was made; raises as `contents` does."""
-    for each in prune(engine, shop, limit_mib, keep=shop.made):
+def make_room(shop: Workshop, limit_mib: int, progress: Progress) -> None:
+    """Remove what exceeds the limit after new entries were made; errors are those of `contents`."""
+    for each in prune(shop, limit_mib, keep=shop.made):
         progress.note(f"the store was full: removed {each.place} ({each.what}, {each.size_mib} MiB)")
 
 
 def remove(shop: Workshop, places: Collection[str]) -> None:
-    """Remove these places; raises `StoreError`."""
+    """Remove these places; raise `StoreError`."""
     if places:
-        # As scratch first: what is left of one whose removal was interrupted counts no longer, and goes some day.
+        # Move them to scratch first: the rest of an interrupted removal is not an entry any more, and is swept later.
         with shop.scratch() as scratch:
             shop.shell(_REMOVE, scratch, *(path(place) for place in places))
         for place in places:

@@ -1,4 +1,4 @@
-"""Tell the other processes of this user what this one needs; whoever dies needs nothing any more."""
+"""Shared file locks that mark what a process uses; they end with the process, even if it is killed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class Holds:
-    """What one part of this process needs, by names of any kind; its threads may share it."""
+class SharedLocks:
+    """The shared locks of one part of this process, by names of any kind; thread-safe."""
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
         disown_in_child(self)
 
-    def __enter__(self) -> Holds:
+    def __enter__(self) -> SharedLocks:
         return self
 
     def __exit__(
@@ -32,7 +32,7 @@ class Holds:
         self.close()
 
     def add(self, what: str) -> None:
-        """Need `what` from now on."""
+        """Lock `what` until `close`."""
         with self._lock:
             if what not in self._files:
                 file = os.open(_file(what), LOCK_FILE, 0o600)
@@ -41,27 +41,27 @@ class Holds:
                 self._files[what] = file
 
     def close(self) -> None:
-        """Need nothing any more."""
+        """Release all locks."""
         with self._lock:
             while self._files:
                 os.close(self._files.popitem()[1])
 
     def disown(self) -> None:
-        """Close a forked child's copies; its parent goes on needing what it needs."""
+        """Close a forked child's copies; the parent keeps its locks."""
         self._lock = threading.Lock()
         self.close()
 
 
-def last_held(what: str) -> int:
-    """Return when a process last began to need `what`, in seconds since 1970; 0: it is not known."""
+def last_locked(what: str) -> int:
+    """Return when `what` was last locked, in seconds since 1970; 0 if that is unknown."""
     try:
         return int(_file(what).stat().st_mtime)
     except FileNotFoundError:
         return 0
 
 
-def is_held(what: str) -> bool:
-    """Tell whether any process needs `what`."""
+def is_locked(what: str) -> bool:
+    """Return whether any process has locked `what`."""
     try:
         file = os.open(_file(what), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

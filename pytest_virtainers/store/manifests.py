@@ -1,8 +1,8 @@
-"""What the manifests in a store said, remembered on this machine for a day.
+"""Manifests of a store, remembered on this host for a day.
 
-A look at the store takes a helper container, and most runs would only see what the last one saw. What is remembered
-may be out of date: whoever starts a VM from it has to expect that its place is gone or has other content, as the
-engine and the VM's own container notice. A template's manifest has keys of its clones, so the files are private.
+Reading the store takes a helper container, and most runs would read what the last one has read. What is remembered
+may be out of date, so a caller that starts a VM from a place must expect that it was removed or replaced; the engine
+and the VM's container notice that. A template's manifest contains keys of its clones, so the files are private.
 """
 
 from __future__ import annotations
@@ -20,14 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_SECONDS = 24 * 60 * 60.0  # the store evicts by the last look, so that must not be long ago
+    from pytest_virtainers.engine.base import Engine
+
+_SECONDS = 24 * 60 * 60.0  # reading counts as use for eviction, so the last read must be recent
+
+
+def of_store(engine: Engine, location: str) -> Manifests:
+    """Return the remembered manifests of the store at `location`; a new volume of the same name is another store."""
+
+    def identity() -> str:
+        volume = None if location.startswith("/") else engine.volume(location)
+        about = [] if volume is None else [volume.folder, volume.created]
+        return json.dumps([engine.kind, engine.url, location, *about])
+
+    return Manifests(identity)
 
 
 class Manifests:
     """The remembered manifests of one store.
 
     Args:
-        identity: returns a text by which this store differs from all others.
+        identity: returns a text that distinguishes this store from all others.
     """
 
     def __init__(self, identity: Callable[[], str]) -> None:
@@ -35,7 +48,7 @@ class Manifests:
         self._prefix = ""
 
     def get(self, place: str) -> dict[str, Any] | None:
-        """Return the manifest of a place as it was within the last day, or `None`."""
+        """Return the manifest of a place if it was remembered within the last day, else `None`."""
         path = self._path(place)
         try:
             if time.time() - path.stat().st_mtime > _SECONDS:
@@ -46,9 +59,9 @@ class Manifests:
         return found if isinstance(found, dict) else None
 
     def put(self, place: str, manifest: dict[str, Any] | None) -> None:
-        """Remember a manifest as of now; `None` forgets it."""
+        """Remember a manifest; `None` forgets it."""
         path = self._path(place)
-        with contextlib.suppress(OSError):  # the next run looks for itself
+        with contextlib.suppress(OSError):  # then the next run reads the store
             self._remove_old(path.parent)
             if manifest is None:
                 path.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pytest_virtainers.engine import scratch
-from pytest_virtainers.engine.detect import command_line
 from pytest_virtainers.errors import SpecError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Access:
     def console_command(self) -> str:
         """A shell line that opens the serial console; Ctrl-] leaves it."""
         machine = self._machine
-        return shlex.join([*command_line(machine.endpoint.engine), "exec", "-it", machine.container.id, "console"])
+        return shlex.join([*machine.endpoint.engine.command_line(), "exec", "-it", machine.container.id, "console"])
 
     def ssh_config(self) -> Path:
         """Write an `ssh_config` file for the VM; return its path: `ssh -F PATH NAME`.

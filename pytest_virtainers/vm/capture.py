@@ -21,7 +21,7 @@ from pytest_virtainers.support.runtime import protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_virtainers.engine.streams import ExecStream
+    from pytest_virtainers.engine.base import Stream
     from pytest_virtainers.vm.machine import Machine
 
 _START_SECONDS = 30.0
@@ -97,7 +97,7 @@ class Capture:
 class _Track:
     """The record of one card, in a temporary file without a name."""
 
-    def __init__(self, stream: ExecStream, mac: str) -> None:
+    def __init__(self, stream: Stream, mac: str) -> None:
         """Start to read. tcpdump sends the file's header when it listens; raise `OSError` if none comes."""
         self.mac = _bytes(mac)
         self._stream = stream

@@ -15,7 +15,7 @@ from pytest_virtainers.vm.kernel import Kernel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.base import Container
 
 _CHUNK_BYTES = 4096
 _RECENT = 64 * 1024  # characters

@@ -23,7 +23,7 @@ from pytest_virtainers.vm.supervisor import Supervisor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.base import Container
 
 _SLOWER_WITHOUT_KVM = 10
 SILENCE_SECONDS = 5.0

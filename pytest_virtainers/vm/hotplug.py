@@ -156,15 +156,15 @@ class Hotplug:
     def _plug_into(self, network: Network, name: str, ip: str | int | IPv4Address, undo: contextlib.ExitStack) -> Nic:
         __tracebackhide__ = True
         machine = self._machine
-        joint = machine.container.connect(network.port(machine.spec.guest_hostname, ip))
+        mac = machine.container.connect(network.port(machine.spec.guest_hostname, ip)).mac
         undo.callback(self._disconnect, network)
         how = ("hidden",) if network.is_wire else () if network.has_host else ("open",)
         sender = ("any",) if ip in {"dhcp", "none"} else ()  # the guest chooses its addresses
-        found = json.loads(self._control("join", name, joint.mac, *how, *sender))
+        found = json.loads(self._control("join", name, mac, *how, *sender))
         addresses = () if sender else tuple(found["addresses"])
-        nic = Nic(name, joint.mac, "", network, addresses, found["mtu"], dhcp=ip == "dhcp")
+        nic = Nic(name, mac, "", network, addresses, found["mtu"], dhcp=ip == "dhcp")
         undo.callback(self._unplug, nic)
-        network.join(self._vm, joint.mac)
+        network.join(self._vm, mac)
         return nic
 
     def _unplug(self, nic: Nic) -> None:

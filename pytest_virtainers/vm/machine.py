@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.engine.container import Container
+    from pytest_virtainers.engine.base import Container
     from pytest_virtainers.ssh.endpoint import Endpoint
     from pytest_virtainers.ssh.keys import Keys
     from pytest_virtainers.support.progress import Progress
@@ -125,7 +125,7 @@ class Machine:
     @property
     def ip6(self) -> str:
         """The IPv6 address at which other VMs of the network reach the machine; empty if that has none."""
-        return self.container.joint().address6
+        return self.container.addresses().address6
 
     @property
     def arch(self) -> str:

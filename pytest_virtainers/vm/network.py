@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.config import parsing
 from pytest_virtainers.config.network_spec import DEFAULT
-from pytest_virtainers.engine.container import Port
+from pytest_virtainers.engine.plan import Port
 from pytest_virtainers.errors import SpecError, UsageError, VirtainerError
 from pytest_virtainers.support.forks import Owner, disown_in_child
 from pytest_virtainers.vm.capture import Capture
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
     from pytest_virtainers.config.network_spec import NetworkSpec
-    from pytest_virtainers.engine.network import ExistingNetwork
-    from pytest_virtainers.engine.network import Network as EngineNetwork
+    from pytest_virtainers.engine.base import Network as EngineNetwork
     from pytest_virtainers.vm.vm import VM
 
 _WHOLE = 1000  # the runtime image has losses in thousandths
@@ -72,7 +71,7 @@ class Network:
         recorder: captures everything on it, for the evidence of failing tests; `None`: nothing is captured.
     """
 
-    def __init__(self, spec: NetworkSpec, made: EngineNetwork | ExistingNetwork, *, recorded: bool = False) -> None:
+    def __init__(self, spec: NetworkSpec, made: EngineNetwork, *, recorded: bool = False) -> None:
         self.spec = spec
         self.name = spec.name
         self.engine_name = made.name

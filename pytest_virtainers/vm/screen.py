@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-    from pytest_virtainers.engine.streams import ExecStream
+    from pytest_virtainers.engine.base import Stream
     from pytest_virtainers.vm.machine import Machine
 
 _TABLET_MAX = 0x7FFF  # INPUT_EVENT_ABS_MAX (include/ui/input.h)
@@ -216,7 +216,7 @@ class Screen:
 class _Channel:
     """An exec stream with the interface that `join` requires."""
 
-    def __init__(self, stream: ExecStream) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.recv = stream.recv
         self.shutdown_write = stream.close_input

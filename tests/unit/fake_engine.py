@@ -1,4 +1,7 @@
-"""A stand-in for an engine, at the wire: its HTTP API with the answers that a test wants."""
+"""The HTTP API of an engine with the answers of a test: for tests of `engine/docker`.
+
+`memory_engine` is for tests of what uses an engine.
+"""
 
 import json
 import re
@@ -89,7 +92,20 @@ def echo(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(struct.pack(">BxxxL", 1, len(said)) + said)
 
 
-EXEC: Mapping[str, Answer] = {"POST /containers/c/exec": (201, {"Id": "e"}), "POST /exec/e/start": echo}
+EXEC: Mapping[str, Answer] = {
+    "GET /containers/c/json": (
+        200,
+        {
+            "Id": "c",
+            "Name": "/c",
+            "Config": {"Env": []},
+            "HostConfig": {"NetworkMode": "default"},
+            "NetworkSettings": {"Networks": None},
+        },
+    ),
+    "POST /containers/c/exec": (201, {"Id": "e"}),
+    "POST /exec/e/start": echo,
+}
 
 
 def credentials(folder: Path) -> ssl.SSLContext:

@@ -11,9 +11,10 @@ from benchmarks import __main__, cold_boot
 from benchmarks.rows import Row, as_json, markdown
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.container import Bind, Plan
 from pytest_virtainers.engine.output import Output
+from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.guests.images import Guest
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 from tests.unit.vm.fake_container import event
 
 
@@ -25,18 +26,15 @@ def test_the_accelerator_is_what_the_supervisor_says(accel: str) -> None:
 
 
 @pytest.mark.parametrize(("accel", "devices"), [("kvm", ("/dev/kvm",)), ("tcg", ())])
-def test_by_hand_the_same_accelerator_and_store_are_used(
-    monkeypatch: pytest.MonkeyPatch, accel: str, devices: tuple[str, ...]
-) -> None:
+def test_by_hand_the_same_accelerator_and_store_are_used(accel: str, devices: tuple[str, ...]) -> None:
     plans: list[Plan] = []
 
-    def container(_engine: object, plan: Plan, _run: str) -> None:
+    def refuse(plan: Plan) -> MemoryContainer:
         plans.append(plan)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cold_boot, "Container", container)
     launcher: Any = SimpleNamespace(
-        engine=None,
+        engine=MemoryEngine(factory=refuse),
         guests=SimpleNamespace(get=lambda _image: Guest("debian-13-abc", "debian", "digest")),
         runtime_image=SimpleNamespace(reference=lambda: "runtime"),
     )

@@ -1,4 +1,4 @@
-"""VMs that stay: how they are found again, what of them is swept, and what of their output counts."""
+"""Detached VMs: finding them again, what a sweep leaves, and their output."""
 
 import io
 import json
@@ -23,10 +23,8 @@ from pytest_virtainers.cli import machines as commands
 from pytest_virtainers.cli.common import show
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import check, merge
-from pytest_virtainers.engine import detect, owner
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container
-from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.engine import ownership
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.errors import EngineError, SpecError, UsageError, VMGone
 from pytest_virtainers.launching.cloud_init import user_data
 from pytest_virtainers.ssh.keys import KeyPair, Keys
@@ -34,7 +32,7 @@ from pytest_virtainers.support.progress import SILENT
 from tests.unit.fake_engine import FakeEngine, serving
 from tests.unit.vm.fake_container import event
 
-LIVES = owner.labels(owner.MACHINE, "run")
+LIVES = ownership.labels(ownership.DETACHED, "run")
 KEYS = Keys.generate()
 DEAD = {**LIVES, "virtainers.owner-started": "1"}
 PAPERS = {
@@ -69,28 +67,28 @@ def server() -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def engine(server: FakeEngine) -> Iterator[Engine]:
-    engine = detect.find(server.url)
+def engine(server: FakeEngine) -> Iterator[DockerEngine]:
+    engine = DockerEngine(server.url)
     yield engine
     engine.close()
 
 
-def test_those_that_were_ready_are_listed(engine: Engine) -> None:
+def test_only_vms_that_were_ready_are_listed(engine: DockerEngine) -> None:
     assert [(each.name, each.runs, each.address) for each in detached.list_all(engine)] == [
         ("off", False, "10.213.1.2"),
         ("web", True, "10.213.1.2"),
     ]
 
 
-def test_a_wrong_name_is_told_with_those_that_there_are(engine: Engine, server: FakeEngine) -> None:
-    with pytest.raises(UsageError, match=r"^no machine is called wbe; there are off, web\. virtainers run --detach"):
+def test_a_wrong_name_is_reported_with_existing_names(engine: DockerEngine, server: FakeEngine) -> None:
+    with pytest.raises(UsageError, match=r"^no detached VM is called wbe: there are off, web\. To start one: "):
         detached.find(engine, "wbe")
     server.answers["GET /containers/json"] = (200, [])
-    with pytest.raises(UsageError, match=r"^no machine is called web; there is none at all\. "):
+    with pytest.raises(UsageError, match=r"^no detached VM is called web: there is none\. "):
         detached.find(engine, "web")
 
 
-def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
+def test_a_vm_that_is_off_cannot_be_attached(server: FakeEngine) -> None:
     settings = resolve([])
     object.__setattr__(settings, "engine", server.url)
     with (
@@ -100,9 +98,9 @@ def test_one_that_is_off_has_no_handle(server: FakeEngine) -> None:
         pytest.fail("it has one")
 
 
-def test_one_that_runs_is_not_removed_by_mistake(engine: Engine, server: FakeEngine) -> None:
+def test_remove_refuses_a_running_vm(engine: DockerEngine, server: FakeEngine) -> None:
     with pytest.raises(
-        UsageError, match=r"^web is running: virtainers stop web switches it off, rm --force removes it"
+        UsageError, match=r"^web is running\. Switch it off first \(virtainers stop web\), or use rm --force$"
     ):
         detached.remove(engine, "web")
     assert not any(each.startswith("DELETE") for each in server.asked)
@@ -111,7 +109,7 @@ def test_one_that_runs_is_not_removed_by_mistake(engine: Engine, server: FakeEng
 @pytest.mark.parametrize(
     ("variable", "code", "seconds"), [("RAM=512", 0, 75), ("SHUTDOWN_TIMEOUT=300", 0, 315), ("RAM=512", 2, 75)]
 )
-def test_a_guest_has_its_own_time_to_switch_itself_off(
+def test_stop_waits_for_the_shutdown_timeout_of_the_guest(
     server: FakeEngine, capsys: pytest.CaptureFixture[str], variable: str, code: int, seconds: int
 ) -> None:
     asked = []
@@ -122,8 +120,8 @@ def test_a_guest_has_its_own_time_to_switch_itself_off(
         request.end_headers()
 
     facts = {**INSPECTED, "Config": {"Env": [variable]}, "State": {"ExitCode": code}}
-    server.answers["GET /containers/virtainers-web/json"] = (200, facts)
-    server.answers["POST /containers/virtainers-web/stop"] = end
+    server.answers |= {f"GET /containers/{each}/json": (200, facts) for each in ("1", "virtainers-web")}
+    server.answers["POST /containers/1/stop"] = end
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIRTAINER_ENGINE", server.url)
         assert cli.main(["stop", "web"]) == 0
@@ -159,7 +157,7 @@ INSPECTED = {
 }
 
 
-def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: FakeEngine) -> None:
+def test_inspect_shows_no_private_key(engine: DockerEngine, server: FakeEngine) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS).encode())
     facts = detached.inspect(engine, "web")
@@ -182,8 +180,8 @@ def test_what_is_known_of_one_has_no_private_key_in_it(engine: Engine, server: F
         ({"keys": {"login": asdict(KEYS.login), "host": {"private": "", "public": "x\ny"}}}, r"keys\.host\.private="),
     ],
 )
-def test_what_the_container_of_one_says_is_checked(
-    papers: dict[str, object], said: str, engine: Engine, server: FakeEngine
+def test_files_of_the_container_are_checked(
+    papers: dict[str, object], said: str, engine: DockerEngine, server: FakeEngine
 ) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     server.answers["GET /containers/1/archive"] = archive(json.dumps(PAPERS | papers).encode())
@@ -194,17 +192,17 @@ def test_what_the_container_of_one_says_is_checked(
         detached.inspect(engine, "web")
 
 
-def test_one_may_go_with_its_end(engine: Engine, server: FakeEngine) -> None:
+def test_stop_accepts_a_container_that_is_removed_at_its_end(engine: DockerEngine, server: FakeEngine) -> None:
     server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
     for status, said in ((404, "No such container: 1"), (500, "container 1 does not exist: no such container")):
-        server.answers["POST /containers/virtainers-web/stop"] = (status, {"message": said})
+        server.answers["POST /containers/1/stop"] = (status, {"message": said})
         assert detached.stop(engine, "web")
-    server.answers["POST /containers/virtainers-web/stop"] = (500, {"message": "runc hangs"})
-    with pytest.raises(EngineError, match=r"^switching web off failed: .* said: runc hangs"):
+    server.answers["POST /containers/1/stop"] = (500, {"message": "runc hangs"})
+    with pytest.raises(EngineError, match=r"^stopping container virtainers-web failed: .* said: runc hangs"):
         detached.stop(engine, "web")
 
 
-def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: Engine, server: FakeEngine) -> None:
+def test_follow_collects_output_since_the_last_start(engine: DockerEngine, server: FakeEngine) -> None:
     said = {1: b"what the console shows\n", 2: b'{"event": "guest-off"}\n'}
     asked: list[dict[str, list[str]]] = []
 
@@ -214,9 +212,9 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
         for stream, text in said.items():
             request.wfile.write(struct.pack(">BxxxL", stream, len(text)) + text)
 
-    server.answers["GET /containers/1/json"] = (200, INSPECTED)
+    server.answers |= {f"GET /containers/{each}/json": (200, INSPECTED) for each in ("1", "virtainers-web")}
     server.answers["GET /containers/1/logs"] = logs
-    container = Container.adopt(engine, INSPECTED)
+    container = engine.adopt("virtainers-web")
     assert container.environment == {"RAM": "512", "IMAGE_DIR": "/mounted", "EMPTY": ""}
     container.follow()
     assert container.wait(60)
@@ -227,19 +225,19 @@ def test_the_output_of_one_that_was_adopted_is_had_since_its_last_start(engine: 
     assert not any(each.startswith("DELETE") for each in server.asked), "it stays"
 
 
-def test_a_sweep_takes_what_was_never_ready_and_the_network_with_the_last(engine: Engine, server: FakeEngine) -> None:
-    network = {"Id": "n", "Name": "virtainers-default", "Labels": {**DEAD, "virtainers": owner.MACHINES_NETWORK}}
+def test_sweep_removes_unready_vms_and_the_unused_network(engine: DockerEngine, server: FakeEngine) -> None:
+    network = {"Id": "n", "Name": "virtainers-default", "Labels": {**DEAD, "virtainers": ownership.DETACHED_NETWORK}}
     server.answers |= {
         "GET /networks": (200, [network]),
         "GET /volumes": (200, {"Volumes": None}),
         "DELETE /containers/3": (204, None),
         "DELETE /networks/n": (204, None),
     }
-    assert sweep(engine) == ["virtainers-0a1b2c3d-1-half"]
+    assert engine.sweep() == ["virtainers-0a1b2c3d-1-half"]
     server.answers["GET /containers/json"] = (200, [listed("4", "virtainers-0-1-new", "new", **LIVES)])
-    assert sweep(engine) == [], "that one is on its way, and will need it"
+    assert engine.sweep() == [], "that one is on its way, and will need it"
     server.answers["GET /containers/json"] = (200, [])
-    assert sweep(engine) == ["virtainers-default"]
+    assert engine.sweep() == ["virtainers-default"]
 
 
 @pytest.mark.parametrize(
@@ -326,16 +324,17 @@ def test_completion_in_bash(line: str, offered: str, tmp_path: Path) -> None:
     assert (run.stdout.split("\n")[0], run.stderr) == (offered, "")
 
 
-def test_a_silent_log_does_not_end_and_close_wakes_its_reader(engine: Engine, server: FakeEngine) -> None:
+def test_a_silent_log_does_not_end_until_close(engine: DockerEngine, server: FakeEngine) -> None:
     def logs(request: BaseHTTPRequestHandler) -> None:
         frame = struct.pack(">BxxxL", 1, 5) + b"hello"
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         request.wfile.write(head + f"{len(frame):x}\r\n".encode() + frame + b"\r\n")
         request.rfile.read(1)  # until the client hangs up
 
-    server.answers |= {"GET /containers/1/json": (200, INSPECTED), "GET /containers/1/logs": logs}
+    server.answers |= {f"GET /containers/{each}/json": (200, INSPECTED) for each in ("1", "virtainers-web")}
+    server.answers["GET /containers/1/logs"] = logs
     engine.api.timeout = cast("Any", 0.3)
-    container = Container.adopt(engine, INSPECTED)
+    container = engine.adopt("virtainers-web")
     container.follow()
     assert not container.wait(1.0), "three times as long as an answer may take"
     assert bytes(container.stdout) == b"hello"
@@ -378,7 +377,8 @@ def test_logs_control_no_terminal_and_programs_get_them_as_they_are(
             request.wfile.write(struct.pack(">BxxxL", 1, 1) + EVIL[at : at + 1])
 
     monkeypatch.setenv("VIRTAINER_ENGINE", server.url)
-    server.answers["GET /containers/virtainers-web/logs"] = logs
+    server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
+    server.answers["GET /containers/1/logs"] = logs
     for terminal, expected in ((True, b"boot red \\u202e end\n"), (False, EVIL)):
         with (tmp_path / "out").open("w") as out:
             monkeypatch.setattr(out, "isatty", lambda terminal=terminal: terminal, raising=False)
@@ -398,7 +398,8 @@ def test_logs_show_events_as_sentences(
             request.wfile.write(struct.pack(">BxxxL", stream, len(text)) + text)
 
     monkeypatch.setenv("VIRTAINER_ENGINE", server.url)
-    server.answers["GET /containers/virtainers-web/logs"] = logs
+    server.answers["GET /containers/virtainers-web/json"] = (200, INSPECTED)
+    server.answers["GET /containers/1/logs"] = logs
     assert cli.main(["logs", "web"]) == 0
     assert capfdbinary.readouterr().out == b"login: virtainer: guest switched itself off\nTraceback:\nlast"
 

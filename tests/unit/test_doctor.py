@@ -4,10 +4,8 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -15,9 +13,11 @@ from pytest_virtainers import cli, doctor
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.doctor import Finding
 from pytest_virtainers.engine import runtime_image
+from pytest_virtainers.engine.facts import Image
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.guests import catalogue
 from pytest_virtainers.store.volume import Workshop
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 
 def test_a_finding_shows_its_severity() -> None:
@@ -35,7 +35,7 @@ def test_without_an_engine_doctor_fails_and_lists_what_it_tried(
     assert capsys.readouterr().out.endswith(
         "FAIL engine: no container engine answered (engine=auto). Tried:\n"
         "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused\n"
-        "To mend it: apt-get install podman   (or: docker.io; then start dockerd)\n"
+        "Remedy: apt-get install podman   (or: docker.io; then start dockerd)\n"
     )
     assert cli.main(["doctor", "--json"]) == 1
     last = json.loads(capsys.readouterr().out)[-1]
@@ -44,15 +44,10 @@ def test_without_an_engine_doctor_fails_and_lists_what_it_tried(
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Replace the engine by one that has the runtime image and records whether it was closed."""
-    engine = SimpleNamespace(
-        memory_mib=lambda: 2048, storage_driver=lambda: "overlay2", failures=nullcontext, closed=False
-    )
-    engine.url, engine.lifelines = "unix:///nowhere", ()
-    engine.close = lambda: setattr(engine, "closed", True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> MemoryEngine:
+    """Replace the engine by one that has the runtime image."""
+    engine = MemoryEngine(images={runtime_image.reference(): Image("sha256:0123", "amd64", {})})
     monkeypatch.setattr(doctor, "find", lambda _choice: engine)
-    monkeypatch.setattr(runtime_image, "present", lambda _engine, _image: True)
     return engine
 
 
@@ -60,28 +55,28 @@ def examine() -> dict[str, Finding]:
     return {finding.topic: finding for finding in doctor.examine(resolve([]))}
 
 
-def test_an_engine_that_fails_is_fatal(engine: Any) -> None:
+def test_an_engine_that_fails_is_fatal(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> int:
         raise EngineError("it said: no")
 
-    engine.memory_mib = fail
+    monkeypatch.setattr(engine, "memory_mib", fail)
     found = examine()["engine"]
     assert found == Finding("engine", "it said: no", "make the engine answer, then run doctor again", fatal=True)
     assert engine.closed
 
 
-def test_an_engine_that_copies_images_is_slow(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_image, "present", lambda _engine, _image: False)
+def test_an_engine_that_copies_images_is_slow(engine: MemoryEngine) -> None:
+    engine.images = {}
     assert "storage driver" not in examine()
-    engine.storage_driver = lambda: "vfs"
+    engine.driver = "vfs"
     found = examine()["storage driver"]
     assert found.seen.startswith("vfs: the engine copies the whole runtime image for each VM")
     assert found.remedy.startswith("use overlay")
     assert not found.fatal
 
 
-def test_a_missing_runtime_image_is_not_an_error(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_image, "present", lambda _engine, _image: False)
+def test_a_missing_runtime_image_is_not_an_error(engine: MemoryEngine) -> None:
+    engine.images = {}
     found = examine()
     assert (
         found["runtime image"].seen == f"{runtime_image.reference()} is built at first use, or now: virtainers build"
@@ -90,7 +85,7 @@ def test_a_missing_runtime_image_is_not_an_error(engine: Any, monkeypatch: pytes
     assert not any(finding.fatal for finding in found.values())
 
 
-def test_a_store_that_cannot_be_opened_is_fatal(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_opened_is_fatal(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise StoreError("no")
 
@@ -99,19 +94,17 @@ def test_a_store_that_cannot_be_opened_is_fatal(engine: Any, monkeypatch: pytest
 
 
 def test_listing_guest_images_does_not_mark_them_as_used(
-    engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in ("doctor", "store"):
-        monkeypatch.setattr(f"pytest_virtainers.{module}.MOUNT", str(tmp_path), raising=False)
+    monkeypatch.setattr("pytest_virtainers.doctor.MOUNT", str(tmp_path))
 
-    def run(command: list[str], _on_output: object = None) -> tuple[int, bytes]:
+    def run(command: list[str]) -> tuple[int, bytes]:
         finished = subprocess.run(command, capture_output=True, check=False)
         return finished.returncode, finished.stdout
 
     @contextmanager
     def workshop(*_: object) -> Iterator[Workshop]:
-        container: Any = SimpleNamespace(run=run)
-        yield Workshop(container, "here")
+        yield Workshop(engine, MemoryContainer(answer=run), "here")
 
     monkeypatch.setattr(doctor, "workshop", workshop)
     entry = catalogue.catalogue()["debian-12"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from pytest_virtainers import VM
-from pytest_virtainers.engine.container import Container
+from pytest_virtainers.engine.base import Container
 
 # Without the last call, one in some hundred refused connections counts as made on a busy host: Python asks the kernel
 # for the error of a connection that has just failed, and may find none left.

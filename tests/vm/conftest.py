@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.config.settings import Settings, environment, resolve
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.podman_service import runtime_options
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.docker.podman_service import runtime_options
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.support.progress import Progress
@@ -61,7 +61,8 @@ def launcher(settings: Settings) -> Iterator[Launcher]:
 
 
 @pytest.fixture(scope="session")
-def engine(launcher: Launcher) -> Engine:
+def engine(launcher: Launcher) -> DockerEngine:
+    assert isinstance(launcher.engine, DockerEngine)
     return launcher.engine
 
 
@@ -71,7 +72,7 @@ def runtime_image(launcher: Launcher) -> str:
 
 
 @pytest.fixture(scope="session")
-def engine_cli(engine: Engine) -> list[str]:
+def engine_cli(engine: DockerEngine) -> list[str]:
     """The engine's own command line, as a user would call it on this host."""
     cli = ["podman", *runtime_options()] if engine.kind == "podman" else ["docker"]
     assert shutil.which(cli[0]), f"{cli[0]} is not installed; the contract is tested through it"

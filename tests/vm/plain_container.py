@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_virtainers.engine import owner
+from pytest_virtainers.engine import ownership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ LEAST = [
     *itertools.chain.from_iterable(("--cap-add", name) for name in CAPABILITIES),
 ]
 # What a run that was cut off leaves is removed by the next sweep, as all that is ours.
-OWNED = [f"--label={name}={value}" for name, value in owner.labels("vm", "contract").items()]
+OWNED = [f"--label={name}={value}" for name, value in ownership.labels("vm", "contract").items()]
 LIMITS = ["--ulimit", "nofile=1024", "--ulimit", "nproc=4096"]  # Podman's own may exceed the host's
 BOOT = 400  # seconds until SSH answers, emulated on a busy machine
 FIRMWARE = 180  # seconds until a boot sector runs

@@ -5,12 +5,12 @@ import sys
 import time
 from pathlib import Path
 
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 
 _FIND = "import sys; from pytest_virtainers.engine.detect import find; find(sys.argv[1]).close()"
 
 
-def soon(engine: Engine) -> float:
+def soon(engine: DockerEngine) -> float:
     """Return the seconds after which nothing of a killed run is left: five, or more where the host is busy.
 
     What a reaper does first of all is to start Python and to find the engine: that takes 0.6 s on a quiet host.
@@ -20,7 +20,7 @@ def soon(engine: Engine) -> float:
     return max(5.0, 6 * (time.monotonic() - began))
 
 
-def console_of(engine: Engine, container: str) -> bytes:
+def console_of(engine: DockerEngine, container: str) -> bytes:
     """Return what a VM's console has shown, as its container has it."""
     session = engine.api.exec_create(container, ["cat", "/run/virtainer/console.log"])["Id"]
     shown: bytes = engine.api.exec_start(session)

@@ -5,25 +5,24 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan, Port
-from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine.base import Container
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import NetworkPlan, Plan, Port
 
 PORT = 8080
 _IS_UP = f"import socket; socket.create_connection(('127.0.0.1', {PORT}), 3).close()"
 
 
 @contextlib.contextmanager
-def web_server(engine: Engine, runtime_image: str) -> Iterator[Container]:
+def web_server(engine: DockerEngine, runtime_image: str) -> Iterator[Container]:
     """Run a web server; its network is called as it is, and others on that find it as `db`, too."""
     run = secrets.token_hex(4)
     with contextlib.ExitStack() as stack:
-        network = Network(engine, f"stranger-{run}", owner.labels("network", run), Shape())
+        network = engine.create_network(NetworkPlan(f"stranger-{run}"), run)
         stack.callback(network.close)
         serve = ("sh", "-c", f"python3 -m http.server {PORT} & exec cat")
         port = Port(network.name, aliases=("db",))
-        container = Container(engine, Plan(network.name, "helper", runtime_image, entrypoint=serve, port=port), run)
+        container = engine.create(Plan(network.name, "helper", runtime_image, entrypoint=serve, port=port), run)
         stack.callback(container.close)
         container.start()
         deadline = time.monotonic() + 120

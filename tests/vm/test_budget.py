@@ -12,8 +12,9 @@ import pytest
 from pytest_virtainers import BootTimeout, BudgetError, SpecError
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import Spec
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.base import Container
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.memory_budget import QEMU_MIB, Budget, cloned_mib
@@ -33,7 +34,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start(engine: Engine, runtime_image: str) -> Iterator[Start]:
+def start(engine: DockerEngine, runtime_image: str) -> Iterator[Start]:
     """Start a container that counts as a VM of `run_id`."""
     with contextlib.ExitStack() as stack:
 
@@ -41,7 +42,7 @@ def start(engine: Engine, runtime_image: str) -> Iterator[Start]:
             labels = {memory_budget.MEMORY: str(least), memory_budget.LIMIT: str(most)}
             name = f"virtainers-budget-{time.monotonic_ns()}"
             plan = Plan(name=name, kind="vm", image=runtime_image, entrypoint=program or ("cat",), labels=labels)
-            container = Container(engine, plan, run_id)
+            container = engine.create(plan, run_id)
             stack.callback(container.close)
             container.start()
             return container
@@ -50,7 +51,7 @@ def start(engine: Engine, runtime_image: str) -> Iterator[Start]:
 
 
 @contextlib.contextmanager
-def room(engine: Engine, limit_mib: int, wanted: Spec, patience: float = 0.0) -> Iterator[None]:
+def room(engine: DockerEngine, limit_mib: int, wanted: Spec, patience: float = 0.0) -> Iterator[None]:
     with Budget(engine, lambda _whole: limit_mib, OURS, SILENT).room(
         wanted, cloned_mib(wanted), give_back=lambda: False, patience=patience
     ):
@@ -61,12 +62,14 @@ def test_what_can_never_fit_is_an_error_at_once(settings: Settings) -> None:
     small = replace(settings, max_ram=lambda _whole: 1024)
     with (
         build_launcher(small, SILENT) as launcher,
-        pytest.raises(SpecError, match=rf"^big: ram=1024M and {QEMU_MIB}M for QEMU are more than all VMs may take"),
+        pytest.raises(
+            SpecError, match=rf"^big: ram=1024M and {QEMU_MIB}M for QEMU are more than all VMs together may use"
+        ),
     ):
         launcher.launch(spec("big", ram=1024))
 
 
-def test_nobody_waits_for_what_only_this_process_has(engine: Engine, start: Start) -> None:
+def test_nobody_waits_for_what_only_this_process_has(engine: DockerEngine, start: Start) -> None:
     start(OURS, 900, 900)
     with (
         pytest.raises(
@@ -78,7 +81,7 @@ def test_nobody_waits_for_what_only_this_process_has(engine: Engine, start: Star
         pass
 
 
-def test_a_vm_waits_for_the_memory_of_others(engine: Engine, start: Start) -> None:
+def test_a_vm_waits_for_the_memory_of_others(engine: DockerEngine, start: Start) -> None:
     other = start(OTHERS, 900, 900)
     with (
         pytest.raises(BudgetError, match=r"others 900 MiB; waited 0 s for those\. End VMs"),
@@ -93,7 +96,9 @@ def test_a_vm_waits_for_the_memory_of_others(engine: Engine, start: Start) -> No
     end.join()
 
 
-def test_a_clone_counts_with_what_it_takes(engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clone_counts_with_what_it_takes(
+    engine: DockerEngine, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     about = engine.api.info()
     if about.get("Rootless") and about.get("CgroupVersion") == "1":
         pytest.skip("a rootless engine cannot tell it with cgroups of version 1")
@@ -115,7 +120,7 @@ def test_a_clone_counts_with_what_it_takes(engine: Engine, start: Start, monkeyp
         pass
 
 
-def test_what_a_local_container_takes_is_known_at_once(engine: Engine, start: Start) -> None:
+def test_what_a_local_container_takes_is_known_at_once(engine: DockerEngine, start: Start) -> None:
     program = "import sys; held = b'x' * (300 << 20); print('full', file=sys.stderr, flush=True); input()"
     eater = start(OTHERS, 0, 64 * 1024, "python3", "-c", program)
     assert eater.stderr.wait_for(lambda: b"full" in bytes(eater.stderr), 120)
@@ -127,7 +132,7 @@ def test_what_a_local_container_takes_is_known_at_once(engine: Engine, start: St
     assert all(300 <= each < 340 for each in used), used
 
 
-def test_a_prefetched_vm_makes_room(settings: Settings, engine: Engine) -> None:
+def test_a_prefetched_vm_makes_room(settings: Settings, engine: DockerEngine) -> None:
     # 800 MiB: room for a machine that boots (512 + 128), not for a new clone (64 + 128) beside it.
     with build_launcher(replace(settings, max_ram=lambda _whole: 800), SILENT) as launcher:
         ahead = spec("in-the-way")

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 import pytest
 
 from pytest_virtainers import VM, SSHError, VMFactory
-from pytest_virtainers.engine import owner
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine.base import Network
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import NetworkPlan
 
 _SECONDS = 45  # less than the 50 after which a guest that is emulated is called hung; quiet, it takes 5
 
 
 @pytest.fixture
-def network(engine: Engine) -> Iterator[Network]:
+def network(engine: DockerEngine) -> Iterator[Network]:
     """A network that an operator manages, and not this run."""
     run = secrets.token_hex(4)
-    made = Network(engine, f"operators-{run}", owner.labels("network", run), Shape())
+    made = engine.create_network(NetworkPlan(f"operators-{run}"), run)
     yield made
     made.close()
 
@@ -32,7 +32,7 @@ def vm(network: Network, vm_factory: VMFactory) -> VM:
     return made
 
 
-def disconnect(engine: Engine, vm: VM, network: str) -> None:
+def disconnect(engine: DockerEngine, vm: VM, network: str) -> None:
     engine.api.disconnect_container_from_network(vm.machine.container.id, network, force=True)
 
 
@@ -47,7 +47,7 @@ def fetched(url: str) -> bytes:
 
 
 def test_the_command_that_runs_says_so_and_the_next_one_goes_through_the_engine(
-    vm: VM, engine: Engine, network: Network
+    vm: VM, engine: DockerEngine, network: Network
 ) -> None:
     direct, before = reached_directly(vm), vm.ip
     with vm.popen("sleep 600") as running:
@@ -73,7 +73,7 @@ def test_the_command_that_runs_says_so_and_the_next_one_goes_through_the_engine(
     assert vm.run("hostname").stdout == "web\n"
 
 
-def test_the_next_command_does_not_fail(vm: VM, engine: Engine, network: Network) -> None:
+def test_the_next_command_does_not_fail(vm: VM, engine: DockerEngine, network: Network) -> None:
     vm.run("mkdir -p /tmp/www && echo here >/tmp/www/index.html")
     vm.run("systemd-run python3 -m http.server 8000 --directory /tmp/www", sudo=True)
     vm.wait_for_port(8000)
@@ -89,7 +89,7 @@ def test_the_next_command_does_not_fail(vm: VM, engine: Engine, network: Network
 
 
 def test_a_network_that_is_removed_takes_only_its_card_with_it(
-    network: Network, vm_factory: VMFactory, engine: Engine
+    network: Network, vm_factory: VMFactory, engine: DockerEngine
 ) -> None:
     vm = vm_factory("web", nics=[{"name": network.name, "mode": "existing", "source": network.name}])
     disconnect(engine, vm, network.name)

@@ -16,8 +16,7 @@ import pytest
 
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.launcher import Launcher
 from tests.vm.processes import console_of, reaper_of, soon
 from tests.vm.terminal import AT_TERMINAL
@@ -45,7 +44,7 @@ class Run:
     """A pytest run as a child process, and what it has on the engine."""
 
     def __init__(
-        self, pytester: pytest.Pytester, engine: Engine, source: str, name: str, options: tuple[str, ...] = ()
+        self, pytester: pytest.Pytester, engine: DockerEngine, source: str, name: str, options: tuple[str, ...] = ()
     ) -> None:
         pytester.makepyfile(source.format(name=name, unique=time.time_ns()))
         self.ready = pytester.path / "ready"
@@ -93,7 +92,7 @@ class Run:
 
 
 @pytest.fixture
-def start(pytester: pytest.Pytester, engine: Engine, runtime_image: str) -> Iterator[Callable[..., Run]]:
+def start(pytester: pytest.Pytester, engine: DockerEngine, runtime_image: str) -> Iterator[Callable[..., Run]]:
     runs = []
 
     def start(source: str, name: str, *options: str) -> Run:
@@ -107,7 +106,9 @@ def start(pytester: pytest.Pytester, engine: Engine, runtime_image: str) -> Iter
 
 
 @pytest.mark.parametrize(("stage", "name"), [("booting", "killed-in-boot"), ("running", "killed-in-test")])
-def test_after_sigkill_nothing_is_left(start: Callable[..., Run], engine: Engine, stage: str, name: str) -> None:
+def test_after_sigkill_nothing_is_left(
+    start: Callable[..., Run], engine: DockerEngine, stage: str, name: str
+) -> None:
     run = start(BOOTING if stage == "booting" else RUNNING, name)
     run.until_booting() if stage == "booting" else run.until_running()
     assert run.networks(), "or else this proves nothing"
@@ -119,7 +120,7 @@ def test_after_sigkill_nothing_is_left(start: Callable[..., Run], engine: Engine
     assert (run.containers(), run.networks()) == ([], [])
 
 
-def test_what_is_left_without_a_reaper_the_next_run_removes(start: Callable[..., Run], engine: Engine) -> None:
+def test_what_is_left_without_a_reaper_the_next_run_removes(start: Callable[..., Run], engine: DockerEngine) -> None:
     run = start(RUNNING, "killed-with-all")
     run.until_running()
     os.kill(reaper_of(run.process.pid), signal.SIGKILL)
@@ -130,7 +131,7 @@ def test_what_is_left_without_a_reaper_the_next_run_removes(start: Callable[...,
         time.sleep(0.1)
     assert run.containers() == [], "by its lease"
     assert run.networks(), "or else this proves nothing"
-    assert set(run.networks()) <= set(sweep(engine)), "what the next run does first"
+    assert set(run.networks()) <= set(engine.sweep()), "what the next run does first"
     assert run.networks() == []
 
 
@@ -147,7 +148,7 @@ while True:
 """
 
 
-def owned(engine: Engine) -> dict[str, int]:
+def owned(engine: DockerEngine) -> dict[str, int]:
     """All that runs own on the engine, by name, with the pids of their processes."""
     api, ours = engine.api, {"label": ["virtainers"]}
     found = {
@@ -161,7 +162,7 @@ def owned(engine: Engine) -> dict[str, int]:
 
 
 def test_whenever_a_run_is_killed_nothing_of_it_is_left_five_seconds_later(
-    launcher: Launcher, engine: Engine, settings: Settings
+    launcher: Launcher, engine: DockerEngine, settings: Settings
 ) -> None:
     """`KILLS=100` for a long run."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
@@ -219,7 +220,7 @@ def test_partition(vms, virtainer_network, number):
 
 
 def test_partitions_of_several_machines_in_two_workers_leave_nothing(
-    pytester: pytest.Pytester, engine: Engine, runtime_image: str
+    pytester: pytest.Pytester, engine: DockerEngine, runtime_image: str
 ) -> None:
     """`PARTITIONS=20` for a long run."""
     count = int(os.environ.get("PARTITIONS", "4"))
@@ -236,7 +237,9 @@ def test_partitions_of_several_machines_in_two_workers_leave_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_with_the_main_process(start: Callable[..., Run], engine: Engine, number: signal.Signals) -> None:
+def test_workers_end_with_the_main_process(
+    start: Callable[..., Run], engine: DockerEngine, number: signal.Signals
+) -> None:
     name = f"worker-{number.name.lower()}"
     run = start(RUNNING, name, "-n", "2")
     run.until_running()
@@ -260,7 +263,7 @@ def test_a_signal_during_boot_cleans_up_at_once(
     run = start(BOOTING, name)
     run.until_booting()
     (vm,) = (each["Id"] for each in run.containers() if each["Labels"]["virtainers"] == "vm")
-    environment = dict(each.split("=", 1) for each in launcher.engine.api.inspect_container(vm)["Config"]["Env"])
+    environment = launcher.engine.adopt(vm).environment
     with launcher.store.open() as shop:
         assert "ram" in shop.shell(f"ls {environment['IMAGE_DIR']}").split(), "half-made"
     run.process.send_signal(number)
@@ -271,7 +274,7 @@ def test_a_signal_during_boot_cleans_up_at_once(
         shop.shell(f"! ls -d {environment['IMAGE_DIR']}")
 
 
-def test_ctrl_c_twice_leaves_nothing(start: Callable[..., Run], engine: Engine) -> None:
+def test_ctrl_c_twice_leaves_nothing(start: Callable[..., Run], engine: DockerEngine) -> None:
     run = start(BOOTING, "interrupted-twice")
     run.until_booting()
     run.process.send_signal(signal.SIGINT)
@@ -286,7 +289,7 @@ def test_ctrl_c_twice_leaves_nothing(start: Callable[..., Run], engine: Engine) 
 
 @pytest.mark.thorough
 def test_a_builder_that_is_killed_is_followed_by_the_one_that_waits(
-    pytester: pytest.Pytester, start: Callable[..., Run], engine: Engine
+    pytester: pytest.Pytester, start: Callable[..., Run], engine: DockerEngine
 ) -> None:
     killed = start(BOOTING, "built-by-two")
     killed.until_booting()
@@ -311,7 +314,7 @@ def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, monkeypatch: py
 
 
 def test_many_clones_leave_nothing(
-    launcher: Launcher, engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, engine: DockerEngine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`CYCLES=200` for a long run."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no run on another engine writes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.launcher import Launcher
 
 FAILING = """
@@ -117,7 +117,7 @@ def section(output: str, name: str) -> str:
 
 
 def test_each_failure_names_its_cause_and_leaves_its_evidence(
-    pytester: pytest.Pytester, tmp_path: Path, engine: Engine
+    pytester: pytest.Pytester, tmp_path: Path, engine: DockerEngine
 ) -> None:
     pytester.makepyfile(test_it=FAILING)
     result = pytester.runpytest_subprocess(
@@ -370,7 +370,7 @@ def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(pytester: pytest.Pyt
     (folder,) = (pytester.path / "virtainer-artifacts").glob("*/web")
     missing = json.loads((folder / "manifest.json").read_text())["missing"]
     assert missing.keys() == {"overlay.qcow2"}
-    assert re.fullmatch(r"EngineError: evidence in \S+ has said nothing for (0\.5|5) s", missing["overlay.qcow2"])
+    assert re.fullmatch(r"EngineError: evidence in \S+ was silent for (0\.5|5) s", missing["overlay.qcow2"])
     assert (folder / "journal.txt").exists()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 
 PROGRAM = """
 import contextlib
@@ -110,7 +110,7 @@ done
 
 
 def test_a_forked_child_touches_nothing_and_does_not_keep_the_vm_when_its_parent_dies(
-    engine: Engine, tmp_path: Path
+    engine: DockerEngine, tmp_path: Path
 ) -> None:
     errors = tmp_path / "errors"
     with (

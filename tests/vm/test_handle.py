@@ -10,7 +10,7 @@ import paramiko
 import pytest
 
 from pytest_virtainers import VM, CommandFailed, CommandTimeout
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.ssh import client
 from pytest_virtainers.ssh.endpoint import RELAY, Endpoint
 from pytest_virtainers.ssh.keys import KeyPair, Keys
@@ -174,7 +174,7 @@ def test_openssh_gets_in_with_the_printed_command(session_vm: VM) -> None:
         endpoint._direct = direct
 
 
-def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: Engine) -> None:
+def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: DockerEngine) -> None:
     relayed = Endpoint(engine, session_vm.machine.container)
     relayed._direct = False
     connection = client.log_in(relayed.dial(60), session_vm.user, session_vm.machine.keys, 60)
@@ -210,7 +210,7 @@ def test_the_console_is_collected(session_vm: VM) -> None:
     assert "hello console\n" in session_vm.console.text
 
 
-def test_the_container_has_least_privileges(session_vm: VM, engine: Engine) -> None:
+def test_the_container_has_least_privileges(session_vm: VM, engine: DockerEngine) -> None:
     about = engine.api.inspect_container(session_vm.machine.container.id)
     host = about["HostConfig"]
     assert not host["Privileged"]
@@ -225,7 +225,7 @@ def test_the_container_has_least_privileges(session_vm: VM, engine: Engine) -> N
     assert b"64055" in qemu, "QEMU runs as a user of its own"
 
 
-def test_the_labels_name_run_owner_and_test(session_vm: VM, engine: Engine) -> None:
+def test_the_labels_name_run_owner_and_test(session_vm: VM, engine: DockerEngine) -> None:
     import os
 
     labels = engine.api.inspect_container(session_vm.machine.container.id)["Config"]["Labels"]

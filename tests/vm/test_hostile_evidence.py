@@ -21,8 +21,8 @@ import pytest
 from pytest_virtainers import VM
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import check, merge
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.errors import BadTemplate, ImageError, VMGone
 from pytest_virtainers.evidence import collect
 from pytest_virtainers.evidence import resume as evidence_reader
@@ -30,7 +30,7 @@ from pytest_virtainers.evidence.resume import MEMORY
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.volume import Access
+from pytest_virtainers.store.access import Access
 from tests.vm.shapes import SMALL
 
 WORDS = "what only this disk has"
@@ -133,7 +133,7 @@ def test_a_library_among_the_variables_is_not_loaded(folder: Path) -> None:
 
 def test_memory_of_others_is_loaded_only_on_request(folder: Path, tmp_path: Path) -> None:
     said = refused(folder, "--", "true", cache=tmp_path)
-    assert said.startswith("memory.state was not written by a run of this user on this machine, and QEMU loads ")
+    assert said.startswith("memory.state was not written by a run of this user on this machine, and QEMU does not ")
     look = "cat mark /dev/shm/file || true"
     _, out, said = resume(folder, "--trust", "--", look, cache=tmp_path)
     assert out == f"{WORDS}\nin memory\n", said
@@ -232,7 +232,7 @@ def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, launcher: Launcher) -
 
 
 def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
-    vm: VM, launcher: Launcher, settings: Settings, engine: Engine
+    vm: VM, launcher: Launcher, settings: Settings, engine: DockerEngine
 ) -> None:
     """Or the engine's `volume prune` would take the disk that its own is made on."""
     if settings.store.startswith("/"):
@@ -240,7 +240,7 @@ def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
     places = [vm.machine.container.environment["TEMPLATE"].removeprefix("/store/")]
     binds = Access(engine, settings.store, launcher.store.open).binds(places, lasting=True)
     plan = Plan("virtainers-lasting", "helper", launcher.runtime_image.reference(), entrypoint=("cat",), binds=binds)
-    with contextlib.closing(Container(engine, plan, secrets.token_hex(4))) as container:
+    with contextlib.closing(engine.create(plan, secrets.token_hex(4))) as container:
         container.start()
         mounts = engine.api.inspect_container(container.id)["Mounts"]
         assert settings.store in {each.get("Name") for each in mounts}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_virtainers import VM
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import DockerEngine
 
 MIB = 1024 * 1024
 SHAPE = pytest.mark.virtainer(**SMALL)
@@ -29,7 +29,7 @@ FLOOD = 64 * MIB
 
 
 @SHAPE
-def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: Engine) -> None:
+def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: DockerEngine) -> None:
     vm.run("echo the first line >/dev/ttyS0; head -c 100k /dev/zero | tr '\\0' x >/dev/ttyS0", sudo=True)
     vm.wait_for_console("^the first line$")
     before = _looks(vm)

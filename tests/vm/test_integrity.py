@@ -14,12 +14,14 @@ import pytest
 from pytest_virtainers import StoreError
 from pytest_virtainers.config.settings import Settings, resolve
 from pytest_virtainers.config.spec import Spec, check, merge
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Bind, Container, Plan
+from pytest_virtainers.engine.base import Container
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
-from pytest_virtainers.store.volume import BUILD_CAPABILITIES, MOUNT
+from pytest_virtainers.store.places import MOUNT
+from pytest_virtainers.store.volume import BUILD_CAPABILITIES
 from pytest_virtainers.support.progress import SILENT
 from tests.vm.shapes import SMALL
 
@@ -83,7 +85,7 @@ class Store:
 
 
 @pytest.fixture
-def store(launcher: Launcher, engine: Engine, settings: Settings, tmp_path: Path) -> Iterator[Store]:
+def store(launcher: Launcher, engine: DockerEngine, settings: Settings, tmp_path: Path) -> Iterator[Store]:
     wanted = spec("origin")
     launcher.discard(launcher.launch(wanted))
     guest = launcher.guests.get(wanted.image)
@@ -98,7 +100,7 @@ def store(launcher: Launcher, engine: Engine, settings: Settings, tmp_path: Path
         folder=str(tmp_path),
         capabilities=BUILD_CAPABILITIES,
     )
-    helper = Container(engine, plan, "integrity")
+    helper = engine.create(plan, "integrity")
     helper.start()
     try:
         found = Store(helper, tmp_path, template, guest.place)
@@ -190,9 +192,7 @@ def test_a_run_from_a_damaged_file_says_so_and_fails(store: Store, pytester: pyt
     result = pytester.runpytest_subprocess(*run, "-k", "first")
     result.assert_outcomes(passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED, "with nothing that failed but this"
-    said = (
-        f"{store.template}: ram is damaged: *VMs of this run were started from it, and what their tests have seen may"
-    )
+    said = f"{store.template}: ram is damaged: *VMs of this run were started from it, and their results may"
     result.stdout.fnmatch_lines(["*= virtainer: damaged files in the store =*", f"{said}*"])
     assert store.places() == {store.guest}
     store.fill()

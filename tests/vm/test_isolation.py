@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network
 
 import pytest
+from docker.types import IPAMConfig, IPAMPool
 
 from pytest_virtainers import VM, launch
 from pytest_virtainers.engine import host
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Plan, Port
-from pytest_virtainers.engine.network import Network, Shape
+from pytest_virtainers.engine.base import Container
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import Plan, Port
 from tests.vm import elsewhere
 from tests.vm.calling import container_reaches, reached_by, reaches
 from tests.vm.elsewhere import needs_root
@@ -45,7 +46,7 @@ def wait_until_out_of_reach(vm: VM, address: str, port: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def stranger(engine: Engine, runtime_image: str) -> Iterator[Container]:
+def stranger(engine: DockerEngine, runtime_image: str) -> Iterator[Container]:
     with web_server(engine, runtime_image) as container:
         yield container
 
@@ -73,11 +74,11 @@ def test_machines_of_one_network_reach_each_other_and_no_other_network(vms: Mapp
 
 
 def test_containers_of_the_engine_are_out_of_reach(
-    vms: Mapping[str, VM], stranger: Container, engine: Engine, runtime_image: str
+    vms: Mapping[str, VM], stranger: Container, engine: DockerEngine, runtime_image: str
 ) -> None:
-    address, run = stranger.joint().address, secrets.token_hex(4)
+    address, run = stranger.addresses().address, secrets.token_hex(4)
     plan = Plan(f"neighbour-{run}", "helper", runtime_image, entrypoint=("cat",), port=Port(stranger.name))
-    with contextlib.closing(Container(engine, plan, run)) as neighbour:
+    with contextlib.closing(engine.create(plan, run)) as neighbour:
         neighbour.start()
         assert container_reaches(neighbour, address, PORT), "there is somebody who does"
     for name in ("a", "other", "alone", "six"):
@@ -246,16 +247,17 @@ LATER = ["10.99.9.0/24", "203.0.113.128/25"]
 
 @pytest.mark.parametrize("subnet", LATER)
 def test_a_host_service_on_a_network_that_appears_later_is_out_of_reach(
-    vms: Mapping[str, VM], reaching: VM, engine: Engine, runtime_image: str, subnet: str
+    vms: Mapping[str, VM], reaching: VM, engine: DockerEngine, runtime_image: str, subnet: str
 ) -> None:
     run = secrets.token_hex(4)
     with contextlib.ExitStack() as undo:
         undo.enter_context(elsewhere.exclusive())
-        network = Network(engine, f"later-{run}", {}, Shape(subnet=IPv4Network(subnet)))
-        undo.callback(network.close)
+        network = f"later-{run}"
+        engine.api.create_network(network, ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)]))
+        undo.callback(engine.api.remove_network, network)
         serve = ("sh", "-c", f"python3 -m http.server {PORT} & exec cat")
-        plan = Plan(network.name, "helper", runtime_image, entrypoint=serve, port=Port(network.name))
-        container = undo.enter_context(contextlib.closing(Container(engine, plan, run)))
+        plan = Plan(network, "helper", runtime_image, entrypoint=serve, port=Port(network))
+        container = undo.enter_context(contextlib.closing(engine.create(plan, run)))
         container.start()  # Podman makes the bridge for it
         gateway = str(IPv4Network(subnet)[1])
         if gateway not in host.addresses():
@@ -266,4 +268,4 @@ def test_a_host_service_on_a_network_that_appears_later_is_out_of_reach(
         for vm in (vms["a"], reaching):
             wait_until_out_of_reach(vm, gateway, port)
         if engine.kind == "podman":  # Docker itself keeps its networks apart
-            assert reaches(reaching, container.joint().address, PORT)
+            assert reaches(reaching, container.addresses().address, PORT)

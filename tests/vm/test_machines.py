@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.detect import command_line
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from tests.seeds import ready
 from tests.vm.processes import reaper_of
 from tests.vm.terminal import AT_TERMINAL
@@ -70,14 +69,14 @@ def until_ctrl_c(*words: str) -> Iterator[str]:
             process.kill()
 
 
-def left(engine: Engine) -> list[str]:
+def left(engine: DockerEngine) -> list[str]:
     machines = engine.api.containers(all=True, filters={"label": ["virtainers=machine"]})
     networks = engine.api.networks(filters={"label": ["virtainers=machines-network"]})
     return [*(each["Names"][0] for each in machines), *(each["Name"] for each in networks)]
 
 
 @pytest.mark.each_engine
-def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Engine, tmp_path: Path) -> None:
+def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: DockerEngine, tmp_path: Path) -> None:
     virtainers("run", "--detach", "--name", "tests-web", *SHAPE)
     (web,) = json.loads(virtainers("ls", "--json").stdout)
     assert (web["name"], web["image"], web["state"]) == ("tests-web", "debian-13", "running")
@@ -112,12 +111,12 @@ def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Eng
 
     refused = virtainers("run", "--detach", "--name", "tests-web", fails=True).stderr
     assert virtainers("cp", tmp_path / "missing", "tests-web:/srv/", fails=True).stderr.startswith("virtainers: ")
-    assert "there is a machine called tests-web already: virtainers rm tests-web removes it" in refused
+    assert "a detached VM is called tests-web already. Remove it (virtainers rm tests-web)" in refused
     refused = virtainers("rm", "tests-web", fails=True).stderr
-    assert "tests-web is running: virtainers stop tests-web switches it off" in refused
+    assert "tests-web is running. Switch it off first (virtainers stop tests-web)" in refused
     virtainers("rm", "--force", "tests-web")
     assert left(engine) == []
-    assert "no machine is called tests-web; there is none at all" in virtainers("ssh", "tests-web", fails=True).stderr
+    assert "no detached VM is called tests-web: there is none" in virtainers("ssh", "tests-web", fails=True).stderr
 
 
 def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
@@ -156,14 +155,14 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
 
 
 @pytest.mark.each_engine
-def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtainers, engine: Engine) -> None:
+def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtainers, engine: DockerEngine) -> None:
     virtainers("run", "--detach", "--name", "tests-one", *SHAPE)
     virtainers("run", "--detach", "--rm", "--name", "tests-two", *SHAPE, "--", "ping", "-c1", "-W30", "tests-one")
     virtainers("stop", "tests-two")
     deadline = time.monotonic() + 60  # the engine removes it by itself
     while [each["name"] for each in json.loads(virtainers("ls", "--json").stdout)] != ["tests-one"]:
         assert time.monotonic() < deadline
-    subprocess.run([*command_line(engine), "stop", "virtainers-tests-one"], check=True)
+    subprocess.run([*engine.command_line(), "stop", "virtainers-tests-one"], check=True)
     state = engine.api.inspect_container("virtainers-tests-one")["State"]
     assert state["ExitCode"] == 0, "the engine waits for the guest longer than it does by default"
     assert (
@@ -178,7 +177,7 @@ def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtai
 @pytest.mark.each_engine
 @pytest.mark.parametrize("reaped", [True, False])
 def test_one_that_is_killed_before_it_is_ready_is_removed_at_once_or_by_the_next(
-    virtainers: Virtainers, engine: Engine, *, reaped: bool
+    virtainers: Virtainers, engine: DockerEngine, *, reaped: bool
 ) -> None:
     words = ("run", "--detach", "--name", "tests-half", *SHAPE, "--cold")
     command = [sys.executable, "-m", "pytest_virtainers.cli", *words]
@@ -234,7 +233,7 @@ def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
     virtainers("run", "--detach", "--name", "tests-again", "--env", "SHUTDOWN_TIMEOUT=1", *disk)
     assert virtainers("exec", "tests-again", "--", "cat", "state").stdout == "kept\n"
     said = virtainers("commit", "tests-again", tmp_path / "whole.qcow2", fails=True).stderr
-    assert "tests-again is running, and its disk changes: virtainers stop tests-again first" in said
+    assert "tests-again is running, and its disk changes. Switch it off first: virtainers stop tests-again" in said
     cut = "tests-again did not shut down within its SHUTDOWN_TIMEOUT: its power was cut"
     assert cut in virtainers("stop", "tests-again").stderr
     told = virtainers("commit", "tests-again", tmp_path / "whole.qcow2").stderr

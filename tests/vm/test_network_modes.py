@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers import EngineError, VMFactory
-from pytest_virtainers.engine import host
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container
-from pytest_virtainers.engine.network import free_subnets
+from pytest_virtainers.engine import host, subnets
+from pytest_virtainers.engine.base import Container
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from tests.vm.hearing import heard, needs_ears
 from tests.vm.stranger import PORT, web_server
 
@@ -20,11 +19,11 @@ _ASK = "import urllib.request, sys; urllib.request.urlopen(sys.argv[1], timeout=
 
 def free_subnet() -> str:
     """Give a subnet for a network of a test's own."""
-    return str(free_subnets(host.networks())[0])
+    return str(subnets.free(host.networks(), 1)[0])
 
 
 @pytest.fixture
-def database(engine: Engine, runtime_image: str) -> Iterator[Container]:
+def database(engine: DockerEngine, runtime_image: str) -> Iterator[Container]:
     """Something on a network that somebody has made before, and removes as soon as the test is over."""
     with web_server(engine, runtime_image) as container:
         yield container
@@ -34,12 +33,12 @@ def test_a_network_of_the_engine(database: Container, vm_factory: VMFactory) -> 
     lab = {"name": "others", "mode": "existing", "source": database.name}
     there = vm_factory("there", network=lab)
     joined = vm_factory("joined", nics=[lab])
-    for vm, name in ((there, "db"), (joined, database.joint().address)):
+    for vm, name in ((there, "db"), (joined, database.addresses().address)):
         vm.wait_until_succeeds(["python3", "-c", _ASK, f"http://{name}:{PORT}/"])
 
 
 @needs_ears
-def test_what_leaves_a_routed_network_has_its_own_address(vm_factory: VMFactory, engine: Engine) -> None:
+def test_what_leaves_a_routed_network_has_its_own_address(vm_factory: VMFactory, engine: DockerEngine) -> None:
     routed = {"name": "routed", "mode": "routed", "subnet": free_subnet()}
     if engine.kind == "podman":
         with pytest.raises(EngineError, match=r"Podman's networks hide their addresses behind the host's"):
@@ -52,7 +51,7 @@ def test_what_leaves_a_routed_network_has_its_own_address(vm_factory: VMFactory,
     assert uplink() in on
 
 
-def test_machines_on_the_wire_of_the_host(vm_factory: VMFactory, engine: Engine) -> None:
+def test_machines_on_the_wire_of_the_host(vm_factory: VMFactory, engine: DockerEngine) -> None:
     lan = {"name": "hosts-wire", "mode": "macvlan", "parent": uplink(), "subnet": free_subnet()}
     if engine.kind == "podman" and os.geteuid() != 0:
         with pytest.raises(EngineError, match=r"A rootless engine does not see the host's"):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_virtainers.engine.client import Engine
+    from pytest_virtainers.engine.docker.engine import DockerEngine
 
 pytestmark = [pytest.mark.alone, pytest.mark.thorough]
 
@@ -38,7 +38,7 @@ SSH = [
 
 
 @pytest.fixture(scope="module")
-def image(engine: Engine) -> Iterator[str]:
+def image(engine: DockerEngine) -> Iterator[str]:
     """In place of `docker.io/virtainers/fedora:29`."""
     command = [sys.executable, "-m", "pytest_virtainers.cli", "images", "bake", "debian-13"]
     environment = {**os.environ, "VIRTAINER_ENGINE": engine.kind}
@@ -59,7 +59,7 @@ def rights(engine_cli: list[str], runtime_image: str) -> list[str]:
     return ["--privileged"] if tried.returncode == 0 else LEAST
 
 
-def test_a_prepared_virtainer_through_the_plugins_core(engine: Engine, image: str) -> None:
+def test_a_prepared_virtainer_through_the_plugins_core(engine: DockerEngine, image: str) -> None:
     command = [sys.executable, "-m", "pytest_virtainers.cli", "run", "--cold", "--vnc", f"docker-image://{image}"]
     environment = {**os.environ, "VIRTAINER_ENGINE": engine.kind}
     done = subprocess.run([*command, "--", "whoami"], env=environment, text=True, capture_output=True, check=False)

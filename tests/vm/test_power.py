@@ -8,7 +8,7 @@ import docker.errors
 import pytest
 
 from pytest_virtainers import VM, CommandTimeout, VMFactory, VMGone
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 
 pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
 
@@ -72,7 +72,7 @@ def test_a_snapshot_brings_one_back_that_is_off(vm: VM) -> None:
     assert vm.run("cat /tmp/file").stdout == "before\n"
 
 
-def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engine: Engine) -> None:
+def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engine: DockerEngine) -> None:
     victim = vm_factory("victim")
     threading.Timer(0.5, engine.api.kill, (victim.machine.container.id,)).start()
     with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:"):
@@ -87,7 +87,7 @@ done 2>/dev/null
 """
 
 
-def signal_qemu(vm: VM, engine: Engine, name: str) -> None:
+def signal_qemu(vm: VM, engine: DockerEngine, name: str) -> None:
     command = ["sh", "-c", SIGNAL, "sh", name]
     session = engine.api.exec_create(vm.machine.container.id, command, user="qemu")["Id"]
     if name == "KILL":  # the container ends with QEMU, and the answer may be lost
@@ -96,7 +96,7 @@ def signal_qemu(vm: VM, engine: Engine, name: str) -> None:
         assert engine.api.exec_start(session) == b"done\n"
 
 
-def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine: Engine) -> None:
+def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine: DockerEngine) -> None:
     began = time.monotonic()
     signal_qemu(vm, engine, "STOP")
     with pytest.raises(CommandTimeout):
@@ -106,7 +106,7 @@ def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine
     assert vm.run("echo on").stdout == "on\n"
 
 
-def test_a_qemu_that_stands_still_is_thrown_away(vm_factory: VMFactory, engine: Engine) -> None:
+def test_a_qemu_that_stands_still_is_thrown_away(vm_factory: VMFactory, engine: DockerEngine) -> None:
     still = vm_factory("still")
     container = still.machine.container.id
     signal_qemu(still, engine, "STOP")
@@ -117,7 +117,7 @@ def test_a_qemu_that_stands_still_is_thrown_away(vm_factory: VMFactory, engine: 
         engine.api.inspect_container(container)
 
 
-def test_a_qemu_that_is_killed_is_named(vm_factory: VMFactory, engine: Engine) -> None:
+def test_a_qemu_that_is_killed_is_named(vm_factory: VMFactory, engine: DockerEngine) -> None:
     victim = vm_factory("victim")
     threading.Timer(0.5, signal_qemu, (victim, engine, "KILL")).start()
     with pytest.raises(
@@ -126,7 +126,7 @@ def test_a_qemu_that_is_killed_is_named(vm_factory: VMFactory, engine: Engine) -
         victim.run("sleep 60")
 
 
-def test_a_qemu_without_memory_is_named(vm_factory: VMFactory, engine: Engine) -> None:
+def test_a_qemu_without_memory_is_named(vm_factory: VMFactory, engine: DockerEngine) -> None:
     victim = vm_factory("victim")
     least = f"{engine.memory_used_mib(victim.machine.container.id) + 60}m"
     engine.api.update_container(victim.machine.container.id, mem_limit=least, memswap_limit=least)

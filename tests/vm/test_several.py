@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 
 FAILING = """
 import pathlib
@@ -43,7 +43,9 @@ def pings(path: Path) -> Iterator[tuple[int, str, str]]:
             yield frame[34], str(IPv4Address(frame[26:30])), str(IPv4Address(frame[30:34]))
 
 
-def test_there_is_evidence_of_each_machine_and_of_the_network(pytester: pytest.Pytester, engine: Engine) -> None:
+def test_there_is_evidence_of_each_machine_and_of_the_network(
+    pytester: pytest.Pytester, engine: DockerEngine
+) -> None:
     pytester.makepyfile(test_it=FAILING)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--virtainer-capture=failed")
     result.assert_outcomes(failed=1, errors=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers import VM
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from tests.vm.shapes import FULL, LARGE
 
 
@@ -29,7 +29,7 @@ def test_everything_a_marker_asks_for(vm: VM) -> None:
     assert not vm.run("getent ahostsv4 example.org", check=False)
 
 
-def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: Engine) -> None:
+def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: DockerEngine) -> None:
     pytester.makeconftest(
         """
         import pytest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 
 PROGRAM = """
 import sys
@@ -21,12 +21,12 @@ with virtainers.launch("debian-13", name="by-itself", ram="512M", disk="3G", cpu
 """
 
 
-def gone(engine: Engine, name: str) -> bool:
+def gone(engine: DockerEngine, name: str) -> bool:
     """Return whether no VM has a name, which those of other tests on this engine do not have."""
     return not engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"})
 
 
-def test_a_program_has_a_vm_for_a_block(engine: Engine) -> None:
+def test_a_program_has_a_vm_for_a_block(engine: DockerEngine) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout == "['by-itself', '2'] False\n", done.stderr
     assert done.stderr.splitlines()[-1] == "LookupError: in the block"
@@ -35,7 +35,7 @@ def test_a_program_has_a_vm_for_a_block(engine: Engine) -> None:
 
 IN_TURN = """
 import pytest_virtainers as virtainers
-from pytest_virtainers.engine.client import Client
+from pytest_virtainers.engine.docker.engine import Client
 
 networks = []
 create_network = Client.create_network
@@ -46,14 +46,14 @@ for name in ("turn-1", "turn-2"):
 """
 
 
-def test_a_program_has_vms_in_turn_on_what_the_first_has_found(engine: Engine) -> None:
+def test_a_program_has_vms_in_turn_on_what_the_first_has_found(engine: DockerEngine) -> None:
     done = subprocess.run([sys.executable, "-c", IN_TURN], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout == "turn-1 ['turn-1'] 1\nturn-2 ['turn-2'] 1\n", done.stderr
     assert done.stderr == ""
     assert gone(engine, "turn-2")
 
 
-def test_run_gives_the_commands_output_and_exit_code(engine: Engine) -> None:
+def test_run_gives_the_commands_output_and_exit_code(engine: DockerEngine) -> None:
     script = 'echo "$1" "$(hostname)"; exit 7'
     options = ["--name", "once", "--ram", "512M", "--disk", "3G", "--cpus", "2"]
     command = [sys.executable, "-m", "pytest_virtainers.cli", "run", *options, "--", "sh", "-c", script, "-", "a  b"]
@@ -63,7 +63,7 @@ def test_run_gives_the_commands_output_and_exit_code(engine: Engine) -> None:
     assert gone(engine, "once")
 
 
-def test_run_sets_a_vm_up_as_the_marker_does(engine: Engine, tmp_path: Path) -> None:
+def test_run_sets_a_vm_up_as_the_marker_does(engine: DockerEngine, tmp_path: Path) -> None:
     (tmp_path / "greeting").write_text("from a file\n")
     options = ["--name", "set-up", "--ram", "512M", "--disk", "3G", "--cpus", "2"]
     options += ["--network", "name=front", "--ip", "9", "--nic", "name=lab,ip=11"]
@@ -83,7 +83,7 @@ BEFORE_THE_START = """
 import sys
 import time
 import pytest_virtainers as virtainers
-from pytest_virtainers.engine.container import Container
+from pytest_virtainers.engine.base import Container
 
 start = Container.start
 
@@ -102,7 +102,7 @@ with virtainers.launch("debian-13", name="early", ram="512M", disk="3G", cpus=2)
 
 
 @pytest.mark.parametrize("kind", ["helper", "vm"])
-def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engine: Engine, kind: str) -> None:
+def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engine: DockerEngine, kind: str) -> None:
     with subprocess.Popen([sys.executable, "-c", BEFORE_THE_START, kind], stdout=subprocess.PIPE) as program:
         of_it = {"label": [f"virtainers.owner-pid={program.pid}"]}
         assert program.stdout
@@ -120,7 +120,7 @@ def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engin
         time.sleep(0.1)
 
 
-def test_a_program_that_is_killed_leaves_no_container(engine: Engine) -> None:
+def test_a_program_that_is_killed_leaves_no_container(engine: DockerEngine) -> None:
     waits = PROGRAM.replace('raise LookupError("in the block")', "sys.stdout.flush(); input()").replace(
         "by-itself", "slain"
     )

@@ -14,7 +14,7 @@ from benchmarks.idle import share
 from pytest_virtainers import VM, Arguments, GuestPanic, UsageError, VMFactory
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import Spec
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
@@ -328,7 +328,7 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
     with pytest.raises(UsageError, match=f"has no snapshot {another.name}; it has {snapshot.name}"):
         vm.restore(another)
     assert vm.snapshot().name != another.name
-    with pytest.raises(ValueError, match="is not a snapshot of"):
+    with pytest.raises(UsageError, match="is a snapshot of another VM"):
         pair[1].restore(snapshot)
 
 
@@ -406,7 +406,7 @@ def test_what_is_in_use_is_not_removed(launcher: Launcher, pair: tuple[VM, VM]) 
         assert f"{each} is in use by a VM or by a test run" in virtainers("store", "rm", each)
 
 
-def test_the_store_is_listed_and_pruned(launcher: Launcher, engine: Engine) -> None:
+def test_the_store_is_listed_and_pruned(launcher: Launcher, engine: DockerEngine) -> None:
     store = f"virtainers-test-{time.time_ns()}"
     try:
         with workshop(engine, store, launcher.runtime_image.reference(), "store") as shop:

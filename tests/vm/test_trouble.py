@@ -24,14 +24,14 @@ from pytest_virtainers import (
 )
 from pytest_virtainers.config.settings import Settings, environment, resolve
 from pytest_virtainers.config.spec import merge
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.support.progress import SILENT
 from tests.vm.processes import console_of
 
 
-def containers(engine: Engine, name: str) -> list[object]:
+def containers(engine: DockerEngine, name: str) -> list[object]:
     return list(engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"}))
 
 
@@ -68,7 +68,7 @@ def test_an_overlay_is_not_a_whole_image(
 
 
 @pytest.fixture
-def small_store(engine: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
+def small_store(engine: DockerEngine, request: pytest.FixtureRequest) -> Iterator[str]:
     """A volume on a tmpfs with the mount options that the test gives."""
     name = f"virtainers-test-{time.time_ns()}"
     options = {"type": "tmpfs", "device": "tmpfs", "o": request.param}
@@ -110,7 +110,7 @@ def test_a_store_directory_that_is_not_there() -> None:
         launcher.guests.get("debian-13")
 
 
-def test_a_boot_that_takes_too_long(launcher: Launcher, settings: Settings, engine: Engine) -> None:
+def test_a_boot_that_takes_too_long(launcher: Launcher, settings: Settings, engine: DockerEngine) -> None:
     shape = {"name": "too-slow", "user_data": {"bootcmd": ["sleep 600"]}}
     with pytest.raises(
         BootTimeout, match=r"too-slow did not let us log in over SSH within 15 s\. The last try: "
@@ -121,7 +121,7 @@ def test_a_boot_that_takes_too_long(launcher: Launcher, settings: Settings, engi
     assert containers(engine, "too-slow") == []
 
 
-def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: Engine) -> None:
+def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: DockerEngine) -> None:
     def kill() -> None:
         running = {"label": "virtainers.vm=killed-early", "status": "running"}
         while not (found := engine.api.containers(filters=running)) or not console_of(engine, found[0]["Id"]):
@@ -143,7 +143,7 @@ def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: E
 
 @pytest.mark.thorough
 def test_a_kernel_that_hangs_is_booted_once_more(
-    launcher: Launcher, settings: Settings, capfd: pytest.CaptureFixture[str]
+    launcher: Launcher, engine: DockerEngine, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     report = "echo 'rcu: (detected by 0, t=5252 jiffies, g=5, q=1 ncpus=1)' >/dev/console"
     shape = {"name": "hung", "template": False, "user_data": {"bootcmd": [report, report]}}
@@ -152,7 +152,7 @@ def test_a_kernel_that_hangs_is_booted_once_more(
     assert (
         capfd.readouterr().err.count("the kernel of hung (debian-13) hung while it booted: booting again, once") == 1
     )
-    assert containers(launcher.engine, "hung") == []
+    assert containers(engine, "hung") == []
 
 
 def test_cloud_init_errors_are_told(vm_factory: VMFactory) -> None:

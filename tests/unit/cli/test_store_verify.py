@@ -1,20 +1,19 @@
 """`virtainers store verify --remove`."""
 
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from pytest_virtainers.cli import store
 from pytest_virtainers.store import eviction
-from pytest_virtainers.store.eviction import Kept
+from pytest_virtainers.store.eviction import Entry
 from pytest_virtainers.support import paths
 
-PLAIN = Kept("templates/plain", 1, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
-COPIED = Kept("templates/copied", 1, 2, {"guest": "guests/base", "origin": "templates/plain"}, in_use=False)
-USED = Kept("templates/used", 1, 3, {"guest": "guests/base", "origin": "templates/plain"}, in_use=True)
-OTHER = Kept("templates/other", 1, 4, {"guest": "guests/base", "origin": "templates/another"}, in_use=False)
+PLAIN = Entry("templates/plain", 1, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
+COPIED = Entry("templates/copied", 1, 2, {"guest": "guests/base", "origin": "templates/plain"}, in_use=False)
+USED = Entry("templates/used", 1, 3, {"guest": "guests/base", "origin": "templates/plain"}, in_use=True)
+OTHER = Entry("templates/other", 1, 4, {"guest": "guests/base", "origin": "templates/another"}, in_use=False)
 
 
 def test_templates_copied_from_a_damaged_one_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +21,6 @@ def test_templates_copied_from_a_damaged_one_are_removed(monkeypatch: pytest.Mon
     monkeypatch.setattr(paths, "locked", lambda _name: nullcontext())
     monkeypatch.setattr(eviction, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
     monkeypatch.setattr(eviction, "remove", lambda _shop, places: removed.extend(places))
-    launcher, shop = cast("Any", SimpleNamespace(engine=None)), cast("Any", None)
-    assert store._remove_damaged(launcher, shop, {"templates/plain"}) == set()
+    shop = cast("Any", None)
+    assert store._remove_damaged(shop, {"templates/plain"}) == set()
     assert removed == ["templates/plain", "templates/copied"]

@@ -8,13 +8,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.client import explain
+from pytest_virtainers.engine.docker import contexts
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.errors import EngineNotFound
 from tests.unit.fake_engine import EXEC, credentials, serving
 
@@ -38,7 +37,7 @@ def order(choice: str, **environ: str) -> list[str]:
     return [each.origin for each in detect.candidates(choice, {**NOBODY, **environ})]
 
 
-def test_auto_looks_at_docker_first_then_podman() -> None:
+def test_auto_tries_docker_first_then_podman() -> None:
     assert order("auto") == [
         "Docker's socket",
         "rootless Docker's socket",
@@ -51,9 +50,9 @@ def test_auto_looks_at_docker_first_then_podman() -> None:
     assert order("docker", CONTAINER_HOST="unix:///y") == order("docker")
 
 
-def test_a_url_is_asked_and_tells_its_kind(api: str) -> None:
+def test_the_kind_of_an_engine_is_detected(api: str) -> None:
     engine = detect.find(api, NOBODY)
-    assert (engine.kind, engine.version, str(engine)) == ("podman", "4.9", f"podman 4.9 at {api}")
+    assert (engine.kind, str(engine)) == ("podman", f"podman 4.9 at {api}")
     engine.close()
 
 
@@ -68,11 +67,12 @@ def test_docker_host_is_followed_with_its_tls_settings(monkeypatch: pytest.Monke
     with serving(tls=credentials(tmp_path)) as server:
         environ = {**NOBODY, "DOCKER_HOST": server.url, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
         engine = detect.find("auto", environ)
+        assert isinstance(engine, DockerEngine)
         assert (engine.url, engine.api.cert) == (server.url, (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")))
         engine.close()
         (tmp_path / "key.pem").unlink()
         with pytest.raises(
-            EngineNotFound, match=r"put ca\.pem, cert\.pem and key\.pem into the folder DOCKER_CERT_PATH"
+            EngineNotFound, match=r"Put ca\.pem, cert\.pem and key\.pem into the folder DOCKER_CERT_PATH"
         ):
             detect.find("auto", environ)
 
@@ -103,8 +103,7 @@ def test_a_docker_context_is_followed(api: str, monkeypatch: pytest.MonkeyPatch,
 
 
 def shell_words(kind: str, url: str) -> str:
-    engine: Any = SimpleNamespace(kind=kind, url=url)
-    return " ".join(detect.command_line(engine))
+    return " ".join(contexts.command_line(kind, url))
 
 
 def test_a_socket_in_another_users_folder_is_not_this_users_engine(
@@ -117,7 +116,7 @@ def test_a_socket_in_another_users_folder_is_not_this_users_engine(
     assert not sockets & {each.url for each in detect.candidates("auto", environ)}
 
 
-def test_a_shell_reaches_the_usual_engines_without_a_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_omits_default_urls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     monkeypatch.delenv("CONTAINER_HOST", raising=False)
     monkeypatch.setattr("os.getuid", lambda: 7)
@@ -144,6 +143,7 @@ def test_a_docker_context_is_followed_with_its_tls_settings(monkeypatch: pytest.
         certificates = context(tmp_path / "docker", server.url, tmp_path / "tls")
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
         engine = detect.find("auto", NOBODY)
+        assert isinstance(engine, DockerEngine)
         assert (engine.url, engine.api.verify) == (server.url, str(certificates / "ca.pem"))
         engine.close()
         assert relayed(server.url) == b"HI"
@@ -166,18 +166,18 @@ def relayed(url: str) -> bytes:
         return relay.stdout.read()
 
 
-def test_a_docker_host_that_is_silent_is_not_replaced_by_another_engine() -> None:
+def test_a_silent_docker_host_is_not_replaced() -> None:
     with pytest.raises(EngineNotFound) as caught:
         detect.find("auto", {**NOBODY, "DOCKER_HOST": "tcp://127.0.0.1:9"})
     assert str(caught.value) == (
         "no container engine answered (engine=auto). Tried:\n"
         "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused\n"
-        "To mend it: apt-get install podman   (or: docker.io; then start dockerd)"
+        "Remedy: apt-get install podman   (or: docker.io; then start dockerd)"
     )
 
 
 @pytest.mark.parametrize("url", ["tcp://127.0.0.1:9", "unix:///nonexistent/docker.sock", "nonsense://x"])
-def test_a_url_that_does_not_answer_is_named_with_its_reason(url: str) -> None:
+def test_a_silent_url_is_reported_with_its_reason(url: str) -> None:
     with pytest.raises(EngineNotFound) as caught:
         detect.find(url, NOBODY)
     lines = str(caught.value).splitlines()
@@ -187,20 +187,20 @@ def test_a_url_that_does_not_answer_is_named_with_its_reason(url: str) -> None:
         "No such file or directory",
         "Invalid bind address protocol: nonsense://x",
     )
-    assert lines[2] == "To mend it: start the engine at that URL, or choose another one with --virtainer-engine"
+    assert lines[2] == "Remedy: start the engine at that URL, or choose another one with --virtainer-engine"
 
 
-def test_without_any_podman_all_that_was_tried_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_tried_places_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         detect, "candidates", lambda *_: [detect.Candidate("unix:///nonexistent/a.sock", "Podman's socket")]
     )
     with pytest.raises(EngineNotFound) as caught:
         detect.find("podman", NOBODY)
     assert "  Podman's socket, unix:///nonexistent/a.sock: No such file or directory\n" in str(caught.value)
-    assert "  a Podman of our own: no podman on PATH\n" in str(caught.value)
+    assert "  a private Podman service: no podman on PATH\n" in str(caught.value)
 
 
-def test_a_podman_that_does_not_serve_speaks_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_podman_service_is_reported_with_its_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "podman"
     broken.write_text("#!/bin/sh\necho cannot clone: Operation not permitted >&2\nexit 125\n")
     broken.chmod(0o755)
@@ -243,19 +243,17 @@ def runs(process_id: int) -> bool:
     return True
 
 
-def test_a_podman_that_serves_but_does_not_answer_is_told_and_stopped(
-    monkeypatch: pytest.MonkeyPatch, deaf_podman: Path
-) -> None:
+def test_a_podman_service_that_does_not_answer_is_stopped(monkeypatch: pytest.MonkeyPatch, deaf_podman: Path) -> None:
     monkeypatch.setattr(detect, "candidates", lambda *_: [])
-    with pytest.raises(EngineNotFound, match=r"  a Podman of our own: .*(reset|closed)"):
+    with pytest.raises(EngineNotFound, match=r"  a private Podman service: .*(reset|closed)"):
         detect.find("podman", {**NOBODY, "PATH": str(deaf_podman.parent)})
     assert not runs(int((deaf_podman.parent / "pid").read_text()))
     assert {path.name for path in deaf_podman.parent.iterdir()} == {"podman", "pid"}
 
 
-def test_a_service_of_our_own_ends_when_we_are_killed(deaf_podman: Path) -> None:
+def test_a_private_podman_service_ends_with_a_killed_process(deaf_podman: Path) -> None:
     program = (
-        "import os, tempfile; from pytest_virtainers.engine.podman_service import PodmanService\n"
+        "import os, tempfile; from pytest_virtainers.engine.docker.podman_service import PodmanService\n"
         f"tempfile.tempdir = {str(deaf_podman.parent)!r}; kept = PodmanService({str(deaf_podman)!r})\n"
         "os.kill(os.getpid(), 9)"
     )
@@ -267,31 +265,8 @@ def test_a_service_of_our_own_ends_when_we_are_killed(deaf_podman: Path) -> None
         time.sleep(0.05)
 
 
-def test_known_refusals_come_with_their_remedy() -> None:
-    said = explain(RuntimeError("crun: error setting rlimit type 8: Operation not permitted"))
-    assert 'default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]' in said
-    assert explain(RuntimeError("something else")) == "something else"
-
-
-@pytest.mark.parametrize(
-    ("said", "remedy"),
-    [
-        ("failed to allocate gateway (172.17.0.1): Address already in use", "choose another subnet"),
-        ("subnet 172.17.0.0/16 is already used on the host or by another config", "choose another subnet"),
-        ("Address already in use", "ask for another one (ip)"),
-        ("IPAM error: requested ip address 10.1.0.9 is already allocated to container ID c2dd", "another one (ip)"),
-        ("invalid subinterface vlan name nope0, example formatting is eth0.10", "correct parent"),
-        ("parent interface nope0 does not exist", "correct parent"),
-        ('slirp4netns failed: "open(\\"/dev/net/tun\\"): Permission denied', "chmod 666 /dev/net/tun"),
-        ("netavark: Netlink error: No such device (os error 19)", "A rootless engine does not see the host's"),
-    ],
-)
-def test_what_engines_say_of_networks_comes_with_its_remedy(said: str, remedy: str) -> None:
-    assert remedy in explain(RuntimeError(said)).removeprefix(said)
-
-
-def test_a_socket_that_accepts_but_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_virtainers.engine.client._PROBE_SECONDS", 0.3)
+def test_a_socket_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_virtainers.engine.docker.engine._PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(EngineNotFound, match="timed out"):

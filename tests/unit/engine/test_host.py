@@ -52,21 +52,21 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_default_route_is_no_network_of_the_host(proc: Path) -> None:
+def test_networks_exclude_the_default_route(proc: Path) -> None:
     assert host.networks() == [IPv4Network("192.168.0.0/24"), IPv4Network("172.17.0.0/16")]
 
 
-def test_its_addresses_are_those_that_others_can_reach(proc: Path) -> None:
+def test_addresses_exclude_loopback_and_link_local(proc: Path) -> None:
     assert host.addresses() == ["172.17.0.1", "192.168.0.7", "fd00::2"]
 
 
-def test_where_there_are_no_such_tables_nothing_is_known(proc: Path) -> None:
+def test_missing_tables_mean_no_networks_and_addresses(proc: Path) -> None:
     for name in TABLES:
         (proc / name).unlink()
     assert host.networks() == host.addresses() == []
 
 
-def test_a_host_is_beside_what_its_own_address_shares_a_network_with() -> None:
+def test_is_beside_compares_the_own_address_with_the_network() -> None:
     assert host.is_beside(IPv4Interface("127.1.2.3/8"))
     # Linux sends there from 127.0.0.1, which is in the larger network and not in the smaller one.
     assert not host.is_beside(IPv4Interface("127.1.2.3/24"))
@@ -74,7 +74,7 @@ def test_a_host_is_beside_what_its_own_address_shares_a_network_with() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root gives this host an address")
-def test_an_address_that_comes_is_noticed_until_nobody_wants_to_know() -> None:
+def test_new_addresses_are_noticed_until_close() -> None:
     noticed, pid = threading.Event(), os.getpid()  # these tests may run in several environments at one time
     watch = host.AddressWatch(noticed.set)
     try:

@@ -14,7 +14,7 @@ def mark(count: int) -> str:
     return f"<{count}>"
 
 
-def test_what_fits_is_kept_whole() -> None:
+def test_short_output_is_kept_whole() -> None:
     record = Record("", head=4, tail=6)
     for piece in ("abc", "", "defg", "hij"):
         record.append(piece)
@@ -24,7 +24,7 @@ def test_what_fits_is_kept_whole() -> None:
     assert record.since(99) == (99, "")
 
 
-def test_of_much_the_first_and_the_last_are_kept_and_how_much_is_missing_is_said() -> None:
+def test_long_output_keeps_beginning_and_end_and_counts_the_gap() -> None:
     record = Record("", head=4, tail=6)
     for letter in "abcdefghijklmnopqrstuvwxyz" * 2000:
         record.append(letter)
@@ -39,7 +39,7 @@ def test_of_much_the_first_and_the_last_are_kept_and_how_much_is_missing_is_said
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_positions_are_those_of_all_that_came(seed: int) -> None:
+def test_positions_count_everything_that_arrived(seed: int) -> None:
     dice = random.Random(seed)  # noqa: S311
     said, record = "", Record("", head=5000, tail=20000)
     for _ in range(dice.randrange(60)):
@@ -54,7 +54,7 @@ def test_positions_are_those_of_all_that_came(seed: int) -> None:
     assert record.missing in {0, len(said) - len(record.whole(mark)) + len(mark(record.missing))}
 
 
-def test_memory_does_not_grow_with_what_is_written() -> None:
+def test_memory_does_not_grow_with_output() -> None:
     output, piece = Output(), b"x" * 65536
     for _ in range(3 * (HEAD + TAIL) // len(piece)):
         output.append(piece)
@@ -65,14 +65,14 @@ def test_memory_does_not_grow_with_what_is_written() -> None:
     assert output.last(10) == b"x" * 10
 
 
-def test_small_pieces_are_put_together() -> None:
+def test_small_pieces_are_joined() -> None:
     record = Record(b"")
     for _ in range(100_000):
         record.append(b"x")
     assert len(record._pieces) < 30, "each bytes object takes some 34 bytes more"
 
 
-def test_a_reader_gets_what_was_there_and_all_that_comes_with_its_position() -> None:
+def test_a_reader_gets_old_and_new_output_with_positions() -> None:
     output, seen = Output(b"be"), list[tuple[int, bytes]]()
     output.append(b"fore")
     output.follow(lambda position, piece: seen.append((position, piece)))
@@ -80,7 +80,7 @@ def test_a_reader_gets_what_was_there_and_all_that_comes_with_its_position() -> 
     assert seen == [(0, b"before"), (6, b", after")]
 
 
-def test_a_reader_that_comes_late_sees_where_something_is_missing() -> None:
+def test_a_late_reader_sees_gaps() -> None:
     output, seen = Output(), list[tuple[int, bytes]]()
     for _ in range(2 * (HEAD + TAIL) // 65536):
         output.append(b"x" * 65536)
@@ -90,7 +90,7 @@ def test_a_reader_that_comes_late_sees_where_something_is_missing() -> None:
     assert second > len(head)
 
 
-def test_what_is_waited_for_may_come_or_the_end() -> None:
+def test_waiting_ends_with_the_condition_or_the_stream() -> None:
     output = Output()
     threading.Timer(0.05, output.append, [b"x"]).start()
     assert output.wait_for(lambda: output.size > 0, 30)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import detect, owner, reaper
+from pytest_virtainers.engine import ownership, reaper
 from pytest_virtainers.engine.reaper import Watcher
-from pytest_virtainers.engine.sweep import sweep_run
 from tests.unit.fake_engine import Answer, serving
 
 RUN = """
@@ -46,7 +45,7 @@ def has_ended(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-def test_it_acts_when_its_process_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_watcher_runs_when_its_process_is_killed(tmp_path: Path, number: signal.Signals) -> None:
     with run(tmp_path / "mark", SLEEPS) as process:
         assert process.stdout
         process.stdout.readline()
@@ -56,12 +55,12 @@ def test_it_acts_when_its_process_is_killed(tmp_path: Path, number: signal.Signa
         assert appears(tmp_path / "mark")
 
 
-def test_it_acts_when_its_process_leaves_without_a_word(tmp_path: Path) -> None:
+def test_the_watcher_runs_when_its_process_exits_without_close(tmp_path: Path) -> None:
     with run(tmp_path / "mark", "os._exit(0)"):
         assert appears(tmp_path / "mark")
 
 
-def test_it_acts_though_a_forked_child_lives_on(tmp_path: Path) -> None:
+def test_the_watcher_runs_although_a_forked_child_is_alive(tmp_path: Path) -> None:
     with run(tmp_path / "mark", "os.fork() or time.sleep(60); " + SLEEPS) as process:
         assert process.stdout
         process.stdout.readline()
@@ -72,7 +71,7 @@ def test_it_acts_though_a_forked_child_lives_on(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_an_orderly_end_ends_it_and_nothing_is_run(tmp_path: Path) -> None:
+def test_close_ends_the_watcher_without_running(tmp_path: Path) -> None:
     watcher = Watcher(["touch", str(tmp_path / "mark")])
     process = watcher._process
     assert process is not None
@@ -83,7 +82,7 @@ def test_an_orderly_end_ends_it_and_nothing_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-def test_a_forked_child_does_not_end_it(tmp_path: Path) -> None:
+def test_a_forked_child_does_not_end_the_watcher(tmp_path: Path) -> None:
     watcher = Watcher(["touch", str(tmp_path / "mark")])
     child = os.fork()
     if child == 0:
@@ -96,7 +95,7 @@ def test_a_forked_child_does_not_end_it(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-def test_a_run_goes_on_without_it_where_there_is_no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_shell_there_is_no_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
@@ -104,7 +103,7 @@ def test_a_run_goes_on_without_it_where_there_is_no_shell(monkeypatch: pytest.Mo
     Watcher(["true"]).close()
 
 
-def test_it_is_quick_and_small(tmp_path: Path) -> None:
+def test_the_watcher_is_fast_and_small(tmp_path: Path) -> None:
     began = time.monotonic()
     watchers = [Watcher(["true"]) for _ in range(10)]
     seconds = time.monotonic() - began
@@ -117,7 +116,7 @@ def test_it_is_quick_and_small(tmp_path: Path) -> None:
     assert memory < 8 * 2**20
 
 
-def test_what_it_runs_is_this_package_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_reaper_imports_this_package_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Not one from a current folder, which it does not have, nor one that a test has put first."""
     (tmp_path / "pytest_virtainers" / "engine").mkdir(parents=True)
     for folder in ("", "engine"):
@@ -130,62 +129,11 @@ def test_what_it_runs_is_this_package_wherever_it_stands(monkeypatch: pytest.Mon
     assert ran.stdout.strip() == reaper.__file__
 
 
-def test_it_removes_what_the_run_owns_though_its_process_lives() -> None:
-    ours, others = owner.labels("vm", "ours"), owner.labels("vm", "others")
-    network = owner.labels(owner.MACHINES_NETWORK, "ours")
-    kept = {**owner.labels(owner.MACHINE, "ours"), owner.MACHINE_NAME: "web"}
-    answers: dict[str, Answer] = {
-        "GET /containers/json": (
-            200,
-            [
-                {"Id": "c1", "Names": ["/c1"], "Labels": ours, "State": "created"},
-                {"Id": "c2", "Names": ["/c2"], "Labels": others},
-                {"Id": "c3", "Names": ["/virtainers-web"], "Labels": kept},
-                {"Id": "c4", "Names": ["/half-made"], "Labels": kept},
-            ],
-        ),
-        "DELETE /containers/c1": (204, None),
-        "DELETE /containers/c4": (204, None),
-        "GET /networks": (
-            200,
-            [
-                {"Id": "n1", "Name": "n1", "Labels": ours},
-                {"Id": "n2", "Name": "n2", "Labels": others},
-                {"Id": "n3", "Name": "n3", "Labels": network},
-            ],
-        ),
-        "DELETE /networks/n1": (204, None),
-        "GET /volumes": (
-            200,
-            {
-                "Volumes": [
-                    {"Name": "v1", "Labels": ours},
-                    {"Name": "v2", "Labels": ours},
-                    {"Name": "v3", "Labels": {}},
-                ]
-            },
-        ),
-        "DELETE /volumes/v1": (204, None),
-        "DELETE /volumes/v2": (409, {"message": "volume is in use"}),
-    }
-    with serving(answers) as server:
-        engine = detect.find(server.url)
-        assert sweep_run(engine, "ours") == ["c1", "half-made", "n1", "v1"]
-        assert [each for each in server.asked if each.startswith("DELETE")] == [
-            "DELETE /containers/c1",
-            "DELETE /containers/c4",
-            "DELETE /networks/n1",
-            "DELETE /volumes/v1",
-            "DELETE /volumes/v2",
-        ]
-        engine.close()
-
-
-def test_it_waits_for_what_the_engine_is_still_creating(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_reaper_waits_for_objects_that_are_still_created(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reaper, "_QUIET_SECONDS", 0.3)
     monkeypatch.setattr(reaper, "_POLL_SECONDS", 0.05)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    late = {"Id": "c", "Names": ["/late"], "Labels": owner.labels("vm", "ours")}
+    late = {"Id": "c", "Names": ["/late"], "Labels": ownership.labels("vm", "ours")}
     answers: dict[str, Answer] = {
         "GET /containers/json": (200, []),
         "GET /networks": (200, []),

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.engine import owner, scratch
+from pytest_virtainers.engine import ownership, scratch
 
 KILLED = """
 import os, signal
-from pytest_virtainers.engine import scratch
+from pytest_virtainers.engine import ownership, scratch
 
 folder = scratch.Folder("ssh")
 print(folder.name, flush=True)
@@ -45,7 +45,7 @@ def give(folder: Path, **facts: str) -> None:
     file.write_text(json.dumps({**said, **{f"virtainers.owner-{name}": value for name, value in facts.items()}}))
 
 
-def test_a_folder_is_private_and_says_whose_it_is(temp: Path) -> None:
+def test_a_folder_is_private_and_names_its_owner(temp: Path) -> None:
     with scratch.Folder("ssh") as name:
         folder = Path(name)
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -55,7 +55,7 @@ def test_a_folder_is_private_and_says_whose_it_is(temp: Path) -> None:
     assert not folder.exists()
 
 
-def test_what_a_killed_process_has_left_is_swept_and_nothing_else(temp: Path) -> None:
+def test_sweep_removes_folders_of_killed_processes_only(temp: Path) -> None:
     left, elsewhere = left_behind(), left_behind()
     give(elsewhere, host="elsewhere/1")
     others = {"virtainers-scratch-ssh-just-made", "my-virtainers-scratch-ssh-x", elsewhere.name}
@@ -71,21 +71,21 @@ def test_what_a_killed_process_has_left_is_swept_and_nothing_else(temp: Path) ->
         assert {each.name for each in temp.iterdir()} == {*others, *files, Path(ours).name}
 
 
-def test_a_pid_that_another_process_has_now_keeps_nothing(temp: Path) -> None:
+def test_a_reused_pid_keeps_no_folder(temp: Path) -> None:
     left = left_behind()
     give(left, pid=str(os.getpid()))
     scratch.sweep()
     assert not left.exists()
 
 
-def test_a_pid_of_another_namespace_says_nothing(temp: Path) -> None:
+def test_a_pid_of_another_namespace_is_not_compared(temp: Path) -> None:
     left = left_behind()
     give(left, host=json.loads((left / ".owner.json").read_text())["virtainers.owner-host"] + "0")
     scratch.sweep()
     assert left.exists()
 
 
-def test_what_another_user_has_left_is_not_ours_to_sweep(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_leaves_folders_of_other_users(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = left_behind()
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: left.stat().st_uid + 1)
@@ -93,14 +93,14 @@ def test_what_another_user_has_left_is_not_ours_to_sweep(temp: Path, monkeypatch
     assert left.exists()
 
 
-def test_a_folder_that_others_may_write_is_not_read(temp: Path) -> None:
+def test_sweep_does_not_read_folders_that_others_can_write_to(temp: Path) -> None:
     left = left_behind()
     left.chmod(0o777)
     scratch.sweep()
     assert left.exists()
 
 
-def test_two_may_sweep_at_the_same_time(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_sweeps_do_not_fail(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = [left_behind(), left_behind()]
 
     def dies_while_another_process_sweeps(_found: Any) -> bool:
@@ -108,6 +108,6 @@ def test_two_may_sweep_at_the_same_time(temp: Path, monkeypatch: pytest.MonkeyPa
             shutil.rmtree(each, ignore_errors=True)
         return True
 
-    monkeypatch.setattr(owner, "is_dead", dies_while_another_process_sweeps)
+    monkeypatch.setattr(ownership, "is_dead", dies_while_another_process_sweeps)
     scratch.sweep()
     assert not list(temp.iterdir())

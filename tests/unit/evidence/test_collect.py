@@ -208,9 +208,9 @@ def test_a_missing_disk_is_reported(tmp_path: Path) -> None:
 def test_a_stalled_copy_of_the_disk_is_abandoned(tmp_path: Path) -> None:
     vm = machine()
     vm.scaled = lambda seconds: 10 * seconds
-    vm.container.evidence = {("--memory",): EngineError("evidence in web has said nothing for 400 s")}
+    vm.container.evidence = {("--memory",): EngineError("evidence in web was silent for 400 s")}
     manifest = collected(vm, tmp_path, memory=True)
-    assert manifest["missing"] == {"overlay.qcow2": "EngineError: evidence in web has said nothing for 400 s"}
+    assert manifest["missing"] == {"overlay.qcow2": "EngineError: evidence in web was silent for 400 s"}
     assert vm.container.asked == [["evidence", "--memory"]], "only one attempt"
     assert vm.container.patience == 400.0
     assert names(tmp_path) == WITHOUT_MEMORY - {"overlay.qcow2", "seed.iso"}

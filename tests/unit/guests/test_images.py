@@ -6,18 +6,18 @@ import os
 import time
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import docker.errors
 import pytest
 import zstandard
 
 from pytest_virtainers.engine import build_context
+from pytest_virtainers.engine.facts import Image
 from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests import catalogue, container_disk, decompress, disk_format, images
 from pytest_virtainers.store.volume import Workshop
 from pytest_virtainers.support.progress import Progress
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 
 def refused(image: str) -> str:
@@ -169,92 +169,70 @@ def test_xz_that_requires_gigabytes_of_memory_is_refused(tmp_path: Path) -> None
         decompress.decompress(tmp_path / "bomb.xz", tmp_path / "disk", str)
 
 
-class ImageEngine:
-    """An engine with container images by name, and a registry with images by architecture."""
-
-    kind = "docker"
-
-    def __init__(self, **images: dict[str, Any]) -> None:
-        self.images, self.registry = images, dict[str, dict[str, Any]]()
-        self.api = self
-
-    def __str__(self) -> str:
-        return "an engine"
-
-    def failures(self, _action: str) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def inspect_image(self, reference: str) -> dict[str, Any]:
-        if reference not in self.images:
-            raise docker.errors.ImageNotFound(reference)
-        return self.images[reference]
-
-    def pull(self, reference: str, _report: object, arch: str = "amd64") -> str:
-        if arch not in self.registry:
-            return "no such manifest"
-        self.images[reference] = self.registry[arch]
-        return "pulled"
-
-    def find(self, reference: str, arch: str = "auto") -> container_disk.Prepared:
-        return container_disk.find(cast("Any", self), reference, arch, print)
-
-    def refusal(self, reference: str, arch: str = "auto") -> str:
-        with pytest.raises(ImageError) as caught:
-            self.find(reference, arch)
-        return str(caught.value)
+def find(engine: MemoryEngine, reference: str, arch: str = "auto") -> container_disk.Prepared:
+    return container_disk.find(engine, reference, arch, print)
 
 
-def container_image(of: str = "amd64", **labels: str) -> dict[str, Any]:
-    labels = {f"virtainers.{name}": value for name, value in labels.items()}
-    return {"Id": f"sha256:{of}", "Architecture": of, "Config": {"Labels": labels or None}}
+def refusal(engine: MemoryEngine, reference: str, arch: str = "auto") -> str:
+    with pytest.raises(ImageError) as caught:
+        find(engine, reference, arch)
+    return str(caught.value)
+
+
+def container_image(of: str = "amd64", **labels: str) -> Image:
+    return Image(f"sha256:{of}", of, {f"virtainers.{name}": value for name, value in labels.items()})
 
 
 def test_labels_of_a_container_image_describe_its_guest() -> None:
-    engine = ImageEngine(
-        plain=container_image(),
-        disk=container_image("arm64"),
-        ours=container_image(user="debian", arch="arm64", firmware="uefi"),
+    engine = MemoryEngine(
+        images={
+            "plain": container_image(),
+            "disk": container_image("arm64"),
+            "ours": container_image(user="debian", arch="arm64", firmware="uefi"),
+        }
     )
-    assert engine.find("plain") == container_disk.Prepared("plain", "sha256:amd64", None, "", "amd64")
-    assert engine.find("disk", "arm64") == container_disk.Prepared("disk", "sha256:arm64", None, "", "arm64")
-    assert engine.find("ours") == container_disk.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
+    assert find(engine, "plain") == container_disk.Prepared("plain", "sha256:amd64", None, "", "amd64")
+    assert find(engine, "disk", "arm64") == container_disk.Prepared("disk", "sha256:arm64", None, "", "arm64")
+    assert find(engine, "ours") == container_disk.Prepared("ours", "sha256:amd64", "debian", "uefi", "arm64")
 
 
 @pytest.mark.parametrize("user", ["x\n  ProxyCommand touch /tmp/x", "-oProxyCommand=touch", ""])
 def test_a_container_image_with_an_invalid_user_is_refused(user: str) -> None:
-    message = ImageEngine(evil=container_image(user=user)).refusal("evil")
+    message = refusal(MemoryEngine(images={"evil": container_image(user=user)}), "evil")
     assert message.startswith(
         f"image docker-image://evil: its label virtainers.user={user!r} is not valid: a login name"
     )
 
 
 def test_a_container_image_that_cannot_boot_is_refused() -> None:
-    engine = ImageEngine(odd=container_image(arch="arm64", firmware="bios"), other=container_image("s390x"))
-    assert engine.refusal("odd") == (
+    odd, other = container_image(arch="arm64", firmware="bios"), container_image("s390x")
+    engine = MemoryEngine(images={"odd": odd, "other": other})
+    assert refusal(engine, "odd") == (
         "image docker-image://odd is for arm64: arm64 machines boot from uefi, not from bios"
     )
-    assert engine.refusal("other").startswith("image docker-image://other is for s390x: ")
-    assert engine.refusal("") == "image docker-image://: the name of the container image is missing"
+    assert refusal(engine, "other").startswith("image docker-image://other is for s390x: ")
+    assert refusal(engine, "") == "image docker-image://: the name of the container image is missing"
 
 
 def test_an_image_of_another_architecture_is_pulled_only_where_none_is_replaced() -> None:
-    engine = ImageEngine(here=container_image())
+    engine = MemoryEngine(images={"here": container_image()})
     engine.registry = {"arm64": container_image("arm64")}
-    assert engine.refusal("here", "arm64") == (
+    assert refusal(engine, "here", "arm64") == (
         "image docker-image://here: its guest is for amd64, not for arm64. If there is one for arm64, pull it: "
         "docker pull --platform linux/arm64 here"
     )
-    assert engine.images["here"]["Architecture"] == "amd64", "the user's image was not replaced"
+    assert engine.images["here"].arch == "amd64", "the user's image was not replaced"
     engine.registry = {"amd64": container_image()}
-    assert "its guest is for amd64, not for arm64" in engine.refusal("there", "arm64")
+    assert "its guest is for amd64, not for arm64" in refusal(engine, "there", "arm64")
     del engine.images["there"]
     engine.registry["arm64"] = container_image("arm64")
-    assert engine.find("there", "arm64").arch == "arm64"
+    assert find(engine, "there", "arm64").arch == "arm64"
     del engine.images["there"]
-    assert engine.find("there").arch == "amd64"
+    assert find(engine, "there").arch == "amd64"
     engine.registry = {}
-    assert engine.refusal("nowhere").startswith(
-        "image docker-image://nowhere: an engine has no such image, and pulling it failed: no such manifest. If the"
+    assert refusal(engine, "nowhere").startswith(
+        "image docker-image://nowhere: docker 1 at unix:///nowhere has no such image, and pulling it failed: "
+        "no such manifest. If the"
     )
 
 
@@ -282,19 +260,14 @@ def test_architecture_is_known_before_the_disk_is_built(tmp_path: Path) -> None:
     ],
 )
 def test_a_recipe_gets_suite_architecture_and_flavour(name: str, arguments: list[str]) -> None:
-    ran: list[list[str]] = []
-
-    def run(command: list[str], _on_output: object) -> tuple[int, bytes]:
-        ran.append(command)
-        return 1, b"step: install\nerror: no Debian mirror reached"
-
-    container = SimpleNamespace(put_archive=lambda _folder, _archive: None, run=run)
-    shop: Any = Workshop(cast("Any", container), "a-store")
+    container = MemoryContainer(answer=lambda _command: (1, b"step: install\nerror: no Debian mirror reached"))
+    shop: Any = Workshop(MemoryEngine(), container, "a-store")
     shop.manifest = lambda _place: None
     shop.new = lambda _place: contextlib.nullcontext("/store/out")
     with pytest.raises(ImageError, match=f"building guest image {name} failed"):
         images.ensure(name, "auto", shop, Progress(lambda _text: None, live=False))
-    assert ran == [["/recipe/build", *arguments]]
+    assert container.commands == [["/recipe/build", *arguments]]
+    assert list(container.unpacked) == ["/"]
 
 
 def test_find_returns_the_name_of_a_container_image() -> None:
@@ -336,33 +309,16 @@ def test_an_invalid_name_of_a_baked_image_is_refused() -> None:
         container_disk.tag_for("./my-disk.qcow2", None)
 
 
-class Helper:
-    """A container in which `import-disk` prints a given answer."""
-
-    def __init__(self, answer: dict[str, object]) -> None:
-        self.answer = answer
-        self.put_files: dict[str, bytes] = {}
-
-    def put_archive(self, _folder: str, archive: Any) -> None:
-        b"".join(archive)
-
-    def run(self, command: list[str], _on_output: object = None) -> tuple[int, bytes]:
-        assert command == ["import-disk", "/store/.scratch"]
-        return 0, json.dumps(self.answer).encode()
-
-    def put(self, _folder: str, members: dict[str, bytes]) -> None:
-        self.put_files |= members
-
-
 def copied(tmp_path: Path, **answer: object) -> dict[str, Any]:
     """Copy a disk for which the helper prints this answer; return the disk's entry in the manifest."""
     (tmp_path / "a.qcow2").write_bytes(b"QFI\xfb")
-    helper = Helper(answer)
-    shop = Workshop(cast("Any", helper), "a-store")
+    helper = MemoryContainer(answer=lambda _command: (0, json.dumps(answer).encode()))
+    shop = Workshop(MemoryEngine(), helper, "a-store")
     with Progress(lambda _text: None, live=False).step("copying") as step:
         disk_format.send(tmp_path / "a.qcow2", "a.qcow2", shop, "/store/.scratch", step)
     disk_format.settle("a.qcow2", "0123", shop, "/store/.scratch")
-    disk: dict[str, Any] = json.loads(helper.put_files["manifest.json"])["disk"]
+    assert helper.commands == [["import-disk", "/store/.scratch"]]
+    disk: dict[str, Any] = json.loads(helper.read("/store/.scratch/manifest.json"))["disk"]
     return disk
 
 

@@ -8,13 +8,22 @@ import pytest
 
 from pytest_virtainers.config.network_spec import DEFAULT
 from pytest_virtainers.config.settings import Settings, resolve
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine import runtime_image
+from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.errors import EngineError, EngineNotFound
-from pytest_virtainers.launching import build as module
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.support.progress import SILENT, Progress
-from tests.unit.fake_engine import FakeEngine, serving
-from tests.unit.launching.world import ANSWERS, BOOT
+from tests.unit.fake_engine import Answer, FakeEngine, serving
+from tests.unit.launching.world import BOOT
+
+ANSWERS: dict[str, Answer] = {
+    "GET /info": (200, {"MemTotal": 64 * 1024**3}),
+    "GET /containers/json": (200, []),
+    "GET /networks": (200, []),
+    "GET /volumes": (200, {"Volumes": []}),
+    "POST /networks/create": (201, {"Id": "n"}),
+    f"GET /images/{runtime_image.reference()}/json": (200, {"Id": "sha256:runtime"}),
+}
 
 
 @pytest.fixture
@@ -42,7 +51,8 @@ def test_a_closed_launcher_leaves_no_network(settings: Settings, server: FakeEng
 
 
 def test_what_dead_runs_left_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "sweep", lambda _engine: ["virtainers-old-1-web", "virtainers-old-default"])
+    swept = ["virtainers-old-1-web", "virtainers-old-default"]
+    monkeypatch.setattr(DockerEngine, "sweep", lambda _engine: swept)
     notes: list[str] = []
     build_launcher(settings, Progress(notes.append, live=False)).close()
     assert notes == [
@@ -51,12 +61,12 @@ def test_what_dead_runs_left_is_noted(settings: Settings, monkeypatch: pytest.Mo
 
 
 def test_an_engine_that_fails_is_closed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def sweep(_engine: Engine) -> list[str]:
+    def sweep(_engine: DockerEngine) -> list[str]:
         raise EngineError("it fails")
 
     closed: list[str] = []
-    monkeypatch.setattr(module, "sweep", sweep)
-    monkeypatch.setattr(Engine, "close", lambda engine: closed.append(engine.url))
+    monkeypatch.setattr(DockerEngine, "sweep", sweep)
+    monkeypatch.setattr(DockerEngine, "close", lambda engine: closed.append(engine.url))
     with pytest.raises(EngineError, match=r"^it fails$"):
         build_launcher(settings, SILENT)
     assert closed == [settings.engine]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_virtainers.errors import BadTemplate, BootTimeout, SSHError, StoreError, VirtainerError
-from pytest_virtainers.store.volume import Removed
+from pytest_virtainers.store.access import Removed
 from pytest_virtainers.vm.vm import VM
 from tests.unit.launching.world import CLONE, GUEST, TEMPLATE, FakeContainer, World
 

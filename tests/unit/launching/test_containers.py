@@ -56,4 +56,4 @@ def test_a_saved_disk_is_whole_also_where_there_is_no_kvm(without_kvm: World) ->
         )
     )
     assert ["/dev/kvm" in each.plan.devices for each in without_kvm.containers] == [True, False]
-    assert without_kvm.containers[-1].archives == {protocol.IMAGE_DIR: b"a whole disk"}
+    assert without_kvm.containers[-1].unpacked == {protocol.IMAGE_DIR: b"a whole disk"}

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.config.spec import Spec
-from pytest_virtainers.engine.client import Engine
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled
 from pytest_virtainers.launching.templates import Maker, Template
 from pytest_virtainers.ssh.keys import Keys
 from tests.unit.launching.world import BOOT, CLONE, TEMPLATE, World, number
+from tests.unit.memory_engine import MemoryEngine
 
 
 @pytest.fixture
-def discarding(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def discarding(engine: MemoryEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A launcher for which no failed VM is kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return World(engine, keep_failed=False)

@@ -13,7 +13,7 @@ from pytest_virtainers.launching.damage import Damage
 from pytest_virtainers.launching.guest_images import GuestImages
 from pytest_virtainers.launching.integrity import Checked
 from pytest_virtainers.launching.once import Once
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import SILENT
 from tests.unit.launching.world import BASE, BOOT, GUEST, World
 
@@ -45,7 +45,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def guests(world: World) -> GuestImages:
-    return GuestImages(world.store, locks=Holds(), once=Once(), progress=SILENT, engine_arch="amd64")
+    return GuestImages(world.store, locks=SharedLocks(), once=Once(), progress=SILENT, engine_arch="amd64")
 
 
 def test_an_image_that_cannot_be_used_is_not_tried_again(guests: GuestImages, tried: list[tuple[str, str]]) -> None:

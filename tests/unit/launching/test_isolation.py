@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_virtainers.config import reach
-from pytest_virtainers.engine import host
-from pytest_virtainers.engine import network as engine_network
+from pytest_virtainers.engine import host, subnets
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching.isolation import Isolation
 
@@ -52,7 +51,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     WATCHES.clear()
     monkeypatch.setattr(host, "addresses", lambda: list(listed))
     monkeypatch.setattr(host, "AddressWatch", Watch)
-    monkeypatch.setattr(engine_network, "taken_subnets", lambda *_, **__: ([], [IPv4Network("203.0.113.128/25")]))
+    monkeypatch.setattr(subnets, "in_use", lambda *_, **__: ([], [IPv4Network("203.0.113.128/25")]))
     return listed
 
 

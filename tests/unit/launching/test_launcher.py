@@ -8,7 +8,7 @@ import pytest
 from pytest_virtainers.config.spec import Spec, check, merge
 from pytest_virtainers.errors import GuestStalled, VirtainerError, VMGone
 from pytest_virtainers.launching.templates import Maker, Template
-from pytest_virtainers.store.volume import Removed
+from pytest_virtainers.store.access import Removed
 from tests.unit.launching.world import BASE, BOOT, CLONE, GUEST, TEMPLATE, FakeContainer, World, number
 
 

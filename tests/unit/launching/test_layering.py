@@ -16,7 +16,7 @@ from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.vm import identity, provisioning
 
@@ -122,7 +122,7 @@ def templates(shop: Shop, said: list[str]) -> Templates:
         yield shop
 
     return Templates(
-        cast("Any", store), holds=Holds(), runtime_id=lambda: "r", progress=Progress(said.append, live=False)
+        cast("Any", store), holds=SharedLocks(), runtime_id=lambda: "r", progress=Progress(said.append, live=False)
     )
 
 

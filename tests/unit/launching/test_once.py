@@ -16,7 +16,7 @@ from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching import templates as module
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.templates import Templates
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import SILENT
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class World:
 
     def templates(self, once: Once) -> Templates:
         store = cast("Any", self.store)
-        return Templates(store, holds=Holds(), runtime_id=lambda: "runtime:1", progress=SILENT, once=once)
+        return Templates(store, holds=SharedLocks(), runtime_id=lambda: "runtime:1", progress=SILENT, once=once)
 
 
 def test_a_failed_template_is_not_tried_again_and_its_first_failure_is_reported() -> None:

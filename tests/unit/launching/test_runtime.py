@@ -3,7 +3,7 @@
 import pytest
 
 from pytest_virtainers.engine import runtime_image
-from pytest_virtainers.engine.client import Engine
+from pytest_virtainers.engine.base import Engine
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.runtime import RuntimeImage

@@ -18,7 +18,7 @@ from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.templates import Template, Templates, _load, _manifest
 from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm import clone_helper, identity
 
@@ -36,7 +36,7 @@ def no_store() -> "AbstractContextManager[Workshop]":
 
 def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
     spec = merge(resolve([]).shape, check(arguments, "here"))
-    templates = Templates(no_store, holds=Holds(), runtime_id=lambda: runtime, progress=SILENT)
+    templates = Templates(no_store, holds=SharedLocks(), runtime_id=lambda: runtime, progress=SILENT)
     return templates._key(spec, guest)
 
 
@@ -155,7 +155,7 @@ def test_a_condemned_template_is_removed_unless_another_has_taken_its_place(
     other = replace(ours, keys=Keys.generate())
     shop = Shop(b"{}" if stored == "damaged" else _manifest(ours if stored == "the same" else other, spec, GUEST))
     store = cast("Any", lambda: nullcontext(shop))
-    templates = Templates(store, holds=Holds(), runtime_id=lambda: "runtime:1", progress=SILENT)
+    templates = Templates(store, holds=SharedLocks(), runtime_id=lambda: "runtime:1", progress=SILENT)
     assert not templates.forget(ours, condemned=False)
     assert (shop.removed, shop.forgotten) == ([], [ours.place]), "the next clone starts from what is there now"
     assert templates.forget(ours, condemned=True) is goes

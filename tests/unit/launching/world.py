@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -11,10 +11,9 @@ from typing_extensions import override
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, merge
-from pytest_virtainers.engine import detect, runtime_image
-from pytest_virtainers.engine.client import Engine
-from pytest_virtainers.engine.container import Container, Joint, Link, Plan
-from pytest_virtainers.engine.output import Output
+from pytest_virtainers.engine import runtime_image
+from pytest_virtainers.engine.facts import Addresses, Image
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.guests.images import Guest
 from pytest_virtainers.launching.bring_up import BringUp
@@ -38,14 +37,14 @@ from pytest_virtainers.launching.startup import Startup
 from pytest_virtainers.launching.templates import Maker, Template, Templates
 from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.keys import Keys
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.store.volume import Workshop
 from pytest_virtainers.support.forks import Owner
 from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.support.timings import Record
 from pytest_virtainers.vm.machine import Machine
 from pytest_virtainers.vm.vm import VM
-from tests.unit.fake_engine import Answer, serving
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 BASE = resolve([]).shape
 CLONE, BOOT = merge(BASE, {"template": True}), merge(BASE, {"template": False})
@@ -53,56 +52,25 @@ GUEST = Guest("debian-13-abc", "debian", "digest")
 TEMPLATE = Template("abc", GUEST.place, "debian", Keys.generate())
 RUN = "0123abcd"
 
-ANSWERS: dict[str, Answer] = {
-    "GET /info": (200, {"MemTotal": 64 * 1024**3}),
-    "GET /containers/json": (200, []),
-    "GET /networks": (200, []),
-    "GET /volumes": (200, {"Volumes": []}),
-    "DELETE /containers/0123": (204, None),
-    "POST /networks/create": (201, {"Id": "n"}),
-    f"GET /networks/virtainers-{RUN}-default": (200, {"IPAM": {"Config": [{"Subnet": "10.213.0.0/24"}]}}),
-    f"DELETE /networks/virtainers-{RUN}-default": (204, None),
-    f"GET /images/{runtime_image.reference()}/json": (200, {"Id": "sha256:runtime"}),
-}
+
+def engine() -> MemoryEngine:
+    """Return an engine that has the runtime image and nothing else."""
+    return MemoryEngine(images={runtime_image.reference(): Image("sha256:runtime", "amd64", {})})
 
 
-@contextmanager
-def engine() -> Iterator[Engine]:
-    """Connect to an engine on which nothing is."""
-    with serving(ANSWERS) as server:
-        found = detect.find(server.url)
-        yield found
-        found.close()
-
-
-class FakeContainer(Container):
-    """It notes what is put into it; without `kvm`, its engine refuses to start it with `/dev/kvm`."""
+class FakeContainer(MemoryContainer):
+    """A container that notes its start and its end in the events of its world."""
 
     def __init__(self, world: "World", plan: Plan) -> None:
-        self.world, self.plan, self.name = world, plan, plan.name
-        self.environment, self.binds, self.volume = plan.environment, plan.binds, plan.volume
-        self.stdout, self.stderr = Output(), Output()
-        self.archives: dict[str, bytes] = {}
-        self.gone = threading.Event()
+        super().__init__(plan, connected={"": Addresses("02:42:0a:d5:00:80")})
+        self.world, self.gone = world, threading.Event()
         world.containers.append(self)
         self.number = len(world.containers)
         world.events.append(f"start {self.number}")
 
     @override
-    def put(self, folder: str, members: Mapping[str, bytes | Link]) -> None:
-        pass
-
-    @override
-    def put_archive(self, folder: str, archive: bytes | Iterator[bytes]) -> None:
-        self.archives[folder] = archive if isinstance(archive, bytes) else b"".join(archive)
-
-    @override
     def start(self) -> None:
         self.world.on_start(self)
-
-    @override
-    def joint(self, network: str | None = None, *, again: bool = False) -> Joint:
-        return Joint("02:42:0a:d5:00:80", "")
 
     @override
     def wait(self, seconds: float) -> bool:
@@ -250,7 +218,7 @@ class World:
         in_use: places of templates on which a detached VM has its disk.
     """
 
-    def __init__(self, engine: Engine, *, keep_failed: bool = True) -> None:
+    def __init__(self, engine: MemoryEngine, *, keep_failed: bool = True) -> None:
         self.events: list[str] = []
         self.notes: list[str] = []
         self.containers: list[FakeContainer] = []
@@ -260,6 +228,7 @@ class World:
         self.refuses_to_go = False
         self.in_use: set[str] = set()
         self.durations = list[Record]()
+        engine.factory = lambda plan: FakeContainer(self, plan)
         settings = replace(resolve([]), store="/my/store")
         progress, owner, once = Progress(self.notes.append, live=False), Owner("this launcher", ""), Once()
         self.runtime_image = RuntimeImage(engine, once, progress)
@@ -267,9 +236,11 @@ class World:
             self, engine, settings, RUN, runtime_image=self.runtime_image, owner=owner, progress=progress
         )
         self.networks = Networks(engine, RUN, recorded=False)
-        self.guests = FakeGuests(self.store, locks=Holds(), once=once, progress=progress, engine_arch=engine.arch)
+        self.guests = FakeGuests(
+            self.store, locks=SharedLocks(), once=once, progress=progress, engine_arch=engine.arch
+        )
         self.templates = FakeTemplates(
-            self.store.open, holds=Holds(), runtime_id=self.runtime_image.id, progress=progress, once=once
+            self.store.open, holds=SharedLocks(), runtime_id=self.runtime_image.id, progress=progress, once=once
         )
         self.watch = FakeWatch(self.store.open_read_only)
         self.failed = FailedVMs(self.store, keep=keep_failed)
@@ -285,7 +256,7 @@ class World:
             access=access,
         )
         containers = Containers(
-            lambda plan: FakeContainer(self, plan),
+            engine,
             planner,
             RUN,
             networks=self.networks,

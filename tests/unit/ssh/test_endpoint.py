@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_virtainers.engine.container import Joint
+from pytest_virtainers.engine.facts import Addresses
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.endpoint import RELAY, Endpoint
@@ -25,19 +25,19 @@ class FakeContainer:
 
     id = "c0ffee"
 
-    def __init__(self, joint: Joint) -> None:
-        self._joint = joint
-        self.is_now = joint
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
+        self.is_now = addresses
         self.looks = 0
         self.commands: list[list[str]] = []
         self.deaf = False
         self.closed = 0
 
-    def joint(self, *, again: bool = False) -> Joint:
-        if again:
+    def addresses(self, *, refresh: bool = False) -> Addresses:
+        if refresh:
             self.looks += 1
-            self._joint = self.is_now
-        return self._joint
+            self._addresses = self.is_now
+        return self._addresses
 
     def stream(self, command: list[str]) -> Any:
         self.commands.append(command)
@@ -71,7 +71,7 @@ def endpoint(container: FakeContainer) -> Endpoint:
 
 
 def test_the_address_is_used_on_the_same_network(port: socket.socket) -> None:
-    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    container = FakeContainer(Addresses("", ADDRESS, prefix=8))
     with endpoint(container).dial(5), endpoint(container).dial_line():
         assert container.commands == []
     port.close()
@@ -82,10 +82,12 @@ def test_the_address_is_used_on_the_same_network(port: socket.socket) -> None:
     assert container.commands == []
 
 
-@pytest.mark.parametrize("joint", [Joint("", ADDRESS, prefix=24), Joint("", "")], ids=["elsewhere", "no address"])
-def test_the_relay_is_used_on_other_networks(port: socket.socket, joint: Joint) -> None:
+@pytest.mark.parametrize(
+    "addresses", [Addresses("", ADDRESS, prefix=24), Addresses("", "")], ids=["elsewhere", "no address"]
+)
+def test_the_relay_is_used_on_other_networks(port: socket.socket, addresses: Addresses) -> None:
     # Like a proxy or a firewall that answers instead of the guest.
-    container = FakeContainer(joint)
+    container = FakeContainer(addresses)
     far = endpoint(container)
     far.dial(5)
     far.dial_line()
@@ -101,7 +103,7 @@ def test_the_relay_is_used_if_the_network_refuses_its_host(monkeypatch: pytest.M
         raise TimeoutError
 
     monkeypatch.setattr(socket, "create_connection", silent)
-    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    container = FakeContainer(Addresses("", ADDRESS, prefix=8))
     tried = endpoint(container)
     for _ in range(3):
         with pytest.raises(TimeoutError):
@@ -118,11 +120,11 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("at_once")
 def test_the_relay_is_used_after_a_disconnect(port: socket.socket) -> None:
-    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    container = FakeContainer(Addresses("", ADDRESS, prefix=8))
     lost = endpoint(container)
     lost.dial(5).close()
     assert lost.leads_to(ADDRESS)
-    container.is_now = Joint("", "")
+    container.is_now = Addresses("", "")
     port.close()  # or another container has the address now
     lost.dial(5)
     lost.dial_line()
@@ -133,11 +135,11 @@ def test_the_relay_is_used_after_a_disconnect(port: socket.socket) -> None:
 
 @pytest.mark.usefixtures("at_once")
 def test_the_address_is_found_after_a_reconnect(port: socket.socket) -> None:
-    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    container = FakeContainer(Addresses("", ADDRESS, prefix=8))
     back = endpoint(container)
-    container.is_now = Joint("", "")
+    container.is_now = Addresses("", "")
     assert not back.leads_to(ADDRESS)
-    container.is_now = Joint("", "127.9.9.9", prefix=8)
+    container.is_now = Addresses("", "127.9.9.9", prefix=8)
     assert back.address == "127.9.9.9"
     assert not back.leads_to(ADDRESS)
     assert port.fileno() > 0
@@ -145,7 +147,7 @@ def test_the_address_is_found_after_a_reconnect(port: socket.socket) -> None:
 
 
 def test_the_engine_is_asked_at_most_once_a_second() -> None:
-    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    container = FakeContainer(Addresses("", ADDRESS, prefix=8))
     known = endpoint(container)
     assert all(known.leads_to(ADDRESS) for _ in range(10))
     assert container.looks == 0
@@ -153,18 +155,18 @@ def test_the_engine_is_asked_at_most_once_a_second() -> None:
 
 @pytest.mark.usefixtures("at_once")
 def test_an_engine_error_keeps_the_known_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    container = FakeContainer(Joint("", ADDRESS, prefix=8))
+    container = FakeContainer(Addresses("", ADDRESS, prefix=8))
     known = endpoint(container)
 
-    def fail(**_: object) -> Joint:
+    def fail(**_: object) -> Addresses:
         raise EngineError("it is restarted")
 
-    monkeypatch.setattr(container, "joint", fail)
+    monkeypatch.setattr(container, "addresses", fail)
     assert known.leads_to(ADDRESS)
 
 
 def test_the_error_of_the_relay_is_reported() -> None:
-    container = FakeContainer(Joint("", ""))
+    container = FakeContainer(Addresses("", ""))
     container.deaf = True
     with pytest.raises(ConnectionError, match=r"^through its container: connect\(.*\): refused$"):
         endpoint(container).dial(5)

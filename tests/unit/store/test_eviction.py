@@ -7,53 +7,53 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pytest_virtainers.store import eviction
-from pytest_virtainers.store.eviction import Kept, surplus
-from pytest_virtainers.store.locks import Holds
-from pytest_virtainers.store.volume import MOUNT
+from pytest_virtainers.store.eviction import Entry, surplus
+from pytest_virtainers.store.locks import SharedLocks
+from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.progress import Progress
+from tests.unit.memory_engine import MemoryEngine, listed
 
 
-def kept(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Kept:
-    return Kept(f"templates/{name}", size_mib, used, {}, in_use)
+def kept(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Entry:
+    return Entry(f"templates/{name}", size_mib, used, {}, in_use)
 
 
-def guest(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Kept:
-    return Kept(f"guests/{name}", size_mib, used, {}, in_use)
+def guest(name: str, size_mib: int, used: int, *, in_use: bool = False) -> Entry:
+    return Entry(f"guests/{name}", size_mib, used, {}, in_use)
 
 
-def template(name: str, size_mib: int, used: int, on: str, *, in_use: bool = False) -> Kept:
-    return Kept(f"templates/{name}", size_mib, used, {"guest": f"guests/{on}"}, in_use)
+def template(name: str, size_mib: int, used: int, on: str, *, in_use: bool = False) -> Entry:
+    return Entry(f"templates/{name}", size_mib, used, {"guest": f"guests/{on}"}, in_use)
 
 
 OLD, BUSY, NEW = kept("old", 100, 1), kept("busy", 300, 2, in_use=True), kept("new", 200, 3)
 ALL = [OLD, BUSY, NEW]
 
 
-def test_nothing_goes_while_all_fits() -> None:
+def test_nothing_is_evicted_below_the_limit() -> None:
     assert surplus(ALL, 600) == []
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_is_evicted_first() -> None:
     assert surplus(ALL, 599) == [OLD]
     assert surplus(ALL, 499) == [OLD, NEW]
 
 
-def test_what_is_in_use_or_to_be_kept_stays() -> None:
+def test_entries_in_use_stay() -> None:
     assert surplus(ALL, 0) == [OLD, NEW]
     assert surplus(ALL, 0, keep={"templates/new"}) == [OLD]
 
 
 def test_a_template_does_not_need_the_one_that_it_was_copied_from() -> None:
-    plain = Kept("templates/plain", 100, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
-    layer = Kept("templates/layer", 100, 2, {"guest": "guests/base", "origin": plain.place}, in_use=True)
+    plain = Entry("templates/plain", 100, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
+    layer = Entry("templates/layer", 100, 2, {"guest": "guests/base", "origin": plain.place}, in_use=True)
     assert (plain.origin, layer.origin, layer.base) == ("", plain.place, "guests/base")
     assert surplus([plain, layer], 0) == [plain]
 
@@ -68,14 +68,14 @@ def test_a_guest_image_stays_as_long_as_a_template_on_it() -> None:
     assert surplus([base, old, new], 0, keep={new.place}) == [old]
 
 
-def test_what_things_are_is_said_in_words() -> None:
+def test_entries_describe_themselves() -> None:
     template = {"image": "debian-13", "ram": 1024, "cpus": 1, "user": "debian"}
-    assert Kept("templates/x", 1, 1, template, False).what == "debian-13, 1024 MiB, 1 CPU, user debian"
-    told = Kept("templates/x", 1, 1, {**template, "architecture": "arm64"}, False).what
+    assert Entry("templates/x", 1, 1, template, False).what == "debian-13, 1024 MiB, 1 CPU, user debian"
+    told = Entry("templates/x", 1, 1, {**template, "architecture": "arm64"}, False).what
     assert told == "debian-13, arm64, 1024 MiB, 1 CPU, user debian"
-    assert Kept("guests/debian-13-x", 1, 1, {"suite": "trixie"}, False).what == "trixie"
-    assert Kept("guests/x", 1, 1, {"suite": "trixie", "architecture": "arm64"}, False).what == "trixie, arm64"
-    assert Kept("guests/file-x", 1, 1, {"name": "my.qcow2"}, False).what == "my.qcow2"
+    assert Entry("guests/debian-13-x", 1, 1, {"suite": "trixie"}, False).what == "trixie"
+    assert Entry("guests/x", 1, 1, {"suite": "trixie", "architecture": "arm64"}, False).what == "trixie, arm64"
+    assert Entry("guests/file-x", 1, 1, {"name": "my.qcow2"}, False).what == "my.qcow2"
 
 
 class Shop:
@@ -86,16 +86,11 @@ class Shop:
         self.made: list[str] = []
         self.forgotten: list[str] = []
         self.location = "here"
-        self.running: list[str] = []
-        self.running_elsewhere: list[str] = []
-        api = SimpleNamespace(
-            containers=lambda **_: [
-                {"Labels": {eviction.USES: place, eviction.STORE: store}}
-                for store in ("here", "elsewhere")
-                for place in (self.running if store == "here" else self.running_elsewhere)
-            ]
-        )
-        self.engine: Any = SimpleNamespace(api=api, failures=lambda _doing: nullcontext())
+        self.engine = MemoryEngine()
+
+    def run(self, place: str, store: str = "here") -> None:
+        """Start a container from a place of a store."""
+        self.engine.listed.append(listed(place, {eviction.USES: place, eviction.STORE: store}))
 
     def forget(self, place: str) -> None:
         self.forgotten.append(place)
@@ -136,13 +131,13 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return shop
 
 
-def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
-    shop.running.append("templates/old")
-    shop.running_elsewhere.append("guests/other")  # from a store that has a place of this name, too
+def test_contents_lists_entries_with_size_use_and_manifest(shop: Any) -> None:
+    shop.run("templates/old")
+    shop.run("guests/other", store="elsewhere")
     began = int(time.time())
-    with Holds() as holds:
+    with SharedLocks() as holds:
         holds.add("templates/new")
-        found = eviction.contents(shop.engine, shop)
+        found = eviction.contents(shop)
     assert [(each.place, each.size_mib, each.in_use) for each in found] == [
         ("guests/base", 2, False),
         ("templates/old", 2, True),
@@ -155,18 +150,18 @@ def test_the_contents_are_listed_with_their_facts(shop: Any) -> None:
     assert (found[1].base, found[1].manifest["image"]) == ("guests/base", "debian-13")
 
 
-def test_prune_removes_what_is_too_much_and_tells(shop: Any) -> None:
-    gone = eviction.prune(shop.engine, shop, 4)
+def test_prune_removes_and_returns_the_surplus(shop: Any) -> None:
+    gone = eviction.prune(shop, 4)
     assert [each.place for each in gone] == ["templates/old", "guests/other"]
     assert shop.forgotten == ["templates/old", "guests/other"]
     assert shop.places() == {"guests/base", "templates/new"}
-    assert eviction.prune(shop.engine, shop, 4) == []
+    assert eviction.prune(shop, 4) == []
 
 
-def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None:
+def test_make_room_never_removes_new_entries(shop: Any) -> None:
     notes: list[str] = []
     shop.made.append("templates/old")
-    eviction.make_room(shop.engine, shop, 0, Progress(notes.append, live=False))
+    eviction.make_room(shop, 0, Progress(notes.append, live=False))
     assert shop.places() == {"guests/base", "templates/old"}
     assert notes == [
         "virtainers: the store was full: removed guests/other (, 2 MiB)\n",
@@ -174,7 +169,7 @@ def test_room_is_made_for_what_was_made_and_at_its_cost_never(shop: Any) -> None
     ]
 
 
-def test_what_goes_or_is_replaced_while_the_contents_are_listed_is_left_out(
+def test_contents_skips_entries_that_others_remove_or_replace(
     shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "bin" / "python3"
@@ -196,5 +191,5 @@ exec(script)
     python.chmod(0o755)
     monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
     shop.keep("guests/unused", 50, "{}")
-    found = eviction.contents(shop.engine, shop)
+    found = eviction.contents(shop)
     assert [each.place for each in found] == ["guests/base", "guests/other", "guests/unused"]

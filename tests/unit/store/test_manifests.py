@@ -43,7 +43,7 @@ def test_a_missing_manifest_is_forgotten() -> None:
     assert of("a").get("guests/debian") is None
 
 
-def test_a_manifest_older_than_a_day_is_not_recalled_and_goes(cache: Path) -> None:
+def test_a_manifest_older_than_a_day_is_removed(cache: Path) -> None:
     of("a").put("guests/old", FACTS)
     yesterday = time.time() - 25 * 60 * 60
     (file,) = files(cache)

@@ -6,38 +6,41 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_virtainers.errors import StoreError
-from pytest_virtainers.store import volume
+from pytest_virtainers.store import places
 from pytest_virtainers.store.manifests import Manifests
 from pytest_virtainers.store.volume import Workshop
+from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_virtainers.engine.base import Container
+
+ENGINE = MemoryEngine()
+
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
-    monkeypatch.setattr(volume, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(places, "MOUNT", str(tmp_path))
 
-    def run(command: list[str], _on_output: object = None) -> tuple[int, bytes]:
+    def run(command: list[str]) -> tuple[int, bytes]:
         command = [each.replace("kill -9 -1", "true") for each in command]  # the processes of a container, not ours
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return done.returncode, done.stdout
 
-    container: Any = SimpleNamespace(run=run, ended=False)
-    return Workshop(container, "here")
+    return Workshop(ENGINE, MemoryContainer(answer=run), "here")
 
 
 def names(folder: Path) -> list[str]:
     return sorted(str(each.relative_to(folder)) for each in folder.rglob("*"))
 
 
-def test_what_is_whole_gets_its_name(shop: Workshop, tmp_path: Path) -> None:
+def test_a_complete_folder_becomes_its_place(shop: Workshop, tmp_path: Path) -> None:
     with shop.new("templates/x") as scratch:
         shop.shell(f"touch {scratch}/disk")
     assert names(tmp_path) == ["templates", "templates/x", "templates/x/disk"]
@@ -52,7 +55,7 @@ def fail_half_way(shop: Workshop, failure: BaseException, at: Callable[[str], ob
         raise failure
 
 
-def test_what_a_dead_builder_left_goes_and_what_is_worked_on_stays(shop: Workshop, tmp_path: Path) -> None:
+def test_scratch_folders_of_dead_builders_are_removed(shop: Workshop, tmp_path: Path) -> None:
     for name in ("dead", "busy", "empty"):
         (tmp_path / f".scratch-{name}" / "deep").mkdir(parents=True)
         (tmp_path / f".scratch-{name}" / "deep" / "disk").touch()
@@ -66,7 +69,7 @@ def test_what_a_dead_builder_left_goes_and_what_is_worked_on_stays(shop: Worksho
         )
 
 
-def test_a_place_that_is_empty_goes(shop: Workshop, tmp_path: Path) -> None:
+def test_empty_places_are_removed(shop: Workshop, tmp_path: Path) -> None:
     """Podman makes the directory of a place that was removed just before a container was to have it."""
     for place in ("guests/gone", "templates/gone", "templates/there"):
         (tmp_path / place).mkdir(parents=True)
@@ -77,14 +80,14 @@ def test_a_place_that_is_empty_goes(shop: Workshop, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [StoreError("no room"), KeyboardInterrupt()])
-def test_what_is_half_made_goes(failure: BaseException, shop: Workshop, tmp_path: Path) -> None:
+def test_a_half_made_folder_is_removed(failure: BaseException, shop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(type(failure)):
         fail_half_way(shop, failure, str)
     assert names(tmp_path) == []
     assert shop.made == []
 
 
-def test_what_somebody_else_still_uses_stays_and_is_not_taken_for_whole(shop: Workshop, tmp_path: Path) -> None:
+def test_a_spared_folder_stays_but_becomes_no_place(shop: Workshop, tmp_path: Path) -> None:
     shop.spared = spared = set[str]()
     with pytest.raises(StoreError):
         fail_half_way(shop, StoreError("no room"), spared.add)
@@ -99,12 +102,12 @@ def test_a_remembered_manifest_needs_no_helper(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     started: list[str] = []
 
-    def start() -> Any:
+    def start() -> Container:
         started.append("helper")
         return shop.container
 
     def opened() -> Workshop:
-        return Workshop(start, "here", remembered=Manifests(lambda: "here"))
+        return Workshop(ENGINE, start, "here", remembered=Manifests(lambda: "here"))
 
     manifest = tmp_path / "guests" / "x" / "manifest.json"
     manifest.parent.mkdir(parents=True)
@@ -121,11 +124,9 @@ def test_a_remembered_manifest_needs_no_helper(
     assert opened().recall("guests/x") is None
 
 
-def test_a_place_that_is_filled_again_is_not_recalled_as_it_was(
-    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_place_is_not_recalled(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shop = Workshop(shop.container, "here", remembered=Manifests(lambda: "here"))
+    shop = Workshop(ENGINE, shop.container, "here", remembered=Manifests(lambda: "here"))
     for version in ("1", "2"):
         with shop.new("guests/x") as scratch:
             Path(scratch, "manifest.json").write_text(f'{{"version": {version}}}')

@@ -23,14 +23,14 @@ import pytest
 
 from pytest_virtainers import VirtainerError
 from pytest_virtainers.config.network_spec import DEFAULT
-from pytest_virtainers.engine import detect, host, podman_service
-from pytest_virtainers.engine.container import Container, Plan
-from pytest_virtainers.engine.network import Network as EngineNetwork
-from pytest_virtainers.engine.network import Shape
-from pytest_virtainers.engine.streams import HijackedSocket
+from pytest_virtainers.engine import host
+from pytest_virtainers.engine.docker import podman_service
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.docker.streams import HijackedSocket
+from pytest_virtainers.engine.plan import NetworkPlan, Plan
 from pytest_virtainers.launching.isolation import Isolation
 from pytest_virtainers.ssh import client
-from pytest_virtainers.store.locks import Holds, is_held
+from pytest_virtainers.store.locks import SharedLocks, is_locked
 from pytest_virtainers.support import paths
 from pytest_virtainers.vm import tunnels
 from pytest_virtainers.vm.access import Access
@@ -45,6 +45,7 @@ from pytest_virtainers.vm.screen import Screen
 from pytest_virtainers.vm.shell import Leader
 from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_engine import Answer, serving
+from tests.unit.memory_engine import MemoryEngine
 from tests.unit.ssh.fake_sshd import SECONDS, Wire, execute
 from tests.unit.vm import fake_container
 from tests.unit.vm.fake_stream import Stream
@@ -203,7 +204,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pytest-virtainers"
 
 
-def is_locked(path: Path) -> bool:
+def has_lock(path: Path) -> bool:
     with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,21 +218,21 @@ def test_a_child_neither_releases_nor_keeps_a_lock(cache: Path) -> None:
         lock = block.enter_context(paths.locked("store"))
         with Child(lambda: "lives"):
             assert in_child(lock.close) is None
-            assert is_locked(cache / "store.lock")
+            assert has_lock(cache / "store.lock")
             block.close()
-            assert not is_locked(cache / "store.lock"), "the child still runs"
+            assert not has_lock(cache / "store.lock"), "the child still runs"
 
 
 def test_a_child_neither_releases_nor_keeps_shared_locks(cache: Path) -> None:
-    holds = Holds()
+    holds = SharedLocks()
     holds.add("templates/abc")
     with holds._lock:
         child = Child(holds.close)
     with child as answer:
         assert answer is None
-        assert is_held("templates/abc")
+        assert is_locked("templates/abc")
         holds.close()
-        assert not is_held("templates/abc"), "the child still runs"
+        assert not is_locked("templates/abc"), "the child still runs"
 
 
 LEAVES = """
@@ -275,7 +276,7 @@ def test_an_address_watch_ends_while_a_child_lives() -> None:
 
 
 def test_isolation_locks_do_not_block_a_child() -> None:
-    isolation = Isolation(SimpleNamespace(is_local=False))  # type: ignore[arg-type]
+    isolation = Isolation(SimpleNamespace(is_local=False))
     with isolation._lock:
         assert in_child(isolation.close) is None
 
@@ -292,9 +293,9 @@ ANSWERS: dict[str, Answer] = {
 
 def test_a_child_sends_no_requests_to_its_parents_engine() -> None:
     with serving(ANSWERS) as server:
-        engine = detect.find(server.url)
-        container = Container(engine, Plan(name="web", kind="vm", image="i"), "run")
-        network = EngineNetwork(engine, "net", {}, Shape())
+        engine = DockerEngine(server.url)
+        container = engine.create(Plan(name="web", kind="vm", image="i"), "run")
+        network = engine.create_network(NetworkPlan("net"), "run")
         asked = len(server.asked)
         before = refusal(f"the connection to {server.url}")
         assert in_child(engine.api.version).startswith(before)
@@ -320,7 +321,7 @@ def test_a_child_sends_no_requests_to_its_parents_engine() -> None:
 
 def test_a_child_has_no_pooled_connections_of_its_parent() -> None:
     with serving() as server:
-        engine = detect.find(server.url)
+        engine = DockerEngine(server.url)
         api: Any = engine.api
         (pool,) = api.get_adapter("http://").poolmanager.pools._container.values()
         kept = pool.pool
@@ -429,7 +430,7 @@ FACTS: dict[str, object] = {"machine.alive": False, "machine.runs": False}
 def vm() -> VM:
     made = fake_container.machine(fake_container.Container(fake_container.RUNS))
     endpoint: Any = made.machine.endpoint
-    endpoint.engine = SimpleNamespace(kind="podman", url="unix:///x")
+    endpoint.engine = MemoryEngine(kind="podman", url="unix:///x")
     return made
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.store.locks import Holds
+from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support import paths
 
 
@@ -145,6 +145,6 @@ def test_a_link_in_place_of_a_lock_is_not_followed(shared: Path, tmp_path: Path)
     (shared / "sweep.lock").symlink_to(tmp_path / "precious")
     assert "Too many levels of symbolic links" in refused()
     (shared / "thing.held").symlink_to(tmp_path / "precious")
-    with Holds() as holds, pytest.raises(OSError, match="symbolic links"):
+    with SharedLocks() as holds, pytest.raises(OSError, match="symbolic links"):
         holds.add("thing")
     assert (tmp_path / "precious").read_text() == "unchanged"

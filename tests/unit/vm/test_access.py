@@ -22,12 +22,13 @@ from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm.access import ssh_config_value
 from pytest_virtainers.vm.machine import Machine
 from pytest_virtainers.vm.vm import VM
+from tests.unit.memory_engine import MemoryEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ENGINE = SimpleNamespace(kind="podman", url="unix:///tmp/x y.sock")
+ENGINE = MemoryEngine(kind="podman", url="unix:///tmp/x y.sock")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pytest_virtainers.engine.container import Joint
+from pytest_virtainers.engine.facts import Addresses
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.vm.vm import VM
 from tests.unit.vm.fake_container import RUNS, Container, machine
@@ -18,9 +18,9 @@ class Plugs(Container):
         super().__init__(RUNS)
         self.asked: list[str] = []
 
-    def connect(self, _port: object) -> Joint:
+    def connect(self, _port: object) -> Addresses:
         self.asked.append("connect")
-        return Joint("02:42:0a:d5:00:80", "10.1.0.128")
+        return Addresses("02:42:0a:d5:00:80", "10.1.0.128")
 
     def disconnect(self, network: str) -> None:
         self.asked.append(f"disconnect {network}")

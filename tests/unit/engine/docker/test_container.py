@@ -1,4 +1,5 @@
 import io
+import json
 import struct
 import tarfile
 import time
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import detect, owner
-from pytest_virtainers.engine.container import Container, Link, Plan
-from pytest_virtainers.engine.sweep import sweep
+from pytest_virtainers.engine.docker.container import DockerContainer
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.plan import Bind, Plan
+from pytest_virtainers.engine.tar import Link
 from pytest_virtainers.errors import EngineError
 from tests.unit.fake_engine import Answer, FakeEngine, serving
 
@@ -18,24 +20,24 @@ CREATED: dict[str, Answer] = {"POST /containers/create": (201, {"Id": "0123", "W
 PLAN = Plan(name="db", kind="vm", image="an-image")
 
 
-def test_what_the_engine_removes_itself_is_waited_for() -> None:
+def test_close_waits_for_a_removal_by_the_engine() -> None:
     with serving(CREATED) as server:
-        engine = detect.find(server.url)
-        container = Container(engine, PLAN, "run")
+        engine = DockerEngine(server.url)
+        container = engine.create(PLAN, "run")
         server.answers["DELETE /containers/0123"] = (409, {"message": "removal is already in progress"})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pytest_virtainers.engine.container._END_SECONDS", 0.3)
-            with pytest.raises(EngineError, match=r"container db \(0123\) was not removed within 0 s"):
+            patch.setattr("pytest_virtainers.engine.docker.removal._SECONDS", 0.3)
+            with pytest.raises(EngineError, match=r"removing container db failed: .* removal is already in progress"):
                 container.close()
         assert server.asked.count("DELETE /containers/0123") > 1
         container.close()  # once is enough
         engine.close()
 
 
-def test_an_engine_that_died_meanwhile_is_told_in_words() -> None:
+def test_close_reports_an_engine_that_has_stopped() -> None:
     with serving(CREATED) as server:
-        engine = detect.find(server.url)
-        container = Container(engine, PLAN, "run")
+        engine = DockerEngine(server.url)
+        container = engine.create(PLAN, "run")
     with pytest.raises(EngineError, match=r"removing container db failed: podman 4\.9 at tcp.*Connection refused"):
         container.close()
     engine.close()
@@ -58,13 +60,15 @@ def server() -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def container(server: FakeEngine) -> Iterator[Container]:
-    engine = detect.find(server.url)
-    yield Container(engine, Plan(name="db", kind="vm", image="an-image", volume="db-disk"), "run")
+def container(server: FakeEngine) -> Iterator[DockerContainer]:
+    engine = DockerEngine(server.url)
+    yield engine.create(Plan(name="db", kind="vm", image="an-image", volume="db-disk"), "run")
     engine.close()
 
 
-def test_a_volume_is_there_before_its_container_and_goes_after_it(container: Container, server: FakeEngine) -> None:
+def test_a_volume_is_created_before_and_removed_after_its_container(
+    container: DockerContainer, server: FakeEngine
+) -> None:
     container.close()
     container.close()
     assert server.asked[-4:] == [
@@ -75,10 +79,10 @@ def test_a_volume_is_there_before_its_container_and_goes_after_it(container: Con
     ]
 
 
-def test_a_volume_that_a_container_still_has_is_waited_for(
-    container: Container, server: FakeEngine, monkeypatch: pytest.MonkeyPatch
+def test_close_waits_for_a_volume_in_use(
+    container: DockerContainer, server: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_virtainers.engine.container._END_SECONDS", 0.2)
+    monkeypatch.setattr("pytest_virtainers.engine.docker.removal._SECONDS", 0.2)
     server.answers["DELETE /volumes/db-disk"] = IN_USE
     with pytest.raises(EngineError, match=r"removing volume db-disk failed: .*volume is in use"):
         container.close()
@@ -111,8 +115,8 @@ def archive(*members: tuple[str, bytes | None], cut: int | None = None) -> Answe
 @pytest.mark.parametrize(
     "content", [b"", b"x", b"\0" * 3 * MIB, b"x" + b"\0" * 3 * MIB + b"x", b"x" + b"\0" * 3 * MIB]
 )
-def test_a_file_that_is_fetched_is_private_exact_and_has_holes(
-    container: Container, server: FakeEngine, content: bytes, tmp_path: Path
+def test_fetch_writes_a_private_sparse_copy(
+    container: DockerContainer, server: FakeEngine, content: bytes, tmp_path: Path
 ) -> None:
     server.answers["GET /containers/0123/archive"] = archive(("disk", content))
     container.fetch("/mounted/disk", tmp_path / "disk")
@@ -123,8 +127,8 @@ def test_a_file_that_is_fetched_is_private_exact_and_has_holes(
 
 
 @pytest.mark.parametrize("planted", ["victim", "nowhere"])
-def test_a_file_that_is_fetched_does_not_go_through_a_link(
-    container: Container, server: FakeEngine, planted: str, tmp_path: Path
+def test_fetch_does_not_follow_links(
+    container: DockerContainer, server: FakeEngine, planted: str, tmp_path: Path
 ) -> None:
     (tmp_path / "victim").write_text("untouched")
     (tmp_path / "disk").symlink_to(planted)
@@ -139,13 +143,13 @@ def test_a_file_that_is_fetched_does_not_go_through_a_link(
     ("answer", "words"),
     [
         ((404, {"message": "Could not find the file"}), "Could not find the file"),
-        (archive(("disk", None)), "/mounted/disk is no file"),
-        (archive(("disk", b"x" * MIB), cut=MIB // 2), "it broke off: unexpected end of data"),
-        (archive(), "/mounted/disk is no file"),
+        (archive(("disk", None)), "/mounted/disk is not a file"),
+        (archive(("disk", b"x" * MIB), cut=MIB // 2), "the stream was cut short: unexpected end of data"),
+        (archive(), "/mounted/disk is not a file"),
     ],
 )
-def test_what_cannot_be_fetched_is_told(
-    container: Container, server: FakeEngine, answer: Answer, words: str, tmp_path: Path
+def test_fetch_reports_what_is_wrong(
+    container: DockerContainer, server: FakeEngine, answer: Answer, words: str, tmp_path: Path
 ) -> None:
     server.answers["GET /containers/0123/archive"] = answer
     with pytest.raises(EngineError, match=f"copying /mounted/disk out of container db failed: .*{words}"):
@@ -162,7 +166,7 @@ def silent(begin: bytes) -> Answer:
     return answer
 
 
-def test_a_command_may_be_silent_for_so_long_at_a_time(container: Container, server: FakeEngine) -> None:
+def test_run_limits_silence(container: DockerContainer, server: FakeEngine) -> None:
     begin = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
 
     def talk(request: BaseHTTPRequestHandler) -> None:
@@ -178,13 +182,13 @@ def test_a_command_may_be_silent_for_so_long_at_a_time(container: Container, ser
     }
     assert container.run(["evidence"], patience=2.0) == (0, b"........")
     server.answers["POST /exec/e/start"] = silent(begin)
-    with pytest.raises(EngineError, match=r"^evidence in db has said nothing for 0\.1 s$"):
+    with pytest.raises(EngineError, match=r"^evidence in db was silent for 0\.1 s$"):
         container.run(["evidence"], patience=0.1)
 
 
 @pytest.mark.parametrize("sent", [b"", b"x" * MIB])
-def test_an_engine_that_hangs_does_not_hold_up_what_fetches_a_file(
-    container: Container, server: FakeEngine, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fetch_gives_up_when_the_engine_hangs(
+    container: DockerContainer, server: FakeEngine, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nContent-Length: 9999999\r\n\r\n"
     entry = tarfile.TarInfo("disk")
@@ -194,33 +198,18 @@ def test_an_engine_that_hangs_does_not_hold_up_what_fetches_a_file(
     with pytest.raises(EngineError, match=r"copying /mounted/disk out of container db failed: .*Read timed out"):
         container.fetch("/mounted/disk", tmp_path / "disk")
     assert server.asked.count("GET /containers/0123/archive") == 1
+    pieces = container.archive("/mounted/disk")
+    assert pieces is not None
+    with pytest.raises(EngineError, match=r"copying /mounted/disk out of container db failed: .*Read timed out"):
+        list(pieces)
 
 
-def test_a_sweep_takes_the_volumes_of_dead_owners_only() -> None:
-    lives = owner.labels("disk", "run")
-    dead = {**lives, "virtainers.owner-started": "1"}
-    volumes = [
-        {"Name": name, "Labels": labels} for name, labels in (("a", dead), ("b", lives), ("c", dead), ("d", None))
-    ]
-    answers: dict[str, Answer] = {
-        "GET /containers/json": (200, []),
-        "GET /networks": (200, []),
-        "GET /volumes": (200, {"Volumes": volumes}),
-        "DELETE /volumes/a": IN_USE,
-        "DELETE /volumes/c": (204, None),
-    }
-    with serving(answers) as server:
-        engine = detect.find(server.url)
-        assert sweep(engine) == ["c"]
-        server.answers["GET /volumes"] = (200, {"Volumes": None})
-        assert sweep(engine) == []
-        engine.close()
-
-
-def test_what_is_put_has_the_time_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_sets_the_current_time(monkeypatch: pytest.MonkeyPatch) -> None:
     archives: list[bytes] = []
-    monkeypatch.setattr(Container, "put_archive", lambda _self, _folder, data: archives.append(data))
-    Container.put(object.__new__(Container), "/store", {"manifest.json": b"{}", "image": Link("/store/disk")})
+    monkeypatch.setattr(DockerContainer, "put_archive", lambda _self, _folder, data: archives.append(data))
+    DockerContainer.put(
+        object.__new__(DockerContainer), "/store", {"manifest.json": b"{}", "image": Link("/store/disk")}
+    )
     with tarfile.open(fileobj=io.BytesIO(archives[0])) as tar:
         assert all(abs(entry.mtime - time.time()) < 60 for entry in tar.getmembers())
 
@@ -233,23 +222,23 @@ def about(networks: object) -> Answer:
     return 200, {"Id": "0123", "NetworkSettings": {"Networks": networks}}
 
 
-def test_the_engine_is_asked_again_where_a_container_is() -> None:
+def test_addresses_are_read_again_on_refresh() -> None:
     with serving({**CREATED, "GET /containers/0123/json": about(ON_LAB)}) as server:
-        engine = detect.find(server.url)
-        container = Container(engine, PLAN, "run")
-        assert container.joint("lab").address == "10.1.2.3"
+        engine = DockerEngine(server.url)
+        container = engine.create(PLAN, "run")
+        assert container.addresses("lab").address == "10.1.2.3"
         server.answers["GET /containers/0123/json"] = about(None)
-        assert container.joint("lab").address == "10.1.2.3"
-        assert container.joint("lab", again=True).address == ""
+        assert container.addresses("lab").address == "10.1.2.3"
+        assert container.addresses("lab", refresh=True).address == ""
         engine.close()
 
 
 @pytest.mark.parametrize("networks", [{}, ON_LAB], ids=["somebody was faster", "it does not go"])
-def test_a_network_that_a_container_has_lost_already_need_not_be_left(networks: object) -> None:
+def test_disconnect_ignores_a_lost_network(networks: object) -> None:
     answers = {"POST /networks/lab/disconnect": NOT_CONNECTED, "GET /containers/0123/json": about(networks)}
     with serving({**CREATED, **answers}) as server:
-        engine = detect.find(server.url)
-        container = Container(engine, PLAN, "run")
+        engine = DockerEngine(server.url)
+        container = engine.create(PLAN, "run")
         if networks:
             with pytest.raises(EngineError, match=r"disconnecting db from network lab failed: .* is not connected"):
                 container.disconnect("lab")
@@ -258,7 +247,7 @@ def test_a_network_that_a_container_has_lost_already_need_not_be_left(networks: 
         engine.close()
 
 
-def test_a_container_that_has_lost_all_networks_can_be_taken_over() -> None:
+def test_a_container_without_networks_can_be_adopted() -> None:
     found = {
         "Id": "0123",
         "Name": "/virtainers-web",
@@ -267,6 +256,21 @@ def test_a_container_that_has_lost_all_networks_can_be_taken_over() -> None:
         "NetworkSettings": {"Networks": None},
     }
     with serving() as server:
-        engine = detect.find(server.url)
-        assert Container.adopt(engine, found).network == "virtainers-default"
+        engine = DockerEngine(server.url)
+        assert DockerContainer.adopt(engine, found).network == "virtainers-default"
         engine.close()
+
+
+def test_a_container_is_created_with_its_mounts_and_without_a_network() -> None:
+    with serving({"POST /containers/create": (201, {"Id": "0123", "Warnings": []})}) as server:
+        engine = DockerEngine(server.url)
+        binds = (Bind("/store/guests/g", "/volumes/g"), Bind("/store", "vol", writable=True))
+        engine.create(Plan(name="x", kind="helper", image="an-image", binds=binds, offline=True), "run")
+        host = json.loads(server.sent[-1])["HostConfig"]
+        engine.close()
+    assert host["NetworkMode"] == "none"
+    assert host["CapDrop"] == ["ALL"]
+    assert [(each["Type"], each["Source"], each["Target"], each["ReadOnly"]) for each in host["Mounts"]] == [
+        ("bind", "/volumes/g", "/store/guests/g", True),
+        ("volume", "vol", "/store", False),
+    ]

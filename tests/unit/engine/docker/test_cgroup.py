@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import cgroup
+from pytest_virtainers.engine.docker import cgroup
 
 ID = "0123456789abcdef"
 V1 = f"12:cpu,cpuacct:/docker/{ID}\n4:memory:/docker/{ID}\n0::/system.slice\n"
@@ -31,7 +31,7 @@ def write(path: Path, text: str) -> None:
     ],
     ids=["version 1", "version 2"],
 )
-def test_it_is_read_without_page_cache(host: Path, groups: str, file: str, said: str) -> None:
+def test_memory_is_read_without_page_cache(host: Path, groups: str, file: str, said: str) -> None:
     write(host / "proc/7/cgroup", groups)
     write(host / "cgroup" / file, said)
     assert cgroup.memory_used_mib(7, ID) == 80
@@ -42,7 +42,7 @@ def test_it_is_read_without_page_cache(host: Path, groups: str, file: str, said:
     [None, "0::/user.slice\n", "4:memory:/user.slice\n", V1, "nonsense\n"],
     ids=["no such process", "the process of another", "a group of many", "no file", "no group"],
 )
-def test_what_is_not_a_local_containers_own_group_is_not_read(host: Path, groups: str | None) -> None:
+def test_foreign_groups_are_not_read(host: Path, groups: str | None) -> None:
     if groups is not None:
         write(host / "proc/7/cgroup", groups)
     write(host / "cgroup/user.slice/memory.stat", "anon 1\n")

@@ -1,21 +1,23 @@
-"""Who owns an object on the engine, written in its labels, and whether that owner still lives."""
+"""The owner of an object on the engine: the process named in its labels, and whether it is still alive."""
 
 from __future__ import annotations
 
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_virtainers.engine.facts import ContainerInfo
+
 LABEL = "virtainers"
-"""Every object of ours carries this label; its value is the kind of object."""
-MACHINE, MACHINES_NETWORK = "machine", "machines-network"
-"""Kinds that may outlive who made them: a VM that is kept, and the network of all such VMs."""
-MACHINE_NAME = f"{LABEL}.vm"
-"""The label of a VM's container with the VM's name."""
+"""Every object of this project has this label; its value is the kind of object."""
+DETACHED, DETACHED_NETWORK = "machine", "machines-network"
+"""Kinds that may outlive their process: a detached container, and the network of all of these."""
+NAME = f"{LABEL}.vm"
+"""The label with the name by which users know what runs in a container."""
 
 _RUN, _PID, _STARTED, _BOOT, _HOST = (
     f"{LABEL}.{part}" for part in ("run", "owner-pid", "owner-started", "owner-boot", "owner-host")
@@ -25,7 +27,7 @@ _ENDED = {"Z", "X"}  # states in proc(5): zombie, dead
 
 
 def labels(kind: str, run_id: str) -> dict[str, str]:
-    """Make the labels that name this process as the owner."""
+    """Return the labels that name this process as the owner."""
     pid = os.getpid()
     return {
         LABEL: kind,
@@ -38,25 +40,25 @@ def labels(kind: str, run_id: str) -> dict[str, str]:
 
 
 def run(found: Mapping[str, str]) -> str:
-    """Give the run named in an object's labels."""
+    """Return the run that is named in an object's labels."""
     return found.get(_RUN, "")
 
 
-def lasting_name(machine: str) -> str:
-    """Give the name of a kept VM's container; it gets that when the VM is ready."""
-    return f"virtainers-{machine}"
+def lasting_name(name: str) -> str:
+    """Return the name that a detached container gets when it is to stay; `name` is the one in its label `NAME`."""
+    return f"virtainers-{name}"
 
 
-def is_kept(container: Mapping[str, Any]) -> bool:
-    """Tell whether a container, as the engine lists it, is a VM that was ready and is kept, whoever made it."""
-    found = container.get("Labels") or {}
-    return found.get(LABEL) == MACHINE and f"/{lasting_name(found.get(MACHINE_NAME, ''))}" in container["Names"]
+def is_kept(container: ContainerInfo) -> bool:
+    """Return whether a container is detached and has its lasting name, whichever process created it."""
+    labels = container.labels
+    return labels.get(LABEL) == DETACHED and container.name == lasting_name(labels.get(NAME, ""))
 
 
 def is_dead(found: Mapping[str, str]) -> bool:
-    """Tell whether the owner named in `found` is surely gone; in doubt it lives.
+    """Return whether the owner named in these labels has certainly ended; in doubt it is alive.
 
-    A pid means something only on its host, in its boot and in its pid namespace.
+    A process id is valid only on its host, during its boot and in its pid namespace.
     """
     host, pid = found.get(_HOST, ""), found.get(_PID, "")
     if host.partition("/")[0] != _host().partition("/")[0] or not pid.isdecimal():
@@ -70,9 +72,9 @@ def is_dead(found: Mapping[str, str]) -> bool:
 
 
 def _lives(pid: int, started: str | None) -> bool:
-    """Tell whether a process runs and, where its start time can be read, is the one that `started` then."""
+    """Return whether a process is alive and, where its start time can be read, is the one that `started` then."""
     facts = _facts(pid)
-    if facts and facts[0] in _ENDED:  # its parent has not asked for its exit code yet
+    if facts and facts[0] in _ENDED:  # its parent has not read its exit code yet
         return False
     if facts and started:
         return facts[19] == started
@@ -80,13 +82,13 @@ def _lives(pid: int, started: str | None) -> bool:
         os.kill(pid, 0)  # sends nothing
     except ProcessLookupError:
         return False
-    except PermissionError:  # it exists, and is another user's
+    except PermissionError:  # it exists, and belongs to another user
         return True
     return True
 
 
 def _host() -> str:
-    """Name this host and the pid namespace we are in."""
+    """Return the names of this host and of this process's pid namespace."""
     try:
         namespace = str((_PROC / "self/ns/pid").stat().st_ino)
     except OSError:
@@ -102,15 +104,15 @@ def _boot_id() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Give the start time of a process in clock ticks since boot (proc(5), field 22); `None` as `_facts` does."""
+    """Return the start time of a process in clock ticks since boot (proc(5), field 22); `None` as `_facts` does."""
     facts = _facts(pid)
     return facts[19] if facts else None
 
 
 def _facts(pid: int) -> list[str] | None:
-    """Return what proc(5) says of a process in `stat`, from field 3 on.
+    """Return the fields of a process in `stat` (proc(5)), from field 3 on.
 
-    None when it is gone, which may happen while we read, when it is hidden (hidepid), or without /proc.
+    `None` if it has ended (perhaps during the read), if it is hidden (hidepid), or without /proc.
     """
     try:
         stat = (_PROC / str(pid) / "stat").read_text()

@@ -1,4 +1,4 @@
-"""The embedded default: a Podman API service of our own, for as long as we live."""
+"""A private Podman service, for hosts where no engine runs; it ends with this process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pytest_virtainers.support.forks import disown_in_child
 
 _START_SECONDS = 20.0
 
-# The shell lives as long as the service, and outlives us by a moment only: its stdin is a pipe whose other end is
-# ours, so a child that reads it sees our end even after SIGKILL, and stops the service.
+# The shell lives as long as the service. Its stdin is a pipe from this process, so a child of the shell that reads it
+# notices when this process ends, even by SIGKILL, and stops the service.
 _KEEPER = """
 folder=$1; shift
 exec 3<&0
@@ -32,10 +32,10 @@ class PodmanService:
     """`podman system service` on a private socket."""
 
     def __init__(self, podman: str) -> None:
-        """Start the service and wait until it takes calls.
+        """Start the service and wait until it accepts connections.
 
         Raises:
-            EngineError: the service did not start; the message has its own words.
+            EngineError: the service did not start; the message has its output.
         """
         folder = Path(tempfile.mkdtemp(prefix="virtainers-podman-"))  # mkdtemp makes it private (0700)
         socket_path = folder / "podman.sock"
@@ -47,7 +47,7 @@ class PodmanService:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C at the terminal is for us; we still need the service to clean up
+                start_new_session=True,  # Ctrl-C must not stop it: this process needs it to clean up
             )
             disown_in_child(self)
             deadline = time.monotonic() + _START_SECONDS
@@ -56,19 +56,19 @@ class PodmanService:
                     log.seek(0)
                     said = log.read().decode(errors="replace").strip()
                     self.stop()
-                    raise EngineError(f"{' '.join(command)} did not start: {said or 'it said nothing'}")
+                    raise EngineError(f"{' '.join(command)} did not start: {said or 'no output'}")
                 time.sleep(0.05)
 
     @property
     def pipe(self) -> int:
-        """The descriptor that keeps the service alive, also in another process that has inherited it."""
+        """The descriptor that keeps the service alive, also in a process that inherits it."""
         return self._keeper.stdin.fileno() if self._keeper.stdin is not None else -1
 
     def disown(self) -> None:
         """Leave the service to its owner, a forked child's parent."""
         if self._keeper.stdin is not None:
             self._keeper.stdin.close()
-        self._keeper.returncode = 0  # not ours to wait for
+        self._keeper.returncode = 0  # not this process's child
 
     def stop(self) -> None:
         """End the service and remove its folder."""
@@ -79,17 +79,17 @@ class PodmanService:
 
 
 def _answers(path: Path) -> bool:
-    """Tell whether somebody listens: a socket is there a moment before."""
+    """Return whether a process listens; the socket exists a moment earlier."""
     with socket.socket(socket.AF_UNIX) as caller:
         try:
             caller.connect(str(path))
-        except OSError:  # also: its name is too long, of which Podman will tell
+        except OSError:  # or its name is too long, which Podman reports itself
             return False
         return True
 
 
 def runtime_options() -> list[str]:
-    """Choose runc where crun refuses: on hosts with cgroup version 1 and 2 side by side."""
+    """Choose runc where crun refuses to work: on hosts with cgroup versions 1 and 2."""
     hybrid = Path("/sys/fs/cgroup/unified").is_dir()
     runc = shutil.which("runc")
     return ["--runtime", runc] if hybrid and runc else []

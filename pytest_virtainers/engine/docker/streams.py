@@ -1,4 +1,4 @@
-"""Byte streams into and out of containers: attached streams and exec sessions.
+"""Byte streams from and to containers: attached streams, exec sessions and logs.
 
 The engine multiplexes stdout and stderr of a container without a terminal into frames of an 8-byte header
 (stream number, three zero bytes, payload length big-endian) and a payload:
@@ -25,17 +25,17 @@ STDOUT, STDERR = 1, 2
 
 _HEADER = struct.Struct(">BxxxL")
 _CHUNK_BYTES = 64 * 1024
-_TOLD_BYTES = 1024  # of what a command says on stderr, at most
+_STDERR_BYTES = 1024  # kept of a command's stderr for error messages
 
 
 class Demultiplexer:
-    """Cuts the engine's byte stream into `(stream number, payload)` pairs."""
+    """Splits the engine's byte stream into `(stream number, payload)` pairs."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """Take what arrived and give the whole frames so far."""
+        """Add what has arrived; return the frames that are complete."""
         self._buffer += data
         frames = []
         while len(self._buffer) >= _HEADER.size:
@@ -49,28 +49,28 @@ class Demultiplexer:
 
 
 class HijackedSocket:
-    """The connection that remains when the engine has switched from HTTP to a raw stream."""
+    """The connection after the engine has switched from HTTP to a raw stream."""
 
     def __init__(self, sdk_socket: Any) -> None:
-        """Take the connection over from the SDK, whose own objects would never be closed in order."""
+        """Take the connection over from the SDK, which would not close it properly."""
         response = getattr(sdk_socket, "_response", None)
         self._socket: Any = getattr(sdk_socket, "_sock", sdk_socket)
         self._early = self._read_ahead(response)
         if type(self._socket) is socket.socket and response is not None:
-            self._socket = self._socket.dup()  # TLS sockets and SSH channels, which cannot do that, stay the SDK's
+            self._socket = self._socket.dup()  # TLS sockets and SSH channels cannot do that, and stay the SDK's
             response.close()
         self._response = response
         self._socket.settimeout(None)
-        if isinstance(self._socket, socket.socket):  # a channel goes with its SSH session
+        if isinstance(self._socket, socket.socket):  # a channel ends with its SSH session
             close_in_child(self._socket)
 
     def _read_ahead(self, response: Any) -> bytes:
-        """Give what the HTTP client has buffered behind the response's headers, which the SDK would lose."""
+        """Return what the HTTP client has buffered after the response's headers, which the SDK would lose."""
         buffered: Any = getattr(getattr(getattr(response, "raw", None), "_fp", None), "fp", None)
         if not hasattr(buffered, "peek"):
             return b""
         self._socket.setblocking(False)
-        with contextlib.suppress(ssl.SSLWantReadError):  # so say TLS sockets that nothing has arrived
+        with contextlib.suppress(ssl.SSLWantReadError):  # TLS sockets raise this when nothing has arrived
             return bytes(buffered.peek())
         return b""
 
@@ -86,36 +86,36 @@ class HijackedSocket:
         return bytes(self._socket.recv(size))
 
     def send(self, data: bytes) -> int:
-        """Write some of `data` and tell how many bytes."""
+        """Write some of `data`; return how many bytes."""
         return int(self._socket.send(data))
 
     def close_input(self) -> None:
-        """Say that nothing more will be written."""
+        """Close the writing side."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close, and wake a thread that reads."""
+        """Close the connection; a thread that reads from it wakes up."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self.abandon()
 
     def abandon(self) -> None:
-        """Close this process's copy only."""
+        """Close this process's descriptor only."""
         with contextlib.suppress(OSError):
             self._socket.close()
             if isinstance(self._socket, ssl.SSLSocket) and self._response is not None:
-                self._response.raw.close()  # else it would keep the socket open
+                self._response.raw.close()  # otherwise it would keep the socket open
 
 
 class ExecStream:
-    """An exec session's stdin and stdout as a socket, in the shape that `paramiko.Transport` asks for."""
+    """An exec session's stdin and stdout as a socket (see `engine.base.Stream`)."""
 
     def __init__(self, hijacked: HijackedSocket) -> None:
         self._hijacked = hijacked
         self._frames = Demultiplexer()
-        self._ready, self._said = bytearray(), bytearray()
-        self._closed = False  # paramiko looks at this attribute of sockets
+        self._stdout, self._stderr = bytearray(), bytearray()
+        self._closed = False  # paramiko reads this attribute of sockets
 
     def settimeout(self, seconds: float | None) -> None:
         """Limit each `recv` and `send`, in seconds."""
@@ -128,29 +128,29 @@ class ExecStream:
     def recv(self, size: int) -> bytes:
         """Read at most `size` bytes of the command's stdout; empty at its end."""
         self._read_on()
-        taken = bytes(self._ready[:size])
-        del self._ready[:size]
+        taken = bytes(self._stdout[:size])
+        del self._stdout[:size]
         return taken
 
     def wait_for_output(self) -> None:
-        """Wait for the first of the command's stdout; raises `ConnectionError` with its stderr when it ends."""
+        """Wait for the first output on stdout; raise `ConnectionError` with stderr when the command ends first."""
         if not self._read_on():
-            raise ConnectionError(self._said.decode(errors="replace").strip() or "it ended without a word")
+            raise ConnectionError(self._stderr.decode(errors="replace").strip() or "the command ended without output")
 
     def _read_on(self) -> bool:
-        """Wait until there is something of stdout to give; tell whether it came."""
-        while not self._ready:
+        """Wait until there is output on stdout; return whether there is."""
+        while not self._stdout:
             data = self._hijacked.recv()
             if not data:
                 return False
             for stream, payload in self._frames.feed(data):
-                kept = self._ready if stream == STDOUT else self._said
+                kept = self._stdout if stream == STDOUT else self._stderr
                 kept += payload
-            del self._said[:-_TOLD_BYTES]
+            del self._stderr[:-_STDERR_BYTES]
         return True
 
     def close_input(self) -> None:
-        """End the command's stdin, and go on reading."""
+        """Close the command's stdin; its stdout can still be read."""
         self._hijacked.close_input()
 
     def close(self) -> None:
@@ -160,16 +160,16 @@ class ExecStream:
 
 
 class Log:
-    """A container's log: pairs of whether a piece is of stderr, and the piece."""
+    """A container's log as pairs: whether a piece is of stderr, and the piece."""
 
     def __init__(self, response: Any) -> None:
-        """Take the engine's answer over."""
+        """Take over the engine's response."""
         self._response = response
         if isinstance(sock := self._socket(), socket.socket):
             close_in_child(sock)
 
     def __iter__(self) -> Iterator[tuple[bool, bytes]]:
-        """Give what there is, and what comes, until the container ends, the engine goes or `close`."""
+        """Yield what the response brings, until the container ends, the engine stops or `close` is called."""
         frames = Demultiplexer()
         with contextlib.suppress(OSError, urllib3.exceptions.HTTPError, requests.exceptions.RequestException):
             for data in self._response.iter_content(None):
@@ -177,7 +177,7 @@ class Log:
                     yield stream == STDERR, payload
 
     def close(self) -> None:
-        """Close, and wake a thread that reads."""
+        """Close the connection; a thread that reads from it wakes up."""
         sock = self._socket()
         with contextlib.suppress(OSError):
             if sock is not None:
@@ -185,22 +185,13 @@ class Log:
         self._response.close()
 
     def _socket(self) -> Any:
-        """Return the connection's socket; `None` once the answer is read and the connection serves others."""
+        """Return the connection's socket; `None` when the response is read and its connection is used for others."""
         return getattr(getattr(self._response.raw, "connection", None), "sock", None)
 
 
-class Pieces:
-    """Pieces of bytes, as they come, as a file to read."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._rest = pieces, b""
-
-    def read(self, size: int) -> bytes:
-        """Read `size` bytes, or what is left."""
-        gathered, length = [self._rest], len(self._rest)
-        while length < size and (piece := next(self._pieces, b"")):
-            gathered.append(piece)
-            length += len(piece)
-        data = b"".join(gathered)
-        self._rest = data[size:]
-        return data[:size]
+def frames(attached: HijackedSocket) -> Iterator[tuple[bool, bytes]]:
+    """Yield what an attached stream brings: whether a piece is of stderr, and the piece."""
+    demultiplexer = Demultiplexer()
+    while data := attached.recv():
+        for stream, payload in demultiplexer.feed(data):
+            yield stream == STDERR, payload

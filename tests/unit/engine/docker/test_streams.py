@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.engine import detect
-from pytest_virtainers.engine.streams import Demultiplexer, ExecStream, HijackedSocket, Pieces
+from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.engine.docker.streams import Demultiplexer, ExecStream, HijackedSocket
 from tests.unit.fake_engine import credentials, echo, serving
 
 
@@ -37,7 +37,7 @@ def test_an_exec_stream_reads_stdout_only_and_to_its_end() -> None:
     stream.close()
 
 
-def test_the_end_of_input_can_be_said_before_the_answer_is_read() -> None:
+def test_input_can_be_closed_before_output_is_read() -> None:
     ours, theirs = socket.socketpair()
     stream = ExecStream(HijackedSocket(ours))
     stream.send(b"keys")
@@ -48,15 +48,6 @@ def test_the_end_of_input_can_be_said_before_the_answer_is_read() -> None:
     theirs.close()
     stream.close_input()  # nobody is there any more
     stream.close()
-
-
-def test_pieces_are_read_like_a_file() -> None:
-    left = [b"fg", b"cde", b"ab"]
-    pieces = Pieces(left.pop() for _ in range(3))
-    assert pieces.read(1) == b"a"
-    assert left == [b"fg", b"cde"], "nothing is taken ahead of its time"
-    assert pieces.read(3) == b"bcd"
-    assert [pieces.read(10), pieces.read(10)] == [b"efg", b""]
 
 
 def test_a_forked_child_does_not_hold_the_lease() -> None:
@@ -79,7 +70,7 @@ def test_a_forked_child_does_not_hold_the_lease() -> None:
         os.close(end)
 
 
-def test_a_stream_over_tls_can_be_given_up_without_a_word(tmp_path: Path) -> None:
+def test_abandon_closes_a_tls_stream(tmp_path: Path) -> None:
     ended = threading.Event()
 
     def watched(request: BaseHTTPRequestHandler) -> None:
@@ -89,7 +80,7 @@ def test_a_stream_over_tls_can_be_given_up_without_a_word(tmp_path: Path) -> Non
 
     environ = {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
     with serving({"POST /exec/e/start": watched}, tls=credentials(tmp_path)) as server:
-        engine = detect.find(server.url, environ)
+        engine = DockerEngine(server.url, environ)
         lease = HijackedSocket(engine.api.exec_start("e", socket=True))
         lease.send(b"hi")
         assert lease.recv() == frame(1, b"HI")
@@ -98,9 +89,9 @@ def test_a_stream_over_tls_can_be_given_up_without_a_word(tmp_path: Path) -> Non
         engine.close()
 
 
-def test_a_command_that_ends_without_output_has_its_errors_told() -> None:
+def test_a_command_without_output_raises_with_its_stderr() -> None:
     complaint = frame(2, b"relay: no ") + frame(2, b"such port\n")
-    for said, told in ((complaint, "relay: no such port"), (b"", "it ended without a word")):
+    for said, told in ((complaint, "relay: no such port"), (b"", "the command ended without output")):
         ours, theirs = socket.socketpair()
         theirs.sendall(said)
         theirs.close()
@@ -110,7 +101,7 @@ def test_a_command_that_ends_without_output_has_its_errors_told() -> None:
         stream.close()
 
 
-def test_what_was_waited_for_is_read_after_it() -> None:
+def test_output_is_still_there_after_waiting_for_it() -> None:
     ours, theirs = socket.socketpair()
     theirs.sendall(frame(2, b"a warning") + frame(1, b"SSH-2.0"))
     stream = ExecStream(HijackedSocket(ours))

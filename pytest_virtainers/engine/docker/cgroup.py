@@ -1,4 +1,4 @@
-"""The memory of a local container, from its control group: engines take a second to say it."""
+"""The memory of a local container, read from its control group; an engine takes a second to report it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _MIB = 2**20
 
 
 def memory_used_mib(pid: int, container: str) -> int | None:
-    """Return the MiB that a container takes without page cache; `None` where that cannot be seen from here.
+    """Return the MiB that a container uses without page cache; `None` if this process cannot read it.
 
     Args:
-        pid: of its first process, as the engine says.
-        container: its id, which must be in the group's path: where process ids are not the engine's, or a rootless
-            engine has no groups of its own, that process is another one, or its group is that of others, too.
+        pid: process id of its first process, as the engine reports it.
+        container: its id, which must be in the group's path. Otherwise the process is a different one (in another pid
+            namespace), or shares its group with others (under a rootless engine).
     """
     try:
         groups = (_PROC / str(pid) / "cgroup").read_text().splitlines()
@@ -29,5 +29,5 @@ def memory_used_mib(pid: int, container: str) -> int | None:
 
 def _anonymous(file: Path) -> int:
     facts = dict(line.split() for line in file.read_text().splitlines())
-    # Version 1 says `rss`; with groups below this one, `total_rss`.
+    # Version 1: `rss`; with groups below this one, `total_rss`.
     return int(facts["anon"] if "anon" in facts else facts["total_rss"]) // _MIB

@@ -1,0 +1,1 @@
+"""Docker and Podman, over the docker SDK: the only package that imports it."""
