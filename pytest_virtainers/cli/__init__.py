@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from pytest_virtainers.cli import evidence, host, images, machines, store
-from pytest_virtainers.cli.common import tell
+from pytest_virtainers.cli.common import note
 from pytest_virtainers.errors import VirtainerError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except (VirtainerError, OSError) as error:  # a missing file or program
-        tell(str(error))
+        note(str(error))
         return _FAILED
     return int(code or 0)
 

@@ -53,7 +53,7 @@ def progress() -> Progress:
     return Progress(write, live=live)
 
 
-def tell(text: str) -> None:
+def note(text: str) -> None:
     """Print a message to stderr."""
     with contextlib.suppress(OSError):
         print(printable(f"virtainers: {text}"), file=sys.stderr, flush=True)

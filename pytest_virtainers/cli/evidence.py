@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_virtainers.cli.common import GuestCommand, check_ssh, progress, settings, ssh, tell
+from pytest_virtainers.cli.common import GuestCommand, check_ssh, note, progress, settings, ssh
 from pytest_virtainers.errors import BadTemplate, QEMUCrashed, VirtainerError
 
 if TYPE_CHECKING:
@@ -61,22 +61,22 @@ def resume(folder: Path, export: Path | None, disk_only: bool, trust: bool, word
         def report(error: VirtainerError) -> None:
             """Print an error with the paths of disk and memory in the folder instead of the container."""
             text = str(error).replace(resume.MEMORY, shown(folder / STATE))
-            tell(text.replace(resume.DISK, shown(folder / OVERLAY)))
+            note(text.replace(resume.DISK, shown(folder / OVERLAY)))
 
         vm = _launch(launcher, evidence)
         try:
             try:
                 vm.machine.wait_until_resumed()
             except QEMUCrashed as error:  # try once more, as for a boot
-                tell(str(error))
-                tell("QEMU crashed; starting it once more")
+                note(str(error))
+                note("QEMU crashed; starting it once more")
                 vm.machine.close()
                 vm = _launch(launcher, evidence)
                 vm.machine.wait_until_resumed()
         except BadTemplate as error:
             report(error)
             booted = shlex.join(["virtainers", "resume", "--disk-only", str(folder)])
-            tell(f"to boot the disk without the memory: {booted}")
+            note(f"to boot the disk without the memory: {booted}")
             return _FAILED
         except VirtainerError as error:
             report(error)
@@ -91,7 +91,7 @@ def _launch(launcher: Launcher, evidence: Evidence) -> VM:
     from pytest_virtainers.evidence import resume
 
     vm = resume.launch(launcher, evidence)
-    tell(f"to open its console: {vm.access.console_command}")
+    note(f"to open its console: {vm.access.console_command}")
     return vm
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_virtainers.cli import shape
-from pytest_virtainers.cli.common import OPTIONS, Command, answer, as_json, progress, settings, show, tell, usage
+from pytest_virtainers.cli.common import OPTIONS, Command, answer, as_json, note, progress, settings, show, usage
 from pytest_virtainers.cli.complete import image_names, image_names_or_files
 from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
@@ -109,7 +109,7 @@ def _sizes_mib() -> dict[str, int]:
             with launcher.store.open() as shop:
                 return {each.place: each.size_mib for each in eviction.contents(shop)}
     except (EngineNotFound, EngineError) as error:
-        tell(f"cannot list the store: {error}")
+        note(f"cannot list the store: {error}")
         return {}
 
 
@@ -179,11 +179,11 @@ def rm(names: tuple[str, ...]) -> None:
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"{unknown[0]} is not in the catalogue. To remove other images: virtainers store rm")
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
-        kept = eviction.contents(shop)
+        entries = eviction.contents(shop)
         places = {known[name].place for name in names}
-        if missing := places - {each.place for each in kept}:
+        if missing := places - {each.place for each in entries}:
             raise ImageError(f"{min(missing)} is not in the store. List its entries: virtainers store ls")
-        gone = [each for each in kept if each.place in places or each.base in places]
+        gone = [each for each in entries if each.place in places or each.base in places]
         if used := [each.place for each in gone if each.in_use]:
             raise ImageError(f"{used[0]} is in use by a VM or by a test run")
         eviction.remove(shop, [each.place for each in gone])

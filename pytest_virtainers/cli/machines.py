@@ -21,11 +21,11 @@ from pytest_virtainers.cli.common import (
     answer,
     as_json,
     check_ssh,
+    note,
     progress,
     settings,
     show,
     ssh,
-    tell,
     usage,
 )
 from pytest_virtainers.cli.complete import (
@@ -100,10 +100,10 @@ def run(words: tuple[str, ...], **given: Any) -> int:
     if detach:
         return _detach(spec, ours, persist, words, auto_remove=auto_remove)
     with launched(spec, ours, persist, progress()) as vm:
-        tell(f"{vm.name} ({vm.spec.image}) is at {vm.ip}; its console: {vm.access.console_command}")
+        note(f"{vm.name} ({vm.spec.image}) is at {vm.ip}; its console: {vm.access.console_command}")
         with vm.screen.vnc() if vnc else contextlib.nullcontext() as display:
             if display is not None:
-                tell(f"its screen: {display}, password {display.password}")
+                note(f"its screen: {display}, password {display.password}")
             # ssh hands one line to the guest's shell: quoted, so that the words arrive as they were given.
             return ssh(vm, shlex.join(words))
 
@@ -117,7 +117,7 @@ def _detach(spec: Spec, ours: Settings, persist: Path | None, words: tuple[str, 
     lifetime = Lifetime(detached=True, auto_remove=auto_remove, folder=persistent(persist))
     with build_launcher(ours, progress(), lifetime=lifetime) as launcher:
         vm = detached.keep(launcher, spec)
-        tell(f"{vm.name} ({spec.image}) is at {vm.ip}: virtainers ssh {vm.name}")
+        note(f"{vm.name} ({spec.image}) is at {vm.ip}: virtainers ssh {vm.name}")
         return ssh(vm, shlex.join(words)) if words else 0
 
 
@@ -340,7 +340,7 @@ def stop(names: tuple[str, ...]) -> None:
             with progress().step(f"shutting down {name}"):
                 shut_down = detached.stop(engine, name)
             if not shut_down:
-                tell(f"{name} did not shut down within its SHUTDOWN_TIMEOUT: its power was cut")
+                note(f"{name} did not shut down within its SHUTDOWN_TIMEOUT: its power was cut")
 
 
 @click.command
@@ -449,7 +449,7 @@ def commit(name: str, file: Path) -> None:
         facts = detached.commit(launcher, name, file)
     print(file)
     options = " ".join(f"--{option} {facts[option]}" for option in ("user", "arch", "firmware"))
-    tell(f"to start a VM from it: virtainers run {shlex.quote(str(file.absolute()))} {options}")
+    note(f"to start a VM from it: virtainers run {shlex.quote(str(file.absolute()))} {options}")
 
 
 @click.command
@@ -496,7 +496,7 @@ def vnc(name: str, port: int, web: bool, open_it: bool) -> None:
             click.launch(url.partition("&password=")[0])  # others could read it on a command line; noVNC asks for it
         while not vm.machine.exit_reason:  # a VM with a kernel panic has a screen, too
             time.sleep(1)
-        tell(f"{name} has ended: {vm.machine.exit_reason}")
+        note(f"{name} has ended: {vm.machine.exit_reason}")
 
 
 COMMANDS = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pytest_virtainers.cli.common import tell
+from pytest_virtainers.cli.common import note
 from pytest_virtainers.cli.complete import words
 from pytest_virtainers.config.arguments import ARGUMENTS, Argument
 
@@ -86,5 +86,5 @@ def _seed(path: Path, given: Mapping[str, object]) -> dict[str, Any]:
             raise click.UsageError(f"--seed-iso brings its own: leave out {ARGUMENTS[name].command_option}")
     found, ignored = cloud_init.unpack(path)
     if ignored:
-        tell(f"{path}: ignored {', '.join(ignored)}: only user-data and meta-data are used")
+        note(f"{path}: ignored {', '.join(ignored)}: only user-data and meta-data are used")
     return found

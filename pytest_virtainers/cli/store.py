@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_virtainers.cli.common import answer, as_json, progress, settings, show, size, tell
+from pytest_virtainers.cli.common import answer, as_json, note, progress, settings, show, size
 from pytest_virtainers.cli.complete import store_places
 from pytest_virtainers.errors import StoreError
 
@@ -35,7 +35,7 @@ def ls(as_json: bool) -> None:
 
     ours = settings()
     with build_launcher(ours, progress()) as launcher, launcher.store.open() as shop:
-        kept = eviction.contents(shop)
+        entries = eviction.contents(shop)
     rows = [
         {
             "place": each.place,
@@ -44,7 +44,7 @@ def ls(as_json: bool) -> None:
             "in_use": each.in_use,
             "what": each.what,
         }
-        for each in kept
+        for each in entries
     ]
     if as_json:
         show(rows, as_json=True)
@@ -54,7 +54,7 @@ def ls(as_json: bool) -> None:
         for row in rows
     ]
     show(table, as_json=False, columns=("place", "size", "last used", "", "what"))
-    answer(f"{sum(each.size_mib for each in kept)} MiB in {ours.store}, of {ours.store_limit} MiB")
+    answer(f"{sum(each.size_mib for each in entries)} MiB in {ours.store}, of {ours.store_limit} MiB")
 
 
 @store.command("rm")
@@ -71,14 +71,14 @@ def rm(places: tuple[str, ...]) -> None:
     from pytest_virtainers.support.paths import locked
 
     with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
-        kept = eviction.contents(shop)
-        known = {each.place: each for each in kept}
+        entries = eviction.contents(shop)
+        known = {each.place: each for each in entries}
         for place in places:
             if place not in known:
                 raise StoreError(f"{place} is not in the store. List its entries: virtainers store ls")
             if known[place].in_use:
                 raise StoreError(f"{place} is in use by a VM or by a test run")
-            if made_on_it := [each.place for each in kept if each.base == place and each.place not in places]:
+            if made_on_it := [each.place for each in entries if each.base == place and each.place not in places]:
                 raise StoreError(f"{place} is needed by {made_on_it[0]}. Remove that, too")
         eviction.remove(shop, places)
 
@@ -134,12 +134,12 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
             if not as_json:
                 _show_checked(place, found)
         damaged = {each.place for each in rows if each.damaged}
-        kept = _remove_damaged(shop, damaged) if remove and damaged else damaged
+        remaining = _remove_damaged(shop, damaged) if remove and damaged else damaged
     if as_json:
         show([{**vars(each), "damaged": each.damaged} for each in rows], as_json=True)
-    elif kept and not remove:
+    elif remaining and not remove:
         print("", "To remove damaged entries, which are created again: virtainers store verify --remove", sep="\n")
-    return 1 if kept else 0
+    return 1 if remaining else 0
 
 
 def _show_checked(place: str, found: list[Checked]) -> None:
@@ -161,9 +161,9 @@ def _remove_damaged(shop: Workshop, damaged: set[str]) -> set[str]:
         gone = [each for each in there if {each.place, each.base, each.origin} & (damaged - stay) and not each.in_use]
         eviction.remove(shop, [each.place for each in gone])
     for each in gone:
-        tell(f"removed {each.place} ({each.size_mib} MiB)")
+        note(f"removed {each.place} ({each.size_mib} MiB)")
     for place in sorted(stay):
-        tell(f"{place} is damaged, but in use by a VM or by a test run. End that first")
+        note(f"{place} is damaged, but in use by a VM or by a test run. End that first")
     return stay
 
 

@@ -15,7 +15,7 @@ import paramiko
 
 from pytest_virtainers.errors import SSHError
 from pytest_virtainers.support.forks import close_in_child, disown_in_child, silence
-from pytest_virtainers.support.interruptible import POLL_SECONDS, TimedOut, patiently
+from pytest_virtainers.support.interruptible import POLL_SECONDS, TimedOut, run_interruptible
 from pytest_virtainers.support.timings import phase
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ class Connection:
 
     Attributes:
         transport: the paramiko transport, for other uses.
-        astray: why the connection no longer leads to the guest; empty while it does, as far as is known.
+        stale: why the connection no longer leads to the guest; empty while it does, as far as is known.
     """
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self.transport = transport
-        self.astray = ""
+        self.stale = ""
         self._ahead: list[paramiko.Channel] = []
         self._asking = threading.Lock()
         disown_in_child(self)
@@ -171,7 +171,7 @@ class Connection:
 
         try:
             # paramiko has a time limit only for the first of the two steps.
-            return patiently(start, check=check, deadline=deadline, unwanted=self._hang_up)
+            return run_interruptible(start, check=check, deadline=deadline, unwanted=self._hang_up)
         except FAILURES as error:
             raise SSHError(f"{command!r} could not be started over SSH: {error or type(error).__name__}") from error
 
@@ -181,7 +181,7 @@ class Connection:
     def open_ahead(self, seconds: float) -> bool:
         """Open a channel for the next command; return whether the guest opened it within so many seconds."""
         try:
-            channel = patiently(self._open_channel, check=lambda: None, deadline=time.monotonic() + seconds)
+            channel = run_interruptible(self._open_channel, check=lambda: None, deadline=time.monotonic() + seconds)
         except (*FAILURES, TimedOut):
             return False
         self._ahead.append(channel)
@@ -204,7 +204,7 @@ class Connection:
         """Return whether the guest answers within so many seconds."""
         try:
             # sshd must answer this request even if it does not know it.
-            patiently(
+            run_interruptible(
                 lambda: self.request("keepalive@openssh.com"),
                 check=lambda: None,
                 deadline=time.monotonic() + seconds,

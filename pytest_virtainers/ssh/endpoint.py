@@ -113,7 +113,7 @@ class Endpoint:
                 finally:
                     sock.close()
 
-    def dial_line(self) -> Any:
+    def dial_serial(self) -> Any:
         """Open a connection to the serial session of a running clone; result and errors are those of `dial`."""
         self.leads_to(self._address)
         if self._direct is not False:

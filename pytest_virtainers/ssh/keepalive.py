@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS = 3600.0
 
 
-class Pulse:
+class Keepalive:
     """Sends keepalive requests over one SSH connection.
 
     Args:

@@ -22,7 +22,7 @@ from paramiko.auth_handler import AuthHandler
 from paramiko.packet import Packetizer
 
 from pytest_virtainers.ssh import client
-from pytest_virtainers.support.interruptible import TimedOut, patiently
+from pytest_virtainers.support.interruptible import TimedOut, run_interruptible
 from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def freeze(connection: client.Connection, seconds: float) -> Session:
     deadline = time.monotonic() + seconds
     try:
         transport.wait_until_unused(deadline)
-        patiently(connection.change_keys, check=lambda: None, deadline=deadline)
+        run_interruptible(connection.change_keys, check=lambda: None, deadline=deadline)
     except TimedOut:
         raise Unsuitable(f"the guest's sshd did not exchange keys within {seconds:g} s") from None
     facts = {name: str(getattr(ours, name)) for name in (*_AGREED, *_VERSIONS)}

@@ -18,7 +18,7 @@ class TimedOut(Exception):
     """The call did not return in time."""
 
 
-def patiently(
+def run_interruptible(
     call: Callable[[], T],
     *,
     check: Callable[[], None],

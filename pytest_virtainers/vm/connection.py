@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 from pytest_virtainers.errors import BootError, BootTimeout, EngineError, SSHError
 from pytest_virtainers.ssh import client, resumable
-from pytest_virtainers.ssh.keepalive import Pulse
+from pytest_virtainers.ssh.keepalive import Keepalive
 from pytest_virtainers.support import timings
 from pytest_virtainers.support.interruptible import POLL_SECONDS
 from pytest_virtainers.vm import firmware, provision_limit, readiness
@@ -26,9 +26,9 @@ _RECONNECT_SECONDS = 20.0
 _BREAK_SECONDS, _SHUTDOWN_SECONDS = 1.5, 90.0
 _MOMENT_SECONDS = 0.25  # in which the end of a container is noticed
 # How often a guest is asked whether it answers; with KVM.
-_PULSE_SECONDS = 1.0
+_KEEPALIVE_SECONDS = 1.0
 # Much sooner, the engine is asked whether the container is still on its network; without KVM just as soon.
-_FIRST_PULSE_SECONDS, _MAX_PULSE_SECONDS, _ASTRAY_SECONDS = 1.0, 5.0, 1.0
+_FIRST_KEEPALIVE_SECONDS, _MAX_KEEPALIVE_SECONDS, _STALE_SECONDS = 1.0, 5.0, 1.0
 _SESSION_SECONDS = 10.0
 _FREEZE_SECONDS = 10.0
 _CLOSE_POLL_SECONDS = 0.02
@@ -280,13 +280,13 @@ class SSHConnection:
                 )
         except SSHError as error:
             broken = str(error)
-        if connection.astray and not started.is_set():
+        if connection.stale and not started.is_set():
             left = None if deadline is None else deadline - time.monotonic()
             return self.execute(text, stdin=stdin, stdout=stdout, stderr=stderr, timeout=left, on_poll=on_poll)
-        if connection.astray:
+        if connection.stale:
             health.check_alive(_MOMENT_SECONDS)  # a container that ends loses its network, too
             raise SSHError(
-                f"{self._machine.name}: {connection.astray}; {broken}, and it may still run. The next command goes "
+                f"{self._machine.name}: {connection.stale}; {broken}, and it may still run. The next command goes "
                 "through the engine, or to the new address"
             )
         trouble = self._look_after_break(connection)  # what it raises explains the break, which need not be shown
@@ -298,15 +298,17 @@ class SSHConnection:
         It closes the connection if the container is no longer at the address to which that leads.
         """
         machine = self._machine
-        pulse = Pulse(connection, min(machine.scaled(_PULSE_SECONDS), _MAX_PULSE_SECONDS), _FIRST_PULSE_SECONDS)
+        keepalive = Keepalive(
+            connection, min(machine.scaled(_KEEPALIVE_SECONDS), _MAX_KEEPALIVE_SECONDS), _FIRST_KEEPALIVE_SECONDS
+        )
 
         def silence() -> float:
-            silent = pulse.silence()
-            address = connection.peer if silent > _ASTRAY_SECONDS else ""
+            silent = keepalive.silence()
+            address = connection.peer if silent > _STALE_SECONDS else ""
             if address and not machine.endpoint.leads_to(address):
                 network = f"network {machine.network.label} ({machine.network.engine_name})"
                 now = machine.endpoint.address
-                connection.astray = (
+                connection.stale = (
                     f"its container has another address on {network}: {now}"
                     if now
                     else f"its container was disconnected from {network}"
@@ -352,7 +354,7 @@ class SSHConnection:
         """Continue a session that was saved with the guest's memory; return whether the guest answers in it."""
         trouble = (resumable.Unsuitable, EngineError, *client.FAILURES)
         with timings.phase("resume session"), contextlib.suppress(*trouble):
-            connection = resumable.resume(self._machine.endpoint.dial_line(), session)
+            connection = resumable.resume(self._machine.endpoint.dial_serial(), session)
             if connection.open_ahead(_SESSION_SECONDS):
                 self.current = connection
                 return True

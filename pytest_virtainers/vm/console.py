@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.output import Record
 from pytest_virtainers.errors import EngineError, VirtainerError
-from pytest_virtainers.support.deadline import Deadline
+from pytest_virtainers.support.polling import Deadline
 from pytest_virtainers.terminal import Plain
 from pytest_virtainers.vm.kernel import Kernel
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.errors import ProvisionTimeout
-from pytest_virtainers.support.interruptible import TimedOut, patiently
+from pytest_virtainers.support.interruptible import TimedOut, run_interruptible
 from pytest_virtainers.terminal import printable
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def prepare(vm: VM, step: Step) -> None:
     seconds = vm.spec.provision_timeout
     limit = vm.scaled(seconds) * _IN_ALL
     try:
-        patiently(
+        run_interruptible(
             lambda: function(vm), check=lambda: step.update(_last_command(vm)), deadline=time.monotonic() + limit
         )
     except TimedOut:

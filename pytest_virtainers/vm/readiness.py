@@ -16,7 +16,7 @@ import tenacity
 
 from pytest_virtainers.errors import BootError, BootTimeout, ProvisionTimeout, SSHError
 from pytest_virtainers.ssh import client
-from pytest_virtainers.support.interruptible import TimedOut, patiently
+from pytest_virtainers.support.interruptible import TimedOut, run_interruptible
 from pytest_virtainers.vm import provision_limit
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def wait_for_login(
     def attempt() -> client.Connection:
         target.check()
         seconds = max(1.0, min(_LOGIN_SECONDS, deadline - time.monotonic()))
-        return patiently(
+        return run_interruptible(
             lambda: connect(seconds),
             check=target.check,
             deadline=time.monotonic() + seconds,

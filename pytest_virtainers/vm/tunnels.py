@@ -15,7 +15,7 @@ import paramiko
 from pytest_virtainers.errors import SSHError, VirtainerError
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.forks import close_in_child
-from pytest_virtainers.support.interruptible import TimedOut, patiently
+from pytest_virtainers.support.interruptible import TimedOut, run_interruptible
 from pytest_virtainers.vm.health import SILENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -95,14 +95,14 @@ class Tunnels:
                 silence()
 
             try:
-                answer = patiently(
+                answer = run_interruptible(
                     functools.partial(question, connection),
                     check=check,
                     deadline=None if timeout is None else time.monotonic() + timeout,
                     unwanted=functools.partial(unwanted, connection),
                 )
             except client.FAILURES:
-                if not connection.astray:
+                if not connection.stale:
                     raise
             else:
                 return connection, answer
@@ -131,7 +131,7 @@ class Tunnels:
             over.set()
             with contextlib.suppress(TimedOut, *client.FAILURES):  # the guest may hang
                 # Not paramiko's `cancel_port_forward`: that would be the end of all others, too.
-                patiently(
+                run_interruptible(
                     lambda: connection.request(_CANCEL, ("127.0.0.1", given)),
                     check=lambda: None,
                     deadline=time.monotonic() + self._machine.scaled(_CANCEL_SECONDS),

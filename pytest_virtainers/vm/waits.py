@@ -10,8 +10,8 @@ from paramiko.common import OPEN_FAILED_CONNECT_FAILED
 
 from pytest_virtainers.errors import CommandTimeout, SSHError, UnitFailed
 from pytest_virtainers.ssh import client
-from pytest_virtainers.support.deadline import NOTHING, Deadline
-from pytest_virtainers.support.interruptible import TimedOut, patiently
+from pytest_virtainers.support.interruptible import TimedOut, run_interruptible
+from pytest_virtainers.support.polling import NOTHING, Deadline
 from pytest_virtainers.vm import provision_limit
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Waits:
         machine = self._machine
         connection = machine.ssh.connected()
         try:
-            channel = patiently(
+            channel = run_interruptible(
                 lambda: connection.transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0)),
                 check=machine.health.check_alive,
                 deadline=time.monotonic() + deadline.remaining,

@@ -72,7 +72,7 @@ def endpoint(container: FakeContainer) -> Endpoint:
 
 def test_the_address_is_used_on_the_same_network(port: socket.socket) -> None:
     container = FakeContainer(Addresses("", ADDRESS, prefix=8))
-    with endpoint(container).dial(5), endpoint(container).dial_line():
+    with endpoint(container).dial(5), endpoint(container).dial_serial():
         assert container.commands == []
     port.close()
     known = endpoint(container)
@@ -90,7 +90,7 @@ def test_the_relay_is_used_on_other_networks(port: socket.socket, addresses: Add
     container = FakeContainer(addresses)
     far = endpoint(container)
     far.dial(5)
-    far.dial_line()
+    far.dial_serial()
     assert container.commands == [RELAY, resumable.COMMAND]
     assert "pytest_virtainers.engine.relay" in far.ssh_options()["ProxyCommand"]
     port.settimeout(0.1)
@@ -127,7 +127,7 @@ def test_the_relay_is_used_after_a_disconnect(port: socket.socket) -> None:
     container.is_now = Addresses("", "")
     port.close()  # or another container has the address now
     lost.dial(5)
-    lost.dial_line()
+    lost.dial_serial()
     assert container.commands == [RELAY, resumable.COMMAND]
     assert not lost.leads_to(ADDRESS)
     assert lost.address == ""

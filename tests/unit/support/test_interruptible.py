@@ -12,7 +12,7 @@ import pytest
 
 from pytest_virtainers.errors import VMGone
 from pytest_virtainers.support import interruptible
-from pytest_virtainers.support.interruptible import TimedOut, patiently
+from pytest_virtainers.support.interruptible import TimedOut, run_interruptible
 from pytest_virtainers.support.timings import TOTAL, Record, phase, recording
 
 
@@ -44,27 +44,27 @@ def gone() -> None:
 
 
 def test_result_and_exceptions_are_passed_on() -> None:
-    assert patiently(lambda: 7, check=nothing_wrong, deadline=None) == 7
+    assert run_interruptible(lambda: 7, check=nothing_wrong, deadline=None) == 7
     with pytest.raises(ZeroDivisionError):
-        patiently(lambda: 1 // 0, check=nothing_wrong, deadline=None)
+        run_interruptible(lambda: 1 // 0, check=nothing_wrong, deadline=None)
     with pytest.raises(SystemExit):
-        patiently(sys.exit, check=nothing_wrong, deadline=None)
+        run_interruptible(sys.exit, check=nothing_wrong, deadline=None)
 
 
 def test_a_failing_check_ends_the_wait(blocked: Blocked) -> None:
     with pytest.raises(VMGone):
-        patiently(blocked, check=gone, deadline=None)
+        run_interruptible(blocked, check=gone, deadline=None)
 
 
 def test_a_deadline_ends_the_wait(blocked: Blocked) -> None:
     with pytest.raises(TimedOut):
-        patiently(blocked, check=nothing_wrong, deadline=time.monotonic() + 0.01)
+        run_interruptible(blocked, check=nothing_wrong, deadline=time.monotonic() + 0.01)
 
 
 def test_late_results_are_passed_to_unwanted(blocked: Blocked) -> None:
     unwanted: queue.SimpleQueue[str] = queue.SimpleQueue()
     with pytest.raises(VMGone):
-        patiently(blocked, check=gone, deadline=None, unwanted=unwanted.put)
+        run_interruptible(blocked, check=gone, deadline=None, unwanted=unwanted.put)
     assert unwanted.empty()
     blocked.released.set()
     assert unwanted.get(timeout=60) == "late"
@@ -101,7 +101,7 @@ def test_a_result_at_the_end_of_the_wait_is_unwanted_once(monkeypatch: pytest.Mo
     monkeypatch.setattr(interruptible, "POLL_SECONDS", 0.001)
     unwanted: list[int] = []
     with pytest.raises(VMGone):
-        patiently(lambda: 7, check=check, deadline=None, unwanted=unwanted.append)
+        run_interruptible(lambda: 7, check=check, deadline=None, unwanted=unwanted.append)
     caller_has_left.set()
     threads[0].join(60)
     assert unwanted == [7]
@@ -114,5 +114,5 @@ def test_phases_of_the_call_are_recorded_for_its_caller() -> None:
 
     record = Record("clone")
     with recording(record):
-        patiently(call, check=nothing_wrong, deadline=None)
+        run_interruptible(call, check=nothing_wrong, deadline=None)
     assert list(record.seconds) == ["inside", TOTAL]

@@ -103,7 +103,7 @@ class Connection:
     def __init__(self, *codes: int | Exception, together: int = 1) -> None:
         self._codes = list(codes)
         self._all_there = threading.Barrier(together)
-        self.closed, self.alive, self.astray = False, True, ""
+        self.closed, self.alive, self.stale = False, True, ""
         self.transport: object = None
 
     def execute(self, _command: str, **_: object) -> int:
@@ -175,7 +175,7 @@ def test_several_commands_on_a_connection_that_breaks_reconnect_once(monkeypatch
 class Silent:
     """A direct connection on which the guest is silent until this side closes it; commands may have started."""
 
-    peer, alive, astray = "10.0.0.2", True, ""
+    peer, alive, stale = "10.0.0.2", True, ""
 
     def __init__(self, *, starts: bool) -> None:
         self._starts = starts
@@ -199,8 +199,8 @@ class Silent:
 
 def disconnected(monkeypatch: pytest.MonkeyPatch, connection: Silent, *, now: str = "") -> tuple[VM, Connection]:
     """Return a VM whose container lost its network, and the connection that it makes next."""
-    monkeypatch.setattr(module, "_FIRST_PULSE_SECONDS", 0.0)
-    monkeypatch.setattr(module, "_ASTRAY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_FIRST_KEEPALIVE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_STALE_SECONDS", 0.05)
     vm, through_engine = connected(connection), Connection(0)
     monkeypatch.setattr(vm.machine, "endpoint", SimpleNamespace(address=now, leads_to=lambda address: address == now))
     monkeypatch.setattr(vm.machine, "network", SimpleNamespace(label="front", engine_name="run-front"))

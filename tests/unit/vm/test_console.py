@@ -10,7 +10,7 @@ import pytest
 
 from pytest_virtainers import EngineError, VMGone, WaitTimeout
 from pytest_virtainers.engine.output import HEAD, TAIL, Record
-from pytest_virtainers.support import deadline
+from pytest_virtainers.support import polling
 from pytest_virtainers.vm.console import Console
 from tests.unit.fake_output import Said
 
@@ -23,7 +23,7 @@ CGROUP_OOM = b"Memory cgroup out of memory: Killed process 3 (x)\n"
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadline, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(polling, "_PAUSE_SECONDS", 0.001)
 
 
 class Guest:

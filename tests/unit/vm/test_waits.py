@@ -10,7 +10,7 @@ import pytest
 
 from pytest_virtainers import Result, SSHError, UnitFailed, VMGone, WaitTimeout
 from pytest_virtainers.errors import GuestStalled
-from pytest_virtainers.support import deadline
+from pytest_virtainers.support import polling
 from pytest_virtainers.support.interruptible import TimedOut
 from pytest_virtainers.vm.vm import VM
 from tests.unit.vm.fake_container import KVM, Container, machine
@@ -25,7 +25,7 @@ BROKEN = paramiko.SSHException("the transport is gone")
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadline, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(polling, "_PAUSE_SECONDS", 0.001)
 
 
 def result(text: str = "", code: int = 0) -> Result:

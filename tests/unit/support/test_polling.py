@@ -3,8 +3,8 @@
 import pytest
 
 from pytest_virtainers import WaitTimeout
-from pytest_virtainers.support import deadline as module
-from pytest_virtainers.support.deadline import Deadline
+from pytest_virtainers.support import polling as module
+from pytest_virtainers.support.polling import Deadline
 
 
 @pytest.fixture(autouse=True)
