@@ -355,7 +355,7 @@ def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_
 
 
 def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest("from pytest_virtainers.evidence import collect; collect._STILL_SECONDS = 0.5")
+    pytester.makeconftest("from pytest_virtainers.evidence import collect; collect._IDLE_SECONDS = 0.5")
     pytester.makepyfile(
         """
         import pytest

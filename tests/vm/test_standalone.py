@@ -83,9 +83,9 @@ BEFORE_THE_START = """
 import sys
 import time
 import pytest_virtainers as virtainers
-from pytest_virtainers.engine.base import Container
+from pytest_virtainers.engine.docker.container import DockerContainer
 
-start = Container.start
+start = DockerContainer.start
 
 
 def waits(self):
@@ -95,7 +95,7 @@ def waits(self):
     start(self)
 
 
-Container.start = waits
+DockerContainer.start = waits
 with virtainers.launch("debian-13", name="early", ram="512M", disk="3G", cpus=2):
     pass
 """
