@@ -136,9 +136,9 @@ def test_what_is_left_without_a_reaper_the_next_run_removes(start: Callable[...,
 
 CLONES = """
 import pytest_virtainers as virtainers
-from pytest_virtainers.launching import launcher
+from pytest_virtainers.launching import build
 
-launcher.sweep = lambda _engine: []  # it would remove what the one before has left
+build.sweep = lambda _engine: []  # it would remove what the one before has left
 print("go", flush=True)
 while True:
     with virtainers.launch("debian-13", name="slain", ram="512M", disk="3G", cpus=2) as vm:

@@ -348,7 +348,7 @@ def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["missing"] == {
         "memory.state": "evidence: nic2: added while the machine ran, and another one, which has no such device, "
-        "could not go on from its memory"
+        "could not resume from its memory"
     }
     assert manifest["machine"]["memory"] is False
     assert "on disk\n" in virtainers("resume", str(folder), "--", "cat", "mark")

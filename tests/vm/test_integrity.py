@@ -171,7 +171,7 @@ TESTS = """
     pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
 
     def test_first(vm, pytestconfig):
-        found = session.launcher(pytestconfig)._watch._found
+        found = session.launcher(pytestconfig).damage._watch._found
         deadline = time.monotonic() + 600
         while found.empty():
             assert time.monotonic() < deadline
