@@ -190,9 +190,7 @@ def test_a_run_from_a_damaged_file_says_so_and_fails(store: Store, pytester: pyt
     result = pytester.runpytest_subprocess(*run, "-k", "first")
     result.assert_outcomes(passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED, "with nothing that failed but this"
-    said = (
-        f"{store.template}: ram is damaged: *VMs of this run were started from it, and what their tests have seen may"
-    )
+    said = f"{store.template}: ram is damaged: *VMs of this run were started from it, and their results may"
     result.stdout.fnmatch_lines(["*= virtainer: damaged files in the store =*", f"{said}*"])
     assert store.places() == {store.guest}
     store.fill()
