@@ -66,7 +66,7 @@ def test_cold_makes_the_images_alone(made: list[Spec], capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--ram", "lots"], "ram='lots': a size is a number of MiB"), (["--env", "x"], "NAME=VALUE")]
+    ("words", "said"), [(["--ram", "lots"], "--ram lots: a size is a number of MiB"), (["--env", "x"], "NAME=VALUE")]
 )
 def test_wrong_options_of_build_are_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
