@@ -56,7 +56,7 @@ def launch(
     """
     refuse_sharing(arguments, "launch", "here it ends with the block that has it")
     settings = resolve([environment(os.environ)])
-    wanted = spec_for({"image": image, "name": name, **arguments}, settings, persist)
+    wanted = spec_for(check({"image": image, "name": name, **arguments}, "launch"), settings, persist)
     if persist is not None:
         with launched(wanted, settings, persist, progress) as vm:
             yield vm
@@ -137,10 +137,9 @@ def launched(
 
 
 def spec_for(
-    arguments: Mapping[str, Any], settings: Settings, persist: str | os.PathLike[str] | None, where: str = "launch"
+    checked: Mapping[str, Any], settings: Settings, persist: str | os.PathLike[str] | None, where: str = "launch"
 ) -> Spec:
-    """Return the spec of a VM; raises `SpecError`, whose message starts with `where`, the place of the arguments."""
-    checked = check(arguments, where)
+    """Return the spec of a VM with these checked arguments; raises `SpecError`, whose message starts with `where`."""
     if persist is None:
         return merge(settings.shape, checked)
     if checked.get("template"):

@@ -24,7 +24,7 @@ print("runtime", build_context.digest("runtime"), *sorted(each.key for each in r
 MARKER = "@pytest.mark.virtainer(name=None, *, image, ram"
 RIGHT = "def test_the_plugin_is_there(request): assert request.config.pluginmanager.has_plugin('virtainers')\n"
 WRONG = "import pytest\n@pytest.mark.virtainer(memory='1G')\ndef test_it(vm): pass\n"
-TOLD = "test_wrong.py::test_it: @pytest.mark.virtainer: unknown argument 'memory'; allowed are name, image, ram"
+TOLD = "test_wrong.py::test_it: @pytest.mark.virtainer: unknown argument 'memory'; did you mean 'ram'? allowed are"
 _INTERRUPTED = 2  # pytest's exit code after an error of collection
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_virtainers.cli import shape
-from pytest_virtainers.cli.common import OPTIONS, Command, answer, as_json, note, progress, settings, show, usage
+from pytest_virtainers.cli.common import Command, answer, as_json, note, progress, settings, show
 from pytest_virtainers.cli.complete import image_names, image_names_or_files
 from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.errors import EngineError, EngineNotFound, ImageError
@@ -40,7 +40,7 @@ def build(image: str | None, **given: Any) -> None:
     """  # noqa: D301
     from pytest_virtainers.launching.build import build_launcher
 
-    spec = _spec(image=image, **shape.arguments(**given))
+    spec = _spec(image=image, **given)
     with build_launcher(settings(), progress()) as launcher:
         launcher.warm(spec)
         answer(f"{_ready(launcher, spec)}{', with its template' if spec.template else ''}")
@@ -233,11 +233,9 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 
 def _spec(**given: Any) -> Spec:
     """Return the specification of a VM with a guest image, from options and settings."""
-    from pytest_virtainers.config.spec import check, merge
+    from pytest_virtainers.config.spec import merge
 
-    ours = settings()
-    with usage():
-        return merge(ours.shape, check(given, OPTIONS))
+    return merge(settings().shape, shape.arguments(**given))
 
 
 def _pull(image: str | None, arch: str | None) -> None:

@@ -86,8 +86,6 @@ def run(words: tuple[str, ...], **given: Any) -> int:
     detach, auto_remove, persist = given.pop("detach"), given.pop("auto_remove"), given.pop("persist")
     vnc, reach = given.pop("vnc"), given.pop("reach")
     wanted = shape.arguments(**given)
-    if "internet" in wanted and "mode" in wanted.get("network", {}):
-        raise click.UsageError("--internet chooses a network's mode, and --network has one: leave out one of them")
     ours = settings(reach=reach)
     with usage():
         spec = spec_for(wanted, ours, persist, OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,13 +52,27 @@ def read(argument: Argument, written: Any) -> Any:
 
 
 def arguments(*, seed_iso: Path | None = None, cold: bool = False, **given: Any) -> dict[str, Any]:
-    """Return the arguments of a VM that the options stand for, not checked; raises `UsageError`."""
+    """Return the checked arguments that the options stand for; raises `UsageError`, which names the option."""
     if cold and given.get("template") is not None:
         raise click.UsageError("--cold is --template off: leave out one of them")
     found = {name: read(ARGUMENTS[name], each) for name, each in given.items() if each not in {None, ()}}
+    if "internet" in found and "mode" in found.get("network", {}):
+        raise click.UsageError("--internet chooses a network's mode, and --network has one: leave out one of them")
     if cold:
         found["template"] = "off"
-    return found if seed_iso is None else {**found, **_seed(seed_iso, found)}
+    if seed_iso is not None:
+        found |= _seed(seed_iso, found)
+    return {name: _checked(ARGUMENTS[name], value, given.get(name)) for name, value in found.items()}
+
+
+def _checked(argument: Argument, value: Any, written: Any) -> Any:
+    try:
+        return argument.parse(value)
+    except ValueError as error:
+        option = "IMAGE" if argument.name == "image" else argument.command_option
+        words = map(str, written) if argument.each else [str(written)]
+        place = f"--seed-iso: {argument.name}" if written is None else f"{option} {shlex.join(words)}"
+        raise click.UsageError(f"{place}: {error}") from None
 
 
 def _option(argument: Argument) -> Callable[[T], T]:

@@ -31,6 +31,10 @@ _VARIABLES = ("CIDR", "DISK_CACHE", "OS_VARIANT", "SHUTDOWN_TIMEOUT")  # docs/ru
 _LONGEST_SHOWN = 60
 
 
+class Unreadable(ValueError):
+    """A local file that an argument names cannot be read at present."""
+
+
 def brief(value: object) -> str:
     """Return a value for a message: quoted and escaped, and only the beginning of a long one."""
     shown = repr(value)
@@ -159,7 +163,7 @@ def mapping(value: object) -> dict[str, Any]:
         try:
             value = value.read_text()
         except OSError as error:
-            raise ValueError(f"the file cannot be read ({error.strerror})") from error
+            raise Unreadable(f"the file cannot be read ({error.strerror})") from error
     if isinstance(value, str):
         try:
             value = yaml.safe_load(value)
@@ -203,7 +207,7 @@ def files(value: object) -> dict[str, bytes]:
             try:
                 contents[path] = content.read_bytes()
             except OSError as error:
-                raise ValueError(f"{content} cannot be read ({error.strerror})") from error
+                raise Unreadable(f"{content} cannot be read ({error.strerror})") from error
         elif isinstance(content, str | bytes):
             contents[path] = content.encode() if isinstance(content, str) else content
         else:
@@ -220,7 +224,7 @@ def authorized_keys(value: object) -> tuple[str, ...]:
         try:
             keys = each.read_text() if isinstance(each, Path) else text(each)
         except OSError as error:
-            raise ValueError(f"{each} cannot be read ({error.strerror})") from error
+            raise Unreadable(f"{each} cannot be read ({error.strerror})") from error
         if "PRIVATE KEY" in keys:
             raise ValueError("this is a private key; the public one is in the file whose name ends with .pub")
         lines += [line for line in keys.splitlines() if line.strip()]

@@ -91,6 +91,8 @@ def read(folder: Path) -> Manifest:
             and fact.
     """
     where = shown(folder / MANIFEST)
+    if not os.path.lexists(folder / MANIFEST):
+        raise SpecError(f"{where}: there is no such file. Name the folder of one VM: virtainer-artifacts/TEST/VM")
     try:
         return _parse(where, json.loads(read_file(folder, MANIFEST), parse_constant=_refuse))
     except RecursionError:

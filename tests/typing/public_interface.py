@@ -58,7 +58,7 @@ def commands(vm: VM) -> None:
     assert_type(
         vm.run(["id"], check=False, input=b"", timeout=1.5, env={"A": "b"}, cwd="/", sudo=True, user="root"), Result
     )
-    vm.run("true", timout=5)  # type: ignore[call-arg]
+    vm.run("true", limit=5)  # type: ignore[call-arg]
     assert_type(vm.popen("sleep 60", sudo=True), Process)
 
 

@@ -66,7 +66,7 @@ def test_cold_creates_only_the_images(made: list[Spec], capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--ram", "lots"], "ram='lots': a size is a number of MiB"), (["--env", "x"], "NAME=VALUE")]
+    ("words", "said"), [(["--ram", "lots"], "--ram lots: a size is a number of MiB"), (["--env", "x"], "NAME=VALUE")]
 )
 def test_invalid_options_are_reported_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str

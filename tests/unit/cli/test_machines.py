@@ -1,6 +1,8 @@
 """`virtainers run` takes the marker's arguments."""
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -123,12 +125,10 @@ def test_a_network_is_the_engines_by_its_name_or_one_that_is_described(launched:
         ("--memory 2G", "No such option '--memory'. Did you mean '--ram'?\n"),
         ("--ssh-key x", "No such option '--ssh-key'. Did you mean '--key'?\n"),
         ("--file motd", "--file motd: FILE:PATH is needed, a file here and an absolute path in the guest"),
-        (
-            "--file none:/etc/motd",
-            "the options: files={'/etc/motd': PosixPath('none')}: none cannot be read (No such",
-        ),
+        ("--file none:/etc/motd", "--file none:/etc/motd: none cannot be read (No such"),
         ("--env OS_VARIANT", "--env OS_VARIANT: NAME=VALUE is needed"),
         ("--nic name=lab,back", "--nic back: NAME=VALUE is needed"),
+        ("--nic lab --nic bad=1", "--nic lab bad=1: network={'bad': '1'}: a network has no 'bad'"),
         ("--nic mode=wire", "a network needs a name, by which VMs meet on it"),
         ("--network name=lab,size=5", "a network has no 'size'; allowed are name, mode, subnet"),
         ("--network lab --internet off", "--internet chooses a network's mode, and --network has one"),
@@ -139,7 +139,7 @@ def test_a_network_is_the_engines_by_its_name_or_one_that_is_described(launched:
             "--nic is not for --detach: further cards would not survive virtainers stop and start",
         ),
         ("--detach --vnc --name x", "--vnc ends with this command: virtainers vnc x is for later"),
-        ("--boot-timeout soon", "the options: boot_timeout='soon': a time in seconds above 0 is needed"),
+        ("--boot-timeout soon", "--boot-timeout soon: a time in seconds above 0 is needed"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_starts(
@@ -157,3 +157,17 @@ def test_options_that_boot_a_vm(
     monkeypatch.chdir(tmp_path)
     assert run(*words.split()) == 0
     assert not launched[0].template
+
+
+def test_a_wrong_image_is_reported_as_the_argument_that_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "", "--", "true"]) == 2
+    assert "Error: IMAGE '': text that is not empty is needed" in capsys.readouterr().err
+
+
+def test_a_file_is_read_once(launched: list[Spec], tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=(b"once",), daemon=True)
+    writer.start()
+    assert run("--file", f"{fifo}:/x") == 0
+    assert launched[0].files == {"/x": b"once"}

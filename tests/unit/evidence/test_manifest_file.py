@@ -240,7 +240,9 @@ def test_noise_in_a_manifest_is_refused_or_harmless(folder: Path, noise: bytes, 
 
 
 def test_control_characters_in_a_folder_name_are_escaped(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"^'/.*\\x1b\[2J/manifest\.json': No such file or directory$"):
+    with pytest.raises(
+        SpecError, match=r"^'/.*\\x1b\[2J/manifest\.json': there is no such file\. Name the folder of"
+    ):
         manifest_file.read(tmp_path / "\x1b[2J")
-    with pytest.raises(SpecError, match="embedded null byte"):
+    with pytest.raises(SpecError, match="there is no such file"):
         manifest_file.read(tmp_path / "a\0b")

@@ -59,7 +59,7 @@ def change(folder: Path, **facts: object) -> None:
 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     for content, fact in (
-        (None, "No such file or directory"),
+        (None, "there is no such file. Name the folder of one VM"),
         ("no JSON", "not a manifest of evidence: Expecting"),
     ):
         if content:
@@ -91,7 +91,10 @@ def test_the_command_reports_errors_without_a_traceback(
 ) -> None:
     monkeypatch.setattr("pytest_virtainers.launching.build.build_launcher", lambda *_: nullcontext())
     assert cli.main(["resume", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"virtainers: {tmp_path}/manifest.json: No such file or directory\n"
+    assert capsys.readouterr().err == (
+        f"virtainers: {tmp_path}/manifest.json: there is no such file. "
+        "Name the folder of one VM: virtainer-artifacts/TEST/VM\n"
+    )
 
 
 class FakeLauncher:
