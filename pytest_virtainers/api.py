@@ -66,9 +66,9 @@ def launch(
 
 
 class _Idle:
-    """The launcher of the last block, for the next one: what it knows is not asked again.
+    """The launcher of the last block, kept for the next one, which need not look up again what it knows.
 
-    It is used again with the same environment only, which says where engine and store are.
+    It is reused only with the same environment, which determines engine and store.
     """
 
     def __init__(self) -> None:
@@ -77,11 +77,11 @@ class _Idle:
         disown_in_child(self)
 
     def disown(self) -> None:
-        """Leave it to a forked child's parent, of which another thread may have held the lock."""
+        """Forget the launcher in a forked child; another thread of the parent may have held the lock."""
         self._lock, self._kept = threading.Lock(), []
 
     def take(self, purpose: object) -> Launcher | None:
-        """Return the launcher if it is there for this purpose; one for another purpose is closed."""
+        """Return the launcher if it was kept for this purpose; close one for another purpose."""
         with self._lock:
             kept, self._kept = self._kept, []
         if kept and kept[0][0] == purpose:
@@ -109,7 +109,7 @@ atexit.register(_idle.close)
 
 @contextlib.contextmanager
 def _launcher(settings: Settings, progress: Progress) -> Iterator[Launcher]:
-    """Return a launcher for one VM, which ends with the block; after a failure the launcher does, too."""
+    """Return a launcher for one VM, which ends with the block; after a failure, the launcher is closed, too."""
     purpose = ({**os.environ}, progress)
     with contextlib.ExitStack() as failed:
         launcher = _idle.take(purpose) or build_launcher(settings, progress)

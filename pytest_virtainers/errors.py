@@ -59,7 +59,7 @@ class _Message(Exception):
 class VirtainerError(_Message):
     """The base of all errors that are not about the system under test.
 
-    Raised itself where no child fits, as for a VM that a forked child uses. The message says what to do.
+    Raised itself where no subclass fits, as for a VM that a forked child uses. The message says what to do.
     """
 
 
@@ -89,7 +89,7 @@ class EngineNotFound(VirtainerError):
 class EngineError(VirtainerError):
     """The container engine refused a request or failed.
 
-    Raised by all that talks to the engine. The message quotes the engine's own words.
+    Raised by all that talks to the engine. The message quotes the engine's message.
     """
 
 
@@ -197,7 +197,7 @@ class SSHError(VirtainerError):
 class RootCommandError(VirtainerError):
     """A command that this package runs as root in the guest failed.
 
-    Raised by methods that change the guest: network cards, faults, signals. The message has the command's words.
+    Raised by methods that change the guest: network cards, faults, signals. The message has the command's output.
     """
 
 
@@ -225,7 +225,7 @@ class TransferError(VirtainerError):
 class SnapshotError(VirtainerError):
     """A snapshot could not be taken, restored or deleted.
 
-    Raised by these methods of a VM. The message says what is in the way, or has QEMU's words.
+    Raised by these methods of a VM. The message has the reason, or QEMU's message.
     """
 
 

@@ -113,7 +113,7 @@ def size(_ctx: click.Context, _parameter: click.Parameter, value: str | None) ->
 
 
 class Command(click.Command):
-    """A command that suggests the option that is meant by another word for it, as `--ram` for `--memory`."""
+    """A command that suggests an option for a synonym of its name, as `--ram` for `--memory`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options; raises `UsageError`."""
@@ -128,7 +128,7 @@ class Command(click.Command):
             raise
 
     def meant(self, error: click.NoSuchOption) -> str | None:
-        """Return the option for which people use the unknown word, too."""
+        """Return the option of which the unknown word is a synonym."""
         name = meant_by(error.option_name.lstrip("-").replace("-", "_"))
         return next((each.opts[0] for each in self.params if each.name == name), None)
 

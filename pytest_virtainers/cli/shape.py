@@ -20,10 +20,10 @@ T = TypeVar("T", bound="Callable[..., Any]")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 OF_VMS = tuple(each for each in ARGUMENTS.values() if each.command_line and not each.sharing and each.name != "image")
-"""The arguments of a VM, but its image: all that do not need Python or tests."""
+"""The arguments of a VM that need neither Python nor tests, except its image."""
 
 OF_TEMPLATES = tuple(each for each in OF_VMS if each.template)
-"""Those that say which template a VM has, and how it is made."""
+"""The arguments that determine which template a VM has, and how it is made."""
 
 
 def options(arguments: Iterable[Argument]) -> Callable[[T], T]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_virtainers.support.runtime import protocol
 
 USUAL = "amd64"
-"""That of guests of which nothing is said."""
+"""The architecture of guests for which none is given."""
 FIRMWARE = protocol.FIRMWARE
 
 

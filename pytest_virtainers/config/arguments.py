@@ -24,8 +24,8 @@ class Kind(NamedTuple):
         what: the allowed values, in a few words.
         parser: the function of this package that checks a value and returns it in its unit, as `MODULE.FUNCTION`.
         metavar: the placeholder on the command line; a `FILE` is read.
-        given: what `parser` is called with to make the parser; empty: it is the parser.
-        reader: the function that makes a value of what was written on the command line; empty: it is one already.
+        given: arguments with which `parser` is called to make the parser; empty: it is the parser.
+        reader: the function that converts text from the command line to a value; empty: the text is the value.
     """
 
     what: str
@@ -39,18 +39,19 @@ class Argument(NamedTuple):
     """An argument of a VM, or a setting of a run.
 
     Attributes:
-        name: as a Python keyword; command lines have `-` for `_`.
+        name: as a Python keyword; options have `-` instead of `_`.
         kind: its values.
         help: what it is, as the beginning of a sentence.
-        default: as people write it; empty: there is none.
-        setting: whether it is a setting, too, which is the default for all VMs.
-        template: what it is to templates. `booted`: VMs that differ in it have different templates; `layered`: the
-            same, and the template is made from the one without it; `making`: how a template is made; empty: nothing.
-        sharing: whether it says how tests share a VM, which only the marker can.
+        default: as a user would write it; empty: there is none.
+        setting: whether it is also a setting, which is the default for all VMs.
+        template: its effect on templates. `booted`: VMs that differ in it have different templates; `layered`:
+            the same, and the template is made from the one without it; `making`: it is about making a template;
+            empty: none.
+        sharing: whether it says how tests share a VM; only the marker accepts it.
         command_line: whether `virtainers run` has it.
         each: the option of `virtainers run` for one item of a list or mapping; it can be repeated.
         flag: whether pytest's option takes no value, and means `on`.
-        synonyms: other words for it, for suggestions.
+        synonyms: other names that users may try, for suggestions.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Argument(NamedTuple):
 
     @property
     def read(self) -> Callable[[Any], Any] | None:
-        """The function that makes a value of what was written on the command line; it raises `ValueError`."""
+        """The function that converts text from the command line to a value; it raises `ValueError`."""
         return _find(self.kind.reader) if self.kind.reader else None
 
     @property
@@ -103,14 +104,14 @@ class Argument(NamedTuple):
 
 
 def meant_by(word: str) -> str | None:
-    """Return the argument for which people use this word, too."""
+    """Return the argument that has this name or synonym."""
     return next(
         (each.name for each in ARGUMENTS.values() if word in (*each.synonyms, each.each.replace("-", "_"))), None
     )
 
 
 def suggestion(word: str) -> str | None:
-    """Return the argument that is meant by an unknown word, by its meaning or by its spelling."""
+    """Return the argument that an unknown name probably means: one with that synonym, or a similar name."""
     import difflib
 
     return meant_by(word) or next(iter(difflib.get_close_matches(word, ARGUMENTS, n=1)), None)

@@ -1,6 +1,6 @@
 """Networks and network cards: parsers of the marker's arguments `network`, `ip` and `nics`.
 
-`read_network` and `read_nics` make values for them of what was written on the command line.
+`read_network` and `read_nics` convert text from the command line to values for these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ONLY_FOR = {"parent": ("macvlan",), "source": ("existing",), "subnet": _OURS, "
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network on which VMs of a run meet by its name.
+    """A network of a run, which VMs join by its name.
 
     Attributes:
         mode: one of `MODES`; `None`: `nat`, or `isolated` with `internet` off, for a first card; `wire` for others.
@@ -48,11 +48,11 @@ class NetworkSpec:
         return ", ".join([f"mode={self.mode}", *(f"{name}={each}" for name, each in given.items() if each)])
 
     def of_first_card(self, *, internet: bool) -> NetworkSpec:
-        """Return it with its mode, as the network of a first card."""
+        """Return it with the mode that it has as the network of a first card."""
         return replace(self, mode=self.mode or ("nat" if internet else "isolated"))
 
     def of_more_cards(self) -> NetworkSpec:
-        """Return it with its mode, as the network of a further card."""
+        """Return it with the mode that it has as the network of a further card."""
         return replace(self, mode=self.mode or "wire")
 
 

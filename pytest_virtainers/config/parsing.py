@@ -1,8 +1,8 @@
 """Parsers of arguments and settings.
 
 Each takes a value as a person wrote it (text from an option, or a Python value from a marker), returns it in its
-unit, and raises `ValueError` with the allowed forms. `pairs` and `guest_files` make such values of what was written
-on the command line.
+unit, and raises `ValueError` with the allowed forms. `pairs` and `guest_files` convert text from the command line to
+such values.
 """
 
 from __future__ import annotations

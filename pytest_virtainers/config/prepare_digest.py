@@ -2,9 +2,9 @@
 
 A new template is made when it changes. It covers the function's source, its default and `functools.partial`
 arguments, the variables of its closure, and the module's own functions and values that it names, again with
-theirs. A class, an object of one, and whatever is of another module, counts with that module's file; but what is
-installed, or Python's own, by its name alone: a new version of a library is not a new preparation. A `pathlib.Path`
-counts with the content of the file or folder to which it leads.
+theirs. Classes, their objects and names of other modules count with the file of their module. Installed packages and
+the standard library count by name only: a new version of a library does not change the digest. A `pathlib.Path`
+counts with the content of the file or folder that it names.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _add(update: Callable[[bytes], object], name: str, value: Any, seen: set[Fun
 def _add_home(update: Callable[[bytes], object], thing: Any) -> bool:
     """Add code by its name and, if the tested project has it, its module's file; return whether it has a module.
 
-    Modules without a file, installed ones, Python's own and those of this package are no part of the project.
+    Modules without a file, installed ones, the standard library and this package are not part of the project.
     """
     module = thing if isinstance(thing, ModuleType) else sys.modules.get(str(getattr(thing, "__module__", None)))
     update(f"\0{module and module.__name__}.{getattr(thing, '__name__', '')}".encode())

@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Source:
-    """A place where settings are written: the name of one there, and its value (`None`: not given)."""
+    """A source of settings: returns the name that a setting has there, and its value (`None`: not given)."""
 
     called: Callable[[Argument], str]
     lookup: Callable[[Argument], str | None]

@@ -88,7 +88,7 @@ class Spec:
         return self.network.of_first_card(internet=self.internet)
 
     def without(self, names: Collection[str]) -> Spec:
-        """Return it with the built-in defaults of these arguments."""
+        """Return it with these arguments reset to their built-in defaults."""
         usual = {name: ARGUMENTS[name].parse(ARGUMENTS[name].default) for name in names if ARGUMENTS[name].default}
         kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in names}
         return Spec(**kept, **usual)

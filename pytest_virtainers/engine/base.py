@@ -85,7 +85,7 @@ class Container(Protocol):
         """Whether its output has reached its end, as it does when the container ends."""
 
     def start(self) -> None:
-        """Take the lease, if the plan has one, and start; remove the container if it does not start."""
+        """Attach the lease, if the plan has one, and start; remove the container if it does not start."""
 
     def follow(self) -> None:
         """Collect the output of an adopted container, from its last start on."""
@@ -162,7 +162,7 @@ class Container(Protocol):
         """
 
     def remove(self) -> None:
-        """Remove it even if it is kept, but not its volume."""
+        """Remove it, even if it is kept, but leave its volume."""
 
 
 class Network(Protocol):

@@ -1,8 +1,9 @@
 """`python -m pytest_virtainers.engine.reaper URL RUN`: remove what a run owns after its process has died.
 
 A container that was created and not started has no lease yet, and networks and volumes never have one. So each run
-has a process that outlives it: a shell that waits for a word on a pipe, and becomes Python only if the pipe closes
-without it. It has its own session: a signal to the terminal's processes or to a process group does not reach it.
+has a process that outlives it: a shell that waits for a word on a pipe, and executes Python only if the pipe is
+closed without that word. It has its own session, so signals to the terminal's processes or to a process group do not
+reach it.
 """
 
 from __future__ import annotations

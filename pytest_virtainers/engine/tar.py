@@ -52,7 +52,7 @@ def large_entry(name: str, pieces: Iterable[bytes], size: int) -> Iterator[bytes
 
 
 def read_file(pieces: Iterable[bytes]) -> bytes:
-    """Return the content of the first file of a small tar stream; empty if its first member is no file."""
+    """Return the content of the first file of a small tar stream; empty if its first member is not a file."""
     with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as tar:
         content = tar.extractfile(tar.getmembers()[0])
         return b"" if content is None else content.read()

@@ -84,7 +84,7 @@ def collect(shell: RootShell, folder: Path, seconds_left: Callable[[], float]) -
 
 
 def _find(shell: RootShell, seconds: float) -> list[bytes]:
-    """Return the paths of core dumps, the newest first; ignore what is no absolute path."""
+    """Return the paths of core dumps, the newest first; ignore what is not an absolute path."""
     listed = Limited(_MAX_LIST_BYTES)
     try:
         code, said = shell(["sh", "-c", _FIND], stdin=None, stdout=listed, timeout=seconds)
@@ -111,7 +111,7 @@ def _copy(shell: RootShell, path: bytes, file: IO[bytes], limit: int, seconds: f
     finally:
         sink.end()
     if code == _NO_FILE:
-        return "it is no regular file"
+        return "it is not a regular file"
     return "" if code == 0 else shown(said.strip().encode()) or f"exit code {code}"
 
 

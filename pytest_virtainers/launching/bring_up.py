@@ -1,4 +1,4 @@
-"""Bring up one VM, by each of its ways: boot, clone, restore a copy of a template, start from a disk."""
+"""Start one VM: boot it, clone it, restore a copy of a template, or start it from its own disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class BringUp:
         containers: starts their containers.
         startup: turns these into VMs that are ready.
         networks: networks of the run.
-        verify: is called with place and identity of what a VM was started from, to check it in the background.
+        verify: called with place and identity of what a VM was started from, to check that in the background.
         progress: where long steps are shown.
     """
 
@@ -121,8 +121,8 @@ class BringUp:
             guest: its guest image.
             template: the template of its shape.
             node_id: id of the test, for labels.
-            ahead: no test waits for it: take memory that is free, do not keep it if it fails, and count it on its
-                network when it is connected.
+            ahead: whether no test waits for it yet. It then uses only free memory, is not kept if it fails, and
+                is not counted on its network until `plug_cards`.
 
         Raises:
             BadTemplate: the template was removed, or does not restore.
@@ -173,7 +173,7 @@ class BringUp:
         """Restore a copy of a plain template and make it the VM of `spec`, to be saved into a folder of the store.
 
         Raises:
-            NotLayered: a boot may do better.
+            NotLayered: a boot may work.
             VirtainerError: as `Launcher.launch` does.
         """
         __tracebackhide__ = True

@@ -1,4 +1,4 @@
-"""Build the launcher of a run from its real parts. This is the place that shows what each part is given."""
+"""Build the launcher of a run from its real parts; the one place that shows how the parts are connected."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def build_launcher(
         keep_failed: whether VMs whose launch fails are kept until their evidence is taken.
         lifetime: how long the VMs stay.
         without_time_limit: returns a context in which the time limit of a test does not run.
-        echo: is called with the output of commands as it comes; `None`: it is not shown.
+        echo: called with the output of commands as it arrives; `None`: it is not shown.
 
     Raises:
         EngineNotFound: no engine answers.

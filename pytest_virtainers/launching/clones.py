@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
 
-# One clone that fails may have met a busy machine, two a bad template; then a new template is made.
+# One failed clone may be due to a busy machine; two are a sign of a bad template, and a new one is made.
 _TRIES = 3
 
 
@@ -37,7 +37,7 @@ class Clones:
         guests: guest images of the run.
         bring_up: starts single VMs.
         failed: keeps VMs that do not become ready.
-        damage: says which templates must not be used.
+        damage: knows which templates must not be used.
         in_use: returns whether a detached VM has its disk on a template, which then must stay.
         durations: where the seconds of each VM are added.
         progress: where decisions are shown.
@@ -98,7 +98,7 @@ class Clones:
         return vm
 
     def ahead(self, spec: Spec, node_id: str) -> VM | None:
-        """Clone a template before a test asks for it, in a thread; return `None` where that fails or is no use.
+        """Clone a template before a test asks for it, in a thread; return `None` if that fails or has no use.
 
         Errors are ignored here; the test will hit the same ones and report them.
         """
@@ -129,7 +129,7 @@ class Clones:
     def restore_for_template(
         self, spec: Spec, guest: Guest, keys: Keys, node_id: str, *, folder: str, plain: Template
     ) -> VM:
-        """Do the same from a copy of its plain template; raises `NotLayered` if a boot may do better."""
+        """Do the same from a copy of its plain template; raises `NotLayered` if a boot may work."""
         __tracebackhide__ = True
         if why := self._damage.why_unusable(plain):
             raise NotLayered(why)

@@ -52,7 +52,8 @@ rmdir "$seed"
 def iso(spec: Spec, keys: Keys, user: str, instance_id: str) -> bytes:
     """Return the seed for `spec`: `user` may log in with `keys.login`, and the guest's host key is `keys.host`.
 
-    cloud-init takes new keys only with a new instance id. One in `spec.meta_data` becomes the start of it.
+    cloud-init takes new keys only with a new instance id. It begins with the one in `spec.meta_data`, if there is
+    one.
     """
     if "instance-id" in spec.meta_data:
         instance_id = f"{spec.meta_data['instance-id']}-{instance_id}"
@@ -86,7 +87,7 @@ def unpack(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the content of a seed as marker arguments, and the names of its files that are ignored.
 
     Raises:
-        SpecError: it cannot be read, is no seed, or has user-data to which no key can be added.
+        SpecError: it cannot be read, is not a seed, or has user-data to which no key can be added.
     """
     texts, others = _texts(path, {"user-data", "meta-data"})
     if "user-data" not in texts:
@@ -131,7 +132,7 @@ def _texts(path: Path, names: Set[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def user_data(spec: Spec, keys: Keys, user: str) -> dict[str, Any]:
-    """Return the marker's cloud-config with what the plugin needs; lists are extended, never replaced."""
+    """Return the marker's cloud-config with the plugin's additions; lists are extended, never replaced."""
     config = dict(spec.user_data)
     account = {
         "name": user,

@@ -82,7 +82,7 @@ class Planner:
             "VM_NAME": spec.guest_hostname,
             "ACCEL": spec.accel,
             protocol.EVENTS: protocol.JSON,
-            # A VM that ends by itself stays for its evidence, and may be switched on again.
+            # A VM that switches itself off stays for its evidence, and may be switched on again.
             **({} if lifetime.detached else {"LEASE": "stdin", "LINGER": "on"}),
             # A disk that is removed with the VM need not be flushed.
             **({"DISK_CACHE": "unsafe"} if lifetime == DISPOSABLE else {}),

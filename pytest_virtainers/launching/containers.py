@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.store.access import Access
 
 _KVM = "/dev/kvm"
-# Tests of other processes close their VMs some time; after this, a person at the terminal should know.
+# Tests of other processes close their VMs at some time; after this long, the user should know.
 _WAIT_SECONDS = 900.0
 
 
@@ -76,12 +76,12 @@ class Containers:
             node_id: id of the test, for labels.
             files: files to put into it before it starts, by folder and name.
             mounted: returns the content of `/mounted` as a tar stream, from its beginning each time.
-            ahead: start it now or not at all: no test waits for it.
+            ahead: whether no test waits for it: it is then started now or not at all.
 
         Raises:
             EngineError: the engine failed.
             BudgetError: there is no memory for it.
-            Removed: one of the places is not in the store any more.
+            Removed: one of the places is no longer in the store.
         """
         mounting = self._access.mounting(places)
         name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"

@@ -1,4 +1,4 @@
-"""What becomes of templates and guest images that turn out to be damaged while their VMs run."""
+"""Stop using templates and guest images that turn out to be damaged while their VMs run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Damage:
-    """Condemns what the check in the background finds damaged, so that no further VM starts from it.
+    """Removes or blocks what the background check finds damaged, so that no further VM starts from it.
 
     Args:
         watch: the check.
@@ -29,26 +29,26 @@ class Damage:
         self, watch: Watch, guests: GuestImages, templates: Templates, in_use: Callable[[Template], bool]
     ) -> None:
         self._watch, self._guests, self._templates, self._in_use = watch, guests, templates, in_use
-        self._spoiled: dict[str, str] = {}  # places of templates that have to stay, and why they are not used
+        self._unusable: dict[str, str] = {}  # places of templates that have to stay, and why they are not used
         self.found: list[str] = []
 
     def check(self, place: str, identity: str) -> None:
-        """Check a place of the store in the background, as a VM was started from it; `identity` is of its content."""
+        """Check the content, known by `identity`, of a place from which a VM was started, in the background."""
         self._watch.want(place, identity)
 
     def stop(self) -> None:
-        """Check nothing more; a check under way ends soon."""
+        """Start no further check; one that is running ends soon."""
         self._watch.stop()
 
     def look(self) -> list[str]:
-        """Return messages about what was found since the last call, and condemn it."""
+        """Return messages about what was found since the last call, and stop using it."""
         new = [self._condemn(each) for each in self._watch.damage()]
         self.found += new
         return new
 
     def why_unusable(self, template: Template) -> str:
         """Return why no VM may be cloned from a template that is still in the store; empty if it may."""
-        return template.refusal or self._spoiled.get(template.place, "")
+        return template.refusal or self._unusable.get(template.place, "")
 
     def _condemn(self, damaged: Checked) -> str:
         message = (
@@ -60,12 +60,12 @@ class Damage:
             return refusal
         for layer in self._templates.made_from(damaged.place):
             if self._in_use(layer):
-                self._spoiled[layer.place] = "its template was copied from a damaged one, and a detached VM uses it"
+                self._unusable[layer.place] = "its template was copied from a damaged one, and a detached VM uses it"
             else:
                 self._templates.forget(layer, condemned=True)
         template = self._templates.known(damaged.place)
         if template is not None and self._in_use(template):
-            self._spoiled[template.place] = "its template is damaged, and a detached VM uses it"
+            self._unusable[template.place] = "its template is damaged, and a detached VM uses it"
             return f"{message}It stays as long as the detached VM that has its disk on it; others are booted"
         if template is not None:
             self._templates.forget(template, condemned=True)

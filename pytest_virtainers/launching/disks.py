@@ -1,4 +1,4 @@
-"""Disks of VMs whose own container is gone or switched off: opened in a helper, or written as one flat file."""
+"""Disks of VMs without a running container: opened in a helper container, or written as one flat file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Disks:
-    """Reaches disks of one run by helper containers.
+    """Opens the disks of one run's VMs in helper containers.
 
     Args:
         engine: the engine that has the disks.
@@ -36,7 +36,7 @@ class Disks:
 
     @contextlib.contextmanager
     def open(self, vm: VM) -> Iterator[Container]:
-        """Open a container with the disk of a VM whose own container is gone; raises `EngineError`."""
+        """Open a container with the disk of a VM whose own container no longer exists; raises `EngineError`."""
         volume = vm.machine.volume
         disk = () if volume is None else (Bind(protocol.IMAGE_DIR, volume, writable=True),)
         plan = Plan(

@@ -33,7 +33,7 @@ class FailedVMs:
         self._together: Sequence[Spec] = ()
 
     def add(self, vm: VM) -> bool:
-        """Keep a VM whose launch failed; return `False` if it is not wanted, and the caller has to close it."""
+        """Keep a VM whose launch failed; return `False` if none are kept, and the caller has to close it."""
         if not self._keep:
             return False
         self.vms.append(vm)
@@ -47,7 +47,7 @@ class FailedVMs:
 
     @contextlib.contextmanager
     def started_together(self, specs: Sequence[Spec]) -> Iterator[None]:
-        """Keep each VM of a failed launch in the block until its own next try: others are under way."""
+        """Prevent `make_room_for` from closing failed VMs of these specs, except the one that is tried again."""
         self._together = specs
         try:
             yield
@@ -55,16 +55,16 @@ class FailedVMs:
             self._together = ()
 
     def make_room_for(self, spec: Spec) -> None:
-        """Close what earlier tries of a launch left: the next try may need its memory."""
+        """Close failed VMs of earlier tries: the next try may need their memory."""
         for vm in [each for each in self.vms if each.spec == spec or each.spec not in self._together]:
             self.vms.remove(vm)
             vm.machine.close()
 
     def close(self, *, released: bool = True) -> None:
-        """Close all failed VMs, remove the half-made templates of theirs, and close those that were released.
+        """Close all failed VMs, and remove their unfinished templates.
 
         Args:
-            released: close those, too.
+            released: also close the VMs that were released.
 
         Raises:
             VirtainerError: one could not be closed; the others are.

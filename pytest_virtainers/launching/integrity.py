@@ -118,7 +118,7 @@ class Watch:
 
         Args:
             place: its folder in the store.
-            identity: tells its content from another one that takes its place later.
+            identity: distinguishes its content from other content that replaces it later.
         """
         with self._lock:
             if (place, identity) in self._known or self._stopping.is_set():
@@ -138,7 +138,7 @@ class Watch:
         return found
 
     def stop(self) -> None:
-        """Read nothing more; a read that is under way ends soon."""
+        """Start no further read; one that is running ends soon."""
         self._stopping.set()
 
     def close(self) -> None:

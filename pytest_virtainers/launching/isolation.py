@@ -1,4 +1,4 @@
-"""Networks and addresses that VMs may not call, kept up to date while their host gets more addresses."""
+"""Networks and addresses that are closed to VMs, kept up to date while their host gets more addresses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EVERYTHING = ("0.0.0.0/0", "::/0")
 
 @dataclass(frozen=True)
 class Closed:
-    """Networks and addresses of the engine's host that a VM may not call."""
+    """Networks and addresses of the engine's host to which a VM cannot connect."""
 
     networks: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -46,8 +46,8 @@ class Isolation:
 
     Args:
         engine: the engine that runs the VMs.
-        reached: networks that VMs may call although they would be closed.
-        note: is called with messages for the user.
+        reached: networks that are open to VMs although they would be closed.
+        note: called with messages for the user.
     """
 
     def __init__(

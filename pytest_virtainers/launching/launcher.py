@@ -1,4 +1,4 @@
-"""Launch the VMs of one run: take a prefetched one, clone or boot; try again; close all at the end."""
+"""Launch the VMs of one run: use a prefetched one, clone or boot; try again; close all at the end."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Launcher:
         bring_up: starts single VMs.
         failed: VMs whose evidence is still to be taken.
         damage: what was found damaged in the store after VMs were started from it.
-        disks: reaches the disks of VMs that are over.
+        disks: opens the disks of VMs that have ended.
         durations: where the seconds of each launch went.
     """
 
@@ -137,7 +137,7 @@ class Launcher:
         self._owner.check()
         if len(specs) < 2:  # noqa: PLR2004  (one needs no threads)
             return [self.launch(spec, node_id) for spec in specs]
-        for spec in specs:  # what takes long is shown, and clones of one template should not wait for each other
+        for spec in specs:  # long steps are shown, and clones of one template should not wait for each other
             self.warm(spec, node_id)
         return together.start(
             specs,
@@ -206,7 +206,7 @@ class Launcher:
             return make()
 
     def _clone_or_boot(self, spec: Spec, node_id: str) -> VM:
-        """Launch from the guest image of the cache, or from what the store has if that image is gone."""
+        """Launch from the cached guest image, or from the one in the store if the cached one was removed."""
         __tracebackhide__ = True
 
         def launch(guest: Guest) -> VM:

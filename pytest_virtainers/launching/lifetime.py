@@ -19,11 +19,11 @@ _SPARE_SECONDS = 15
 
 @dataclass(frozen=True)
 class Lifetime:
-    """What outlives the program that starts a VM; by default nothing does.
+    """What outlives the program that starts a VM; by default nothing.
 
     Attributes:
-        detached: the VM does, until it is removed.
-        auto_remove: a detached VM is removed when it is switched off.
+        detached: whether the VM does, until it is removed.
+        auto_remove: whether a detached VM is removed when it is switched off.
         folder: directory of the engine's host in which the disk stays; `None`: the disk is removed with the VM.
     """
 

@@ -45,8 +45,8 @@ class Networks:
         engine: the engine that has them.
         run_id: id of the run.
         recorded: whether all traffic is captured, for the evidence of failing tests.
-        reached: networks that VMs may call although they would be closed.
-        note: is called with messages for the user.
+        reached: networks that are open to VMs although they would be closed.
+        note: called with messages for the user.
         lasting: whether they are those of detached VMs: an existing network is used again, and none is removed here.
     """
 

@@ -28,7 +28,7 @@ _AHEAD = "To make templates ahead of the tests, without their time limits: pytes
 
 
 class Once:
-    """Things that are made once in a run.
+    """Makes things once in a run, and remembers failures.
 
     Args:
         run_id: id that the processes of a test run share; empty: there is only this one.
@@ -84,7 +84,7 @@ class Once:
         self._failures[key] = failure
         if not self._run_id:
             return
-        with contextlib.suppress(OSError):  # then the other processes fail by themselves
+        with contextlib.suppress(OSError):  # then each process reports its own failure
             path = _path(key)
             new = path.with_suffix(f".{os.getpid()}")
             new.write_text(json.dumps({"run": self._run_id, "failure": failure}))

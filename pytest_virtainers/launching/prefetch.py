@@ -24,13 +24,13 @@ class Prefetcher:
         self._vm.set_result(None)
         self._thread: ThreadPoolExecutor | None = None
         self._taking = threading.Lock()
-        self._failure: VirtainerError | None = None  # to close a VM: raised at the end, as it is no test's fault
+        self._failure: VirtainerError | None = None  # to close a VM; raised at the end, as no test is to blame
 
     def want(self, spec: Spec | None, clone: Callable[[], VM | None] = lambda: None) -> None:
         """Start making a VM of a spec, unless it is ready or under way; close one of another spec.
 
         Args:
-            spec: spec of the VM; `None`: none is wanted.
+            spec: spec of the VM; `None`: no test needs one.
             clone: makes it, in a thread; returns `None` if it cannot.
         """
         if spec == self._spec:

@@ -1,4 +1,4 @@
-"""Turn a started container into a VM that is ready, or leave nothing of it."""
+"""Turn a started container into a VM that is ready, or remove it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Startup:
         engine: the engine that runs the VMs.
         networks: networks of the run.
         failed: keeps VMs that do not become ready.
-        echo: is called with the output of commands as it comes; `None`: it is not shown.
+        echo: called with the output of commands as it arrives; `None`: it is not shown.
         progress: where long steps are shown.
     """
 
@@ -70,12 +70,12 @@ class Startup:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether no VM may be brought up at present."""
+        """Whether no VM may be started at present."""
         return self._stopped.is_set()
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """End what is being brought up in other threads, and let none of them begin or try again in the block."""
+        """End the launches of other threads, and prevent further ones during the block."""
         self._stopped.set()
         try:
             for vm in list(self._starting):

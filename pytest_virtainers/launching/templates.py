@@ -74,7 +74,7 @@ class Template:
 
     @property
     def identity(self) -> str:
-        """Tells it from another template that takes its place in the store later."""
+        """A text that distinguishes it from a later template at the same place in the store."""
         return self.keys.host.public
 
     @property
@@ -90,7 +90,7 @@ class Maker(Protocol):
         """Boot a VM with these keys that can be saved into a folder of the store."""
 
     def restore(self, spec: Spec, keys: Keys, folder: str, plain: Template, /) -> VM:
-        """Restore one from a copy of its plain template; raise `NotLayered` if a boot may do better."""
+        """Restore one from a copy of its plain template; raise `NotLayered` if a boot may work."""
 
 
 class Templates:

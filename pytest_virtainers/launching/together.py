@@ -35,7 +35,7 @@ def start(
     Args:
         specs: specs of the VMs.
         launch: launches one.
-        fail: is called with each VM that is ready if another one is not.
+        fail: called with each VM that is ready if another one failed.
         startup: the VMs that are being brought up.
         failed: keeps VMs that do not become ready.
         progress: where the wait is shown.

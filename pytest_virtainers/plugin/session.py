@@ -121,7 +121,7 @@ def damage(config: pytest.Config) -> list[str]:
         return []
     from pytest_virtainers.errors import VirtainerError
 
-    with contextlib.suppress(VirtainerError):  # files that cannot be removed are found again
+    with contextlib.suppress(VirtainerError):  # files that cannot be removed are reported again
         config.stash[_LAUNCHER_KEY].look_for_damage()
     return config.stash[_LAUNCHER_KEY].damage.found
 

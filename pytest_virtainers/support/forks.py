@@ -24,7 +24,7 @@ class Disownable(Protocol):
     """An object that belongs to the process that created it."""
 
     def disown(self) -> object:
-        """Release, in a forked child, what belongs to its parent; threads of the parent may have had any lock."""
+        """Release, in a forked child, what belongs to its parent; threads of the parent may have held any lock."""
 
 
 T = TypeVar("T", bound=Disownable)

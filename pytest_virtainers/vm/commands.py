@@ -67,7 +67,7 @@ class Commands:
                 timeout=timeout,
             )
         except TimedOut:
-            # Not the time until its processes were killed: that may take seconds more.
+            # Without the time to kill its processes, which may take seconds.
             raise CommandTimeout(result(-1, timeout or 0), machine.name) from None
         finished = result(exit_code, time.monotonic() - began)
         if check and not finished.ok:

@@ -47,7 +47,7 @@ class SSHConnection:
         self._machine, self._health = machine, machine.health
         self.current: client.Connection | None = None
         self.reversed_ports: dict[int, tuple[int, threading.Event]] = {}
-        self._connecting = threading.RLock()  # held by the thread that connects; others may find a break as well
+        self._connecting = threading.RLock()  # held by the thread that connects; others may notice the break, too
 
     @property
     def alive(self) -> bool:
@@ -69,7 +69,7 @@ class SSHConnection:
         return client.log_in(sock, machine.user, machine.keys, deadline - time.monotonic())
 
     def connected(self) -> client.Connection:
-        """Return the connection; one that broke (sshd restarted, the network was gone) is made again.
+        """Return the connection; one that broke (sshd restarted, the network was down) is made again.
 
         Raises:
             SSHError: there was no connection yet, or it cannot be made again.
@@ -377,7 +377,7 @@ class SSHConnection:
         return isinstance(transport, resumable.Recording) and transport.at_rest
 
     def end_session(self) -> None:
-        """Close the connection; the guest ends a session on the line by itself, to make room for the next one."""
+        """Close the connection; the guest ends a session on the serial port when the next one starts."""
         if self.current is None:
             return
         if isinstance(self.current.transport, resumable.Recording):

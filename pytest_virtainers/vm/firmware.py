@@ -31,7 +31,7 @@ class Watch:
         return ""
 
     def suspicion(self) -> str:
-        """Return what may be wrong after a timeout; what BIOS has started may be silent for good reasons."""
+        """Return what may be wrong after a timeout; what the BIOS has started may be silent for good reasons."""
         quiet = time.monotonic() - self._since
         if self._last != _STARTED or quiet < _QUIET_SECONDS:
             return ""
@@ -40,8 +40,8 @@ class Watch:
     def _other_than_uefi(self) -> str:
         if self._arch == "amd64":
             return _hint("bios")
-        return "a disk for another processor needs arch='amd64', else this is not one that boots by itself"
+        return "a disk for another processor needs arch='amd64'; otherwise this disk is not bootable"
 
 
 def _hint(other: str) -> str:
-    return f"a disk for {other.upper()} needs firmware={other!r}, else this is not one that boots by itself"
+    return f"a disk for {other.upper()} needs firmware={other!r}; otherwise this disk is not bootable"

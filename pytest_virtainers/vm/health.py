@@ -1,4 +1,4 @@
-"""Whether a machine is still well, and if not, why: from its container, its supervisor and its serial console."""
+"""Whether a machine still runs properly, and if not, why: by its container, its supervisor and its serial console."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SLOWER_WITHOUT_KVM = 10
 SILENCE_SECONDS = 5.0
-"""A guest that does not answer for so long hangs; with KVM."""
+"""A guest that does not answer for so many seconds hangs; with KVM."""
 _LINES = 30  # of the console, where the guest's kernel has something to report
 _POLL_SECONDS = 0.01
 
@@ -38,7 +38,7 @@ class Health:
     Attributes:
         console: the serial console.
         supervisor: what the supervisor in the container has reported.
-        halted: why a machine that is well does not run: it was shut down, crashed or paused; empty while it runs.
+        halted: why a machine without a fault does not run: it was shut down, crashed or paused; empty while it runs.
         silent: whether the guest did not answer when it was last asked.
     """
 
@@ -78,11 +78,11 @@ class Health:
             grace_seconds: wait so long for an end that is due.
         """
         if self._container.wait(grace_seconds):
-            return self.supervisor.last_words or "its container said nothing"
+            return self.supervisor.last_words or "its container printed nothing"
         return self.supervisor.over
 
     def check_qemu(self, grace_seconds: float = 0.0) -> None:
-        """Raise if QEMU has ended; one whose guest is halted, off or hangs still answers."""
+        """Raise if QEMU has ended; it still answers while its guest is halted, off or hangs."""
         __tracebackhide__ = True
         if self.exit_reason(grace_seconds):
             self.check_alive()
@@ -145,7 +145,7 @@ class Health:
         return f"The last lines of its console:\n{self.console.tail(lines)}"
 
     def wait_until_reported(self, what: str, fact: Callable[[], bool], deadline: float) -> None:
-        """Wait until the supervisor has reported what makes `fact` true.
+        """Wait until the supervisor has reported an event that makes `fact` true.
 
         Args:
             what: the name of the event, for messages.

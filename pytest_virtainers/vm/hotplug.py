@@ -43,7 +43,7 @@ class Nic:
         name: its name.
         mac: its address on the wire, by which the guest's interface is found.
         device: the name of that interface in the guest.
-        network: where its wire leads; `None`: nowhere, except to a DHCP server.
+        network: the network that it is connected to; `None`: none, only a DHCP server.
         addresses: the guest's addresses there, with their prefix lengths.
         mtu: of its network, in bytes.
         dhcp: whether the guest asks for an address.
@@ -104,7 +104,7 @@ class Hotplug:
 
     Args:
         machine: the machine.
-        vm: the `VM` of this machine, which networks list.
+        vm: the `VM` of this machine, for the lists of VMs on its networks.
 
     Attributes:
         nics: the cards.
@@ -208,7 +208,7 @@ class Hotplug:
 
         Args:
             nic_names: the cards that stay.
-            by_reset: reset the machine, whose guest does not run and cannot release them.
+            by_reset: reset the machine, because its guest does not run and cannot release them.
 
         Raises:
             VirtainerError: the guest keeps one.

@@ -126,7 +126,7 @@ def wait_until_done(machine: Machine, deadline: float, before: int = 0) -> None:
 
 
 def renew(machine: Machine, host_key: KeyPair) -> None:
-    """Give the guest a new machine-id, and this SSH host key as its only one, for new connections.
+    """Replace the guest's machine-id, and its SSH host keys by this one, for new connections.
 
     What has read the machine-id before keeps the old one until it is restarted: machine-id(5).
 
@@ -138,11 +138,11 @@ def renew(machine: Machine, host_key: KeyPair) -> None:
         _RENEW, input=host_key.private, env={"PUBLIC": host_key.public}, sudo=True, check=False
     )
     if not renewed.ok:
-        raise BootError(f"{machine.name} could not be given an identity of its own: {renewed.stderr.strip()}")
+        raise BootError(f"{machine.name} could not get a new identity: {renewed.stderr.strip()}")
 
 
 def take_over(machine: Machine, keys: Keys, more: Sequence[str]) -> None:
-    """Turn what was restored from a template into another machine, with these keys and a new machine-id.
+    """Turn a machine that was restored from a template into another one, with these keys and a new machine-id.
 
     Args:
         machine: a clone, which has the keys of its template.
@@ -164,7 +164,7 @@ def take_over(machine: Machine, keys: Keys, more: Sequence[str]) -> None:
     )
     if not renewed.ok:
         why = "its authorized_keys lack ours" if renewed.exit_code == _LACKS else renewed.stderr.strip()
-        raise BootError(f"{machine.name} could not be given keys of its own: {why}")
+        raise BootError(f"{machine.name} could not get new keys: {why}")
 
 
 def logins_are_the_same(machine: Machine) -> bool:

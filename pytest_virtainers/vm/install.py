@@ -1,4 +1,4 @@
-"""The place of what arrives from a guest: opened, checked, and taken, without following a symbolic link there."""
+"""Install what arrives from a guest at its destination, without following symbolic links there."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TREE = b"tree"
-"""What arrives is called so as long as it is in its private folder."""
+"""The name of what arrives while it is in its private folder."""
 
 _CHUNK_BYTES = 1024 * 1024
 
 
 class Refused(Exception):
-    """What the guest sent is not accepted, or cannot have its place; the message says why."""
+    """What the guest sent is not accepted, or cannot be installed at its place; the message says why."""
 
 
 @contextlib.contextmanager
@@ -61,14 +61,14 @@ def destination(dest: str | os.PathLike[str], name: bytes) -> Iterator[tuple[int
 
 @contextlib.contextmanager
 def _private_folder(at: int) -> Iterator[int]:
-    """Make a folder for what arrives; what is left in it in the end goes with it."""
+    """Create a private folder for what arrives; remove it, and what is still in it, after the block."""
     name = f".virtainer.{secrets.token_hex(8)}".encode()
     os.mkdir(name, 0o700, dir_fd=at)
     try:
         with entered(at, name) as private:
             try:
                 yield private
-            finally:  # by its descriptor: under its name, others may have put something else
+            finally:  # by its descriptor: another process may have replaced the folder of that name
                 with contextlib.suppress(OSError):
                     os.unlink(TREE, dir_fd=private)
                 shutil.rmtree(TREE, ignore_errors=True, dir_fd=private)
@@ -78,12 +78,12 @@ def _private_folder(at: int) -> Iterator[int]:
 
 
 def check_place(source: int, name: bytes, dest: int, as_name: bytes, above: tuple[bytes, ...] = ()) -> None:
-    """Raise `Refused` if an entry cannot have its place, because only one of the two is a folder.
+    """Raise `Refused` if an entry cannot be installed because only one of it and what is there is a folder.
 
     Args:
         source: descriptor of the folder that it is in.
         name: its name there.
-        dest: descriptor of the folder that it shall go into.
+        dest: descriptor of the folder into which it is to be moved.
         as_name: its name there.
         above: path of `dest`, for the message.
     """
@@ -110,7 +110,7 @@ def place(source: int, name: bytes, dest: int, as_name: bytes) -> None:
     if is_dir:
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISLNK(os.lstat(as_name, dir_fd=dest).st_mode):
-                os.unlink(as_name, dir_fd=dest)  # it would keep the folder from its place
+                os.unlink(as_name, dir_fd=dest)  # it would prevent the folder from being moved there
     if not (is_dir and is_folder(as_name, dest)):
         try:
             os.rename(name, as_name, src_dir_fd=source, dst_dir_fd=dest)
@@ -129,7 +129,7 @@ def place(source: int, name: bytes, dest: int, as_name: bytes) -> None:
 
 
 def _copy(source: int, name: bytes, dest: int, as_name: bytes) -> None:
-    """Copy what is no folder to another file system, and rename it there."""
+    """Copy a file or link to another file system, and rename it there."""
     temporary = f".virtainer.{secrets.token_hex(8)}".encode()
     found = os.lstat(name, dir_fd=source)
     try:

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from pytest_virtainers.vm.console import Console
     from pytest_virtainers.vm.network import Network
 
-_MAX_STDERR_BYTES = 64 * 1024  # of our own scripts
+_MAX_STDERR_BYTES = 64 * 1024  # of this package's scripts
 RESTORE_SECONDS = 60.0
-"""Restoring a saved machine may take so long."""
+"""Seconds that restoring a saved machine may take."""
 _LOGIN_SECONDS = 60.0
 _SETTLE_SECONDS = 0.5
 
@@ -68,7 +68,7 @@ class Machine:
         log: its commands and transfers.
         echo: where the output of commands is shown while they run; `None`: nowhere.
         first_command: where the seconds of the next command are recorded; `None`: nowhere.
-        health: whether it is still well.
+        health: whether it still runs properly.
         ssh: its SSH connection.
         commands: runs commands in it.
         qmp: sends commands to its QEMU.
@@ -86,7 +86,7 @@ class Machine:
         network: Network,
         progress: Progress,
     ) -> None:
-        """Take over a started container; waiting for the guest comes next."""
+        """Wrap a started container; one of the `wait_until_…` methods then waits for its guest."""
         self.name = spec.name
         self.spec = spec
         self.user = user
@@ -104,9 +104,9 @@ class Machine:
         self.commands = Commands(self)
         self.qmp = QMP(self)
         self.on_close = contextlib.ExitStack()
-        self._took_over = False  # whether it was restored from a template, to become that of another one
+        self._took_over = False  # whether it was restored from a template, to become another template
         self._owner = Owner(
-            f"{spec.name}: this VM", "Use a thread, or open a session of its own with vm.access.ssh_command."
+            f"{spec.name}: this VM", "Use a thread, or open a new session with vm.access.ssh_command."
         )
         disown_in_child(self)
 
@@ -169,7 +169,7 @@ class Machine:
     # Its end
 
     def disown(self) -> None:
-        """Leave the machine to a forked child's parent: whatever acts on it goes through these parts."""
+        """Leave the machine to a forked child's parent: everything that acts on it uses these parts."""
         nothing: Any = Disowned(self._owner)
         self.container = nothing
         self.health.disown(nothing)
@@ -182,10 +182,10 @@ class Machine:
             stack.callback(self.ssh.close)
             stack.callback(self.on_close.close)
 
-    # Our own scripts
+    # Scripts of this package
 
     def run_as_root(self, script: str, *words: str, timeout: float | None = None) -> bytes:
-        """Run one of our own scripts as root in the guest; return its standard output.
+        """Run a script of this package as root in the guest; return its standard output.
 
         Args:
             script: for `sh`.
@@ -248,7 +248,7 @@ class Machine:
 
         Args:
             command: its words.
-            patience: seconds without output after which it is given up, as in `Container.run`.
+            patience: seconds without output after which it fails, as in `Container.run`.
 
         Raises:
             VirtainerError: it failed; the message has its output.
@@ -331,7 +331,7 @@ class Machine:
         self.ssh.establish(f"renewing {self.name}", RESTORE_SECONDS, log_in=log_in)
 
     def become_another(self, keys: Keys) -> None:
-        """Turn a clone into the machine of another template, with these keys and a machine-id of its own.
+        """Turn a clone into the machine of another template, with these keys and a new machine-id.
 
         The open session stays; later logins use the new keys. Raises `BootError` if the guest cannot do it.
         """
@@ -348,7 +348,7 @@ class Machine:
             The SSH session that its clones continue, if they can.
 
         Raises:
-            Unclonable: the guest lacks what gives clones an identity.
+            Unclonable: the guest lacks what is needed to give clones an identity.
             TemplateError: it could not be saved; the message has the supervisor's words.
         """
         __tracebackhide__ = True
@@ -367,7 +367,7 @@ class Machine:
             raise TemplateError(
                 f"{self.spec.image}: its template could not be saved: {output.decode(errors='replace').strip()}"
             )
-        with contextlib.suppress(EngineError):  # the container may be gone before the command's end is known
+        with contextlib.suppress(EngineError):  # the container may be removed before the command's end is known
             self.container.run(["qmp", '{"execute": "quit"}'])
         if not self.container.wait(RESTORE_SECONDS):
             raise TemplateError(f"{self.spec.image}: its template could not be saved: QEMU did not quit")
@@ -382,7 +382,7 @@ class Machine:
         return any(each["label"] == protocol.CLONE_DEVICE and each["frontend-open"] for each in devices)
 
     def _session_to_keep(self) -> resumable.Session | None:
-        """Freeze the open SSH session if a new login would be no different; return `None` if it might be."""
+        """Freeze the open SSH session if a new login would be the same; return `None` if it might differ."""
         if not self._took_over or not identity.logins_are_the_same(self):
             return None
         return self.ssh.freeze()
@@ -390,7 +390,7 @@ class Machine:
     def _open_line(self) -> resumable.Session | None:
         """Open the SSH session that clones continue, and close the current one; return `None` if there can be none.
 
-        What the guest has in memory for its disk is written out, or each clone would begin with that.
+        The guest's dirty pages are written to its disk; otherwise each clone would begin by doing that.
         """
         with contextlib.suppress(resumable.Unsuitable, EngineError, SSHError, *client.FAILURES):
             if not self.commands.run(resumable.SERVE, sudo=True, check=False).ok:

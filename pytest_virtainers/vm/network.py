@@ -198,7 +198,7 @@ class Network:
 
     @contextlib.contextmanager
     def lose(self, sender: VM, receiver: VM, *, share: float = 1.0) -> Iterator[None]:
-        """Lose frames from one VM to another, but not those back, for the duration of the block.
+        """Drop frames from one VM to another, but not in the other direction, for the duration of the block.
 
         Args:
             sender: the VM that sends them.

@@ -45,13 +45,13 @@ class Nics(Mapping[str, Nic]):
         return {nic.network.name: nic for nic in self._hotplug.nics if nic.network is not None}
 
     def add(self, network: Network | None = None, ip: str | int | IPv4Address = "auto") -> Nic:
-        """Add a network card and set it up in the guest, now and whenever that boots.
+        """Add a network card and set it up in the guest, now and at each boot.
 
         On a network the guest has its own address on the wire: ARP, multicast, IPv6, DHCP and other protocols pass
         unchanged.
 
         Args:
-            network: where its wire leads; by default nowhere, except to a DHCP server without a way out.
+            network: the network that it is connected to; by default none, only a DHCP server without a way out.
             ip: `auto` (the engine chooses), `dhcp` (the guest asks; requires systemd-networkd there), `none`, an
                 address, or its number in the network's subnet.
 

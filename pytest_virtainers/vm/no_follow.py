@@ -35,7 +35,7 @@ def descended(at: int, path: Sequence[bytes]) -> Iterator[int]:
 
 
 def descend(at: int, path: Sequence[bytes], *, make: bool = False) -> int:
-    """Open the folder `path` below `at`, each part by itself, so that none is a link."""
+    """Open the folder `path` below `at`, one part after another, so that none is a link."""
     folder = os.dup(at)
     for each in path:
         try:
@@ -58,7 +58,7 @@ def create(name: bytes, at: int) -> int:
 
 
 def is_folder(name: bytes, at: int) -> bool:
-    """Return whether there is a folder of that name; a link to one is none."""
+    """Return whether there is a folder of that name; a link to one does not count."""
     try:
         return stat.S_ISDIR(os.lstat(name, dir_fd=at).st_mode)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A web page with noVNC, and the WebSocket that it talks through: both on one port of 127.0.0.1.
+"""A web page with noVNC, and the WebSocket that it uses, both on one port of 127.0.0.1.
 
 https://github.com/novnc/noVNC/blob/master/docs/EMBEDDING.md
 """
@@ -31,17 +31,17 @@ _PATIENCE_SECONDS = 2  # with browsers, which are on this machine: the end of th
 
 @contextlib.contextmanager
 def serving(files: Mapping[str, bytes], display: Display, port: int) -> Iterator[str]:
-    """Serve noVNC during the block; gives the page's URL, with the password in the part that browsers keep.
+    """Serve noVNC during the block, which gets the page's URL; the password is in the part that browsers do not send.
 
     Args:
-        files: by path on the server, as `/vnc.html`.
-        display: that the page shows.
-        port: on 127.0.0.1; 0: any that is free.
+        files: the files by their paths on the server, such as `/vnc.html`.
+        display: the screen that the page shows.
+        port: on 127.0.0.1; 0: any free port.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
-    # A page that another server has sent may not use ours: browsers say from where it came.
+    # Pages of other servers may not connect: browsers send a page's origin.
     listener = close_in_child(socket.create_server(("127.0.0.1", port)))
     origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -84,7 +84,7 @@ def _file(files: Mapping[str, bytes], path: str) -> Response:
 
 
 def _join(browser: ServerConnection, viewer: socket.socket) -> None:
-    """Copy both ways until one end is over."""
+    """Copy in both directions until one side closes."""
 
     def back() -> None:
         with contextlib.suppress(ConnectionClosed, OSError):

@@ -125,7 +125,7 @@ class Power:
         machine.console.forget_reports()
         self._qmp.execute("system_reset")
         deadline = time.monotonic() + machine.scaled(_RESET_SECONDS)
-        while True:  # QEMU resets when it comes to it, and does not let a machine run before that
+        while True:  # QEMU resets asynchronously, and does not let a machine run before that
             try:
                 self._qmp.execute("cont")
                 break

@@ -43,7 +43,7 @@ beats() {
 
 
 class Limit:
-    """The time that cloud-init may take, from now on.
+    """The time that cloud-init may take, counted from now.
 
     Args:
         seconds: without progress; in all, without a `setting`.
@@ -71,7 +71,7 @@ class Limit:
         return [each.rstrip() for each in text.splitlines() if each.strip()]
 
     def passed(self) -> str:
-        """Return which limit has passed, with the time that it took; empty: none."""
+        """Return which limit has passed, with the time taken; empty: none."""
         now = time.monotonic()
         elapsed = f"after {now - self._began:.0f} s"
         if self._quiet is not None and now - self._progressed > self._quiet:

@@ -1,9 +1,9 @@
 """Do to a running guest what cloud-init does at a first boot: `files`, `packages` and `run_commands`.
 
-`packages` are the work of the guest's own cloud-init, and with them `run_commands`: so all is as the distribution has
-it. Without packages, its start would be most of the time that this takes. Then a shell does the same as its modules
-`write_files`, `runcmd` and `scripts_user`, which are alike on all distributions. Either way it happens in a service
-of its own, as at a boot: its output is on the console, in the journal and in cloud-init's log, and its result is
+`packages`, and `run_commands` together with them, are done by the guest's own cloud-init, so that the result is the
+distribution's. Without packages, starting cloud-init would take most of the time. Then a shell does the same as its
+modules `write_files`, `runcmd` and `scripts_user`, which are alike on all distributions. Either way a separate
+service does it, as at a boot: its output is on the console, in the journal and in cloud-init's log, and its result is
 where cloud-init leaves it.
 """
 
@@ -27,7 +27,7 @@ _CONFIG = "/etc/cloud/cloud.cfg.d/99_virtainers.cfg"
 _MODULES = ("package_update_upgrade_install", "runcmd", "scripts_user")
 _COMMANDS = "/var/lib/cloud/instance/scripts/runcmd"
 _SCRIPT = "/run/virtainers-provision"
-# As cloud-init's write_files does: parents are made, links are followed, and what was there is overwritten in place.
+# As cloud-init's write_files does: missing parents are created, links followed, and existing files overwritten.
 _WRITE = """
 umask 022
 put() {
@@ -40,7 +40,7 @@ set -e
 _CHECK = f"""
 [ -d /run/cloud-init ] && [ -d /var/lib/cloud/instance ] && command -v systemd-run >/dev/null || exit {_LACKS}
 """
-# As /usr/lib/systemd/system/cloud-final.service has it; what it starts in the background stays.
+# The properties of cloud-final.service; processes that it starts in the background keep running.
 _SERVE = f"""
 rm -f /run/cloud-init/result.json
 systemd-run --quiet --collect --unit=virtainers-provision --description='Packages and commands' \\
@@ -72,11 +72,11 @@ with open(path, "w") as file:
 echo '{{"v1": {{"errors": []}}}}' >/run/cloud-init/result.json
 """
 SCRIPTS = (_CHECK, _WRITE, _SERVE, _BY_CLOUD_INIT, _BY_SHELL, *_MODULES)
-"""All that runs in a guest, from which a template may differ that was made with others."""
+"""All scripts that run in a guest: with other scripts, a template may be different."""
 
 
 def provision(vm: VM, spec: Spec) -> None:
-    """Do in a guest what `spec` says of files, packages and commands, and wait until it is done.
+    """Apply the files, packages and commands of `spec` to a guest, and wait until that is done.
 
     Raises:
         Unclonable: packages or commands need cloud-init and systemd-run, which the guest lacks; it is unchanged.

@@ -1,6 +1,6 @@
 """Wait until a guest is ready: SSH login works, cloud-init has finished, logins are open.
 
-Waiting ends at once when it has become pointless: the virtainer ended, or the guest's kernel panicked.
+The wait ends at once when the container has ended or the guest's kernel has panicked.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Arrival:
 
         Args:
             folder: descriptor of a private, empty folder.
-            name: with which the names of all members begin; `.` for those of the folder itself.
+            name: the beginning of all members' names; `.` for the content of the folder itself.
             special: create special files and links that lead out of the tree, and keep setuid bits.
         """
         self.count = 0
@@ -83,7 +83,7 @@ class Arrival:
         return f"skipped {self.skipped} of {self.count}: {names}"
 
     def begin(self, member: Member) -> None:
-        """Create a member; one that is there by the same name is replaced."""
+        """Create a member; an existing one of that name is replaced."""
         self.count += 1
         path = self._path(member.name)
         if not self._special:
@@ -153,7 +153,7 @@ class Arrival:
         """Move the tree to `name` in the folder `dest`, or into that folder itself, and set the folders' modes.
 
         Raises:
-            Refused: a folder has the place of a file, or the other way round.
+            Refused: there is a folder in place of a file, or the other way round.
         """
         if name is None:
             with entered(self._folder, TREE) as tree:
@@ -166,7 +166,7 @@ class Arrival:
             check_place(self._folder, TREE, dest, name)
             place(self._folder, TREE, dest, name)
         top = () if name is None else (name,)
-        # The deepest first: there may be no way through a folder once it has its mode.
+        # The deepest first: a folder's mode may forbid access to what is in it.
         for path, (mode, mtime) in sorted(self._folders.items(), key=lambda item: -len(item[0])):
             with descended(dest, (*top, *path[1:])) as folder:
                 os.fchmod(folder, mode)
@@ -187,7 +187,7 @@ class Arrival:
         return (TREE, *parts[len(self._root) :])
 
     def _parent_of(self, path: tuple[bytes, ...]) -> int:
-        """Return a descriptor of a member's folder, which is made if it is not there; it closes with the next one."""
+        """Return a descriptor of a member's folder, which is created if it is missing; the next call closes it."""
         parent = path[:-1]
         if self._parent is None or self._parent[0] != parent:
             try:

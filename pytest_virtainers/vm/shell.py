@@ -52,7 +52,7 @@ def line(
 
 
 def with_leader(script: str) -> str:
-    """Let the shell first write the number of its session to standard error (see `Leader`)."""
+    """Make the shell first write the number of its session to standard error (see `Leader`)."""
     return _SAY_LEADER + script
 
 
@@ -84,7 +84,7 @@ class Leader:
         self.pass_on(rest)  # even if it is empty: a thread may wait for the number
 
     def end(self) -> None:
-        """Pass on what was too short to be known as a number."""
+        """Pass on what was too short to be recognized as a number."""
         if self._start:
             self.pass_on(self._start)
         self._start = None

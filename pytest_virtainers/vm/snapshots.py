@@ -135,7 +135,7 @@ class Snapshots:
         self._present.discard(name)
 
     def _find(self, snapshot: Snapshot | str) -> Snapshot:
-        """Return a snapshot of this machine; raise `UsageError` if it is none."""
+        """Return a snapshot of this machine; raise `UsageError` if there is no such snapshot."""
         __tracebackhide__ = True
         machine = self._machine
         found = Snapshot(snapshot, machine) if isinstance(snapshot, str) else snapshot
@@ -147,7 +147,7 @@ class Snapshots:
         return found
 
     def _in_place(self, action: str, *arguments: str) -> bool:
-        """Let the supervisor do it; return whether it did, which may require a helper in the guest."""
+        """Ask the supervisor to do it; return whether it did: some actions require a helper in the guest."""
         __tracebackhide__ = True
         machine = self._machine
         self._health.check_qemu()

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.engine.output import Output
 
-# What json.loads and a sentence's fields raise for lines that are no event.
+# What json.loads and a sentence's fields raise for lines that are not events.
 _NO_EVENT = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 _SHOWN = 8 * 1024
 
 
 class Supervisor:
-    """What the events of one container say; `wait_for` waits for new ones.
+    """The state of one container by its events; `wait_for` waits for new ones.
 
     Attributes:
         accel: `kvm` or `tcg`; empty until QEMU is started.
@@ -48,7 +48,7 @@ class Supervisor:
         self.helpers_ready = self.helpers_done = 0
         self.off = self.crashed = False
         self.disk_failure = self.over = self.reason = ""
-        self._line: bytes | None = b""  # the beginning of the last line; None: it is no event, whatever follows
+        self._line: bytes | None = b""  # the beginning of the last line; None: it is not an event, whatever follows
         self._arrived = 0
         output.follow(self._add)
 
@@ -132,7 +132,7 @@ class Reader:
         """Return the lines that are complete with the next piece."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         shown = b"".join(_readable(line) + b"\n" for line in lines)
-        return shown + self.end() if len(self._rest) > protocol.LONGEST_EVENT else shown  # this is no event
+        return shown + self.end() if len(self._rest) > protocol.LONGEST_EVENT else shown  # this is not an event
 
     def end(self) -> bytes:
         """Return the last line, which has no end."""

@@ -1,8 +1,8 @@
 """Parser for a tar stream that arrives in pieces, from a sender that is not trusted.
 
-The standard library's `tarfile` takes garbage after the first member for the end of the stream, reads headers of any
-size into memory, and returns the holes of a sparse file as zeros. Here headers are bounded, whatever is not a whole
-stream is an error, and holes cost nothing. It reads what GNU tar, bsdtar and busybox write: v7, ustar, GNU and pax
+The standard library's `tarfile` accepts garbage after the first member as the end of the stream, reads headers of any
+size into memory, and returns the holes of a sparse file as zeros. Here headers are bounded, an incomplete stream is
+an error, and holes cost nothing. It reads what GNU tar, bsdtar and busybox write: v7, ustar, GNU and pax
 headers, and all sparse formats of GNU tar.
 """
 
@@ -80,16 +80,16 @@ class Member:
 
 
 class Receiver(Protocol):
-    """Takes the members, one after the other."""
+    """Receives the members, one after another."""
 
     def begin(self, member: Member) -> None:
-        """Take a member; calls of `write` follow if it is a file, then one of `end`."""
+        """Begin a member; calls of `write` follow if it is a file, then one of `end`."""
 
     def write(self, offset: int, data: bytes) -> None:
-        """Take a piece of the current file's data."""
+        """Receive a piece of the current file's data."""
 
     def end(self) -> None:
-        """Take note that the current member is complete."""
+        """Complete the current member."""
 
 
 class TarStream:
@@ -166,7 +166,7 @@ class TarStream:
                         extended[key] = value
 
     def _take(self, size: int) -> Generator[None, None, bytes]:
-        """Take so many bytes of headers off the stream."""
+        """Remove so many bytes of headers from the front of the stream."""
         self._headers_left -= size
         if size < 0 or self._headers_left < 0:
             raise BrokenStream(f"a member has headers of more than {_MAX_HEADERS // 2**20} MiB")
@@ -186,7 +186,7 @@ class TarStream:
             offset, length = offset + len(data), length - len(data)
 
     def _old_sparse_map(self, block: bytes) -> Generator[None, None, list[int]]:
-        """Read the map of GNU tar's own format: four segments in the header, the others in blocks of their own."""
+        """Read the map of GNU tar's own format: four segments in the header, the others in separate blocks."""
         points = _numbers(block[386:482])
         more = block[482]
         while more:

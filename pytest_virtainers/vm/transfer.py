@@ -2,8 +2,8 @@
 
 Names follow `cp -a SOURCE DEST`: into DEST when that is a folder (or ends with `/`), as DEST otherwise. Everything
 is unpacked in a folder next to its place and then renamed, so a broken transfer leaves no half-written file. In the
-guest this needs root's rights; what arrives there belongs to the owner of the folder that it goes into, unless an
-owner is given. The local `tar` packs what is sent; what a guest sends never reaches it (see `receive`).
+guest this requires root; what arrives there belongs to the owner of the folder that it is put into, unless an owner
+is given. The local `tar` packs what is sent; what a guest sends never reaches it (see `receive`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 _MISSING = 44
 _LINES = 20
-_MAX_TOLD = 64 * 1024
+_MAX_REPORT = 64 * 1024
 _MOMENT_SECONDS = 1.0
 
-# First of two scripts: unpacks, and says where, and what it will become. A stream that breaks between two files looks
-# whole to tar, as does that of a sender which could not read some: so nothing is installed before the sender says so.
+# First of two scripts: unpacks, and prints where, and the final path. To tar, a stream that breaks between two files
+# looks complete, and so does one whose sender could not read some files: so nothing is installed before the sender
+# confirms.
 _UNPACK = """
 set -eu
 dest=$1 name=$2
@@ -74,7 +75,8 @@ cd -- "$1" 2>/dev/null || exit {_MISSING}
 code=0 gnu=
 case $(tar --version 2>/dev/null) in *GNU*) gnu=yes ;; esac
 tar -c ${{gnu:+-S}} -f - -- "$2" || code=$?
-# GNU tar ends with 1 when a file has changed while it was read, as logs do: what it read is good. Others fail so.
+# GNU tar ends with 1 when a file has changed while it was read, as logs do: what it read is good. With other tars, 1
+# is a failure.
 [ $code != 1 ] || [ -z "$gnu" ] || code=0
 exit $code
 """
@@ -100,7 +102,7 @@ _READ = f'[ -e "$1" ] || exit {_MISSING}; exec cat -- "$1"'
 
 
 class RootShell(Protocol):
-    """Runs a script as root in the guest; gives exit code and standard error."""
+    """Runs a script as root in the guest; returns exit code and standard error."""
 
     def __call__(
         self, script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
@@ -109,7 +111,7 @@ class RootShell(Protocol):
 
 
 def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: float | None) -> str:
-    """Copy a local file or tree into the guest; give its path there.
+    """Copy a local file or tree into the guest; return its path there.
 
     Raises:
         FileNotFoundError: `source` is not there.
@@ -118,26 +120,28 @@ def put(shell: RootShell, source: Path, dest: str, owner: str | None, timeout: f
     if not os.path.lexists(source):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
     whole = source if source.is_symlink() else source.resolve()  # gives `.` and `..` a name
-    action, told = f"copying {source} to {dest} in the guest", Limited(_MAX_TOLD)
+    action, output = f"copying {source} to {dest} in the guest", Limited(_MAX_REPORT)
     end = None if timeout is None else time.monotonic() + timeout
     try:
-        sparse = ["-S"] if "GNU" in _local_tar() and _has_holes(whole) and _guest_takes_holes(shell, timeout) else []
+        sparse = ["-S"] if "GNU" in _local_tar() and _has_holes(whole) and _guest_unpacks(shell, timeout) else []
         tar = _LocalTar(["-c", *sparse, "-f", "-", "-C", str(whole.parent), "--", whole.name])
         with tar as process:
-            code, said = shell(_script(_UNPACK, dest, whole.name), stdin=process.stdout, stdout=told, timeout=timeout)
+            code, said = shell(
+                _script(_UNPACK, dest, whole.name), stdin=process.stdout, stdout=output, timeout=timeout
+            )
         _check(tar, code, action, said)
-        stage, arrived = _places(bytes(told.data), action)
+        stage, arrived = _places(bytes(output.data), action)
         left = None if end is None else max(_MOMENT_SECONDS, end - time.monotonic())
         code, said = shell(
             _script(_INSTALL, stage, arrived, whole.name, owner or ""), stdin=None, stdout=bytes, timeout=left
         )
         _check(tar, code, action, said)
     except TooMuch:
-        raise TransferError(f"{action} failed in the guest: it said more than {_MAX_TOLD} bytes") from None
+        raise TransferError(f"{action} failed in the guest: it printed more than {_MAX_REPORT} bytes") from None
     except Exception as error:
-        stage = told.data.decode("utf-8", "surrogateescape").partition("\0")[0]
+        stage = output.data.decode("utf-8", "surrogateescape").partition("\0")[0]
         if stage:
-            with contextlib.suppress(VirtainerError):  # it must not cover what went wrong
+            with contextlib.suppress(VirtainerError):  # it must not hide the first error
                 shell(_script(_DROP, stage), stdin=None, stdout=bytes, timeout=_DROP_SECONDS)
         if isinstance(error, RootCommandTimeout):
             raise TransferError(f"{action} failed: {error}") from None
@@ -195,7 +199,7 @@ def get(shell: RootShell, source: str, dest: str | Path, timeout: float | None, 
 
 
 def read(shell: RootShell, path: str, timeout: float | None) -> bytes:
-    """Give the content of a file of the guest; raises as `get` does."""
+    """Return the content of a file of the guest; raises as `get` does."""
     content = bytearray()
     with _in_time(f"reading {path} in the guest"):
         code, said = shell(_script(_READ, path), stdin=None, stdout=content.extend, timeout=timeout)
@@ -224,7 +228,7 @@ def write(
 
 @contextlib.contextmanager
 def _in_time(action: str) -> Iterator[None]:
-    """Turn the end of the guest's time into a `TransferError`."""
+    """Turn a timeout into a `TransferError`."""
     try:
         yield
     except RootCommandTimeout as error:
@@ -241,29 +245,29 @@ def _bytes(path: str) -> bytes:
 
 
 def _shown(text: str) -> str:
-    """Return the last lines of what a guest says, as they may be shown on a terminal."""
+    """Return the last lines of a guest's output, as they may be shown on a terminal."""
     return "\n".join(shown(_bytes(line)) for line in text.strip().splitlines()[-_LINES:])
 
 
 @functools.cache
 def _local_tar() -> str:
-    """Say which tar the local one is."""
+    """Return the version message of the local tar."""
     return subprocess.run(["tar", "--version"], capture_output=True, text=True, check=False).stdout
 
 
-def _takes_holes(version: str) -> bool:
-    """Tell whether such a tar unpacks what GNU tar packs with `-S`; busybox leaves those files out."""
+def _unpacks_holes(version: str) -> bool:
+    """Return whether such a tar unpacks what GNU tar packs with `-S`; busybox leaves those files out."""
     return "GNU" in version or "bsdtar" in version
 
 
-def _guest_takes_holes(shell: RootShell, timeout: float | None) -> bool:
-    version = Limited(_MAX_TOLD)
+def _guest_unpacks(shell: RootShell, timeout: float | None) -> bool:
+    version = Limited(_MAX_REPORT)
     shell(["tar", "--version"], stdin=None, stdout=version, timeout=timeout)
-    return _takes_holes(version.data.decode(errors="replace"))
+    return _unpacks_holes(version.data.decode(errors="replace"))
 
 
 def _has_holes(source: Path) -> bool:
-    """Tell whether a file there takes less room than its length."""
+    """Return whether a file there uses less space than its length."""
     files = (Path(folder, name) for folder, _, names in os.walk(source) for name in names)
     for each in [source] if source.is_symlink() or not source.is_dir() else files:
         with contextlib.suppress(OSError):  # tar says what is wrong with it
@@ -299,7 +303,7 @@ class _LocalTar:
 
 @contextlib.contextmanager
 def _failures(action: str, folder: str) -> Iterator[None]:
-    """Turn what goes wrong here with something of the guest's folder `folder` into a `TransferError`."""
+    """Turn an error on this side into a `TransferError`; `folder` is that of the source in the guest."""
     try:
         yield
     except OSError as error:
@@ -316,11 +320,11 @@ def _failures(action: str, folder: str) -> Iterator[None]:
         raise TransferError(f"{action} failed: {error}") from error
 
 
-def _places(told: bytes, action: str) -> tuple[str, str]:
-    """Read what the first script has said: where it has unpacked, and what that shall become."""
-    parts = told.decode("utf-8", "surrogateescape").split("\0")
+def _places(output: bytes, action: str) -> tuple[str, str]:
+    """Parse the output of the first script: the folder into which it has unpacked, and the final path."""
+    parts = output.decode("utf-8", "surrogateescape").split("\0")
     if len(parts) != 3 or parts[2]:  # noqa: PLR2004  (each ends with a zero byte)
-        raise TransferError(f"{action} failed in the guest: it said {_shown(told.decode(errors='replace'))}")
+        raise TransferError(f"{action} failed in the guest: it printed {_shown(output.decode(errors='replace'))}")
     return parts[0], parts[1]
 
 

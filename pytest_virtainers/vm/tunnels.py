@@ -130,7 +130,7 @@ class Tunnels:
             del self._ssh.reversed_ports[given]
             over.set()
             with contextlib.suppress(TimedOut, *client.FAILURES):  # the guest may hang
-                # Not paramiko's `cancel_port_forward`: that would be the end of all others, too.
+                # Not paramiko's `cancel_port_forward`, which would end all others, too.
                 run_interruptible(
                     lambda: connection.request(_CANCEL, ("127.0.0.1", given)),
                     check=lambda: None,

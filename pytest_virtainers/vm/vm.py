@@ -262,7 +262,7 @@ class VM:
         return self._files.get(source, dest, special=special, timeout=timeout)
 
     def glob(self, pattern: str) -> list[str]:
-        """List the paths in the guest that match a pattern of its shell, in order, as root.
+        """List the paths in the guest that match a pattern of its shell, sorted, as root.
 
         Args:
             pattern: an absolute one, such as `/var/log/*.log`.

@@ -64,7 +64,7 @@ class Waits:
         return deadline.poll(attempt)
 
     def _try(self, command: str | Sequence[str], deadline: Deadline, **arguments: Any) -> Result | None:
-        """Run a command for as long as there is time; return `None` if that was not enough for it."""
+        """Run a command in the remaining time; return `None` if it did not finish."""
         __tracebackhide__ = True
         try:
             return self._commands.run(command, check=False, timeout=deadline.remaining, **arguments)
@@ -118,7 +118,7 @@ class Waits:
         deadline.poll(attempt)
 
     def _is_open(self, host: str, port: int, deadline: Deadline) -> bool | None:
-        """Let the guest's sshd connect, which needs no program in the guest; return `None` if it was not asked."""
+        """Connect from the guest's sshd, which needs no program in the guest; return `None` if it was not asked."""
         __tracebackhide__ = True
         machine = self._machine
         connection = machine.ssh.connected()

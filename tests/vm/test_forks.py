@@ -86,7 +86,7 @@ with virtainers.launch("debian-13", name="forking", ram="512M", disk="3G", cpus=
 """
 REFUSAL = (
     "forking: this VM belongs to process PARENT; its forked child CHILD cannot use it. "
-    "Use a thread, or open a session of its own with vm.access.ssh_command."
+    "Use a thread, or open a new session with vm.access.ssh_command."
 )
 SAID = f"""\
 exception 1 on

@@ -152,6 +152,6 @@ def test_core_dumps_of_a_hostile_guest_change_nothing_outside(
     assert (cores / "list.txt").read_text() == "core-1-core  /evil/core\ncore-2-core  /evil/../evil/core\n"
     assert {stat.S_IMODE(each.lstat().st_mode) for each in cores.iterdir()} == {0o600}
     assert json.loads((folder / "manifest.json").read_text())["missing"] == {
-        "cores/core-3-__0_x_": "it is no regular file",
-        "cores/core-4-fifo": "it is no regular file",
+        "cores/core-3-__0_x_": "it is not a regular file",
+        "cores/core-4-fifo": "it is not a regular file",
     }

@@ -1,13 +1,14 @@
-"""Cards that take over an interface of the container, so that the guest itself is on that network (layer 2).
+"""Network cards that take over an interface of the container, so that the guest itself is on its network (layer 2).
 
-The interface keeps its MAC, which the card has, too: some networks (macvlan) pass no other. It loses its addresses,
-and all frames go past the container's kernel, between the interface and a tap, both ways: ARP, multicast, IPv6, DHCP.
+The interface keeps its MAC, which the card also gets: some networks (macvlan) pass no other. It loses its addresses,
+and all frames bypass the container's kernel, between the interface and a tap, both ways: ARP, multicast, IPv6, DHCP.
 There is no bridge, as that would need the MAC for itself; and `fwd` is in kernels that lack tc's mirred.
 
-Where networks are bridges of the host, many hosts have their firewall look at what passes (bridge-nf-call-iptables),
-which drops or rewrites what it does not know: DHCP, addresses of other networks, or all. So frames can be hidden from
-it: they pass the bridge with an EtherType for local experiments (IEEE 802) in place of that of IP. Such a card may
-send from any address, as a router does; all others are held to their own (virtainer.sources).
+Where networks are bridges of the host, many hosts pass bridged frames through their firewall
+(bridge-nf-call-iptables), which drops or rewrites what it does not know: DHCP, addresses of other networks, or
+everything. So frames can be hidden from it: they pass the bridge with an EtherType for local experiments (IEEE 802)
+in place of that of IP. Such a card may send from any address, as a router does; all others only from their own
+(virtainer.sources).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Taken(NamedTuple):
 
 
 def tap_name(mac: str) -> str:
-    """Return the name of a card's tap: it has the MAC, so that both are found without a record."""
+    """Return the name of a card's tap, which contains the MAC, so that both are found without a record."""
     return f"vt{mac.replace(':', '')}"
 
 
@@ -59,7 +60,7 @@ def exists(mac: str) -> bool:
 
 
 def look(mac: str, max_mtu: int, *, for_host: bool) -> Taken:
-    """Look at the interface with this MAC, and with `for_host` for that, too; raises interfaces.Missing."""
+    """Return the interface with this MAC; with `for_host`, look for the host, too. Raises interfaces.Missing."""
     link = interfaces.find(mac)
     addresses = global_addresses(json.loads(run("ip", "-json", "address", "show", "dev", link)))
     taken = Taken(mac, link, addresses, min(interfaces.mtu(link), max_mtu))
@@ -74,7 +75,7 @@ def look(mac: str, max_mtu: int, *, for_host: bool) -> Taken:
 
 
 def _ask_for_host(taken: Taken) -> tuple[str, ...]:
-    """Ask who has the first addresses of the network, as long as the container is on it."""
+    """Resolve the first addresses of the network while the container is still on it."""
     firsts = {str(net[1]) for net in (ip_interface(each).network for each in taken.addresses) if net.version == 4}  # noqa: PLR2004
     for first in firsts:
         _knock(first)
@@ -91,7 +92,7 @@ def _ask_for_host(taken: Taken) -> tuple[str, ...]:
 
 
 def _knock(address: str) -> None:
-    """Make the kernel resolve an address: send a packet there (port 9 discards it)."""
+    """Make the kernel resolve an address by sending a packet there (port 9 discards it)."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"", (address, 9))
 
@@ -107,30 +108,30 @@ def global_addresses(described: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def connect(taken: Taken, closed: Closed | None = None, *, hidden: bool = False, any_sender: bool = False) -> None:
-    """Connect interface and tap, which is there already; the container is not on that network any more.
+    """Connect the interface and an existing tap; the container is no longer on that network.
 
-    The card sends nothing to what is `closed`; of what it sends, the host sees no IP if that is `hidden`. It sends
-    from the addresses of the interface alone, unless it is hidden or may be `any_sender`.
+    The card sends nothing to what is `closed`. With `hidden`, the host's firewall sees no IP in its frames. It sends
+    only from the addresses of the interface, unless it is hidden or may be `any_sender`.
 
     Raises ToolError.
     """
     ipv6 = Path("/proc/sys/net/ipv6/conf", taken.link).exists()
-    # The rules come first, so that no frame announces that the addresses go.
+    # The rules come first, so that no frame announces the removal of the addresses.
     run("nft", "-f", "-", stdin=rules(taken, closed, hidden=hidden, any_sender=any_sender))
-    # Docker may have led the container's way out through this network, when that was connected.
+    # Docker may have set the default route to this network when it was connected.
     run("ip", "-batch", "-", stdin=link_commands(taken, ipv6=ipv6) + _way_out())
-    for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a way out without an address
+    for family in ("-4", "-6") if ipv6 else ("-4",):  # IPv6 keeps a default route without an address
         run("ip", family, "route", "flush", "dev", taken.link)
 
 
 def _way_out() -> str:
-    """Return the input of `ip -batch` for the way out as it was noted; one whose network was lost is left out."""
+    """Return the input of `ip -batch` for the recorded default routes, except those of networks that were lost."""
     lines = network.WAY_OUT.read_text().splitlines(keepends=True)
     return "".join(line for line in lines if interfaces.exists(line.partition(" dev ")[2].split()[0]))
 
 
 def disconnect(mac: str) -> None:
-    """Remove the rules; the tap goes when QEMU closes it. The interface stays without addresses."""
+    """Remove the rules; the tap disappears when QEMU closes it. The interface stays without addresses."""
     run("nft", "-f", "-", stdin=_without_tables(mac))
 
 

@@ -2,8 +2,8 @@
 
     docker exec -i CONTAINER capture MAC >file
 
-MAC is that of the container's interface on the network. It says `listening` on stderr when it does, and ends when its
-standard input does: an exec would outlive its caller.
+MAC is that of the container's interface on the network. The command writes `listening` to stderr when it listens, and
+ends when its standard input does, as an exec would outlive its caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _END_SECONDS = 5.0
 
 def tcpdump(link: str) -> list[str]:
     """Return the command that writes frames to its standard output, each at once."""
-    # As root, who has no capabilities here, and may end it: without CAP_KILL it could not end another user's process.
+    # As root, which has no capabilities here, but can end it: without CAP_KILL it could not end another user's
+    # process.
     return ["tcpdump", "-i", link, "-n", "-U", "--immediate-mode", "-Z", "root", "-w", "-"]
 
 
@@ -50,7 +51,7 @@ def record(link: str, stdin: int = 0) -> int:
 
 
 def _watch(stderr: int, ends: tuple[int, ...]) -> tuple[bool, str]:
-    """Pass on that it listens; return whether one of `ends` came, or else its last words."""
+    """Report that it listens; return whether one of `ends` came, and its last line of output."""
     said = b""
     listens = False
     with selectors.DefaultSelector() as selector:

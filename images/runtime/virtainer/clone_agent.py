@@ -8,7 +8,7 @@ a snapshot. Both sides write lines to a virtio-serial port:
 * After the slow part of its work the helper writes `time?`, and gets the seconds since 1970.
 * At last it writes `done HOSTNAME TIME`, with the guest's clock, and waits again.
 
-Lines of the guest are answered or shown. They decide nothing else than whether a helper waits.
+Lines of the guest are answered or shown. They determine only whether a helper waits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The serial console: one stream from the guest to a log file, to stdout, and to all connected clients.
 
-Each reader has its thread, so that none waits for another: the guest and the log never wait for
-stdout, whose reader may stall, nor for a client. Who does not read loses output: of what waits for stdout the oldest,
-and a line says how much. The log has the last of it, in two files.
+Each reader has its thread, so that none waits for another: the guest and the log never wait for stdout, whose reader
+may stall, nor for a client. A reader that stalls loses output: on stdout the oldest, and a line says how much. The
+log keeps the newest output, in two files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 65536
 _MIB = 2**20
-_WAITING = 4 * _MIB  # at most waits for stdout; when it is more, the older half goes
+_WAITING = 4 * _MIB  # of output that waits for stdout; of more, the older half is dropped
 _LOG_SIZE = 16 * _MIB
 
 
@@ -37,7 +37,7 @@ class Console:
         self._thread(self._accept)
 
     def finish(self, seconds: float) -> None:
-        """Once QEMU is gone: give stdout this long to take what is left."""
+        """Wait after QEMU's end, for so many seconds, until stdout has accepted the rest."""
         self._copier.join(seconds)
 
     def _read_line(self) -> None:
@@ -69,7 +69,7 @@ class Console:
                     data = data[os.write(self._stdout, data) :]
 
     def _next(self) -> bytes:
-        """Wait for what stdout is to have next; nothing at the end."""
+        """Wait for the next piece for stdout, and return it; empty at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)
             lost, self._lost = self._lost, 0
@@ -85,7 +85,7 @@ class Console:
                 self._thread(self._type, client)
 
     def _type(self, client: socket.socket) -> None:
-        """Pass a client's keys on; one that stops typing may still read."""
+        """Pass on a client's input; a client that ends its input may still read."""
         with contextlib.suppress(OSError):
             while keys := _receive(client):
                 self._line.sendall(keys)
@@ -98,7 +98,7 @@ class Console:
 
 
 class _Log:
-    """A file that becomes `NAME.1` when it is large, in place of the one before."""
+    """A file that is renamed to `NAME.1` when it is large, and replaces the previous one."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._size = path, 0
@@ -121,7 +121,7 @@ class _Log:
 
 
 def _receive(connection: socket.socket) -> bytes:
-    """Like recv, with a reset connection as an ended one."""
+    """Receive like `recv`, but return nothing for a connection that was reset."""
     try:
         return connection.recv(_CHUNK)
     except OSError:

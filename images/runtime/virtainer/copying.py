@@ -41,13 +41,13 @@ def _copy_data(source: int, target: int) -> None:
         try:
             start = os.lseek(source, after, os.SEEK_DATA)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # only a hole is left
+            if error.errno != errno.ENXIO:  # the rest is a hole
                 raise
             return
         after = os.lseek(source, start, os.SEEK_HOLE)
         os.lseek(target, start, os.SEEK_SET)
         while start < after:
             copied = os.sendfile(target, source, start, min(after - start, _MOST_BYTES))
-            if not copied:  # it has become shorter
+            if not copied:  # it was truncated
                 raise OSError(errno.EIO, "the file ended while it was copied")
             start += copied

@@ -1,4 +1,4 @@
-"""The command `device`: disks and network cards that come and go while the machine runs.
+"""The command `device`: disks and network cards that are added and removed while the machine runs.
 
     docker exec CONTAINER device add-disk NAME MIB
     docker exec CONTAINER device add-nic NAME MAC
@@ -7,10 +7,11 @@
 
 QEMU runs as a user who can open no file here: the file of a new disk, or a tap, is opened for it and passed on.
 
-A card that is added is on a separate network that QEMU emulates, with DHCP and no other machine. One that joins takes
-over the container's interface with its MAC; one line of JSON is printed, with what that interface had. With `open`,
-nothing there is closed to it: where the engine's host is not on the network, its first address belongs to another
-machine. It sends only from the addresses that are printed, unless `hidden`; with `any`, from all but the host's.
+A card that is added is on a separate network that QEMU emulates, with DHCP and no other machine. A card that joins
+takes over the container's interface with its MAC; one line of JSON is printed, with the properties that the interface
+had. With `open`, nothing there is closed to it: where the engine's host is not on the network, its first address
+belongs to another machine. It sends only from the addresses that are printed, unless `hidden`; with `any`, from all
+except the host's.
 
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
@@ -66,9 +67,9 @@ def add_disk(connection: socket.socket, name: str, mib: int) -> None:
 
 
 def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
-    """Plug a network card in, on a separate network.
+    """Plug in a network card, on a separate network.
 
-    It offers no way out: a guest that took it would send answers that way, too, and SSH would lose its sessions.
+    It offers no route: a guest that used it would send answers that way, too, and SSH would lose its sessions.
     """
     monitor.ask("netdev_add", type="user", id=f"{name}-net", restrict=True)
     try:
@@ -79,7 +80,7 @@ def add_nic(monitor: qmp.Monitor, name: str, mac: str) -> None:
 
 
 def join(connection: socket.socket, name: str, mac: str, *how: str) -> bridged_nic.Taken:
-    """Plug a network card in that takes over the interface with this MAC; return what that had.
+    """Plug in a network card that takes over the interface with this MAC; return the interface's properties.
 
     If it is `open`, nothing is closed to it (see isolation.py); if `hidden`, the host's firewall does not see what it
     sends (see bridged_nic.py); with `any`, it may send from any address (see sources.py).
@@ -101,7 +102,7 @@ def join(connection: socket.socket, name: str, mac: str, *how: str) -> bridged_n
         try:
             monitor.ask("netdev_add", type="tap", id=f"{name}-net", fd=f"{name}-tap")
         except qmp.Refused:
-            monitor.ask("closefd", fdname=f"{name}-tap")  # with it goes the tap
+            monitor.ask("closefd", fdname=f"{name}-tap")  # this removes the tap, too
             raise
         undo.callback(monitor.ask, "netdev_del", id=f"{name}-net")
         undo.callback(bridged_nic.give_back, taken)
@@ -115,9 +116,9 @@ def join(connection: socket.socket, name: str, mac: str, *how: str) -> bridged_n
 
 
 def remove(monitor: qmp.Monitor, name: str, *, reset: bool = False) -> None:
-    """Unplug a device that was added; waits until the guest has let go of it.
+    """Unplug a device that was added; wait until the guest has released it.
 
-    A guest that stands still never does: `reset` resets the machine, which then lets go (acpi_pcihp_reset of QEMU).
+    A guest that does not run never does: `reset` resets the machine, which releases it (acpi_pcihp_reset of QEMU).
     """
     disk = _file(name)
     mac = None if disk.exists() else monitor.ask("qom-get", path=f"/machine/peripheral/{name}", property="mac")
@@ -127,7 +128,7 @@ def remove(monitor: qmp.Monitor, name: str, *, reset: bool = False) -> None:
     deadline = time.monotonic() + _UNPLUG_SECONDS
     while name in _present(monitor):
         if time.monotonic() > deadline:
-            raise qmp.Refused(f"the guest has not let go of {name} in {_UNPLUG_SECONDS:g} s")
+            raise qmp.Refused(f"the guest has not released {name} in {_UNPLUG_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)
     if mac is None:
         _delete_node(monitor, name, deadline)
@@ -139,7 +140,7 @@ def remove(monitor: qmp.Monitor, name: str, *, reset: bool = False) -> None:
 
 
 def _delete_node(monitor: qmp.Monitor, name: str, deadline: float) -> None:
-    """Delete a block node whose device is gone already, but may let go of it a moment later."""
+    """Delete a block node; its device was removed, but may release it a moment later."""
     while True:
         try:
             monitor.ask("blockdev-del", **{"node-name": name})
@@ -152,12 +153,12 @@ def _delete_node(monitor: qmp.Monitor, name: str, deadline: float) -> None:
 
 
 def added(monitor: qmp.Monitor) -> list[str]:
-    """Name the devices that the machine did not have at its start."""
+    """List the devices that the machine did not have at its start."""
     return sorted(_present(monitor) - BUILT_IN)
 
 
 def added_disks(monitor: qmp.Monitor) -> list[str]:
-    """Name the disks among them."""
+    """List the disks among them."""
     return [name for name in added(monitor) if _file(name).exists()]
 
 

@@ -24,14 +24,14 @@ _MANIFEST, _DISK = "manifest.json", "disk.qcow2"
 _BLOCK = 2**20
 _EMPTY = bytes(_BLOCK)
 _PIECES = 8  # blocks between two rests
-_SHARE = 3  # seconds of rest for each of work
+_SHARE = 3  # seconds of rest for each second of work
 _NICEST = 19
 
 
 def sparse(path: Path, rest: Callable[[], object] = lambda: None) -> str:
     """Return the SHA-256 of a file's length and of those of its blocks that are not all zero, with their offsets.
 
-    So the empty room of a VM's RAM costs nothing, and a copy that has it as holes or as zeros has the same digest.
+    So unused RAM of a VM costs nothing, and copies with holes and with zeros have the same digest.
     """
     with path.open("rb", buffering=0) as file:
         length = os.fstat(file.fileno()).st_size
@@ -47,13 +47,13 @@ def sparse(path: Path, rest: Callable[[], object] = lambda: None) -> str:
 
 
 def _blocks(file: int, length: int) -> Iterator[int]:
-    """Yield where the blocks begin that have data in them."""
+    """Yield the offsets of blocks with data."""
     after = 0
     while after < length:
         try:
             data = os.lseek(file, after, os.SEEK_DATA)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # only a hole is left
+            if error.errno != errno.ENXIO:  # the rest is a hole
                 raise
             return
         start = data // _BLOCK * _BLOCK
@@ -86,7 +86,7 @@ def verify(folder: Path, rest: Callable[[], object] = lambda: None) -> Iterator[
     except OSError as error:
         yield _row(TEMPLATE if folder.parent.name == "templates" else _MANIFEST, error=_words(error))
         return
-    try:  # a folder that takes its place now is another one
+    try:  # a folder that replaces it now is another one
         yield from _verify(Path(f"/proc/self/fd/{opened}"), rest)
     finally:
         os.close(opened)
@@ -113,7 +113,7 @@ def _expected(facts: dict[str, Any]) -> dict[str, str | None]:
     """Return the digests that were taken, by file, from `template.json` or from a manifest."""
     if "prints" in facts:
         return dict(facts["digests"]) if "digests" in facts else dict.fromkeys(facts["prints"])
-    if "keys" in facts:  # the manifest of a template that only says why its shape cannot be cloned
+    if "keys" in facts:  # the manifest of a template that only records why its shape cannot be cloned
         return {}
     about = facts["disk"]
     return {_DISK: about.get("stored_sha256", about.get("sha256"))}
@@ -128,7 +128,7 @@ def _words(error: OSError) -> str:
 
 
 def _be_gentle() -> Callable[[], object]:
-    """Lower the priority: the last place in the queues for processor and disk, and a quarter of one processor.
+    """Lower the priority: the lowest one for processor and disk, and a quarter of one processor.
 
     The share matters most: engines give each container an equal part of the machine.
     """
@@ -139,7 +139,7 @@ def _be_gentle() -> Callable[[], object]:
 
     def rest() -> None:
         nonlocal worked
-        print(flush=True)  # the reader may have gone
+        print(flush=True)  # the reader may have ended
         time.sleep((time.process_time() - worked) * _SHARE)
         worked = time.process_time()
 

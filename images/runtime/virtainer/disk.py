@@ -44,7 +44,7 @@ def path(directory: Path) -> Path:
 
 
 def open_overlay(path: Path, *, direct: bool) -> int:
-    """Return a descriptor for QEMU, which has to bypass the page cache if the cache mode does."""
+    """Return a descriptor for QEMU, which bypasses the page cache if the cache mode does."""
     try:
         return os.open(path, os.O_RDWR | (os.O_DIRECT if direct else 0))
     except OSError as error:
@@ -61,7 +61,7 @@ def _create(path: Path, base: Base, size: int) -> Callable[[], Path]:
     # -u: do not open the guest disk again, its format and size are known.
     made = start(
         *("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", base.format),
-        *("-b", str(base.path.resolve())),  # where others find it, too: /image is often a link, and only here
+        *("-b", str(base.path.resolve())),  # /image is often a link, and other containers lack it
         *(str(part), str(size)),
     )
 
@@ -97,20 +97,20 @@ def _accept(path: Path, base: Base) -> None:
 
 
 def read_header(path: Path) -> qcow2.Header:
-    """Read the header of an overlay, which nothing of QEMU's has opened; raises OSError or qcow2.Refused."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe, nothing is waited for
+    """Read the header of an overlay, which no program of QEMU has opened; raises OSError or qcow2.Refused."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not block
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise qcow2.Refused("is no regular file")
+            raise qcow2.Refused("is not a regular file")
         return qcow2.parse(os.pread(file, qcow2.HEAD_BYTES, 0))
     finally:
         os.close(file)
 
 
 def objection(header: qcow2.Header, base: Base, made_on: str | None) -> str | None:
-    """Return what speaks against using an overlay again, from its header and the recorded fingerprint.
+    """Return why an overlay cannot be used again, by its header and the recorded fingerprint.
 
-    An overlay from elsewhere has no record: then only a guest disk that outgrew it is noticed.
+    An overlay from elsewhere has no record: then only a guest disk that is larger than it is noticed.
     """
     if made_on and made_on != base.fingerprint:
         return (

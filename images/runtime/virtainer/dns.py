@@ -1,12 +1,12 @@
-"""The DNS server for short names of other containers, as guests ask no DNS server for a name without dots.
+"""A DNS server for short names of other containers, as guests ask no DNS server for a name without dots.
 
 systemd-resolved completes such a name with a search domain, or does not ask at all. So the guest is given one
 (DHCP option 119), and this server answers for it: `web.virtainer.internal` is what the container calls `web`.
 The domain is the same everywhere, as a memory snapshot of the guest holds it. Message format: RFC 1035, section 4.
 
-With DNS=names this is all the DNS that a guest has. The container's resolver may ask others for a name that it does
-not know, so it is asked for names without dots alone, completed with nothing, and only what is on the container's own
-networks is passed on. (Docker's asks no other server for such a name with `--dns-option ndots:1`.)
+With DNS=names this is the only DNS of a guest. The container's resolver may ask other servers for a name that it does
+not know, so it is asked only for names without dots, to which it adds nothing, and only addresses on the container's
+own networks are passed on. (Docker's asks no other server for such a name with `--dns-option ndots:1`.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def serve(only: Iterable[str] | None = None, *, ipv6: bool = False) -> int:
     """Answer in the background from now on, and return the UDP port, on 127.0.0.1.
 
     Args:
-        only: networks: answer names without dots alone, with addresses on these networks.
+        only: networks: answer only names without dots, with addresses on these networks.
         ipv6: also answer with IPv6 addresses.
     """
     find: Callable[[bytes], list[str]] = look_up_with_ipv6 if ipv6 else look_up
@@ -97,7 +97,7 @@ def answer(query: bytes, look_up: Callable[[bytes], list[str]]) -> bytes:
     except socket.gaierror as error:
         code = _SERVER_FAILURE if error.errno == socket.EAI_AGAIN else _NO_SUCH_NAME
     family = {(_ADDRESS, _INTERNET): socket.AF_INET, (_ADDRESS6, _INTERNET): socket.AF_INET6}.get(kind)
-    records = [  # a name that exists may have nothing of that kind
+    records = [  # an existing name may have no address of that family
         struct.pack("!HHHIH", 0xC000 | _HEADER, *kind, _TTL, len(packed)) + packed
         for packed in _packed(addresses, family)
     ]
@@ -106,6 +106,6 @@ def answer(query: bytes, look_up: Callable[[bytes], list[str]]) -> bytes:
 
 
 def _packed(addresses: list[str], family: socket.AddressFamily | None) -> list[bytes]:
-    """Return the addresses of one family as the protocol has them."""
+    """Return the addresses of one family in the protocol's format."""
     ipv6 = family is socket.AF_INET6
     return [socket.inet_pton(family, each) for each in addresses if (":" in each) is ipv6] if family else []

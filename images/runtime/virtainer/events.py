@@ -43,12 +43,12 @@ def _json(event: dict[str, object]) -> bytes:
 
 
 class RateLimit:
-    """Reports what a guest can cause as often as it likes: some events at once, then some each second.
+    """Reports events that a guest can cause at any rate: some at once, then some each second.
 
     Args:
         what: the name of such events, for the one that says that some were suppressed.
-        at_once: the number of events.
-        a_second: the number of events; 0: there are no more.
+        at_once: the number of events at first.
+        a_second: the number of further events per second; 0: none.
     """
 
     def __init__(self, what: str, at_once: int, a_second: float) -> None:

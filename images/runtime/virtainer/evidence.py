@@ -1,9 +1,9 @@
-"""The command `evidence`: save a VM's disk, and its memory if wished, into IMAGE_DIR/evidence.
+"""The command `evidence`: save a VM's disk, and optionally its memory, into IMAGE_DIR/evidence.
 
     docker exec CONTAINER evidence [--memory]
 
-`overlay.qcow2` is the VM's disk as a layer on the guest disk alone, whatever layers are between; `seed.iso` is its
-seed. With `--memory`, `state` is the rest of the machine, and RESUME=FOLDER in another container resumes it.
+`overlay.qcow2` is the VM's disk as one layer on the guest disk, whatever layers are between; `seed.iso` is its seed.
+With `--memory`, `state` is the rest of the machine, and RESUME=FOLDER in another container resumes it.
 The VM is paused while it is saved. After QEMU's end, the disk can still be saved. An empty line
 is printed whenever more has been copied, which shows progress; at the end, facts about the VM as JSON.
 """
@@ -45,7 +45,7 @@ def collect(settings: Settings, *, memory: bool) -> dict[str, Any]:
             connection = stack.enter_context(qmp.connect())
             monitor = qmp.Monitor(connection)
             ran = monitor.ask("query-status")["status"] == "running"
-        except (OSError, EOFError):  # there is no QEMU any more, or it hangs
+        except (OSError, EOFError):  # QEMU has ended, or hangs
             return {**facts, **_disk(settings, folder)}
         if memory and (devices := added(monitor)):
             raise qmp.Refused(
@@ -110,7 +110,7 @@ def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
         run("qemu-img", "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", str(overlay))
     )
     above, base = layers[1], layers[-1]
-    # The copy is without snapshots and without what the guest has freed; QEMU may still have the original open.
+    # The copy has neither snapshots nor what the guest has freed; QEMU may still have the original open.
     backed = ("-F", above["format"], "-B", above["filename"])
     run("qemu-img", "convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", *backed, str(overlay), str(copy))
     if above["filename"] != base["filename"]:
@@ -125,13 +125,13 @@ def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _check(overlay: Path) -> None:
-    """Raise ToolError when the overlay, which QEMU writes to, leads to anything but a layer with a path."""
+    """Raise ToolError unless the overlay, which QEMU writes to, is on a layer with a path."""
     try:
         backing = disk.read_header(overlay).backing
     except qcow2.Refused as refused:
         raise ToolError(f"the overlay {overlay} {refused}", 1) from None
     if not backing.startswith("/"):
-        raise ToolError(f"the overlay {overlay} is made on {backing!r}, which is no path", 1)
+        raise ToolError(f"the overlay {overlay} is made on {backing!r}, which is not a path", 1)
 
 
 def main(arguments: list[str]) -> int:

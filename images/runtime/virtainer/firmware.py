@@ -24,13 +24,13 @@ def path(directory: Path) -> Path:
 def variables(directory: Path, template: Path | None) -> Path:
     """Return the VM's variables: its present ones, or a copy of its template's or of the defaults.
 
-    Raises End when there is no room for them, or the template lacks its own.
+    Raises End when there is no space for them, or the template lacks its own.
     """
     own = path(directory)
     if own.exists():
         return own
     if template is not None and not path(template).exists():
-        raise End(Reason.TEMPLATE, f"the template {template} is not whole: it has no {own.name}")
+        raise End(Reason.TEMPLATE, f"the template {template} is incomplete: it has no {own.name}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         part = own.with_name(own.name + ".part")

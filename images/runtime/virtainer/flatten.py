@@ -2,8 +2,8 @@
 
     docker exec CONTAINER flatten OVERLAY [LAYER...] BASE TARGET
 
-Only these files are read, whatever name their headers have in them. Time and room are limited by what honest layers
-can need: a hostile one refers to the same piece again and again.
+Only these files are read, whatever files their headers name. Time and space are limited to what honest layers can
+need: a hostile one may refer to the same piece again and again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _START_SECONDS, _SLOWEST_BYTES_PER_SECOND = 60, 4 * _MIB
 
 
 class Failed(Exception):
-    """There is no flat disk; the text says why."""
+    """The flat disk could not be made; the text says why."""
 
 
 def flatten(layers: list[Path], target: Path) -> None:
@@ -35,7 +35,7 @@ def flatten(layers: list[Path], target: Path) -> None:
             headers.append(disk.read_header(layer))
         except qcow2.Refused as refused:
             raise Failed(f"{layer} {refused}") from None
-    # What the upper layers hold is in their files as it is; that of the guest disk may be compressed there.
+    # The upper layers hold their data uncompressed; the guest disk's may be compressed.
     limit = sum(layer.stat().st_size for layer in layers[:-1]) + headers[-1].size
     limit += limit // 512 + _SPARE_BYTES
     seconds = _START_SECONDS + limit // _SLOWEST_BYTES_PER_SECOND
@@ -61,7 +61,7 @@ def flatten(layers: list[Path], target: Path) -> None:
 
 
 def source(layers: list[Path]) -> str:
-    """Name a chain of layers as QEMU's tools take it, so that they look for no name in a header."""
+    """Describe a chain of layers for QEMU's tools, so that they do not follow names in headers."""
     node: dict[str, Any] | None = None
     for layer in reversed(layers):
         node = {"driver": "qcow2", "file": {"driver": "file", "filename": str(layer)}, "backing": node}

@@ -1,7 +1,8 @@
 """Disk formats, determined from the headers alone: qcow2, VMDK, VHDX, raw.
 
 A disk comes from strangers. `qemu-img` guesses the format of a file and opens what the file names: a backing file, an
-external data file, an extent, a parent. So it is asked only about a disk that passed here, with the format from here.
+external data file, an extent, a parent. So it gets only disks that passed these checks, with the format that they
+found.
 The checks follow what QEMU's drivers read, not what the specifications say:
 https://www.qemu.org/docs/master/interop/qcow2.html, block/vmdk.c and block/vhdx.c of QEMU.
 """
@@ -18,7 +19,7 @@ from virtainer.protocol import BOOT_MARK, QCOW2, VHDX, VMDK
 
 SECTOR = 512
 MOST_BYTES = 64 * 2**40
-"""The largest disk that is taken: the limit of VHDX, and more than any guest image needs."""
+"""The largest disk that is accepted: the limit of VHDX, and more than any guest image needs."""
 NEITHER = "is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector (55 AA at byte 510)"
 
 _MAKE_WHOLE = "make it whole first, with qemu-img convert -O qcow2"
@@ -32,7 +33,7 @@ _ARCHIVES = {
     b"BZh": "compressed with bzip2: unpack it first",
     b"PK\x03\x04": "a zip archive: unpack it first",
 }
-# Magic numbers of QEMU's other drivers, by their offsets. A boot sector may stand around some of them.
+# Magic numbers of QEMU's other drivers, by their offsets. Some may be within a boot sector.
 _OTHERS = {
     "VDI": (64, b"\x7f\x10\xda\xbe"),
     "VPC (VHD)": (0, b"conectix"),
@@ -50,7 +51,7 @@ _VMDK_HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
 _VMDK_AT_END = 0xFFFFFFFFFFFFFFFF
 _VMDK_TYPES = {"monolithicSparse", "streamOptimized"}
 _VMDK_DESCRIPTOR = 512
-_VMDK_DESCRIPTOR_BYTES = 20 * SECTOR  # of which QEMU takes the parent
+_VMDK_DESCRIPTOR_BYTES = 20 * SECTOR  # of which QEMU opens the parent
 _VMDK_EXTENT = re.compile(r"^\s*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)(?:\s+\"([^\"\n]*)\")?", re.MULTILINE)
 
 _VHDX_REGIONS = 192 * 1024  # the only copy that QEMU reads
@@ -77,18 +78,18 @@ _VHDX_METADATA_TABLE = _Table(b"metadata", struct.Struct("<H"), 10, 32, struct.S
 
 
 class Unusable(Exception):
-    """A disk is refused; the text is what a sentence says about it, from the verb on."""
+    """A disk is refused; the text completes a sentence whose subject is the disk."""
 
 
 class Disk(NamedTuple):
-    """A disk that stands alone."""
+    """A disk that needs no other file."""
 
-    format: str  # as QEMU names it
+    format: str  # QEMU's name of it
     size: int  # bytes that the guest sees
 
 
 def inspect(file: BinaryIO) -> Disk:
-    """Return what a file is. Raises Unusable unless it is one whole disk, and OSError when it cannot be read."""
+    """Return the format of a disk. Raises Unusable unless it is one complete disk; OSError if reading fails."""
     length = os.fstat(file.fileno()).st_size
     head = _read(file, 0, SECTOR)
     if head.startswith(QCOW2):
@@ -211,7 +212,7 @@ def _vhdx_table(table: bytes, layout: _Table) -> dict[bytes, int]:
 
 
 def _read(file: BinaryIO, offset: int, length: int) -> bytes:
-    """Read a piece; less where the file ends, nothing where no file could have it."""
+    """Read a piece; less at the end of the file, nothing at an impossible offset."""
     return os.pread(file.fileno(), length, offset) if 0 <= offset < 2**63 - length else b""
 
 

@@ -1,4 +1,4 @@
-"""The guest disk that the VM starts from: find it, fetch or unpack it, and refuse what is none.
+"""The guest disk that the VM starts from: find it, fetch or unpack it, and refuse what is not a disk.
 
 The guest disk is never written to. It comes from strangers, so it may not name other files: a backing file,
 an external data file or an extent would be opened on the guest's behalf.
@@ -25,22 +25,22 @@ IMAGE = Path("/image")
 IMAGE_XZ = Path("/image.xz")
 
 _BLOCK = 2**20  # bytes copied at a time
-_MOST_BYTES = 2**40  # that are unpacked: a few kilobytes can hold more than any disk has room for
+_MOST_BYTES = 2**40  # that are unpacked: a few kilobytes can expand to more than any disk can hold
 _SAMPLES = 64
-_SMALL = 4 * 2**20  # bytes: 10 ms
+_SMALL = 4 * 2**20  # bytes; takes 10 ms
 
 
 class Base(NamedTuple):
     """A guest disk that passed all checks."""
 
     path: Path
-    format: str  # as QEMU names it
+    format: str  # QEMU's name of it
     size: int  # bytes that the guest sees
     fingerprint: str
 
 
 def find(settings: Settings) -> Base:
-    """Find the guest disk (IMAGE_URL, /image, /image.xz: the first that is given) and check it."""
+    """Find the guest disk (the first of IMAGE_URL, /image and /image.xz that is given) and check it."""
     if settings.image_url:
         path = fetched(settings.image_url, settings.image_dir)
     elif os.path.lexists(IMAGE):
@@ -57,7 +57,7 @@ def find(settings: Settings) -> Base:
 
 
 def readable(path: Path) -> Path:
-    """Raise End unless this is a file that holds something and can be read; returns it."""
+    """Return the path; raise End unless it is a file that is not empty and can be read."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -87,8 +87,8 @@ def readable(path: Path) -> Path:
 
 
 def inspect(path: Path) -> Base:
-    """Look at a guest disk, and raise End unless it is whole and stands alone."""
-    from virtainer import formats  # no clone pays for it
+    """Check a guest disk; raise End unless it is complete and needs no other file."""
+    from virtainer import formats  # clones do not need it
 
     try:
         with path.open("rb") as file:
@@ -105,7 +105,7 @@ def inspect(path: Path) -> Base:
 
 
 def fingerprint(path: Path) -> str:
-    """Name a file's content by its length and by samples spread over it: cheap for a file of any length.
+    """Return a digest of a file's length and of samples of its content, which is cheap for a file of any length.
 
     A small one is read as a whole.
     """
@@ -122,7 +122,7 @@ def fingerprint(path: Path) -> str:
 
 
 def unpacked(archive: Path, directory: Path) -> Path:
-    """Unpack an .xz file into the directory, once: the same archive is found again at the next start."""
+    """Unpack an .xz file into the directory, once: the next start finds the result."""
     target = directory / f"image-{fingerprint(archive)}"
     if not target.exists():
         note(f"unpacking {archive} to {target}")
@@ -132,8 +132,8 @@ def unpacked(archive: Path, directory: Path) -> Path:
 
 
 def fetched(url: str, directory: Path) -> Path:
-    """Download a disk into the directory, once; one whose name ends in .xz is unpacked on the way."""
-    import urllib.request  # 0.07 s that no other start pays
+    """Download a disk into the directory, once; a file named .xz is unpacked while it arrives."""
+    import urllib.request  # takes 0.07 s, which other starts do not need
 
     target = directory / f"image-{hashlib.sha256(url.encode()).hexdigest()[:32]}"
     if target.exists():
@@ -168,7 +168,7 @@ class _Counted:
 
 
 def _keep(source: IO[bytes] | _Counted, target: Path, *, xz: bool) -> None:
-    """Copy a stream to the target, sparse and under another name until it is whole."""
+    """Copy a stream to the target, sparse, and under another name until it is complete."""
     import lzma
 
     part = target.with_name(target.name + ".part")
@@ -195,14 +195,14 @@ def _keep(source: IO[bytes] | _Counted, target: Path, *, xz: bool) -> None:
 
 
 def _within(source: IO[bytes] | _Counted) -> IO[bytes]:
-    """Read what is in an .xz file, whatever streams it has."""
+    """Yield the content of an .xz file, which may have several streams."""
     import lzma
 
     return lzma.LZMAFile(source)  # type: ignore[arg-type]  # it only reads
 
 
 def _append(file: IO[bytes], data: bytes) -> None:
-    """Write data, and holes where it is all zero, so that a raw disk takes only the room that it uses."""
+    """Write data, with holes for blocks of zeros, so that a raw disk uses no more space than it needs."""
     for start in range(0, len(data), _BLOCK):
         block = data[start : start + _BLOCK]
         if block.count(0) == len(block):
@@ -212,7 +212,7 @@ def _append(file: IO[bytes], data: bytes) -> None:
 
 
 def no_room(directory: Path, error: OSError) -> End:
-    """Build the End for a directory that cannot take what the VM needs to write."""
+    """Return the End for a directory into which the VM cannot write."""
     return End(
         Reason.STORAGE,
         f"IMAGE_DIR {directory} cannot be written: {error.strerror}. Mount a writable folder or volume with room "

@@ -1,7 +1,7 @@
-"""A stranger's disk comes into the store: checked, and made one qcow2 file (the command `import-disk`).
+"""The command `import-disk`: check a disk from elsewhere, and convert it to one qcow2 file for the store.
 
-It runs in a helper that may write to the store, so QEMU's tools run as a user who may do nothing, on files that were
-opened for them, and with limits.
+It runs in a helper container that may write to the store, so QEMU's tools run as an unprivileged user, on files that
+were opened for them, and with limits.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ DISK = "disk.qcow2"
 _USER = "qemu"
 _MADE = "made"
 _NO_ROOM = ("no space left on device", "read-only file system", "quota exceeded")
-# What is packed in a VMDK may become so much larger.
+# A compressed VMDK may grow by this factor.
 _MOST_GROWTH = 16
 _METADATA_BYTES = 2**30
 _LARGEST_WRITE = 2**22
 
 
 def take(folder: Path, seconds: float | None = None) -> dict[str, Any]:
-    """Check the disk in a folder, which may be of any format, and make it a qcow2 file that is never written to.
+    """Check the disk in a folder, which may be of any format, and convert it to a read-only qcow2 file.
 
     Args:
-        folder: that has the disk, and nothing else.
-        seconds: the most that each step may take; by default what the disk's size allows.
+        folder: a folder with the disk, and nothing else.
+        seconds: the limit of each step; by default one by the disk's size.
 
     Returns:
         `format` as it came, `virtual_size`, and `stored_sha256` unless the file stayed as it was; or `refused` and
@@ -45,7 +45,7 @@ def take(folder: Path, seconds: float | None = None) -> dict[str, Any]:
             size = os.fstat(file.fileno()).st_size
             if found.format != "raw":
                 check_disk(file.fileno(), found.format, _within(limits_for(size), seconds), _USER)
-            if found.format != "qcow2":  # of a raw disk, what is empty takes no room any more
+            if found.format != "qcow2":  # empty blocks of a raw disk use no space any more
                 limits = limits_for(size, min(found.size, _MOST_GROWTH * size) + _METADATA_BYTES)
                 _convert(file.fileno(), found.format, folder / _MADE, _within(limits, seconds))
     except formats.Unusable as refusal:
@@ -68,11 +68,11 @@ def take(folder: Path, seconds: float | None = None) -> dict[str, Any]:
 def _convert(file: int, form: str, target: Path, limits: Limits) -> None:
     made = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.fchmod(made, 0o666)  # the tool's user opens it once more; behind a folder that is closed to all
+        os.fchmod(made, 0o666)  # the tool's user opens it again; the folder above is closed to all
         words = ("-q", "-f", form, "-O", "qcow2", f"/proc/self/fd/{file}", f"/proc/self/fd/{made}")
         try:
             run_limited("qemu-img", "convert", *words, limits=limits, files=(file, made), user=_USER)
-        except ToolError as error:  # QEMU ignores the signal that says so
+        except ToolError as error:  # QEMU ignores the signal of this limit
             if os.fstat(made).st_size + _LARGEST_WRITE > limits.written_bytes:
                 raise Stopped(
                     f"qemu-img convert wrote more than {limits.written_bytes >> 20} MiB", error.code
@@ -88,7 +88,7 @@ def _within(limits: Limits, seconds: float | None) -> Limits:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command: exit code 0 when the answer is there, whatever it is; 2 for wrong usage."""
+    """Run the command: exit code 0 with any answer, 2 for wrong usage."""
     if not 1 <= len(arguments) <= 2:  # noqa: PLR2004
         print("usage: import-disk FOLDER [SECONDS]", file=sys.stderr)
         return 2

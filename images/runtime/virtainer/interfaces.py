@@ -1,4 +1,4 @@
-"""The container's interfaces, found by their MAC: engines name them as they like, and give MACs out themselves."""
+"""The container's interfaces, found by their MAC, as engines choose their names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SYS_NET = Path("/sys/class/net")
 
 
 class Missing(Exception):
-    """There is no such interface; the text says which there are."""
+    """There is no such interface; the text lists the existing ones."""
 
 
 def find(mac: str) -> str:
@@ -30,7 +30,7 @@ def find(mac: str) -> str:
 
 
 def is_uplink(link: Path) -> bool:
-    """Return whether the engine has made this interface: it is neither a tap of ours nor the loopback."""
+    """Return whether the engine made this interface: it is neither one of the supervisor's taps nor the loopback."""
     return link.name != "lo" and not (link / "tun_flags").exists()
 
 
@@ -45,7 +45,7 @@ def exists(name: str) -> bool:
 
 
 def is_mac(word: str) -> bool:
-    """Return whether a word is a MAC as this project writes it: lower case, with colons."""
+    """Return whether a word is a MAC in lower case, with colons."""
     return re.fullmatch(MAC, word) is not None
 
 

@@ -1,4 +1,4 @@
-"""The guest's IPv6, where the container has any: as with IPv4, an inner network, always the same, and NAT.
+"""The guest's IPv6, if the container has IPv6: as for IPv4, an inner network that is always the same, and NAT.
 
 The guest learns it from router advertisements and DHCPv6, so that one whose memory was saved in a container without
 IPv6 gets it, too. Formats of /proc/net: proc_net(5), and fs/seq_file users in the kernel's net/ipv6.
@@ -86,7 +86,7 @@ def _read(name: str) -> list[str]:
 
 
 def link_commands(tap: str, uplink: str, ask_soon: str) -> str:
-    """Return what `ip -batch` has to do for it, before the tap is up. `nodad`: else it would wait for two seconds."""
+    """Return the input of `ip -batch` before the tap is up; without `nodad` it would wait for two seconds."""
     return (
         f"link set dev {tap} addrgenmode none\n"
         f"addr add {_LINK_LOCAL}/64 dev {tap} nodad\n"
@@ -96,7 +96,7 @@ def link_commands(tap: str, uplink: str, ask_soon: str) -> str:
 
 
 def nft_rules(tap: str) -> str:
-    """Return the IPv6 half of network.nft_rules(). What is for link-local addresses is the container's business."""
+    """Return the IPv6 half of network.nft_rules(). Packets to link-local addresses are the container's."""
     return f"""\
 table ip6 virtainer {{
     chain arriving {{

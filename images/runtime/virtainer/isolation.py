@@ -1,7 +1,7 @@
 """Firewall rules for what the guest may not reach, and what may not reach it: CLOSED_NETWORKS and CLOSED_HOSTS.
 
-The container's own networks stay open, as there are the other machines of a test; but not the engine's host, which is
-on them, too. It may call the guest, as a test does that logs in, and gets its answers.
+The container's own networks stay open, as they have the other machines of a test, except for the engine's host, which
+is on them, too. The host may connect to the guest, as a test does that logs in, and gets its answers.
 
 Both lists may change while the VM runs: the command `closed` replaces them, for all cards.
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 _USAGE = """usage: closed '{"networks": [NETWORK, ...], "hosts": [ADDRESS, ...]}'"""
 _TABLE = "virtainer-closed"
-_RECORD = Path("/run/virtainer/closed.json")  # the lists, once they were replaced
+_RECORD = Path("/run/virtainer/closed.json")  # the lists after they were replaced
 _LOCK = Path("/run/virtainer/closed.lock")
-_FAMILIES = {"ip": "", "ip6": "6"}  # and how the names of their sets end
+_FAMILIES = {"ip": "", "ip6": "6"}  # and the ends of the names of their sets
 _TYPES = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
-_HOSTS, _NETWORKS = "closed_hosts", "closed_networks"  # sets, in each of our tables that has use for them
+_HOSTS, _NETWORKS = "closed_hosts", "closed_networks"  # sets, in each of our tables that uses them
 
 
 class Closed(NamedTuple):
@@ -47,12 +47,12 @@ class Closed(NamedTuple):
 
 
 class Invalid(Exception):
-    """This is not what the command takes; the text says why."""
+    """The lists are not valid; the text says why."""
 
 
 @contextlib.contextmanager
 def unchanged() -> Iterator[None]:
-    """Keep the lists as they are during the block, in which rules are made of them."""
+    """Prevent changes to the lists during the block, in which rules are made from them."""
     _LOCK.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _LOCK.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -62,7 +62,7 @@ def unchanged() -> Iterator[None]:
 def look(settings: Settings, lost: Iterable[str] = ()) -> Closed | None:
     """Return what is closed to this machine, as its container is connected now; `None` for nothing.
 
-    The host is also on the networks of the addresses `lost`, which the container may have no more.
+    The host is also on the networks of the addresses `lost`, which the container may no longer have.
     """
     if not settings.isolated:
         return None
@@ -81,7 +81,7 @@ def own_networks() -> set[str]:
 
 
 def closed(settings: Settings, neighbours: Iterable[str], own: Iterable[str]) -> Closed:
-    """Return what is closed to a machine whose container is on the networks `own`, and its host at `neighbours`."""
+    """Return what is closed to a machine; its container is on the networks `own`, with the host at `neighbours`."""
     return Closed(
         *(
             tuple(ip_network(each) for each in sorted(some))
@@ -93,7 +93,8 @@ def closed(settings: Settings, neighbours: Iterable[str], own: Iterable[str]) ->
 def rules(closed: Closed | None, tap: str, inner: Iterable[str] = ()) -> str:
     """Return the input of `nft -f` for what goes through the container, to and from the guest's tap.
 
-    The networks `inner`, on which the guest is, count as the container's own: its calls to itself go through it.
+    The networks `inner`, on which the guest is, count as the container's own: its connections to itself pass through
+    it.
     """
     if closed is None:
         return ""
@@ -134,12 +135,13 @@ class FrameRules(NamedTuple):
 
 
 def frame_rules(closed: Closed | None, host: Iterable[str] = ()) -> FrameRules:
-    """Return the rules that keep a joined card from sending to closed hosts, and to the MACs `host` of the engine's.
+    """Return the rules that prevent a joined card from sending to closed hosts.
 
-    That one has more addresses than are known, and routes; its MAC may change with Podman, so it is also learnt.
+    `host` are MACs of the engine's host, which are closed, too. It may have more addresses than are known, and
+    routes; its MAC may change with Podman, so it is also learnt.
 
-    Networks are not closed there: the machines on it may have any addresses; a way out is the engine's to give or
-    not. Nothing is known of connections: not even answers are sent.
+    Networks are not closed there: the machines on them may have any addresses, and the engine decides about a route.
+    Connections are not tracked: not even answers are sent.
     """
     if closed is None:
         return FrameRules()
@@ -175,7 +177,7 @@ def _declared(name: str, networks: Iterable[Net], family: str) -> str:
 
 
 def _elements(networks: Iterable[Net], family: str) -> str:
-    """Write those of one family as nftables does, without overlaps, which it refuses; none: nothing."""
+    """Return the elements of one family in the syntax of nftables, without overlaps, which it refuses."""
     v4 = [each for each in networks if isinstance(each, IPv4Network)]
     v6 = [each for each in networks if isinstance(each, IPv6Network)]
     merged = collapse_addresses(v4) if family == "ip" else collapse_addresses(v6)
@@ -196,7 +198,7 @@ def parse(text: str) -> tuple[list[str], list[str]]:
 
 
 def replace(networks: list[str], hosts: list[str]) -> None:
-    """Close these, and no others, from now on; the new rules apply at once, all or none. Raises ToolError."""
+    """Close these, and no others, from now on; the rules are replaced in one step. Raises ToolError."""
     with unchanged():
         tables = json.loads(run("nft", "-json", "list", "sets"))["nftables"]
         changed = replacement([each["set"] for each in tables if "set" in each], networks, hosts)

@@ -1,10 +1,10 @@
-"""The command `wire`: what goes wrong on one network of this machine, from now on.
+"""The command `wire`: the faults on one network of this machine, from now on.
 
     docker exec CONTAINER wire MAC '{"drop": {"02:42:0a:01:02:03": 1000}, "rate_kbit": 512, "delay_ms": 20}'
     docker exec CONTAINER wire MAC '{}'
 
 MAC is that of the container's interface on the network. The JSON has all faults; what it leaves out is
-healed. `drop` loses frames from senders, in thousandths, before anybody but a capture sees them; `rate_kbit`,
+healed. `drop` drops frames from senders, in thousandths, before anything except a capture sees them; `rate_kbit`,
 `delay_ms` and `jitter_ms` are for what this machine sends.
 """
 
@@ -22,22 +22,22 @@ _USAGE = (
     """usage: wire MAC '{"drop": {SENDERS_MAC: 1..1000}, "rate_kbit": WHOLE|null, "delay_ms": NUMBER|null, """
     """"jitter_ms": NUMBER|null}'"""
 )
-_PRIORITY = -10  # before joined cards take the frames away
+_PRIORITY = -10  # before the rules of joined cards forward the frames
 _MAX_KBIT, _MAX_MS = 100_000_000, 3_600_000
-_QUEUE_MS = 400  # what a slow sender may have waiting, before it loses frames
+_QUEUE_MS = 400  # of frames in the queue of a slow sender; more are dropped
 _MODULES = {"tbf": "sch_tbf", "netem": "sch_netem"}
 
 
 class Invalid(Exception):
-    """This is not what the command takes; the text says why."""
+    """The faults are not valid; the text says why."""
 
 
 class Refused(Exception):
-    """It cannot be had; the text says why and what to do."""
+    """The kernel cannot apply the faults; the text says why and what to do."""
 
 
 class Faults(NamedTuple):
-    """All that is wrong on one network."""
+    """All faults of one network."""
 
     drop: dict[str, int]  # thousandths of the frames, by the sender's MAC
     rate_kbit: int | None
@@ -75,7 +75,7 @@ def _is_whole(value: object, low: int, high: int) -> bool:
 
 
 def _milliseconds(name: str, value: Any) -> float | None:
-    """Read a time; none at all is the same as nothing."""
+    """Parse a time; `None` is the same as 0."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_MS:  # NaN is refused
@@ -84,7 +84,7 @@ def _milliseconds(name: str, value: Any) -> float | None:
 
 
 def scheduler(faults: Faults) -> list[str]:
-    """Return the words of the one `tc` scheduler that does all of it: one replaces another in one step."""
+    """Return the words of the one `tc` scheduler that does all of it, so that it is replaced in one step."""
     if faults.delay_ms is not None:
         delay = [f"{round(faults.delay_ms * 1000)}us"]
         jitter = [f"{round(faults.jitter_ms * 1000)}us"] if faults.jitter_ms else []
@@ -92,14 +92,14 @@ def scheduler(faults: Faults) -> list[str]:
         # Its queue is in packets: enough for a fast sender during the delay.
         return ["netem", "limit", "100000", "delay", *delay, *jitter, *rate]
     if faults.rate_kbit is not None:
-        # What may go at once: two full frames, and what comes in a tick of a slow kernel (10 ms).
+        # The burst: two full frames, and what arrives in a tick of a slow kernel (10 ms).
         burst = max(4096, math.ceil(faults.rate_kbit * 1000 / 8 / 100))
         return ["tbf", "rate", f"{faults.rate_kbit}kbit", "burst", str(burst), "latency", f"{_QUEUE_MS}ms"]
     return []
 
 
 def rules(mac: str, link: str, drop: dict[str, int]) -> str:
-    """Return the input of `nft -f`: all that is lost, in place of what was before."""
+    """Return the input of `nft -f` with all rules that drop frames; they replace the previous ones."""
     table = f"virtainer-wire-{mac.replace(':', '')}"
     nothing = f"table netdev {table}\ndelete table netdev {table}\n"
     if not drop:
@@ -120,7 +120,7 @@ def apply(mac: str, faults: Faults) -> None:
     link = interfaces.find(mac)
     lost = rules(mac, link, faults.drop)
     try:
-        run("nft", "--check", "-f", "-", stdin=lost)  # so that nothing is left to fail after the scheduler is there
+        run("nft", "--check", "-f", "-", stdin=lost)  # nothing may fail after the scheduler was changed
     except ToolError as error:
         raise Refused(f"the host's kernel cannot lose frames: {error}") from None
     rule = scheduler(faults)
@@ -135,7 +135,7 @@ def apply(mac: str, faults: Faults) -> None:
 
 
 def _scheduled(link: str) -> bool:
-    """Return whether there is a scheduler of ours; without any, the kernel would refuse to remove one."""
+    """Return whether there is a scheduler of this command; without one, the kernel would refuse to remove it."""
     shown = json.loads(run("tc", "-json", "qdisc", "show", "dev", link, "root"))
     return any(each.get("kind") in _MODULES for each in shown)
 
@@ -151,7 +151,7 @@ def _explain(kind: str, refusal: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command: exit code 1 when it cannot be had, 2 for wrong usage."""
+    """Run the command: exit code 1 when the faults cannot be applied, 2 for wrong usage."""
     if len(arguments) != 2 or not interfaces.is_mac(arguments[0]):  # noqa: PLR2004
         print(_USAGE, file=sys.stderr)
         return 2

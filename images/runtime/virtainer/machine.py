@@ -17,15 +17,15 @@ class Board(NamedTuple):
 
     qemu: str
     machine: str
-    emulated: str  # the processor, unless KVM's is the host's
+    emulated: str  # the processor, unless KVM uses the host's
     devices: tuple[str, ...] = ()
 
 
-# Versioned, so that a saved VM and a resumed disk meet the machine that they know. Without the controllers on which
-# nothing is connected: each is a driver that the guest loads and a probe that it waits for. Without graphics the
-# firmware talks on the serial line, too: "No bootable device" is seen. Only screenshots show the screen.
-# Linux uses the HPET while it boots only, but QEMU would keep it ticking 250 times a second as long as the VM lives.
-# A fifth level of page tables, which Linux uses where it can, makes each miss of the emulated TLB dearer.
+# Versioned, so that a saved VM and a resumed disk find the same machine. Without controllers that have no devices:
+# for each the guest would load a driver and wait for a probe. Without graphics the firmware also uses the serial
+# line, which then shows "No bootable device". Only screenshots show the screen.
+# Linux uses the HPET only while it boots, but QEMU would keep it ticking 250 times a second as long as the VM runs.
+# A fifth level of page tables, which Linux uses if there is one, makes each miss of the emulated TLB more expensive.
 _OLD = Board(
     "qemu-system-x86_64",
     "pc-i440fx-10.0,graphics=off,hpet=off",
@@ -34,7 +34,7 @@ _OLD = Board(
 )
 BOARDS = {
     "amd64": _OLD._replace(machine="pc-q35-10.0,sata=off,smbus=off,graphics=off,hpet=off"),
-    # Kernels made for clouds draw through the firmware's screen only. Pointer authentication by Arm's own algorithm
+    # Cloud kernels draw only through the firmware's screen. Pointer authentication by Arm's own algorithm
     # takes half of an emulated processor's time (docs/system/arm/cpu-features.rst of QEMU).
     "arm64": Board(
         "qemu-system-aarch64",
@@ -58,7 +58,7 @@ BUILT_IN = frozenset({"disk0", "nic0", SSH_DEVICE, *(f"plug{each}" for each in r
 
 
 class Handles(NamedTuple):
-    """Descriptors that QEMU inherits. It runs as a user who could open none of these itself."""
+    """Descriptors that QEMU inherits. It runs as a user that could not open them itself."""
 
     base: int
     overlay: int
@@ -66,13 +66,13 @@ class Handles(NamedTuple):
     tap: int
     console: int  # a connected socket
     monitor: int  # a connected socket: the supervisor's own QMP
-    qmp: int  # a listening socket: everybody's QMP
+    qmp: int  # a listening socket: QMP for all others
     kvm: int | None
     # Of a VM that becomes a template, or starts from one:
     ram: int | None = None
     state: int | None = None
     layer: int | None = None  # the template's disk
-    origin: int | None = None  # the state of the template from which another one is made
+    origin: int | None = None  # the state of the template from which another template is made
     port: int | None = None  # a connected socket: the helper's
     line: int | None = None  # a connected socket
     # Of UEFI:
@@ -80,7 +80,7 @@ class Handles(NamedTuple):
     variables: int | None = None
 
     def all(self) -> tuple[int, ...]:
-        """All that are there."""
+        """All descriptors that are not `None`."""
         return tuple(fd for fd in self if fd is not None)
 
 
@@ -96,8 +96,8 @@ def argv(settings: Settings, base_format: str, handles: Handles) -> list[str]:
         board(settings).qemu,
         *("-name", f"{settings.name},process={settings.name}"),
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        # A VNC server that does not listen: viewers are handed to it (see viewer.py). They need a password, and do
-        # not throw each other out, as those would that forget to ask for a shared session.
+        # A VNC server that does not listen: viewers are passed to it (see viewer.py). They need a password, and do
+        # not disconnect each other, even if they do not ask for a shared session.
         *("-vnc", "none,password=on,share=ignore"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *_board(settings, handles),
@@ -139,16 +139,17 @@ def _processor(settings: Settings, handles: Handles) -> list[str]:
 
 
 def _memory(settings: Settings, handles: Handles) -> list[str]:
-    """A template's RAM is its file; a clone's is a private copy of that, page by page as it writes.
+    """Return QEMU's options for the RAM.
 
-    It always has the same name, by which a saved state finds it again.
+    A template's RAM is its file; a clone's is a private copy-on-write mapping of that. It always has the same name,
+    by which a saved state finds it again.
     """
-    # Of descriptors in one set, QEMU takes the one that may be read for reading, and the other one for writing.
+    # Of the descriptors in one set, QEMU uses the readable one for reading, and the writable one for writing.
     state = [word for fd in (handles.state, handles.origin) if fd is not None for word in _add_fd(fd, STATE)]
     if handles.ram is None:
         return ["-object", f"memory-backend-ram,id=ram,size={settings.ram}M", *state]
     sharing = "share=on" if handles.layer is None else "share=off,readonly=on,rom=off"
-    file = f"/proc/self/fd/{handles.ram}"  # it takes no /dev/fdset
+    file = f"/proc/self/fd/{handles.ram}"  # it does not accept /dev/fdset
     return ["-object", f"memory-backend-file,id=ram,size={settings.ram}M,mem-path={file},{sharing}", *state]
 
 
@@ -176,7 +177,7 @@ def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
     seed = {"driver": "raw", "node-name": "seed", "read-only": True, "file": _file(_SEED, read_only=True)}
     write_cache = f"write-cache={'on' if mode.write_cache else 'off'}"
     if settings.virtio:
-        # The seed is no CD: kernels made for clouds often lack its drivers. cloud-init goes by the label.
+        # The seed is not a CD: cloud kernels often lack the drivers for one. cloud-init finds it by its label.
         devices = [f"virtio-blk-pci,id=disk0,drive=disk,bootindex=1,{write_cache}", "virtio-blk-pci,drive=seed"]
     else:
         devices = [f"ide-hd,id=disk0,bus=ide.0,drive=disk,bootindex=1,{write_cache}", "ide-cd,bus=ide.1,drive=seed"]
@@ -193,7 +194,7 @@ def _disks(settings: Settings, base_format: str, handles: Handles) -> list[str]:
 
 def _devices(settings: Settings, handles: Handles) -> list[str]:
     card = "virtio-net-pci" if settings.virtio else "e1000"
-    # A clone has the neighbours that its template had: announcements are useless, and wake half the guest.
+    # A clone has the same neighbours as its template: announcements would be useless, and wake many services.
     announce = ",guest_announce=off" if settings.virtio else ""
     devices = [
         f"{card},id=nic0,netdev=net0,mac={GUEST_MAC},romfile={announce}",
@@ -202,7 +203,7 @@ def _devices(settings: Settings, handles: Handles) -> list[str]:
     if settings.virtio:
         # PCI Express takes new devices on root ports only (docs/pcie.txt of QEMU); all of them share one slot.
         ports = [f"pcie-root-port,id=plug{each},chassis={each + 1},addr=10.{each}" for each in range(PLUGS)]
-        # A viewer's pointer is where the guest's is: a mouse would drift, and kernels made for clouds have no USB.
+        # A tablet has absolute positions: a mouse's pointer would drift, and cloud kernels have no USB.
         devices += ["virtio-tablet-pci", "virtio-rng-pci", f"{ports[0]},multifunction=on", *ports[1:]]
     port: tuple[str, ...] = ()
     if handles.port is not None:

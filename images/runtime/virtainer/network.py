@@ -21,12 +21,12 @@ from virtainer.protocol import GUEST_MAC, SSH_TCP_PORT
 from virtainer.tools import ToolError, run
 
 WAY_OUT = Path("/run/virtainer/way_out")
-"""The input of `ip -batch` that restores the container's first way out, when another network is joined."""
-TAP = "virtainer0"  # not tap0: in a rootless Podman's container that is the way out
+"""The input of `ip -batch` that restores the container's first default route when another network is joined."""
+TAP = "virtainer0"  # not tap0, which is the outer interface in a rootless Podman's container
 GATEWAY_MAC = "52:54:00:76:69:01"
-MAX_MTU = 9000  # rootless Podman's own interface says 65520, more than emulated network cards take
+MAX_MTU = 9000  # rootless Podman's own interface has 65520, more than emulated network cards accept
 
-# In ms; arp(7). With a locktime, a new address that comes soon after another change would not be taken.
+# In ms; arp(7). With a locktime, an address that changes again soon would be ignored.
 _ASK_SOON = "base_reachable 200 delay_probe 50 retrans 50 locktime 0"
 _SYS_NET = Path("/sys/class/net")
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000  # linux/if_tun.h
@@ -38,8 +38,8 @@ class Network(NamedTuple):
     cidr: str  # first three octets
     guest_name: str
     mtu: int
-    uplink: str | None  # the container's interface on its way out
-    ipv6: bool = False  # the guest has it, too
+    uplink: str | None  # the container's interface with the default route
+    ipv6: bool = False  # the guest's, too
 
     @property
     def gateway(self) -> str:
@@ -53,7 +53,7 @@ class Network(NamedTuple):
 
 
 def plan(cidr: str, guest_name: str) -> Network:
-    """Look at the container's own network. Raises End when the inner one would overlap it."""
+    """Examine the container's own network. Raises End when the inner one would overlap it."""
     links = {link.name: (link / "device").exists() for link in _SYS_NET.iterdir()}
     if looks_like_host(links):
         raise End(
@@ -80,7 +80,7 @@ def looks_like_host(links: dict[str, bool]) -> bool:
 
 
 def overlap(cidr: str, routes: str) -> str | None:
-    """Name the network in /proc/net/route that shares addresses with the inner one."""
+    """Return the network in /proc/net/route that shares addresses with the inner one."""
     inner = IPv4Network(f"{cidr}.0/24")
     for _, destination, mask in _routes(routes):
         network = IPv4Network((destination, mask.bit_count()))
@@ -90,7 +90,7 @@ def overlap(cidr: str, routes: str) -> str | None:
 
 
 def default_link(routes: str) -> str | None:
-    """Name the interface of the default route in /proc/net/route; without one, the first by name that has a route."""
+    """Return the interface of the default route in /proc/net/route, or else the first by name with a route."""
     found = [(mask != 0, name) for name, _, mask in _routes(routes)]
     return min(found)[1] if found else None
 
@@ -114,7 +114,7 @@ def way_out(routes: str) -> str:
 def neighbours(routes: str) -> set[str]:
     """Return the possible addresses of the engine's host on the networks in /proc/net/route.
 
-    It is the way out; a network without one still has it at its first address, as engines choose it.
+    It is the gateway; on a network without a gateway, it has the first address, by the engines' choice.
     """
     rows = [line.split() for line in routes.splitlines()[1:]]
     ways_out = {str(IPv4Address(_address(row[2]))) for row in rows if _address(row[2])}
@@ -175,8 +175,9 @@ def build(network: Network, callers: set[str], more_rules: str = "") -> None:
 def link_commands(network: Network) -> str:
     """Return the input of `ip -batch`.
 
-    The bridge of a Podman network takes its MAC from its ports, so it may get another one whenever a container comes
-    or goes, without an announcement. With the kernel's own times, packets there would be lost for half a minute.
+    The bridge of a Podman network takes its MAC from its ports, so it may get another one whenever a container is
+    added or removed, without an announcement. With the kernel's default times, packets there would be lost for half a
+    minute.
     """
     tap = (
         f"link set dev {TAP} address {GATEWAY_MAC}\n"
@@ -193,8 +194,8 @@ def nft_rules(network: Network, callers: set[str]) -> str:
     """Return the input of `nft -f`: separate tables, next to the engine's rules for its DNS.
 
     What comes from the addresses `callers` to the line's TCP port arrives in the container. `fib daddr type local` is
-    any address of this container, those of networks joined later included. The last rule is for a guest that calls
-    its own container: the reply has to come back this way.
+    any address of this container, those of networks joined later included. The last rule is for a guest that connects
+    to its own container: the reply has to come back this way.
     """
     to_line = f"ip saddr {{ {', '.join(sorted(callers))} }} tcp dport {SSH_TCP_PORT} accept" if callers else ""
     return f"""\
@@ -244,5 +245,5 @@ def dnsmasq_argv(network: Network, names_port: int, *, names_only: bool = False)
         *(ipv6.dnsmasq_options(dns.DOMAIN) if network.ipv6 else ()),
         "--dhcp-authoritative",
         "--leasefile-ro",
-        "--no-ping",  # it would wait three seconds for an answer before its first offer
+        "--no-ping",  # otherwise it waits three seconds for an answer before its first offer
     ]

@@ -1,4 +1,4 @@
-"""The rights that the container needs; a missing one is named with the flag that gives it."""
+"""The rights that the container needs; messages name a missing one with the flag that grants it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def missing_capabilities(status: str) -> list[str]:
 def open_kvm(accel: str, arch: str) -> int | None:
     """Return a descriptor of /dev/kvm for a guest of this architecture, or None for emulation.
 
-    `auto` takes KVM only where it can be trusted to run a kernel. Raises End when `kvm` was asked for in vain.
+    `auto` uses KVM only where it can be trusted to run a kernel. Raises End if `kvm` was requested and is not usable.
     """
     if accel == "tcg":
         return None

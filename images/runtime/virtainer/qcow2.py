@@ -1,7 +1,7 @@
-"""The header of a qcow2 file, checked before a tool of QEMU's opens the file.
+"""The header of a qcow2 file, checked before one of QEMU's tools opens the file.
 
-The header can name other files, and QEMU opens them with the rights of its own user: a backing file, and a file
-with the guest's data. It can also promise tables of any size.
+The header can name other files, which QEMU opens with the rights of its user: a backing file, and a file with the
+guest's data. It can also announce tables of any size.
 
 https://www.qemu.org/docs/master/interop/qcow2.html
 """
@@ -32,16 +32,16 @@ class Header(NamedTuple):
     """The fields of a header."""
 
     size: int  # bytes that the guest sees
-    backing: str  # as it is written there; empty: none
+    backing: str  # as in the header; empty: none
     snapshots: int
 
 
 class Refused(ValueError):
-    """A header that QEMU is not given to read; the text says why, with the file as its subject."""
+    """A header that QEMU must not read; the text says why, with the file as its subject."""
 
 
 def complaint(head: bytes) -> str | None:
-    """Return what speaks against a file that starts with `head`, its first `HEAD_BYTES`; a backing file does not."""
+    """Return why a file that starts with `head`, its first `HEAD_BYTES`, is refused; a backing file is allowed."""
     try:
         parse(head)
     except Refused as refused:

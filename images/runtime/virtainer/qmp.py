@@ -1,4 +1,4 @@
-"""QEMU's machine protocol: a monitor for the supervisor, and the command `qmp` for everybody else.
+"""QEMU's machine protocol: a monitor for the supervisor, and the command `qmp` for all others.
 
 https://www.qemu.org/docs/master/interop/qmp-spec.html
 """
@@ -18,7 +18,7 @@ _LONGEST_LINE = 4 * 2**20  # bytes; QEMU's longest real answers are some 100 KiB
 
 
 def connect(path: Path | None = None) -> socket.socket:
-    """Open a connection to QEMU. When QEMU says nothing for half a minute, reading is a TimeoutError."""
+    """Open a connection to QEMU. When QEMU sends nothing for half a minute, reading raises TimeoutError."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(_ANSWER_SECONDS)
     try:
@@ -34,13 +34,13 @@ class Refused(Exception):
 
 
 class Monitor:
-    """One QMP connection. Commands may be sent before QEMU has said hello: it reads them in order."""
+    """One QMP connection. Commands may be sent before QEMU's greeting: it reads them one after another."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = b""
         self._asked = 0
-        with contextlib.suppress(BrokenPipeError):  # it has gone already, as `receive` will say
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `receive` will report
             self.send({"execute": "qmp_capabilities"})
 
     def send(self, command: dict[str, Any]) -> None:
@@ -50,8 +50,8 @@ class Monitor:
     def receive(self) -> list[dict[str, Any]]:
         """Wait for data and return the messages that it completes.
 
-        A guest may have taken QEMU over, so what is no QMP message is skipped. Raises EOFError when QEMU is gone, or
-        sends a line without end.
+        A guest may have taken control of QEMU, so what is not a QMP message is skipped. Raises EOFError when QEMU has
+        ended, or sends a line without end.
         """
         data = self._connection.recv(65536)
         if not data:
@@ -62,9 +62,9 @@ class Monitor:
         return [message for message in map(_message, lines) if message is not None]
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """Send one command and return what it returns; events that come before are passed over.
+        """Send one command and return its result; events that arrive first are ignored.
 
-        Raises Refused, or EOFError when QEMU is gone.
+        Raises Refused, or EOFError when QEMU has ended.
         """
         self._asked += 1
         self.send({"execute": command, "arguments": arguments, "id": self._asked})
@@ -77,7 +77,7 @@ class Monitor:
 
 
 def _message(line: bytes) -> dict[str, Any] | None:
-    """Return the message on a line; None when it has not the form of one."""
+    """Return the message on a line; None when it does not have the form of one."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):

@@ -12,9 +12,9 @@ _ANSWER_SECONDS = 10.0
 
 
 def png() -> bytes:
-    """Return the picture. Raises qmp.Refused, OSError, or EOFError when QEMU is gone."""
+    """Return the picture. Raises qmp.Refused, OSError, or EOFError when QEMU has ended."""
     memory = os.memfd_create("screen")
-    file = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY)  # QEMU takes only one opened just as it would
+    file = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY)  # QEMU accepts only a file opened with its own flags
     with qmp.connect() as connection, open(memory, "rb") as picture:  # noqa: PTH123  (it has no path)
         connection.settimeout(_ANSWER_SECONDS)
         monitor = qmp.Monitor(connection)

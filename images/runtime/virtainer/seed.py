@@ -1,12 +1,12 @@
-"""The cloud-init seed: an ISO labelled `cidata` (NoCloud), made in one of five ways.
+"""The cloud-init seed: an ISO labelled `cidata` (NoCloud), made from one of five sources.
 
 1. `/tmp/cloud_init.iso`: a ready ISO, used as it is.
 2. `/tmp/user-data` with `/tmp/meta-data`.
 3. `/tmp/user-data` alone, or 4. `/tmp/id_rsa.pub` alone (user-data that admits this key for the image's default
    user): meta-data is the default. `/tmp/meta-data` may accompany the key, too.
-5. None of them: the default user's password is `password`, and SSH takes it.
+5. None of them: the default user's password is `password`, and SSH accepts it.
 
-`/tmp/network-config` goes along with ways 2 to 5. What each file means:
+`/tmp/network-config` may accompany 2 to 5. The meaning of each file:
 https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
 """
 
@@ -34,7 +34,7 @@ class Seed(NamedTuple):
 
 
 def plan(sources: Path) -> Seed:
-    """Choose the way by the files that are there."""
+    """Choose the source by the files that exist."""
     ready = sources / SEED_ISO
     if _read(ready, 1) is not None:
         return Seed("ready ISO", ready=ready)
@@ -61,7 +61,7 @@ def prepare(iso: Path, scratch: Path, sources: Path = Path(SEEDS)) -> Path:
         note("WARNING: pass a key: docker run -v ~/.ssh/id_rsa.pub:/tmp/id_rsa.pub:ro …")
     if seed.ready:
         return seed.ready
-    import shutil  # 2 ms that no clone pays
+    import shutil  # takes 2 ms, and clones do not need it
 
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -95,7 +95,7 @@ def _text(path: Path) -> str | None:
 
 
 def _read(path: Path, length: int = -1) -> bytes | None:
-    """The file's first bytes (-1: all of them), or None when there is no such file."""
+    """Return the file's first bytes (-1: all of them), or None when there is no such file."""
     try:
         with path.open("rb") as file:
             data = file.read(length)

@@ -1,4 +1,4 @@
-"""The environment variables of the contract, read once and checked before anything is touched."""
+"""The environment variables of the contract, read once and checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Settings(NamedTuple):
     arch: str
     firmware: str
     lease: bool
-    linger: bool  # stay when the VM is over, for evidence
+    linger: bool  # stay after the VM has ended, for evidence
     cache: str
     shutdown_timeout: float  # seconds
     template: Path | None  # start from the VM that was saved in this folder
     template_save: bool  # into image_dir
     resume: Path | None  # resume from the evidence in this folder
-    closed_networks: tuple[str, ...]  # that the guest may not reach, nor they it
-    closed_hosts: tuple[str, ...]  # that the guest may not reach
+    closed_networks: tuple[str, ...]  # closed to the guest, which is also closed to them
+    closed_hosts: tuple[str, ...]  # closed to the guest
     closed_gateway: bool  # the container's gateway is the engine's host
     names_only: bool  # the guest's DNS knows only other containers
 
@@ -77,7 +77,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
-        """Read every variable; an empty one counts as unset. Raises End naming variable, value and allowed."""
+        """Read every variable; an empty one counts as unset. Raises End with variable, value and allowed values."""
 
         def read(name: str, default: str, parse: Callable[[str], T], allowed: str) -> T:
             value = env.get(name, "") or default
@@ -168,7 +168,7 @@ def _each(parse: Callable[[str], object]) -> Callable[[str], tuple[str, ...]]:
     """Return a parser of lists; `parse` reads each item, and raises ValueError."""
 
     def parse_all(value: str) -> tuple[str, ...]:
-        if "%" in value:  # an address with an interface is one of this container alone
+        if "%" in value:  # an address with an interface is valid only in this container
             raise ValueError
         return tuple(str(parse(each.strip())) for each in value.split(",") if value)
 

@@ -23,7 +23,7 @@ LEASE_END = "the holder of the lease, the container's stdin, has ended (without 
 
 
 def end_at_once() -> None:
-    """Raise End wherever the supervisor is, whenever a request comes from now on."""
+    """Raise End when a request arrives, whatever the supervisor is doing, from now on."""
     for number in (*STOP, LEASE_GONE):
         signal.signal(number, _raise)
 

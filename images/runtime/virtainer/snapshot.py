@@ -6,7 +6,7 @@
 With `--helper`, only if a helper waits in the guest, which sets the clock when a snapshot is restored
 (`virtainer.clone_agent`).
 
-https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (snapshot-save and its kin are jobs)
+https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (snapshot-save, -load and -delete are jobs)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from virtainer import clone_agent, qmp
 from virtainer.protocol import NO_HELPER
 
-_NODE = "disk"  # where the RAM is kept, too
+_NODE = "disk"  # which also holds the RAM
 _POLL_SECONDS = 0.005
 _USAGE = "usage: snapshot save|load|delete NAME (of letters, digits, - and _)"
 

@@ -1,6 +1,6 @@
-"""Which sender addresses the guest may use: all else that it sends is dropped in its container.
+"""The sender addresses that the guest may use: frames with others are dropped in its container.
 
-Neighbours know each other by address: a guest that forges one would speak for another VM, or for the engine's host.
+Neighbours identify each other by address: a guest that forges one could impersonate another VM, or the engine's host.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 _TABLE = "virtainer-sources"
 # Before a guest has an address, and in IPv6 always.
 _UNSPECIFIED = {"ip": ("0.0.0.0",), "ip6": ("::", "fe80::/10")}  # noqa: S104  (no socket is bound)
-_TAGGED = "0x8100, 0x88a8, 0x9100"  # VLANs; receivers look into a second tag, as the kernel does into the first one
+_TAGGED = "0x8100, 0x88a8, 0x9100"  # VLANs; receivers interpret a second tag, as the kernel does the first one
 
 
 def rules(tap: str, guest: Sequence[str], inner: Sequence[str]) -> str:
     """Return the input of `nft -f` for the first card.
 
-    Nothing but the guest's own addresses comes in, not even to the container itself; and nothing leaves with an inner
-    address: packets that belong to no connection have no NAT.
+    Only packets from the guest's own addresses come in, even those to the container itself; and none leave with an
+    inner address: packets that belong to no connection have no NAT.
 
     Args:
         tap: its interface in the container.
-        guest: its IPv4 and its IPv6 address.
-        inner: the networks of those.
+        guest: the guest's IPv4 and IPv6 addresses.
+        inner: the networks of these addresses.
     """
     ipv4, ipv6 = (", ".join((*_UNSPECIFIED[family], own)) for family, own in zip(("ip", "ip6"), guest, strict=True))
     return f"""\
@@ -51,10 +51,10 @@ def frame_rules(
     """Return the statements of nftables for what a joined card sends.
 
     Args:
-        mac: of the card.
-        addresses: that the engine has given it; empty: any but the host's.
-        hosts: the host's, as a family (`ip`, `ip6`) and a set each.
-        whole: whether a family in which it has been given none is closed, too.
+        mac: the card's MAC.
+        addresses: the addresses that the engine has assigned to it; empty: any except the host's.
+        hosts: the host's addresses, each as a family (`ip`, `ip6`) and a set.
+        whole: whether a family without an assigned address is closed, too.
     """
     given = [ip_interface(each).ip for each in addresses]
     lines = [
@@ -72,6 +72,6 @@ def frame_rules(
 
 
 def _senders(family: str, which: str) -> tuple[str, str]:
-    """Return the statements that drop what these senders send, or say of themselves."""
+    """Return the statements that drop packets from these senders, and ARP and NDP messages about them."""
     said = "arp saddr ip" if family == "ip" else "icmpv6 type nd-neighbor-advert icmpv6 taddr"
     return f"{family} saddr {which} drop", f"{said} {which} drop"

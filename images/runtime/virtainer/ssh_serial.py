@@ -1,7 +1,7 @@
-"""An SSH session over a virtio-serial port, which survives that the VM is saved and restored.
+"""An SSH session over a virtio-serial port, which survives when the VM is saved and restored.
 
-`docker exec -i CONTAINER line` connects stdin and stdout to it. A clone's container also listens on a TCP port, for
-its engine's host only, which is faster than to start a program. All other traffic to that port goes to the guest.
+`docker exec -i CONTAINER line` connects stdin and stdout to it. A clone's container also listens on a TCP port, only
+for its engine's host, which is faster than starting a program. All other traffic to that port goes to the guest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SSHSerial:
     Args:
         guest: our end of the port.
         server: a listening socket for callers.
-        kept: keep the session open when a caller hangs up, so that another one may resume it.
+        kept: whether to keep the session open when a caller hangs up, so that another one can resume it.
     """
 
     def __init__(self, guest: socket.socket, server: socket.socket, *, kept: bool) -> None:

@@ -36,7 +36,7 @@ _RAM_STAYS_IN_ITS_FILE = "x-ignore-shared"
 
 
 class Template(NamedTuple):
-    """A template that may be restored here."""
+    """A template that can be restored here."""
 
     folder: Path
     base: image.Base
@@ -45,18 +45,18 @@ class Template(NamedTuple):
 
     @property
     def layer(self) -> image.Base:
-        """The saved VM's disk: what a clone's overlay is made on."""
+        """The saved VM's disk, on which a clone's overlay is made."""
         path = disk.path(self.folder)
         return image.Base(path, "qcow2", self.disk_size, self.prints[path.name])
 
     @property
     def seed(self) -> Path:
-        """The seed that the saved VM has seen: at a reboot cloud-init must find it again."""
+        """The saved VM's seed: cloud-init must find it again at a reboot."""
         return self.folder / "seed.iso"
 
 
 def load(settings: Settings, folder: Path, kvm: int | None) -> Template:
-    """Read a template's facts. Raises End when this is none, or one of another machine than ours."""
+    """Read a template's facts. Raises End when it is not a template, or is for another machine."""
     try:
         facts = json.loads((folder / "template.json").read_text())
         base = image.Base(Path(facts["base"]["path"]), *(facts["base"][name] for name in ("format", "size", "print")))
@@ -66,11 +66,11 @@ def load(settings: Settings, folder: Path, kvm: int | None) -> Template:
             raise End(Reason.TEMPLATE, f"the template {folder} was made on another guest disk than {base.path}")
         return Template(folder, base, facts["disk_size"], facts["prints"])
     except (OSError, ValueError, KeyError) as error:
-        raise End(Reason.TEMPLATE, f"{folder} is no template: {type(error).__name__}: {error}") from None
+        raise End(Reason.TEMPLATE, f"{folder} is not a template: {type(error).__name__}: {error}") from None
 
 
 def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
-    """Return what has to be the same where a template is saved and where it is restored."""
+    """Return the facts that must be the same where a template is saved and where it is restored."""
     qemu = (_PROGRAMS / board(settings).qemu).stat()
     return {
         "format": _FORMAT,
@@ -82,19 +82,19 @@ def machine_facts(settings: Settings, kvm: int | None) -> dict[str, Any]:
         "CIDR": settings.cidr,
         "firmware": settings.firmware,
         "qemu": f"{qemu.st_size}-{qemu.st_mtime_ns}",
-        # An emulated processor is the same everywhere; KVM's is the host's.
+        # An emulated processor is the same everywhere; with KVM it is the host's.
         "processor": "emulated" if kvm is None else processor(Path("/proc/cpuinfo").read_text()),
     }
 
 
 def processor(cpuinfo: str) -> str:
-    """Return the host's processor: model and flags, or what ARM's kernel shows."""
+    """Return the host's processor: model and flags, or what the kernel shows on ARM."""
     fields = r"^(model name|flags|CPU implementer|CPU variant|CPU part|CPU revision|Features)\s*: (.*)$"
     return "; ".join(dict(re.findall(fields, cpuinfo, re.MULTILINE)).values())
 
 
 def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
-    """Name the first fact in which two machines differ."""
+    """Return a sentence about the first fact in which two machines differ, or None."""
     # Evidence from before these were recorded.
     saved = {"ARCH": "amd64", "machine": "that of an earlier version", **saved}
     for name, value in here.items():
@@ -104,7 +104,7 @@ def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
 
 
 def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) -> None:
-    """Prepare IMAGE_DIR for being saved into: the seed, and the facts that `save` will write last."""
+    """Prepare IMAGE_DIR for `save`: the seed, and the facts that `save` will write last."""
     facts = {
         "machine": machine_facts(settings, kvm),
         "base": {
@@ -115,7 +115,7 @@ def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) ->
         },
         "disk_size": max(settings.disk_size, base.size),
     }
-    import shutil  # 2 ms that no clone pays
+    import shutil  # takes 2 ms, and clones do not need it
 
     try:
         shutil.copyfile(seed, settings.image_dir / "seed.iso")
@@ -127,8 +127,8 @@ def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) ->
 def new_files(settings: Settings) -> dict[str, int]:
     """Create the files that QEMU fills, `ram` and `state`, and return their descriptors.
 
-    QEMU's user opens the RAM file once more by its descriptor, and owns no file here: so it is open to all, behind
-    a folder that is not.
+    QEMU's user opens the RAM file again by its descriptor, and owns no file here: so the file is open to all, in a
+    folder that is not.
     """
     try:
         ram = os.open(settings.image_dir / "ram", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -141,11 +141,11 @@ def new_files(settings: Settings) -> dict[str, int]:
 
 
 def copy_files(settings: Settings, template: Template) -> dict[str, int]:
-    """Copy a template's RAM and disk into IMAGE_DIR; return descriptors for going on there and for saving again.
+    """Copy a template's RAM and disk into IMAGE_DIR; return descriptors to resume from them and to save again.
 
-    Raises End when there is no room, or a file of the template has changed.
+    Raises End when there is no space, or a file of the template has changed.
     """
-    from virtainer import copying  # no clone pays for it
+    from virtainer import copying  # clones do not need it
 
     origin = open_files(template, restore=True)
     os.close(origin["layer"])
@@ -163,18 +163,18 @@ def copy_files(settings: Settings, template: Template) -> dict[str, int]:
 
 
 def state_to_resume(settings: Settings, folder: Path, kvm: int | None) -> dict[str, int]:
-    """Open the state that was kept as evidence; raises End when it is that of another machine than ours."""
+    """Open the state that was saved as evidence; raises End when it is for another machine."""
     try:
         facts = json.loads((folder / protocol.RESUME_FACTS).read_text())
         if complaint := difference(facts["machine"], machine_facts(settings, kvm)):
             raise End(Reason.TEMPLATE, f"the memory in {folder} does not fit: {complaint}")
         return {"state": os.open(folder / protocol.EVIDENCE_STATE, os.O_RDONLY)}
     except (OSError, ValueError, KeyError) as error:
-        raise End(Reason.TEMPLATE, f"{folder} keeps no memory: {type(error).__name__}: {error}") from None
+        raise End(Reason.TEMPLATE, f"{folder} has no memory: {type(error).__name__}: {error}") from None
 
 
 def open_files(template: Template, *, restore: bool) -> dict[str, int]:
-    """Open what QEMU reads of a template; a clone that has an overlay already boots from that instead."""
+    """Open the files that QEMU reads of a template; a clone that already has an overlay boots from that instead."""
     names = {"layer": disk.path(template.folder)}
     if restore:
         names |= {"ram": template.folder / "ram", "state": template.folder / "state"}
@@ -184,16 +184,16 @@ def open_files(template: Template, *, restore: bool) -> dict[str, int]:
                 raise End(Reason.TEMPLATE, f"the template {template.folder} is damaged: {path.name} has changed")
         return {name: os.open(path, os.O_RDONLY) for name, path in names.items()}
     except OSError as error:
-        raise End(Reason.TEMPLATE, f"the template {template.folder} is not whole: {error}") from None
+        raise End(Reason.TEMPLATE, f"the template {template.folder} is incomplete: {error}") from None
 
 
 def resume(monitor: qmp.Monitor, *, ram_from_file: bool, before_it_runs: Callable[[float], None]) -> None:
-    """Restore the state, with or without RAM in it, and let the VM run.
+    """Restore the state, with or without RAM in it, and start the VM.
 
-    `before_it_runs` is called in between, with the seconds that the state took: the VM finds what is written to it
-    then as soon as it runs.
+    `before_it_runs` is called in between, with the seconds that the state took: what it writes to the VM is there as
+    soon as the VM runs.
 
-    Raises End when QEMU refuses or does not answer (its socket has a time limit), EOFError when it is gone.
+    Raises End when QEMU refuses or does not answer (its socket has a time limit), EOFError when it has ended.
     """
     try:
         _let_ram_be(monitor, on=ram_from_file)
@@ -213,8 +213,8 @@ def _let_ram_be(monitor: qmp.Monitor, *, on: bool) -> None:
 
 
 def save(monitor: qmp.Monitor) -> None:
-    """Stop the VM and write its state. Raises qmp.Refused, or EOFError when QEMU is gone."""
-    from virtainer.devices import added  # no clone pays for it
+    """Stop the VM and write its state. Raises qmp.Refused, or EOFError when QEMU has ended."""
+    from virtainer.devices import added  # clones do not need it
 
     if devices := added(monitor):
         raise qmp.Refused(
@@ -230,8 +230,8 @@ def save(monitor: qmp.Monitor) -> None:
 
 
 def complete(folder: Path, facts: dict[str, Any]) -> None:
-    """Turn a folder with all the files of a template into one. Raises OSError."""
-    from virtainer import digests, firmware  # no clone pays for them
+    """Complete a template whose other files are in the folder. Raises OSError."""
+    from virtainer import digests, firmware  # clones do not need them
 
     files = (folder / "ram", folder / "state", disk.path(folder))
     more = [path for path in (folder / "seed.iso", firmware.path(folder)) if path.exists()]
@@ -246,7 +246,7 @@ def complete(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Run `save`: exit code 0 when the template is whole, 1 when not; the VM stays stopped."""
+    """Run `save`: exit code 0 when the template is complete, 1 when not; the VM stays stopped."""
     try:
         prepared = json.loads(FACTS.read_text())
     except FileNotFoundError:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SAID_BYTES = 64 * 1024  # of what a limited program says, the end
+_SAID_BYTES = 64 * 1024  # the end of a limited program's output
 _BASE_SECONDS = 120.0
-_BYTES_PER_SECOND = 10 * 10**6  # slower is no disk, and no processor
+_BYTES_PER_SECOND = 10 * 10**6  # no disk and no processor is slower
 _MEMORY_BYTES = 2 * 2**30
 _LEAKS = 3  # exit code of `qemu-img check`: unused clusters, but nothing wrong
 _SIGXCPU, _SIGXFSZ = 24, 25
 
 
 class ToolError(Exception):
-    """A program failed; the text is its last words."""
+    """A program failed; the text is the end of its output."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -34,12 +34,12 @@ class Limits(NamedTuple):
 
     seconds: float
     written_bytes: int
-    """The largest file that it may write; what it says is a file, too."""
+    """The largest file that it may write; its output is a file, too."""
     memory_bytes: int = _MEMORY_BYTES
 
 
 def limits_for(size: int, written_bytes: int = _SAID_BYTES) -> Limits:
-    """Return what work on a file of `size` bytes may take: far more than an honest one needs on a slow machine."""
+    """Return limits for work on a file of `size` bytes: far above what an honest one needs on a slow machine."""
     return Limits(_BASE_SECONDS + size // _BYTES_PER_SECOND, written_bytes)
 
 
@@ -49,7 +49,7 @@ def run(*argv: str, stdin: str = "") -> str:
 
 
 def start(*argv: str, stdin: str = "") -> Callable[[], str]:
-    """Start a program; what is returned waits for its end, and returns and raises as `run` does."""
+    """Start a program; return a function that waits for its end, and returns and raises as `run` does."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace")
 
@@ -65,23 +65,24 @@ def start(*argv: str, stdin: str = "") -> Callable[[], str]:
 
 
 def run_limited(*argv: str, limits: Limits, files: tuple[int, ...] = (), user: str | None = None) -> None:
-    """Run a program that works on a stranger's file.
+    """Run a program that works on an untrusted file.
 
     Args:
         argv: the program and its words.
-        limits: what it may take. What it says goes into memory that counts in `written_bytes`.
+        limits: its limits. Its output goes into memory that counts in `written_bytes`.
         files: descriptors that it inherits, as `/proc/self/fd/N`.
-        user: as whom it runs, if not as we do.
+        user: the user to run it as; by default this process's.
 
     Raises:
         ToolError: it failed.
         Stopped: it was stopped at a limit.
     """
-    import resource  # no clone pays for it
+    import resource  # clones do not need it
 
     def limit() -> None:
         seconds = int(limits.seconds) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # at the second, without a word of why
+        # The second limit is SIGKILL, which would not show the reason.
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         for what, most in (
             (resource.RLIMIT_AS, limits.memory_bytes),
             (resource.RLIMIT_FSIZE, limits.written_bytes),
@@ -97,7 +98,7 @@ def run_limited(*argv: str, limits: Limits, files: tuple[int, ...] = (), user: s
             stdout=said,
             stderr=said,
             pass_fds=files,
-            # Else each of its threads would reserve address space, which is limited, for its memory.
+            # Otherwise each of its threads would reserve address space, which is limited.
             env={**os.environ, "MALLOC_ARENA_MAX": "1"},
             preexec_fn=limit,  # noqa: PLW1509  (no thread runs here)
             user=user,
@@ -125,7 +126,7 @@ def run_limited(*argv: str, limits: Limits, files: tuple[int, ...] = (), user: s
 
 
 def check_disk(file: int, form: str, limits: Limits, user: str | None = None) -> None:
-    """Look whether what a disk's tables name is there. Raises ToolError when not, and Stopped at a limit."""
+    """Check the tables of a disk. Raises ToolError when they name data that is missing, and Stopped at a limit."""
     try:
         run_limited(
             *("qemu-img", "check", "-q", "-f", form, f"/proc/self/fd/{file}"), limits=limits, files=(file,), user=user
@@ -133,9 +134,9 @@ def check_disk(file: int, form: str, limits: Limits, user: str | None = None) ->
     except ToolError as error:
         if error.code == -_SIGXFSZ:
             raise ToolError("qemu-img check reports more errors than can be shown", error.code) from None
-        if error.code != _LEAKS:  # wasted space harms no one
+        if error.code != _LEAKS:  # wasted space does no harm
             raise
 
 
 def _last_words(argv: tuple[str, ...], code: int, said: str) -> str:
-    return f"{argv[0]} {argv[1]} failed ({code}): {(said.splitlines() or ['it said nothing'])[-1]}"
+    return f"{argv[0]} {argv[1]} failed ({code}): {(said.splitlines() or ['no output'])[-1]}"

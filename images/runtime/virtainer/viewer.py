@@ -3,8 +3,8 @@
     docker exec -i CONTAINER vnc [--password]
 
 Nothing listens for viewers: QEMU gets one end of a pair of sockets for each. It asks them for the last password that
-was set, and admits no viewer before that. QMP's `set_password` sets one, or the first line of stdin, which no list of
-processes shows.
+was set, and admits no viewer before that. QMP's `set_password` sets one, or the first line of stdin, which does not
+appear in process lists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = "viewer"
 
 
 def connect(password: str | None) -> socket.socket:
-    """Return a connection to QEMU's VNC server. Raises qmp.Refused, OSError, or EOFError when QEMU is gone.
+    """Return a connection to QEMU's VNC server. Raises qmp.Refused, OSError, or EOFError when QEMU has ended.
 
     `password` is set before, if there is one.
     """

@@ -57,7 +57,7 @@ class DockerContainer:
 
     @classmethod
     def adopt(cls, engine: DockerEngine, found: Mapping[str, Any]) -> DockerContainer:
-        """Take over an existing container, as the engine describes it."""
+        """Adopt an existing container, as the engine describes it."""
         self = cls.__new__(cls)
         self._begin(engine, found["Name"].lstrip("/"))
         self._id, self._kept = str(found["Id"]), True
@@ -110,7 +110,7 @@ class DockerContainer:
             raise
 
     def follow(self) -> None:
-        # Attaching with earlier output would do, but Podman 4.3 sends wrong frames for it.
+        # Attaching with earlier output would be enough, but Podman 4.3 sends wrong frames for it.
         with self._engine.failures(f"following container {self.name}"):
             started = datetime.fromisoformat(self._api.inspect_container(self.id)["State"]["StartedAt"])
             log = Log(self._api.open_log(self.id, follow=True, since=started.timestamp() - _BEFORE_START_SECONDS))

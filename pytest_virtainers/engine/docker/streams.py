@@ -52,7 +52,7 @@ class HijackedSocket:
     """The connection after the engine has switched from HTTP to a raw stream."""
 
     def __init__(self, sdk_socket: Any) -> None:
-        """Take the connection over from the SDK, which would not close it properly."""
+        """Detach the connection from the SDK, which would not close it properly."""
         response = getattr(sdk_socket, "_response", None)
         self._socket: Any = getattr(sdk_socket, "_sock", sdk_socket)
         self._early = self._read_ahead(response)
@@ -163,7 +163,7 @@ class Log:
     """A container's log as pairs: whether a piece is of stderr, and the piece."""
 
     def __init__(self, response: Any) -> None:
-        """Take over the engine's response."""
+        """Wrap the engine's response."""
         self._response = response
         if isinstance(sock := self._socket(), socket.socket):
             close_in_child(sock)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def sweep(engine: DockerEngine, run_id: str | None) -> list[str]:
     """Remove what dead owners have left, or all that one run owns (see `engine.base.Engine.sweep`).
 
-    Containers end by their lease. They are swept in case that the engine was killed together with their owner.
+    Containers end by their lease. They are swept in case the engine was killed together with their owner.
     """
     if run_id is not None:
         return _remove(engine, lambda labels: ownership.run(labels) == run_id)

@@ -100,7 +100,7 @@ def test_holes_stay_holes(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ((44, ""), "it is no regular file"),
+        ((44, ""), "it is not a regular file"),
         ((1, "cat: \x1b[31mbroken\n"), r"cat: \x1b[31mbroken"),
         ((3, ""), "exit code 3"),
         (RootCommandTimeout("web: a root command did not finish within 6 s"), "it did not finish within 6 s"),

@@ -114,7 +114,7 @@ def test_a_guest_that_keeps_a_device_is_told(
     monkeypatch.setattr(devices, "_UNPLUG_SECONDS", 0.01)
     with FakeQemu(qom_list=[listed("nic1")] * 1000).listening(qmp.SOCKET):
         assert devices.main(["remove", "nic1"]) == 1
-    assert capsys.readouterr().err == "device: the guest has not let go of nic1 in 0.01 s\n"
+    assert capsys.readouterr().err == "device: the guest has not released nic1 in 0.01 s\n"
 
 
 def test_without_a_vm_there_is_no_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def test_an_overlay_of_another_guest_disk_is_refused(header: Header, made_on: st
             head(extensions=extension(0x44415441, b"/store/manifest.json"), size=2**32),
             "names another file for its data",
         ),
-        (None, "is no regular file"),
+        (None, "is not a regular file"),
     ],
 )
 def test_an_overlay_that_leads_to_other_files_is_refused_before_a_tool_of_qemu_sees_it(

@@ -93,8 +93,8 @@ def test_what_becomes_another_template_has_a_seed_of_its_own(
     ("made", "fact"),
     [
         (head(incompatible=4), "keeps its data in another file"),
-        (head(backing=b"json:{}"), "is made on 'json:{}', which is no path"),
-        (head(backing=b"nbd://192.0.2.1/x"), "is made on 'nbd://192.0.2.1/x', which is no path"),
+        (head(backing=b"json:{}"), "is made on 'json:{}', which is not a path"),
+        (head(backing=b"nbd://192.0.2.1/x"), "is made on 'nbd://192.0.2.1/x', which is not a path"),
     ],
 )
 def test_an_overlay_that_was_made_to_lead_elsewhere_is_not_opened(
@@ -162,7 +162,7 @@ def test_memory_goes_into_a_file_of_ours(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(End, match=r"the memory in .*/evidence does not fit: RAM is 65 here, and was 64"):
         template.state_to_resume(Settings.from_env({"RAM": "65"}), folder, None)
     (folder / "state").unlink()
-    with pytest.raises(End, match=r"evidence keeps no memory: FileNotFoundError"):
+    with pytest.raises(End, match=r"evidence has no memory: FileNotFoundError"):
         template.state_to_resume(resumed, folder, None)
 
 

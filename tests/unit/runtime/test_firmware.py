@@ -38,7 +38,7 @@ def test_a_template_without_them_is_not_whole(own: Path, tmp_path: Path) -> None
     with pytest.raises(End) as refusal:
         firmware.variables(own.parent, tmp_path)
     assert refusal.value.reason is Reason.TEMPLATE
-    assert str(refusal.value).endswith(f"the template {tmp_path} is not whole: it has no local_vars.fd")
+    assert str(refusal.value).endswith(f"the template {tmp_path} is incomplete: it has no local_vars.fd")
 
 
 def test_what_cannot_be_opened_is_named(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

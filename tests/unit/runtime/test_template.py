@@ -91,14 +91,14 @@ def test_evidence_without_a_machine_type_is_of_an_earlier_version() -> None:
 def test_a_folder_that_is_no_template_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "template.json").write_text(content)
-    with pytest.raises(End, match="is no template"):
+    with pytest.raises(End, match="is not a template"):
         template.load(Settings.from_env({}), tmp_path, None)
 
 
 def test_a_missing_file_is_told(saved: Path) -> None:
     (saved / "state").unlink()
     found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
-    with pytest.raises(End, match=r"is not whole: .*No such file"):
+    with pytest.raises(End, match=r"is incomplete: .*No such file"):
         template.open_files(found, restore=True)
     for fd in template.open_files(found, restore=False).values():
         os.close(fd)

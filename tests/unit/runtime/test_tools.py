@@ -32,7 +32,7 @@ def test_what_a_program_may_take_grows_with_the_file() -> None:
         ),
         (ROOMY._replace(memory_bytes=2**28), "bytearray(2**29)", "failed (1): MemoryError"),
         (ROOMY, "raise SystemExit('it is broken')", "failed (1): it is broken"),
-        (ROOMY, "raise SystemExit(2)", "failed (2): it said nothing"),
+        (ROOMY, "raise SystemExit(2)", "failed (2): no output"),
     ],
 )
 def test_a_program_is_stopped_at_its_limits(limits: tools.Limits, program: str, words: str) -> None:

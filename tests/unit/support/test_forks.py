@@ -465,9 +465,7 @@ def test_using_a_vm_in_a_child_raises_a_clear_error(vm: VM, name: str) -> None:
         assert answer == FACTS[name]
     else:
         assert answer.startswith(refusal("vm: this VM"))
-        assert answer.endswith(
-            "cannot use it. Use a thread, or open a session of its own with vm.access.ssh_command."
-        )
+        assert answer.endswith("cannot use it. Use a thread, or open a new session with vm.access.ssh_command.")
 
 
 def test_a_child_can_read_the_description_of_a_vm(vm: VM) -> None:

@@ -63,7 +63,7 @@ OUT_OF_MEMORY = event("end", reason="qemu-failed", detail="QEMU was killed (SIGK
         (
             Container(console=b"", ended=True),
             VMGone,
-            "vm has ended: its container said nothing. The last lines of its console:\n  | (the console is empty)",
+            "vm has ended: its container printed nothing. The last lines of its console:\n  | (the console is empty)",
         ),
         (
             Container(console=b"Kernel panic - not syncing: so\r\n", ended=True),

@@ -30,7 +30,7 @@ def test_firmware_that_finds_nothing(last: str, complaint: str) -> None:
 def test_another_processor_has_no_bios() -> None:
     told = firmware.Watch("arm64").look("Shell>")
     assert told.startswith(
-        "its UEFI found nothing to boot from: a disk for another processor needs arch='amd64', else"
+        "its UEFI found nothing to boot from: a disk for another processor needs arch='amd64'; otherwise"
     )
 
 

@@ -235,7 +235,7 @@ def test_a_guest_that_does_not_say_where_it_unpacks_is_an_error(told: bytes, tre
         stdout(told)
         return 0, ""
 
-    with pytest.raises(TransferError, match="to /x in the guest failed in the guest: it said "):
+    with pytest.raises(TransferError, match="to /x in the guest failed in the guest: it printed "):
         transfer.put(lying_shell, tree, "/x", None, 10)
 
 
