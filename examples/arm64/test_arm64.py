@@ -10,7 +10,7 @@ from pytest_virtainers import VM
 pytestmark = [pytest.mark.thorough, pytest.mark.virtainer("arm", arch="arm64", boot_timeout=900)]
 
 
-def test_it_is_another_processor(vm: VM, tmp_path: Path) -> None:
+def test_it_runs_on_another_processor(vm: VM, tmp_path: Path) -> None:
     assert vm.run("uname -m; dpkg --print-architecture").stdout.split() == ["aarch64", "arm64"]
     assert vm.screen.screenshot(tmp_path / "screen.png").read_bytes().startswith(b"\x89PNG")
 

@@ -71,7 +71,7 @@ def answers(url: str, count: int = 6) -> set[str]:
     return found
 
 
-def test_a_server_without_power_is_left_out(cluster: Mapping[str, VM]) -> None:
+def test_a_server_without_power_gets_no_requests(cluster: Mapping[str, VM]) -> None:
     balancer, red = cluster["balancer"], cluster["red"]
     with balancer.forward(80) as url:
         assert answers(url) == {"red", "blue"}

@@ -41,7 +41,7 @@ def test_it_runs_without_root(vm: VM) -> None:
     assert vm.run(["stat", "-c", "%U", f"/proc/{pid}"]).stdout != "root\n"
 
 
-def test_a_crash_is_mended_by_systemd(vm: VM) -> None:
+def test_systemd_restarts_it_after_a_crash(vm: VM) -> None:
     vm.write_text("/etc/systemd/system/hello.service.d/restart.conf", "[Service]\nRestart=always\nRestartSec=0\n")
     vm.run("systemctl daemon-reload", sudo=True)
     before = vm.run("systemctl show --value -p MainPID hello").stdout.strip()

@@ -52,7 +52,7 @@ def own_copy(member: VM) -> str:
     return member.run("etcdctl get color --print-value-only --consistency=s").stdout
 
 
-def test_the_majority_goes_on_without_the_leader(members: list[VM], virtainer_network: Network) -> None:
+def test_the_majority_continues_without_the_leader(members: list[VM], virtainer_network: Network) -> None:
     leader = next(member for member in members if leads(member))
     first, second = (member for member in members if member is not leader)
     leader.run("etcdctl put color red")

@@ -53,20 +53,20 @@ def post(url: str, text: str) -> int:
     return status
 
 
-def test_it_keeps_what_it_is_told(vm: VM) -> None:
+def test_it_keeps_what_is_written(vm: VM) -> None:
     with vm.forward(8080) as url:
         assert post(url, "one\n") == 204
     assert vm.read_text("/var/lib/keeper") == "one\n"
 
 
-def test_a_full_disk_is_told_and_survived(vm: VM) -> None:
+def test_a_full_disk_is_reported_and_survived(vm: VM) -> None:
     with vm.forward(8080) as url:
         with vm.faults.fill_disk("/var/lib"):
             assert post(url, "x" * 100_000) == 507
         assert post(url, "two\n") == 204
 
 
-def test_it_is_back_after_a_power_cut(vm: VM) -> None:
+def test_it_restarts_after_a_power_cut(vm: VM) -> None:
     vm.run("sync")
     vm.crash()
     vm.start()

@@ -41,7 +41,7 @@ def addresses() -> list[str]:
     return sorted(each for each in v4 | v6 if not each.startswith("127."))
 
 
-def is_beside(interface: IPv4Interface) -> bool:
+def is_member_of(interface: IPv4Interface) -> bool:
     """Return whether this host is a member of that network, so that it sends from an address in it.
 
     Nothing is sent. An answer would prove less: some networks accept or refuse connections to any address.

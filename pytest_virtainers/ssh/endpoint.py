@@ -43,7 +43,7 @@ class Endpoint:
     def _take(self, found: Addresses) -> None:
         self._looked, self._silent_tries = time.monotonic(), 0
         self._address = found.address
-        beside = bool(found.address) and host.is_beside(IPv4Interface((found.address, found.prefix)))
+        beside = bool(found.address) and host.is_member_of(IPv4Interface((found.address, found.prefix)))
         self._direct = None if beside else False
 
     @property

@@ -57,7 +57,7 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
 
 
 @pytest.mark.usefixtures("wanted")
-def test_the_next_block_reuses_the_manager_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_block_reuses_the_launcher_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     for _ in range(2):
         with launch():
@@ -172,7 +172,7 @@ def test_files_of_options_are_read_once(wanted: list[Spec], tmp_path: Path) -> N
     assert wanted[0].user_data == {"timezone": "UTC"}
 
 
-def test_the_browser_is_not_given_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_password_is_not_passed_to_the_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others may read command lines."""
     page = "http://127.0.0.1:1/vnc.html#autoconnect=true&resize=scale&password=secret"
     screen = SimpleNamespace(novnc=lambda *, port: contextlib.nullcontext(page))

@@ -251,16 +251,16 @@ def test_sweep_removes_unready_vms_and_the_unused_network(engine: DockerEngine, 
         (":x", None),
     ],
 )
-def test_paths_in_a_vm_are_told_from_paths_here(path: str, parts: tuple[str, str] | None) -> None:
+def test_paths_in_a_vm_are_distinguished_from_local_paths(path: str, parts: tuple[str, str] | None) -> None:
     assert commands._split(path) == parts
 
 
 @pytest.mark.parametrize(("ago", "age"), [(0, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (200000, "2 d")])
-def test_ages(ago: int, age: str) -> None:
+def test_ages_use_the_largest_unit(ago: int, age: str) -> None:
     assert commands._age(int(time.time()) - ago) == age
 
 
-def test_a_list_for_people_and_one_for_programs(
+def test_lists_are_tables_or_json(
     server: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIRTAINER_ENGINE", server.url)
@@ -275,7 +275,7 @@ def test_a_list_for_people_and_one_for_programs(
     assert [each["container"] for each in json.loads(capsys.readouterr().out)] == ["virtainers-off", "virtainers-web"]
 
 
-def test_a_persistent_disk_is_booted_and_its_folder_made(tmp_path: Any) -> None:
+def test_a_persistent_disk_is_booted_and_its_folder_created(tmp_path: Any) -> None:
     settings = resolve([])
     assert spec_for({"name": "db"}, settings, tmp_path).template is False
     assert spec_for({"name": "db"}, settings, None).template is True
@@ -343,7 +343,7 @@ def test_a_silent_log_does_not_end_until_close(engine: DockerEngine, server: Fak
 
 
 @pytest.mark.parametrize(("text", "words"), [("-----BEGIN OPENSSH PRIVATE KEY-----", "this is a private key")])
-def test_keys_that_let_others_in(text: str, words: str, tmp_path: Path) -> None:
+def test_authorized_keys_are_lines_or_files_of_public_keys(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "key.pub").write_text("ssh-ed25519 AAAA me\n\nssh-rsa BBBB me\n")
     checked = check({"authorized_keys": [tmp_path / "key.pub", "ssh-ed25519 CCCC you"]}, "here")
     assert checked["authorized_keys"] == ("ssh-ed25519 AAAA me", "ssh-rsa BBBB me", "ssh-ed25519 CCCC you")
@@ -354,7 +354,7 @@ def test_keys_that_let_others_in(text: str, words: str, tmp_path: Path) -> None:
     assert account["ssh_authorized_keys"] == ["ours", *checked["authorized_keys"]]
 
 
-def test_a_file_that_is_not_there_is_told_in_one_line(
+def test_a_missing_file_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -368,7 +368,7 @@ def test_a_file_that_is_not_there_is_told_in_one_line(
 EVIL = b"boot \x1b]0;owned\x07\x1b[31mred\xc2\x9b0m \xe2\x80\xae end\r\n"
 
 
-def test_logs_control_no_terminal_and_programs_get_them_as_they_are(
+def test_logs_are_escaped_on_terminals_and_unchanged_for_programs(
     server: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def logs(request: BaseHTTPRequestHandler) -> None:
@@ -404,7 +404,7 @@ def test_logs_show_events_as_sentences(
     assert capfdbinary.readouterr().out == b"login: virtainer: guest switched itself off\nTraceback:\nlast"
 
 
-def test_tables_and_messages_control_no_terminal(
+def test_tables_and_messages_are_escaped(
     server: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     show([{"name": "a\x1b[2Jb\nc"}], as_json=False, columns=["name"])
@@ -418,6 +418,6 @@ def test_tables_and_messages_control_no_terminal(
     assert capsys.readouterr().err == "virtainers: [Errno 2] No \\x1b[2J file\n"
 
 
-def test_special_files_are_an_option_of_what_comes_from_a_vm(capsys: pytest.CaptureFixture[str]) -> None:
+def test_special_is_only_for_copies_from_a_vm(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cp", "--special", "./dist", "web:/srv"]) == 2
     assert "--special is only for copies from a VM" in capsys.readouterr().err

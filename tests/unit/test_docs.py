@@ -11,7 +11,7 @@ _TABLES = runpy.run_path(str(ROOT / "docs/tables.py"))
 _NAMED = re.compile(r"`(?:tests/)?(…|(?:[\w/]+/)?test_\w+\.py)(?:::(\w+))?")
 
 
-def test_each_test_that_a_page_names_exists() -> None:
+def test_each_test_named_on_a_page_exists() -> None:
     """A name after `…` is looked for in all files: it is in the one that was named before."""
     sources = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     named = [(page, *each) for page in (ROOT / "docs").glob("*.md") for each in _NAMED.findall(page.read_text())]

@@ -27,11 +27,11 @@ def test_a_failed_command_shows_command_machine_code_and_both_streams() -> None:
     )
 
 
-def test_a_timeout_says_how_long_it_ran() -> None:
+def test_a_timeout_has_its_duration() -> None:
     assert str(CommandTimeout(result(-1), "web")).startswith("'make test' on web was still running after 1.2 s\n")
 
 
-def test_the_two_families_are_apart() -> None:
+def test_the_two_families_are_separate() -> None:
     assert issubclass(CommandFailed, AssertionError)
     assert not issubclass(CommandFailed, VirtainerError)
     assert not issubclass(VirtainerError, AssertionError)
@@ -64,13 +64,13 @@ SHOWN = "\\x1b]0;x\\x07\\x9b1m\\u202e\\udc9b"
     ],
     ids=repr,
 )
-def test_what_a_message_quotes_controls_no_terminal(error: Exception) -> None:
+def test_messages_are_escaped(error: Exception) -> None:
     assert f"web: {SHOWN}" in str(error)
     assert f"web: {SHOWN}" in "".join(traceback.format_exception(error))
     assert str(type(error)(str(error)) if not isinstance(error, CommandFailed) else error).count("\\x1b") == 1
 
 
-def test_nor_do_the_streams_of_a_command() -> None:
+def test_shown_streams_of_a_command_are_escaped() -> None:
     evil = EVIL.encode("utf-8", "surrogateescape") + b"\x9d"
     failed = CommandFailed(result(1, b"out" + evil, b"err\r\n" + evil), "web")
     assert f"out{SHOWN[:-6]}\\x9b\\x9d" in str(failed)
@@ -100,5 +100,5 @@ def test_each_public_error_is_exported_and_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-def test_each_error_says_when_it_is_raised(error: type[Exception]) -> None:
+def test_each_error_documents_when_it_is_raised(error: type[Exception]) -> None:
     assert re.search(r"^    (Raised|Handled) ", error.__doc__ or "", re.MULTILINE)

@@ -20,6 +20,6 @@ def test_each_item_is_in_one_part_with_those_of_its_file(parts: int) -> None:
 
 
 @pytest.mark.parametrize("part", ["0/7", "8/7", "7", "a/b"])
-def test_a_part_that_is_none_is_refused(part: str) -> None:
+def test_an_invalid_part_is_refused(part: str) -> None:
     with pytest.raises(pytest.UsageError, match=rf"--part={part}: N/M is needed, with N from 1 to M"):
         part_of(ITEMS, part)

@@ -69,7 +69,7 @@ def test_what_can_never_fit_is_an_error_at_once(settings: Settings) -> None:
         launcher.launch(spec("big", ram=1024))
 
 
-def test_nobody_waits_for_what_only_this_process_has(engine: DockerEngine, start: Start) -> None:
+def test_memory_of_this_process_is_not_waited_for(engine: DockerEngine, start: Start) -> None:
     start(OURS, 900, 900)
     with (
         pytest.raises(
@@ -96,7 +96,7 @@ def test_a_vm_waits_for_the_memory_of_others(engine: DockerEngine, start: Start)
     end.join()
 
 
-def test_a_clone_counts_with_what_it_takes(
+def test_a_clone_counts_with_what_it_uses(
     engine: DockerEngine, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about = engine.api.info()
@@ -120,7 +120,7 @@ def test_a_clone_counts_with_what_it_takes(
         pass
 
 
-def test_what_a_local_container_takes_is_known_at_once(engine: DockerEngine, start: Start) -> None:
+def test_the_memory_of_a_local_container_is_read_at_once(engine: DockerEngine, start: Start) -> None:
     program = "import sys; held = b'x' * (300 << 20); print('full', file=sys.stderr, flush=True); input()"
     eater = start(OTHERS, 0, 64 * 1024, "python3", "-c", program)
     assert eater.stderr.wait_for(lambda: b"full" in bytes(eater.stderr), 120)
@@ -132,7 +132,7 @@ def test_what_a_local_container_takes_is_known_at_once(engine: DockerEngine, sta
     assert all(300 <= each < 340 for each in used), used
 
 
-def test_a_prefetched_vm_makes_room(settings: Settings, engine: DockerEngine) -> None:
+def test_a_prefetched_vm_is_closed_for_another(settings: Settings, engine: DockerEngine) -> None:
     # 800 MiB: room for a machine that boots (512 + 128), not for a new clone (64 + 128) beside it.
     with build_launcher(replace(settings, max_ram=lambda _whole: 800), SILENT) as launcher:
         ahead = spec("in-the-way")

@@ -9,7 +9,7 @@ from pytest_virtainers import VM, CommandFailed, CommandTimeout, OutputTooLarge,
 from pytest_virtainers.vm import connection, limited
 
 
-def test_as_another_user(session_vm: VM) -> None:
+def test_commands_run_as_another_user(session_vm: VM) -> None:
     assert session_vm.run("id -un", user="nobody").stdout == "nobody\n"
     assert session_vm.run(["id", "-un"], user="daemon", cwd="/").stdout == "daemon\n"
 
@@ -22,7 +22,7 @@ def test_a_timeout_leaves_no_process(session_vm: VM, sudo: bool) -> None:
     session_vm.wait_until_fails(["pgrep", "-x", "-f", "sleep 1111"])
 
 
-def test_bytes_that_are_no_text_are_kept(session_vm: VM) -> None:
+def test_bytes_that_are_not_text_are_kept(session_vm: VM) -> None:
     result = session_vm.run(r"printf '\377\376'; printf '\375' >&2", timeout=30)
     assert (result.stdout_bytes, result.stderr_bytes) == (b"\xff\xfe", b"\xfd")
 
@@ -65,14 +65,14 @@ def test_a_process_gets_signals(session_vm: VM, sudo: bool) -> None:
     assert not session_vm.run(["pgrep", "-f", "[t]ime.sleep"], check=False)
 
 
-def test_the_end_of_a_block_is_the_end_of_its_process(session_vm: VM) -> None:
+def test_a_process_ends_with_its_block(session_vm: VM) -> None:
     with session_vm.popen("exec sleep 2222"):
         session_vm.wait_until_succeeds("pgrep -x -f 'sleep 2222'")
     assert not session_vm.run("pgrep -x -f 'sleep 2222'", check=False)
 
 
 @pytest.mark.parametrize("sudo", [pytest.param(False, marks=pytest.mark.thorough), True])
-def test_not_even_one_that_ignores_its_end_outlives_the_block(session_vm: VM, sudo: bool) -> None:
+def test_a_process_that_ignores_sigterm_ends_with_its_block(session_vm: VM, sudo: bool) -> None:
     stubborn = "trap '' TERM; echo ready; while :; do sleep 3333; done"
     with session_vm.popen(stubborn, sudo=sudo) as process:
         assert next(process.lines(timeout=30)) == "ready"
@@ -102,7 +102,7 @@ def test_the_log_has_all_that_was_done(session_vm: VM) -> None:
     assert "root$ write /tmp/logged (1 B)" in written
 
 
-def test_what_commands_print_is_shown_as_it_comes(session_vm: VM) -> None:
+def test_output_is_shown_while_commands_run(session_vm: VM) -> None:
     shown: list[str] = []
     session_vm.machine.echo = shown.append
     try:
@@ -146,12 +146,12 @@ def test_a_process_that_is_killed_for_its_memory_is_named(session_vm: VM) -> Non
 # thrash for minutes before that.
 @pytest.mark.thorough
 @pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
-def test_a_process_that_memory_is_missing_for_is_named(vm: VM) -> None:
+def test_a_process_killed_without_free_memory_is_named(vm: VM) -> None:
     with pytest.raises(CommandFailed, match=r"--- the guest's kernel\nOut of memory: Killed process \d+ \(tail\)"):
         vm.run("tail /dev/zero", timeout=300)
 
 
-def test_a_connection_that_broke_is_made_anew(session_vm: VM) -> None:
+def test_a_broken_connection_is_made_again(session_vm: VM) -> None:
     session_vm.popen("sleep 1; pkill -9 -x sshd-session", sudo=True)
     began = time.monotonic()
     while session_vm.machine.ssh.current is not None and session_vm.machine.ssh.current.alive:
@@ -160,7 +160,7 @@ def test_a_connection_that_broke_is_made_anew(session_vm: VM) -> None:
     assert session_vm.run("echo again").stdout == "again\n"
 
 
-def test_an_sshd_that_is_dead_is_told(vm_factory: VMFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_sshd_is_reported(vm_factory: VMFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_RECONNECT_SECONDS", 5.0)
     deaf = vm_factory("deaf")
     tried = r"deaf: the SSH connection broke while .* ran; a new connection was tried, and met: .*refused"
@@ -170,7 +170,7 @@ def test_an_sshd_that_is_dead_is_told(vm_factory: VMFactory, monkeypatch: pytest
         deaf.run("true")
 
 
-def test_a_machine_that_is_away_says_so(session_vm: VM) -> None:
+def test_a_paused_machine_is_reported(session_vm: VM) -> None:
     session_vm.pause()
     try:
         with pytest.raises(VMGone, match=r"vm does not run: it is paused; vm\.resume\(\) continues it"):

@@ -39,7 +39,7 @@ def test_a_reverse_tunnel_listens_on_the_guests_loopback_only(session_vm: VM) ->
         assert {row.split()[3] for row in rows} <= {"127.0.0.1:8002", "[::1]:8002"}
 
 
-def test_the_port_of_a_clones_session_is_for_the_engines_host_alone(session_vm: VM) -> None:
+def test_only_the_engines_host_reaches_the_port_of_a_clones_session(session_vm: VM) -> None:
     """A VM's call arrives at the guest, where nothing listens; the inner gateway hangs up on its own guest."""
     assert reaches(session_vm, session_vm.ip, 22), "calls to its own container arrive"
     assert not reaches(session_vm, session_vm.ip, 50022)

@@ -16,7 +16,7 @@ import pytest
 from pytest_virtainers import VM, SnapshotError, VirtainerError, VMGone, WaitTimeout
 
 
-def test_disks_come_and_go(session_vm: VM) -> None:
+def test_disks_are_added_and_removed(session_vm: VM) -> None:
     disk = session_vm.disks.add("64M")
     assert session_vm.run(["blockdev", "--getsize64", disk.path], sudo=True).stdout == f"{64 * 2**20}\n"
     session_vm.run(
@@ -29,7 +29,7 @@ def test_disks_come_and_go(session_vm: VM) -> None:
         session_vm.wait_until_fails(["test", "-e", each.path])
 
 
-def test_cards_come_and_go(session_vm: VM) -> None:
+def test_cards_are_added_and_removed(session_vm: VM) -> None:
     nic = session_vm.nics.add()
     find = f"ip -o link | grep -i {nic.mac} | cut -d: -f2"
     name = session_vm.wait_until_succeeds(f"{find} | grep .").stdout.strip()
@@ -46,7 +46,7 @@ def test_cards_come_and_go(session_vm: VM) -> None:
 
 
 @pytest.mark.virtainer(nics=["devices"])
-def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
+def test_restore_removes_devices_that_were_added_since(vm: VM) -> None:
     card, devices = vm.nics["devices"], "ls /sys/class/net; ls /sys/block"
     disk = vm.disks.add(32)
     with pytest.raises(
@@ -76,7 +76,7 @@ def test_a_snapshot_goes_back_to_the_devices_that_were_there(vm: VM) -> None:
     assert vm.run("true").ok, "it goes on"
 
 
-def test_without_its_cable_the_guest_hears_nothing(session_vm: VM) -> None:
+def test_without_its_cable_the_guest_receives_nothing(session_vm: VM) -> None:
     with session_vm.popen("while :; do cat /sys/class/net/eth0/carrier; sleep 0.2; done >/tmp/carrier"):
         session_vm.wait_until_succeeds("grep 1 /tmp/carrier")
         session_vm.nics.link_down()
@@ -86,7 +86,7 @@ def test_without_its_cable_the_guest_hears_nothing(session_vm: VM) -> None:
     assert "0\n" in session_vm.read_text("/tmp/carrier")
 
 
-def test_the_console_takes_keys_and_answers(session_vm: VM) -> None:
+def test_the_console_accepts_input(session_vm: VM) -> None:
     session_vm.run("systemctl stop serial-getty@ttyS0", sudo=True)
     session_vm.popen("head -n1 </dev/ttyS0 >/tmp/heard; echo thanks >/dev/ttyS0", sudo=True)
     session_vm.wait_until_succeeds("pgrep -x head")
@@ -96,7 +96,7 @@ def test_the_console_takes_keys_and_answers(session_vm: VM) -> None:
     session_vm.run("systemctl start serial-getty@ttyS0", sudo=True)
 
 
-def test_the_console_is_a_place_to_talk(session_vm: VM) -> None:
+def test_expect_matches_answers_on_the_console(session_vm: VM) -> None:
     session_vm.console.send("\n")
     session_vm.console.expect(r"login: ", timeout=6)
     session_vm.console.send("nobody-here\n")
@@ -165,7 +165,7 @@ def arrived(vm: VM, terminal: str, text: str) -> str:
         ("ttyS0", "serial-getty@ttyS0", 20),
     ],
 )
-def test_nothing_of_a_long_text_is_lost(session_vm: VM, terminal: str, login: str, lines: int) -> None:
+def test_a_long_text_is_typed_completely(session_vm: VM, terminal: str, login: str, lines: int) -> None:
     printable = string.ascii_letters + string.digits + string.punctuation + " "
     text = "".join((printable * 6)[number : number + 499] + "\n" for number in range(lines))
     session_vm.run(["systemctl", "stop", login], sudo=True)
@@ -179,7 +179,7 @@ def test_nothing_of_a_long_text_is_lost(session_vm: VM, terminal: str, login: st
     session_vm.run(["systemctl", "start", login], sudo=True)
 
 
-def test_a_machine_that_stands_still_hears_no_keys(session_vm: VM) -> None:
+def test_a_paused_machine_accepts_no_keys(session_vm: VM) -> None:
     session_vm.pause()
     try:
         with pytest.raises(VMGone, match=r"vm does not run: it is paused"):
@@ -188,7 +188,7 @@ def test_a_machine_that_stands_still_hears_no_keys(session_vm: VM) -> None:
         session_vm.resume()
 
 
-def test_qmp_and_its_refusals(session_vm: VM) -> None:
+def test_qmp_returns_results_and_raises_refusals(session_vm: VM) -> None:
     assert session_vm.qmp("query-status")["status"] == "running"
     with pytest.raises(VirtainerError, match="vm: QEMU refuses set_link: Device 'none' not found"):
         session_vm.qmp("set_link", name="none", up=True)

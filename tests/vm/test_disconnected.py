@@ -46,7 +46,7 @@ def fetched(url: str) -> bytes:
     return content
 
 
-def test_the_command_that_runs_says_so_and_the_next_one_goes_through_the_engine(
+def test_a_running_command_fails_and_the_next_one_uses_the_relay(
     vm: VM, engine: DockerEngine, network: Network
 ) -> None:
     direct, before = reached_directly(vm), vm.ip
@@ -88,7 +88,7 @@ def test_the_next_command_does_not_fail(vm: VM, engine: DockerEngine, network: N
     assert vm.read_text("/tmp/file") == "text"
 
 
-def test_a_network_that_is_removed_takes_only_its_card_with_it(
+def test_removing_a_network_affects_only_its_card(
     network: Network, vm_factory: VMFactory, engine: DockerEngine
 ) -> None:
     vm = vm_factory("web", nics=[{"name": network.name, "mode": "existing", "source": network.name}])

@@ -120,7 +120,7 @@ def test_after_sigkill_nothing_is_left(
     assert (run.containers(), run.networks()) == ([], [])
 
 
-def test_what_is_left_without_a_reaper_the_next_run_removes(start: Callable[..., Run], engine: DockerEngine) -> None:
+def test_the_next_run_removes_what_is_left_without_a_reaper(start: Callable[..., Run], engine: DockerEngine) -> None:
     run = start(RUNNING, "killed-with-all")
     run.until_running()
     os.kill(reaper_of(run.process.pid), signal.SIGKILL)
@@ -161,7 +161,7 @@ def owned(engine: DockerEngine) -> dict[str, int]:
     return {name: int(labels["virtainers.owner-pid"]) for name, labels in found.items()}
 
 
-def test_whenever_a_run_is_killed_nothing_of_it_is_left_five_seconds_later(
+def test_five_seconds_after_a_kill_at_any_moment_nothing_is_left(
     launcher: Launcher, engine: DockerEngine, settings: Settings
 ) -> None:
     """`KILLS=100` for a long run."""
@@ -289,7 +289,7 @@ def test_ctrl_c_twice_leaves_nothing(start: Callable[..., Run], engine: DockerEn
 
 
 @pytest.mark.thorough
-def test_a_builder_that_is_killed_is_followed_by_the_one_that_waits(
+def test_a_waiting_process_continues_for_a_killed_builder(
     pytester: pytest.Pytester, start: Callable[..., Run], engine: DockerEngine
 ) -> None:
     killed = start(BOOTING, "built-by-two")

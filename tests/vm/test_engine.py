@@ -75,7 +75,7 @@ def test_a_container_from_its_creation_to_its_end(
         container.run(["true"])
 
 
-def test_files_go_in_and_come_out(container: Container, tmp_path: Path) -> None:
+def test_files_are_copied_in_and_out(container: Container, tmp_path: Path) -> None:
     container.start()
     pieces = [b"x" * 1000, bytes(2**20), b"y"]
     size = sum(map(len, pieces))

@@ -193,7 +193,7 @@ def virtainers(*words: str) -> str:
 
 
 @pytest.mark.thorough
-def test_a_machine_that_was_booted_and_killed_goes_on_with_its_own_seed(pytester: pytest.Pytester) -> None:
+def test_a_booted_and_killed_machine_resumes_with_its_own_seed(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -215,7 +215,7 @@ def test_a_machine_that_was_booted_and_killed_goes_on_with_its_own_seed(pytester
     assert len(set(ids)) == 1, "with another seed, or none, it would have become another instance"
 
 
-def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pytester) -> None:
+def test_with_its_memory_a_machine_resumes_where_it_failed(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -255,7 +255,7 @@ def test_with_its_memory_a_machine_goes_on_where_it_failed(pytester: pytest.Pyte
 
 
 @pytest.mark.thorough
-def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
+def test_a_failed_template_leaves_evidence_and_nothing_in_the_store(
     pytester: pytest.Pytester, launcher: Launcher
 ) -> None:
     pytester.makepyfile(
@@ -328,7 +328,7 @@ def test_a_template_that_fails_leaves_its_machine_and_nothing_in_the_store(
 
 
 @pytest.mark.thorough
-def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_memory(
+def test_memory_is_not_collected_with_added_devices(
     pytester: pytest.Pytester,
 ) -> None:
     pytester.makepyfile(
@@ -354,7 +354,7 @@ def test_without_the_devices_that_were_added_a_machine_could_not_go_on_from_its_
     assert "on disk\n" in virtainers("resume", str(folder), "--", "cat", "mark")
 
 
-def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(pytester: pytest.Pytester) -> None:
+def test_a_stalled_copy_of_the_disk_is_abandoned(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("from pytest_virtainers.evidence import collect; collect._IDLE_SECONDS = 0.5")
     pytester.makepyfile(
         """
@@ -374,7 +374,7 @@ def test_a_copy_of_the_disk_that_does_not_go_on_is_given_up(pytester: pytest.Pyt
     assert (folder / "journal.txt").exists()
 
 
-def test_core_dumps_are_found_where_the_guest_writes_them(pytester: pytest.Pytester) -> None:
+def test_core_dumps_are_collected_from_where_the_guest_writes_them(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -394,7 +394,7 @@ def test_core_dumps_are_found_where_the_guest_writes_them(pytester: pytest.Pytes
     assert core.read_bytes()[:4] == b"\x7fELF"
 
 
-def test_each_try_has_a_folder_and_the_oldest_go(pytester: pytest.Pytester) -> None:
+def test_each_try_has_a_folder_and_the_oldest_are_removed(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_it="""
         import pytest
@@ -442,7 +442,7 @@ def test_a_test_that_is_run_again_has_evidence_of_each_try(pytester: pytest.Pyte
 
 
 @pytest.mark.parametrize(("options", "answers"), [(["--virtainer-hold"], ["\n"]), (["--pdb"], ["vm.name\n", "q\n"])])
-def test_a_failing_machine_is_held_until_one_goes_on(
+def test_a_failing_machine_is_held_until_enter_is_pressed(
     pytester: pytest.Pytester, options: list[str], answers: list[str]
 ) -> None:
     pytester.makepyfile(

@@ -9,7 +9,7 @@ from pytest_virtainers import VM, CommandFailed, VirtainerError, VMFactory
 from tests.vm.shapes import SMALL
 
 
-def test_a_full_disk(session_vm: VM) -> None:
+def test_fill_disk_fills_and_frees_the_disk(session_vm: VM) -> None:
     with session_vm.faults.fill_disk("/var/tmp"):
         full = session_vm.run("head -c 1M /dev/zero >/var/tmp/more", sudo=True, check=False)
         assert "No space left on device" in full.stderr
@@ -21,7 +21,7 @@ def test_a_full_disk(session_vm: VM) -> None:
     assert session_vm.glob("/var/tmp/.virtainer-fill*") == []
 
 
-def test_a_disk_that_is_not_filled_to_the_end_is_emptied(session_vm: VM) -> None:
+def test_an_incomplete_fill_is_undone(session_vm: VM) -> None:
     free = "stat -f -c %f /var/tmp"
     before = int(session_vm.run(free).stdout)
     breaks = '#!/bin/sh\n/usr/bin/fallocate "$@" && touch /run/fell && kill -9 $PPID\n'
@@ -36,7 +36,7 @@ def test_a_disk_that_is_not_filled_to_the_end_is_emptied(session_vm: VM) -> None
     assert int(session_vm.run(free).stdout) > before / 2
 
 
-def test_another_time(session_vm: VM) -> None:
+def test_set_clock_sets_and_restores_the_time(session_vm: VM) -> None:
     session_vm.run("systemctl start systemd-timesyncd", sudo=True)
     with session_vm.faults.set_time(datetime(2038, 1, 19, 3, 14, tzinfo=UTC)):
         assert session_vm.run("date -u +%F").stdout == "2038-01-19\n"
@@ -47,7 +47,7 @@ def test_another_time(session_vm: VM) -> None:
     session_vm.run("systemctl stop systemd-timesyncd", sudo=True)
 
 
-def test_no_network_but_our_own(vm_factory: VMFactory) -> None:
+def test_block_network_blocks_all_but_ssh(vm_factory: VMFactory) -> None:
     first, second = vm_factory("first", **SMALL), vm_factory("second", **SMALL)
     ping, patient_ping = (["ping", "-c", "1", "-W", seconds, second.ip] for seconds in ("3", "30"))
     first.run(patient_ping)
@@ -62,7 +62,7 @@ def test_no_network_but_our_own(vm_factory: VMFactory) -> None:
 
 
 @pytest.mark.parametrize("limit", [{"iops": 20}, {"bytes_per_second": 100_000}])
-def test_a_slow_disk(session_vm: VM, limit: dict[str, int]) -> None:
+def test_slow_disk_throttles_the_disk(session_vm: VM, limit: dict[str, int]) -> None:
     write = "LC_ALL=C dd if=/dev/zero of=/var/tmp/slow bs=4k count=100 oflag=direct conv=notrunc"
 
     def seconds() -> float:

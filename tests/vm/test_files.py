@@ -56,7 +56,7 @@ def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, 
     assert session_vm.run("cd /var/tmp/broken && find . -type f", sudo=True).stdout == "./tree/old\n"
 
 
-def test_paths_that_match_a_pattern_are_found_in_order(session_vm: VM) -> None:
+def test_glob_returns_matching_paths_sorted(session_vm: VM) -> None:
     session_vm.run("mkdir /var/tmp/found && cd /var/tmp/found && touch b.log 'a b.log' c.txt && ln -s /none d.log")
     assert session_vm.glob("/var/tmp/found/*.log") == [
         "/var/tmp/found/a b.log",
@@ -68,6 +68,6 @@ def test_paths_that_match_a_pattern_are_found_in_order(session_vm: VM) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["found/*", "/var/a b*", "/var/$HOME/*", "/var/`id`"])
-def test_what_is_more_than_a_pattern_is_refused(session_vm: VM, pattern: str) -> None:
+def test_glob_refuses_shell_code(session_vm: VM, pattern: str) -> None:
     with pytest.raises(ValueError, match="an absolute pattern without blanks"):
         session_vm.glob(pattern)

@@ -13,7 +13,7 @@ from pytest_virtainers.launching.launcher import Launcher
 
 
 @pytest.mark.virtainer("uefi", ram="768M", firmware="uefi")
-def test_uefi_is_there_in_a_clone_which_reboots_with_its_name_and_variables(vm: VM) -> None:
+def test_a_uefi_clone_reboots_with_its_name_and_variables(vm: VM) -> None:
     assert vm.run("ls /sys/firmware/efi").stdout
     vm.run("modprobe efivarfs; mount -t efivarfs none /sys/firmware/efi/efivars", sudo=True)
     name = "/sys/firmware/efi/efivars/Mark-12345678-1234-1234-1234-123456789abc"
@@ -35,7 +35,7 @@ def test_uefi_is_there_in_a_clone_which_reboots_with_its_name_and_variables(vm: 
     ],
     ids=["bios", "uefi", "arm64"],
 )
-def test_a_disk_that_does_not_boot_from_it_is_told_at_once(
+def test_a_disk_for_other_firmware_is_reported_at_once(
     launcher: Launcher, settings: Settings, tmp_path: Path, machine: dict[str, str], other: str
 ) -> None:
     disk = tmp_path / "empty.raw"
@@ -43,7 +43,7 @@ def test_a_disk_that_does_not_boot_from_it_is_told_at_once(
     disk.write_bytes(gives_up + bytes(508) + b"\x55\xaa" + bytes(2**20 - 512))
     wanted = {"image": str(disk), "ram": "256M", "template": False, **machine}
     spec = merge(settings.shape, check(wanted, "here"))
-    with pytest.raises(BootError, match=f"found nothing to boot from: .* needs {other}, else"):
+    with pytest.raises(BootError, match=f"found nothing to boot from: .* needs {other}; otherwise"):
         launcher.launch(spec)
     assert not launcher.failed.vms
 

@@ -109,9 +109,7 @@ done
 """
 
 
-def test_a_forked_child_touches_nothing_and_does_not_keep_the_vm_when_its_parent_dies(
-    engine: DockerEngine, tmp_path: Path
-) -> None:
+def test_a_forked_child_changes_nothing_and_does_not_keep_the_vm_alive(engine: DockerEngine, tmp_path: Path) -> None:
     errors = tmp_path / "errors"
     with (
         errors.open("wb") as said,
@@ -169,9 +167,7 @@ def test_next(vm):
 """
 
 
-def test_a_child_that_goes_on_with_the_test_session_ends_nothing_of_it(
-    pytester: pytest.Pytester, runtime_image: str
-) -> None:
+def test_a_child_that_continues_the_test_session_ends_nothing(pytester: pytest.Pytester, runtime_image: str) -> None:
     pytester.makepyfile(TESTS)
     options = ["-p", "no:cacheprovider", "--virtainer-keep", "failed"]
     ran = pytester.runpytest_subprocess(*options)

@@ -19,13 +19,13 @@ MIB = 1024 * 1024
 ODD_NAMES = ["with space", 'it\'s "quoted"', "new\nline", "ünïcødé-日本", "-dash;$HOME"]
 
 
-def test_a_command_gives_code_and_both_streams(session_vm: VM) -> None:
+def test_a_command_returns_its_exit_code_and_both_streams(session_vm: VM) -> None:
     result = session_vm.run("echo out; echo err >&2; exit 7", check=False)
     assert (result.exit_code, result.stdout, result.stderr, result.ok) == (7, "out\n", "err\n", False)
     assert 0 < result.duration < 60
 
 
-def test_a_failed_command_is_an_assertion_with_all_that_was_seen(session_vm: VM) -> None:
+def test_a_failed_command_is_an_assertion_error_with_its_output(session_vm: VM) -> None:
     with pytest.raises(CommandFailed) as caught:
         session_vm.run(["ls", "/no such"])
     assert "ls '/no such'\" on vm ended with exit code 2" in str(caught.value)
@@ -68,14 +68,14 @@ def test_fifty_megabytes_on_both_streams(session_vm: VM) -> None:
     assert (len(result.stdout_bytes), len(result.stderr_bytes)) == (50 * MIB, 50 * MIB)
 
 
-def test_a_process_left_behind_does_not_hold_the_call(session_vm: VM) -> None:
+def test_a_background_process_does_not_block_run(session_vm: VM) -> None:
     began = time.monotonic()
     assert session_vm.run("sleep 300 & echo started").stdout == "started\n"
     assert time.monotonic() - began < 100
     session_vm.run("pkill sleep")
 
 
-def test_nor_does_one_that_goes_on_talking(session_vm: VM) -> None:
+def test_a_background_process_that_prints_does_not_block_run(session_vm: VM) -> None:
     began = time.monotonic()
     result = session_vm.run("while sleep 0.3; do echo more; done & echo started", timeout=60)
     assert result.stdout.startswith("started\n")
@@ -93,7 +93,7 @@ def test_a_timeout_keeps_what_was_printed(session_vm: VM) -> None:
     assert session_vm.run("echo alive").stdout == "alive\n"
 
 
-def test_a_timeout_holds_when_the_guest_hangs(session_vm: VM) -> None:
+def test_a_timeout_applies_when_the_guest_hangs(session_vm: VM) -> None:
     container = session_vm.machine.container
     assert container.run(["qmp", '{"execute": "stop"}'])[0] == 0
     began = time.monotonic()
@@ -159,7 +159,7 @@ def test_text_files(session_vm: VM) -> None:
         session_vm.read_text("/etc/none")
 
 
-def test_openssh_gets_in_with_the_printed_command(session_vm: VM) -> None:
+def test_openssh_logs_in_with_the_printed_command(session_vm: VM) -> None:
     def ssh_says() -> str:
         words = [*shlex.split(session_vm.access.ssh_command), "echo $((6*7))"]
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
@@ -174,7 +174,7 @@ def test_openssh_gets_in_with_the_printed_command(session_vm: VM) -> None:
         endpoint._direct = direct
 
 
-def test_the_relay_serves_where_no_route_leads(session_vm: VM, engine: DockerEngine) -> None:
+def test_the_relay_works_without_a_route(session_vm: VM, engine: DockerEngine) -> None:
     relayed = Endpoint(engine, session_vm.machine.container)
     relayed._direct = False
     connection = client.log_in(relayed.dial(60), session_vm.user, session_vm.machine.keys, 60)

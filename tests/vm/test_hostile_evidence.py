@@ -99,7 +99,7 @@ def refused(folder: Path, *words: str, **how: Any) -> str:
     return last.removeprefix("virtainers: ").replace(f"{folder}/", "")
 
 
-def test_shell_words_in_the_guests_key_run_nowhere(folder: Path, launcher: Launcher, tmp_path: Path) -> None:
+def test_shell_words_in_the_key_of_a_guest_do_not_run(folder: Path, launcher: Launcher, tmp_path: Path) -> None:
     digest = json.loads((folder / "manifest.json").read_text())["guest"]["digest"]
     manifest, mark = json.dumps({"disk": {"sha256": digest}}), f"ran-{secrets.token_hex(4)}"
     change(folder, guest={"key": f"x; touch /store/{mark}; echo '{manifest}' #"})
@@ -113,7 +113,7 @@ def test_shell_words_in_the_guests_key_run_nowhere(folder: Path, launcher: Launc
         assert mark not in shop.shell("ls -A /store").split()
 
 
-def test_a_user_that_is_an_option_of_ssh_runs_nothing_here(folder: Path, tmp_path: Path) -> None:
+def test_a_user_that_looks_like_an_ssh_option_is_refused(folder: Path, tmp_path: Path) -> None:
     change(folder, user=f"-oProxyCommand=touch {tmp_path}/ran;#")  # type: ignore[arg-type]
     said = refused(folder, "--disk-only", "--", "true")
     assert said.startswith("manifest.json: user='-oProxyCommand=touch ")
@@ -131,7 +131,7 @@ def test_a_library_among_the_variables_is_not_loaded(folder: Path) -> None:
         )
 
 
-def test_memory_of_others_is_loaded_only_on_request(folder: Path, tmp_path: Path) -> None:
+def test_memory_of_other_users_is_loaded_only_on_request(folder: Path, tmp_path: Path) -> None:
     said = refused(folder, "--", "true", cache=tmp_path)
     assert said.startswith("memory.state was not written by a run of this user on this machine, and QEMU does not ")
     look = "cat mark /dev/shm/file || true"
@@ -139,7 +139,7 @@ def test_memory_of_others_is_loaded_only_on_request(folder: Path, tmp_path: Path
     assert out == f"{WORDS}\nin memory\n", said
 
 
-def test_ones_own_memory_goes_on_unless_it_was_changed(folder: Path) -> None:
+def test_own_memory_is_loaded_unless_it_was_changed(folder: Path) -> None:
     _, out, said = resume(folder, "--", "cat mark /dev/shm/file || true")
     assert out == f"{WORDS}\nin memory\n", said
     state = folder / "memory.state"
@@ -175,7 +175,7 @@ def test_a_disk_whose_data_is_a_file_of_the_store_is_not_read(
     assert not [each.name for each in tmp_path.iterdir() if each != folder]
 
 
-def test_where_a_disk_is_used_its_header_is_looked_at_again(
+def test_the_header_of_a_disk_is_checked_again_before_its_use(
     folder: Path, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if it had been exchanged in between."""
@@ -194,7 +194,7 @@ def test_where_a_disk_is_used_its_header_is_looked_at_again(
         launcher.discard(vm)
 
 
-def test_a_guest_image_that_strangers_name_is_not_read_here(folder: Path, tmp_path: Path) -> None:
+def test_a_guest_image_named_by_untrusted_evidence_is_not_read(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.img").write_bytes(bytes(510) + b"\x55\xaa")
     change(folder, spec={"image": str(tmp_path / "secret.img")}, guest={"key": "gone", "digest": "0" * 64})
     said = refused(folder, "--disk-only", "--", "true")
@@ -202,7 +202,7 @@ def test_a_guest_image_that_strangers_name_is_not_read_here(folder: Path, tmp_pa
     assert ": the guest image is not in the store, and untrusted evidence cannot make this machine read or" in said
 
 
-def test_honest_evidence_of_others_is_exported(folder: Path, tmp_path: Path) -> None:
+def test_evidence_of_other_users_can_be_exported(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "flat"
     code, out, said = resume(folder, "--export", str(target), cache=tmp_path / "cache")
     assert (code, out) == (0, f"{target}: a self-contained disk\n"), said
@@ -212,7 +212,7 @@ def test_honest_evidence_of_others_is_exported(folder: Path, tmp_path: Path) -> 
     assert target.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, launcher: Launcher) -> None:
+def test_a_vm_sees_only_its_own_places_of_the_store(vm: VM, launcher: Launcher) -> None:
     template = vm.machine.container.environment["TEMPLATE"]
     code, listed = vm.machine.container.run(["find", "/store", "-mindepth", "1", "-maxdepth", "2", "-type", "d"])
     assert code == 0
@@ -231,7 +231,7 @@ def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, launcher: Launcher) -
         assert b"Read-only file system" in said
 
 
-def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
+def test_a_detached_vm_keeps_the_volume_in_use_without_seeing_it(
     vm: VM, launcher: Launcher, settings: Settings, engine: DockerEngine
 ) -> None:
     """Or the engine's `volume prune` would take the disk that its own is made on."""
@@ -251,7 +251,7 @@ def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
         assert set(seen.decode().split()) == set(own.decode().split())
 
 
-def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(launcher: Launcher, settings: Settings) -> None:
+def test_a_vm_that_becomes_a_template_writes_only_to_its_own_folder(launcher: Launcher, settings: Settings) -> None:
     guest = launcher.guests.get(settings.shape["image"])
     spec = merge(settings.shape, check({**SMALL, "name": "vm"}, "here"))
     with launcher.store.open() as shop, shop.scratch() as scratch, shop.scratch() as other:
@@ -269,9 +269,7 @@ def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(launcher: L
         assert shop.shell('ls -A "$1" "$2"', scratch, other)
 
 
-def test_a_template_that_another_process_has_just_removed_is_a_bad_one(
-    launcher: Launcher, settings: Settings
-) -> None:
+def test_a_template_removed_by_another_process_is_bad(launcher: Launcher, settings: Settings) -> None:
     """So it is made again. Docker does not mount what is not there; Podman makes it, and it is empty."""
     guest = launcher.guests.get(settings.shape["image"])
     spec = merge(settings.shape, check({**SMALL, "name": "web"}, "here"))

@@ -63,7 +63,7 @@ def make_evil(vm: VM, folder: Path, *streams: bytes) -> None:
     vm.run("mkdir /srv/tree && mv /usr/bin/tar.new /usr/bin/tar", sudo=True)
 
 
-def test_a_tree_that_is_copied_again_and_again_changes_nothing_outside(vm: VM, tmp_path: Path, victim: Path) -> None:
+def test_repeated_copies_of_a_tree_change_nothing_outside(vm: VM, tmp_path: Path, victim: Path) -> None:
     folder, file, link = tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.SYMTYPE
     top = ("tree", folder, "", 0o755)
     make_evil(
@@ -96,7 +96,7 @@ def test_a_tree_that_is_copied_again_and_again_changes_nothing_outside(vm: VM, t
     assert skipped in vm.log.text
 
 
-def test_special_files_do_not_arrive_unless_they_are_asked_for(vm: VM, tmp_path: Path) -> None:
+def test_special_files_are_skipped_unless_requested(vm: VM, tmp_path: Path) -> None:
     vm.run(
         "mkdir /srv/tree && cd /srv/tree && cp /bin/true program && chmod 4755 program && mkfifo fifo "
         "&& mknod null c 1 3 && ln -s /etc/passwd passwd && ln -s program inside && touch a",

@@ -90,7 +90,7 @@ os.close(port)
 
 
 @SHAPE
-def test_what_a_guest_writes_to_its_helpers_port_decides_nothing(vm: VM) -> None:
+def test_output_on_the_port_of_the_helper_changes_nothing(vm: VM) -> None:
     said = vm.machine.health.supervisor
     accel, done = said.accel, said.helpers_done
     assert accel in {"kvm", "tcg"}

@@ -43,7 +43,7 @@ def image(server: HostileServer) -> str:
 
 
 @pytest.mark.each_engine
-def test_a_packed_disk_comes_into_the_store_and_is_fetched_once(server: HostileServer, shop: Workshop) -> None:
+def test_a_compressed_disk_is_downloaded_once_into_the_store(server: HostileServer, shop: Workshop) -> None:
     server.content = lzma.compress(DISK)
     server.days = [cut(100)]
     guest = images.ensure(image(server), "auto", shop, SILENT)
@@ -55,7 +55,7 @@ def test_a_packed_disk_comes_into_the_store_and_is_fetched_once(server: HostileS
     assert len(server.ranges) == 2
 
 
-def test_the_disks_in_the_store_are_compared_with_what_they_were(
+def test_images_verify_compares_the_disks_in_the_store(
     server: HostileServer,
     shop: Workshop,
     tmp_path: Path,
@@ -94,7 +94,7 @@ def test_the_disks_in_the_store_are_compared_with_what_they_were(
 
 
 @pytest.mark.parametrize("kind", ["raw", "vmdk", "vhdx"])
-def test_disks_of_all_kinds_become_one(shop: Workshop, tmp_path: Path, kind: str) -> None:
+def test_disks_of_all_formats_become_the_same_qcow2(shop: Workshop, tmp_path: Path, kind: str) -> None:
     raw, came = tmp_path / "store" / "raw", tmp_path / "store" / f"came.{kind}"
     raw.write_bytes(DISK + bytes(32 * 2**20))
     shop.shell(f"cd /store && qemu-img convert -f raw -O {kind} raw {came.name}")
@@ -109,7 +109,7 @@ def test_disks_of_all_kinds_become_one(shop: Workshop, tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize("subformat", ["monolithicSparse", "streamOptimized"])
-def test_a_vmdk_that_is_cut_short_is_refused(shop: Workshop, tmp_path: Path, subformat: str) -> None:
+def test_a_truncated_vmdk_is_refused(shop: Workshop, tmp_path: Path, subformat: str) -> None:
     (tmp_path / "store" / "raw").write_bytes(DISK + os.urandom(4 * 2**20))
     shop.shell(f"cd /store && qemu-img convert -f raw -O vmdk -o subformat={subformat} raw whole.vmdk")
     cut_short = tmp_path / "a.vmdk"
@@ -129,7 +129,7 @@ def ran(shop: Workshop) -> Callable[[], list[str]]:
     return lambda: shop.shell("cat /tmp/ran && : >/tmp/ran").splitlines()
 
 
-def test_hostile_disks_are_refused_before_qemu_looks(
+def test_hostile_disks_are_refused_before_qemu_opens_them(
     shop: Workshop, tmp_path: Path, ran: Callable[[], list[str]]
 ) -> None:
     """All of them by the helper's command; those of reports about other products all the way from a file."""
@@ -157,7 +157,7 @@ def test_hostile_disks_are_refused_before_qemu_looks(
 
 
 @pytest.mark.each_engine
-def test_honest_disks_are_taken_with_the_format_that_we_have_seen_and_by_a_user_without_rights(
+def test_honest_disks_are_converted_with_the_found_format_by_an_unprivileged_user(
     shop: Workshop, tmp_path: Path, ran: Callable[[], list[str]]
 ) -> None:
     user = shop.shell("id -u qemu").strip()
@@ -249,7 +249,7 @@ def packed(content: dict[str, bytes | str | None]) -> bytes:
 
 
 @pytest.mark.each_engine
-def test_layouts_of_container_images(engine: DockerEngine, shop: Workshop) -> None:
+def test_disks_are_found_in_all_layouts_of_container_images(engine: DockerEngine, shop: Workshop) -> None:
     for number, (layout, (content, words)) in enumerate(LAYOUTS.items()):
         reference = f"localhost/virtainers-test:layout-{number}"
         engine.api.import_image_from_data(packed(content), repository=reference)
@@ -270,7 +270,7 @@ def test_layouts_of_container_images(engine: DockerEngine, shop: Workshop) -> No
 
 
 @pytest.mark.each_engine
-def test_a_container_image_without_a_disk(shop: Workshop, runtime_image: str) -> None:
+def test_a_container_image_without_a_disk_is_refused(shop: Workshop, runtime_image: str) -> None:
     with pytest.raises(ImageError, match=r"it has no disk at /image or /disk\. An image of virtainers images"):
         images.ensure(f"docker-image://{runtime_image}", "auto", shop, SILENT)
     assert shop.shell("find /store -type f").split() == []
@@ -278,7 +278,7 @@ def test_a_container_image_without_a_disk(shop: Workshop, runtime_image: str) ->
         images.ensure("docker-image://localhost/virtainers-test:none", "auto", shop, SILENT)
 
 
-def test_what_is_no_disk_leaves_nothing(server: HostileServer, shop: Workshop, tmp_path: Path) -> None:
+def test_files_that_are_not_disks_leave_nothing(server: HostileServer, shop: Workshop, tmp_path: Path) -> None:
     server.content = b"<html>Please log in</html>" * 1000
     with pytest.raises(
         ImageError,
@@ -293,7 +293,7 @@ def test_what_is_no_disk_leaves_nothing(server: HostileServer, shop: Workshop, t
 
 
 @pytest.mark.each_engine
-def test_a_prepared_virtainer_is_started_by_the_engine_itself(engine: DockerEngine, tmp_path: Path) -> None:
+def test_a_baked_image_is_started_by_the_engine_itself(engine: DockerEngine, tmp_path: Path) -> None:
     """It has the guest's very disk, runs it without anything of ours, and is taken back as a guest image."""
     tag = "localhost/virtainers-test/debian:13"
     baked = subprocess.run(

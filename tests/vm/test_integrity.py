@@ -185,7 +185,7 @@ TESTS = """
 """
 
 
-def test_a_run_from_a_damaged_file_says_so_and_fails(store: Store, pytester: pytest.Pytester) -> None:
+def test_a_run_from_a_damaged_file_fails_and_reports_it(store: Store, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
     run = ("-p", "no:cacheprovider", f"--virtainer-store={store.folder}")
     store.flip_unused()

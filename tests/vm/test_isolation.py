@@ -99,7 +99,7 @@ def test_services_of_the_host_are_out_of_reach(
 
 
 @needs_ears
-def test_without_internet_nothing_leaves_not_even_a_question(vms: Mapping[str, VM]) -> None:
+def test_without_internet_nothing_leaves_not_even_dns_queries(vms: Mapping[str, VM]) -> None:
     """The question for a name that nobody has gets as far as the host for one machine, and nowhere for the other."""
     for name, leaves in (("a", True), ("alone", False)):
         word = f"leak-{secrets.token_hex(4)}"
@@ -114,7 +114,7 @@ def test_without_internet_nothing_leaves_not_even_a_question(vms: Mapping[str, V
         assert bool(set(on) - bridge) == leaves, f"{name}: {on}"
 
 
-def test_without_internet_they_have_each_other(vms: Mapping[str, VM]) -> None:
+def test_without_internet_vms_still_reach_each_other(vms: Mapping[str, VM]) -> None:
     alone, mate = vms["alone"], vms["mate"]
     assert reaches(alone, "mate")
     assert reaches(mate, alone.ip)
@@ -143,7 +143,7 @@ def inner_address(vm: VM, family: str = "-4") -> str:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_the_first_card_sends_from_the_guests_own_address_alone(vms: Mapping[str, VM], version: int) -> None:
+def test_the_first_card_sends_only_from_its_own_address(vms: Mapping[str, VM], version: int) -> None:
     """As the root of a guest may forge it: a neighbour's address, its host's, that of somebody in the world."""
     vm, mate = (vms[name] for name in (("a", "b") if version == 4 else ("six", "seven")))
     if version == 4:
@@ -164,7 +164,7 @@ def test_the_first_card_sends_from_the_guests_own_address_alone(vms: Mapping[str
         assert heard_before_last(heard) == ["own"]
 
 
-def test_a_card_on_no_wire_sends_from_its_own_addresses_alone(vms: Mapping[str, VM]) -> None:
+def test_a_card_sends_only_from_its_own_addresses_unless_on_a_wire(vms: Mapping[str, VM]) -> None:
     vm, mate = vms["other"], vms["its-mate"]
     card, there = vm.nics["lan"], mate.nics["lan"]
     network = card.network
@@ -192,7 +192,7 @@ def test_a_card_on_no_wire_sends_from_its_own_addresses_alone(vms: Mapping[str, 
     assert free not in mate.run("ip neigh").stdout
 
 
-def test_a_card_whose_address_is_not_given_has_any_but_the_hosts(vms: Mapping[str, VM]) -> None:
+def test_a_card_without_an_address_may_use_any_except_the_hosts(vms: Mapping[str, VM]) -> None:
     """It is how a machine on an ordinary network takes over another one's address."""
     mate, vm = vms["other"], vms["its-mate"]
     card = vm.nics["lan-too"]

@@ -60,7 +60,7 @@ def layer(launcher: Launcher, further_key: str) -> Iterator[VM]:
     launcher.discard(vm)
 
 
-def test_a_layer_has_what_was_asked_for_without_a_boot(layer: VM) -> None:
+def test_a_layer_has_all_additions_without_a_boot(layer: VM) -> None:
     assert "Linux version" not in layer.console.text
     said = layer.run("cat '/srv/a b/c'; echo; cat /srv/ran; stat -c '%a %U' '/srv/a b/c'; ls '/srv/a file'; hostname")
     assert said.stdout == f"file {UNIQUE}\n42 root /\n644 root\n/srv/a file\nlayer\n"
@@ -90,14 +90,14 @@ def test_a_layer_is_another_machine_than_its_plain_template(launcher: Launcher, 
     assert "New session" in layer.run("journalctl -b -u systemd-logind", sudo=True).stdout, "the journal goes on"
 
 
-def test_the_session_of_a_layer_is_a_login_after_all_was_prepared(layer: VM) -> None:
+def test_the_session_of_a_layer_is_a_login_after_prepare(layer: VM) -> None:
     assert layer.run("echo $SSH_CONNECTION").stdout.split()[0] == "UNKNOWN", "it goes on in clones"
     assert "games" in layer.run("id -nG").stdout.split()
     assert layer.run("pgrep -fc virtainer-clone.py", check=False).stdout == "1\n"
     assert layer.run("pgrep -fc '[s]shd-session: debian .priv'", check=False).stdout in {"1\n", "2\n"}
 
 
-def test_a_new_login_is_made_only_where_it_may_be_another(launcher: Launcher, layer: VM) -> None:
+def test_a_new_login_is_made_only_if_it_may_differ(launcher: Launcher, layer: VM) -> None:
     plain = launcher.launch(spec("plain"))
     kept = launcher.launch(spec("kept", run_commands=[f"touch /srv/{UNIQUE}"]))
     former, same, other = (vm.run("echo $PPID").stdout for vm in (plain, kept, layer))  # the sshd of the session
@@ -107,7 +107,7 @@ def test_a_new_login_is_made_only_where_it_may_be_another(launcher: Launcher, la
         launcher.discard(vm)
 
 
-def test_a_layer_needs_its_plain_template_no_more(launcher: Launcher, layer: VM) -> None:
+def test_a_layer_does_not_need_its_plain_template(launcher: Launcher, layer: VM) -> None:
     plain = template_of(launcher, spec("plain"))
     with launcher.store.open() as shop:
         said = shop.shell(
@@ -140,7 +140,7 @@ def test_a_command_that_fails_in_a_layer_fails_the_launch_as_in_a_boot(launcher:
 
 
 @pytest.mark.thorough
-def test_packages_of_a_layer_are_the_work_of_cloud_init(launcher: Launcher) -> None:
+def test_cloud_init_installs_the_packages_of_a_layer(launcher: Launcher) -> None:
     vm = launcher.launch(spec("packages", packages=["hello"], run_commands=[f"hello >/srv/{UNIQUE}"]))
     assert "Linux version" not in vm.console.text
     assert vm.read_text(f"/srv/{UNIQUE}") == "Hello, world!\n"

@@ -119,7 +119,7 @@ def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Doc
     assert "no detached VM is called tests-web: there is none" in virtainers("ssh", "tests-web", fails=True).stderr
 
 
-def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
+def test_restore_brings_back_memory_and_disk(virtainers: Virtainers) -> None:
     virtainers("run", "--detach", "--name", "tests-past", *SHAPE, "--", "sh", "-c", "echo before >state")
     virtainers("snapshot", "tests-past", "t1")
     virtainers("exec", "tests-past", "--", "sh", "-c", "echo after >state")
@@ -155,7 +155,9 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
 
 
 @pytest.mark.each_engine
-def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtainers, engine: DockerEngine) -> None:
+def test_machines_find_each_other_and_may_be_removed_at_their_end(
+    virtainers: Virtainers, engine: DockerEngine
+) -> None:
     virtainers("run", "--detach", "--name", "tests-one", *SHAPE)
     virtainers("run", "--detach", "--rm", "--name", "tests-two", *SHAPE, "--", "ping", "-c1", "-W30", "tests-one")
     virtainers("stop", "tests-two")
@@ -176,7 +178,7 @@ def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtai
 
 @pytest.mark.each_engine
 @pytest.mark.parametrize("reaped", [True, False])
-def test_one_that_is_killed_before_it_is_ready_is_removed_at_once_or_by_the_next(
+def test_a_machine_killed_before_it_is_ready_is_removed(
     virtainers: Virtainers, engine: DockerEngine, *, reaped: bool
 ) -> None:
     words = ("run", "--detach", "--name", "tests-half", *SHAPE, "--cold")
@@ -202,7 +204,7 @@ def test_one_that_is_killed_before_it_is_ready_is_removed_at_once_or_by_the_next
     assert left(engine) == []
 
 
-def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
+def test_a_disk_persists_in_a_folder(virtainers: Virtainers, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir(mode=0o700)
     if os.geteuid() == 0:
         os.chown(tmp_path / "disk", 1000, 1000)  # as of a user who may use the engine
@@ -245,7 +247,7 @@ def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_switched_on_again_and_what_was_committed_boots(virtainers: Virtainers, tmp_path: Path) -> None:
+def test_a_machine_starts_again_and_its_committed_disk_boots(virtainers: Virtainers, tmp_path: Path) -> None:
     virtainers("run", "--detach", "--name", "tests-first", *SHAPE, "--", "sh", "-c", "echo kept >state; sync")
     virtainers("stop", "tests-first")
     virtainers("start", "tests-first")

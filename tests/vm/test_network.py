@@ -52,7 +52,7 @@ def test_each_finds_the_others_by_name(vms: Mapping[str, VM]) -> None:
         assert other.name not in vm.run("cat /etc/hosts | cut -f2- -d' '").stdout.split()
 
 
-def test_a_wire_carries_whatever_frames_there_are(vms: Mapping[str, VM]) -> None:
+def test_a_wire_carries_frames_of_any_protocol(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
     for name in ("a-wire", "wire"):
         here, there = a.nics[name], b.nics[name]
@@ -91,7 +91,7 @@ def test_nothing_leaves_a_wire(vms: Mapping[str, VM]) -> None:
 
 @needs_ears  # root's, as is the firewall
 @pytest.mark.skipif(shutil.which("iptables") is None, reason="this host has no iptables")
-def test_no_firewall_of_the_host_harms_a_wire(vms: Mapping[str, VM]) -> None:
+def test_firewalls_of_the_host_do_not_affect_a_wire(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
     subnet = str(wire(vms, "wire").subnet)
     rule = ["FORWARD", "-s", subnet, "-j", "DROP"]
@@ -102,7 +102,7 @@ def test_no_firewall_of_the_host_harms_a_wire(vms: Mapping[str, VM]) -> None:
         subprocess.run(["iptables", "-D", *rule], check=True)
 
 
-def test_the_first_card_stays_the_way_out(vms: Mapping[str, VM]) -> None:
+def test_the_default_route_stays_on_the_first_card(vms: Mapping[str, VM]) -> None:
     for vm in vms.values():
         assert [line.split()[4] for line in vm.run("ip route show default").stdout.splitlines()] == ["eth0"]
         code, said = vm.machine.container.run(["ip", "route", "show", "default"])
@@ -112,7 +112,7 @@ def test_the_first_card_stays_the_way_out(vms: Mapping[str, VM]) -> None:
 
 
 @pytest.mark.parametrize("on", ["nat", "a-wire"])
-def test_partition_loss_and_their_end(vms: Mapping[str, VM], on: str) -> None:
+def test_partition_and_loss_end_with_their_block(vms: Mapping[str, VM], on: str) -> None:
     a, b = vms["a"], vms["b"]
     network = a.network if on == "nat" else wire(vms, on)
     to_b, to_a = (b.ip, a.ip) if on == "nat" else (b.nics[on].ip, a.nics[on].ip)
@@ -138,7 +138,7 @@ with socket.socket(type=socket.SOCK_DGRAM) as here:
 _SEND = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 9000))"
 
 
-def test_on_a_wire_a_machine_may_be_anybody(vms: Mapping[str, VM]) -> None:
+def test_machines_on_a_wire_may_use_any_address(vms: Mapping[str, VM]) -> None:
     """Its host's address included: it does not hear that."""
     a, b = vms["a"], vms["b"]
     here, there = a.nics["wire"], b.nics["wire"]
@@ -171,7 +171,7 @@ def test_one_way_loss_loses_one_way(vms: Mapping[str, VM]) -> None:
         assert next(heard_by_b) == "after"
 
 
-def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
+def test_slow_limits_the_rate_of_a_sender(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
     address = b.nics["a-wire"].ip
     fetch = (
@@ -192,7 +192,7 @@ def test_a_slow_sender(vms: Mapping[str, VM]) -> None:
         assert min(fast_s) < float(slow_s) / 2
 
 
-def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:
+def test_a_delay_needs_a_kernel_module(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
     slow = wire(vms, "a-wire").slow(b, delay=0.2)
     if b.machine.container.run(["tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us"])[0] == 0:
@@ -207,7 +207,7 @@ def test_a_delay_needs_the_kernel(vms: Mapping[str, VM]) -> None:
             raise AssertionError
 
 
-def test_what_was_on_the_wire(vms: Mapping[str, VM], tmp_path: Path) -> None:
+def test_captures_have_each_frame_once(vms: Mapping[str, VM], tmp_path: Path) -> None:
     a, b = vms["a"], vms["b"]
     with wire(vms, "a-wire").capture(tmp_path / "a-wire.pcap"), a.network.capture(tmp_path / "nat.pcap"):
         assert patient_pings(a, b.nics["a-wire"].ip) == 3
@@ -221,7 +221,7 @@ def test_what_was_on_the_wire(vms: Mapping[str, VM], tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough  # test_power.py has one that is switched on again
-def test_a_reboot_brings_its_cards_back(vms: Mapping[str, VM]) -> None:
+def test_added_cards_return_after_a_reboot(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
     before = a.nics["a-wire"].ip
     a.reboot()

@@ -29,7 +29,7 @@ def database(engine: DockerEngine, runtime_image: str) -> Iterator[Container]:
         yield container
 
 
-def test_a_network_of_the_engine(database: Container, vm_factory: VMFactory) -> None:
+def test_vms_join_an_existing_network(database: Container, vm_factory: VMFactory) -> None:
     lab = {"name": "others", "mode": "existing", "source": database.name}
     there = vm_factory("there", network=lab)
     joined = vm_factory("joined", nics=[lab])
@@ -38,7 +38,7 @@ def test_a_network_of_the_engine(database: Container, vm_factory: VMFactory) -> 
 
 
 @needs_ears
-def test_what_leaves_a_routed_network_has_its_own_address(vm_factory: VMFactory, engine: DockerEngine) -> None:
+def test_packets_leave_a_routed_network_with_their_own_address(vm_factory: VMFactory, engine: DockerEngine) -> None:
     routed = {"name": "routed", "mode": "routed", "subnet": free_subnet()}
     if engine.kind == "podman":
         with pytest.raises(EngineError, match=r"Podman's networks hide their addresses behind the host's"):
@@ -51,7 +51,7 @@ def test_what_leaves_a_routed_network_has_its_own_address(vm_factory: VMFactory,
     assert uplink() in on
 
 
-def test_machines_on_the_wire_of_the_host(vm_factory: VMFactory, engine: DockerEngine) -> None:
+def test_macvlan_machines_are_on_the_network_of_the_host(vm_factory: VMFactory, engine: DockerEngine) -> None:
     lan = {"name": "hosts-wire", "mode": "macvlan", "parent": uplink(), "subnet": free_subnet()}
     if engine.kind == "podman" and os.geteuid() != 0:
         with pytest.raises(EngineError, match=r"A rootless engine does not see the host's"):

@@ -59,7 +59,7 @@ def rights(engine_cli: list[str], runtime_image: str) -> list[str]:
     return ["--privileged"] if tried.returncode == 0 else LEAST
 
 
-def test_a_prepared_virtainer_through_the_plugins_core(engine: DockerEngine, image: str) -> None:
+def test_a_prepared_virtainer_runs_through_the_plugins_core(engine: DockerEngine, image: str) -> None:
     command = [sys.executable, "-m", "pytest_virtainers.cli", "run", "--cold", "--vnc", f"docker-image://{image}"]
     environment = {**os.environ, "VIRTAINER_ENGINE": engine.kind}
     done = subprocess.run([*command, "--", "whoami"], env=environment, text=True, capture_output=True, check=False)
@@ -135,7 +135,9 @@ def original(engine_cli: list[str], rights: list[str], tmp_path: Path) -> Iterat
         subprocess.run([*engine_cli, "rm", "-f", "-v", *original.names], capture_output=True, check=False)
 
 
-def test_the_readme(original: Original, image: str, runtime_image: str, guest_disk: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_original_readme_work(
+    original: Original, image: str, runtime_image: str, guest_disk: Path, tmp_path: Path
+) -> None:
     run, ssh = original.run, original.ssh
     data = tmp_path / "data_folder"
     data.mkdir()

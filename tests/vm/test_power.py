@@ -18,7 +18,7 @@ def boot_id(vm: VM) -> str:
 
 
 @pytest.mark.virtainer(scope="function", nics=["side"])
-def test_down_and_up_again_with_the_same_disk_and_card(vm: VM) -> None:
+def test_shutdown_and_start_keep_disk_and_cards(vm: VM) -> None:
     before, card = boot_id(vm), vm.nics["side"]
     vm.write_text("/home/debian/kept", "yes")
     vm.shutdown()
@@ -35,7 +35,7 @@ def test_down_and_up_again_with_the_same_disk_and_card(vm: VM) -> None:
 
 
 @pytest.mark.thorough  # examples/troubled_service has a power cut
-def test_a_reset_is_another_boot_that_loses_what_was_not_written(vm: VM) -> None:
+def test_reset_boots_again_and_loses_unwritten_data(vm: VM) -> None:
     before = boot_id(vm)
     vm.run("echo synced >/home/debian/synced; sync; echo lost >/home/debian/lost")
     vm.reset()
@@ -48,7 +48,7 @@ def test_a_reset_is_another_boot_that_loses_what_was_not_written(vm: VM) -> None
     assert "corrupted or uncleanly shut down" in log or "recovery complete" in log or "recovering journal" in log
 
 
-def test_paused_no_time_passes(vm: VM) -> None:
+def test_no_time_passes_while_paused(vm: VM) -> None:
     uptime = float(vm.run("cut -d' ' -f1 /proc/uptime").stdout)
     vm.pause()
     time.sleep(15)
@@ -57,14 +57,14 @@ def test_paused_no_time_passes(vm: VM) -> None:
 
 
 @pytest.mark.thorough
-def test_what_switched_itself_off_can_be_switched_on(vm: VM) -> None:
+def test_a_guest_that_switched_itself_off_can_be_started(vm: VM) -> None:
     with pytest.raises(VMGone, match="vm has ended: the guest switched itself off"):
         vm.run("systemctl poweroff; sleep 600", sudo=True)
     vm.start()
     assert vm.run("echo back").stdout == "back\n"
 
 
-def test_a_snapshot_brings_one_back_that_is_off(vm: VM) -> None:
+def test_a_snapshot_restores_a_machine_that_is_off(vm: VM) -> None:
     vm.run("echo before >/tmp/file")
     snapshot = vm.snapshot()
     vm.shutdown()
@@ -72,7 +72,7 @@ def test_a_snapshot_brings_one_back_that_is_off(vm: VM) -> None:
     assert vm.run("cat /tmp/file").stdout == "before\n"
 
 
-def test_what_is_killed_meanwhile_was_not_shut_down(vm_factory: VMFactory, engine: DockerEngine) -> None:
+def test_a_kill_during_shutdown_is_reported(vm_factory: VMFactory, engine: DockerEngine) -> None:
     victim = vm_factory("victim")
     threading.Timer(0.5, engine.api.kill, (victim.machine.container.id,)).start()
     with pytest.raises(VMGone, match=r"victim has ended: .*The last lines of its console:"):
@@ -96,7 +96,7 @@ def signal_qemu(vm: VM, engine: DockerEngine, name: str) -> None:
         assert engine.api.exec_start(session) == b"done\n"
 
 
-def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine: DockerEngine) -> None:
+def test_timeouts_apply_while_qemu_is_stopped(vm: VM, engine: DockerEngine) -> None:
     began = time.monotonic()
     signal_qemu(vm, engine, "STOP")
     with pytest.raises(CommandTimeout):
@@ -106,7 +106,7 @@ def test_a_qemu_that_stands_still_holds_no_timeout_up_and_goes_on(vm: VM, engine
     assert vm.run("echo on").stdout == "on\n"
 
 
-def test_a_qemu_that_stands_still_is_thrown_away(vm_factory: VMFactory, engine: DockerEngine) -> None:
+def test_a_stopped_qemu_can_be_closed(vm_factory: VMFactory, engine: DockerEngine) -> None:
     still = vm_factory("still")
     container = still.machine.container.id
     signal_qemu(still, engine, "STOP")
@@ -136,7 +136,7 @@ def test_a_qemu_without_memory_is_named(vm_factory: VMFactory, engine: DockerEng
         victim.run("head -c 300M /dev/zero | tail", sudo=True)
 
 
-def test_what_has_no_qemu_any_more_says_so(vm_factory: VMFactory) -> None:
+def test_a_machine_whose_qemu_quit_has_ended(vm_factory: VMFactory) -> None:
     empty = vm_factory("empty")
     with contextlib.suppress(VMGone):  # the answer may be lost: the container ends with QEMU
         empty.qmp("quit")

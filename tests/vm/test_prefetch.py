@@ -56,7 +56,7 @@ def test_each_test_finds_its_clone_ready(pytester: pytest.Pytester) -> None:
     assert ["VMs", "1", "2", "2"] in [row[:1] + row[-3:] for row in shown]
 
 
-def test_workers_tell_where_their_seconds_went(pytester: pytest.Pytester) -> None:
+def test_workers_report_their_timings(pytester: pytest.Pytester) -> None:
     suite = SUITE.format(ahead=True).replace("assert (vm", "return (vm")
     result = run(pytester, suite, "--virtainer-durations", "-n", "2", "-k", "fresh")
     result.assert_outcomes(passed=3)
@@ -65,7 +65,7 @@ def test_workers_tell_where_their_seconds_went(pytester: pytest.Pytester) -> Non
     assert sum(int(count) for kind, count in zip(kinds, counts, strict=True) if kind in {"clone", "prefetched"}) == 3
 
 
-def test_it_can_be_switched_off(pytester: pytest.Pytester) -> None:
+def test_prefetching_can_be_switched_off(pytester: pytest.Pytester) -> None:
     run(pytester, SUITE.format(ahead=False), "--virtainer-prefetch=off").assert_outcomes(passed=4, skipped=1)
 
 

@@ -111,14 +111,14 @@ def refused(start: Callable[..., Container], *options: str, rights: list[str] = 
     return start(*options, rights=rights).end()
 
 
-def test_a_bad_setting(start: Callable[..., Container]) -> None:
+def test_a_bad_setting_is_reported(start: Callable[..., Container]) -> None:
     assert refused(start, "-e", "RAM=1G") == (
         10,
         "virtainer: end: bad-setting: RAM='1G': allowed is a whole number of MiB, from 32",
     )
 
 
-def test_no_guest_disk(start: Callable[..., Container]) -> None:
+def test_a_missing_guest_disk_is_reported(start: Callable[..., Container]) -> None:
     code, line = refused(start)
     assert code == 11
     assert line.startswith("virtainer: end: bad-image: no guest disk: looked for IMAGE_URL, /image and /image.xz.")
@@ -148,26 +148,26 @@ def bad_disks(folder: Path) -> dict[str, tuple[Path, str]]:
     return {name: (folder / name, complaint) for name, complaint in complaints.items()}
 
 
-def test_what_is_no_guest_disk(start: Callable[..., Container], tmp_path: Path) -> None:
+def test_invalid_guest_disks_are_refused(start: Callable[..., Container], tmp_path: Path) -> None:
     for path, complaint in bad_disks(tmp_path).values():
         code, line = refused(start, *mount(path, "/image"))
         assert code == 11
         assert line.startswith(f"virtainer: end: bad-image: {complaint}")
 
 
-def test_an_archive_that_is_none(start: Callable[..., Container], tmp_path: Path) -> None:
+def test_an_invalid_archive_is_refused(start: Callable[..., Container], tmp_path: Path) -> None:
     (tmp_path / "image.xz").write_bytes(b"hello")
     code, line = refused(start, *mount(tmp_path / "image.xz", "/image.xz"))
     assert (code, line.partition(",")[0]) == (11, "virtainer: end: bad-image: this is not an .xz file")
 
 
-def test_an_address_that_does_not_answer(start: Callable[..., Container]) -> None:
+def test_an_unreachable_url_is_reported(start: Callable[..., Container]) -> None:
     code, line = refused(start, "-e", "IMAGE_URL=http://127.0.0.1:9/disk.qcow2")
     assert code == 11
     assert line.startswith("virtainer: end: bad-image: IMAGE_URL http://127.0.0.1:9/disk.qcow2 cannot be fetched")
 
 
-def test_a_bad_seed(start: Callable[..., Container], tiny: Path, tmp_path: Path) -> None:
+def test_a_bad_seed_is_refused(start: Callable[..., Container], tiny: Path, tmp_path: Path) -> None:
     code, line = refused(start, *mount(tiny, "/image"), *mount(tmp_path, "/tmp/user-data"))
     assert code == 12
     assert line.startswith("virtainer: end: bad-seed: /tmp/user-data is a directory: docker makes one when")
@@ -175,7 +175,9 @@ def test_a_bad_seed(start: Callable[..., Container], tiny: Path, tmp_path: Path)
 
 @pytest.mark.each_engine
 @pytest.mark.parametrize("options", [("--tmpfs", "/mounted:size=64k"), ("--tmpfs", "/mounted:ro")])
-def test_no_room_for_the_overlay(start: Callable[..., Container], tiny: Path, options: tuple[str, ...]) -> None:
+def test_no_space_for_the_overlay_is_reported(
+    start: Callable[..., Container], tiny: Path, options: tuple[str, ...]
+) -> None:
     code, line = refused(start, *mount(tiny, "/image"), *options)
     assert code == 13
     assert line.startswith("virtainer: end: storage: ")
@@ -191,20 +193,20 @@ def test_every_missing_right_is_named_with_its_flag(start: Callable[..., Contain
 
 
 @pytest.mark.each_engine
-def test_without_forwarding(start: Callable[..., Container], tiny: Path) -> None:
+def test_missing_forwarding_is_reported(start: Callable[..., Container], tiny: Path) -> None:
     code, line = refused(start, *mount(tiny, "/image"), rights=[*LEAST, "--sysctl", "net.ipv4.ip_forward=0"])
     assert code == 14
     assert "docker run --sysctl net.ipv4.ip_forward=1" in line
 
 
-def test_kvm_where_there_is_none(start: Callable[..., Container], tiny: Path) -> None:
+def test_missing_kvm_is_reported(start: Callable[..., Container], tiny: Path) -> None:
     code, line = refused(start, *mount(tiny, "/image"), "-e", "ACCEL=kvm")  # no --device /dev/kvm
     assert code == 14
     assert line.startswith("virtainer: end: privilege: ACCEL=kvm is impossible here: ")
 
 
 @pytest.mark.each_engine
-def test_an_inner_network_that_overlaps_the_outer_one(start: Callable[..., Container], tiny: Path) -> None:
+def test_an_inner_network_that_overlaps_the_outer_one_is_refused(start: Callable[..., Container], tiny: Path) -> None:
     running = start(*mount(tiny, "/image"))
     # A rootless Podman says nothing of the address that it gives.
     route = running.exec("ip", "-4", "route", "get", "192.0.2.1").split()
@@ -214,7 +216,7 @@ def test_an_inner_network_that_overlaps_the_outer_one(start: Callable[..., Conta
     assert line.startswith(f"virtainer: end: network: CIDR={cidr} overlaps the container's own network")
 
 
-def test_no_room_for_the_memory_of_a_template(start: Callable[..., Container], guest_disk: Path) -> None:
+def test_no_space_for_the_memory_of_a_template_is_reported(start: Callable[..., Container], guest_disk: Path) -> None:
     room = ["--tmpfs", "/mounted:size=48m", "-e", "TEMPLATE_SAVE=on", "-e", "RAM=512"]
     code, line = start(*mount(guest_disk, "/image"), *room).end(FIRMWARE * 2)
     assert (code, line) == (
@@ -223,7 +225,7 @@ def test_no_room_for_the_memory_of_a_template(start: Callable[..., Container], g
     )
 
 
-def test_a_machine_that_qemu_refuses(start: Callable[..., Container], tiny: Path) -> None:
+def test_a_machine_that_qemu_refuses_is_reported(start: Callable[..., Container], tiny: Path) -> None:
     code, line = refused(start, *mount(tiny, "/image"), "-e", "RAM=16777216")
     assert code == 16
     assert line.startswith("virtainer: end: qemu-failed: QEMU ended by itself (exit code 1): ")
@@ -267,7 +269,7 @@ def test_cache_modes(start: Callable[..., Container], tiny: Path, mode: str) -> 
 
 
 @pytest.mark.each_engine
-def test_the_guest_disk_as_xz_by_url_and_through_a_symlink(
+def test_the_guest_disk_may_be_xz_a_url_or_a_symlink(
     start: Callable[..., Container], tiny: Path, tmp_path: Path, network: str
 ) -> None:
     (tmp_path / "tiny.xz").write_bytes(lzma.compress(tiny.read_bytes()))
@@ -304,7 +306,7 @@ def test_the_guest_disk_as_xz_by_url_and_through_a_symlink(
     ],
     ids=["user-data and meta-data", "user-data", "id_rsa.pub", "password"],
 )
-def test_seeds_that_are_made(
+def test_seeds_are_made_from_all_sources(
     start: Callable[..., Container], tiny: Path, tmp_path: Path, given: dict[str, str], user_data: str
 ) -> None:
     options: list[str] = []
@@ -319,7 +321,7 @@ def test_seeds_that_are_made(
     assert ("WARNING: no SSH key" in vm.said) is (not given)
 
 
-def test_a_ready_iso_comes_first(start: Callable[..., Container], tiny: Path, tmp_path: Path) -> None:
+def test_a_ready_iso_takes_precedence(start: Callable[..., Container], tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "ready.iso").write_bytes(bytes(2**16))
     (tmp_path / "user-data").write_text("#!/bin/sh\n")
     vm = running_tiny(
@@ -342,7 +344,7 @@ def test_a_ready_iso_comes_first(start: Callable[..., Container], tiny: Path, tm
     [LEAST, ["--privileged"], ["--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", *TUN]],
     ids=["least", "privileged", "the engine's default"],
 )
-def test_rights_that_suffice(
+def test_the_documented_rights_are_enough(
     start: Callable[..., Container], tiny: Path, rights: list[str], engine_cli: list[str], runtime_image: str
 ) -> None:
     # Inside another container an engine itself may lack rights that it would have to give away.
@@ -360,7 +362,7 @@ def test_rights_that_suffice(
 
 
 @pytest.mark.each_engine
-def test_without_a_network(start: Callable[..., Container], tiny: Path) -> None:
+def test_a_vm_runs_without_a_network(start: Callable[..., Container], tiny: Path) -> None:
     assert running_tiny(start, tiny, "--network", "none").qmp("query-status")["running"] is True
 
 
@@ -405,7 +407,7 @@ def test_the_guest_panics_reboots_and_powers_off(start: Callable[..., Container]
 
 
 @pytest.mark.each_engine
-def test_events_for_programs(start: Callable[..., Container], tiny: Path) -> None:
+def test_events_are_json_for_programs(start: Callable[..., Container], tiny: Path) -> None:
     vm = running_tiny(start, tiny, "-e", "EVENTS=json")
     vm.exec("console", stdin="p")
     vm.wait_for('{"event": "guest-panicked"}\n')
@@ -422,7 +424,7 @@ def test_events_for_programs(start: Callable[..., Container], tiny: Path) -> Non
     assert started == {"event": "started", **shape}
 
 
-def test_a_bad_setting_for_programs(start: Callable[..., Container]) -> None:
+def test_a_bad_setting_is_reported_as_json(start: Callable[..., Container]) -> None:
     code, line = refused(start, "-e", "RAM=1G", "-e", "EVENTS=json")
     assert (code, json.loads(line)["reason"]) == (10, "bad-setting")
     code, line = refused(start, "-e", "EVENTS=yes")
@@ -460,7 +462,9 @@ def test_qmp_serves_many_and_quits(start: Callable[..., Container], tiny: Path) 
 
 
 @pytest.mark.each_engine
-def test_the_lease(start: Callable[..., Container], tiny: Path, engine_cli: list[str], runtime_image: str) -> None:
+def test_the_end_of_the_lease_ends_the_vm(
+    start: Callable[..., Container], tiny: Path, engine_cli: list[str], runtime_image: str
+) -> None:
     name = f"contract-{uuid.uuid4().hex[:8]}"
     options = [*LIMITS, *LEAST, *mount(tiny, "/image"), "-e", "RAM=64", "-e", "LEASE=stdin"]
     holder = subprocess.Popen(
@@ -488,14 +492,14 @@ def test_the_lease(start: Callable[..., Container], tiny: Path, engine_cli: list
 
 
 @pytest.mark.each_engine
-def test_a_lease_that_nobody_holds(start: Callable[..., Container], tiny: Path) -> None:
+def test_a_lease_without_a_holder_ends_the_vm(start: Callable[..., Container], tiny: Path) -> None:
     code, line = refused(start, *mount(tiny, "/image"), "-e", "LEASE=stdin")
     assert code == 3
     assert line.startswith("virtainer: end: lease-gone: ")
 
 
 @pytest.mark.each_engine
-def test_stop_while_it_prepares(start: Callable[..., Container], network: str) -> None:
+def test_stop_during_preparation_ends_at_once(start: Callable[..., Container], network: str) -> None:
     hang = ("-c", "import socket,time; s=socket.create_server(('', 8000)); c=s.accept(); time.sleep(600)")
     start("--network", network, "--network-alias", "slow", "--entrypoint", "python3", entry=hang)
     vm = start("--network", network, "-e", "IMAGE_URL=http://slow:8000/disk")
@@ -508,7 +512,9 @@ def test_stop_while_it_prepares(start: Callable[..., Container], network: str) -
 
 
 @pytest.mark.each_engine
-def test_an_overlay_of_another_guest_disk(start: Callable[..., Container], tiny: Path, tmp_path: Path) -> None:
+def test_an_overlay_of_another_guest_disk_is_refused(
+    start: Callable[..., Container], tiny: Path, tmp_path: Path
+) -> None:
     data = ("-v", f"{tmp_path}:/mounted")
     vm = running_tiny(start, tiny, *data)
     vm.exec("console", stdin="o", check=False)
@@ -654,7 +660,7 @@ def test_the_guest_finds_others_by_name(debian: Debian, peer: Container) -> None
 
 
 @pytest.mark.each_engine
-def test_a_guest_that_calls_its_own_container_reaches_itself(debian: Debian) -> None:
+def test_a_guest_that_connects_to_its_own_container_reaches_itself(debian: Debian) -> None:
     code = f"import socket; print(socket.create_connection(({debian.vm.address()!r}, 22), 60).recv(99))"
     assert "SSH-2.0-OpenSSH" in debian.ssh(f"python3 -c {shlex.quote(code)}")
 
@@ -670,7 +676,7 @@ def test_discard_reaches_the_overlay(debian: Debian) -> None:
 
 
 @pytest.mark.each_engine
-def test_a_card_joins_a_network_that_is_harmed_and_recorded(
+def test_a_card_joins_a_network_with_faults_and_captures(
     side_network: str, debian: Debian, start: Callable[..., Container]
 ) -> None:
     other = start("--network", side_network, "--entrypoint", "sleep", entry=("600",))

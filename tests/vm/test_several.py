@@ -43,7 +43,7 @@ def pings(path: Path) -> Iterator[tuple[int, str, str]]:
             yield frame[34], str(IPv4Address(frame[26:30])), str(IPv4Address(frame[30:34]))
 
 
-def test_there_is_evidence_of_each_machine_and_of_the_network(
+def test_evidence_of_each_machine_and_the_network_is_collected(
     pytester: pytest.Pytester, engine: DockerEngine
 ) -> None:
     pytester.makepyfile(test_it=FAILING)

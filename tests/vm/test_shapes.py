@@ -11,7 +11,7 @@ from tests.vm.shapes import FULL, LARGE
 
 
 @pytest.mark.virtainer("node-1", **FULL)
-def test_everything_a_marker_asks_for(vm: VM) -> None:
+def test_the_guest_has_everything_that_a_marker_requests(vm: VM) -> None:
     facts = vm.run(
         "hostname; nproc; id -un; getent passwd bob | cut -d: -f7; readlink /etc/localtime; "
         "stat -c %s /etc/motd.d/note; cat '/srv/a b/c'; echo; cat /srv/ran; ls '/srv/a file'"
@@ -29,7 +29,7 @@ def test_everything_a_marker_asks_for(vm: VM) -> None:
     assert not vm.run("getent ahostsv4 example.org", check=False)
 
 
-def test_scopes_defaults_and_factories(pytester: pytest.Pytester, engine: DockerEngine) -> None:
+def test_scopes_defaults_and_factories_work_together(pytester: pytest.Pytester, engine: DockerEngine) -> None:
     pytester.makeconftest(
         """
         import pytest

@@ -26,7 +26,7 @@ def gone(engine: DockerEngine, name: str) -> bool:
     return not engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"})
 
 
-def test_a_program_has_a_vm_for_a_block(engine: DockerEngine) -> None:
+def test_launch_ends_the_vm_with_its_block(engine: DockerEngine) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout == "['by-itself', '2'] False\n", done.stderr
     assert done.stderr.splitlines()[-1] == "LookupError: in the block"
@@ -46,14 +46,14 @@ for name in ("turn-1", "turn-2"):
 """
 
 
-def test_a_program_has_vms_in_turn_on_what_the_first_has_found(engine: DockerEngine) -> None:
+def test_later_blocks_reuse_what_the_first_has_found(engine: DockerEngine) -> None:
     done = subprocess.run([sys.executable, "-c", IN_TURN], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout == "turn-1 ['turn-1'] 1\nturn-2 ['turn-2'] 1\n", done.stderr
     assert done.stderr == ""
     assert gone(engine, "turn-2")
 
 
-def test_run_gives_the_commands_output_and_exit_code(engine: DockerEngine) -> None:
+def test_run_returns_the_output_and_exit_code_of_the_command(engine: DockerEngine) -> None:
     script = 'echo "$1" "$(hostname)"; exit 7'
     options = ["--name", "once", "--ram", "512M", "--disk", "3G", "--cpus", "2"]
     command = [sys.executable, "-m", "pytest_virtainers.cli", "run", *options, "--", "sh", "-c", script, "-", "a  b"]

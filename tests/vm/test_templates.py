@@ -39,7 +39,7 @@ def test_a_clone_has_not_booted(pair: tuple[VM, VM]) -> None:
         assert "Linux version" not in vm.console.text
 
 
-def test_hostnames_are_their_own(pair: tuple[VM, VM]) -> None:
+def test_clones_have_their_own_hostnames(pair: tuple[VM, VM]) -> None:
     for vm in pair:
         assert vm.run("hostname; cat /etc/hostname; getent hosts $(hostname) >/dev/null && echo known").stdout == (
             f"{vm.name}\n{vm.name}\nknown\n"
@@ -57,7 +57,7 @@ def seconds_behind(vm: VM) -> float:
     return before - guest
 
 
-def test_the_clock_is_the_hosts(launcher: Launcher, pair: tuple[VM, VM]) -> None:
+def test_clones_have_the_time_of_the_host(launcher: Launcher, pair: tuple[VM, VM]) -> None:
     behind = [seconds_behind(vm) for vm in pair]
     while min(behind) > 0.05 and len(behind) < 8:
         vm = launcher.launch(spec("late"))
@@ -71,7 +71,7 @@ def test_the_clock_is_the_hosts(launcher: Launcher, pair: tuple[VM, VM]) -> None
     assert all(-5000 < each < 50 for each in offsets_ms), offsets_ms
 
 
-def test_an_idle_clone_takes_little_of_a_core(pair: tuple[VM, VM]) -> None:
+def test_an_idle_clone_uses_little_processor_time(pair: tuple[VM, VM]) -> None:
     # With an HPET it took 4.5 %. On a busy host the guest may still be finishing what a test before this one began.
     shares = [share(pair[0].machine.container, 5)]
     while min(shares) >= 0.02 and len(shares) < 12:
@@ -79,14 +79,14 @@ def test_an_idle_clone_takes_little_of_a_core(pair: tuple[VM, VM]) -> None:
     assert min(shares) < 0.02, shares
 
 
-def test_an_idle_guest_is_not_woken_by_what_it_has_no_use_for(pair: tuple[VM, VM]) -> None:
+def test_an_idle_guest_has_no_useless_timers(pair: tuple[VM, VM]) -> None:
     asked = """
         cat /sys/devices/system/clocksource/clocksource0/current_clocksource /proc/sys/vm/compaction_proactiveness
         systemctl is-enabled systemd-timesyncd; grep -o tsc=nowatchdog /proc/cmdline"""
     assert pair[0].run(asked, check=False).stdout.split() == ["tsc", "0", "disabled", "tsc=nowatchdog"]
 
 
-def test_random_numbers_differ(launcher: Launcher) -> None:
+def test_clones_have_different_random_numbers(launcher: Launcher) -> None:
     # Read first of all, and by a new program: the kernel's generator is what must have been reseeded.
     read = "python3 -c 'import os; print(os.getrandom(16).hex())'; cat /proc/sys/kernel/random/uuid"
     drawn = set()
@@ -97,7 +97,7 @@ def test_random_numbers_differ(launcher: Launcher) -> None:
     assert len(drawn) == 4
 
 
-def test_a_fresh_identity_on_request(launcher: Launcher) -> None:
+def test_clones_get_a_fresh_identity_on_request(launcher: Launcher) -> None:
     seen = set()
     for number in range(2):
         vm = launcher.launch(spec(f"fresh-{number}", identity="fresh"))
@@ -115,7 +115,7 @@ def session_of(vm: VM) -> str:
     return vm.run("echo $SSH_CONNECTION").stdout.split()[0]
 
 
-def test_clones_go_on_with_the_session_of_their_template(pair: tuple[VM, VM]) -> None:
+def test_clones_resume_the_session_of_their_template(pair: tuple[VM, VM]) -> None:
     for vm in pair:
         assert session_of(vm) == "UNKNOWN", "sshd does not know where its virtio-serial port leads"
         vm.machine.ssh.current.transport.renegotiate_keys()  # type: ignore[union-attr]
@@ -126,7 +126,7 @@ def test_clones_go_on_with_the_session_of_their_template(pair: tuple[VM, VM]) ->
         assert not {name for name in held_by if name.startswith("sshd")}, "it would lose messages"
 
 
-def test_where_no_route_leads_the_session_goes_on_through_an_exec_stream(
+def test_without_a_route_the_session_resumes_through_an_exec_stream(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dial(*_: object) -> None:
@@ -139,7 +139,7 @@ def test_where_no_route_leads_the_session_goes_on_through_an_exec_stream(
 
 
 @pytest.mark.parametrize("lack", ["its keys", "an algorithm"])
-def test_without_a_session_that_works_we_log_in(launcher: Launcher, lack: str) -> None:
+def test_without_a_working_session_a_login_is_made(launcher: Launcher, lack: str) -> None:
     wanted = spec("alone")
     template = place_of(launcher, wanted)
     assert template.session is not None
@@ -156,7 +156,7 @@ def test_without_a_session_that_works_we_log_in(launcher: Launcher, lack: str) -
     launcher.discard(vm)
 
 
-def test_disks_are_their_own(pair: tuple[VM, VM]) -> None:
+def test_clones_have_their_own_disks(pair: tuple[VM, VM]) -> None:
     pair[0].run("echo one >/home/debian/file; sync")
     assert not pair[1].run("test -e /home/debian/file", check=False).ok
 
@@ -173,7 +173,7 @@ def test_the_network_works_and_names_are_found(pair: tuple[VM, VM]) -> None:
     assert first.run("getent hosts second").stdout.split()[0] == second.ip
 
 
-def test_of_the_helper_nothing_remains_but_a_process(pair: tuple[VM, VM]) -> None:
+def test_only_a_process_remains_of_the_helper(pair: tuple[VM, VM]) -> None:
     for vm in pair:
         assert vm.run(f"readlink /proc/{_helper(vm)}/cwd", sudo=True).stdout == "/\n"
         assert not vm.run("ls /run/virtainer-clone*", check=False).ok
@@ -194,7 +194,7 @@ SET_UP = {
 }
 
 
-def test_set_up_is_done_once(launcher: Launcher) -> None:
+def test_setup_runs_once(launcher: Launcher) -> None:
     stamps = []
     for name in ("one", "two"):
         vm = launcher.launch(spec(name, **SET_UP))
@@ -287,7 +287,7 @@ def _overlay_bytes(vm: VM) -> float:
     return float(next(each for each in nodes if each["node-name"] == "disk")["image"]["actual-size"])
 
 
-def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
+def test_snapshots_are_restored_in_place(pair: tuple[VM, VM]) -> None:
     vm = pair[0]
     vm.run("echo before >/tmp/file; nohup sleep 1000 >/dev/null 2>&1 &")
     vm.wait_until_succeeds("pgrep -x sleep")
@@ -333,7 +333,7 @@ def test_snapshots_go_back_in_place(pair: tuple[VM, VM]) -> None:
 
 
 @pytest.mark.thorough
-def test_no_message_on_the_line_waits_for_the_next_one(pair: tuple[VM, VM]) -> None:
+def test_no_message_of_the_serial_session_waits_for_the_next(pair: tuple[VM, VM]) -> None:
     """Were sshd to poll the port itself, one change of keys in some 200 would go together with a silence of 10 s."""
     vm = pair[0]
     vm.run("true")
@@ -398,7 +398,7 @@ def virtainers(*words: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_what_is_in_use_is_not_removed(launcher: Launcher, pair: tuple[VM, VM]) -> None:
+def test_entries_in_use_are_not_removed(launcher: Launcher, pair: tuple[VM, VM]) -> None:
     place, guest = place_of(launcher, pair[0].spec).place, launcher.guests.get("debian-13").place
     row = next(line for line in virtainers("store", "ls").splitlines() if line.startswith(place))
     assert "in use  debian-13, amd64, 512 MiB, 2 CPU, user debian" in row

@@ -46,7 +46,7 @@ def put_rsync(vm: VM, folder: Path) -> str:
     return f"{there}/{loader} --library-path {there} {there}/rsync"
 
 
-def test_openssh_and_its_kin(vm_by: VM, tmp_path: Path) -> None:
+def test_openssh_scp_and_rsync(vm_by: VM, tmp_path: Path) -> None:
     config = str(vm_by.access.ssh_config())
     assert tool("ssh", "-F", config, "vm", "echo $((6*7))") == "42\n"
     (tmp_path / "file").write_text("content")
@@ -91,7 +91,7 @@ def test_ansible(vm_by: VM, tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_ansible_tells_machines_of_one_name_apart(
+def test_ansible_distinguishes_machines_with_the_same_name(
     session_vm: VM, vm_factory: Callable[[str], VM], tmp_path: Path
 ) -> None:
     for vm in (session_vm, vm_factory(session_vm.name)):

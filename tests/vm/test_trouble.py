@@ -35,17 +35,17 @@ def containers(engine: DockerEngine, name: str) -> list[object]:
     return list(engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"}))
 
 
-def test_more_memory_than_the_host_has(vm_factory: VMFactory) -> None:
+def test_more_memory_than_the_host_has_is_refused(vm_factory: VMFactory) -> None:
     with pytest.raises(SpecError, match=r"^big: ram=1048576M is more than the engine's host has \(\d+M\)$"):
         vm_factory("big", ram="1T")
 
 
-def test_an_unknown_image_is_told_before_anything_starts(vm_factory: VMFactory) -> None:
+def test_an_unknown_image_is_reported_before_anything_starts(vm_factory: VMFactory) -> None:
     with pytest.raises(ImageError, match="there is no guest image 'debian-31'; did you mean 'debian-13'"):
         vm_factory(image="debian-31")
 
 
-def test_a_truncated_image(vm_factory: VMFactory, guest_disk: Path, tmp_path: Path) -> None:
+def test_a_truncated_image_is_refused(vm_factory: VMFactory, guest_disk: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.qcow2"
     with guest_disk.open("rb") as whole:
         cut.write_bytes(whole.read(64 * 1024 * 1024))
@@ -55,7 +55,7 @@ def test_a_truncated_image(vm_factory: VMFactory, guest_disk: Path, tmp_path: Pa
         vm_factory(image=str(cut))
 
 
-def test_an_overlay_is_not_a_whole_image(
+def test_an_overlay_is_refused_as_an_image(
     vm_factory: VMFactory, engine_cli: list[str], runtime_image: str, tmp_path: Path
 ) -> None:
     make = "qemu-img create -q -u -f qcow2 -F raw -b /etc/shadow /tmp/overlay 1M && cat /tmp/overlay"
@@ -84,7 +84,7 @@ def with_store(store: str) -> Settings:
 
 
 @pytest.mark.parametrize("small_store", ["size=48m"], indirect=True)
-def test_a_full_disk_on_the_engines_side(small_store: str, guest_disk: Path) -> None:
+def test_a_full_disk_of_the_engine_is_reported(small_store: str, guest_disk: Path) -> None:
     with (
         build_launcher(with_store(small_store), SILENT) as launcher,
         pytest.raises(StoreError, match=rf"(?s)copying .*disk\.qcow2 .*is full|{small_store}.* is full") as caught,
@@ -94,7 +94,7 @@ def test_a_full_disk_on_the_engines_side(small_store: str, guest_disk: Path) -> 
 
 
 @pytest.mark.parametrize("small_store", ["size=48m,ro"], indirect=True)
-def test_a_read_only_store(small_store: str, guest_disk: Path) -> None:
+def test_a_read_only_store_is_reported(small_store: str, guest_disk: Path) -> None:
     with (
         build_launcher(with_store(small_store), SILENT) as launcher,
         pytest.raises(StoreError, match=rf"(?s)The store \({small_store}\) is read-only: choose another one"),
@@ -102,7 +102,7 @@ def test_a_read_only_store(small_store: str, guest_disk: Path) -> None:
         launcher.guests.get(str(guest_disk))
 
 
-def test_a_store_directory_that_is_not_there() -> None:
+def test_a_missing_store_directory_is_reported() -> None:
     with (
         build_launcher(with_store("/nonexistent/store"), SILENT) as launcher,
         pytest.raises(StoreError, match="the store /nonexistent/store cannot be opened"),
@@ -110,7 +110,7 @@ def test_a_store_directory_that_is_not_there() -> None:
         launcher.guests.get("debian-13")
 
 
-def test_a_boot_that_takes_too_long(launcher: Launcher, settings: Settings, engine: DockerEngine) -> None:
+def test_a_boot_that_takes_too_long_is_reported(launcher: Launcher, settings: Settings, engine: DockerEngine) -> None:
     shape = {"name": "too-slow", "user_data": {"bootcmd": ["sleep 600"]}}
     with pytest.raises(
         BootTimeout, match=r"too-slow did not let us log in over SSH within 15 s\. The last try: "
@@ -121,7 +121,7 @@ def test_a_boot_that_takes_too_long(launcher: Launcher, settings: Settings, engi
     assert containers(engine, "too-slow") == []
 
 
-def test_a_container_that_is_killed_during_boot(vm_factory: VMFactory, engine: DockerEngine) -> None:
+def test_a_container_killed_during_boot_is_reported(vm_factory: VMFactory, engine: DockerEngine) -> None:
     def kill() -> None:
         running = {"label": "virtainers.vm=killed-early", "status": "running"}
         while not (found := engine.api.containers(filters=running)) or not console_of(engine, found[0]["Id"]):
@@ -155,12 +155,12 @@ def test_a_kernel_that_hangs_is_booted_once_more(
     assert containers(engine, "hung") == []
 
 
-def test_cloud_init_errors_are_told(vm_factory: VMFactory) -> None:
+def test_cloud_init_errors_are_reported(vm_factory: VMFactory) -> None:
     with pytest.raises(BootError, match="cloud-init in vm reports errors; look at user_data, packages and run_comm"):
         vm_factory(run_commands=["exit 3"])
 
 
-def test_a_kernel_panic_is_told_at_once(vm_factory: VMFactory) -> None:
+def test_a_kernel_panic_is_reported_at_once(vm_factory: VMFactory) -> None:
     vm = vm_factory("panicking")
     began = time.monotonic()
     with pytest.raises(GuestPanic, match="panicking: Kernel panic - not syncing: sysrq triggered crash"):
@@ -173,7 +173,7 @@ def test_a_kernel_panic_is_told_at_once(vm_factory: VMFactory) -> None:
 @pytest.mark.alone  # it must answer in time
 @pytest.mark.each_engine
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the bridge's address")
-def test_a_bridge_that_gets_another_address_holds_nothing_up(launcher: Launcher, settings: Settings) -> None:
+def test_a_bridge_that_gets_another_address_delays_nothing(launcher: Launcher, settings: Settings) -> None:
     """A Podman network's bridge does when containers come and go; here, on any engine, while a VM is to answer."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
     vm = launcher.launch(spec)

@@ -17,7 +17,7 @@ def fetch(url: str) -> bytes:
     return content
 
 
-def test_a_port_of_the_guest_here_for_many(session_vm: VM) -> None:
+def test_forward_serves_many_connections(session_vm: VM) -> None:
     session_vm.run("mkdir -p /tmp/web && head -c 300000 /dev/urandom >/tmp/web/file")
     wanted = bytes(session_vm.run("cat /tmp/web/file").stdout_bytes)
     with session_vm.popen(["python3", "-m", "http.server", "8000", "--bind", "127.0.0.1"], cwd="/tmp/web"):
@@ -32,7 +32,7 @@ def test_a_port_of_the_guest_here_for_many(session_vm: VM) -> None:
         fetch(url)
 
 
-def test_a_service_of_ours_in_the_guest(session_vm: VM, tmp_path: Path) -> None:
+def test_reverse_offers_a_local_service_in_the_guest(session_vm: VM, tmp_path: Path) -> None:
     (tmp_path / "hello").write_text("from outside")
 
     class Handler(http.server.SimpleHTTPRequestHandler):

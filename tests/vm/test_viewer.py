@@ -33,7 +33,7 @@ def test_a_viewer_sees_the_screen_and_types(session_vm: VM, tmp_path: Path) -> N
         socket.create_connection(("127.0.0.1", display.port), timeout=5)
 
 
-def test_a_browser_has_a_page_and_only_that_has_the_screen(session_vm: VM) -> None:
+def test_only_the_served_page_gets_the_screen(session_vm: VM) -> None:
     with session_vm.screen.novnc() as url:
         place = urlsplit(url)
         assert (place.hostname, place.path) == ("127.0.0.1", "/vnc.html")
@@ -71,7 +71,7 @@ def test_a_browser_shows_the_screen_and_types(vm: VM, tmp_path: Path) -> None:
         assert (tmp_path / "page.png").stat().st_size > 5000, "an empty page"
 
 
-def test_nobody_else_is_let_in(session_vm: VM) -> None:
+def test_viewers_without_the_password_are_refused(session_vm: VM) -> None:
     with session_vm.screen.vnc() as display, Viewer(display.port, "guessed!") as viewer:
         assert viewer.refusal
     with session_vm.screen.vnc() as one, session_vm.screen.vnc() as two:

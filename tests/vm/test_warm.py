@@ -21,7 +21,7 @@ def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResul
     return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rN", *options)
 
 
-def test_a_time_limit_does_not_end_a_template_and_a_failed_one_is_not_tried_again(pytester: pytest.Pytester) -> None:
+def test_time_limits_do_not_end_templates_and_failed_ones_are_not_retried(pytester: pytest.Pytester) -> None:
     """Here a template takes longer than the time limit of the tests, which would end the process, and fails."""
     suite = f"""
         import pytest
@@ -41,7 +41,7 @@ def test_a_time_limit_does_not_end_a_template_and_a_failed_one_is_not_tried_agai
     assert "pytest --virtainer-warm" in shown
 
 
-def test_workers_share_what_has_failed(pytester: pytest.Pytester) -> None:
+def test_workers_share_failures(pytester: pytest.Pytester) -> None:
     suite = f"""
         import pytest
 
@@ -56,7 +56,7 @@ def test_workers_share_what_has_failed(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
-def test_provisioning_goes_on_while_there_is_progress(vm: VM) -> None:
+def test_provisioning_continues_while_there_is_progress(vm: VM) -> None:
     """Here something in a clone does what cloud-init does while it runs."""
     steps = "for n in $(seq 25); do echo step $n; sleep 1; done >>/var/log/cloud-init-output.log"
     vm.machine.spec = replace(vm.spec, provision_timeout=15 / vm.scaled(1))
@@ -76,7 +76,7 @@ def test_provisioning_goes_on_while_there_is_progress(vm: VM) -> None:
     vm.machine.wait_until_provisioned()
 
 
-def test_what_is_made_ahead_is_there_for_the_tests(pytester: pytest.Pytester) -> None:
+def test_tests_use_templates_that_were_made_ahead(pytester: pytest.Pytester) -> None:
     suite = f"""
         import pytest
 

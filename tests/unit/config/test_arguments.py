@@ -61,7 +61,7 @@ def test_types_name_the_words_that_are_allowed(name: str) -> None:
     assert annotation.__forward_arg__.endswith("None"), "None counts as not given"
 
 
-def test_launch_takes_the_arguments_and_two_by_position() -> None:
+def test_launch_accepts_all_arguments_and_two_by_position() -> None:
     names = launch.__wrapped__.__annotations__  # type: ignore[attr-defined]
     assert [*names] == ["image", "name", "persist", "progress", "arguments", "return"]
     assert names["arguments"] == "Unpack[VMArguments]"
@@ -90,11 +90,11 @@ def test_architectures_are_those_that_have_a_firmware() -> None:
         ("xyzzy", None),
     ],
 )
-def test_suggestions_go_by_meaning_then_by_spelling(word: str, meant: str | None) -> None:
+def test_suggestions_prefer_synonyms_to_similar_names(word: str, meant: str | None) -> None:
     assert suggestion(word) == meant
 
 
-def test_no_word_stands_for_two_arguments() -> None:
+def test_no_synonym_is_ambiguous() -> None:
     words = [word for each in ARGUMENTS.values() for word in (*each.synonyms, each.name)]
     assert sorted(words) == sorted({*words})
 

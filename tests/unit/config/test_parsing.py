@@ -44,7 +44,7 @@ def test_seconds_are_positive(written: object) -> None:
     assert parsing.seconds("0.5") == 0.5
 
 
-def test_switches_take_words_and_booleans() -> None:
+def test_switches_accept_words_and_booleans() -> None:
     assert [parsing.switch(each) for each in ("on", "off", True, False)] == [True, False, True, False]
     with pytest.raises(ValueError, match="on and off"):
         parsing.switch("yes")

@@ -39,7 +39,7 @@ def test_private_networks_and_metadata_services_are_closed(address: str) -> None
 
 
 @pytest.mark.parametrize("address", ["203.0.113.7", "192.0.2.7", "198.51.100.7", "8.8.8.8", "2001:db8::1", "2600::1"])
-def test_the_world_is_open_and_so_are_addresses_that_only_documentation_has(address: str) -> None:
+def test_the_internet_and_documentation_addresses_are_open(address: str) -> None:
     assert not is_closed(address)
 
 
@@ -87,7 +87,7 @@ _v4 = st.builds(
 
 
 @given(st.lists(_v4, max_size=4), st.lists(_v4, max_size=4))
-def test_an_address_is_closed_if_some_list_says_so(opened: list[IPv4Network], others: list[IPv4Network]) -> None:
+def test_an_address_in_any_list_is_closed(opened: list[IPv4Network], others: list[IPv4Network]) -> None:
     closed = reach.closed(opened, always=[POOL], others=others)
     edges = itertools.chain.from_iterable((each[0], each[-1]) for each in (*opened, *others, *reach.PRIVATE, POOL))
     for address in edges:

@@ -149,7 +149,7 @@ def test_a_docker_context_is_followed_with_its_tls_settings(monkeypatch: pytest.
         assert relayed(server.url) == b"HI"
 
 
-def test_the_relay_takes_the_tls_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_relay_uses_the_tls_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
     monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
     with serving(EXEC, tls=credentials(tmp_path)) as server:

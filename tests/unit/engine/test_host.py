@@ -66,11 +66,11 @@ def test_missing_tables_mean_no_networks_and_addresses(proc: Path) -> None:
     assert host.networks() == host.addresses() == []
 
 
-def test_is_beside_compares_the_own_address_with_the_network() -> None:
-    assert host.is_beside(IPv4Interface("127.1.2.3/8"))
+def test_is_member_of_compares_the_own_address_with_the_network() -> None:
+    assert host.is_member_of(IPv4Interface("127.1.2.3/8"))
     # Linux sends there from 127.0.0.1, which is in the larger network and not in the smaller one.
-    assert not host.is_beside(IPv4Interface("127.1.2.3/24"))
-    assert not host.is_beside(IPv4Interface("203.0.113.7/24"))
+    assert not host.is_member_of(IPv4Interface("127.1.2.3/24"))
+    assert not host.is_member_of(IPv4Interface("203.0.113.7/24"))
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root gives this host an address")

@@ -40,7 +40,7 @@ def collect(guest: Guest, folder: Path) -> tuple[dict[str, bytes], dict[str, str
     return {each.name: each.read_bytes() for each in folder.iterdir()} if folder.exists() else {}, missing
 
 
-def test_core_dumps_have_names_of_our_own_and_a_list_of_where_they_were(tmp_path: Path) -> None:
+def test_core_dumps_get_safe_names_and_a_list_of_their_paths(tmp_path: Path) -> None:
     paths = [b"/cores/a/core", b"/cores/b/core", b"/cores/../core", b"/x/\x1b]0;evil\x07 \xff", b"/x/.."]
     guest = Guest(b"\n".join(paths), {each: each for each in paths})
     found, missing = collect(guest, tmp_path / "cores")
@@ -60,7 +60,7 @@ def test_core_dumps_have_names_of_our_own_and_a_list_of_where_they_were(tmp_path
 
 
 @pytest.mark.parametrize("listed", [b".\n.\n", b"..\n", b"core\n\n", b"", b"/x\0y\n"])
-def test_what_is_no_absolute_path_is_passed_over(listed: bytes, tmp_path: Path) -> None:
+def test_relative_paths_are_ignored(listed: bytes, tmp_path: Path) -> None:
     assert collect(Guest(listed), tmp_path / "cores") == ({}, {})
     assert list(tmp_path.iterdir()) == []
 
@@ -107,9 +107,7 @@ def test_holes_stay_holes(content: bytes, tmp_path: Path) -> None:
         (SSHError("web: it broke. The last\nlines"), "web: it broke. The last"),
     ],
 )
-def test_one_that_cannot_be_copied_is_named_and_the_others_are_there(
-    answer: object, why: str, tmp_path: Path
-) -> None:
+def test_a_failed_copy_is_reported_and_the_others_are_copied(answer: object, why: str, tmp_path: Path) -> None:
     found, missing = collect(Guest(b"/a\n/b\n", {b"/a": answer, b"/b": b"whole"}), tmp_path / "cores")
     assert (found["core-2-b"], missing) == (b"whole", {"cores/core-1-a": why})
 
@@ -122,7 +120,7 @@ def test_a_guest_that_cannot_list_them_is_an_error(tmp_path: Path) -> None:
         cores.collect(broken, tmp_path / "cores", lambda: 1.0)
 
 
-def test_a_link_in_the_place_of_a_core_dump_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_core_dump_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     folder = tmp_path / "cores"

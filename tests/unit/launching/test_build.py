@@ -50,7 +50,7 @@ def test_a_closed_launcher_leaves_no_network(settings: Settings, server: FakeEng
     assert server.asked.count(f"DELETE {network}") == 1, "once"
 
 
-def test_what_dead_runs_left_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_leftovers_of_dead_runs_are_shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     swept = ["virtainers-old-1-web", "virtainers-old-default"]
     monkeypatch.setattr(DockerEngine, "sweep", lambda _engine: swept)
     notes: list[str] = []

@@ -23,7 +23,7 @@ def is_clone(vm: VM) -> bool:
     return "TEMPLATE" in vm.machine.container.environment
 
 
-def test_a_template_that_was_removed_before_a_clone_could_start_is_a_bad_one(world: World) -> None:
+def test_a_template_removed_before_its_clone_starts_is_bad(world: World) -> None:
     def start(container: FakeContainer) -> None:
         raise Removed("templates/abc is not in the store any more: it was removed just now")
 
@@ -44,29 +44,27 @@ def test_a_bad_template_is_made_again_at_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("failure", [BootTimeout("too slow"), SSHError("vm shows another SSH host key")])
-def test_a_clone_that_fails_once_is_tried_again_with_the_template_that_is_in_the_store_now(
-    world: World, failure: VirtainerError
-) -> None:
+def test_a_failed_clone_is_retried_with_the_template_now_in_the_store(world: World, failure: VirtainerError) -> None:
     assert clone(world, failure).machine.keys == world.templates.given[1].keys
     assert world.templates.condemned == [False]
     assert len(world.templates.given) == 2
     assert world.notes == [TRY_AGAIN.format(failure)]
 
 
-def test_a_template_on_which_a_detached_vm_has_its_disk_stays(world: World) -> None:
+def test_a_template_used_by_a_detached_vm_is_not_removed(world: World) -> None:
     world.in_use = {TEMPLATE.place}
     assert not is_clone(clone(world, BadTemplate("another QEMU")))
     assert world.templates.condemned == []
     assert "a detached VM has its disk on it: vm is booted instead: another QEMU" in world.notes[0]
 
 
-def test_two_that_fail_condemn_their_template(world: World) -> None:
+def test_two_failed_clones_replace_their_template(world: World) -> None:
     assert is_clone(clone(world, BootTimeout("too slow"), SSHError("broken")))
     assert world.templates.condemned == [False, True]
     assert world.notes == [TRY_AGAIN.format("too slow"), MADE_AGAIN.format("broken")]
 
 
-def test_a_template_that_another_process_has_made_again_is_not_called_bad(world: World) -> None:
+def test_a_template_that_another_process_replaced_is_not_bad(world: World) -> None:
     world.templates.others_replaced_it = True
     assert is_clone(clone(world, BadTemplate("damaged")))
     assert world.notes == [TRY_AGAIN.format("damaged")]
@@ -78,7 +76,7 @@ def test_the_third_failure_is_raised(world: World) -> None:
     assert world.templates.condemned == [False, True]
 
 
-def test_an_error_that_is_not_the_templates_is_raised_at_once(world: World) -> None:
+def test_errors_of_other_causes_are_raised_at_once(world: World) -> None:
     with pytest.raises(StoreError, match="no space left"):
         clone(world, StoreError("no space left"))
     assert world.templates.condemned == []
@@ -91,7 +89,7 @@ def test_a_shape_that_cannot_be_cloned_is_booted(world: World) -> None:
     assert world.notes == ["virtainers: VMs of debian-13 are booted, not cloned: no python3\n"]
 
 
-def test_a_clone_ahead_that_fails_is_no_error(world: World) -> None:
+def test_a_failed_clone_ahead_is_not_an_error(world: World) -> None:
     assert world.clones.ahead(CLONE, "a-test") is None, "there is no template yet"
     world.templates.given.append(TEMPLATE)
     world.fates = [BootTimeout("too slow")]

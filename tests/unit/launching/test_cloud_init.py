@@ -39,21 +39,21 @@ def read(iso: bytes) -> dict[str, Any]:
     return found
 
 
-def test_the_iso_has_what_nocloud_reads() -> None:
+def test_the_iso_has_the_files_that_nocloud_reads() -> None:
     files = read(cloud_init.iso(spec(name="db"), KEYS, "debian", "id-1"))
     assert files["user-data"].startswith("#cloud-config\n")
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": "id-1", "local-hostname": "db"}
     assert yaml.safe_load(files["network-config"])["version"] == 2
 
 
-def test_meta_data_of_the_marker_take_precedence() -> None:
+def test_meta_data_of_the_marker_takes_precedence() -> None:
     files = read(
         cloud_init.iso(spec(name="db", meta_data="{local-hostname: other, tier: web}"), KEYS, "debian", "id-1")
     )
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": "id-1", "local-hostname": "other", "tier": "web"}
 
 
-def test_an_instance_id_of_the_marker_starts_ours() -> None:
+def test_an_instance_id_of_the_marker_is_the_prefix_of_the_real_one() -> None:
     files = read(cloud_init.iso(spec(meta_data={"instance-id": "iid-local01"}), KEYS, "debian", "id-1"))
     assert yaml.safe_load(files["meta-data"])["instance-id"] == "iid-local01-id-1"
 
@@ -103,7 +103,7 @@ def test_a_seed_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             cloud_init.unpack(tmp_path / "x.iso")
 
 
-def test_login_is_by_key_alone_and_the_host_key_is_ours() -> None:
+def test_login_requires_the_key_and_the_host_key_is_given() -> None:
     config = cloud_init.user_data(spec(), KEYS, "debian")
     (account,) = config["users"]
     assert account["name"] == "debian"
@@ -129,7 +129,7 @@ def test_user_data_of_the_marker_is_kept_and_extended() -> None:
     assert given.user_data["packages"] == ["jq"], "the marker's own mapping must not change"
 
 
-def test_every_vm_has_keys_of_its_own() -> None:
+def test_every_vm_has_its_own_keys() -> None:
     others = Keys.generate()
     assert len({KEYS.login.private, KEYS.host.private, others.login.private, others.host.private}) == 4
     assert KEYS.login.paramiko().get_base64() in KEYS.login.public

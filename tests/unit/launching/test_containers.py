@@ -22,7 +22,7 @@ def without_kvm(world: World) -> World:
     return world
 
 
-def test_vms_that_start_together_all_go_without_kvm(without_kvm: World) -> None:
+def test_vms_that_start_together_all_fall_back_to_emulation(without_kvm: World) -> None:
     """All are refused before the first of them has drawn its conclusion."""
     world, refused, start = without_kvm, threading.Barrier(3), without_kvm.on_start
 
@@ -42,7 +42,7 @@ def test_vms_that_start_together_all_go_without_kvm(without_kvm: World) -> None:
     assert all("/dev/kvm" not in each.plan.devices for each in world.containers if not each.gone.is_set())
 
 
-def test_a_saved_disk_is_whole_also_where_there_is_no_kvm(without_kvm: World) -> None:
+def test_the_disk_of_a_saved_vm_is_complete_without_kvm(without_kvm: World) -> None:
     pair = KeyPair("", "")
     without_kvm.launcher.start_saved(
         SavedVM(

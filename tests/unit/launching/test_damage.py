@@ -12,7 +12,7 @@ SPOILED = Checked("templates/abc", "ram", "bb", "aa")
 
 
 @pytest.mark.parametrize("in_use", [False, True])
-def test_a_damaged_template_fails_the_next_launch_and_no_other(world: World, in_use: bool) -> None:
+def test_a_damaged_template_fails_only_the_next_launch(world: World, in_use: bool) -> None:
     world.in_use = {TEMPLATE.place} if in_use else set()
     world.watch.found = [SPOILED]
     world.templates.given.append(TEMPLATE)
@@ -30,7 +30,7 @@ def test_a_damaged_template_fails_the_next_launch_and_no_other(world: World, in_
 
 
 @pytest.mark.parametrize("in_use", [False, True])
-def test_a_template_that_was_copied_from_a_damaged_one_is_removed_with_it(world: World, in_use: bool) -> None:
+def test_a_copy_of_a_damaged_template_is_removed_with_it(world: World, in_use: bool) -> None:
     layer = replace(TEMPLATE, key="layer", origin=TEMPLATE.place)
     world.in_use = {layer.place} if in_use else set()
     world.templates.given.append(TEMPLATE)
@@ -41,7 +41,7 @@ def test_a_template_that_was_copied_from_a_damaged_one_is_removed_with_it(world:
     assert bool(world.damage.why_unusable(layer)) is in_use
 
 
-def test_damage_that_is_found_last_is_noted_at_the_end(world: World) -> None:
+def test_damage_found_after_the_last_launch_is_shown_at_the_end(world: World) -> None:
     world.watch.found = [SPOILED]
     world.launcher.close()
     assert world.notes == [f"virtainers: {world.damage.found[0]}\n"]

@@ -19,7 +19,7 @@ from tests.unit.memory_engine import MemoryContainer, MemoryEngine
         (None, {"TEMPLATE_SAVE": "on", "IMAGE_DIR": "/store/.scratch-1"}),
     ],
 )
-def test_the_disk_of_a_vm_outlives_the_helper_that_opens_it(volume: str | None, environment: dict[str, str]) -> None:
+def test_closing_the_helper_keeps_the_disk_of_a_vm(volume: str | None, environment: dict[str, str]) -> None:
     engine = MemoryEngine()
     binds = (Bind("/store/guests/x", "/volumes/guests/x"),)
     plan = Plan("web", "vm", "an-image", environment=environment, binds=binds, volume=volume)

@@ -20,7 +20,7 @@ def discarding(engine: MemoryEngine, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("fate", [BootTimeout("slow"), KeyError("prepare"), pytest.fail.Exception("Timeout >1s")])
-def test_a_vm_whose_launch_fails_stays_until_its_evidence_is_taken(fate: BaseException, world: World) -> None:
+def test_a_vm_whose_launch_fails_is_kept_until_its_evidence_is_taken(fate: BaseException, world: World) -> None:
     world.fates = [fate]
     with pytest.raises(type(fate)):
         world.launch(BOOT)
@@ -41,9 +41,7 @@ def make_templates(world: World) -> None:
 
 
 @pytest.mark.parametrize("fate", [BootTimeout("slow"), KeyError("prepare"), KeyboardInterrupt()])
-def test_a_vm_that_was_to_become_a_template_ends_before_its_half_made_folder_is_removed(
-    fate: BaseException, world: World
-) -> None:
+def test_a_failed_template_vm_ends_before_its_folder_is_removed(fate: BaseException, world: World) -> None:
     make_templates(world)
     world.fates = [fate]
     with pytest.raises(type(fate)):
@@ -56,7 +54,7 @@ def test_a_vm_that_was_to_become_a_template_ends_before_its_half_made_folder_is_
     assert len(world.events) == 3, "once"
 
 
-def test_the_half_made_folder_is_removed_at_the_end_even_if_its_vm_cannot_be_closed(world: World) -> None:
+def test_an_unfinished_folder_is_removed_even_if_its_vm_cannot_be_closed(world: World) -> None:
     make_templates(world)
     world.fates, world.refuses_to_go = [BootTimeout("slow")], True
     with pytest.raises(BootTimeout):
@@ -66,7 +64,7 @@ def test_the_half_made_folder_is_removed_at_the_end_even_if_its_vm_cannot_be_clo
     assert world.events == ["start 1", "end 1", 'rm -rf "$@" /store/.scratch-1']
 
 
-def test_without_evidence_the_half_made_folder_is_left_to_its_builder(discarding: World) -> None:
+def test_without_evidence_the_builder_removes_the_unfinished_folder(discarding: World) -> None:
     make_templates(discarding)
     discarding.fates = [BootTimeout("slow")]
     with pytest.raises(BootTimeout):
@@ -84,14 +82,14 @@ def test_without_evidence_a_failed_vm_ends_at_once(discarding: World) -> None:
 
 
 @pytest.mark.parametrize(("spec", "fate"), [(CLONE, BootTimeout("slow")), (BOOT, GuestStalled("it hangs"))])
-def test_a_failed_vm_makes_room_for_the_next_try(spec: Spec, fate: BaseException, world: World) -> None:
+def test_a_failed_vm_is_closed_before_the_next_try(spec: Spec, fate: BaseException, world: World) -> None:
     world.fates = [fate, None]
     assert number(world.launch(spec)) == 2
     assert world.events == ["start 1", "end 1", "start 2"]
     assert world.failed.vms == []
 
 
-def test_a_vm_that_is_ready_but_not_returned_ends_with_the_run(world: World) -> None:
+def test_an_unreturned_vm_ends_with_the_run(world: World) -> None:
     world.fates = [BootTimeout("slow"), None]
     with pytest.raises(BootTimeout):
         world.launch(BOOT)
@@ -103,7 +101,7 @@ def test_a_vm_that_is_ready_but_not_returned_ends_with_the_run(world: World) -> 
     assert world.events == ["start 1", "start 2", "end 1", "end 2"]
 
 
-def test_released_vms_all_end_even_if_one_cannot_be_closed(world: World) -> None:
+def test_all_released_vms_end_even_if_one_cannot_be_closed(world: World) -> None:
     for vm in [world.launch(BOOT), world.launch(BOOT)]:
         world.launcher.release(vm)
         world.launcher.release(vm)

@@ -61,7 +61,7 @@ def test_an_image_is_brought_into_the_store_once(guests: GuestImages, tried: lis
     assert len(tried) == 1
 
 
-def test_after_a_reset_failures_and_images_of_no_catalogue_are_looked_at_again(
+def test_reset_forgets_failures_and_images_outside_the_catalogue(
     guests: GuestImages, tried: list[tuple[str, str]]
 ) -> None:
     disk = "docker-image://x"
@@ -89,7 +89,7 @@ def test_an_image_that_was_removed_or_replaced_is_forgotten(guests: GuestImages,
 
 
 @pytest.mark.usefixtures("tried")
-def test_a_damaged_guest_image_is_refused_from_then_on(guests: GuestImages, world: World) -> None:
+def test_a_damaged_guest_image_is_refused(guests: GuestImages, world: World) -> None:
     guests.get("debian-13")
     world.watch.found = [Checked(GUEST.place, "disk.qcow2", "bb", "aa")]
     damage = Damage(world.watch, guests, world.templates, lambda _template: False)
@@ -106,7 +106,7 @@ def test_a_damaged_guest_image_fails_the_next_launch(world: World) -> None:
         world.launch(BOOT)
 
 
-def test_a_vm_that_no_host_could_run_is_refused_before_its_image_is_built(
+def test_an_impossible_vm_is_refused_before_its_image_is_built(
     guests: GuestImages, tried: list[tuple[str, str]]
 ) -> None:
     refused: tuple[tuple[dict[str, Any], str], ...] = (

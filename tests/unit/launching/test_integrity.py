@@ -78,7 +78,7 @@ def test_each_content_is_read_once_and_damage_is_reported_once() -> None:
     watch.close()
 
 
-def test_a_file_that_another_process_removes_is_no_damage() -> None:
+def test_a_file_removed_by_another_process_is_not_damaged() -> None:
     helper = Helper(
         a={**GOOD, "sha256": None, "error": integrity.MISSING}, b={**GOOD, "sha256": None, "error": "I/O"}
     )
@@ -89,7 +89,7 @@ def test_a_file_that_another_process_removes_is_no_damage() -> None:
     assert digests.MISSING == integrity.MISSING
 
 
-def test_the_end_of_a_process_does_not_wait_for_a_check() -> None:
+def test_close_does_not_wait_for_a_check() -> None:
     helper = Helper(a=GOOD)
     helper.stands_still = True
     watch = Watch(helper.store)
@@ -104,7 +104,7 @@ def test_the_end_of_a_process_does_not_wait_for_a_check() -> None:
     assert threading.active_count() == 1 or helper.read == ["/store/guests/a"]
 
 
-def test_a_process_that_ends_at_once_opens_no_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_at_once_starts_no_helper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integrity, "_DELAY_SECONDS", 60.0)
     helper = Helper(a=GOOD)
     watch = Watch(helper.store)
@@ -113,7 +113,7 @@ def test_a_process_that_ends_at_once_opens_no_helper(monkeypatch: pytest.MonkeyP
     assert helper.opened == 0
 
 
-def test_engine_errors_are_left_to_the_launches() -> None:
+def test_engine_errors_are_ignored() -> None:
     def store() -> Any:
         raise EngineError("the engine is gone")
 

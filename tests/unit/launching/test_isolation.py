@@ -136,7 +136,7 @@ def test_a_container_that_has_ended_gets_no_command(addresses: list[str]) -> Non
 
 
 @pytest.mark.parametrize("answer", [(1, b"closed: nft failed: no\n"), EngineError("closed: nft failed: no")])
-def test_an_address_that_cannot_be_closed_is_noted_and_tried_again(
+def test_an_address_that_cannot_be_closed_is_reported_and_retried(
     addresses: list[str], answer: tuple[int, bytes] | EngineError
 ) -> None:
     notes: list[str] = []
@@ -162,7 +162,7 @@ def test_an_engine_elsewhere_and_a_wire_of_the_host_are_not_watched() -> None:
     assert WATCHES == []
 
 
-def test_at_the_end_nothing_is_watched(addresses: list[str]) -> None:
+def test_watching_ends_with_close(addresses: list[str]) -> None:
     isolation, on = Isolation(ENGINE), network()
     container = started(isolation, on)
     isolation.close()

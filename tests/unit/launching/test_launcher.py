@@ -20,7 +20,7 @@ from tests.unit.launching.world import BASE, BOOT, CLONE, GUEST, TEMPLATE, FakeC
         ({"network": {"name": "n", "mode": "existing", "source": "theirs"}}, False),
     ],
 )
-def test_addresses_and_networks_of_others_are_not_taken_ahead(
+def test_addresses_and_networks_of_others_are_not_prefetched(
     world: World, arguments: dict[str, Any], is_prefetched: bool
 ) -> None:
     world.templates.given.append(TEMPLATE)
@@ -29,7 +29,7 @@ def test_addresses_and_networks_of_others_are_not_taken_ahead(
     assert world.events == (["start 1", "end 1"] if is_prefetched else [])
 
 
-def test_a_prefetched_vm_is_the_one_that_is_launched(world: World) -> None:
+def test_launch_returns_the_prefetched_vm(world: World) -> None:
     world.templates.given.append(TEMPLATE)
     world.launcher.prefetch(CLONE, "test_x")
     vm = world.launch(CLONE)
@@ -37,7 +37,7 @@ def test_a_prefetched_vm_is_the_one_that_is_launched(world: World) -> None:
     assert vm in vm.network.vms
 
 
-def test_a_template_whose_kernel_hangs_is_made_once_more_ahead_of_several_vms(world: World) -> None:
+def test_a_template_whose_kernel_hangs_is_made_again_for_several_vms(world: World) -> None:
     failures: list[VirtainerError] = [GuestStalled("it hangs")]
     made: list[Spec] = []
 
@@ -53,9 +53,7 @@ def test_a_template_whose_kernel_hangs_is_made_once_more_ahead_of_several_vms(wo
 
 
 @pytest.mark.parametrize("error", [Removed("guests/debian-13-abc is not in the store any more"), VMGone("bad-image")])
-def test_a_guest_image_that_is_no_longer_in_the_store_is_looked_for_again(
-    world: World, error: VirtainerError
-) -> None:
+def test_a_removed_guest_image_is_looked_up_again(world: World, error: VirtainerError) -> None:
     """Another process may have removed it since this one has used it."""
     again = replace(GUEST, key="debian-13-def")
     world.guests.there, world.guests.stored = [GUEST, again], {again}
@@ -73,7 +71,7 @@ def test_a_guest_image_that_is_no_longer_in_the_store_is_looked_for_again(
     ]
 
 
-def test_a_vm_that_ends_though_its_guest_image_is_stored_is_not_started_again(world: World) -> None:
+def test_a_vm_that_ends_with_its_guest_image_present_is_not_retried(world: World) -> None:
     world.fates = [VMGone("it ended")]
     with pytest.raises(VMGone, match=r"^it ended$"):
         world.launch(BOOT)

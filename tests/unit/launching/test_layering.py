@@ -43,7 +43,7 @@ def spec(**arguments: Any) -> Spec:
         {"packages": ["hello"], "run_commands": ["true"], "image": "/own.qcow2"},
     ],
 )
-def test_a_shape_whose_additions_can_be_made_to_a_running_vm_needs_no_boot(arguments: dict[str, Any]) -> None:
+def test_additions_to_a_running_vm_need_no_boot(arguments: dict[str, Any]) -> None:
     assert layering.is_layer(spec(**arguments))
 
 
@@ -59,7 +59,7 @@ def test_a_shape_whose_additions_can_be_made_to_a_running_vm_needs_no_boot(argum
         {"files": {"/srv/a": "b"}, "image": "/own.qcow2"},
     ],
 )
-def test_a_shape_whose_order_of_steps_matters_is_booted(arguments: dict[str, Any]) -> None:
+def test_shapes_that_depend_on_the_order_of_steps_are_booted(arguments: dict[str, Any]) -> None:
     assert not layering.is_layer(spec(**arguments))
 
 
@@ -197,7 +197,7 @@ def test_cloud_init_runs_the_requested_steps_only() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"packages": ["hello"]}, {"run_commands": ["true"]}])
-def test_a_guest_without_cloud_init_is_left_as_it_is(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_a_guest_without_cloud_init_is_unchanged(tmp_path: Path, arguments: dict[str, Any]) -> None:
     script = provisioning.script(spec(files={f"{tmp_path}/file": b"x"}, **arguments))
     script = script.replace("[ -d /run/cloud-init ]", f"[ -d {tmp_path}/cloud-init ]")
     with pytest.raises(subprocess.CalledProcessError) as caught:

@@ -65,7 +65,7 @@ class World:
         return Templates(store, holds=SharedLocks(), runtime_id=lambda: "runtime:1", progress=SILENT, once=once)
 
 
-def test_a_failed_template_is_not_tried_again_and_its_first_failure_is_reported() -> None:
+def test_a_failed_template_is_not_retried_and_its_first_failure_is_reported() -> None:
     world = World(BootTimeout("vm did not let us log in\nits console"))
     templates = world.templates(Once())
     with pytest.raises(BootTimeout):
@@ -111,7 +111,7 @@ def test_failures_of_other_causes_are_not_remembered(passing: BaseException) -> 
     assert world.boots == 2
 
 
-def test_an_interrupted_template_says_how_to_make_it_ahead() -> None:
+def test_an_interrupted_template_suggests_to_make_it_ahead() -> None:
     world = World(pytest.fail.Exception("Timeout (>40.0s)"))
     with pytest.raises(pytest.fail.Exception) as caught:
         world.templates(Once()).ensure(SPEC, GUEST, world)
@@ -141,7 +141,7 @@ def test_processes_of_one_run_find_each_others_failures(run: str, tried: int) ->
     assert world.boots == tried
 
 
-def test_a_process_that_waited_for_another_does_not_try_again_what_that_failed_to_make(
+def test_a_waiting_process_does_not_repeat_the_failure_of_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = World(BootTimeout("slow")), World()

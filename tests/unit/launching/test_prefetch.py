@@ -73,7 +73,7 @@ def prefetcher(made: Made) -> Any:
     assert all(machine.closed for machine in made), "none is left"
 
 
-def test_a_vm_is_made_once_and_claimed_once(prefetcher: Prefetcher, made: Made) -> None:
+def test_a_vm_is_launched_once_and_claimed_once(prefetcher: Prefetcher, made: Made) -> None:
     made.want(prefetcher, SMALL, "a")
     made.want(prefetcher, SMALL, "b")
     assert prefetcher.claim(BIG) is None
@@ -83,7 +83,7 @@ def test_a_vm_is_made_once_and_claimed_once(prefetcher: Prefetcher, made: Made) 
     vm.machine.close()
 
 
-def test_a_claim_waits_for_a_vm_that_is_under_way(prefetcher: Prefetcher, made: Made) -> None:
+def test_claim_waits_for_a_vm_that_is_being_launched(prefetcher: Prefetcher, made: Made) -> None:
     made.may_go_on.clear()
     made.want(prefetcher, SMALL)
     threading.Timer(0.1, made.may_go_on.set).start()
@@ -92,7 +92,7 @@ def test_a_claim_waits_for_a_vm_that_is_under_way(prefetcher: Prefetcher, made: 
     vm.machine.close()
 
 
-def test_a_vm_that_is_no_longer_wanted_is_closed(prefetcher: Prefetcher, made: Made) -> None:
+def test_a_vm_that_no_test_needs_is_closed(prefetcher: Prefetcher, made: Made) -> None:
     made.want(prefetcher, SMALL)
     made.want(prefetcher, BIG)
     vm = cast("Any", prefetcher.claim(BIG))
@@ -110,7 +110,7 @@ def test_a_vm_that_died_while_it_waited_is_not_claimed(prefetcher: Prefetcher, m
     assert prefetcher.claim(SMALL) is None
 
 
-def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Made) -> None:
+def test_a_failed_launch_is_not_retried(prefetcher: Prefetcher, made: Made) -> None:
     made.fails = True
     made.want(prefetcher, SMALL)
     made.fails = False
@@ -122,7 +122,7 @@ def test_a_failure_is_not_tried_again_and_again(prefetcher: Prefetcher, made: Ma
     vm.machine.close()
 
 
-def test_a_vm_that_cannot_be_closed_fails_the_end_and_no_test(made: Made) -> None:
+def test_a_vm_that_cannot_be_closed_is_reported_at_the_end(made: Made) -> None:
     prefetcher = Prefetcher()
     for count, spec in enumerate((SMALL, BIG), start=1):
         made.want(prefetcher, spec, spec.name)
@@ -199,7 +199,7 @@ def wanted(
     return (spec.ram if spec else None), node_id.rpartition("::")[2]
 
 
-def test_the_next_test_that_runs_and_needs_a_vm_counts(suite: dict[str, pytest.Item]) -> None:
+def test_the_next_test_that_runs_with_a_vm_is_found(suite: dict[str, pytest.Item]) -> None:
     assert wanted(suite, "test_first", "test_without") == (512, "test_next")
     assert wanted(suite, "test_next", "test_shared") == (3072, "test_shared")
     assert wanted(suite, "test_last", None) == (None, "")
@@ -220,7 +220,7 @@ def test_nothing_is_prefetched_when_the_run_will_stop(suite: dict[str, pytest.It
     assert wanted(suite, "test_first", "test_without") == (None, "")
 
 
-def test_a_worker_of_xdist_looks_at_one_test_only(suite: dict[str, pytest.Item]) -> None:
+def test_a_worker_of_xdist_knows_only_the_next_test(suite: dict[str, pytest.Item]) -> None:
     suite["test_first"].config.workerinput = {}  # type: ignore[attr-defined]
     assert wanted(suite, "test_first", "test_without") == (None, "")
     assert wanted(suite, "test_without", "test_next") == (512, "test_next")

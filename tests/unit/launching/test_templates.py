@@ -40,7 +40,7 @@ def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> s
     return templates._key(spec, guest)
 
 
-def test_firmware_of_the_spec_and_of_the_image_count_alike() -> None:
+def test_firmware_counts_alike_from_spec_and_image() -> None:
     guest = replace(GUEST, firmware="uefi")
     assert key(guest) == key(guest, firmware="uefi") != key(guest, firmware="bios")
 
@@ -81,12 +81,12 @@ OTHERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", [*OTHERS])
-def test_arguments_that_shape_a_template_and_no_others_are_in_its_key(name: str) -> None:
+def test_only_arguments_that_shape_a_template_are_in_its_key(name: str) -> None:
     assert (key(**{name: OTHERS[name]}) != key()) == ARGUMENTS[name].shapes_template
     assert {*OTHERS} == ARGUMENTS.keys() - {"image", "arch"}
 
 
-def test_what_is_layered_is_not_in_the_key_of_the_plain_template() -> None:
+def test_layered_arguments_are_not_in_the_key_of_the_plain_template() -> None:
     given = {name: each for name, each in OTHERS.items() if ARGUMENTS[name].template == "layered"}
     spec = merge(resolve([]).shape)
     assert layering.plain(merge(resolve([]).shape, check(given, "here"))) == spec
@@ -98,7 +98,7 @@ def test_another_disk_or_runtime_image_needs_another_template() -> None:
     assert key(runtime="runtime:2") != key()
 
 
-def test_a_value_that_is_the_default_needs_no_other_template() -> None:
+def test_default_values_need_no_other_template() -> None:
     assert key(ram=1024) == key()
 
 
@@ -124,7 +124,7 @@ class Shop:
         return json.loads(self._manifest)
 
 
-def test_a_manifest_brings_a_template_back() -> None:
+def test_a_template_is_read_from_its_manifest() -> None:
     session = resumable.Session({"A": "00ff"}, {"session_id": "01"})
     template = Template("abc", "guests/debian-13-abc", "alice", Keys.generate(), session, "no python3")
     spec = merge(resolve([]).shape)
@@ -132,7 +132,7 @@ def test_a_manifest_brings_a_template_back() -> None:
 
 
 @pytest.mark.parametrize("manifest", [b"{}", b'{"keys": {"login": {}}}', b'{"keys": []}', b'{"keys": {"login": 1}}'])
-def test_a_damaged_manifest_counts_as_none(manifest: bytes) -> None:
+def test_a_damaged_manifest_counts_as_missing(manifest: bytes) -> None:
     assert _load("abc", cast("Workshop", Shop(manifest))) is None
 
 
@@ -147,7 +147,7 @@ def test_a_manifest_with_an_invalid_name_counts_as_damaged(field: dict[str, obje
 
 
 @pytest.mark.parametrize(("stored", "goes"), [("the same", True), ("another", False), ("damaged", True)])
-def test_a_condemned_template_is_removed_unless_another_has_taken_its_place(
+def test_a_condemned_template_is_removed_unless_it_was_replaced(
     stored: str, goes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

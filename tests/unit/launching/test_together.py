@@ -39,7 +39,7 @@ def test_all_are_returned_in_the_order_in_which_they_were_requested(world: World
     assert (world.failed.vms, world.ended()) == ([], set())
 
 
-def test_when_some_fail_all_are_lost_and_all_failures_are_reported(world: World) -> None:
+def test_when_some_fail_all_count_as_failed_and_all_failures_are_reported(world: World) -> None:
     def fate(machine: FakeMachine) -> None:
         if machine.name != "two":
             raise BootTimeout(f"{machine.name} is slow")
@@ -54,7 +54,7 @@ def test_when_some_fail_all_are_lost_and_all_failures_are_reported(world: World)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(world: World) -> None:
+def test_an_interrupted_start_ends_at_once_without_retries(world: World) -> None:
     two_hang, one_is_ready = threading.Barrier(3, timeout=30), threading.Event()
 
     def fate(machine: FakeMachine) -> None:
@@ -78,7 +78,7 @@ def test_an_interrupted_start_ends_at_once_and_nothing_is_tried_again(world: Wor
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_launch_that_waits_for_a_template_starts_nothing_when_it_is_interrupted(world: World) -> None:
+def test_an_interrupted_wait_for_a_template_starts_nothing(world: World) -> None:
     waiting = threading.Barrier(4, timeout=30)
 
     def make(_spec: Spec, _maker: Maker) -> Template:
@@ -105,9 +105,7 @@ def test_a_launch_that_waits_for_a_template_starts_nothing_when_it_is_interrupte
         (QEMUCrashed("an assertion"), "QEMU of one (debian-13) crashed while it booted: booting again, once"),
     ],
 )
-def test_a_crash_that_happens_under_emulation_only_is_tried_once_more(
-    error: Exception, told: str, world: World
-) -> None:
+def test_a_crash_of_an_emulated_vm_is_retried_once(error: Exception, told: str, world: World) -> None:
     failures = [error]
 
     def make(_spec: Spec, _maker: Maker) -> Template:

@@ -74,7 +74,7 @@ def test_help_shows_options_and_markers_shows_the_marker(pytester: pytest.Pytest
         (None, None, None, "1024"),
     ],
 )
-def test_the_command_line_beats_the_environment_beats_the_ini_file(  # noqa: PLR0917
+def test_options_override_the_environment_which_overrides_the_ini_file(  # noqa: PLR0917
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
     line: str | None,

@@ -167,7 +167,7 @@ def test_a_file_that_a_fixture_writes_need_not_be_there_at_collection(suite: pyt
     result.assert_outcomes(passed=1, skipped=1)
 
 
-def test_a_file_that_is_missing_when_the_vm_is_wanted_is_named(suite: pytest.Pytester) -> None:
+def test_a_file_that_is_missing_at_launch_is_named(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         """
         from pathlib import Path

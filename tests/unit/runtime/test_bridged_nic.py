@@ -96,7 +96,7 @@ def test_a_card_joins_with_a_tap_that_is_passed_on(kernel: Kernel, capsys: pytes
     assert kernel.ran[1:] == ["nft -f -", "ip -batch -", "ip -4 route flush dev eth1"]
 
 
-def test_frames_pass_both_ways_and_the_kernel_says_nothing() -> None:
+def test_frames_pass_both_ways_and_the_kernel_sends_none() -> None:
     rules = bridged_nic.rules(TAKEN)
     assert 'device "eth1" priority 0; policy accept;\n        fwd to "vt02420a010203"' in rules
     assert 'device "vt02420a010203" priority 0; policy accept;\n        ether saddr' in rules
@@ -104,7 +104,7 @@ def test_frames_pass_both_ways_and_the_kernel_says_nothing() -> None:
     assert 'oifname { "eth1", "vt02420a010203" } drop' in rules
 
 
-def test_a_hidden_card_sends_and_takes_no_ip_by_its_name() -> None:
+def test_a_hidden_card_replaces_the_ethertypes_of_ip() -> None:
     rules = bridged_nic.rules(TAKEN, hidden=True)
     to_guest, _, from_guest = rules.partition("chain from_guest")
     assert (
@@ -127,7 +127,7 @@ def test_a_hidden_card_sends_and_takes_no_ip_by_its_name() -> None:
     assert "@ll" not in bridged_nic.rules(TAKEN)
 
 
-def test_the_interface_loses_its_addresses_and_hears_everything() -> None:
+def test_the_interface_loses_its_addresses_and_is_promiscuous() -> None:
     commands = bridged_nic.link_commands(TAKEN, ipv6=True).splitlines()
     assert commands == [
         "link set dev eth1 addrgenmode none",
@@ -140,7 +140,7 @@ def test_the_interface_loses_its_addresses_and_hears_everything() -> None:
 
 
 @pytest.mark.parametrize("uplink", ["eth0", ""])
-def test_the_way_out_stays_as_it_was_as_long_as_its_network_does(tmp_path: Path, kernel: Kernel, uplink: str) -> None:
+def test_the_default_route_stays_while_its_network_does(tmp_path: Path, kernel: Kernel, uplink: str) -> None:
     if uplink:
         (tmp_path / uplink).mkdir()
     bridged_nic.connect(TAKEN)
@@ -148,7 +148,7 @@ def test_the_way_out_stays_as_it_was_as_long_as_its_network_does(tmp_path: Path,
     assert "flush dev eth1" in kernel.ran[-1]
 
 
-def test_without_that_interface_nothing_is_touched(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_interface_nothing_is_changed(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
     qemu = FakeQemu()
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["join", "nic1", "02:42:00:00:00:99"]) == 1
@@ -165,9 +165,7 @@ def test_a_card_joins_once(tmp_path: Path, kernel: Kernel, capsys: pytest.Captur
     assert kernel.ran == []
 
 
-def test_a_card_that_does_not_fit_gives_the_addresses_back(
-    kernel: Kernel, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_that_qemu_refuses_restores_the_addresses(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
     qemu = FakeQemu(qom_list=[listed()], device_add=["no such bus"])
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["join", "nic1", MAC]) == 1
@@ -190,7 +188,7 @@ def test_rules_that_the_kernel_refuses_leave_no_card(kernel: Kernel, capsys: pyt
     assert qemu.commands == ["getfd", "netdev_add", "netdev_del"]
 
 
-def test_a_tap_that_qemu_does_not_take_goes_at_once(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tap_that_qemu_refuses_is_closed_at_once(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
     qemu = FakeQemu(netdev_add=["Duplicate ID"])
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["join", "nic1", MAC]) == 1
@@ -198,7 +196,7 @@ def test_a_tap_that_qemu_does_not_take_goes_at_once(kernel: Kernel, capsys: pyte
     assert len(kernel.ran) == 1, "it has only looked"
 
 
-def test_removal_undoes_the_rules_and_leaves_the_interface_alone(tmp_path: Path, kernel: Kernel) -> None:
+def test_removal_deletes_the_rules_and_keeps_the_interface(tmp_path: Path, kernel: Kernel) -> None:
     make_card(tmp_path)
     qemu = FakeQemu(qom_get=[(MAC,)], qom_list=[listed()])
     with qemu.listening(qmp.SOCKET):
@@ -209,7 +207,7 @@ def test_removal_undoes_the_rules_and_leaves_the_interface_alone(tmp_path: Path,
     assert "delete table netdev virtainer-02420a010203" in kernel.given["nft"]
 
 
-def test_a_second_card_knows_the_addresses_that_the_first_one_took(
+def test_a_second_card_gets_the_addresses_that_the_first_one_removed(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert bridged_nic.look(MAC, 9000, for_host=True) == TAKEN
@@ -222,11 +220,11 @@ def test_a_second_card_knows_the_addresses_that_the_first_one_took(
     assert HOST in kernel.given["nft"]
 
 
-def test_a_host_that_does_not_answer_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_for_a_silent_host_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridged_nic, "_ASK_SECONDS", 0.01)
     (tmp_path / "arp").write_text(ARP.replace("0x2", "0x0"))
     assert bridged_nic.look(MAC, 9000, for_host=True) == TAKEN._replace(host=())
 
 
-def test_nobody_is_asked_for_a_host_that_is_open() -> None:
+def test_the_host_of_an_open_network_is_not_resolved() -> None:
     assert bridged_nic.look(MAC, 9000, for_host=False) == TAKEN._replace(host=())

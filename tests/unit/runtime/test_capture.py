@@ -36,12 +36,12 @@ def test_each_frame_is_written_at_once() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["eth1"], [MAC, "not host x"], [MAC, MAC]])
-def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert capture.main(arguments) == 2
     assert capsys.readouterr().err == "usage: capture MAC\n"
 
 
-def test_a_network_that_is_not_there(
+def test_a_missing_network_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(interfaces, "_SYS_NET", tmp_path)
@@ -50,7 +50,7 @@ def test_a_network_that_is_not_there(
 
 
 @pytest.mark.parametrize("end", ["stdin", "signal"])
-def test_it_says_that_it_listens_and_ends(start: list[str], tmp_path: Path, end: str) -> None:
+def test_capture_reports_when_it_listens_and_ends_with_stdin(start: list[str], tmp_path: Path, end: str) -> None:
     process = run(start, f"trap 'echo rest; exit 0' TERM; {LISTENS} while :; do sleep 0.1; done", tmp_path)
     assert process.stdin
     assert process.stderr
@@ -66,7 +66,7 @@ def test_it_says_that_it_listens_and_ends(start: list[str], tmp_path: Path, end:
     process.stderr.close()
 
 
-def test_a_tool_that_fails_is_told(start: list[str], tmp_path: Path) -> None:
+def test_a_failing_tcpdump_is_reported(start: list[str], tmp_path: Path) -> None:
     process = run(start, "echo 'tcpdump: eth1: no permission' >&2; exit 1", tmp_path)
     assert process.stderr
     assert process.stderr.readline() == b"capture: tcpdump: eth1: no permission\n"

@@ -63,7 +63,7 @@ def line(tmp_path: Path) -> Iterator[Line]:
         client.close()
 
 
-def test_the_guest_is_heard_in_the_log_on_stdout_and_by_a_client(line: Line) -> None:
+def test_output_goes_to_the_log_stdout_and_clients(line: Line) -> None:
     with line.client() as client:
         line.guest.sendall(b"login: ")
         assert client.recv(100) == b"login: "
@@ -71,7 +71,7 @@ def test_the_guest_is_heard_in_the_log_on_stdout_and_by_a_client(line: Line) -> 
     assert line.log.read_bytes() == b"login: "
 
 
-def test_a_client_is_heard_by_the_guest_and_may_leave(line: Line) -> None:
+def test_input_of_clients_reaches_the_guest_and_clients_can_leave(line: Line) -> None:
     with line.client() as client:
         client.sendall(b"root\n")
         assert line.guest.recv(100) == b"root\n"
@@ -79,7 +79,7 @@ def test_a_client_is_heard_by_the_guest_and_may_leave(line: Line) -> None:
     assert os.read(line.reader, 100) == b"Password: "
 
 
-def test_a_stalled_stdout_stalls_nobody_and_loses_nothing_for_a_while(line: Line) -> None:
+def test_a_stalled_stdout_blocks_no_other_reader_and_is_buffered(line: Line) -> None:
     output = os.urandom(2**20)  # more than a pipe holds
     line.guest.sendall(output)
     line.wait_for_log(len(output))
@@ -89,7 +89,7 @@ def test_a_stalled_stdout_stalls_nobody_and_loses_nothing_for_a_while(line: Line
     assert heard == output
 
 
-def test_of_what_stdout_does_not_take_the_oldest_is_lost_and_a_line_says_how_much(
+def test_a_stalled_stdout_loses_the_oldest_output_and_shows_how_much(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "_WAITING", 2**18)
@@ -104,7 +104,7 @@ def test_of_what_stdout_does_not_take_the_oldest_is_lost_and_a_line_says_how_muc
     assert len(re.sub(mark, b"", heard)) + lost == 2**21 + len("the end")
 
 
-def test_the_log_is_bounded_and_has_the_last_of_it(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_is_bounded_and_keeps_the_newest_output(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_LOG_SIZE", 2**17)
     drain = threading.Thread(
         target=lambda: [None for _ in iter(lambda: os.read(line.reader, 65536)[-7:], b"the end")]
@@ -119,7 +119,7 @@ def test_the_log_is_bounded_and_has_the_last_of_it(line: Line, monkeypatch: pyte
     assert (files[1].read_bytes() + files[0].read_bytes()).endswith(b"xthe end")
 
 
-def test_a_client_that_does_not_read_stalls_nobody(line: Line) -> None:
+def test_a_client_that_does_not_read_blocks_no_other_reader(line: Line) -> None:
     with line.client():
         line.guest.sendall(bytes(2**21))
         heard = 0
@@ -127,7 +127,7 @@ def test_a_client_that_does_not_read_stalls_nobody(line: Line) -> None:
             heard += len(os.read(line.reader, 65536))
 
 
-def test_what_is_left_reaches_stdout_before_the_end(line: Line) -> None:
+def test_finish_waits_until_stdout_has_the_rest(line: Line) -> None:
     line.guest.sendall(b"reboot: Power down\n")
     line.guest.close()
     line.console.finish(60)

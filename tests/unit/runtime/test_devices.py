@@ -45,7 +45,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "format data",
     ],
 )
-def test_wrong_usage_is_told(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_reported(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert devices.main(words.split()) == 2
     assert capsys.readouterr().err.startswith("usage: device add-disk NAME MIB")
 
@@ -75,7 +75,7 @@ def test_a_disk_that_qemu_refuses_leaves_no_file(tmp_path: Path, capsys: pytest.
     assert qemu.commands[-1] == "remove-fd"
 
 
-def test_a_name_that_is_taken_keeps_its_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_in_use_keeps_its_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "disk1.raw").write_bytes(b"data")
     with FakeQemu().listening(qmp.SOCKET):
         assert devices.main(["add-disk", "disk1", "64"]) == 1
@@ -83,7 +83,7 @@ def test_a_name_that_is_taken_keeps_its_disk(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "disk1.raw").read_bytes() == b"data"
 
 
-def test_when_all_ports_are_taken_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_free_port_the_error_has_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     qemu = FakeQemu(qom_list=[PORTS], device_add=[TAKEN] * machine.PLUGS)
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["add-nic", "nic1", "52:54:00:76:70:01"]) == 1
@@ -91,7 +91,7 @@ def test_when_all_ports_are_taken_it_says_what_to_do(capsys: pytest.CaptureFixtu
     assert qemu.commands[-1] == "netdev_del", "nothing is left of it"
 
 
-def test_a_machine_without_ports_takes_devices_on_its_bus() -> None:
+def test_a_machine_without_ports_uses_its_bus() -> None:
     qemu = FakeQemu(qom_list=[listed("nic0")])
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["add-nic", "nic1", "52:54:00:76:70:01"]) == 0
@@ -99,7 +99,7 @@ def test_a_machine_without_ports_takes_devices_on_its_bus() -> None:
     assert (added["bus"], added["mac"], added["netdev"]) == ("pci.0", "52:54:00:76:70:01", "nic1-net")
 
 
-def test_removal_waits_for_the_guest_and_throws_the_disk_away(tmp_path: Path) -> None:
+def test_removal_waits_for_the_guest_and_deletes_the_disk(tmp_path: Path) -> None:
     (tmp_path / "disk1.raw").touch()
     qemu = FakeQemu(qom_list=[listed("disk1"), listed("disk1"), listed()], blockdev_del=["Node disk1 is in use", {}])
     with qemu.listening(qmp.SOCKET):
@@ -108,7 +108,7 @@ def test_removal_waits_for_the_guest_and_throws_the_disk_away(tmp_path: Path) ->
     assert not (tmp_path / "disk1.raw").exists()
 
 
-def test_a_guest_that_keeps_a_device_is_told(
+def test_a_device_that_the_guest_keeps_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(devices, "_UNPLUG_SECONDS", 0.01)
@@ -122,7 +122,7 @@ def test_without_a_vm_there_is_no_device(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.startswith("device: [Errno 2]")
 
 
-def test_qemu_writes_the_picture_into_a_file_of_ours(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_qemu_writes_the_picture_into_a_passed_file(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     qemu = FakeQemu()
     qemu.on["screendump"] = lambda _: os.write(qemu.files[3], b"\x89PNG picture")
     with qemu.listening(qmp.SOCKET):
@@ -131,13 +131,13 @@ def test_qemu_writes_the_picture_into_a_file_of_ours(capfdbinary: pytest.Capture
     assert qemu.arguments("screendump") == [{"filename": "/dev/fdset/3", "format": "png"}]
 
 
-def test_a_refused_picture_is_told_in_qemus_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_picture_has_qemus_message(capsys: pytest.CaptureFixture[str]) -> None:
     with FakeQemu(screendump=["no screen"]).listening(qmp.SOCKET):
         assert screen.main() == 1
     assert capsys.readouterr().err == "screenshot: screendump: no screen\n"
 
 
-def test_a_qemu_that_hangs_does_not_hold_a_screenshot(
+def test_a_screenshot_of_a_hanging_qemu_times_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(screen, "_ANSWER_SECONDS", 0.05)

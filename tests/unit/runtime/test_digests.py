@@ -112,12 +112,12 @@ def test_templates_have_their_digests_in_their_facts(
     assert rows(tmp_path) == found
 
 
-def test_a_template_that_was_only_refused_has_nothing_to_read(tmp_path: Path) -> None:
+def test_a_refused_template_has_no_files_to_read(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"keys": {}, "disk": 3072, "refusal": "no python3"}))
     assert rows(tmp_path) == {}
 
 
-def test_a_folder_that_takes_the_place_of_another_meanwhile_is_not_mixed_up_with_it(guest: Path) -> None:
+def test_a_folder_replaced_during_the_check_is_not_mixed_up(guest: Path) -> None:
     digest = json.loads((guest / "manifest.json").read_text())["disk"]["stored_sha256"]
 
     def replace() -> None:

@@ -49,7 +49,7 @@ def test_an_overlay_of_another_guest_disk_is_refused(header: Header, made_on: st
         (None, "is not a regular file"),
     ],
 )
-def test_an_overlay_that_leads_to_other_files_is_refused_before_a_tool_of_qemu_sees_it(
+def test_an_overlay_that_names_other_files_is_refused_before_qemu_opens_it(
     content: bytes | None, fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")  # nothing can be run
@@ -59,7 +59,7 @@ def test_an_overlay_that_leads_to_other_files_is_refused_before_a_tool_of_qemu_s
         disk.overlay(BASE, tmp_path, size=2**31)
 
 
-def test_an_overlay_names_the_guest_disk_as_others_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overlay_has_the_resolved_path_of_the_guest_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "image").symlink_to("guests/disk.qcow2")
     done: list[tuple[str, ...]] = []
 

@@ -63,7 +63,7 @@ def parse(reply: bytes, asked: bytes) -> tuple[int, list[str]]:
         ("slow.virtainer.internal", A, 2, []),
     ],
 )
-def test_answers(name: str, kind: int, code: int, addresses: list[str]) -> None:
+def test_replies_have_the_right_code_and_addresses(name: str, kind: int, code: int, addresses: list[str]) -> None:
     asked = query(name, kind)
     assert parse(dns.answer(asked, resolver), asked) == (code, addresses)
 
@@ -88,15 +88,13 @@ def test_it_answers_from_the_resolver_of_the_container() -> None:
         ("slow", 2, []),
     ],
 )
-def test_where_only_names_are_known_no_dots_and_nothing_from_elsewhere(
-    name: str, code: int, addresses: list[str]
-) -> None:
+def test_names_only_refuses_dots_and_foreign_addresses(name: str, code: int, addresses: list[str]) -> None:
     asked = query(name)
     restricted = dns.restricted(resolver, ["172.18.0.0/16", "fd00::/64"])
     assert parse(dns.answer(asked, restricted), asked) == (code, addresses)
 
 
-def test_where_only_names_are_known_the_resolver_completes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_only_prevents_the_resolver_from_completing_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALDOMAIN", "example.com")
     port = dns.serve(["127.0.0.0/8", "::1/128"], ipv6=True)
     assert os.environ["LOCALDOMAIN"] == ""
@@ -107,7 +105,7 @@ def test_where_only_names_are_known_the_resolver_completes_none(monkeypatch: pyt
         assert parse(client.recv(512), asked)[1] in (["::1"], [])  # as /etc/hosts has it
 
 
-def test_a_server_that_is_not_asked_sleeps() -> None:
+def test_an_idle_server_sleeps() -> None:
     before = {thread.native_id for thread in threading.enumerate()}
     dns.serve()
     (server,) = {thread.native_id for thread in threading.enumerate()} - before

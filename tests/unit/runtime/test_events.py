@@ -100,14 +100,14 @@ def test_an_object_is_one_line_without_controls(said: Callable[[], list[str]], i
     assert json.loads(line) == {"event": "note", "text": text}
 
 
-def test_a_long_line_is_cut_so_that_a_pipe_takes_it_whole(said: Callable[[], list[str]]) -> None:
+def test_a_long_line_is_cut_to_the_size_of_a_pipe_write(said: Callable[[], list[str]]) -> None:
     events.note("x" * 100_000)
     (line,) = said()
     assert 3900 < len(line) < 4096
 
 
 @pytest.mark.parametrize("letter", ["x", '"', "ü", "\udc80", "\U0001f600", "\x00"])
-def test_a_long_object_is_cut_and_stays_one(letter: str, said: Callable[[], list[str]], in_json: None) -> None:
+def test_a_long_object_is_cut_and_stays_valid(letter: str, said: Callable[[], list[str]], in_json: None) -> None:
     events.report("end", reason="qemu-failed", detail=letter * 100_000, crashed=True)
     (line,) = said()
     event = json.loads(line)
@@ -115,7 +115,7 @@ def test_a_long_object_is_cut_and_stays_one(letter: str, said: Callable[[], list
     assert (event["reason"], set(event["detail"]), event["crashed"]) == ("qemu-failed", {letter}, True)
 
 
-def test_too_many_lines_are_counted_out(said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_lines_are_suppressed(said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     limit = RateLimit("guest", at_once=3, a_second=1)
@@ -133,7 +133,7 @@ def test_too_many_lines_are_counted_out(said: Callable[[], list[str]], monkeypat
     assert len(said()) == 4
 
 
-def test_unexpected_lines_of_a_guest_are_soon_not_shown(said: Callable[[], list[str]], tmp_path: Path) -> None:
+def test_repeated_unexpected_lines_are_suppressed(said: Callable[[], list[str]], tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     waits = tmp_path / "waits"
     clone_agent.CloneAgent(ours, "db", waits)
@@ -155,7 +155,7 @@ def test_unexpected_lines_of_a_guest_are_soon_not_shown(said: Callable[[], list[
     ours.close()
 
 
-def test_a_guest_that_does_not_read_stalls_nothing(tmp_path: Path) -> None:
+def test_a_guest_that_does_not_read_blocks_nothing(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     helper = clone_agent.CloneAgent(ours, "db", tmp_path / "waits")
     began = time.monotonic()

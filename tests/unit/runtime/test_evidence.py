@@ -78,7 +78,7 @@ def test_a_disk_becomes_one_layer_on_the_guest_image(
     assert (tmp_path / "evidence").stat().st_mode & 0o777 == 0o700
 
 
-def test_what_becomes_another_template_has_a_seed_of_its_own(
+def test_evidence_of_a_layered_template_has_its_own_seed(
     tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools.layers = (OVERLAY, BASE)
@@ -97,7 +97,7 @@ def test_what_becomes_another_template_has_a_seed_of_its_own(
         (head(backing=b"nbd://192.0.2.1/x"), "is made on 'nbd://192.0.2.1/x', which is not a path"),
     ],
 )
-def test_an_overlay_that_was_made_to_lead_elsewhere_is_not_opened(
+def test_an_overlay_that_names_other_files_is_not_opened(
     made: bytes, fact: str, tools: Tools, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "local_image.qcow2").write_bytes(made)
@@ -106,7 +106,7 @@ def test_an_overlay_that_was_made_to_lead_elsewhere_is_not_opened(
     assert tools.done == []
 
 
-def test_a_vm_that_is_over_or_stands_still_is_left_so(tools: Tools, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ended_and_paused_vms_are_not_resumed(tools: Tools, capsys: pytest.CaptureFixture[str]) -> None:
     tools.layers = (OVERLAY, BASE)
     assert evidence.main([]) == 0, "there is no QEMU any more"
     assert facts(capsys)["base"] == BASE
@@ -139,7 +139,7 @@ def test_evidence_reports_progress_while_it_copies(
 
 
 @pytest.mark.usefixtures("tools")
-def test_memory_goes_into_a_file_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_goes_into_a_file_that_the_command_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     progress = [{"status": "active"}, {"status": "completed"}]
     qemu = FakeQemu(query_status=[RUNS], query_migrate=progress)
     qemu.on["migrate"] = lambda _: os.write(qemu.files[3], b"memory")
@@ -167,7 +167,7 @@ def test_memory_goes_into_a_file_of_ours(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("tools")
-def test_memory_that_cannot_be_kept_is_told_and_the_vm_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_save_of_memory_is_reported_and_the_vm_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     qemu = FakeQemu(query_status=[RUNS], query_migrate=[{"status": "failed", "error-desc": "no room"}])
     with qemu.listening(qmp.SOCKET):
         assert evidence.main(["--memory"]) == 1
@@ -176,9 +176,7 @@ def test_memory_that_cannot_be_kept_is_told_and_the_vm_goes_on(capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("tools")
-def test_memory_is_not_kept_of_a_machine_with_added_devices(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_memory_is_not_saved_with_added_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     present = listed(*machine.BUILT_IN, "nic2", "disk1")
     qemu = FakeQemu(query_status=[RUNS, RUNS], qom_list=[present])
     with qemu.listening(qmp.SOCKET):
@@ -190,7 +188,7 @@ def test_memory_is_not_kept_of_a_machine_with_added_devices(
     assert (tmp_path / "evidence/overlay.qcow2").exists()
 
 
-def test_wrong_usage_of_evidence_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_of_evidence_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert evidence.main(["--all"]) == 2
     assert capsys.readouterr().err == "usage: evidence [--memory]\n"
 

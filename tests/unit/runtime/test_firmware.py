@@ -27,21 +27,21 @@ def test_a_new_machine_has_the_defaults_and_then_its_own(own: Path) -> None:
     assert [each.name for each in own.parent.iterdir()] == [own.name]
 
 
-def test_a_clone_has_its_templates(own: Path, tmp_path: Path) -> None:
+def test_a_clone_starts_with_the_variables_of_its_template(own: Path, tmp_path: Path) -> None:
     template = tmp_path / "template"
     template.mkdir()
     firmware.path(template).write_bytes(b"its own")
     assert firmware.variables(own.parent, template).read_bytes() == b"its own"
 
 
-def test_a_template_without_them_is_not_whole(own: Path, tmp_path: Path) -> None:
+def test_a_template_without_variables_is_incomplete(own: Path, tmp_path: Path) -> None:
     with pytest.raises(End) as refusal:
         firmware.variables(own.parent, tmp_path)
     assert refusal.value.reason is Reason.TEMPLATE
     assert str(refusal.value).endswith(f"the template {tmp_path} is incomplete: it has no local_vars.fd")
 
 
-def test_what_cannot_be_opened_is_named(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_opened_is_named(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(firmware, "CODE", tmp_path / "none")
     with pytest.raises(End) as refusal:
         firmware.open_flash(own)

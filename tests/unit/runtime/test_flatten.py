@@ -71,7 +71,7 @@ def test_an_overlay_with_its_data_in_another_file_is_refused(chain: list[Path], 
     assert not (tmp_path / "flat").exists()
 
 
-def test_a_disk_that_repeats_one_piece_does_not_fill_the_host(tmp_path: Path) -> None:
+def test_a_disk_that_repeats_one_piece_is_limited(tmp_path: Path) -> None:
     hostile, base, flat = tmp_path / "hostile", tmp_path / "base", tmp_path / "flat"
     tool("qemu-img", "create", "-q", "-f", "qcow2", str(base), "1M")
     tool("qemu-img", "create", "-q", "-f", "qcow2", str(hostile), "512M")

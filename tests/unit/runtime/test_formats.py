@@ -24,7 +24,7 @@ def inspect(path: Path, content: bytes) -> formats.Disk:
 
 
 @pytest.mark.parametrize("disk", REFUSED, ids=lambda disk: disk.name)
-def test_a_disk_that_does_not_stand_alone_or_is_none_is_refused(tmp_path: Path, disk: Disk) -> None:
+def test_disks_with_references_and_other_files_are_refused(tmp_path: Path, disk: Disk) -> None:
     with pytest.raises(formats.Unusable) as caught:
         inspect(tmp_path / "disk", disk.content)
     assert disk.words in str(caught.value)
@@ -32,12 +32,12 @@ def test_a_disk_that_does_not_stand_alone_or_is_none_is_refused(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("disk", TAKEN, ids=lambda disk: disk.name)
-def test_an_honest_disk_is_taken(tmp_path: Path, disk: Disk) -> None:
+def test_honest_disks_are_accepted(tmp_path: Path, disk: Disk) -> None:
     found = inspect(tmp_path / "disk", disk.content)
     assert found.size == (len(disk.content) if found.format == "raw" else 2**20)
 
 
-def test_the_format_is_told_by_the_header(tmp_path: Path) -> None:
+def test_the_header_determines_the_format(tmp_path: Path) -> None:
     found = {disk.name: inspect(tmp_path / "disk", disk.content).format for disk in TAKEN}
     assert found == {
         "plain": "qcow2",
@@ -51,7 +51,7 @@ def test_the_format_is_told_by_the_header(tmp_path: Path) -> None:
     }
 
 
-def test_the_stream_that_has_its_directory_at_the_end_is_taken(tmp_path: Path) -> None:
+def test_a_vmdk_with_its_directory_at_the_end_is_accepted(tmp_path: Path) -> None:
     footer = vmdk()[:512] + bytes(512)
     assert inspect(tmp_path / "disk", vmdk(directory=2**64 - 1, end=footer)).format == "vmdk"
 

@@ -27,7 +27,7 @@ def unusable(path: Path, content: bytes) -> str:
 
 
 @pytest.mark.parametrize("disk", hostile_disks.REFUSED, ids=lambda disk: disk.name)
-def test_a_hostile_disk_is_refused_before_a_tool_of_qemu_sees_it(
+def test_hostile_disks_are_refused_before_qemu_opens_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: hostile_disks.Disk
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
@@ -46,7 +46,7 @@ def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
-def test_the_tool_is_given_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qemu_img_gets_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(tmp_path, monkeypatch, f'echo "$1 $2 $3 $4" >{tmp_path}/said; exit 3')
     (tmp_path / "disk").write_bytes(hostile_disks.qcow2())
     assert image.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "qcow2", 2**20), "leaks harm no one"
@@ -67,7 +67,7 @@ def test_the_tool_is_given_the_format(tmp_path: Path, monkeypatch: pytest.Monkey
         ("exec yes ERROR", "is damaged or cut short: qemu-img check reports more errors than can be shown"),
     ],
 )
-def test_a_disk_that_the_tool_does_not_get_done_with_is_refused(
+def test_disks_on_which_qemu_img_fails_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
 ) -> None:
     monkeypatch.setattr(tools, "_BASE_SECONDS", 0.2 if "sleep" in script else 60)
@@ -82,7 +82,7 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_paths_that_hold_no_file(tmp_path: Path) -> None:
+def test_paths_without_a_file_are_refused(tmp_path: Path) -> None:
     empty, dangling = tmp_path / "empty", tmp_path / "dangling"
     empty.touch()
     dangling.symlink_to("/nowhere/disk")

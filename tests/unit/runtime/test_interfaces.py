@@ -23,12 +23,12 @@ def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a-tap" / "tun_flags").touch()
 
 
-def test_an_interface_is_found_by_its_mac_and_a_tap_is_none() -> None:
+def test_an_interface_is_found_by_its_mac_and_taps_do_not_count() -> None:
     assert interfaces.find(MAC) == "eth1"
     assert interfaces.mtu("eth1") == 1450
 
 
-def test_what_is_missing_is_told_with_what_is_there() -> None:
+def test_a_missing_interface_is_reported_with_the_existing_ones() -> None:
     with pytest.raises(interfaces.Missing) as caught:
         interfaces.find("02:42:0a:f0:01:99")
     assert "no interface with the MAC 02:42:0a:f0:01:99 (there are: eth0 02:42:0a:f0:00:02, eth1 " in str(
@@ -37,6 +37,6 @@ def test_what_is_missing_is_told_with_what_is_there() -> None:
 
 
 @pytest.mark.parametrize("word", ["", MAC.upper(), MAC[:-1], f"{MAC}:03", f"{MAC}\n", "02-42-0a-f0-01-02"])
-def test_what_is_no_mac(word: str) -> None:
+def test_invalid_macs(word: str) -> None:
     assert interfaces.is_mac(MAC)
     assert not interfaces.is_mac(word)

@@ -37,14 +37,12 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_way_out_has_it_and_packets_are_passed_on() -> None:
+def test_ipv6_needs_an_address_of_the_uplink_and_forwarding() -> None:
     assert ipv6.usable("eth0")
     assert not ipv6.usable("eth1")
 
 
-def test_a_container_that_has_it_and_may_not_pass_it_on_is_told_what_to_do(
-    kernel: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_forwarding_is_reported_with_the_option(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(ipv6, "note", said.append)
     for name in ("all/forwarding", "default/disable_ipv6"):
@@ -57,7 +55,7 @@ def test_a_container_that_has_it_and_may_not_pass_it_on_is_told_what_to_do(
     ]
 
 
-def test_a_privileged_container_helps_itself(kernel: Path) -> None:
+def test_a_privileged_container_sets_its_own_options(kernel: Path) -> None:
     (kernel / "all/forwarding").write_text("0\n")
     assert ipv6.usable("eth0")
     assert (kernel / "all/forwarding").read_text() == "1"
@@ -68,14 +66,14 @@ def test_its_networks_and_the_engines_host_on_them() -> None:
     assert ipv6.neighbours() == {"fd00:6::1", "fd00:6::fe"}
 
 
-def test_a_kernel_without_it(kernel: Path) -> None:
+def test_a_kernel_without_ipv6(kernel: Path) -> None:
     (kernel / "if_inet6").unlink()
     (kernel / "ipv6_route").unlink()
     assert not ipv6.usable("eth0")
     assert ipv6.connected() == ipv6.neighbours() == set()
 
 
-def test_the_way_out_can_be_made_anew(kernel: Path) -> None:
+def test_the_default_route_can_be_restored(kernel: Path) -> None:
     assert ipv6.way_out() == "route replace ::/0 via fd00:6::fe dev eth0\n"
     (kernel / "ipv6_route").unlink()
     assert ipv6.way_out() == ""

@@ -22,12 +22,12 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def test_nothing_is_closed_by_itself() -> None:
+def test_nothing_is_closed_by_default() -> None:
     assert isolation.look(Settings.from_env({})) is None
     assert isolation.rules(None, "tap") == ""
 
 
-def test_hosts_are_refused_then_the_own_networks_pass_then_the_others_are_refused() -> None:
+def test_hosts_are_refused_then_own_networks_pass_then_others_are_refused() -> None:
     rules = lines(isolation.rules(CLOSED, "tap", inner=["192.168.100.1/24"]))
     wanted = [
         "set closed_hosts { type ipv4_addr; flags interval; elements = { 203.0.113.7/32 }; }",
@@ -41,7 +41,7 @@ def test_hosts_are_refused_then_the_own_networks_pass_then_the_others_are_refuse
     assert [rules.index(each) for each in wanted] == sorted(rules.index(each) for each in wanted)
 
 
-def test_strangers_of_closed_networks_are_kept_out_but_not_those_who_may_log_in() -> None:
+def test_closed_networks_cannot_connect_but_allowed_hosts_can() -> None:
     rules = lines(isolation.rules(CLOSED, "tap", inner=["192.168.100.1/24"]))
     closed = rules.index('oifname "tap" ip saddr @closed_networks drop')
     for friends in ("{ 10.9.0.0/24, 192.168.100.0/24 }", "{ 10.9.0.1/32 }", "@closed_hosts"):
@@ -57,7 +57,7 @@ def test_ipv6_is_treated_alike() -> None:
     assert 'iifname "tap" ip6 daddr { fd00:6::/64 } accept' in rules
 
 
-def test_a_card_sends_nothing_to_closed_hosts_and_does_not_ask_for_them() -> None:
+def test_a_card_neither_sends_to_closed_hosts_nor_resolves_them() -> None:
     rules = isolation.frame_rules(CLOSED).sent
     for hosts in ("@closed_hosts", "{ 10.9.0.1/32 }"):
         assert {f"ip daddr {hosts} drop", f"arp daddr ip {hosts} drop"} < set(rules)
@@ -76,7 +76,7 @@ def test_the_engines_host_is_closed_by_its_mac_which_may_be_learnt() -> None:
     assert "elements" not in isolation.frame_rules(CLOSED).sets[0]
 
 
-def test_what_is_closed_comes_before_a_cards_frames_are_passed_on() -> None:
+def test_closed_rules_come_before_forwarding() -> None:
     rules = bridged_nic.rules(bridged_nic.Taken("02:42:0a:01:02:03", "eth1", (), 1500), CLOSED)
     to_guest, from_guest = rules.partition("chain from_guest")[::2]
     assert from_guest.index("arp daddr ip") < from_guest.index('fwd to "eth1"')
@@ -84,7 +84,7 @@ def test_what_is_closed_comes_before_a_cards_frames_are_passed_on() -> None:
     assert isolation.frame_rules(None) == ((), (), ())
 
 
-def test_hosts_alone_may_be_closed() -> None:
+def test_hosts_can_be_closed_without_networks() -> None:
     settings = Settings.from_env({"CLOSED_HOSTS": "203.0.113.7"})
     rules = isolation.rules(isolation.closed(settings, {"10.9.0.1"}, {"10.9.0.0/24"}), "tap")
     assert "elements = { 203.0.113.7/32 }" in rules
@@ -136,7 +136,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return given
 
 
-def test_rules_that_are_made_later_go_by_the_new_lists(run: list[str]) -> None:
+def test_later_rules_use_the_new_lists(run: list[str]) -> None:
     assert isolation.main(['{"networks": ["10.0.0.0/8"], "hosts": ["203.0.113.9", "fd00::9"]}']) == 0
     assert "add element inet virtainer-closed closed_hosts { 203.0.113.9/32 }" in run[-1]
     look = isolation.look(Settings.from_env({"CLOSED_HOSTS": "203.0.113.7"}))
@@ -154,7 +154,7 @@ def test_rules_that_are_made_later_go_by_the_new_lists(run: list[str]) -> None:
         (['{"networks": [], "hosts": 5}'], 2, "closed: 'int' object is not iterable"),
     ],
 )
-def test_lists_that_are_none_change_nothing(
+def test_invalid_lists_change_nothing(
     run: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
 ) -> None:
     assert isolation.main(arguments) == code
@@ -162,7 +162,7 @@ def test_lists_that_are_none_change_nothing(
     assert run == []
 
 
-def test_where_nothing_is_closed_nothing_can_be_added(
+def test_lists_cannot_be_added_where_nothing_is_closed(
     run: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CLOSED_NETWORKS")

@@ -48,7 +48,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         ('{"delay_ms": 1, "jitter_ms": 2}', "jitter_ms: needs a delay_ms"),
     ],
 )
-def test_what_it_does_not_take(
+def test_invalid_faults_are_refused(
     text: str, complaint: str, capsys: pytest.CaptureFixture[str], ran: list[tuple[str, str]]
 ) -> None:
     assert link_faults.main([MAC, text]) == 2
@@ -57,7 +57,7 @@ def test_what_it_does_not_take(
 
 
 @pytest.mark.parametrize("arguments", [[], [MAC], ["eth0", "{}"], [MAC.upper(), "{}"], [MAC, "{}", "{}"]])
-def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert link_faults.main(arguments) == 2
     assert capsys.readouterr().err.startswith("usage: wire MAC")
 
@@ -78,7 +78,7 @@ def test_one_scheduler_does_it_all() -> None:
     assert words(delay_ms=1.5, jitter_ms=0.5, rate_kbit=64) == "netem limit 100000 delay 1500us 500us rate 64kbit"
 
 
-def test_lost_frames_are_told_by_their_sender() -> None:
+def test_frames_are_dropped_by_their_sender() -> None:
     rules = link_faults.rules(MAC, "eth1", {PEER: 1000, "02:42:0a:01:02:05": 250})
     assert f"ether saddr {PEER} drop\n" in rules
     assert "ether saddr 02:42:0a:01:02:05 numgen random mod 1000 < 250 drop\n" in rules
@@ -87,7 +87,7 @@ def test_lost_frames_are_told_by_their_sender() -> None:
     assert "chain" not in link_faults.rules(MAC, "eth1", {})
 
 
-def test_all_of_it_is_applied_and_healed(ran: list[tuple[str, str]]) -> None:
+def test_all_faults_are_applied_and_healed(ran: list[tuple[str, str]]) -> None:
     assert link_faults.main([MAC, f'{{"drop": {{"{PEER}": 1000}}, "rate_kbit": 512}}']) == 0
     assert [program for program, _ in ran] == [
         "nft --check -f -",

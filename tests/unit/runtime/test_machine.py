@@ -40,11 +40,11 @@ def test_the_machine_type_has_a_version() -> None:
 
 
 @pytest.mark.parametrize("system", ["linux", "win7"])
-def test_no_pc_has_an_hpet_which_qemu_would_keep_ticking(system: str) -> None:
+def test_no_pc_has_an_hpet(system: str) -> None:
     assert "hpet=off" in values("-machine", argv(OS_VARIANT=system))[0].split(",")
 
 
-def test_uefi_is_two_chips_of_flash_memory_one_of_them_the_vms_own() -> None:
+def test_uefi_is_two_flash_chips_one_for_each_vm() -> None:
     words = argv(handles=HANDLES._replace(code=20, variables=21))
     assert values("-machine", words) == [
         "pc-q35-10.0,sata=off,smbus=off,graphics=off,hpet=off,memory-backend=ram,pflash0=code,pflash1=variables"

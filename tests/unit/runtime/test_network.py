@@ -31,7 +31,7 @@ def test_link_commands() -> None:
     assert network.link_commands(NETWORK._replace(uplink=None)).splitlines() == tap
 
 
-def test_all_that_arrives_goes_to_the_guest_whatever_the_protocol() -> None:
+def test_packets_of_all_protocols_go_to_the_guest() -> None:
     rules = [line.strip() for line in network.nft_rules(NETWORK, set()).splitlines()]
     assert 'iifname != "lo" fib daddr type local dnat to 10.1.2.2' in rules
     assert rules.index("ip daddr 10.1.2.1 accept") < rules.index(
@@ -39,19 +39,19 @@ def test_all_that_arrives_goes_to_the_guest_whatever_the_protocol() -> None:
     )
 
 
-def test_the_rules_stay_in_a_table_of_their_own() -> None:
+def test_the_rules_are_in_a_separate_table() -> None:
     text = network.nft_rules(NETWORK, set())
     assert text.startswith("table ip virtainer {")
     assert "flush" not in text
 
 
-def test_what_the_guest_sends_is_masqueraded_and_so_is_its_call_to_itself() -> None:
+def test_packets_of_the_guest_are_masqueraded_even_to_itself() -> None:
     text = network.nft_rules(NETWORK, set())
     assert 'oifname != { "lo", "virtainer0" } ip saddr 10.1.2.0/24 masquerade' in text
     assert 'oifname "virtainer0" ip saddr 10.1.2.2 masquerade' in text
 
 
-def test_dhcp_gives_the_same_address_for_ever_with_name_and_mtu() -> None:
+def test_dhcp_always_offers_the_same_address_with_name_and_mtu() -> None:
     argv = network.dnsmasq_argv(NETWORK, 5300)
     assert "--dhcp-host=52:54:00:76:69:02,10.1.2.2,alpha,infinite" in argv
     assert "--dhcp-option=option:mtu,1450" in argv
@@ -72,20 +72,20 @@ def test_overlap_with_the_networks_of_the_container(cidr: str, taken: str | None
     assert network.overlap(cidr, ROUTES) == taken
 
 
-def test_the_default_route_names_the_way_out() -> None:
+def test_the_uplink_has_the_default_route() -> None:
     assert network.default_link(ROUTES) == "eth0"
     assert network.default_link(INTERNAL) == "eth1"
     assert network.default_link(INTERNAL + INTERNAL.splitlines()[1].replace("eth1", "eth0")) == "eth0"
     assert network.default_link(HEADER) is None
 
 
-def test_the_hosts_own_network_is_told_apart() -> None:
+def test_the_network_of_a_host_is_recognized() -> None:
     assert not network.looks_like_host({"lo": False, "eth0": False})
     assert network.looks_like_host({"lo": False, "enp1s0": True})
     assert network.looks_like_host({"lo": False, "eth0": False, "docker0": False})
 
 
-def test_the_engines_host_is_the_way_out_or_at_the_first_address_of_a_network_without_one() -> None:
+def test_the_engines_host_is_the_gateway_or_the_first_address() -> None:
     assert network.neighbours(ROUTES) == {"172.17.0.1", "10.9.0.1"}
     assert network.neighbours(INTERNAL) == {"10.9.0.1"}
     way_out = "eth0\t00000000\tFE0011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
@@ -99,7 +99,7 @@ def test_the_containers_own_networks_are_those_without_a_gateway() -> None:
     assert "192.168.100.1" not in network.neighbours(ROUTES + inner)
 
 
-def test_where_only_names_are_known_no_other_server_is_asked() -> None:
+def test_names_only_uses_no_other_dns_server() -> None:
     argv = network.dnsmasq_argv(NETWORK, 5300, names_only=True)
     assert {"--no-resolv", "--server=//127.0.0.1#5300", "--server=/virtainer.internal/127.0.0.1#5300"} < set(argv)
     assert "--no-resolv" not in network.dnsmasq_argv(NETWORK, 5300)
@@ -125,14 +125,14 @@ def test_ipv6_is_added_where_the_container_has_it() -> None:
         assert "table ip6" not in text
 
 
-def test_the_lines_callers_are_let_in_before_all_else_goes_to_the_guest() -> None:
+def test_callers_of_the_ssh_port_are_accepted_before_the_rest_is_forwarded() -> None:
     rules = network.nft_rules(NETWORK, {"172.17.0.1", "10.9.0.1"})
     to_line = "ip saddr { 10.9.0.1, 172.17.0.1 } tcp dport 50022 accept\n"
     assert rules.index(to_line) < rules.index("dnat to")
     assert "dport" not in network.nft_rules(NETWORK, set())
 
 
-def test_a_refused_rule_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_rule_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*argv: str, stdin: str) -> str:
         raise ToolError("nft -f failed (1): Operation not permitted", 1)
 
@@ -142,6 +142,6 @@ def test_a_refused_rule_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.reason is Reason.NETWORK
 
 
-def test_the_way_out_can_be_made_anew() -> None:
+def test_the_default_route_can_be_restored() -> None:
     assert network.way_out(ROUTES) == "route replace default via 172.17.0.1 dev eth0 metric 0\n"
     assert network.way_out(INTERNAL) == ""

@@ -40,7 +40,7 @@ def test_tcg_is_never_kvm() -> None:
     assert privileges.open_kvm("tcg", "amd64") is None
 
 
-def test_kvm_in_vain_is_an_error_and_auto_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_kvm_is_an_error_and_auto_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privileges, "has_virtualization", lambda _: False)
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="x86_64"))
     assert privileges.open_kvm("auto", "amd64") is None

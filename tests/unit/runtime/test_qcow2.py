@@ -23,7 +23,7 @@ FORMAT = extension(0xE2792ACA, b"qcow2")
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_an_overlay_as_qemu_makes_it_is_read(version: int) -> None:
+def test_headers_of_overlays_from_qemu_are_read(version: int) -> None:
     header = qcow2.parse(head(version=version, extensions=FORMAT, snapshots=2))
     assert header == qcow2.Header(GIB, "/store/guests/debian/disk.qcow2", 2)
     assert qcow2.parse(head(version=version, backing=b"")).backing == ""
@@ -58,25 +58,25 @@ def test_an_overlay_as_qemu_makes_it_is_read(version: int) -> None:
         (head(name_at=2**62), "has the name of a backing file outside of its header"),
     ],
 )
-def test_a_header_that_is_none_or_leads_elsewhere_is_refused(made: bytes, complaint: str) -> None:
+def test_invalid_headers_and_references_to_other_files_are_refused(made: bytes, complaint: str) -> None:
     assert qcow2.complaint(made) == complaint
 
 
-def test_a_data_file_hides_behind_no_other_extension() -> None:
+def test_a_data_file_after_other_extensions_is_found() -> None:
     many = b"".join(extension(number, bytes(number)) for number in range(1, 40))
     assert qcow2.complaint(head(extensions=many, backing=b"")) is None
     assert qcow2.complaint(head(extensions=many + extension(0x44415441, b"x"), backing=b"")) is not None
 
 
 @given(st.binary(max_size=300), st.integers(0, 160))
-def test_whatever_a_file_starts_with_is_read_or_refused(noise: bytes, at: int) -> None:
+def test_any_header_is_read_or_refused(noise: bytes, at: int) -> None:
     made = head(extensions=FORMAT)
     qcow2.complaint(made[:at] + noise + made[at + len(noise) :])
     qcow2.complaint(b"QFI\xfb" + noise)
 
 
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="without qemu-img")
-def test_qemu_img_makes_files_that_are_taken(tmp_path: Path) -> None:
+def test_files_of_qemu_img_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     for options in ("compat=0.10", "compat=1.1", "extended_l2=on", "cluster_size=2M", "compression_type=zstd"):
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(path), "5G"], check=True)

@@ -61,17 +61,17 @@ def test_an_error_is_printed_and_is_exit_code_one(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("arguments", [[], ["query-status"], ['"query-status"']])
-def test_a_command_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_commands_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert qmp.main(arguments) == 2
     assert capsys.readouterr().err.startswith(("qmp: expected commands such as", "qmp: not JSON"))
 
 
-def test_no_vm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_qemu_the_socket_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert qmp.main(['{"execute": "query-status"}'], tmp_path / "qmp.sock") == 2
     assert f"qmp: no answer on {tmp_path}/qmp.sock" in capsys.readouterr().err
 
 
-def test_a_qemu_that_says_nothing(
+def test_a_silent_qemu_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(qmp, "_ANSWER_SECONDS", 0.05)
@@ -96,7 +96,7 @@ def test_messages_in_pieces_are_put_together() -> None:
             monitor.receive()
 
 
-def test_a_qemu_that_has_gone_before_is_told_when_it_is_read() -> None:
+def test_a_qemu_that_ended_before_is_reported_by_the_next_read() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours:
@@ -112,7 +112,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(st.binary() | JSON.map(lambda value: json.dumps(value).encode()), max_size=8), st.integers(1, 64))
-def test_whatever_qemu_sends_only_messages_come_out(lines: list[bytes], piece: int) -> None:
+def test_any_bytes_of_qemu_yield_only_messages(lines: list[bytes], piece: int) -> None:
     ours, theirs = socket.socketpair()
     seen: list[dict[str, Any]] = []
     with ours, theirs:
@@ -127,7 +127,7 @@ def test_whatever_qemu_sends_only_messages_come_out(lines: list[bytes], piece: i
 
 
 @pytest.mark.parametrize("nonsense", [b"[" * 100_000, b"no JSON", b"[1]", b'{"data": 1}', b'{"error": {}, "id": 1}'])
-def test_an_answer_behind_nonsense_is_found(nonsense: bytes) -> None:
+def test_a_reply_after_noise_is_found(nonsense: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(nonsense + b'\n{"return": {"status": "running"}, "id": 1}\n')

@@ -21,7 +21,7 @@ def write(folder: Path, **files: str) -> dict[str, str]:
     return dict(seed.plan(folder).files)
 
 
-def test_a_ready_iso_beats_all_else(tmp_path: Path) -> None:
+def test_a_ready_iso_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "cloud_init.iso").write_bytes(b"iso")
     assert write(tmp_path, user_data="#cloud-config\n") == {}
     assert seed.plan(tmp_path).ready == tmp_path / "cloud_init.iso"
@@ -46,7 +46,7 @@ def test_a_key_alone_becomes_user_data(tmp_path: Path) -> None:
     assert files["meta-data"] == seed.META_DATA
 
 
-def test_user_data_beats_a_key_and_says_so(tmp_path: Path) -> None:
+def test_user_data_takes_precedence_over_a_key_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "id_rsa.pub").write_text(KEY)
     assert write(tmp_path, user_data="#cloud-config\n")["user-data"] == "#cloud-config\n"
     assert "id_rsa.pub is not used" in seed.plan(tmp_path).how
@@ -57,14 +57,14 @@ def test_meta_data_goes_with_a_key(tmp_path: Path) -> None:
     assert write(tmp_path, meta_data="instance-id: x\n")["meta-data"] == "instance-id: x\n"
 
 
-def test_with_none_the_password_is_password(tmp_path: Path) -> None:
+def test_without_sources_the_password_is_password(tmp_path: Path) -> None:
     files = write(tmp_path)
     assert "password: password\n" in files["user-data"]
     assert "ssh_pwauth: true" in files["user-data"]
     assert seed.plan(tmp_path).how == "password"
 
 
-def test_network_config_goes_along(tmp_path: Path) -> None:
+def test_network_config_is_included(tmp_path: Path) -> None:
     assert write(tmp_path, network_config="version: 2\n")["network-config"] == "version: 2\n"
 
 
@@ -85,7 +85,7 @@ def test_bad_sources_are_refused_by_name(tmp_path: Path, name: str, content: byt
     assert caught.value.reason is Reason.SEED
 
 
-def test_a_directory_in_the_place_of_a_file_is_explained(tmp_path: Path) -> None:
+def test_a_directory_in_place_of_a_file_is_explained(tmp_path: Path) -> None:
     (tmp_path / "user-data").mkdir()
     with pytest.raises(End, match="user-data is a directory: docker makes one when the path given to -v"):
         seed.plan(tmp_path)

@@ -11,7 +11,7 @@ CLOSED = isolation.closed(Settings.from_env({"CLOSED_HOSTS": "203.0.113.7"}), {"
 GIVEN = sources.frame_rules(MAC, TAKEN.addresses)
 
 
-def test_the_first_card_has_the_guests_own_addresses_and_those_of_before_it_has_any() -> None:
+def test_the_first_card_sends_only_from_its_own_or_unspecified_addresses() -> None:
     rules = sources.rules("tap", ("10.1.2.2", "fd00::2"), ("10.1.2.0/24", "fd00::/64"))
     assert "hook prerouting priority raw" in rules, "before NAT, and for the container itself, too"
     assert 'iifname "tap" ip saddr != { 0.0.0.0, 10.1.2.2 } drop' in rules
@@ -26,7 +26,7 @@ def test_nothing_leaves_with_an_inner_address() -> None:
     assert 'oifname != { "lo", "tap" } ip6 saddr fd00::/64 drop' in rules
 
 
-def test_a_card_sends_and_answers_from_the_addresses_that_it_was_given() -> None:
+def test_a_card_sends_and_answers_only_from_its_assigned_addresses() -> None:
     assert (
         f"ether saddr != {MAC} drop",
         "meta protocol { 0x8100, 0x88a8, 0x9100 } drop",
@@ -38,13 +38,13 @@ def test_a_card_sends_and_answers_from_the_addresses_that_it_was_given() -> None
     ) == GIVEN
 
 
-def test_a_family_in_which_it_was_given_none_is_closed_unless_the_network_is_open() -> None:
+def test_a_family_without_an_address_is_closed_unless_the_network_is_open() -> None:
     link_local = "ip6 saddr != { ::, fe80::/10 } drop"
     assert link_local in sources.frame_rules(MAC, ["10.1.2.3/24"])
     assert not any("ip6" in line for line in sources.frame_rules(MAC, ["10.1.2.3/24"], whole=False))
 
 
-def test_a_card_that_was_given_no_address_has_any_but_the_hosts() -> None:
+def test_a_card_without_an_address_may_use_any_except_the_hosts() -> None:
     rules = bridged_nic.rules(TAKEN, CLOSED, any_sender=True)
     for hosts in ("@closed_hosts", "{ 10.1.2.1/32 }"):
         assert f"ip saddr {hosts} drop" in rules
@@ -53,7 +53,7 @@ def test_a_card_that_was_given_no_address_has_any_but_the_hosts() -> None:
     assert f"ether saddr != {MAC} drop" in rules
 
 
-def test_a_card_on_a_wire_sends_what_it_likes() -> None:
+def test_a_card_on_a_wire_sends_from_any_address() -> None:
     hidden = bridged_nic.rules(TAKEN, CLOSED, hidden=True)
     assert not any(line in hidden for line in GIVEN)
     assert all(line in bridged_nic.rules(TAKEN, CLOSED) for line in GIVEN)

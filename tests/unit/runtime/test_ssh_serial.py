@@ -83,7 +83,7 @@ def test_bytes_go_both_ways(guest: Guest) -> None:
     exchange(caller, guest)
 
 
-def test_what_the_guest_says_waits_for_a_caller(guest: Guest) -> None:
+def test_output_of_the_guest_waits_for_a_caller(guest: Guest) -> None:
     guest.has_said(b"SSH-2.0")
     assert guest.call().recv(100) == b"SSH-2.0"
 
@@ -103,20 +103,20 @@ def test_a_second_caller_waits_until_the_first_has_hung_up(guest: Guest) -> None
     exchange(second, guest)
 
 
-def test_the_guest_does_not_notice_a_hang_up_when_its_end_is_kept(guest: Guest) -> None:
+def test_a_kept_session_hides_a_hang_up_from_the_guest(guest: Guest) -> None:
     for _ in range(2):
         with guest.call() as caller:
             exchange(caller, guest)
 
 
-def test_else_a_hang_up_ends_the_guests_end(tmp_path: Path) -> None:
+def test_a_hang_up_ends_a_session_that_is_not_kept(tmp_path: Path) -> None:
     with Guest(tmp_path, kept=False) as guest:
         with guest.call() as caller:
             exchange(caller, guest)
         assert guest.end.recv(100) == b""
 
 
-def test_when_it_was_saved_a_hang_up_is_not_noticed(tmp_path: Path) -> None:
+def test_a_hang_up_after_a_snapshot_is_hidden_from_the_guest(tmp_path: Path) -> None:
     with Guest(tmp_path, kept=False) as guest:
         guest.line.after_snapshot("save", "s1")
         for _ in range(2):
@@ -124,7 +124,7 @@ def test_when_it_was_saved_a_hang_up_is_not_noticed(tmp_path: Path) -> None:
                 exchange(caller, guest)
 
 
-def test_what_nobody_heard_before_it_went_back_is_forgotten(guest: Guest) -> None:
+def test_unread_output_from_before_a_restore_is_dropped(guest: Guest) -> None:
     with guest.call() as caller:
         exchange(caller, guest)
         caller.shutdown(socket.SHUT_WR)
@@ -136,7 +136,7 @@ def test_what_nobody_heard_before_it_went_back_is_forgotten(guest: Guest) -> Non
     exchange(guest.call(), guest)
 
 
-def test_what_the_guest_says_after_a_hang_up_waits_for_the_next_caller(guest: Guest) -> None:
+def test_output_after_a_hang_up_waits_for_the_next_caller(guest: Guest) -> None:
     caller = guest.call()
     exchange(caller, guest)
     caller.shutdown(socket.SHUT_WR)
@@ -145,7 +145,7 @@ def test_what_the_guest_says_after_a_hang_up_waits_for_the_next_caller(guest: Gu
     assert guest.call().recv(100) == b"anybody there?"
 
 
-def test_the_guests_end_ends_its_caller_who_has_heard_all(guest: Guest) -> None:
+def test_a_caller_gets_all_output_before_the_guest_closes(guest: Guest) -> None:
     caller = guest.call()
     exchange(caller, guest)
     guest.end.sendall(b"bye")

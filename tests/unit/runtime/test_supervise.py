@@ -165,14 +165,14 @@ def test_a_qemu_that_does_not_even_quit_is_left_to_the_kernel(monkeypatch: pytes
     assert str(qemu.supervise(grace=0)) == "SIGTERM came, without grace, and QEMU did not quit in 0.1 s"
 
 
-def test_the_lease_ends_it_without_a_word_to_the_guest() -> None:
+def test_the_end_of_the_lease_ends_it_without_a_shutdown() -> None:
     qemu = Qemu()
     qemu.request(signals.LEASE_GONE)
     assert qemu.supervise().reason is Reason.LEASE
     assert qemu.commands == ["qmp_capabilities"]
 
 
-def test_events_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_events_are_reported(capfd: pytest.CaptureFixture[str]) -> None:
     qemu = Qemu()
     for _ in range(2):  # the guest's own, and SeaBIOS's
         qemu.event("RESET", {"guest": True, "reason": "guest-reset"})
@@ -212,7 +212,7 @@ def test_finished_snapshots_are_passed_on() -> None:
     assert qemu.snapshots == [("save", "s1"), ("load", "a-b")]
 
 
-def test_qemus_last_words_are_told_line_by_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_qemu_is_reported_line_by_line(capfd: pytest.CaptureFixture[str]) -> None:
     qemu = Qemu("sh", "-c", "printf 'qemu: ' >&2; sleep 0.1; echo no memory >&2; exit 1")
     qemu.die()
     assert str(qemu.supervise()) == "QEMU ended by itself (exit code 1): qemu: no memory"
@@ -273,7 +273,9 @@ def test_a_stop_ends_one_that_has_switched_itself_off() -> None:
 
 
 @pytest.mark.parametrize("reason", [Reason.POWERED_OFF, Reason.QEMU])
-def test_what_is_over_by_itself_stays_until_it_is_told(reason: Reason, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_vm_that_ended_is_kept_until_a_signal_with_linger(
+    reason: Reason, capfd: pytest.CaptureFixture[str]
+) -> None:
     queue, requests_ = os.pipe()
     os.write(requests_, bytes([signal.SIGCHLD]))
     threading.Timer(0.2, os.write, [requests_, bytes([signals.LEASE_GONE])]).start()
@@ -283,11 +285,11 @@ def test_what_is_over_by_itself_stays_until_it_is_told(reason: Reason, capfd: py
     os.close(requests_)
 
 
-def test_what_was_asked_to_end_does_not_stay() -> None:
+def test_a_vm_that_was_stopped_is_not_kept_with_linger() -> None:
     supervise.linger(End(Reason.KILLED, "why"), -1)
 
 
-def test_the_end_of_the_lines_session_is_told() -> None:
+def test_the_end_of_the_ssh_session_is_reported() -> None:
     qemu = Qemu()
     for port, is_open in (("other", False), ("line", True), ("line", False)):
         qemu.event("VSERPORT_CHANGE", {"id": port, "open": is_open})
@@ -296,7 +298,7 @@ def test_the_end_of_the_lines_session_is_told() -> None:
     assert qemu.snapshots == [("line", "closed")]
 
 
-def test_a_guest_that_panics_without_end_is_told_a_few_times(capfd: pytest.CaptureFixture[str]) -> None:
+def test_repeated_panics_are_reported_a_few_times(capfd: pytest.CaptureFixture[str]) -> None:
     qemu = Qemu()
     event = json.dumps({"event": "GUEST_PANICKED", "data": {"action": "run"}}).encode() + b"\n"
     qemu.theirs.sendall(event * 500)  # one by one, they would not fit into the socket's buffer
@@ -307,7 +309,7 @@ def test_a_guest_that_panics_without_end_is_told_a_few_times(capfd: pytest.Captu
     assert said.count("virtainer: guest: too many lines, further ones are not shown\n") >= 1
 
 
-def test_what_qemu_says_without_end_takes_no_room(capfd: pytest.CaptureFixture[str]) -> None:
+def test_endless_output_of_qemu_is_bounded(capfd: pytest.CaptureFixture[str]) -> None:
     talks = "yes 'virtio: bogus' | head -n 5000 >&2; head -c 100000 /dev/zero | tr '\\0' x >&2; cat"
     qemu = Qemu("sh", "-c", talks)
     threading.Timer(1.0, qemu.end, ["host-qmp-quit"]).start()

@@ -43,7 +43,7 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_was_recorded_is_loaded(saved: Path, tmp_path: Path) -> None:
+def test_load_returns_the_recorded_facts(saved: Path, tmp_path: Path) -> None:
     found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
     assert (found.base.path, found.base.format, found.base.size) == (tmp_path / "base", "raw", 16384)
     assert found.disk_size == 40 * 2**30
@@ -79,7 +79,7 @@ def test_a_template_of_a_machine_with_other_devices_is_refused(saved: Path, monk
         template.load(Settings.from_env({"RAM": "64"}), saved, None)
 
 
-def test_evidence_without_a_machine_type_is_of_an_earlier_version() -> None:
+def test_evidence_without_a_machine_type_is_from_an_earlier_version() -> None:
     here = template.machine_facts(Settings.from_env({}), None)
     earlier = {name: value for name, value in here.items() if name != "machine"}
     assert template.difference(earlier, here) == (
@@ -88,14 +88,14 @@ def test_evidence_without_a_machine_type_is_of_an_earlier_version() -> None:
 
 
 @pytest.mark.parametrize("content", [None, "no JSON", "{}"])
-def test_a_folder_that_is_no_template_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_a_template_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "template.json").write_text(content)
     with pytest.raises(End, match="is not a template"):
         template.load(Settings.from_env({}), tmp_path, None)
 
 
-def test_a_missing_file_is_told(saved: Path) -> None:
+def test_a_missing_file_is_reported(saved: Path) -> None:
     (saved / "state").unlink()
     found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
     with pytest.raises(End, match=r"is incomplete: .*No such file"):
@@ -105,7 +105,7 @@ def test_a_missing_file_is_told(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ram", "state", "local_image.qcow2"])
-def test_a_damaged_file_is_told(saved: Path, name: str) -> None:
+def test_a_damaged_file_is_reported(saved: Path, name: str) -> None:
     found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
     (saved / name).chmod(0o600)
     with (saved / name).open("r+b") as file:
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_told(saved: Path, name: str) -> None:
         template.open_files(found, restore=True)
 
 
-def test_each_file_has_its_digest_and_is_never_written_to_again(saved: Path) -> None:
+def test_each_file_has_a_digest_and_becomes_read_only(saved: Path) -> None:
     names = {"ram", "state", "local_image.qcow2", "seed.iso"}
     assert all((saved / name).stat().st_mode & 0o777 == 0o444 for name in names | {"template.json"})
     assert {row["file"]: row["sha256"] == row["was"] for row in digests.verify(saved)} == dict.fromkeys(names, True)
@@ -172,7 +172,7 @@ def test_a_processor_is_its_model_and_flags() -> None:
     assert template.processor(arm.format(0) + arm.format(1)) == "fp asimd; 0x41; 0xd0c"
 
 
-def test_machines_of_two_architectures_differ_and_what_says_nothing_is_amd64() -> None:
+def test_architectures_differ_and_the_default_is_amd64() -> None:
     here = {"RAM": 1024, "ARCH": "arm64"}
     assert template.difference({"RAM": 1024}, here) == "ARCH is 'arm64' here, and was 'amd64'"
     assert template.difference({"RAM": 1024}, {**here, "ARCH": "amd64"}) is None
@@ -227,7 +227,7 @@ class Qemu:
                 connection.sendall(answer.encode())
 
 
-def test_a_clone_is_resumed_when_its_state_is_there() -> None:
+def test_a_clone_resumes_after_its_state_was_loaded() -> None:
     status = [{"return": {"status": each}} for each in ("inmigrate", "inmigrate", "paused")]
     qemu = Qemu(query_status=status)
     template.resume(
@@ -247,14 +247,14 @@ def test_a_refusal_names_the_command() -> None:
         template.resume(qmp.Monitor(qemu.ours), ram_from_file=True, before_it_runs=lambda _seconds: None)
 
 
-def test_a_qemu_that_says_nothing_is_given_up() -> None:
+def test_a_silent_qemu_times_out() -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(0.05)
     with ours, theirs, pytest.raises(End, match="does not restore: timed out"):
         template.resume(qmp.Monitor(ours), ram_from_file=True, before_it_runs=lambda _seconds: None)
 
 
-def test_a_failed_save_says_why() -> None:
+def test_a_failed_save_reports_the_reason() -> None:
     qemu = Qemu(
         query_migrate=[{"return": {"status": "active"}}, {"return": {"status": "failed", "error-desc": "full"}}]
     )
@@ -270,7 +270,7 @@ def test_a_machine_with_added_devices_is_not_saved() -> None:
     assert "stop" not in qemu.asked
 
 
-def test_save_without_preparation_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_save_without_preparation_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert template.main() == 1
     assert capsys.readouterr().err == "save: this virtainer was not started with TEMPLATE_SAVE=on\n"
 
@@ -284,7 +284,7 @@ def test_a_snapshot_waits_for_its_job_and_dismisses_it(action: str) -> None:
     assert qemu.asked[1:] == [f"snapshot-{action}", "query-jobs", "query-jobs", "job-dismiss"]
 
 
-def test_a_failed_snapshot_says_why_and_leaves_no_job() -> None:
+def test_a_failed_snapshot_reports_the_reason_and_leaves_no_job() -> None:
     failed = {"id": "load-s9", "status": "concluded", "error": "Snapshot 's9' does not exist"}
     qemu = Qemu(query_jobs=[{"return": [failed]}])
     with pytest.raises(qmp.Refused, match="Snapshot 's9' does not exist"):
@@ -293,12 +293,12 @@ def test_a_failed_snapshot_says_why_and_leaves_no_job() -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["save"], ["keep", "a"], ["save", "a b"], ["load", "a", "--helper"]])
-def test_wrong_usage_of_snapshot_is_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_of_snapshot_is_reported(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert snapshot.main(words) == 2
     assert capsys.readouterr().err.startswith("usage: snapshot save|load|delete NAME")
 
 
-def test_a_snapshot_that_needs_a_helper_is_not_made_without(
+def test_a_snapshot_that_requires_a_helper_is_refused_without_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(clone_agent, "WAITS", tmp_path / "waits")
@@ -332,7 +332,7 @@ def test_the_helpers_lines_are_parsed(line: bytes, event: str, fields: dict[str,
     assert clone_agent.parse(line, 100.0) == (event, fields)
 
 
-def test_the_helper_is_told_after_the_snapshots_in_which_one_waits(tmp_path: Path) -> None:
+def test_only_snapshots_with_a_waiting_helper_notify_it(tmp_path: Path) -> None:
     waits = tmp_path / "waits"
     waits.touch()  # left over
     ours, theirs = socket.socketpair()

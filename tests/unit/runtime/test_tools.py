@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROOMY = tools.Limits(seconds=60, written_bytes=2**20)
 
 
-def test_what_a_program_may_take_grows_with_the_file() -> None:
+def test_limits_grow_with_the_file() -> None:
     assert tools.limits_for(0).seconds == 120
     assert tools.limits_for(10**10).seconds == 1120
 
@@ -45,7 +45,7 @@ def test_a_program_is_stopped_at_its_limits(limits: tools.Limits, program: str, 
     assert time.monotonic() - began < 50
 
 
-def test_processor_time_is_limited_for_what_nobody_waits_for() -> None:
+def test_processor_time_is_limited() -> None:
     limit = "import resource; print(resource.getrlimit(resource.RLIMIT_CPU)); raise SystemExit(1)"
     with pytest.raises(tools.ToolError, match=r"\(8, 9\)"):
         tools.run_limited(sys.executable, "-c", limit, limits=ROOMY._replace(seconds=7.5))

@@ -58,7 +58,7 @@ def test_a_template_does_not_need_the_one_that_it_was_copied_from() -> None:
     assert surplus([plain, layer], 0) == [plain]
 
 
-def test_a_guest_image_stays_as_long_as_a_template_on_it() -> None:
+def test_a_guest_image_stays_while_a_template_needs_it() -> None:
     base, old, new = guest("base", 400, 1), template("old", 100, 2, "base"), template("new", 100, 3, "base")
     assert surplus([base, old, new], 599) == [old]
     assert surplus([base, old, new], 499) == [old, new]

@@ -50,7 +50,7 @@ def test_a_name_is_locked_until_its_last_lock_is_released() -> None:
     assert not is_locked("templates/abc"), "leaving the block ends it, too"
 
 
-def test_is_locked_takes_no_lock() -> None:
+def test_is_locked_acquires_no_lock() -> None:
     with SharedLocks() as holds:
         holds.add("guests/abc")
     assert not is_locked("guests/abc")

@@ -80,14 +80,14 @@ def test_empty_places_are_removed(shop: Workshop, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [StoreError("no room"), KeyboardInterrupt()])
-def test_a_half_made_folder_is_removed(failure: BaseException, shop: Workshop, tmp_path: Path) -> None:
+def test_an_unfinished_folder_is_removed(failure: BaseException, shop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(type(failure)):
         fail_half_way(shop, failure, str)
     assert names(tmp_path) == []
     assert shop.made == []
 
 
-def test_a_spared_folder_stays_but_becomes_no_place(shop: Workshop, tmp_path: Path) -> None:
+def test_a_spared_folder_stays_but_is_not_a_place(shop: Workshop, tmp_path: Path) -> None:
     shop.spared = spared = set[str]()
     with pytest.raises(StoreError):
         fail_half_way(shop, StoreError("no room"), spared.add)

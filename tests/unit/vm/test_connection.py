@@ -130,7 +130,7 @@ def test_a_guest_without_the_serial_port_has_no_line(monkeypatch: pytest.MonkeyP
     assert connected(Connection(code)).machine._open_line() is None
 
 
-def test_a_line_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_serial_session_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     over_line = Connection(SSHError("'true' could not be started over SSH"))
     monkeypatch.setattr(client, "log_in", lambda *_: over_line)
     assert connected(Connection(0)).machine._open_line() is None
@@ -215,9 +215,7 @@ def disconnected(monkeypatch: pytest.MonkeyPatch, connection: Silent, *, now: st
         ("10.0.0.9", "its container has another address on network front (run-front): 10.0.0.9"),
     ],
 )
-def test_a_command_whose_network_was_disconnected_says_so(
-    monkeypatch: pytest.MonkeyPatch, now: str, words: str
-) -> None:
+def test_a_disconnected_network_is_reported(monkeypatch: pytest.MonkeyPatch, now: str, words: str) -> None:
     vm, through_engine = disconnected(monkeypatch, Silent(starts=True), now=now)
     with pytest.raises(SSHError) as caught:
         vm.run("x")

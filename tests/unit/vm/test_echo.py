@@ -19,7 +19,7 @@ def test_whole_lines_are_shown_with_the_machines_name() -> None:
     assert shown(b"one\n") == ["web: one\n"]
 
 
-def test_a_character_may_come_in_pieces_and_what_is_no_text_is_seen() -> None:
+def test_characters_may_arrive_in_pieces_and_other_bytes_are_shown() -> None:
     assert shown("ä".encode()[:1], "ä".encode()[1:] + b"\xff\n") == ["web: ä\\xff\n"]
 
 
@@ -49,7 +49,7 @@ SUITE = """
         (("-p", "no:capture"), True, False),
     ],
 )
-def test_it_is_on_the_terminal_as_it_comes_also_while_pytest_captures(
+def test_output_is_shown_at_once_even_while_pytest_captures(
     pytester: pytest.Pytester, options: tuple[str, ...], out: bool, err: bool
 ) -> None:
     pytester.makepyfile(SUITE)
@@ -58,5 +58,5 @@ def test_it_is_on_the_terminal_as_it_comes_also_while_pytest_captures(
     assert ("web: schön" in result.stdout.str(), "web: schön" in result.stderr.str()) == (out, err)
 
 
-def test_what_is_shown_controls_no_terminal() -> None:
+def test_shown_output_is_escaped() -> None:
     assert shown(b"\x1b]0;x\x07\xc2\x9b1m\x9b\rover\n") == ["web: \\x1b]0;x\\x07\\x9b1m\\x9b\\rover\n"]

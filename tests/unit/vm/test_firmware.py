@@ -20,7 +20,7 @@ BIOS, UEFI = (
         ("Shell> ", UEFI),
     ],
 )
-def test_firmware_that_finds_nothing(last: str, complaint: str) -> None:
+def test_firmware_without_a_bootable_disk_is_recognized(last: str, complaint: str) -> None:
     watch = firmware.Watch()
     assert watch.look("SeaBIOS (version 1.16.3)") == ""
     assert watch.look(f"SeaBIOS (version 1.16.3)\n{last}\r\n\r\n").startswith(complaint)
@@ -34,7 +34,7 @@ def test_another_processor_has_no_bios() -> None:
     )
 
 
-def test_what_was_started_and_is_silent_is_suspected_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_disk_is_only_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     watch = firmware.Watch()

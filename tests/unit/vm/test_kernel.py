@@ -63,7 +63,7 @@ def test_an_unfinished_line_belongs_to_the_time_before_a_restart() -> None:
 
 
 @pytest.mark.parametrize("size", [100, 5000, 10**6])
-def test_an_endless_line_hides_nothing_and_takes_no_memory(size: int) -> None:
+def test_an_endless_line_hides_nothing_and_uses_no_memory(size: int) -> None:
     flood = b"\0" * 100_000 + PANIC[:-2] + b"\0" * 100_000 + OOM[:-2] + b"x" * 100_000
     kernel = fed(flood, size)
     assert kernel.panic()

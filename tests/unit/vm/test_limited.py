@@ -26,7 +26,7 @@ def test_output_that_is_cut_is_kept_up_to_its_limit() -> None:
     assert output.data == b"1234567890"
 
 
-def test_a_command_without_end_is_named_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_command_is_shortened_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limited, "COMMAND_MIB", 1)
     stdout, stderr = outputs("yes " + "y" * 1000, "web")
     for stream, name in ((stdout, "output"), (stderr, "error")):

@@ -10,21 +10,21 @@ from pytest_virtainers.vm.log import CommandLog
 LINE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z +\d+\.\d{3} s  exit 4      out 5 B, err 0 B  debian\$ false\n"
 
 
-def test_a_line_says_when_how_long_what_became_of_it_and_who_did_it() -> None:
+def test_a_line_has_time_duration_outcome_and_user() -> None:
     log = CommandLog()
     with log.entry("false", "debian") as entry:
         entry.out, entry.outcome = 5, "exit 4"
     assert re.fullmatch(LINE, log.text)
 
 
-def test_what_runs_is_there_already() -> None:
+def test_running_commands_are_listed() -> None:
     log = CommandLog()
     with log.entry("sleep 60", "root"):
         assert "Z             still running  out 0 B" in log.text
     assert "  done " in log.text
 
 
-def test_an_exception_is_the_outcome_unless_there_is_a_better_word() -> None:
+def test_an_exception_is_the_outcome_unless_one_was_set() -> None:
     log = CommandLog()
 
     def fail(word: str) -> None:
@@ -46,7 +46,7 @@ def test_an_entry_is_one_line_whatever_the_command() -> None:
     assert line.endswith(r"root$ printf 'a\nb'\r\x1b[2J \udcff")
 
 
-def test_entries_stand_in_the_order_in_which_they_began() -> None:
+def test_entries_are_in_the_order_in_which_they_began() -> None:
     log = CommandLog()
     began, may_end = threading.Event(), threading.Event()
 

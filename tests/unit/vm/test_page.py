@@ -58,7 +58,7 @@ def asked(origin: str, path: str) -> bytes:
         return server.makefile("rb").readline()
 
 
-def test_the_page_and_what_belongs_to_it(display: Display) -> None:
+def test_the_page_and_its_files_are_served(display: Display) -> None:
     with page.serving(FILES, display, 0) as url:
         origin, _, fragment = url.partition("/vnc.html#")
         assert origin.startswith("http://127.0.0.1:")
@@ -89,7 +89,7 @@ def test_a_browser_talks_with_the_display_until_one_of_them_hangs_up(display: Di
                 browser.recv(timeout=10)
 
 
-def test_its_end_waits_for_no_browser_and_leaves_no_files_open(display: Display) -> None:
+def test_closing_waits_for_no_browser_and_leaves_no_files_open(display: Display) -> None:
     with page.serving(FILES, display, 0):
         pass  # what is imported late has been
     before = open_files()
@@ -107,11 +107,11 @@ def test_its_end_waits_for_no_browser_and_leaves_no_files_open(display: Display)
 
 
 @pytest.mark.parametrize("origin", [Origin("http://elsewhere"), None])
-def test_pages_of_others_do_not_get_the_screen(display: Display, origin: Origin | None) -> None:
+def test_pages_of_other_servers_are_refused(display: Display, origin: Origin | None) -> None:
     with page.serving(FILES, display, 0) as url, pytest.raises(InvalidStatus, match="403"):
         connect(url.partition("/vnc.html")[0].replace("http", "ws") + "/websockify", origin=origin)
 
 
-def test_a_port_that_is_taken(display: Display) -> None:
+def test_a_port_in_use_is_an_error(display: Display) -> None:
     with pytest.raises(OSError, match="in use"), page.serving(FILES, display, display.port):
         pass

@@ -75,7 +75,7 @@ def test_a_vm_that_switched_itself_off_is_shut_down() -> None:
         vm.run("true")
 
 
-def test_a_paused_vm_whose_qemu_ends_is_gone() -> None:
+def test_a_paused_vm_whose_qemu_ends_has_ended() -> None:
     qemu = Qemu()
     vm = machine(qemu)
     vm.pause()
@@ -93,7 +93,7 @@ def test_a_paused_vm_whose_qemu_ends_is_gone() -> None:
 
 
 @pytest.mark.parametrize("kind", [VMGone, GuestPanic])
-def test_start_refuses_a_vm_that_is_gone(kind: type[VirtainerError]) -> None:
+def test_start_refuses_a_vm_that_has_ended(kind: type[VirtainerError]) -> None:
     def end(qemu: Qemu) -> None:
         if "cont" in qemu.asked[-1]:
             qemu.be_over()

@@ -40,7 +40,7 @@ def test_cloud_init_may_run_as_long_as_it_makes_progress(clock: SimpleNamespace)
     assert limit.passed().startswith("after 1121 s, the last 121 s without progress. The limit is provision_")
 
 
-def test_unchanged_output_is_no_progress(clock: SimpleNamespace) -> None:
+def test_unchanged_output_does_not_count_as_progress(clock: SimpleNamespace) -> None:
     limit = Limit(120, "provision_timeout=120")
     for _ in range(3):
         limit.look(SAID[:9])
@@ -68,7 +68,7 @@ def test_a_reboot_has_its_own_limit(clock: SimpleNamespace) -> None:
     assert limit.passed().startswith("after 21 s. That is all of its time; give it more (timeout, or boot_timeout)")
 
 
-def test_the_setting_names_the_limit_without_kvm() -> None:
+def test_the_setting_includes_the_limit_without_kvm() -> None:
     assert provision_limit.setting(120.0, 120.0) == "provision_timeout=120"
     assert provision_limit.setting(120.0, 1200.0) == "provision_timeout=120, 1200 s without KVM"
 

@@ -179,7 +179,7 @@ def test_nothing_leaves_the_destination(name: str, special: bool, outside: Path,
         [folder("tree"), folder("tree/x", 0o777), folder("tree/x/y"), member("tree/x/y/victim")],
     ],
 )
-def test_a_link_that_is_there_is_replaced_and_not_followed(
+def test_an_existing_link_is_replaced_and_not_followed(
     second: list[tuple[tarfile.TarInfo, bytes]], planted: str, outside: Path, tmp_path: Path
 ) -> None:
     dest = tmp_path / "out"
@@ -465,7 +465,7 @@ def test_a_sparse_file_of_15_tib_costs_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
-def test_what_goes_to_another_file_system_is_copied_there(tmp_path: Path) -> None:
+def test_files_for_another_file_system_are_copied(tmp_path: Path) -> None:
     """As below a folder on which something is mounted."""
     (tmp_path / "tree" / "old").mkdir(parents=True)
     (tmp_path / "tree" / "old" / "x").write_text("new")
@@ -529,7 +529,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_socket_or_anything_else_that_is_there_is_replaced(tmp_path: Path) -> None:
+def test_an_existing_socket_or_other_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     os.mkfifo(tmp_path / "tree" / "x")
     with socket.socket(socket.AF_UNIX) as one:
@@ -538,7 +538,7 @@ def test_a_socket_or_anything_else_that_is_there_is_replaced(tmp_path: Path) -> 
     assert [(tmp_path / "tree" / each).read_text() for each in ("x", "y")] == ["evil", "evil"]
 
 
-def test_many_members_take_no_memory(tmp_path: Path) -> None:
+def test_many_members_use_no_memory(tmp_path: Path) -> None:
     one = b"".join(stream(member(f"tree/{number}", b""))[:512] for number in range(10))
     sent = stream(folder("tree"))[:512] + 500 * one + bytes(1024)
     tracemalloc.start()

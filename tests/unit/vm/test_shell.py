@@ -11,7 +11,7 @@ def run(line: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
 
 
-def test_text_goes_to_the_shell_as_it_is() -> None:
+def test_text_is_passed_to_the_shell_unchanged() -> None:
     assert shell.line("a | b && c") == "a | b && c"
 
 
@@ -68,13 +68,13 @@ def led(*pieces: bytes) -> tuple[int | None, bytes]:
     return leader.session, bytes(passed)
 
 
-def test_the_shell_says_its_session_first() -> None:
+def test_the_shell_reports_its_session_first() -> None:
     finished = run(shell.with_leader("echo said >&2; echo $$"))
     assert led(finished.stderr.encode()) == (int(finished.stdout), b"said\n")
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_the_number_may_come_in_pieces(size: int) -> None:
+def test_the_number_may_arrive_in_pieces(size: int) -> None:
     said = b"1234567890\nerror: 42\n"
     assert led(*(said[at : at + size] for at in range(0, len(said), size))) == (1234567890, b"error: 42\n")
 
@@ -82,7 +82,7 @@ def test_the_number_may_come_in_pieces(size: int) -> None:
 @pytest.mark.parametrize(
     "said", [b"fish: no\n", b"This account is not available.", b"no", b"", b"\n", b"12345678901"]
 )
-def test_of_a_shell_that_says_something_else_nothing_is_lost(said: bytes) -> None:
+def test_other_output_of_the_shell_is_kept(said: bytes) -> None:
     assert led(*(said[at : at + 1] for at in range(len(said)))) == (None, said)
 
 
@@ -101,7 +101,7 @@ def session() -> Iterator[subprocess.Popen[bytes]]:
     process.stdout.close()
 
 
-def test_a_signal_is_for_what_the_shell_runs(session: subprocess.Popen[bytes]) -> None:
+def test_a_signal_is_sent_to_what_the_shell_runs(session: subprocess.Popen[bytes]) -> None:
     subprocess.run(["sh", "-c", shell.SIGNAL_SESSION, "sh", str(session.pid), "USR1"], check=True)
     assert session.wait(60) == 7, "the shell itself was not killed by it"
 
@@ -112,7 +112,7 @@ def test_a_session_that_has_just_ended_needs_no_signal(session: subprocess.Popen
     subprocess.run(["sh", "-c", shell.SIGNAL_SESSION, "sh", str(session.pid), "TERM"], check=True)
 
 
-def test_a_signal_that_is_none_fails(session: subprocess.Popen[bytes]) -> None:
+def test_an_unknown_signal_fails(session: subprocess.Popen[bytes]) -> None:
     wrong = subprocess.run(
         ["sh", "-c", shell.SIGNAL_SESSION, "sh", str(session.pid), "BOGUS"], capture_output=True, check=False
     )

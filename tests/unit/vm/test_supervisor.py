@@ -77,14 +77,14 @@ def test_both_sides_read_the_same_file() -> None:
     assert Path(str(runtime.protocol.__file__)).read_bytes() == Path(protocol.__file__).read_bytes()
 
 
-def test_a_clone_is_known_with_the_seconds_of_its_parts() -> None:
+def test_a_restored_clone_is_recorded_with_its_timings() -> None:
     clone = said(STARTED, RUNS)
     assert (clone.accel, clone.restored) == ("kvm", True)
     assert clone.restoring == {"prepared": 0.031, "QEMU up": 0.042, "state": 0.013}
     assert said(STARTED.replace(b"kvm", b"tcg")).accel == "tcg"
 
 
-def test_what_happens_to_a_guest_is_known() -> None:
+def test_events_of_the_guest_are_recorded() -> None:
     assert said(OFF).off
     assert not said(OFF, ON).off
     assert said(OFF, ON, OFF).off
@@ -97,7 +97,9 @@ def test_what_happens_to_a_guest_is_known() -> None:
     ("reason", "crashed"),
     [("bad-template", False), ("qemu-failed", True), ("qemu-failed", False), ("bad-image", False)],
 )
-def test_why_a_container_ends_is_known(name: str, reason: str, crashed: bool, reported: Callable[..., bytes]) -> None:
+def test_the_reason_why_a_container_ends_is_recorded(
+    name: str, reason: str, crashed: bool, reported: Callable[..., bytes]
+) -> None:
     supervisor = said(reported(lambda: events.report(name, reason=reason, detail=CRASH, crashed=crashed)))
     assert supervisor.crashed == crashed
     assert (supervisor.reason, supervisor.over) == ((reason, "") if name == "end" else ("", CRASH))
@@ -111,7 +113,7 @@ def test_the_helpers_lines_are_events(reported: Callable[..., bytes]) -> None:
 
 @pytest.mark.parametrize("words", FORGED)
 @pytest.mark.parametrize("before", [b"", b"\n", b"x\r", b"x\r\n", b"\x85", b"\xe2\x80\xa8", b"\x0b", b"\x1b[2K"])
-def test_no_word_of_a_guest_or_of_qemu_decides_anything(
+def test_output_of_guest_and_qemu_changes_nothing(
     words: bytes, before: bytes, reported: Callable[..., bytes]
 ) -> None:
     foreign = before + words
@@ -133,7 +135,7 @@ def test_no_word_of_a_guest_or_of_qemu_decides_anything(
     assert all(each.isprintable() for each in readable(lines).decode().splitlines())
 
 
-def test_a_hostname_may_be_anything_but_no_line(reported: Callable[..., bytes]) -> None:
+def test_a_hostname_cannot_start_a_line(reported: Callable[..., bytes]) -> None:
     name, fields = clone_agent.parse(b"done x\x1b]0;y\x07\xc2\x85virtainer:\xff 1.000000\n", 1.0)
     line = reported(lambda: events.report(name, **fields))
     assert line.count(b"\n") == 1
@@ -197,7 +199,7 @@ def test_lines_may_come_in_pieces(size: int) -> None:
     ]
 
 
-def test_a_line_that_has_not_ended_is_no_event_yet() -> None:
+def test_an_unfinished_line_is_not_an_event_yet() -> None:
     output = Output(OFF[:-1])
     supervisor = Supervisor(output)
     assert facts(supervisor) == NOTHING
@@ -205,7 +207,7 @@ def test_a_line_that_has_not_ended_is_no_event_yet() -> None:
     assert supervisor.off
 
 
-def test_a_line_without_end_is_none_and_takes_no_room() -> None:
+def test_an_endless_line_is_not_an_event_and_is_not_kept() -> None:
     output, reader, shown = Output(), Reader(), 0
     supervisor = Supervisor(output)
     for _ in range(100):
@@ -217,7 +219,7 @@ def test_a_line_without_end_is_none_and_takes_no_room() -> None:
     assert (supervisor.off, supervisor.accel) == (False, "kvm")
 
 
-def test_what_follows_a_missing_piece_begins_no_line() -> None:
+def test_output_after_a_gap_does_not_start_a_line() -> None:
     output = Output(STARTED.ljust(HEAD, b"x")[: HEAD - 1] + b"\n")
     while output.size < 2 * (HEAD + TAIL):
         output.append(event("note", text="x") * 4096)
@@ -228,7 +230,7 @@ def test_what_follows_a_missing_piece_begins_no_line() -> None:
     assert (supervisor.over, supervisor.off) == ("", True)
 
 
-def test_a_fact_is_waited_for() -> None:
+def test_wait_for_waits_until_a_fact_holds() -> None:
     output = Output()
     supervisor = Supervisor(output)
     threading.Timer(0.05, output.append, [RUNS]).start()
@@ -237,7 +239,7 @@ def test_a_fact_is_waited_for() -> None:
     assert supervisor.last_words == readable(RUNS).decode().strip()
 
 
-def test_the_words_of_much_output_are_its_last_whole_lines() -> None:
+def test_the_words_of_long_output_are_its_last_complete_lines() -> None:
     lines = b"".join(event("note", text=f"line {number}") for number in range(1000))
     words = said(lines).words.splitlines()
     assert words == [f"virtainer: line {number}" for number in range(1000 - len(words), 1000)]

@@ -157,7 +157,7 @@ def test_content_never_reaches_beyond_its_size(piece: int) -> None:
         (b"9999999999999999999", 2**34 * 10**9),
     ],
 )
-def test_times_have_fractions_and_stay_within_what_file_systems_take(text: bytes, mtime: int) -> None:
+def test_times_have_fractions_and_are_limited_to_what_file_systems_accept(text: bytes, mtime: int) -> None:
     ((member, _),) = parsed(pax(b"mtime=" + text) + header() + END)[1]
     assert member.mtime == mtime
 
@@ -215,7 +215,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_is_an_error_and_costs_little(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_streams_are_errors_and_cheap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar_stream, "_MAX_HEADERS", MIB)
     monkeypatch.setattr(tar_stream, "_MAX_POINTS", 10_000)
     sent = bytes(BROKEN[name])
@@ -229,14 +229,14 @@ def test_what_is_broken_is_an_error_and_costs_little(name: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 600, 1024, 1536])
-def test_a_stream_that_ends_early_is_not_whole(size: int) -> None:
+def test_a_truncated_stream_is_incomplete(size: int) -> None:
     sent = header(size=600) + padded(b"x" * 600) + bytes(512)
     stream, _ = parsed(sent[:size])
     assert not stream.whole
     assert parsed(sent)[0].whole
 
 
-def test_many_members_take_no_memory() -> None:
+def test_many_members_use_no_memory() -> None:
     stream = TarStream(Collector(forget=True))
     many = header() * 100
     tracemalloc.start()
@@ -274,7 +274,7 @@ def test_many_members_take_no_memory() -> None:
     piece=st.sampled_from([100, 512, 4096]),
 )
 @example(parts=[header(b"S", more=b"\1"), bytes(512)], piece=512)
-def test_whatever_arrives_ends_as_members_or_as_an_error(parts: list[bytes], piece: int) -> None:
+def test_any_bytes_yield_members_or_an_error(parts: list[bytes], piece: int) -> None:
     sent = b"".join(parts)
     try:
         _, found = parsed(sent, piece)

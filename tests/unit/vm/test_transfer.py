@@ -99,7 +99,7 @@ def test_holes_are_kept(tmp_path: Path) -> None:
         assert each.stat().st_blocks * 512 < MIB
 
 
-def test_a_guest_whose_tar_knows_no_holes_gets_zeros(tmp_path: Path) -> None:
+def test_a_guest_without_sparse_tar_gets_zeros(tmp_path: Path) -> None:
     source, sent = sparse_file(tmp_path / "source"), []
 
     def busybox(
@@ -131,7 +131,7 @@ def test_names_follow_cp(tree: Path, tmp_path: Path) -> None:
     assert received.path.read_text() == "plain"
 
 
-def test_a_file_replaces_a_file_and_spares_its_neighbours(tree: Path, tmp_path: Path) -> None:
+def test_a_file_replaces_a_file_and_keeps_its_neighbours(tree: Path, tmp_path: Path) -> None:
     new = tmp_path / "plain"
     new.write_text("newer")
     put(new, str(tree))
@@ -148,7 +148,7 @@ def test_a_missing_source_is_a_missing_file(tmp_path: Path) -> None:
         transfer.read(local_shell, str(tmp_path / "none"), 10)
 
 
-def test_a_failed_transfer_says_why_and_leaves_nothing(tree: Path, tmp_path: Path) -> None:
+def test_a_failed_transfer_reports_the_reason_and_leaves_nothing(tree: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("old")
     with pytest.raises(TransferError, match=r"copying .*tree to .*file/x in the guest failed in the guest") as caught:
@@ -160,7 +160,7 @@ def test_a_failed_transfer_says_why_and_leaves_nothing(tree: Path, tmp_path: Pat
     assert not list(tmp_path.glob(".virtainer.*"))
 
 
-def test_what_cannot_have_its_place_here_says_why_and_leaves_nothing(
+def test_conflicts_of_files_and_folders_are_reported_and_change_nothing(
     tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     here = tmp_path / "here"
@@ -226,7 +226,7 @@ def test_a_local_tar_that_fails_installs_nothing(tree: Path, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("told", [b"", b"/stage", b"/stage\0", b"/stage\0/dest\0more\0", b"x" * 100_000])
-def test_a_guest_that_does_not_say_where_it_unpacks_is_an_error(told: bytes, tree: Path) -> None:
+def test_a_guest_that_does_not_report_where_it_unpacks_is_an_error(told: bytes, tree: Path) -> None:
     def lying_shell(
         script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
     ) -> tuple[int, str]:
@@ -239,7 +239,7 @@ def test_a_guest_that_does_not_say_where_it_unpacks_is_an_error(told: bytes, tre
         transfer.put(lying_shell, tree, "/x", None, 10)
 
 
-def test_what_a_guest_says_is_escaped(tmp_path: Path) -> None:
+def test_output_of_a_guest_is_escaped(tmp_path: Path) -> None:
     def failing_shell(
         script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
     ) -> tuple[int, str]:
@@ -264,7 +264,7 @@ def test_write_keeps_mode_and_follows_links(tmp_path: Path) -> None:
         transfer.write(local_shell, str(tmp_path / "a"), b"x", mode=None, owner=None, timeout=10)
 
 
-def test_a_text_of_which_a_part_arrives_is_not_written(tmp_path: Path) -> None:
+def test_a_text_that_arrives_incomplete_is_not_written(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("old")
 
