@@ -1,4 +1,4 @@
-"""Install the built wheel in a clean environment and use it as a stranger would, without the work tree."""
+"""Install the built wheel in a clean environment and use it as a user would, without the work tree."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ print("runtime", build_context.digest("runtime"), *sorted(each.key for each in r
 MARKER = "@pytest.mark.virtainer(name=None, *, image, ram"
 RIGHT = "def test_the_plugin_is_there(request): assert request.config.pluginmanager.has_plugin('virtainers')\n"
 WRONG = "import pytest\n@pytest.mark.virtainer(memory='1G')\ndef test_it(vm): pass\n"
-TOLD = "test_wrong.py::test_it: @pytest.mark.virtainer: unknown argument 'memory'; did you mean 'ram'? allowed are"
+MESSAGE = "test_wrong.py::test_it: @pytest.mark.virtainer: unknown argument 'memory'; did you mean 'ram'? allowed are"
 _INTERRUPTED = 2  # pytest's exit code after an error of collection
 
 
@@ -48,8 +48,8 @@ def main() -> None:
             )
             if finished.returncode != code or shows not in finished.stdout:
                 said = f"{finished.stdout}{finished.stderr}"
-                wanted = f"wanted: {code}" + (f", and {shows!r} in its output" if shows else "")
-                sys.exit(f"{' '.join(command)} ended with {finished.returncode} ({wanted}):\n{said}")
+                expected = f"expected: {code}" + (f", and {shows!r} in its output" if shows else "")
+                sys.exit(f"{' '.join(command)} ended with {finished.returncode} ({expected}):\n{said}")
             return finished.stdout
 
         run("pip", "install", "--quiet", str(wheel))
@@ -61,7 +61,7 @@ def main() -> None:
         Path(folder, "test_wrong.py").write_text(WRONG)
         run("pytest", "--quiet", "test_right.py", shows="1 passed")
         run("pytest", "--markers", shows=MARKER)
-        run("pytest", "--collect-only", "test_wrong.py", code=_INTERRUPTED, shows=TOLD)
+        run("pytest", "--collect-only", "test_wrong.py", code=_INTERRUPTED, shows=MESSAGE)
         run("virtainers", "--help", shows="doctor")
     print(f"{wheel.name}: installs, loads as a plugin, checks its marker, carries {carried}")
 

@@ -26,7 +26,7 @@ def server() -> Iterator[HostileServer]:
 
 @pytest.fixture
 def secure(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileServer]:
-    """With TLS, and a certificate that is believed."""
+    """Return a server with TLS, and a certificate that clients trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)

@@ -1,4 +1,4 @@
-"""Seeds that are ready."""
+"""Ready cloud-init seeds."""
 
 import io
 from pathlib import Path

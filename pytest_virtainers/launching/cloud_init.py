@@ -91,7 +91,7 @@ def unpack(path: Path) -> tuple[dict[str, Any], list[str]]:
     """
     texts, others = _texts(path, {"user-data", "meta-data"})
     if "user-data" not in texts:
-        raise SpecError(f"{path} is no seed: it has no user-data, but {', '.join(others) or 'no files'}")
+        raise SpecError(f"{path} is not a seed: it has no user-data, but {', '.join(others) or 'no files'}")
     first = texts["user-data"].partition("\n")[0].rstrip()
     if first != _CLOUD_CONFIG:
         raise SpecError(f"{path}: its user-data begins with {first!r}; our key can be added to {_CLOUD_CONFIG} only")
@@ -127,7 +127,7 @@ def _texts(path: Path, names: Set[str]) -> tuple[dict[str, str], list[str]]:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from None
     # pycdlib reports damage in many ways.
     except (PyCdlibException, struct.error, ValueError, LookupError) as error:
-        raise SpecError(f"{path} is no ISO image of texts: {error}") from None
+        raise SpecError(f"{path} is not an ISO image of texts: {error}") from None
     return found, sorted(set(there) - names)
 
 

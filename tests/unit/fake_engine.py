@@ -1,6 +1,6 @@
 """The HTTP API of an engine with the answers of a test: for tests of `engine/docker`.
 
-`memory_engine` is for tests of what uses an engine.
+`memory_engine` is for tests of the code that uses an engine.
 """
 
 import json
@@ -26,9 +26,9 @@ DOCKER = {"ApiVersion": "1.41", "Version": "20.10", "Components": [{"Name": "Eng
 
 
 class FakeEngine(HTTPServer):
-    """Listens on a free port; `answers` maps `METHOD /path` (without version) to what it says.
+    """Listens on a free port; `answers` maps `METHOD /path` (without version) to a reply.
 
-    `asked` lists what it was asked, and `sent` what came with that.
+    `asked` lists the requests, and `sent` their bodies.
     """
 
     def __init__(self, answers: Mapping[str, Answer], about: Mapping[str, object]) -> None:
@@ -71,7 +71,7 @@ def serving(
     about: Mapping[str, object] = PODMAN,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[FakeEngine]:
-    """Serve during the block; at its end, nobody answers any more."""
+    """Serve during the block; after it, connections are refused."""
     server = FakeEngine(answers or {}, about)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
@@ -86,7 +86,7 @@ def serving(
 
 
 def echo(request: BaseHTTPRequestHandler) -> None:
-    """Answer an exec session that waits for two bytes, says them in capitals, and ends."""
+    """Answer an exec session that waits for two bytes, sends them in capitals, and ends."""
     request.wfile.write(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
     said = request.rfile.read(2).upper()
     request.wfile.write(struct.pack(">BxxxL", 1, len(said)) + said)
@@ -109,7 +109,7 @@ EXEC: Mapping[str, Answer] = {
 
 
 def credentials(folder: Path) -> ssl.SSLContext:
-    """Put `ca.pem`, `cert.pem` and `key.pem` into `folder`; give a server's settings that take these only."""
+    """Put `ca.pem`, `cert.pem` and `key.pem` into `folder`; return settings of a server that accepts only these."""
     folder.mkdir(parents=True, exist_ok=True)
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fake engine")])

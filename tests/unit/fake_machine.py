@@ -1,4 +1,4 @@
-"""A stand-in for a VM whose evidence is collected: nothing of it runs."""
+"""A fake VM whose evidence is collected; nothing runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OVERLAY = head(length=104)[:1024]
 
 
 class FakeContainer:
-    """Its command `evidence` ends as `evidence` says for its options; `files` are those that it makes."""
+    """Its command `evidence` has the result in `evidence` for its options, and makes the files `files`."""
 
     def __init__(self) -> None:
         self.folder = "/mounted"
@@ -61,7 +61,8 @@ class FakeContainer:
 
 
 class FakeMachine:
-    """Whatever is asked as root is answered from `answers`; an exception there is raised, of `breaks` afterwards."""
+    """Root commands get their results from `answers`; an exception there is raised, and one of `breaks`
+    afterwards."""
 
     arch = "amd64"
     firmware = "bios"
@@ -104,7 +105,7 @@ class FakeMachine:
     def root_shell(
         self, words: list[str], *, stdin: object, stdout: Callable[[bytes], object], timeout: float
     ) -> tuple[int, str]:
-        """Run a script, or copy a file out of the guest: that never works."""
+        """Run a script, or copy a file out of the guest, which fails."""
         assert stdin is None
         word = _word(words[-1])
         if not word:
@@ -134,12 +135,12 @@ def _or_raise(what: bytes | BaseException) -> bytes:
 
 
 def machine(name: str = "web") -> Any:
-    """Make one, for those who want a VM."""
+    """Return one in place of a VM."""
     return FakeMachine(name)
 
 
 class FakeNetwork:
-    """It records since when somebody wants to see what was on it; one that is called `broken` does not."""
+    """It records the start time of each requested capture; one called `broken` raises instead."""
 
     def __init__(self, name: str) -> None:
         self.name = self.label = name
@@ -153,7 +154,7 @@ class FakeNetwork:
 
 
 class FakeFailedVMs:
-    """VMs whose launch failed, and those that were released; `up` loses each that is closed."""
+    """VMs whose launch failed, and released ones; closed VMs are removed from `up`."""
 
     def __init__(self, up: list[str]) -> None:
         self.vms: list[FakeMachine] = []
@@ -170,9 +171,9 @@ class FakeFailedVMs:
 
 
 class FakeLauncher:
-    """Launches such machines, but none that is called `lost`; `up` are those that are there.
+    """Launches such machines, except one called `lost`; `up` has the names of the running ones.
 
-    A machine is on the network `default`, or on `broken` if it is called so; `empty` has none.
+    A machine is on the network `default`; one called `broken` is on a network `broken`, and `empty` on none.
     """
 
     up: ClassVar[list[str]] = []

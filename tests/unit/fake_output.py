@@ -1,4 +1,4 @@
-"""What a container has written, as tests let it write."""
+"""The output of a container, written by tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Said(Output):
-    """`said += b"more"` lets it arrive."""
+    """`stdout += b"more"` makes more arrive."""
 
     def __iadd__(self, data: bytes) -> Self:
         self.append(data)

@@ -1,4 +1,4 @@
-"""Heads of qcow2 files, as QEMU makes them and as it would not."""
+"""Headers of qcow2 files, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def head(
     extensions: bytes = b"",
     name_at: int = 0x200,
 ) -> bytes:
-    """Make the first cluster of a file."""
+    """Return the first cluster of a file."""
     start = struct.pack(
         ">4sIQIIQIIQQIIQ",
         *(magic, version, name_at if backing else 0, len(backing), cluster_bits, size, encryption),

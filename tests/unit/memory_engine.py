@@ -1,4 +1,4 @@
-"""A container engine in memory, for tests of what is above `engine/`: mypy checks it against the protocols.
+"""A container engine in memory, for tests of the packages above `engine/`; mypy checks it against the protocols.
 
 `fake_engine` is for tests of the implementation: it answers over HTTP.
 """
@@ -30,13 +30,13 @@ def _ok(_command: list[str]) -> tuple[int, bytes]:
 
 @dataclass(eq=False)
 class MemoryContainer:
-    """A container whose commands a test answers.
+    """A container whose commands are answered by a test.
 
     Attributes:
         answer: returns exit code and output of a command, or raises.
-        commands: those that were run or streamed.
+        commands: commands that were run or streamed.
         files: the content of files by their path.
-        unpacked: what was put into it as a tar stream, by folder.
+        unpacked: tar streams that were put into it, by folder.
         connected: its addresses by network; the empty name is that of its plan.
         next_stream: what `stream` returns.
         events: `start`, `close` and so on, in order.
@@ -163,11 +163,11 @@ class MemoryNetwork:
 
 @dataclass(eq=False)
 class MemoryEngine:
-    """An engine whose possessions a test sets.
+    """An engine whose objects are set by a test.
 
     Attributes:
         listed: what `containers` lists.
-        created: the containers that were created, all by `factory`.
+        created: containers that `factory` created.
         registry: the images that can be pulled, by architecture.
         pulled: what `pull` returns.
         built: the arguments of builds, by tag; `builds` runs for each of them.

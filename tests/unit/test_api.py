@@ -18,8 +18,8 @@ from pytest_virtainers.config.spec import Spec
 
 
 @pytest.fixture
-def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
-    """What is launched, by a launcher that launches nothing."""
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
+    """Record the requested VMs, with a launcher that launches none."""
     specs: list[Spec] = []
 
     def take(spec: Spec) -> Any:
@@ -56,7 +56,7 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
     return specs
 
 
-@pytest.mark.usefixtures("wanted")
+@pytest.mark.usefixtures("requested")
 def test_the_next_block_reuses_the_launcher_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     for _ in range(2):
@@ -66,12 +66,12 @@ def test_the_next_block_reuses_the_launcher_of_the_last(monkeypatch: pytest.Monk
     monkeypatch.setenv("DOCKER_HOST", "unix:///elsewhere")
     with launch():
         pass
-    assert launchers[3:] == ["closed", "made", "reset"], "the engine may be another one"
+    assert launchers[3:] == ["closed", "made", "reset"], "the engine may be a different one"
     module._idle.close()
     assert launchers[6:] == ["closed"]
 
 
-@pytest.mark.usefixtures("wanted")
+@pytest.mark.usefixtures("requested")
 def test_blocks_at_the_same_time_share_nothing() -> None:
     launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     with launch(), launch():
@@ -79,7 +79,7 @@ def test_blocks_at_the_same_time_share_nothing() -> None:
     assert launchers[2:] == ["reset", "reset", "closed"]
 
 
-@pytest.mark.usefixtures("wanted")
+@pytest.mark.usefixtures("requested")
 def test_nothing_is_reused_after_a_failure() -> None:
     launchers: list[str] = module.launchers  # type: ignore[attr-defined]
     with pytest.raises(LookupError), launch():
@@ -87,11 +87,11 @@ def test_nothing_is_reused_after_a_failure() -> None:
     assert launchers == ["made", "closed"]
 
 
-def test_arguments_override_settings(wanted: list[Spec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_settings(requested: list[Spec], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIRTAINER_CPUS", "3")
     with launch(name="db", ram="2G", packages=["nginx"]) as vm:
         assert vm.name == "db"
-    (spec,) = wanted
+    (spec,) = requested
     assert (spec.ram, spec.cpus, spec.image, spec.packages) == (2048, 3, resolve([]).shape["image"], ("nginx",))
 
 
@@ -109,12 +109,12 @@ def test_unknown_arguments_are_refused_before_the_engine_is_found(monkeypatch: p
 
 
 def test_run_launches_what_its_options_describe(
-    wanted: list[Spec], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    requested: list[Spec], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config").write_text("#cloud-config\ntimezone: UTC\n")
     options = ["--cold", "--ram=2G", "--internet=off", "--package=a", "--package=b", f"--user-data={tmp_path}/config"]
     assert cli.main(["run", "debian-12", *options, "--", "sh", "-c", "echo $1", "-", "a  b"]) == 0
-    (spec,) = wanted
+    (spec,) = requested
     assert (spec.image, spec.ram, spec.internet, spec.template) == ("debian-12", 2048, False, False)
     assert spec.packages == ("a", "b")
     assert "timezone" in str(spec.user_data)
@@ -122,7 +122,7 @@ def test_run_launches_what_its_options_describe(
 
 
 def test_a_missing_ssh_client_is_reported_before_a_vm_starts(
-    wanted: list[Spec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    requested: list[Spec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for command in (["run"], ["run", "--detach", "--", "true"], ["resume", str(tmp_path)]):
@@ -130,7 +130,7 @@ def test_a_missing_ssh_client_is_reported_before_a_vm_starts(
         assert capsys.readouterr().err == (
             "virtainers: ssh is not installed, and opens the shell in the VM. Install OpenSSH's client\n"
         )
-    assert wanted == []
+    assert requested == []
 
 
 def test_run_refuses_a_wrong_size(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,19 +161,19 @@ def test_a_command_in_the_wrong_place_is_wrong_usage(
     assert said in capsys.readouterr().err.replace("'-a'", "-a")  # click 8.4 puts it into quotes
 
 
-def test_files_of_options_are_read_once(wanted: list[Spec], tmp_path: Path) -> None:
-    """A shell's `<(…)` gives its words to the first reader only."""
+def test_files_of_options_are_read_once(requested: list[Spec], tmp_path: Path) -> None:
+    """A shell's `<(…)` can be read only once."""
     fifo = tmp_path / "user-data"
     os.mkfifo(fifo)
     with ThreadPoolExecutor() as pool:
         written = pool.submit(fifo.write_text, "timezone: UTC\n")
         assert cli.main(["run", "--user-data", str(fifo), "--", "true"]) == 0
         written.result()
-    assert wanted[0].user_data == {"timezone": "UTC"}
+    assert requested[0].user_data == {"timezone": "UTC"}
 
 
 def test_the_password_is_not_passed_to_the_browser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others may read command lines."""
+    """Other users can read command lines."""
     page = "http://127.0.0.1:1/vnc.html#autoconnect=true&resize=scale&password=secret"
     screen = SimpleNamespace(novnc=lambda *, port: contextlib.nullcontext(page))
     vm = SimpleNamespace(screen=screen, machine=SimpleNamespace(exit_reason="it is a fake"))
@@ -197,10 +197,10 @@ def test_the_catalogue_is_listed_without_an_engine(
         ["NAME", "ARCH", "USER"],
         ["debian-13", "amd64", "debian"],
     ]
-    assert "\ncentos-7: its package mirrors are gone: packages need vault.centos.org\n" in said.out
+    assert "\ncentos-7: its package mirrors were shut down: packages need vault.centos.org\n" in said.out
     assert cli.main(["images", "ls", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["centos-7"]["note"].startswith("its package mirrors are gone")
+    assert rows["centos-7"]["note"].startswith("its package mirrors were shut down")
 
 
 def test_restore_of_a_vm_without_snapshots_names_the_remedy(

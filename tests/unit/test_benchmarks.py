@@ -1,4 +1,4 @@
-"""What the benchmarks compare is alike, and their table says what was measured."""
+"""The benchmarks compare like with like, and their table shows what was measured."""
 
 import importlib
 import json

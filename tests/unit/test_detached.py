@@ -1,4 +1,4 @@
-"""Detached VMs: finding them again, what a sweep leaves, and their output."""
+"""Detached VMs: finding them, sweeping around them, and their output."""
 
 import io
 import json
@@ -235,7 +235,7 @@ def test_sweep_removes_unready_vms_and_the_unused_network(engine: DockerEngine, 
     }
     assert engine.sweep() == ["virtainers-0a1b2c3d-1-half"]
     server.answers["GET /containers/json"] = (200, [listed("4", "virtainers-0-1-new", "new", **LIVES)])
-    assert engine.sweep() == [], "that one is on its way, and will need it"
+    assert engine.sweep() == [], "the new VM will need it"
     server.answers["GET /containers/json"] = (200, [])
     assert engine.sweep() == ["virtainers-default"]
 
@@ -329,14 +329,14 @@ def test_a_silent_log_does_not_end_until_close(engine: DockerEngine, server: Fak
         frame = struct.pack(">BxxxL", 1, 5) + b"hello"
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         request.wfile.write(head + f"{len(frame):x}\r\n".encode() + frame + b"\r\n")
-        request.rfile.read(1)  # until the client hangs up
+        request.rfile.read(1)  # returns when the client hangs up
 
     server.answers |= {f"GET /containers/{each}/json": (200, INSPECTED) for each in ("1", "virtainers-web")}
     server.answers["GET /containers/1/logs"] = logs
     engine.api.timeout = cast("Any", 0.3)
     container = engine.adopt("virtainers-web")
     container.follow()
-    assert not container.wait(1.0), "three times as long as an answer may take"
+    assert not container.wait(1.0), "three times as long as the limit of an answer"
     assert bytes(container.stdout) == b"hello"
     container.close()
     assert container.wait(60)

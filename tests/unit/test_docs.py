@@ -12,10 +12,10 @@ _NAMED = re.compile(r"`(?:tests/)?(…|(?:[\w/]+/)?test_\w+\.py)(?:::(\w+))?")
 
 
 def test_each_test_named_on_a_page_exists() -> None:
-    """A name after `…` is looked for in all files: it is in the one that was named before."""
+    """A name after `…` is in the file that was named before; here it may be in any."""
     sources = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     named = [(page, *each) for page in (ROOT / "docs").glob("*.md") for each in _NAMED.findall(page.read_text())]
-    assert len(named) > 60, "else this reads nothing"
+    assert len(named) > 60, "otherwise this test reads nothing"
     for page, path, function in named:
         found = [text for file, text in sources.items() if path == "…" or file.as_posix().endswith(f"/{path}")]
         assert found, f"{page.name} names {path}"

@@ -75,7 +75,7 @@ def test_shown_streams_of_a_command_are_escaped() -> None:
     failed = CommandFailed(result(1, b"out" + evil, b"err\r\n" + evil), "web")
     assert f"out{SHOWN[:-6]}\\x9b\\x9d" in str(failed)
     assert f"err\\r\n{SHOWN[:-6]}\\x9b\\x9d" in str(failed)
-    assert failed.result.stdout_bytes == b"out" + evil, "for programs, it is as it came"
+    assert failed.result.stdout_bytes == b"out" + evil, "unchanged for programs"
 
 
 def test_the_module_shows_the_tree_of_its_errors() -> None:

@@ -1,4 +1,4 @@
-"""What docs/runtime-image.md lists is all that the runtime image has."""
+"""docs/runtime-image.md lists all commands and variables of the runtime image."""
 
 import re
 from pathlib import Path
@@ -11,14 +11,14 @@ RUNTIME = ROOT / "images/runtime"
 
 
 def listed(heading: str) -> set[str]:
-    """Give the first word of each code span in the first column of the table under a heading."""
+    """Return the first word of each code span in the first column of the table under a heading."""
     text = (ROOT / "docs/runtime-image.md").read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     return {name.split()[0] for row in rows for name in re.findall(r"`([^`]+)`", row)} - {"docker"}
 
 
 def test_each_command_is_listed() -> None:
-    commands = {each.name for each in (RUNTIME / "bin").iterdir()} - {"virtainer"}  # that one is the entry point
+    commands = {each.name for each in (RUNTIME / "bin").iterdir()} - {"virtainer"}  # the entry point
     assert commands <= listed("Commands")
 
 

@@ -1,4 +1,5 @@
-"""Chromium without a window, led by the Chrome DevTools Protocol: https://chromedevtools.github.io/devtools-protocol/."""
+"""Chromium without a window, controlled through the Chrome DevTools Protocol:
+https://chromedevtools.github.io/devtools-protocol/."""
 
 import base64
 import contextlib
@@ -34,7 +35,7 @@ class Page:
                 return dict(message["result"])
 
     def value(self, expression: str) -> Any:
-        """Give what JavaScript says."""
+        """Return the value of a JavaScript expression."""
         return self._ask("Runtime.evaluate", expression=expression)["result"].get("value")
 
     def wait_until(self, expression: str, seconds: float = 60) -> None:
@@ -46,7 +47,7 @@ class Page:
             time.sleep(0.2)
 
     def type(self, text: str) -> None:
-        """Press keys, which have a code as those of a keyboard."""
+        """Press keys, with the codes of a keyboard."""
         for character in text:
             code = f"Key{character.upper()}" if character.isalpha() else ""
             self._ask("Input.dispatchKeyEvent", type="keyDown", key=character, code=code, text=character)
@@ -58,7 +59,7 @@ class Page:
 
 @contextlib.contextmanager
 def browsing(url: str) -> Iterator[Page]:
-    """Open a page; the browser ends with the block."""
+    """Open a page in a browser, which ends with the block."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
         subprocess.Popen(

@@ -1,12 +1,12 @@
-"""Whether a service is reached, from a VM or from a container."""
+"""Check whether a VM or a container reaches a service."""
 
 from collections.abc import Iterable
 
 from pytest_virtainers import VM
 from pytest_virtainers.engine.base import Container
 
-# Without the last call, one in some hundred refused connections counts as made on a busy host: Python asks the kernel
-# for the error of a connection that has just failed, and may find none left.
+# Without the last call, one in some hundred refused connections counts as successful on a busy host: Python asks the
+# kernel for the error of a failed connection, and may find none.
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), {}).getpeername()"
 _EACH = """
 import socket, sys
@@ -25,7 +25,7 @@ def reaches(vm: VM, address: str, port: int = _SSH) -> bool:
 
 
 def reached_by(vm: VM, addresses: Iterable[str], port: int = _SSH) -> list[str]:
-    """Return those of many addresses that a VM reaches."""
+    """Return the addresses that a VM reaches."""
     return vm.run(["python3", "-c", _EACH, str(port), *addresses], timeout=600).stdout.split()
 
 

@@ -1,4 +1,4 @@
-"""What the tests in real VMs share: the engine of the run (`VIRTAINER_ENGINE`), its images and its command line."""
+"""Fixtures of the tests in real VMs: the engine of the run (`VIRTAINER_ENGINE`), its images and its command line."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A part may have no test that a `-m` beside it allows."""
+    """Accept that a part may have no test that `-m` selects."""
     if session.config.getoption("part") and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK
 
@@ -51,7 +51,7 @@ def settings() -> Settings:
 
 @pytest.fixture(scope="session")
 def launcher(settings: Settings) -> Iterator[Launcher]:
-    """A launcher beside the plugin's own, for tests that look at the engine from outside."""
+    """Return another launcher than the plugin's, for tests that look at the engine from outside."""
 
     def write(text: str) -> None:
         sys.__stderr__.write(text)  # type: ignore[union-attr]
@@ -73,7 +73,7 @@ def runtime_image(launcher: Launcher) -> str:
 
 @pytest.fixture(scope="session")
 def engine_cli(engine: DockerEngine) -> list[str]:
-    """The engine's own command line, as a user would call it on this host."""
+    """Return the engine's own command line, as a user would call it on this host."""
     cli = ["podman", *runtime_options()] if engine.kind == "podman" else ["docker"]
     assert shutil.which(cli[0]), f"{cli[0]} is not installed; the contract is tested through it"
     return cli
@@ -83,7 +83,7 @@ def engine_cli(engine: DockerEngine) -> list[str]:
 def guest_disk(
     launcher: Launcher, engine_cli: list[str], settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The disk of the default guest image as a file on this host."""
+    """Return the disk of the default guest image as a file on this host."""
     guest, disk = launcher.guests.get(settings.shape["image"]), tmp_path_factory.mktemp("guest") / "disk.qcow2"
     with disk.open("wb") as file:
         subprocess.run(

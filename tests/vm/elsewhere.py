@@ -1,4 +1,4 @@
-"""A machine beyond the engine's host, in a network namespace: the company's, or a cloud's metadata service."""
+"""A machine outside of the engine's host, in a network namespace: of a company, or a cloud's metadata service."""
 
 import contextlib
 import fcntl
@@ -24,7 +24,8 @@ needs_root = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """Keep other test processes of this host, such as those on another engine, from addresses that are fixed here."""
+    """Prevent other test processes of this host, such as those on another engine, from using these fixed
+    addresses."""
     with Path(tempfile.gettempdir(), "virtainers-tests-elsewhere.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -32,7 +33,8 @@ def exclusive() -> Iterator[None]:
 
 @contextlib.contextmanager
 def machine(addresses: Sequence[str], *, gateways: Sequence[str]) -> Iterator[None]:
-    """Run a machine with a web server at these addresses; the host gets one on its wire for each IP version.
+    """Run a machine with a web server at these addresses; the host gets an address on its network for each IP
+    version.
 
     Args:
         addresses: of the machine.
@@ -78,10 +80,10 @@ def reached(address: str, port: int = PORT) -> bool:
 
 
 def _remove_those_of_dead_processes() -> None:
-    """Remove what a killed run has left: its routes would be in the way of the next one's."""
+    """Remove what a killed run has left: its routes would conflict with those of the next run."""
     for namespace in Path("/run/netns").glob("elsewhere-*"):
         if not Path("/proc", namespace.name.removeprefix("elsewhere-")).exists():
-            _ip("netns", "delete", namespace.name)  # its end of the wire, and so the host's, goes with it
+            _ip("netns", "delete", namespace.name)  # this removes both ends of the wire
 
 
 def _at_once(address: str) -> tuple[str, ...]:

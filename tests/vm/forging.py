@@ -1,4 +1,4 @@
-"""Frames that a guest's root may send, whatever they say of their sender."""
+"""Frames that a guest's root may send, with any sender."""
 
 import itertools
 import socket
@@ -24,7 +24,7 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as card:
     for frame in sys.argv[2:]:
         card.send(bytes.fromhex(frame))
 """
-LAST = "last"  # sent by a later command than what has to be there before it
+LAST = "last"  # sent by a later command than the frames that have to arrive first
 _ARP, _IPV4, _IPV6, _VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
 
 
@@ -61,7 +61,7 @@ def arp_reply(mac: str, sender: str, to_mac: str, receiver: str) -> tuple[int, b
 
 
 def frame(to_mac: str, mac: str, content: tuple[int, bytes], *, tags: int = 0) -> bytes:
-    """Return a whole frame; `tags` are of the VLAN 0, which is none."""
+    """Return a complete frame; `tags` are for VLAN 0, which means none."""
     kind, packet = content
     return _packed(to_mac) + _packed(mac) + struct.pack(">HH", _VLAN, 0) * tags + struct.pack(">H", kind) + packet
 

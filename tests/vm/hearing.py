@@ -1,4 +1,4 @@
-"""Hear what the host of the tests sends and gets."""
+"""Capture frames that the host of the tests sends and receives."""
 
 import contextlib
 import os
@@ -16,17 +16,17 @@ needs_ears = pytest.mark.skipif(
 )
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _ALL_FRAMES = 3  # linux/if_ether.h: ETH_P_ALL
-_MANY_BYTES = 64 * 2**20  # of frames that wait to be looked at
+_MANY_BYTES = 64 * 2**20  # for frames that were not searched yet
 _HIDDEN = {0x88B5, 0x88B6}  # images/runtime/virtainer/bridged_nic.py
 
 
 @contextlib.contextmanager
 def heard(word: bytes, *, hidden: bool = True) -> Iterator[list[str]]:
-    """List the interfaces of this host on which a word goes by during the block.
+    """List the interfaces of this host on which a word passes during the block.
 
     Args:
-        word: to listen for.
-        hidden: also in frames that are hidden from this host, which it takes for a protocol that it does not know.
+        word: the word to listen for.
+        hidden: whether to search frames that are hidden from this host (with an unknown protocol), too.
     """
     found: list[str] = []
     ears = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_FRAMES))
@@ -47,7 +47,7 @@ def heard(word: bytes, *, hidden: bool = True) -> Iterator[list[str]]:
     finally:
         time.sleep(0.5)
         with socket.socket(type=socket.SOCK_DGRAM) as mouth:
-            while thread.is_alive():  # all that came before the last one has been looked at then, however late
+            while thread.is_alive():  # then all frames before the last one were searched
                 mouth.sendto(last, ("127.0.0.1", 9))
                 thread.join(0.2)
         ears.close()

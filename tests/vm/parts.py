@@ -1,4 +1,4 @@
-"""Parts of the tests that CI leaves out: run in rotation, they are all run."""
+"""Parts of the tests that CI leaves out, to run all of them in rotation."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def part_of(items: Sequence[pytest.Item], part: str) -> list[pytest.Item]:
-    """Return the items of the N-th of M parts: those of one file stay together, as they share templates."""
+    """Return the items of the N-th of M parts: items of one file stay together, as they share templates."""
     number, _, parts = part.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
         raise pytest.UsageError(f"--part={part}: N/M is needed, with N from 1 to M")

@@ -1,4 +1,4 @@
-"""A virtainer that the engine's own command line runs."""
+"""A virtainer run by the engine's own command line."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ LEAST = [
     *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", *TUN, *FORWARD),
     *itertools.chain.from_iterable(("--cap-add", name) for name in CAPABILITIES),
 ]
-# What a run that was cut off leaves is removed by the next sweep, as all that is ours.
+# The next sweep removes what a killed run leaves, by these labels.
 OWNED = [f"--label={name}={value}" for name, value in ownership.labels("vm", "contract").items()]
-LIMITS = ["--ulimit", "nofile=1024", "--ulimit", "nproc=4096"]  # Podman's own may exceed the host's
+LIMITS = ["--ulimit", "nofile=1024", "--ulimit", "nproc=4096"]  # Podman's defaults may exceed the host's limits
 BOOT = 400  # seconds until SSH answers, emulated on a busy machine
 FIRMWARE = 180  # seconds until a boot sector runs
 
 
 @dataclass
 class Container:
-    """One virtainer, and what the engine says of it."""
+    """One virtainer, and the engine's reports about it."""
 
     cli: list[str]
     name: str
@@ -91,7 +91,7 @@ class Container:
 @contextlib.contextmanager
 def new_network(engine_cli: list[str], octets: str, *options: str) -> Iterator[str]:
     name = f"contract-{uuid.uuid4().hex[:8]}"
-    # A subnet of our own: among Docker's is one that holds the guests' inner network.
+    # A chosen subnet: one of Docker's contains the guests' inner network.
     number = uuid.uuid4().int % 128 * 2 + (engine_cli[0] == "podman")  # tests of both engines may run at one time
     subnet = f"{octets}.{number}.0/24"
     subprocess.run(

@@ -11,9 +11,9 @@ _FIND = "import sys; from pytest_virtainers.engine.detect import find; find(sys.
 
 
 def soon(engine: DockerEngine) -> float:
-    """Return the seconds after which nothing of a killed run is left: five, or more where the host is busy.
+    """Return the seconds after which nothing of a killed run is left: five, or more on a busy host.
 
-    What a reaper does first of all is to start Python and to find the engine: that takes 0.6 s on a quiet host.
+    A reaper first starts Python and finds the engine, which takes 0.6 s on a quiet host.
     """
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", _FIND, engine.url], check=True)
@@ -21,14 +21,14 @@ def soon(engine: DockerEngine) -> float:
 
 
 def console_of(engine: DockerEngine, container: str) -> bytes:
-    """Return what a VM's console has shown, as its container has it."""
+    """Return the console output of a VM, from its container."""
     session = engine.api.exec_create(container, ["cat", "/run/virtainer/console.log"])["Id"]
     shown: bytes = engine.api.exec_start(session)
     return shown
 
 
 def reaper_of(pid: int) -> int:
-    """Return the pid of the process that outlives a run, from that of the run."""
+    """Return the process id of a run's reaper, from that of the run."""
     children = [
         each for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()
     ]

@@ -1,4 +1,4 @@
-"""A container that no virtainer has to do with, on a network of its own."""
+"""A container that is not a virtainer, on a separate network."""
 
 import contextlib
 import secrets
@@ -15,7 +15,7 @@ _IS_UP = f"import socket; socket.create_connection(('127.0.0.1', {PORT}), 3).clo
 
 @contextlib.contextmanager
 def web_server(engine: DockerEngine, runtime_image: str) -> Iterator[Container]:
-    """Run a web server; its network is called as it is, and others on that find it as `db`, too."""
+    """Run a web server; its network has the same name, and others on that also find it as `db`."""
     run = secrets.token_hex(4)
     with contextlib.ExitStack() as stack:
         network = engine.create_network(NetworkPlan(f"stranger-{run}"), run)

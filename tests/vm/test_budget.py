@@ -27,7 +27,7 @@ Start = Callable[..., Container]
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the VMs, and waiting for memory, apart from those of other tests and test runs."""
+    """Separate the VMs, and waiting for memory, from those of other tests and test runs."""
     for label in "MEMORY", "LIMIT":
         monkeypatch.setattr(memory_budget, label, f"{getattr(memory_budget, label)}-{time.monotonic_ns()}")
     monkeypatch.setattr(memory_budget, "_WAITING", f"tests-wait-{os.getpid()}")
@@ -101,8 +101,8 @@ def test_a_clone_counts_with_what_it_uses(
 ) -> None:
     about = engine.api.info()
     if about.get("Rootless") and about.get("CgroupVersion") == "1":
-        pytest.skip("a rootless engine cannot tell it with cgroups of version 1")
-    monkeypatch.setattr(memory_budget, "_TRUST_SECONDS", 0.0)  # so that new containers are looked at, too
+        pytest.skip("a rootless engine cannot report it with cgroups of version 1")
+    monkeypatch.setattr(memory_budget, "_TRUST_SECONDS", 0.0)  # new containers are measured, too
     start(OTHERS, 0, 64 * 1024)
     with room(engine, 1000, spec("next")):
         pass
@@ -133,13 +133,13 @@ def test_the_memory_of_a_local_container_is_read_at_once(engine: DockerEngine, s
 
 
 def test_a_prefetched_vm_is_closed_for_another(settings: Settings, engine: DockerEngine) -> None:
-    # 800 MiB: room for a machine that boots (512 + 128), not for a new clone (64 + 128) beside it.
+    # 800 MiB: enough for a machine that boots (512 + 128), but not for a new clone (64 + 128) in addition.
     with build_launcher(replace(settings, max_ram=lambda _whole: 800), SILENT) as launcher:
         ahead = spec("in-the-way")
-        launcher.discard(launcher.launch(ahead))  # now there is a template
+        launcher.discard(launcher.launch(ahead))  # this makes a template
         launcher.prefetch(ahead)
         while not engine.api.containers(filters={"label": ["virtainers.vm=in-the-way"]}):
             time.sleep(0.1)
-        with pytest.raises(BootTimeout):  # it had its room, and too little time
+        with pytest.raises(BootTimeout):  # it had enough memory, but too little time
             launcher.launch(spec("next", template=False, boot_timeout=3))
         assert not engine.api.containers(all=True, filters={"label": ["virtainers.vm=in-the-way"]})

@@ -1,4 +1,4 @@
-"""Commands beyond the first part of the handle: other users, processes, timeouts that leave nothing, the log."""
+"""Commands: other users, processes, timeouts that leave nothing, the log."""
 
 import signal
 import time
@@ -78,7 +78,7 @@ def test_a_process_that_ignores_sigterm_ends_with_its_block(session_vm: VM, sudo
         assert next(process.lines(timeout=30)) == "ready"
         session_vm.wait_until_succeeds(["pgrep", "-x", "-f", "sleep 3333"])
     assert process.poll() == -1
-    assert not session_vm.run("pgrep -f '[s]leep 3333'", check=False), "neither it nor what it would start again"
+    assert not session_vm.run("pgrep -f '[s]leep 3333'", check=False), "no new command of the loop"
 
 
 def test_a_loop_is_killed_with_what_it_runs(session_vm: VM) -> None:

@@ -1,4 +1,4 @@
-"""What surrounds a guest, or a QEMU that its guest controls: each refusal beside a call that gets through."""
+"""The confinement of a guest, or of a QEMU that its guest controls: each refusal next to a call that succeeds."""
 
 import http.server
 import json
@@ -40,8 +40,8 @@ def test_a_reverse_tunnel_listens_on_the_guests_loopback_only(session_vm: VM) ->
 
 
 def test_only_the_engines_host_reaches_the_port_of_a_clones_session(session_vm: VM) -> None:
-    """A VM's call arrives at the guest, where nothing listens; the inner gateway hangs up on its own guest."""
-    assert reaches(session_vm, session_vm.ip, 22), "calls to its own container arrive"
+    """A call of a VM arrives at the guest, where nothing listens; the inner gateway refuses its own guest."""
+    assert reaches(session_vm, session_vm.ip, 22), "connections to its own container arrive"
     assert not reaches(session_vm, session_vm.ip, 50022)
     heard = "print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 30).recv(1))"
     assert (

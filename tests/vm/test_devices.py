@@ -1,4 +1,4 @@
-"""Devices that come and go, the console, the screen and the keyboard."""
+"""Devices that are added and removed, the console, the screen and the keyboard."""
 
 import os
 import pty
@@ -36,7 +36,7 @@ def test_cards_are_added_and_removed(session_vm: VM) -> None:
     session_vm.run(f"ip link set {name} up", sudo=True)
     session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 1")
     session_vm.wait_until_succeeds(f"ip -4 addr show dev {name} | grep 'inet 10[.]'")
-    assert session_vm.run(f"ip route show default dev {name}").stdout == "", "answers to the test would go that way"
+    assert session_vm.run(f"ip route show default dev {name}").stdout == "", "answers would use that route"
     session_vm.nics.link_down(nic)
     session_vm.wait_until_succeeds(f"cat /sys/class/net/{name}/carrier | grep 0")
     session_vm.nics.link_up(nic)
@@ -73,7 +73,7 @@ def test_restore_removes_devices_that_were_added_since(vm: VM) -> None:
     vm.nics.remove(card)
     with pytest.raises(SnapshotError, match=f"cannot restore {snapshot.name}: network cards were removed since"):
         vm.restore(snapshot)
-    assert vm.run("true").ok, "it goes on"
+    assert vm.run("true").ok, "it continues"
 
 
 def test_without_its_cable_the_guest_receives_nothing(session_vm: VM) -> None:
@@ -99,7 +99,7 @@ def test_the_console_accepts_input(session_vm: VM) -> None:
 def test_expect_matches_answers_on_the_console(session_vm: VM) -> None:
     session_vm.console.send("\n")
     session_vm.console.expect(r"login: ", timeout=6)
-    session_vm.console.send("nobody-here\n")
+    session_vm.console.send("unknown\n")
     session_vm.console.expect(r"Password: ", timeout=6)
     session_vm.console.send("\n")
     with pytest.raises(WaitTimeout, match=r"'Welcome to Mars' on the console of vm"):
@@ -118,7 +118,7 @@ def test_the_console_opens_in_a_terminal(session_vm: VM) -> None:
     while b"login: " not in seen:
         if select.select([master], [], [], 5)[0]:
             seen += os.read(master, 4096)
-        else:  # the last one may have come before the terminal was ready
+        else:  # the last one may have arrived before the terminal was ready
             os.write(master, b"\r")
     os.write(master, b"\x1d")
     assert process.wait(60) == 0
@@ -149,7 +149,7 @@ def test_the_screen_shows_what_is_typed(session_vm: VM, tmp_path: Path) -> None:
 
 
 def arrived(vm: VM, terminal: str, text: str) -> str:
-    """Give what `cat` has read from a terminal, when it is as much as `text` or no more comes."""
+    """Return what `cat` has read from a terminal: as much as `text`, or until no more arrives."""
     seen, quiet = "", 0
     while len(seen) < len(text) and quiet < 60:
         before, seen = seen, vm.run(["cat", f"/tmp/{terminal}"], sudo=True).stdout

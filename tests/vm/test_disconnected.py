@@ -13,12 +13,12 @@ from pytest_virtainers.engine.base import Network
 from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.engine.plan import NetworkPlan
 
-_SECONDS = 45  # less than the 50 after which a guest that is emulated is called hung; quiet, it takes 5
+_SECONDS = 45  # less than the 50 after which an emulated guest counts as hanging; on a quiet host it takes 5
 
 
 @pytest.fixture
 def network(engine: DockerEngine) -> Iterator[Network]:
-    """A network that an operator manages, and not this run."""
+    """Create a network that an operator manages, not this run."""
     run = secrets.token_hex(4)
     made = engine.create_network(NetworkPlan(f"operators-{run}"), run)
     yield made
@@ -56,11 +56,11 @@ def test_a_running_command_fails_and_the_next_one_uses_the_relay(
         began = time.monotonic()
         if direct:
             lost = f"disconnected from network {network.name} ({network.name})"
-            told = (
+            message = (
                 rf"web: its container was {re.escape(lost)}; the SSH connection broke while .*sleep 600.* ran, and "
                 r"it may still run\. The next command goes through the engine"
             )
-            with pytest.raises(SSHError, match=told):
+            with pytest.raises(SSHError, match=message):
                 running.wait(120)
             assert time.monotonic() - began < _SECONDS
         assert vm.run("hostname").stdout == "web\n"

@@ -1,4 +1,4 @@
-"""However a pytest run ends, nothing of it stays on the engine."""
+"""However a pytest run ends, nothing of it remains on the engine."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def test_sleep(vm):
 
 
 class Run:
-    """A pytest run as a child process, and what it has on the engine."""
+    """A pytest run as a child process, and its objects on the engine."""
 
     def __init__(
         self, pytester: pytest.Pytester, engine: DockerEngine, source: str, name: str, options: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Run:
             )
 
     def containers(self) -> list[dict[str, Any]]:
-        """All of them: VMs, and the helper that has the store open while a template is made."""
+        """All of its containers: VMs, and the helper that has the store open while a template is made."""
         found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": self._owner})
         return found
 
@@ -79,7 +79,7 @@ class Run:
             time.sleep(0.1)
 
     def until_booting(self) -> None:
-        # Linux has begun to talk: the boot is well under way.
+        # Linux has printed something: the boot is in progress.
         def boots(each: dict[str, Any]) -> bool:
             runs = each["State"] == "running" and each["Labels"]["virtainers"] == "vm"
             return runs and b"Linux version" in console_of(self._engine, each["Id"])
@@ -111,7 +111,7 @@ def test_after_sigkill_nothing_is_left(
 ) -> None:
     run = start(BOOTING if stage == "booting" else RUNNING, name)
     run.until_booting() if stage == "booting" else run.until_running()
-    assert run.networks(), "or else this proves nothing"
+    assert run.networks(), "otherwise this proves nothing"
     run.process.kill()
     run.process.wait()
     deadline = time.monotonic() + soon(engine)
@@ -130,7 +130,7 @@ def test_the_next_run_removes_what_is_left_without_a_reaper(start: Callable[...,
     while run.containers() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert run.containers() == [], "by its lease"
-    assert run.networks(), "or else this proves nothing"
+    assert run.networks(), "otherwise this proves nothing"
     assert set(run.networks()) <= set(engine.sweep()), "what the next run does first"
     assert run.networks() == []
 
@@ -149,7 +149,7 @@ while True:
 
 
 def owned(engine: DockerEngine) -> dict[str, int]:
-    """All that runs own on the engine, by name, with the pids of their processes."""
+    """Return all objects of runs on the engine, by name, with the process ids of their owners."""
     api, ours = engine.api, {"label": ["virtainers"]}
     found = {
         **{each["Names"][0]: each["Labels"] for each in api.containers(all=True, filters=ours)},
@@ -167,7 +167,7 @@ def test_five_seconds_after_a_kill_at_any_moment_nothing_is_left(
     """`KILLS=100` for a long run."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
     launcher.discard(launcher.launch(spec))  # there is a template
-    killed: dict[int, tuple[float, str]] = {}  # when all of it has to be gone, and how far it was
+    killed: dict[int, tuple[float, str]] = {}  # when everything must be removed, and the progress of the launch
     left: list[tuple[str, str]] = []
     had: list[str] = []
 
@@ -179,7 +179,7 @@ def test_five_seconds_after_a_kill_at_any_moment_nothing_is_left(
                 del killed[pid]
                 left.extend((name, moment) for name, owner in found.items() if owner == pid)
 
-    longest = 0.0  # what a whole launch takes here
+    longest = 0.0  # the duration of a whole launch
     for number in range(int(os.environ.get("KILLS", "12"))):
         moment = random.uniform(0, longest)  # noqa: S311
         with subprocess.Popen([sys.executable, "-c", CLONES], stdout=subprocess.PIPE) as program:
@@ -192,12 +192,12 @@ def test_five_seconds_after_a_kill_at_any_moment_nothing_is_left(
             time.sleep(moment)
             program.kill()
         end = time.monotonic()
-        look()  # at once: what comes next takes as long as the reaper needs
+        look()  # at once, before the reaper has finished
         killed[program.pid] = end + soon(engine), f"kill {number}, after {moment:.3f} s"
     time.sleep(max(0.0, max(end for end, _ in killed.values()) - time.monotonic()) + 0.1)
     look()
     assert not killed
-    assert [name for name in had if name.endswith("-default")], "or else this proves nothing"
+    assert [name for name in had if name.endswith("-default")], "otherwise this proves nothing"
     assert left == []
 
 
@@ -280,7 +280,7 @@ def test_ctrl_c_twice_leaves_nothing(start: Callable[..., Run], engine: DockerEn
     run.until_booting()
     run.process.send_signal(signal.SIGINT)
     time.sleep(0.2)
-    run.process.send_signal(signal.SIGINT)  # in the midst of cleaning up
+    run.process.send_signal(signal.SIGINT)  # during the cleanup
     run.process.wait(60)
     deadline = time.monotonic() + soon(engine)
     while (run.containers() or run.networks()) and time.monotonic() < deadline:
@@ -306,7 +306,7 @@ def test_a_waiting_process_continues_for_a_killed_builder(
 
 
 def test_an_ended_run_leaves_no_files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without a boot: it is the engine's connection, the store's helper and the locks that could leave something.
+    # Without a boot: the engine's connection, the store's helper and the locks are what could leave something.
     pytester.makepyfile("import pytest\n@pytest.mark.virtainer(ram='900000G')\ndef test_x(vm): pass")
     with tempfile.TemporaryDirectory() as folder:  # a short path, as sockets need it
         monkeypatch.setenv("TMPDIR", folder)
@@ -318,7 +318,7 @@ def test_many_clones_leave_nothing(
     launcher: Launcher, engine: DockerEngine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`CYCLES=200` for a long run."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no run on another engine writes
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # no run on another engine writes there
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
 
     def present() -> dict[str, object]:
@@ -334,9 +334,9 @@ def test_many_clones_leave_nothing(
             "store": store,
         }
 
-    for _ in range(2):  # the first ones make the template, the network and the threads that stay
+    for _ in range(2):  # the first cycles make the template, the network and the threads that remain
         launcher.discard(launcher.launch(spec))
-    deadline = time.monotonic() + 300  # until what the clones were started from has been read, in the background
+    deadline = time.monotonic() + 300  # until the background check has read what the clones were started from
     while engine.api.containers(all=True, filters={"label": ["virtainers=helper"]}) and time.monotonic() < deadline:
         time.sleep(0.5)
     before, descriptors = present(), len(list(Path("/proc/self/fd").iterdir()))
@@ -349,5 +349,5 @@ def test_many_clones_leave_nothing(
     while (after := present()) != before and time.monotonic() < deadline:
         time.sleep(1)
     assert after == before
-    # The engine's client keeps a few idle connections; a descriptor lost in each cycle would be more.
+    # The engine's client keeps a few idle connections; losing a descriptor in each cycle would exceed that.
     assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 3

@@ -1,4 +1,4 @@
-"""What failing tests leave behind and say, each with the true cause; and machines that go on from that."""
+"""Evidence and messages of failing tests, each with its true cause; and machines that resume from the evidence."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_dead_sshd(vm):
     vm.run("systemctl stop ssh.socket ssh; pkill -9 sshd; pkill -9 sshd-session; sleep 600", sudo=True)
 
 
-# All processors are taken, at a priority that nothing else has; the kernel is told not to leave others any time.
+# All processors are taken, at a priority that nothing else has; the kernel reserves no time for others.
 HANG = '''
 for each in /sys/kernel/debug/sched/fair_server/cpu*/runtime; do echo 0 >$each; done
 echo -1 >/proc/sys/kernel/sched_rt_runtime_us
@@ -99,14 +99,14 @@ CAUSES = {
     "setup_that_takes_too_long": r"BootTimeout: slow did not let us log in over SSH within 15 s",
     "teardown": r"CommandFailed: 'echo at the end; exit 5' on failing ended with exit code 5",
 }
-# From the test's start to its failure, without KVM on a busy host. There, what does not answer is called hung after
-# 50 s; what the tests do would take 600 s.
+# From the test's start to its failure, without KVM on a busy host. There, a guest that does not answer counts as
+# hanging after 50 s; the commands of the tests would take 600 s.
 SECONDS = dict.fromkeys(CAUSES, 300.0) | {"panic": 45.0, "killed": 45.0}
 WITHOUT_SSH = {"panic", "dead_sshd", "hung_kernel", "powered_off", "killed", "setup_that_takes_too_long"}
 
 
 def section(output: str, name: str) -> str:
-    """Give what pytest shows of one failure."""
+    """Return pytest's report of one failure."""
     return (
         re.split(r"\n_{3,} (?:ERROR at \w+ of )?test_", f"\n{output}")[0]
         if not name
@@ -166,7 +166,7 @@ def test_each_failure_names_its_cause_and_leaves_its_evidence(
         if "-failing-" in each["Name"]
     ]
 
-    # The disk of the killed one, in a machine that has it.
+    # The disk of the killed machine, in another machine.
     said = virtainers("resume", str(folders["killed"] / "failing"), "--", "cat", "mark")
     assert "on disk\n" in said
     flat = tmp_path / "flat.qcow2"
@@ -212,7 +212,7 @@ def test_a_booted_and_killed_machine_resumes_with_its_own_seed(pytester: pytest.
     said = virtainers("resume", str(folder), "--", "cat mark /var/lib/cloud/data/instance-id")
     ids = re.findall(r"^virtainers-[0-9a-f]{8}$", said, re.MULTILINE)
     assert len(ids) == 2, said
-    assert len(set(ids)) == 1, "with another seed, or none, it would have become another instance"
+    assert len(set(ids)) == 1, "with a different seed, or none, it would have become another instance"
 
 
 def test_with_its_memory_a_machine_resumes_where_it_failed(pytester: pytest.Pytester) -> None:
@@ -242,7 +242,7 @@ def test_with_its_memory_a_machine_resumes_where_it_failed(pytester: pytest.Pyte
     said = virtainers("resume", str(folder), "--", look).splitlines()
     at = said.index("runs")
     assert said[at + 1] == "only in memory"
-    assert 0 <= int(said[at + 3]) - int(said[at + 2]) < 600, "the same life"
+    assert 0 <= int(said[at + 3]) - int(said[at + 2]) < 600, "the same boot"
 
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())

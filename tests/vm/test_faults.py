@@ -1,4 +1,4 @@
-"""Faults, each over with its block."""
+"""Faults, which end with their block."""
 
 import time
 from datetime import UTC, datetime
@@ -66,11 +66,11 @@ def test_slow_disk_throttles_the_disk(session_vm: VM, limit: dict[str, int]) -> 
     write = "LC_ALL=C dd if=/dev/zero of=/var/tmp/slow bs=4k count=100 oflag=direct conv=notrunc"
 
     def seconds() -> float:
-        """Return what the guest itself measures: on a busy host, a command alone may take seconds."""
+        """Return the time that the guest measures: on a busy host, starting a command may take seconds."""
         return float(session_vm.run(write).stderr.rpartition(" copied, ")[2].split()[0])
 
     seconds()
     fast = min(seconds() for _ in range(3))
     with session_vm.faults.slow_disk(**limit):
-        assert seconds() > max(2.5, 2 * fast)  # unhindered, it takes a tenth of a second
+        assert seconds() > max(2.5, 2 * fast)  # without the fault, it takes a tenth of a second
     assert any(seconds() < 2.5 for _ in range(5))

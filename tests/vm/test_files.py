@@ -1,4 +1,4 @@
-"""Files of a real VM: what a local shell cannot show."""
+"""Files of a real VM: tests that a local shell cannot replace."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ def test_a_file_with_holes_goes_there_and_back(session_vm: VM, tmp_path: Path) -
     began = time.monotonic()
     session_vm.put(source, "/var/tmp/disk")
     back = session_vm.get("/var/tmp/disk", tmp_path / "back")
-    assert time.monotonic() - began < 120, "the holes did not travel: that would take minutes"
+    assert time.monotonic() - began < 120, "holes are not sent, which would take minutes"
     size, blocks = map(int, session_vm.run("stat -c '%s %b' /var/tmp/disk").stdout.split())
     assert size == back.stat().st_size == 1024 * MIB
     assert blocks * 512 < MIB
@@ -41,7 +41,7 @@ def test_an_upload_that_breaks_or_takes_too_long_leaves_nothing(session_vm: VM, 
     connection = session_vm.machine.ssh.current
     assert connection is not None
 
-    def break_it() -> None:  # when the upload is surely under way
+    def break_it() -> None:  # when the upload has certainly begun
         session_vm.run("until ls -d /var/tmp/broken/.virtainer.*/tree/*; do sleep 0.1; done", sudo=True)
         connection.close()
 

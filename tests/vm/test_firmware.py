@@ -1,4 +1,4 @@
-"""What a VM boots from, and what it says when it cannot."""
+"""Firmware that VMs boot from, and the messages when they cannot."""
 
 import struct
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_a_uefi_clone_reboots_with_its_name_and_variables(vm: VM) -> None:
     assert vm.run("hostname").stdout == "uefi\n"
     assert vm.read_text("/root/mark") == "kept"
     vm.run("mount -t efivarfs none /sys/firmware/efi/efivars", sudo=True)
-    assert vm.run(["cat", name], sudo=True).stdout_bytes == b"\7\0\0\0mark", "its variables are its own"
+    assert vm.run(["cat", name], sudo=True).stdout_bytes == b"\7\0\0\0mark", "its variables are not shared"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_disk_for_other_firmware_is_reported_at_once(
     launcher: Launcher, settings: Settings, tmp_path: Path, machine: dict[str, str], other: str
 ) -> None:
     disk = tmp_path / "empty.raw"
-    gives_up = b"\xcd\x18"  # int 0x18, back to the BIOS; without a program, that would be waited for
+    gives_up = b"\xcd\x18"  # int 0x18, back to the BIOS; without a program, the test would have to wait
     disk.write_bytes(gives_up + bytes(508) + b"\x55\xaa" + bytes(2**20 - 512))
     wanted = {"image": str(disk), "ram": "256M", "template": False, **machine}
     spec = merge(settings.shape, check(wanted, "here"))

@@ -1,4 +1,4 @@
-"""A forked child, whatever it does, touches nothing of its parent's VM."""
+"""A forked child, whatever it does, changes nothing of its parent's VM."""
 
 import os
 import signal
@@ -137,7 +137,7 @@ def test_a_forked_child_changes_nothing_and_does_not_keep_the_vm_alive(engine: D
         ]:
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
-        os.kill(child, signal.SIGKILL)  # it lived on
+        os.kill(child, signal.SIGKILL)  # the child was still alive
     assert errors.read_text().count("LookupError: in the child") == 1
     assert not (tmp_path / "hostname").exists()
 
@@ -155,7 +155,7 @@ def test_fork(vm):
     vm.access.ssh_command
     child = os.fork()
     if child == 0:
-        sys.exit("the child goes on with the rest of the session")
+        sys.exit("the child continues with the rest of the session")
     os.waitpid(child, 0)
     assert vm.run("echo on").stdout == "on\\n"
     open(vm.access.ssh_config()).read()

@@ -1,4 +1,4 @@
-"""The handle, against one real VM."""
+"""The methods of `VM`, in one real VM."""
 
 import hashlib
 import shlex
@@ -101,7 +101,7 @@ def test_a_timeout_applies_when_the_guest_hangs(session_vm: VM) -> None:
         with pytest.raises(CommandTimeout):
             session_vm.run("true", timeout=3)
         assert time.monotonic() - began < 30
-        with pytest.raises(CommandTimeout):  # more than all buffers on the way take
+        with pytest.raises(CommandTimeout):  # more than all buffers on the way hold
             session_vm.run("cat", input=bytes(64 * MIB), timeout=3)
         assert time.monotonic() - began < 60
     finally:
@@ -222,7 +222,7 @@ def test_the_container_has_least_privileges(session_vm: VM, engine: DockerEngine
     assert "NoNewPrivs:\t1" in status
     code, qemu = session_vm.machine.container.run(["sh", "-c", "grep -h ^Uid /proc/[0-9]*/status | sort -u"])
     assert code == 0
-    assert b"64055" in qemu, "QEMU runs as a user of its own"
+    assert b"64055" in qemu, "QEMU runs as a separate user"
 
 
 def test_the_labels_name_run_owner_and_test(session_vm: VM, engine: DockerEngine) -> None:
@@ -240,4 +240,4 @@ def test_the_guest_is_a_healthy_debian(vm: VM) -> None:
     assert vm.run("systemctl is-system-running --wait", check=False, timeout=300).stdout == "running\n"
     assert vm.run("systemctl --failed --no-legend").stdout == ""
     disk_mib = int(vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
-    assert disk_mib > 0.85 * vm.spec.disk, "grown to what was asked for"
+    assert disk_mib > 0.85 * vm.spec.disk, "grown to the requested size"

@@ -1,7 +1,7 @@
-"""Evidence from strangers, played against `virtainers resume`: real folders, tampered with as an attacker would.
+"""Untrusted evidence and `virtainers resume`: real folders, tampered with as an attacker would.
 
-The attacker is after a shell line in the store's helper, an option of ssh, a variable of the container, another file
-of the store. What is refused is named in one line.
+The attacker tries to get a shell line into the store's helper, an option of ssh, a variable of the container, or
+another file of the store. Each refusal is one line.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def vm(launcher: Launcher, settings: Settings) -> Iterator[VM]:
 
 @pytest.fixture(scope="module")
 def original(vm: VM, launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Evidence with memory that this user has written here."""
+    """Collect evidence with memory, written by this user on this machine."""
     folder = tmp_path_factory.mktemp("evidence")
     vm.run(f"echo {WORDS} >mark; sync; echo in memory >/dev/shm/file")
     collect.collect(vm, folder, memory=True, about=launcher.facts(vm))
@@ -55,7 +55,7 @@ def original(vm: VM, launcher: Launcher, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def folder(original: Path, tmp_path: Path) -> Path:
-    """A copy that may be tampered with; its large files are the original's."""
+    """Return a copy to tamper with; its large files are the original's."""
     return Path(shutil.copytree(original, tmp_path / "evidence", copy_function=copy))
 
 
@@ -67,7 +67,7 @@ def copy(source: str, target: str) -> None:
 
 
 def change(folder: Path, **fields: dict[str, object]) -> None:
-    """Change fields of the manifest, or fields of those."""
+    """Change fields of the manifest, or nested fields."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     for name, value in fields.items():
@@ -76,7 +76,7 @@ def change(folder: Path, **fields: dict[str, object]) -> None:
 
 
 def resume(folder: Path, *words: str, cache: Path | None = None) -> tuple[int, str, str]:
-    """Resume it, with another user's cache if there is one; give exit code, stdout and stderr."""
+    """Resume it, with another user's cache if given; return exit code, stdout and stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest_virtainers.cli", "resume", str(folder), *words],
         env={**os.environ, **({"XDG_CACHE_HOME": str(cache)} if cache else {})},
@@ -90,7 +90,7 @@ def resume(folder: Path, *words: str, cache: Path | None = None) -> tuple[int, s
 
 
 def refused(folder: Path, *words: str, **how: Any) -> str:
-    """Resume it, which fails; give the one line that says why, without the folder."""
+    """Resume it, which fails; return the one line with the reason, without the folder."""
     code, out, said = resume(folder, *words, **how)
     assert (code, out) == (1, ""), said
     *_, last = lines = said.splitlines()
@@ -150,7 +150,7 @@ def test_own_memory_is_loaded_unless_it_was_changed(folder: Path) -> None:
 
 
 def with_data_in(folder: Path, name: str) -> None:
-    """Make the disk of a folder say that its data is in the file `name` of the container."""
+    """Change the header of a folder's disk so that its data is in the file `name` of the container."""
     path = folder / "overlay.qcow2"
     content = bytearray(path.read_bytes())
     content[72:80] = struct.pack(">Q", struct.unpack_from(">Q", content, 72)[0] | 1 << 2)
@@ -178,7 +178,7 @@ def test_a_disk_whose_data_is_a_file_of_the_store_is_not_read(
 def test_the_header_of_a_disk_is_checked_again_before_its_use(
     folder: Path, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if it had been exchanged in between."""
+    """The disk may be replaced after the first check."""
     with_data_in(folder, "/store/secret")
     monkeypatch.setattr(evidence_reader, "_check_header", lambda _folder: None)
     hostile = evidence_reader.read(folder, disk_only=True)
@@ -234,7 +234,7 @@ def test_a_vm_sees_only_its_own_places_of_the_store(vm: VM, launcher: Launcher) 
 def test_a_detached_vm_keeps_the_volume_in_use_without_seeing_it(
     vm: VM, launcher: Launcher, settings: Settings, engine: DockerEngine
 ) -> None:
-    """Or the engine's `volume prune` would take the disk that its own is made on."""
+    """Otherwise the engine's `volume prune` would remove the disk that its overlay is made on."""
     if settings.store.startswith("/"):
         pytest.skip("the store is no volume")
     places = [vm.machine.container.environment["TEMPLATE"].removeprefix("/store/")]
@@ -270,7 +270,7 @@ def test_a_vm_that_becomes_a_template_writes_only_to_its_own_folder(launcher: La
 
 
 def test_a_template_removed_by_another_process_is_bad(launcher: Launcher, settings: Settings) -> None:
-    """So it is made again. Docker does not mount what is not there; Podman makes it, and it is empty."""
+    """So it is made again. Docker does not mount missing directories; Podman creates them empty."""
     guest = launcher.guests.get(settings.shape["image"])
     spec = merge(settings.shape, check({**SMALL, "name": "web"}, "here"))
     template = Template("gone", guest.place, guest.user, Keys.generate())
@@ -278,5 +278,5 @@ def test_a_template_removed_by_another_process_is_bad(launcher: Launcher, settin
         launcher.bring_up.clone(spec, guest, template, "")
     with launcher.store.open() as shop:
         assert shop.manifest(template.place) is None
-        with shop.scratch():  # whoever makes something next clears up
+        with shop.scratch():  # the next process that makes something removes it
             assert "gone" not in shop.shell("ls -A /store/templates").split()

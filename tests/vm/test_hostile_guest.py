@@ -1,4 +1,4 @@
-"""Guests whose programs are replaced by an attacker's: the test's host is not changed by what is copied from them."""
+"""Guests with an attacker's programs: copies from them do not change the test's host."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from pytest_virtainers import VM, TransferError
 
-# Sends a prepared stream each time, the first of all first.
+# Sends the next of the prepared streams each time.
 EVIL_TAR = """#!/bin/sh
 case $1 in --version) echo 'tar (GNU tar) 1.35'; exit ;; esac
 number=$(cat /evil/number)
@@ -34,7 +34,7 @@ def stream(*members: tuple[str, bytes, str, int]) -> bytes:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A file of the host that the guest wants to change."""
+    """Create a file of the host that the guest tries to change."""
     path = tmp_path / "host" / "victim"
     path.parent.mkdir()
     path.write_text("untouched")
@@ -52,7 +52,7 @@ def untouched(victim: Path) -> bool:
 
 
 def make_evil(vm: VM, folder: Path, *streams: bytes) -> None:
-    """Have the guest's tar send these streams, one for each time that it is asked for something."""
+    """Make the guest's tar send these streams, one for each call."""
     evil = folder / "evil"
     evil.mkdir()
     for number, each in enumerate(streams):
@@ -117,7 +117,7 @@ def test_special_files_are_skipped_unless_requested(vm: VM, tmp_path: Path) -> N
 def test_core_dumps_of_a_hostile_guest_change_nothing_outside(
     pytester: pytest.Pytester, tmp_path: Path, victim: Path
 ) -> None:
-    """What the guest lists is `.` twice, which its tar sends as a link first, and then as a file of that name."""
+    """The guest lists `.` twice, which its tar sends as a link first, and then as a file of that name."""
     streams = [
         stream((".", tarfile.DIRTYPE, "", 0o755), ("./x", tarfile.SYMTYPE, str(victim), 0o777)),
         stream((".", tarfile.DIRTYPE, "", 0o755), ("./x", tarfile.REGTYPE, "", 0o4777)),

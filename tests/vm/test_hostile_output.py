@@ -1,4 +1,4 @@
-"""A guest that writes what it likes: on its console, to its supervisor, and on the terminal of who runs the tests."""
+"""A guest with hostile output: on its console, to its supervisor, and on the user's terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: DockerEng
     vm.run("echo the first line >/dev/ttyS0; head -c 100k /dev/zero | tr '\\0' x >/dev/ttyS0", sudo=True)
     vm.wait_for_console("^the first line$")
     before = _looks(vm)
-    # An emulated serial port takes 0.1 MiB a second: the rest is written where the supervisor writes it.
+    # An emulated serial port accepts 0.1 MiB a second: the rest is written to the supervisor's stdout.
     vm.machine.container.run(["sh", "-c", f"head -c {FLOOD} /dev/zero | tr '\\0' x | fold -w 79 >/proc/1/fd/1"])
     deadline = time.monotonic() + 300
     while vm.console.size < FLOOD and time.monotonic() < deadline:
@@ -46,13 +46,13 @@ def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: DockerEng
     assert vm.wait_for_console("^the last line$")
     assert vm.wait_for_console("^the first line$"), "what came first is kept"
     assert _looks(vm) < 20 * before + 0.05
-    if engine.kind == "docker":  # Podman 4.3 does not tell
+    if engine.kind == "docker":  # Podman 4.3 does not report it
         config = engine.api.inspect_container(vm.machine.container.id)["HostConfig"]["LogConfig"]
         assert config["Type"] not in {"json-file", "local"} or config["Config"]["max-size"] == "16m"
 
 
 def _looks(vm: VM) -> float:
-    """Give the CPU seconds of a hundred looks, as a command takes them."""
+    """Return the CPU seconds of a hundred health checks, as each command makes them."""
     began = time.thread_time()
     for _ in range(100):
         vm.machine.health.check_alive()

@@ -104,7 +104,7 @@ def test_disks_of_all_formats_become_the_same_qcow2(shop: Workshop, tmp_path: Pa
     assert guest.digest == hashlib.sha256(came.read_bytes()).hexdigest()
     assert "file format: qcow2" in shop.shell(f"qemu-img info {guest.disk}")
     shop.shell(f"qemu-img compare /store/raw {guest.disk}")
-    assert int(shop.shell(f"stat -c %s {guest.disk}")) < 8 * 2**20  # empty room is none
+    assert int(shop.shell(f"stat -c %s {guest.disk}")) < 8 * 2**20  # empty blocks use no space
     assert images.ensure(str(packed), "auto", shop, SILENT) == guest
 
 
@@ -132,8 +132,8 @@ def ran(shop: Workshop) -> Callable[[], list[str]]:
 def test_hostile_disks_are_refused_before_qemu_opens_them(
     shop: Workshop, tmp_path: Path, ran: Callable[[], list[str]]
 ) -> None:
-    """All of them by the helper's command; those of reports about other products all the way from a file."""
-    shop.shell(f"mkfifo {hostile_disks.TRAP}")  # whoever opens it stands still
+    """All of them by the helper's command; those known from reports about other products also from a file."""
+    shop.shell(f"mkfifo {hostile_disks.TRAP}")  # opening it would block
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for disk in hostile_disks.REFUSED:
@@ -180,7 +180,7 @@ def test_honest_disks_are_converted_with_the_found_format_by_an_unprivileged_use
 
 
 def test_a_disk_that_keeps_qemu_img_busy_is_refused_in_time(shop: Workshop, tmp_path: Path) -> None:
-    """Two megabytes with 20 000 snapshots: `qemu-img check` would be at work for a day."""
+    """Two megabytes with 20 000 snapshots: `qemu-img check` would take a day."""
     (tmp_path / "busy").write_bytes(hostile_disks.snapshots(20_000, 65_536))
     with SILENT.step("copying") as step, shop.scratch() as out:
         disk_format.send(tmp_path / "busy", "busy", shop, out, step)
@@ -195,7 +195,7 @@ def test_a_disk_that_keeps_qemu_img_busy_is_refused_in_time(shop: Workshop, tmp_
 
 
 def test_a_disk_that_becomes_much_larger_is_refused(shop: Workshop) -> None:
-    """What is packed in a VMDK may be the same everywhere, and not empty."""
+    """A compressed VMDK may have the same data everywhere, without holes."""
     shop.shell(
         "cd /store && python3 -c \"import os; open('raw', 'wb').write(os.urandom(65536) * 512)\" && "
         "qemu-img convert -f raw -O vmdk -o subformat=streamOptimized raw disk.qcow2"
@@ -207,16 +207,16 @@ def test_a_disk_that_becomes_much_larger_is_refused(shop: Workshop) -> None:
 
 
 LAYOUTS: dict[str, tuple[dict[str, bytes | str | None], str]] = {
-    # name: what is in the image (text: a link to that; None: a folder), and what is said (empty: its disk is taken)
+    # name: the content of the image (text: a link to that; None: a folder), and the error (empty: its disk is found)
     "a file in /disk": ({"disk/any name.img": DISK}, ""),
     "the file /image": ({"image": DISK}, ""),
     "/image before /disk": ({"image": DISK, "disk/other": b"no disk"}, ""),
     "a deep folder": ({"disk/a/b/c": DISK}, ""),
     "a name like an option": ({"disk/-rf": DISK}, ""),
     "a name with a line end": ({"disk/a\nb": DISK}, ""),
-    "a name of ours": ({"disk/disk.qcow2": DISK}, ""),
-    "another name of ours": ({"disk/.found/.found": DISK}, ""),
-    "a link beside it": ({"disk/a": DISK, "disk/b": "/etc/shadow"}, ""),
+    "a name that virtainers uses": ({"disk/disk.qcow2": DISK}, ""),
+    "another name that virtainers uses": ({"disk/.found/.found": DISK}, ""),
+    "a link next to it": ({"disk/a": DISK, "disk/b": "/etc/shadow"}, ""),
     "/disk is the file": ({"disk": DISK}, ""),
     "two files": ({"disk/a": DISK, "disk/b": DISK}, "it has 2 files at /image or /disk"),
     "nothing in /disk": ({"disk": None}, "it has no disk at /image or /disk"),
@@ -232,7 +232,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes | str | None], str]] = {
 
 
 def packed(content: dict[str, bytes | str | None]) -> bytes:
-    """Return a file system as tar, with rights that no disk needs."""
+    """Return a file system as tar, with unusual owners and modes."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, each in {"etc/passwd": b"", **content}.items():
@@ -263,7 +263,7 @@ def test_disks_are_found_in_all_layouts_of_container_images(engine: DockerEngine
             assert (guest.digest, guest.user) == (hashlib.sha256(DISK).hexdigest(), "tester"), layout
             found = shop.shell(f"cd /store/{guest.place} && find . -mindepth 1 -printf '%P %m %u;'")
             assert sorted(found.strip(";").split(";")) == ["disk.qcow2 444 root", "manifest.json 400 root"], layout
-            shop.shell(f"rm -rf /store/{guest.place}")  # the next one may be the same to the engine
+            shop.shell(f"rm -rf /store/{guest.place}")  # to the engine, the next one may be the same image
         finally:
             engine.api.remove_image(reference)
     assert shop.shell("find /store -type f").split() == []
@@ -294,7 +294,7 @@ def test_files_that_are_not_disks_leave_nothing(server: HostileServer, shop: Wor
 
 @pytest.mark.each_engine
 def test_a_baked_image_is_started_by_the_engine_itself(engine: DockerEngine, tmp_path: Path) -> None:
-    """It has the guest's very disk, runs it without anything of ours, and is taken back as a guest image."""
+    """It has the unchanged disk of the guest, runs without the plugin, and can be used as a guest image."""
     tag = "localhost/virtainers-test/debian:13"
     baked = subprocess.run(
         [sys.executable, "-m", "pytest_virtainers.cli", "images", "bake", "debian-13", "--tag", tag],

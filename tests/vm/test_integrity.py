@@ -32,7 +32,7 @@ file = os.open(path, os.O_RDWR)
 at %= os.fstat(file).st_size
 os.pwrite(file, bytes([os.pread(file, 1, at)[0] ^ 4]), at)
 """
-# A free page of the guest's RAM, and a place of no sample: neither the start of a clone nor the clone takes notice.
+# A free page of the guest's RAM that no sample covers: neither the start of a clone nor the clone notices.
 UNUSED = """
 import os, sys
 file = os.open(sys.argv[1], os.O_RDONLY)
@@ -46,12 +46,12 @@ def spec(name: str) -> Spec:
 
 
 class Store:
-    """A store of its own with a guest image and a template of it, taken from the default one.
+    """A separate store with a guest image and a template of it, copied from the default store.
 
     Attributes:
-        folder: in which it is.
+        folder: its folder.
         guest: the place of the guest image.
-        template: that of the template.
+        template: the place of the template.
     """
 
     def __init__(self, helper: Container, folder: Path, template: Template, guest: str) -> None:
@@ -132,9 +132,9 @@ def test_store_verify_finds_each_flipped_bit(
     said = f"{store.template}: ram is damaged: its SHA-256 is {ram['sha256']}, and was {ram['was']}"
     assert (code, output.splitlines()[0]) == (1, said)
     assert output.endswith("\nTo remove damaged entries, which are created again: virtainers store verify --remove\n")
-    assert store.virtainers("store", "verify", "--remove")[0] == 1, "this process has it in use"
+    assert store.virtainers("store", "verify", "--remove")[0] == 1, "it is in use by this process"
     assert store.places() == {store.guest, store.template}
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # where no process has
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # where it is not in use
     assert store.virtainers("store", "verify", "--remove")[0] == 0
     assert store.places() == {store.guest}
     assert store.virtainers("store", "verify") == (0, f"{store.guest}: unchanged\n")
@@ -191,7 +191,7 @@ def test_a_run_from_a_damaged_file_fails_and_reports_it(store: Store, pytester: 
     store.flip_unused()
     result = pytester.runpytest_subprocess(*run, "-k", "first")
     result.assert_outcomes(passed=1)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED, "with nothing that failed but this"
+    assert result.ret == pytest.ExitCode.TESTS_FAILED, "no other failure"
     said = f"{store.template}: ram is damaged: *VMs of this run were started from it, and their results may"
     result.stdout.fnmatch_lines(["*= virtainer: damaged files in the store =*", f"{said}*"])
     assert store.places() == {store.guest}

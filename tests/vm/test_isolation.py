@@ -1,4 +1,4 @@
-"""Who reaches whom: shown with packets, each time beside somebody who does reach it."""
+"""Who reaches whom: tested with packets, each refusal next to a connection that succeeds."""
 
 import contextlib
 import secrets
@@ -39,7 +39,7 @@ pytestmark = [
 
 
 def wait_until_out_of_reach(vm: VM, address: str, port: int) -> None:
-    """Wait the moment that it takes until a VM's container knows a new address of the host."""
+    """Wait until a VM's container has been informed of a new address of the host."""
     deadline = time.monotonic() + 120
     while reaches(vm, address, port):
         assert time.monotonic() < deadline, f"{vm.name} reaches {address}"
@@ -53,13 +53,13 @@ def stranger(engine: DockerEngine, runtime_image: str) -> Iterator[Container]:
 
 @pytest.fixture(scope="module", autouse=True)
 def addresses() -> list[str]:
-    """The host's addresses before the machines are started: those that come later, they do not know of."""
+    """Return the host's addresses before the machines are started."""
     return host.addresses()
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[int]:
-    """A service of the engine's host, on all its addresses; gives the port."""
+    """Run a service on all addresses of the engine's host; return its port."""
     with socket.create_server(("", 0)) as server:
         yield server.getsockname()[1]
 
@@ -70,7 +70,7 @@ def test_machines_of_one_network_reach_each_other_and_no_other_network(vms: Mapp
     assert reaches(b, a.ip)
     assert not reaches(a, other.ip)
     assert not reaches(other, a.ip)
-    assert reaches(vms["its-mate"], other.ip), "there is somebody who does"
+    assert reaches(vms["its-mate"], other.ip), "a neighbour reaches it"
 
 
 def test_containers_of_the_engine_are_out_of_reach(
@@ -80,10 +80,10 @@ def test_containers_of_the_engine_are_out_of_reach(
     plan = Plan(f"neighbour-{run}", "helper", runtime_image, entrypoint=("cat",), port=Port(stranger.name))
     with contextlib.closing(engine.create(plan, run)) as neighbour:
         neighbour.start()
-        assert container_reaches(neighbour, address, PORT), "there is somebody who does"
+        assert container_reaches(neighbour, address, PORT), "a neighbour reaches it"
     for name in ("a", "other", "alone", "six"):
         assert not reaches(vms[name], address, PORT), name
-        if engine.kind == "docker":  # Podman's host passes it on with its own address, as a call of the test's
+        if engine.kind == "docker":  # Podman's host forwards it with its own address, like a connection of the test
             assert not container_reaches(stranger, vms[name].ip), name
 
 
@@ -100,7 +100,7 @@ def test_services_of_the_host_are_out_of_reach(
 
 @needs_ears
 def test_without_internet_nothing_leaves_not_even_dns_queries(vms: Mapping[str, VM]) -> None:
-    """The question for a name that nobody has gets as far as the host for one machine, and nowhere for the other."""
+    """A query for an unknown name reaches the host from one machine, but not from the other."""
     for name, leaves in (("a", True), ("alone", False)):
         word = f"leak-{secrets.token_hex(4)}"
         with heard(word.encode()) as on:
@@ -138,13 +138,13 @@ GATEWAY_MAC, GUEST_MAC = "52:54:00:76:69:01", "52:54:00:76:69:02"
 
 
 def inner_address(vm: VM, family: str = "-4") -> str:
-    """Return the address that the guest itself knows of its first card."""
+    """Return the address that the guest has on its first card."""
     return vm.run(f"ip {family} -o address show dev eth0 scope global").stdout.split()[3].partition("/")[0]
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_first_card_sends_only_from_its_own_address(vms: Mapping[str, VM], version: int) -> None:
-    """As the root of a guest may forge it: a neighbour's address, its host's, that of somebody in the world."""
+    """A guest's root may forge addresses: a neighbour's, the host's, any on the internet."""
     vm, mate = (vms[name] for name in (("a", "b") if version == 4 else ("six", "seven")))
     if version == 4:
         own, to = inner_address(vm), mate.ip
@@ -193,7 +193,7 @@ def test_a_card_sends_only_from_its_own_addresses_unless_on_a_wire(vms: Mapping[
 
 
 def test_a_card_without_an_address_may_use_any_except_the_hosts(vms: Mapping[str, VM]) -> None:
-    """It is how a machine on an ordinary network takes over another one's address."""
+    """This is how a machine on an ordinary network takes over another one's address."""
     mate, vm = vms["other"], vms["its-mate"]
     card = vm.nics["lan-too"]
     assert card.network is not None
@@ -219,7 +219,7 @@ GATEWAYS = ["10.99.7.1"]
 
 @pytest.fixture
 def reaching(monkeypatch: pytest.MonkeyPatch) -> Iterator[VM]:
-    """A VM of a run that has opened some of what is closed."""
+    """Launch a VM in a run that has opened some closed networks."""
     monkeypatch.setenv("VIRTAINER_REACH", "10.99.0.0/16,203.0.113.0/24,169.254.169.254")
     with launch(name="reaching") as vm:
         yield vm
@@ -258,13 +258,13 @@ def test_a_host_service_on_a_network_that_appears_later_is_out_of_reach(
         serve = ("sh", "-c", f"python3 -m http.server {PORT} & exec cat")
         plan = Plan(network, "helper", runtime_image, entrypoint=serve, port=Port(network))
         container = undo.enter_context(contextlib.closing(engine.create(plan, run)))
-        container.start()  # Podman makes the bridge for it
+        container.start()  # Podman creates the bridge for it
         gateway = str(IPv4Network(subnet)[1])
         if gateway not in host.addresses():
             pytest.skip("this host is not on the engine's networks")
         service = undo.enter_context(socket.create_server((gateway, 0)))
         port = service.getsockname()[1]
-        assert container_reaches(container, gateway, port), "there is somebody who does"
+        assert container_reaches(container, gateway, port), "a neighbour reaches it"
         for vm in (vms["a"], reaching):
             wait_until_out_of_reach(vm, gateway, port)
         if engine.kind == "podman":  # Docker itself keeps its networks apart

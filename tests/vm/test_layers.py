@@ -1,4 +1,4 @@
-"""Templates made from their plain template: what their clones have, and whose they are."""
+"""Templates made from their plain template: the content and identity of their clones."""
 
 import os
 import shlex
@@ -51,7 +51,7 @@ def further_key() -> str:
 
 @pytest.fixture(scope="module")
 def layer(launcher: Launcher, further_key: str) -> Iterator[VM]:
-    """A clone of a template that was made from the plain one, which is there already."""
+    """Launch a clone of a template that was made from the existing plain template."""
     launcher.discard(launcher.launch(spec("plain")))
     boots, layers = made(launcher, "template"), made(launcher, "layer")
     vm = launcher.launch(spec("layer", authorized_keys=[further_key], **LAYER))
@@ -87,11 +87,11 @@ def test_a_layer_is_another_machine_than_its_plain_template(launcher: Launcher, 
     ids = {vm.run("cat /etc/machine-id").stdout for vm in (other, layer)}
     launcher.discard(other)
     assert len(ids) == 2
-    assert "New session" in layer.run("journalctl -b -u systemd-logind", sudo=True).stdout, "the journal goes on"
+    assert "New session" in layer.run("journalctl -b -u systemd-logind", sudo=True).stdout, "the journal continues"
 
 
 def test_the_session_of_a_layer_is_a_login_after_prepare(layer: VM) -> None:
-    assert layer.run("echo $SSH_CONNECTION").stdout.split()[0] == "UNKNOWN", "it goes on in clones"
+    assert layer.run("echo $SSH_CONNECTION").stdout.split()[0] == "UNKNOWN", "clones resume it"
     assert "games" in layer.run("id -nG").stdout.split()
     assert layer.run("pgrep -fc virtainer-clone.py", check=False).stdout == "1\n"
     assert layer.run("pgrep -fc '[s]shd-session: debian .priv'", check=False).stdout in {"1\n", "2\n"}

@@ -1,4 +1,4 @@
-"""VMs that stay, with the command line alone; each command is a process of its own."""
+"""Detached VMs, with the command line only; each command is a separate process."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ Virtainers = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def virtainers(runtime_image: str) -> Iterator[Virtainers]:
-    """Run the command; machines of these tests go at the end, and those of a run that was killed before it."""
+    """Return a function that runs the command; machines of these tests, and of killed runs of them, are removed."""
     assert runtime_image
 
     def run(
@@ -42,7 +42,7 @@ def virtainers(runtime_image: str) -> Iterator[Virtainers]:
 
     def remove_ours() -> None:
         for name in names():
-            if name.startswith("tests-") or "CI" in os.environ:  # where none is anybody's
+            if name.startswith("tests-") or "CI" in os.environ:  # where no other VMs are
                 run("rm", "--force", name)
 
     def names() -> list[str]:
@@ -57,7 +57,7 @@ def virtainers(runtime_image: str) -> Iterator[Virtainers]:
 
 @contextlib.contextmanager
 def until_ctrl_c(*words: str) -> Iterator[str]:
-    """Run the command and give its first line; at the end, it gets Ctrl-C as at a terminal."""
+    """Run the command and return its first line; at the end, it gets Ctrl-C as at a terminal."""
     command = [*AT_TERMINAL, sys.executable, "-m", "pytest_virtainers.cli", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -99,8 +99,8 @@ def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Doc
             assert viewer.picture()
     with until_ctrl_c("vnc", "tests-web", "--web") as said:
         assert "noVNC" in requests.get(said, timeout=30).text
-    told = virtainers("run", "--vnc", "--detach", fails=True).stderr
-    assert "--vnc ends with this command: virtainers vnc vm is for later" in told
+    stderr = virtainers("run", "--vnc", "--detach", fails=True).stderr
+    assert "--vnc ends with this command: virtainers vnc vm is for later" in stderr
 
     assert "virtainer: starting tests-web: 512 MiB" in virtainers("logs", "tests-web").stdout
     virtainers("screenshot", "tests-web", tmp_path / "screen.png")
@@ -125,7 +125,7 @@ def test_restore_brings_back_memory_and_disk(virtainers: Virtainers) -> None:
     virtainers("exec", "tests-past", "--", "sh", "-c", "echo after >state")
     said = virtainers("restore", "tests-past", "t2", fails=True).stderr
     assert "tests-past has no snapshot t2; it has t1" in said
-    assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "after\n", "it goes on"
+    assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "after\n", "it continues"
     virtainers("restore", "tests-past", "t1")
     assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "before\n"
     assert "tests-past has a snapshot t1 already" in virtainers("snapshot", "tests-past", "t1", fails=True).stderr
@@ -161,7 +161,7 @@ def test_machines_find_each_other_and_may_be_removed_at_their_end(
     virtainers("run", "--detach", "--name", "tests-one", *SHAPE)
     virtainers("run", "--detach", "--rm", "--name", "tests-two", *SHAPE, "--", "ping", "-c1", "-W30", "tests-one")
     virtainers("stop", "tests-two")
-    deadline = time.monotonic() + 60  # the engine removes it by itself
+    deadline = time.monotonic() + 60  # the engine removes it
     while [each["name"] for each in json.loads(virtainers("ls", "--json").stdout)] != ["tests-one"]:
         assert time.monotonic() < deadline
     subprocess.run([*engine.command_line(), "stop", "virtainers-tests-one"], check=True)
@@ -192,13 +192,13 @@ def test_a_machine_killed_before_it_is_ready_is_removed(
             os.kill(reaper_of(half.pid), signal.SIGKILL)
         half.kill()
     if reaped:
-        deadline = time.monotonic() + 60  # without its reaper it would stay; test_ending.py looks at the seconds
+        deadline = time.monotonic() + 60  # without its reaper it would stay; test_ending.py measures the seconds
         while left(engine):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         return
     assert len(left(engine)) == 2, "it has no lease"
-    assert virtainers("ls", "--json").stdout == "[]\n", "what is not ready is no machine"
+    assert virtainers("ls", "--json").stdout == "[]\n", "a machine that is not ready is not listed"
     removed = virtainers("prune").stdout.splitlines()
     assert len([each for each in removed if each.endswith(("-half", " virtainers-default"))]) == 2
     assert left(engine) == []
@@ -207,7 +207,7 @@ def test_a_machine_killed_before_it_is_ready_is_removed(
 def test_a_disk_persists_in_a_folder(virtainers: Virtainers, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir(mode=0o700)
     if os.geteuid() == 0:
-        os.chown(tmp_path / "disk", 1000, 1000)  # as of a user who may use the engine
+        os.chown(tmp_path / "disk", 1000, 1000)  # owned by a user who may use the engine
     disk = ("--persist", tmp_path / "disk", *SHAPE)
     seed = ready(
         tmp_path / "seed.iso",
@@ -238,8 +238,8 @@ def test_a_disk_persists_in_a_folder(virtainers: Virtainers, tmp_path: Path) -> 
     assert "tests-again is running, and its disk changes. Switch it off first: virtainers stop tests-again" in said
     cut = "tests-again did not shut down within its SHUTDOWN_TIMEOUT: its power was cut"
     assert cut in virtainers("stop", "tests-again").stderr
-    told = virtainers("commit", "tests-again", tmp_path / "whole.qcow2").stderr
-    assert f"run {tmp_path}/whole.qcow2 --user debian --arch amd64 --firmware bios\n" in told
+    stderr = virtainers("commit", "tests-again", tmp_path / "whole.qcow2").stderr
+    assert f"run {tmp_path}/whole.qcow2 --user debian --arch amd64 --firmware bios\n" in stderr
     head = (tmp_path / "whole.qcow2").read_bytes()[:16]
     assert head[:4] == b"QFI\xfb"
     assert head[8:16] == bytes(8), "it needs no other disk"

@@ -1,4 +1,4 @@
-"""Several machines: names, wires of their own, faults between them, and what was on the wire."""
+"""Several machines: names, wires between them, faults, and captures."""
 
 import json
 import secrets
@@ -13,7 +13,7 @@ from pytest_virtainers import VM, Network, VirtainerError
 from tests.vm import forging
 from tests.vm.hearing import heard, needs_ears
 
-# Docker would lead the way out through the network whose name comes first.
+# Docker would set the default route to the network with the first name.
 WIRES = pytest.mark.virtainer(scope="module", nics=["a-wire", "wire"])
 pytestmark = [
     pytest.mark.virtainer("a", ip=11),
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.each_engine,
 ]
 _PING = "ping -c{count} -i0.2 -W2 -q {to} | sed -n 's/.* \\([0-9]*\\) received.*/\\1/p'"
-# `ping` itself waits for the last answer no longer than twice the longest one took: too short where guests are busy.
+# `ping` waits for the last answer only twice as long as the longest one took, which is too short for busy guests.
 _PING_EACH = "for each in 1 2 3; do ping -c1 -W20 -q {to} >/dev/null && echo answered; done; true"
 
 
@@ -32,7 +32,7 @@ def pings(vm: VM, to: str, count: int = 3) -> int:
 
 
 def patient_pings(vm: VM, to: str) -> int:
-    """Return how many of three pings, one after the other, are answered, however slowly."""
+    """Return how many of three pings, one after another, are answered, however slowly."""
     return vm.run(_PING_EACH.format(to=to), sudo=True).stdout.count("answered")
 
 
@@ -58,7 +58,7 @@ def test_a_wire_carries_frames_of_any_protocol(vms: Mapping[str, VM]) -> None:
         here, there = a.nics[name], b.nics[name]
         assert patient_pings(a, there.ip) == 3
         neighbour = a.run(["ip", "neigh", "show", there.ip]).stdout
-        assert f"dev {here.device} lladdr {there.mac}" in neighbour, "the guest's own card is on the wire"
+        assert f"dev {here.device} lladdr {there.mac}" in neighbour, "the card of the guest itself is on the wire"
         link_local = b.run(f"ip -6 -o addr show dev {there.device} scope link").stdout.split()[3].partition("/")[0]
         assert patient_pings(a, f"{link_local}%{here.device}") == 3
         network = here.network
@@ -71,7 +71,7 @@ def test_a_wire_carries_frames_of_any_protocol(vms: Mapping[str, VM]) -> None:
 
 @needs_ears
 def test_nothing_leaves_a_wire(vms: Mapping[str, VM]) -> None:
-    """Not even by way of the engine's host, whose address on the wire the guest is told, and its MAC."""
+    """Not even through the engine's host, although the guest gets its address and MAC on the wire."""
     a, b = vms["a"], vms["b"]
     network, device = wire(vms, "wire"), a.nics["wire"].device
     assert network.subnet is not None
@@ -82,14 +82,14 @@ def test_nothing_leaves_a_wire(vms: Mapping[str, VM]) -> None:
     a.run(["ip", "neigh", "replace", host, "lladdr", mac, "dev", device], sudo=True)
     for to, leaves in ((b.nics["wire"].ip, True), (host, False), ("198.51.100.1", False)):
         word = secrets.token_bytes(16)
-        # Podman's bridges change their MAC when another machine joins: the host may get, and drop, what is hidden.
+        # Podman's bridges change their MAC when another machine joins: the host may get, and drop, hidden frames.
         with heard(word, hidden=leaves) as on:
             a.run(["ping", "-c2", "-W1", "-p", word.hex(), to], sudo=True, check=False)
         assert bool(on) == leaves, to
     a.run("ip route del 198.51.100.1", sudo=True)
 
 
-@needs_ears  # root's, as is the firewall
+@needs_ears  # requires root, as does the firewall
 @pytest.mark.skipif(shutil.which("iptables") is None, reason="this host has no iptables")
 def test_firewalls_of_the_host_do_not_affect_a_wire(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
@@ -139,7 +139,7 @@ _SEND = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(sys.ar
 
 
 def test_machines_on_a_wire_may_use_any_address(vms: Mapping[str, VM]) -> None:
-    """Its host's address included: it does not hear that."""
+    """Even its host's address: the host does not receive these frames."""
     a, b = vms["a"], vms["b"]
     here, there = a.nics["wire"], b.nics["wire"]
     assert here.network is not None
@@ -159,7 +159,7 @@ def test_machines_on_a_wire_may_use_any_address(vms: Mapping[str, VM]) -> None:
 
 def test_one_way_loss_loses_one_way(vms: Mapping[str, VM]) -> None:
     a, b = vms["a"], vms["b"]
-    assert patient_pings(b, a.nics["a-wire"].ip) == 3  # in the block, nobody's answer would tell b the MAC of a
+    assert patient_pings(b, a.nics["a-wire"].ip) == 3  # in the block, no answer would inform b of the MAC of a
     with a.popen(["python3", "-c", _LISTEN]) as at_a, b.popen(["python3", "-c", _LISTEN]) as at_b:
         heard_by_a, heard_by_b = at_a.lines(timeout=60), at_b.lines(timeout=60)
         assert next(heard_by_a) == next(heard_by_b) == "listening"
@@ -184,7 +184,7 @@ def test_slow_limits_the_rate_of_a_sender(vms: Mapping[str, VM]) -> None:
         with wire(vms, "a-wire").slow(b, rate="250kbit"):
             slow_size, slow_s = a.run(["python3", "-c", fetch]).stdout.split()
         assert float(slow_s) > 6  # 250 kB at 31 kB/s take 8 s
-        fast_s: list[float] = []  # a busy host may slow down any of them
+        fast_s: list[float] = []  # a busy host may slow any of them down
         while not fast_s or (min(fast_s) > float(slow_s) / 2 and len(fast_s) < 20):
             size, seconds = a.run(["python3", "-c", fetch]).stdout.split()
             fast_s.append(float(seconds))
@@ -200,10 +200,10 @@ def test_a_delay_needs_a_kernel_module(vms: Mapping[str, VM]) -> None:
             answer = a.run(["ping", "-c1", b.nics["a-wire"].ip], sudo=True).stdout
         assert float(answer.partition("time=")[2].split()[0]) >= 200
     else:
-        told = (
+        message = (
             "b on the network a-wire: wire: the host's kernel has no sch_netem, which a delay needs: load it on the"
         )
-        with pytest.raises(VirtainerError, match=told), slow:
+        with pytest.raises(VirtainerError, match=message), slow:
             raise AssertionError
 
 

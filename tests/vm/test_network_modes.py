@@ -1,4 +1,4 @@
-"""Networks that are not our usual ones: of the engine, routed, and on the wire of the host."""
+"""Other modes of networks: existing ones of the engine, routed, and macvlan."""
 
 import os
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ _ASK = "import urllib.request, sys; urllib.request.urlopen(sys.argv[1], timeout=
 
 
 def free_subnet() -> str:
-    """Give a subnet for a network of a test's own."""
+    """Return a subnet for a network that only one test uses."""
     return str(subnets.free(host.networks(), 1)[0])
 
 
 @pytest.fixture
 def database(engine: DockerEngine, runtime_image: str) -> Iterator[Container]:
-    """Something on a network that somebody has made before, and removes as soon as the test is over."""
+    """Run a service on a network that was created before, and is removed right after the test."""
     with web_server(engine, runtime_image) as container:
         yield container
 
@@ -66,6 +66,6 @@ def test_macvlan_machines_are_on_the_network_of_the_host(vm_factory: VMFactory, 
 
 
 def uplink() -> str:
-    """Name the interface of this host's way out."""
+    """Return the interface of this host's default route."""
     rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
     return next(row[0] for row in rows if row[1] == "00000000")

@@ -1,6 +1,6 @@
-"""What the README of the original virtainers says to type, in its order, for an engine's command line and our Debian.
+"""The commands in the README of the original virtainers, in their order, with an engine's command line and Debian.
 
-Seeds, variables, rights and ways to give a disk that need no operating system are in test_runtime_contract.py.
+Seeds, variables, rights and sources of a disk that need no operating system are in test_runtime_contract.py.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def image(engine: DockerEngine) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def rights(engine_cli: list[str], runtime_image: str) -> list[str]:
-    """`--privileged`, unless this engine has not the rights to give it."""
+    """Return `--privileged`, unless this engine lacks the rights to grant it."""
     tried = subprocess.run(
         [*engine_cli, "run", "--rm", *LIMITS, "--privileged", "--entrypoint", "true", runtime_image],
         capture_output=True,
@@ -68,7 +68,7 @@ def test_a_prepared_virtainer_runs_through_the_plugins_core(engine: DockerEngine
 
 
 class Original:
-    """What somebody types who has the image and a key."""
+    """Commands of a user who has the image and a key."""
 
     def __init__(self, cli: list[str], rights: list[str], network: str, key: Path) -> None:
         self._run = [*("run", *rights, *OWNED, *LIMITS, "-d", "-t", f"--network={network}")]

@@ -1,4 +1,4 @@
-"""Switching a machine off and on; each with a machine of its own, as it is not the same afterwards."""
+"""Switching a machine off and on; each test has its own machine, which is changed."""
 
 import contextlib
 import threading
@@ -43,7 +43,7 @@ def test_reset_boots_again_and_loses_unwritten_data(vm: VM) -> None:
     assert vm.read_text("/home/debian/synced") == "synced\n"
     assert vm.run("cat /home/debian/lost 2>/dev/null", check=False).stdout == ""
     last = vm.run("journalctl -b -1 -n 5 --no-pager", sudo=True).stdout
-    assert "Journal stopped" not in last, "nobody could write that"
+    assert "Journal stopped" not in last, "no process could write that"
     log = vm.run("journalctl -b 0 --no-pager", sudo=True).stdout
     assert "corrupted or uncleanly shut down" in log or "recovery complete" in log or "recovering journal" in log
 
@@ -79,7 +79,7 @@ def test_a_kill_during_shutdown_is_reported(vm_factory: VMFactory, engine: Docke
         victim.shutdown()
 
 
-# Signals QEMU, as its own user: a container's root has no right to.
+# Signals QEMU as its own user, because a container's root may not.
 SIGNAL = """
 for each in /proc/[0-9]*; do
     case $(tr '\\0' ' ' <$each/cmdline) in *qemu-[s]ystem*) kill -$1 ${each#/proc/} && echo done ;; esac
@@ -90,7 +90,7 @@ done 2>/dev/null
 def signal_qemu(vm: VM, engine: DockerEngine, name: str) -> None:
     command = ["sh", "-c", SIGNAL, "sh", name]
     session = engine.api.exec_create(vm.machine.container.id, command, user="qemu")["Id"]
-    if name == "KILL":  # the container ends with QEMU, and the answer may be lost
+    if name == "KILL":  # the container ends with QEMU, so the answer may be lost
         engine.api.exec_start(session, detach=True)
     else:
         assert engine.api.exec_start(session) == b"done\n"
@@ -138,7 +138,7 @@ def test_a_qemu_without_memory_is_named(vm_factory: VMFactory, engine: DockerEng
 
 def test_a_machine_whose_qemu_quit_has_ended(vm_factory: VMFactory) -> None:
     empty = vm_factory("empty")
-    with contextlib.suppress(VMGone):  # the answer may be lost: the container ends with QEMU
+    with contextlib.suppress(VMGone):  # the container ends with QEMU, so the answer may be lost
         empty.qmp("quit")
     for use in (lambda: empty.qmp("query-status"), empty.start, empty.shutdown):
         with pytest.raises(VMGone, match=r"empty has ended: .*The last lines of its console:"):

@@ -1,8 +1,8 @@
-"""Clones that are made ready while another test runs, in a pytest run of its own."""
+"""Clones that are made ready while another test runs, in a separate pytest run."""
 
 import pytest
 
-# Tests look at the engine: which VMs of theirs are there, and was the one they got there before they asked?
+# The tests ask the engine which VMs exist, and whether theirs existed before they requested it.
 SUITE = """
     import os
     import time

@@ -1,7 +1,7 @@
-"""The runtime contract, row by row, through an engine's command line alone.
+"""The runtime contract, row by row, only through an engine's command line.
 
-Most rows need no operating system: `tiny` is a guest of one boot sector that does what it is told on the
-serial line. Debian boots in one container, and once more where its overlay is used again.
+Most rows need no operating system: `tiny` is a guest of one boot sector that is controlled over the serial line.
+Debian boots in one container, and once more where its overlay is used again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 from tests.vm.plain_container import BOOT, CAPABILITIES, FIRMWARE, LEAST, LIMITS, OWNED, TUN, Container, new_network
 
-# Says `>` on a line of its own (engines log whole lines), then echoes what it hears; `o` powers off (ACPI),
+# Prints `>` on a separate line (engines log whole lines), then echoes its input; `o` powers off (ACPI),
 # `p` panics (pvpanic), `r` resets (keyboard controller).
 TINY = bytes.fromhex(
-    "fa"  # cli: the firmware's serial console shall not take our keys
-    "baf803 b03e ee b00a ee"  # say '>'
+    "fa"  # cli: the firmware's serial console must not read the input
+    "baf803 b03e ee b00a ee"  # print '>'
     "bafd03 ec a801 74f8"  # wait for a byte
     "baf803 ec ee"  # echo it
     "3c6f 7410 3c72 7413 3c70 75e7"  # o, r, p
@@ -42,7 +42,7 @@ TINY = bytes.fromhex(
 
 @contextlib.contextmanager
 def starter(engine_cli: list[str], runtime_image: str) -> Iterator[Callable[..., Container]]:
-    """Give a function that starts a container with options of `docker run`; all are removed at the end."""
+    """Return a function that starts a container with options of `docker run`; all are removed at the end."""
     names = []
 
     def start(*options: str, entry: tuple[str, ...] = (), rights: list[str] = LEAST) -> Container:
@@ -54,14 +54,14 @@ def starter(engine_cli: list[str], runtime_image: str) -> Iterator[Callable[...,
         return container
 
     yield start
-    # Podman's `rm --force` waits ten seconds for a container to stop by itself.
+    # Podman's `rm --force` first waits ten seconds for a container to stop.
     for command in (["kill"], ["rm", "-f", "-v"]):
         subprocess.run([*engine_cli, *command, *names], capture_output=True, check=False)
 
 
 @pytest.fixture
 def start(engine_cli: list[str], runtime_image: str) -> Iterator[Callable[..., Container]]:
-    """Start containers for one test: a VM that nobody needs any more costs a processor."""
+    """Start containers for one test: an unused VM would cost a processor."""
     with starter(engine_cli, runtime_image) as start:
         yield start
 
@@ -75,7 +75,7 @@ def start_shared(engine_cli: list[str], runtime_image: str) -> Iterator[Callable
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raw disk with a guest of one sector."""
+    """Create a raw disk with a guest of one sector."""
     path = tmp_path_factory.mktemp("guest") / "tiny.img"
     path.write_bytes(TINY.ljust(510, b"\0") + b"\x55\xaa" + bytes(2**20 - 512))
     return path
@@ -89,7 +89,7 @@ def network(engine_cli: list[str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def side_network(engine_cli: list[str]) -> Iterator[str]:
-    """A second one. (Where Docker's firewall is, too, nothing passes internal ones of Podman.)"""
+    """Create a second network. (Next to Docker's firewall, nothing passes internal networks of Podman.)"""
     with new_network(engine_cli, "10.215") as name:
         yield name
 
@@ -208,7 +208,7 @@ def test_missing_kvm_is_reported(start: Callable[..., Container], tiny: Path) ->
 @pytest.mark.each_engine
 def test_an_inner_network_that_overlaps_the_outer_one_is_refused(start: Callable[..., Container], tiny: Path) -> None:
     running = start(*mount(tiny, "/image"))
-    # A rootless Podman says nothing of the address that it gives.
+    # A rootless Podman does not report the address that it assigns.
     route = running.exec("ip", "-4", "route", "get", "192.0.2.1").split()
     cidr = route[route.index("src") + 1].rpartition(".")[0]
     code, line = refused(start, *mount(tiny, "/image"), "-e", f"CIDR={cidr}")
@@ -347,7 +347,7 @@ def test_a_ready_iso_takes_precedence(start: Callable[..., Container], tiny: Pat
 def test_the_documented_rights_are_enough(
     start: Callable[..., Container], tiny: Path, rights: list[str], engine_cli: list[str], runtime_image: str
 ) -> None:
-    # Inside another container an engine itself may lack rights that it would have to give away.
+    # Inside another container an engine may lack rights that it would have to grant.
     able = subprocess.run(
         [*engine_cli, "run", "--rm", *LIMITS, *rights, "--entrypoint", "true", runtime_image],
         capture_output=True,
@@ -457,7 +457,7 @@ def test_qmp_serves_many_and_quits(start: Callable[..., Container], tiny: Path) 
         "running"
     ] * 4
     assert "root" in vm.exec("stat", "-c", "%U %a", "/run/virtainer")
-    vm.exec("qmp", '{"execute": "quit"}', check=False)  # takes the command along
+    vm.exec("qmp", '{"execute": "quit"}', check=False)  # which also ends the command
     assert vm.end() == (0, "virtainer: end: quit: a QMP command ended QEMU")
 
 
@@ -596,7 +596,7 @@ def debian(
 
 @pytest.fixture(scope="module")
 def peer(network: str, start_shared: Callable[..., Container]) -> Container:
-    """A plain container on the guest's network."""
+    """Run a plain container on the guest's network."""
     return start_shared(
         "--network", network, "--network-alias", "web", "--entrypoint", "python3", entry=("-m", "http.server", "80")
     )
@@ -610,7 +610,7 @@ def checksum(data):
 s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); s.settimeout(60); s.connect((sys.argv[1], 0))
 head = lambda code: struct.pack("!BBHHH", 8, 0, code, 77, 1)
 s.send(head(checksum(head(0) + b"virtainr")) + b"virtainr")
-reply = s.recv(100); print(reply[20], reply[8])  # type 0 is an echo reply; its time to live tells who sent it
+reply = s.recv(100); print(reply[20], reply[8])  # type 0 is an echo reply; its time to live shows who sent it
 """
 
 UDP_SERVER = (
@@ -640,7 +640,7 @@ def test_all_protocols_reach_the_guest_at_the_containers_address(debian: Debian,
     assert "SSH-2.0-OpenSSH" in peer.exec("python3", "-c", tcp, "alpha")
     assert (
         peer.exec("python3", "-c", PING, debian.vm.address()) == "0 63\n"
-    )  # one router away: the guest, not the container
+    )  # one hop away: the guest, not the container
     debian.ssh(f"nohup python3 -c {shlex.quote(UDP_SERVER)} >/dev/null 2>&1 &")
     assert peer.exec("python3", "-c", UDP_CLIENT, "alpha") == "guest hears\n"
 
@@ -693,7 +693,7 @@ def test_a_card_joins_a_network_with_faults_and_captures(
     debian.ssh(f"sudo ip addr add {address} dev {card} && sudo ip link set {card} up")
 
     def reached(seconds: int = 20) -> int:
-        """Return how many of three pings, one after the other, are answered within some seconds."""
+        """Return how many of three pings, one after another, are answered within some seconds."""
         ping = f"ping -c 1 -W {seconds} {other.address()}"
         return debian.ssh(f"for each in 1 2 3; do {ping}; done", check=False).count("bytes from")
 
@@ -708,7 +708,7 @@ def test_a_card_joins_a_network_with_faults_and_captures(
         assert reached() == 3
         recorded, _ = capture.communicate()  # it ends with its stdin
     assert recorded[:4] in {b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1"}
-    assert bytes.fromhex(f"{mac.replace(':', '')}0800") in recorded, "what the guest has sent"
+    assert bytes.fromhex(f"{mac.replace(':', '')}0800") in recorded, "frames of the guest"
     assert bytes.fromhex(f"{others.replace(':', '')}0800") in recorded, "and got"
 
     debian.vm.exec("wire", mac, json.dumps({"drop": {others: 1000}}))

@@ -1,4 +1,4 @@
-"""Tests with several machines that fail: evidence of each, and of what was between them."""
+"""Failing tests with several machines: evidence of each, and of their network."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""What markers, options and `virtainer_defaults` ask for is what the guest has; and how long a VM lives."""
+"""Guests have what markers, options and `virtainer_defaults` request; and lifetimes of VMs."""
 
 import hashlib
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_the_guest_has_everything_that_a_marker_requests(vm: VM) -> None:
     disk_mib = int(vm.run("df --output=size -BM / | tail -n1").stdout.strip().rstrip("M"))
     assert 500 < ram_mib <= 640
     assert disk_mib > 19000
-    # No way out: neither to the world nor to the engine's host behind the network's gateway.
+    # No route: neither to the internet nor to the engine's host behind the network's gateway.
     assert not vm.run(["ping", "-c", "1", "-W", "5", "192.0.2.1"], sudo=True, check=False)
     assert not vm.run("getent ahostsv4 example.org", check=False)
 
@@ -56,22 +56,22 @@ def test_scopes_defaults_and_factories_work_together(pytester: pytest.Pytester, 
 
         def test_gone_after_its_class(vm_factory):
             import docker
-            other = vm_factory("beside")
+            other = vm_factory("other")
             labels = [c["Labels"]["virtainers.vm"] for c in
                       other.machine.container._api.containers(filters={"label": "virtainers=vm"})
                       if c["Labels"].get("virtainers.owner-pid") == str(__import__("os").getpid())]
-            assert labels == ["beside"]
+            assert labels == ["other"]
             assert "unknown argument" in str(pytest.raises(Exception, vm_factory, "x", memory="1G").value)
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error", "--virtainer-ram=2G")
     result.assert_outcomes(passed=3)
     left = [
-        each["Labels"].get("virtainers.vm")  # those of the runtime image's contract have none
+        each["Labels"].get("virtainers.vm")  # containers of the tests of the runtime image have none
         for each in engine.api.containers(all=True, filters={"label": "virtainers=vm"})
     ]
     assert "of-class" not in left
-    assert "beside" not in left
+    assert "other" not in left
 
 
 @pytest.mark.thorough

@@ -22,7 +22,7 @@ with virtainers.launch("debian-13", name="by-itself", ram="512M", disk="3G", cpu
 
 
 def gone(engine: DockerEngine, name: str) -> bool:
-    """Return whether no VM has a name, which those of other tests on this engine do not have."""
+    """Return whether no VM has this name, which other tests on this engine do not use."""
     return not engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"})
 
 
@@ -109,8 +109,8 @@ def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engin
         assert program.stdout.readline() == b"created\n"
         there = [each["State"] for each in engine.api.containers(all=True, filters=of_it)]
         program.kill()
-    assert there == ["created"], "else this proves nothing"
-    deadline = time.monotonic() + 60  # without a reaper it would stay; test_ending.py looks at the seconds
+    assert there == ["created"], "otherwise this proves nothing"
+    deadline = time.monotonic() + 60  # without a reaper it would stay; test_ending.py measures the seconds
     while left := [
         *engine.api.containers(all=True, filters=of_it),
         *engine.api.networks(filters=of_it),

@@ -1,4 +1,4 @@
-"""Clones of a booted template: what is their own, what they share, and what happens to a template that is bad."""
+"""Clones of a booted template: what is their own, what they share, and bad templates."""
 
 import os
 import shlex
@@ -27,7 +27,7 @@ from tests.vm.shapes import SMALL, spec
 
 @pytest.fixture(scope="module")
 def pair(launcher: Launcher) -> Iterator[tuple[VM, VM]]:
-    """Two clones of one template that are up at the same time."""
+    """Launch two clones of one template at the same time."""
     first, second = launcher.launch(spec("first")), launcher.launch(spec("second"))
     yield first, second
     launcher.discard(first)
@@ -47,9 +47,9 @@ def test_clones_have_their_own_hostnames(pair: tuple[VM, VM]) -> None:
 
 
 def seconds_behind(vm: VM) -> float:
-    """Return how much a guest's clock is behind, at least; ahead of the host's it never is.
+    """Return how much a guest's clock is behind, at least; it is never ahead of the host's.
 
-    It is set to what the supervisor says, and that may be late on a busy host.
+    It is set by the supervisor's answer, which may be late on a busy host.
     """
     before = time.time()
     guest = float(vm.run("date +%s.%N").stdout)
@@ -64,7 +64,7 @@ def test_clones_have_the_time_of_the_host(launcher: Launcher, pair: tuple[VM, VM
         behind.append(seconds_behind(vm))
         launcher.discard(vm)
     assert min(behind) <= 0.05, behind
-    # By the supervisor's measure, too.
+    # As the supervisor measured it, too.
     events = [parse(line) for vm in pair for line in bytes(vm.machine.container.stderr).splitlines()]
     offsets_ms = [each["clock_ms"] for each in events if each and each["event"] == "helper-done"]
     assert len(offsets_ms) >= 2
@@ -72,7 +72,7 @@ def test_clones_have_the_time_of_the_host(launcher: Launcher, pair: tuple[VM, VM
 
 
 def test_an_idle_clone_uses_little_processor_time(pair: tuple[VM, VM]) -> None:
-    # With an HPET it took 4.5 %. On a busy host the guest may still be finishing what a test before this one began.
+    # With an HPET it took 4.5 %. On a busy host the guest may still be finishing work of an earlier test.
     shares = [share(pair[0].machine.container, 5)]
     while min(shares) >= 0.02 and len(shares) < 12:
         shares.append(share(pair[0].machine.container, 5))
@@ -87,7 +87,7 @@ def test_an_idle_guest_has_no_useless_timers(pair: tuple[VM, VM]) -> None:
 
 
 def test_clones_have_different_random_numbers(launcher: Launcher) -> None:
-    # Read first of all, and by a new program: the kernel's generator is what must have been reseeded.
+    # Read first, and by a new program: the kernel's generator must have been reseeded.
     read = "python3 -c 'import os; print(os.getrandom(16).hex())'; cat /proc/sys/kernel/random/uuid"
     drawn = set()
     for number in range(2):
@@ -102,8 +102,8 @@ def test_clones_get_a_fresh_identity_on_request(launcher: Launcher) -> None:
     for number in range(2):
         vm = launcher.launch(spec(f"fresh-{number}", identity="fresh"))
         facts = vm.run("cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").stdout.split()
-        assert facts[1] == vm.machine.keys.host.public.split()[1], "by which we know it, and its only one"
-        assert vm.run("journalctl -q -b -n 1", sudo=True).stdout, "what was logged before is shown"
+        assert facts[1] == vm.machine.keys.host.public.split()[1], "the expected key, and the only one"
+        assert vm.run("journalctl -q -b -n 1", sudo=True).stdout, "earlier log entries are shown"
         seen |= set(facts)
         assert subprocess.run([*shlex.split(vm.access.ssh_command), "true"], timeout=120, check=False).returncode == 0
         launcher.discard(vm)
@@ -117,7 +117,7 @@ def session_of(vm: VM) -> str:
 
 def test_clones_resume_the_session_of_their_template(pair: tuple[VM, VM]) -> None:
     for vm in pair:
-        assert session_of(vm) == "UNKNOWN", "sshd does not know where its virtio-serial port leads"
+        assert session_of(vm) == "UNKNOWN", "sshd does not know the other end of its virtio-serial port"
         vm.machine.ssh.current.transport.renegotiate_keys()  # type: ignore[union-attr]
         assert vm.run("echo works").stdout == "works\n"
         holders = "for each in /proc/[0-9]*; do ls -l $each/fd | grep -q /dev/vport && cat $each/comm; done"
@@ -181,7 +181,7 @@ def test_only_a_process_remains_of_the_helper(pair: tuple[VM, VM]) -> None:
 
 
 def test_a_clone_costs_less_memory_than_its_ram(pair: tuple[VM, VM]) -> None:
-    # Nothing of what clones share is theirs: anonymous memory is what was written since.
+    # Shared memory does not count: anonymous memory was written since the restore.
     top = pair[0].machine.container.run(["sh", "-c", "grep -hs RssAnon /proc/[0-9]*/status | sort -rnk2 | head -n1"])[
         1
     ]
@@ -253,7 +253,7 @@ def test_a_damaged_template_is_made_again(
     with build_launcher(settings, SILENT) as other:
         other.discard(other.launch(wanted))
         make_again(launcher, wanted, former, capfd)
-        # What the other process has known of it is no longer true. It finds that out.
+        # What the other process remembers of it is outdated, which that process notices.
         vm = other.launch(wanted)
         assert vm.machine.keys == place_of(launcher, wanted).keys
         assert vm.run("cat /srv/file").stdout == "content"
@@ -278,7 +278,7 @@ def test_without_templates_a_vm_boots(vm_factory: VMFactory) -> None:
 
 
 def _helper(vm: VM) -> str:
-    """Give the process id of the only one."""
+    """Return the process id of the helper, of which there is one."""
     return vm.run("pgrep -f [v]irtainer-clone").stdout.strip()
 
 
@@ -293,7 +293,7 @@ def test_snapshots_are_restored_in_place(pair: tuple[VM, VM]) -> None:
     vm.wait_until_succeeds("pgrep -x sleep")
     helper = _helper(vm)
     snapshot = vm.snapshot()
-    assert _helper(vm) == helper, "it was not left anew"
+    assert _helper(vm) == helper, "no new helper was started"
     draw = "head -c 16 /dev/urandom | base64"
     vm.run("echo after >/tmp/file; pkill sleep; rm -rf /home/debian/*; sync")
     drawn: list[str] = []
@@ -315,7 +315,7 @@ def test_snapshots_are_restored_in_place(pair: tuple[VM, VM]) -> None:
     assert another.session is not None
     assert _helper(vm) != helper
     vm.restore(another)
-    assert vm.snapshot().session is not None, "of a machine that nobody has used since"
+    assert vm.snapshot().session is not None, "of a machine that was not used since"
     vm.run("echo after >/tmp/file")
     with pytest.raises(GuestPanic):
         vm.run("echo c >/proc/sysrq-trigger; sleep 60", sudo=True)
@@ -323,7 +323,7 @@ def test_snapshots_are_restored_in_place(pair: tuple[VM, VM]) -> None:
     assert vm.run("cat /tmp/file").stdout == "before\n", "back from before the panic"
     before = _overlay_bytes(vm)
     vm.delete_snapshot(another)
-    assert _overlay_bytes(vm) < before - 50e6, "the room of its memory is free"
+    assert _overlay_bytes(vm) < before - 50e6, "the space of its memory is free"
     assert another.name not in vm.snapshots()
     with pytest.raises(UsageError, match=f"has no snapshot {another.name}; it has {snapshot.name}"):
         vm.restore(another)
@@ -334,7 +334,7 @@ def test_snapshots_are_restored_in_place(pair: tuple[VM, VM]) -> None:
 
 @pytest.mark.thorough
 def test_no_message_of_the_serial_session_waits_for_the_next(pair: tuple[VM, VM]) -> None:
-    """Were sshd to poll the port itself, one change of keys in some 200 would go together with a silence of 10 s."""
+    """If sshd polled the port itself, one key exchange in some 200 would stall for 10 s."""
     vm = pair[0]
     vm.run("true")
     longest = 0.0

@@ -1,4 +1,4 @@
-"""Other tools reach a machine with what the handle gives them: each is the real one."""
+"""Other tools (the real ones) reach a machine with the facts in `vm.access`."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ def vm_by(request: pytest.FixtureRequest, session_vm: VM) -> Iterator[VM]:
     endpoint = session_vm.machine.endpoint
     direct = endpoint._direct
     if request.param == "direct" and endpoint.engine.kind == "podman" and os.geteuid() != 0:
-        pytest.skip("no direct way leads to the containers of a rootless Podman")
+        pytest.skip("the containers of a rootless Podman cannot be reached directly")
     assert direct or request.param == "relay"
     endpoint._direct = request.param == "direct"
     yield session_vm
@@ -34,7 +34,7 @@ def tool(*words: str, **environment: str) -> str:
 
 
 def put_rsync(vm: VM, folder: Path) -> str:
-    """Copy this host's rsync with its libraries into the guest, which has none; return how it is called there."""
+    """Copy this host's rsync with its libraries into the guest, which has none; return its command there."""
     program = shutil.which("rsync")
     assert program
     folder.mkdir()

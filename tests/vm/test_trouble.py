@@ -1,4 +1,4 @@
-"""Trouble as users meet it: one message that says what was tried, what was seen and what to do."""
+"""Failures that users see: one message with what was tried, what was seen and what to do."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_an_overlay_is_refused_as_an_image(
 
 @pytest.fixture
 def small_store(engine: DockerEngine, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A volume on a tmpfs with the mount options that the test gives."""
+    """Create a volume on a tmpfs with the mount options of the test."""
     name = f"virtainers-test-{time.time_ns()}"
     options = {"type": "tmpfs", "device": "tmpfs", "o": request.param}
     engine.api.create_volume(name, driver="local", driver_opts=options)
@@ -135,7 +135,7 @@ def test_a_container_killed_during_boot_is_reported(vm_factory: VMFactory, engin
         vm_factory("killed-early", template=False)
     killer.join()
     assert time.monotonic() - began < 150, str(caught.value)  # it would wait for 300
-    deadline = time.monotonic() + 60  # the engine removes it by itself
+    deadline = time.monotonic() + 60  # the engine removes it
     while containers(engine, "killed-early"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -165,7 +165,7 @@ def test_a_kernel_panic_is_reported_at_once(vm_factory: VMFactory) -> None:
     began = time.monotonic()
     with pytest.raises(GuestPanic, match="panicking: Kernel panic - not syncing: sysrq triggered crash"):
         vm.run("echo c >/proc/sysrq-trigger; sleep 600", sudo=True)
-    assert time.monotonic() - began < 45  # what only does not answer is called hung after 50
+    assert time.monotonic() - began < 45  # a guest that only does not answer counts as hanging after 50
     with pytest.raises(GuestPanic):
         vm.run("true")
 
@@ -174,7 +174,8 @@ def test_a_kernel_panic_is_reported_at_once(vm_factory: VMFactory) -> None:
 @pytest.mark.each_engine
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the bridge's address")
 def test_a_bridge_that_gets_another_address_delays_nothing(launcher: Launcher, settings: Settings) -> None:
-    """A Podman network's bridge does when containers come and go; here, on any engine, while a VM is to answer."""
+    """The bridge of a Podman network does that when containers are added or removed; here it happens on any
+    engine."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
     vm = launcher.launch(spec)
     assert vm.machine.endpoint._direct, "the address belongs to another host"
@@ -193,5 +194,5 @@ def test_a_bridge_that_gets_another_address_delays_nothing(launcher: Launcher, s
         took.append(time.monotonic() - began)
         timer.join()
     launcher.discard(vm)
-    # Else each one is held up, for five seconds or more; a busy host does that to some.
+    # Otherwise each one is delayed by five seconds or more; a busy host may delay some.
     assert statistics.median(took) < statistics.median(quiet) + 4, (quiet, took)

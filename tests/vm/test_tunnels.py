@@ -1,4 +1,4 @@
-"""Tunnels: the guest's ports here, and ours there."""
+"""Tunnels: ports of the guest here, and local ports in the guest."""
 
 import http.server
 import threading

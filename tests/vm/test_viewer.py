@@ -1,4 +1,4 @@
-"""The guest's screen over VNC, with a viewer written down from RFC 6143."""
+"""The guest's screen over VNC, with a viewer by RFC 6143."""
 
 import socket
 import struct
@@ -37,7 +37,7 @@ def test_only_the_served_page_gets_the_screen(session_vm: VM) -> None:
     with session_vm.screen.novnc() as url:
         place = urlsplit(url)
         assert (place.hostname, place.path) == ("127.0.0.1", "/vnc.html")
-        assert "password=" in place.fragment, "which browsers keep for themselves"
+        assert "password=" in place.fragment, "which browsers do not send"
         page = requests.get(url, timeout=30)
         assert "noVNC" in page.text
         assert page.headers["Content-Type"] == "text/html"
@@ -48,7 +48,7 @@ def test_only_the_served_page_gets_the_screen(session_vm: VM) -> None:
         with connect(screen, origin=Origin(f"http://{place.netloc}")) as browser:
             assert browser.recv(timeout=60) == b"RFB 003.008\n"
             browser.send(b"RFB 003.008\n")
-            assert browser.recv(timeout=60) == b"\x01\x02", "nobody is let in without a password"
+            assert browser.recv(timeout=60) == b"\x01\x02", "viewers without a password are refused"
         for origin in (Origin("http://elsewhere"), None):
             with pytest.raises(InvalidStatus, match="403"):
                 connect(screen, origin=origin)
@@ -77,5 +77,5 @@ def test_viewers_without_the_password_are_refused(session_vm: VM) -> None:
     with session_vm.screen.vnc() as one, session_vm.screen.vnc() as two:
         for display, other in ((one, two), (two, one)):
             with Viewer(display.port, display.password) as viewer, Viewer(display.port, other.password) as stranger:
-                assert stranger.refusal, "each block has a password of its own"
+                assert stranger.refusal, "each block has its own password"
                 assert viewer.picture()

@@ -1,4 +1,4 @@
-"""Waiting: what it waits for comes, or the message says what, for how long and what was seen last."""
+"""Waiting: the event happens, or the message has its name, the time and what was seen last."""
 
 import time
 

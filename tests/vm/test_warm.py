@@ -16,13 +16,13 @@ SLOW = {"final_message": UNIQUE, "bootcmd": ["sleep 600"]}  # with KVM, too
 
 
 def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResult:
-    """Without the short summary, which repeats whole errors where the variable CI is set."""
+    """Return the output without the short summary, which repeats whole errors if the variable CI is set."""
     pytester.makepyfile(test_x=suite)
     return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rN", *options)
 
 
 def test_time_limits_do_not_end_templates_and_failed_ones_are_not_retried(pytester: pytest.Pytester) -> None:
-    """Here a template takes longer than the time limit of the tests, which would end the process, and fails."""
+    """A template takes longer than the time limit of the tests, which would end the process, and fails."""
     suite = f"""
         import pytest
 
@@ -57,7 +57,7 @@ def test_workers_share_failures(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.virtainer(ram="512M", disk="3G", cpus=2)
 def test_provisioning_continues_while_there_is_progress(vm: VM) -> None:
-    """Here something in a clone does what cloud-init does while it runs."""
+    """A process in a clone behaves like cloud-init while it runs."""
     steps = "for n in $(seq 25); do echo step $n; sleep 1; done >>/var/log/cloud-init-output.log"
     vm.machine.spec = replace(vm.spec, provision_timeout=15 / vm.scaled(1))
     vm.run("rm /run/cloud-init/result.json", sudo=True)
@@ -71,7 +71,7 @@ def test_provisioning_continues_while_there_is_progress(vm: VM) -> None:
         str(caught.value),
     )
     assert said, str(caught.value)
-    assert int(said[1]) > 35, "it went on while it made progress"
+    assert int(said[1]) > 35, "it continued while it made progress"
     vm.run("touch /run/cloud-init/result.json", sudo=True)
     vm.machine.wait_until_provisioned()
 

@@ -1,4 +1,4 @@
-"""A VNC viewer, written down from RFC 6143."""
+"""A VNC viewer by RFC 6143."""
 
 import socket
 import struct
@@ -10,7 +10,7 @@ _KEYSYMS = {"\b": 0xFF08}
 
 
 class Viewer:
-    """A connection that is through the handshake; `refusal` says why it is not."""
+    """A connection after the handshake; `refusal` is the reason if that failed."""
 
     def __init__(self, port: int, password: str) -> None:
         self._sock = socket.create_connection(("127.0.0.1", port), timeout=60)
@@ -50,7 +50,7 @@ class Viewer:
                 self._sock.sendall(struct.pack(">BBHI", 4, down, 0, _KEYSYMS.get(character, ord(character))))
 
     def picture(self) -> bytes:
-        """All of the screen, as it is sent without any packing."""
+        """Return the whole screen, in raw encoding."""
         self._sock.sendall(struct.pack(">BBHi", 2, 0, 1, 0))
         self._sock.sendall(struct.pack(">BBHHHH", 3, 0, 0, 0, self.width, self.height))
         kind, _, rectangles = struct.unpack(">BBH", self._read(4))
@@ -64,7 +64,7 @@ class Viewer:
 
 
 def _answer(password: str, challenge: bytes) -> bytes:
-    """VNC's use of DES: each byte of the key the wrong way round. Three times the same key is DES."""
+    """Encrypt as VNC does: DES with the bits of each key byte reversed (TripleDES with one key is DES)."""
     key = bytes(int(f"{byte:08b}"[::-1], 2) for byte in password.encode().ljust(8, b"\0")[:8])
     encryptor = Cipher(TripleDES(key * 3), modes.ECB()).encryptor()  # noqa: S305  (the protocol's)
     return encryptor.update(challenge) + encryptor.finalize()

@@ -1,4 +1,4 @@
-"""`virtainers build`: the VM for which it creates images and template."""
+"""`virtainers build`: the VM whose images and template it creates."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""`virtainers run` takes the marker's arguments."""
+"""`virtainers run` accepts the marker's arguments."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from pytest_virtainers.config.spec import Spec, check, merge
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
-    """The specs of VMs that are asked for; none is launched."""
+    """Record the specs of requested VMs; launch none."""
     specs: list[Spec] = []
 
     @contextlib.contextmanager

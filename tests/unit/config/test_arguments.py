@@ -100,5 +100,5 @@ def test_no_synonym_is_ambiguous() -> None:
 
 
 def test_this_is_the_only_declaration() -> None:
-    """What a setting is called or becomes is written nowhere else in `config`."""
+    """No other module of `config` repeats the name or type of a setting."""
     assert "parsing." not in Path(settings.__file__).read_text()

@@ -1,4 +1,4 @@
-"""What makes a `prepare` function another one, and so its template another template."""
+"""What changes the digest of a `prepare` function, and so its template."""
 
 import functools
 import importlib
@@ -17,7 +17,7 @@ from pytest_virtainers.config.prepare_digest import digest
 
 
 def load(source: str, **variables: Any) -> Callable[..., Any]:
-    """Execute a source as a module of its own and return its function `prepare`."""
+    """Execute a source as a separate module and return its function `prepare`."""
     module = types.ModuleType("conftest_of_the_test")
     module.__dict__.update(variables)
     name = f"<source {abs(hash((source, len(linecache.cache))))}>"

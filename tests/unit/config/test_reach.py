@@ -1,4 +1,4 @@
-"""What is closed to VMs of private networks and metadata services, and what opens it."""
+"""Private networks and metadata services that are closed to VMs, and what opens them."""
 
 import itertools
 from ipaddress import IPv4Network, ip_address, ip_network

@@ -78,7 +78,7 @@ def test_docker_host_is_followed_with_its_tls_settings(monkeypatch: pytest.Monke
 
 
 def context(folder: Path, host: str, tls: Path | None = None) -> Path:
-    """Write what Docker's command line writes for its current context; give the folder of its certificates."""
+    """Write the files of Docker's command line for its current context; return the folder of its certificates."""
     name = hashlib.sha256(b"lab").hexdigest()
     meta, certificates = folder / f"contexts/meta/{name}", folder / f"contexts/tls/{name}/docker"
     meta.mkdir(parents=True)
@@ -215,7 +215,8 @@ def test_a_failed_podman_service_is_reported_with_its_output(monkeypatch: pytest
 
 @pytest.fixture
 def deaf_podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A podman that listens a moment after its socket is there, hangs up on callers, and writes its process id."""
+    """Return a podman that listens a moment after its socket exists, hangs up on callers, and writes its process
+    id."""
     # Not in `tmp_path`: under pytest-xdist that is longer than the name of a socket may be.
     with tempfile.TemporaryDirectory() as folder:
         podman = Path(folder, "podman")

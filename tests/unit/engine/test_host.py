@@ -1,4 +1,4 @@
-"""What the tables of Linux say of the host's networks and addresses."""
+"""The host's networks and addresses, from the tables of Linux."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a stream has brought: bounded, with positions that stay."""
+"""Recorded output: bounded, with positions that stay valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that outlives a run: when it acts, and when not."""
+"""The process that outlives a run: when it removes objects, and when not."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def test_the_watcher_runs_when_its_process_is_killed(tmp_path: Path, number: sig
         assert process.stdout
         process.stdout.readline()
         assert not (tmp_path / "mark").exists()
-        os.killpg(process.pid, number)  # also of a whole group, as a terminal and many CI systems do
+        os.killpg(process.pid, number)  # as a terminal and many CI systems signal a whole group
         process.wait()
         assert appears(tmp_path / "mark")
 
@@ -117,7 +117,7 @@ def test_the_watcher_is_fast_and_small(tmp_path: Path) -> None:
 
 
 def test_the_reaper_imports_this_package_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Not one from a current folder, which it does not have, nor one that a test has put first."""
+    """It imports neither a package of the current folder nor one that a test has put first."""
     (tmp_path / "pytest_virtainers" / "engine").mkdir(parents=True)
     for folder in ("", "engine"):
         (tmp_path / "pytest_virtainers" / folder / "__init__.py").touch()

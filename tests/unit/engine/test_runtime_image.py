@@ -1,4 +1,4 @@
-"""From which base the runtime image is built, and what users are told about it."""
+"""The base from which the runtime image is built, and the messages about it."""
 
 import threading
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def bases(engine: MemoryEngine) -> list[str]:
 
 @pytest.fixture
 def ensure(engine: MemoryEngine) -> Callable[[], str]:
-    """Ensure that there is a runtime image; return what was shown."""
+    """Ensure that there is a runtime image; return the shown messages."""
 
     def ensure() -> str:
         shown: list[str] = []
@@ -43,7 +43,7 @@ def ensure(engine: MemoryEngine) -> Callable[[], str]:
 
 @pytest.fixture(autouse=True)
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on PATH, so that there is no mmdebstrap but that of a test."""
+    """Return the only folder on PATH, so that the only mmdebstrap is that of a test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
@@ -148,17 +148,17 @@ def test_image_id_reports_a_removed_image(engine: MemoryEngine) -> None:
 
 def test_waiting_for_another_build_is_shown(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_virtainers.support.progress._QUIET_SECONDS", 0)
-    taken, told, shown = threading.Event(), threading.Event(), []
+    taken, was_shown, shown = threading.Event(), threading.Event(), []
 
     def build_elsewhere() -> None:
         with locked("runtime-image"):
             taken.set()
-            told.wait(60)
+            was_shown.wait(60)
             engine.images[runtime_image.reference()] = IMAGE
 
     def write(text: str) -> None:
         shown.append(text)
-        told.set()
+        was_shown.set()
 
     other = threading.Thread(target=build_elsewhere)
     other.start()

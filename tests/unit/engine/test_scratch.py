@@ -1,4 +1,4 @@
-"""Private folders, and what is left of them when a process is killed."""
+"""Private folders, and their removal after a process was killed."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def left_behind() -> Path:
-    """Give what a process has left that was killed."""
+    """Return the folder of a process that was killed."""
     ended = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, check=False)
     left = Path(ended.stdout.strip())
     (left / "key").touch()
@@ -39,7 +39,7 @@ def left_behind() -> Path:
 
 
 def give(folder: Path, **facts: str) -> None:
-    """Change what a folder says of its owner."""
+    """Change fields of a folder's owner."""
     file = folder / ".owner.json"
     said = json.loads(file.read_text())
     file.write_text(json.dumps({**said, **{f"virtainers.owner-{name}": value for name, value in facts.items()}}))

@@ -14,7 +14,8 @@ MIB = 1024 * 1024
 
 
 class Guest:
-    """Lists what it is given, and sends what `files` has for a path: bytes, or what the shell raises or returns."""
+    """Lists the given paths, and sends the entry of `files` for a path: bytes, or what the shell raises or
+    returns."""
 
     def __init__(self, listed: bytes, files: dict[bytes, object] | None = None) -> None:
         self.listed, self.files, self.asked = listed, files or {}, 0
@@ -126,7 +127,7 @@ def test_a_link_in_place_of_a_core_dump_is_not_followed(tmp_path: Path) -> None:
     folder = tmp_path / "cores"
 
     class Planting(Guest):
-        """Has an accomplice on the host that knows the next name."""
+        """Has an accomplice on the host, who knows the next name."""
 
         def __call__(self, script: list[str], **arguments: object) -> tuple[int, str]:
             if len(script) > 3 and not (folder / "core-2-b").is_symlink():
@@ -150,7 +151,7 @@ def test_only_regular_files_of_the_guest_are_read(tmp_path: Path) -> None:
 
 
 def listed_in(folder: Path, pattern: str) -> list[str]:
-    """Run what looks for core dumps, in a guest that is `folder`; return what it finds there."""
+    """Run the search for core dumps with `folder` as the guest's root; return the paths that it finds."""
     (folder / "pattern").write_text(f"{pattern}\n")
     script = cores._FIND.replace("/proc/sys/kernel/core_pattern", str(folder / "pattern"))
     found = subprocess.run(["sh", "-c", script.replace("/var/", f"{folder}/var/")], capture_output=True, check=True)

@@ -14,7 +14,7 @@ ZEROS = "0" * 64
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to a folder in a new project, with a configuration folder of its own."""
+    """Change to a folder in a new project, with a separate configuration folder."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "config" / "virtainers").mkdir(parents=True)
     (tmp_path / "project" / "tests").mkdir(parents=True)

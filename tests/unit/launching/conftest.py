@@ -1,4 +1,4 @@
-"""What the tests of launchers share."""
+"""Fixtures of tests of launchers."""
 
 from collections.abc import Iterator
 from pathlib import Path

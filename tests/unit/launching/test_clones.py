@@ -1,4 +1,4 @@
-"""What becomes of a template whose clones do not become ready."""
+"""Templates whose clones do not become ready."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ MADE_AGAIN = "virtainers: a template of debian-13 does not restore and is made a
 
 
 def clone(world: World, *failures: VirtainerError) -> VM:
-    """Clone; the first tries fail so."""
+    """Clone; the first tries fail with these errors."""
     world.fates = [*failures]
     return world.launch(CLONE)
 

@@ -71,24 +71,24 @@ def test_a_ready_seed_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
-        ({"notes": "x"}, "is no seed: it has no user-data, but notes"),
-        ({}, "is no seed: it has no user-data, but no files"),
+        ({"notes": "x"}, "is not a seed: it has no user-data, but notes"),
+        ({}, "is not a seed: it has no user-data, but no files"),
         ({"user_data": "#!/bin/sh\ntrue"}, "its user-data begins with '#!/bin/sh'; our key can be added to #cloud-c"),
         ({"user_data": "#cloud-config-archive\n- a"}, "its user-data begins with '#cloud-config-archive'; our key"),
         ({"user_data": "#cloud-config\n- a"}, "its user-data is not what cloud-init reads: it is a list, not a map"),
         ({"user_data": "#cloud-config\n- [a, b]"}, "its user-data is not what cloud-init reads: it is a list, not"),
         ({"user_data": "#cloud-config\n{"}, "its user-data is not what cloud-init reads: "),
         ({"user_data": "#cloud-config", "meta_data": "text"}, "its meta-data is not what cloud-init reads: "),
-        ({"user_data": "\udcff"}, "is no ISO image of texts: "),
+        ({"user_data": "\udcff"}, "is not an ISO image of texts: "),
     ],
 )
-def test_an_unusable_seed_is_refused(tmp_path: Path, files: dict[str, str], told: str) -> None:
+def test_an_unusable_seed_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         cloud_init.unpack(ready(tmp_path / "x.iso", **files))
     assert f"{tmp_path / 'x.iso'}" in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_seed_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_seed_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     damaged[16 * 2048 + 156 : 16 * 2048 + 190] = b"\xff" * 34  # the record of its root folder
     for content in (b"no ISO", whole[: len(whole) // 2], bytes(damaged)):
         (tmp_path / "x.iso").write_bytes(content)
-        with pytest.raises(SpecError, match=r"x\.iso is no ISO image of texts: "):
+        with pytest.raises(SpecError, match=r"x\.iso is not an ISO image of texts: "):
             cloud_init.unpack(tmp_path / "x.iso")
 
 
@@ -167,7 +167,7 @@ def test_large_files_are_copied_after_bootcmd_of_the_marker() -> None:
 def test_the_copied_files_have_their_names_contents_and_modes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder; the seed is "mounted" by a copy."""
+    """Run in a folder; the seed is "mounted" by a copy."""
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     for number, content in enumerate(MANY.values()):

@@ -23,7 +23,7 @@ def without_kvm(world: World) -> World:
 
 
 def test_vms_that_start_together_all_fall_back_to_emulation(without_kvm: World) -> None:
-    """All are refused before the first of them has drawn its conclusion."""
+    """All are refused before the first of them decides to do without KVM."""
     world, refused, start = without_kvm, threading.Barrier(3), without_kvm.on_start
 
     def start_together(container: FakeContainer) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of templates and guest images that turn out to be damaged."""
+"""Templates and guest images that turn out to be damaged."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Disks of VMs whose own container is gone."""
+"""Disks of VMs without a running container."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -31,5 +31,5 @@ def test_closing_the_helper_keeps_the_disk_of_a_vm(volume: str | None, environme
     (made,) = engine.created
     disk = () if volume is None else (Bind(protocol.IMAGE_DIR, volume, writable=True),)
     assert (made.volume, made.environment, made.plan.kind) == (None, environment, "helper")
-    assert (made.binds, made.plan.offline) == ((*binds, *disk), True), "it has what the VM had, and no network"
+    assert (made.binds, made.plan.offline) == ((*binds, *disk), True), "no network"
     assert made.events == ["start", "close"]

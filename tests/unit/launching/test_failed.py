@@ -1,4 +1,4 @@
-"""VMs whose launch fails, and those that their tests no longer use: how long they stay."""
+"""VMs whose launch fails, and VMs that their tests no longer use: how long they are kept."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.unit.memory_engine import MemoryEngine
 
 @pytest.fixture
 def discarding(engine: MemoryEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A launcher for which no failed VM is kept."""
+    """Return a launcher that keeps no failed VMs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return World(engine, keep_failed=False)
 
@@ -31,7 +31,7 @@ def test_a_vm_whose_launch_fails_is_kept_until_its_evidence_is_taken(fate: BaseE
 
 
 def make_templates(world: World) -> None:
-    """Make the template of each clone first, in a scratch folder that is always called the same."""
+    """Make the template of each clone first, in a scratch folder that always has the same name."""
 
     def make(spec: Spec, maker: Maker) -> Template:
         maker.boot(spec, Keys.generate(), "/store/.scratch-1")

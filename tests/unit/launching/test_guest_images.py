@@ -1,4 +1,4 @@
-"""The guest images of a run: which VMs can have one, and what is not tried again."""
+"""The guest images of a run: which VMs can use one, and which failures are not retried."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ from tests.unit.launching.world import BASE, BOOT, GUEST, World
 
 
 class Shop:
-    """A store that has this guest image."""
+    """A store with this guest image."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -30,7 +30,7 @@ class Shop:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The images that were brought into the store, by name and architecture; Fedora and Arch are missing."""
+    """Return the images that are put into the store, by name and architecture; Fedora and Arch are missing."""
     tried: list[tuple[str, str]] = []
 
     def ensure(image: str, arch: str, *_: object) -> Guest:

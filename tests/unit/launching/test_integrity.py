@@ -1,4 +1,4 @@
-"""The check in the background: what is read once, what is found, and that it ends with its process."""
+"""The background check: each content is read once, damage is found, and the check ends with its process."""
 
 import json
 import threading
@@ -115,7 +115,7 @@ def test_a_process_that_ends_at_once_starts_no_helper(monkeypatch: pytest.Monkey
 
 def test_engine_errors_are_ignored() -> None:
     def store() -> Any:
-        raise EngineError("the engine is gone")
+        raise EngineError("the engine has ended")
 
     watch = Watch(store)
     watch.want("guests/a", "")

@@ -1,4 +1,4 @@
-"""What is closed to VMs, and how their containers learn of addresses that the host gets later."""
+"""What is closed to VMs, also addresses that the host gets later."""
 
 import json
 from ipaddress import IPv4Network
@@ -14,24 +14,24 @@ from pytest_virtainers.launching.isolation import Isolation
 
 
 class Container:
-    """Notes what is closed to it; `answer` is what the command says."""
+    """Records what is closed to it; `answer` is the result of the command."""
 
     def __init__(self, environment: Any) -> None:
         self.name, self.environment, self.ended = "virtainers-web", environment, False
-        self.told: list[Any] = []
+        self.closed_lists: list[Any] = []
         self.answer: tuple[int, bytes] | EngineError = (0, b"")
 
     def run(self, command: list[str], *, patience: float) -> tuple[int, bytes]:
         assert patience > 0
         assert command[0] == "closed"
-        self.told.append(json.loads(command[1]))
+        self.closed_lists.append(json.loads(command[1]))
         if isinstance(self.answer, EngineError):
             raise self.answer
         return self.answer
 
 
 class Watch:
-    """Stands in for the host's addresses, which a test changes."""
+    """The host's addresses, which a test changes."""
 
     def __init__(self, changed: Any) -> None:
         self.changed, self.closed = changed, False
@@ -89,7 +89,7 @@ def test_without_internet_everything_is_closed_even_what_reach_opens() -> None:
 
 
 def test_on_the_wire_of_the_host_only_metadata_services_are_closed() -> None:
-    """Its first address is the wire's router's, and not the host's."""
+    """The first address of such a network is its router's, not the host's."""
     environment = Isolation(ENGINE).environment(network("macvlan", has_host=False))
     assert "169.254.0.0/16" in environment["CLOSED_NETWORKS"]
     assert "10.0.0.0/8" not in environment["CLOSED_NETWORKS"]
@@ -99,15 +99,15 @@ def test_on_the_wire_of_the_host_only_metadata_services_are_closed() -> None:
 def test_an_address_that_the_host_gets_is_closed_to_vms_that_run(addresses: list[str]) -> None:
     isolation, on = Isolation(ENGINE, reach.networks("10.88.0.0/16")), network()
     container = started(isolation, on)
-    assert container.told == [], "it knows all that there is"
+    assert container.closed_lists == [], "it has all addresses already"
     for address in ("10.88.9.1", "198.51.100.1"):
         addresses.append(address)
         WATCHES[0].changed()
-        assert address in container.told[-1]["hosts"]
-    assert "10.213.7.1" in container.told[-1]["hosts"]
-    assert "203.0.113.128/25" in container.told[-1]["networks"]
+        assert address in container.closed_lists[-1]["hosts"]
+    assert "10.213.7.1" in container.closed_lists[-1]["hosts"]
+    assert "203.0.113.128/25" in container.closed_lists[-1]["networks"]
     WATCHES[0].changed()
-    assert len(container.told) == 2, "it knows them"
+    assert len(container.closed_lists) == 2, "it has them already"
 
 
 def test_an_address_in_a_network_that_is_closed_is_closed(addresses: list[str]) -> None:
@@ -115,7 +115,7 @@ def test_an_address_in_a_network_that_is_closed_is_closed(addresses: list[str]) 
     container = started(isolation, on)
     addresses += ["10.88.9.1", "10.213.9.1", "203.0.113.129", "fd00::9"]
     WATCHES[0].changed()
-    assert container.told == []
+    assert container.closed_lists == []
 
 
 def test_an_address_that_the_host_gets_while_a_container_starts_is_closed(addresses: list[str]) -> None:
@@ -123,7 +123,7 @@ def test_an_address_that_the_host_gets_while_a_container_starts_is_closed(addres
     container: Any = Container(isolation.environment(on))
     addresses.append("198.51.100.1")
     isolation.guard(container, on)
-    assert "198.51.100.1" in container.told[-1]["hosts"]
+    assert "198.51.100.1" in container.closed_lists[-1]["hosts"]
 
 
 def test_a_container_that_has_ended_gets_no_command(addresses: list[str]) -> None:
@@ -132,7 +132,7 @@ def test_a_container_that_has_ended_gets_no_command(addresses: list[str]) -> Non
     container.ended = True
     addresses.append("198.51.100.1")
     WATCHES[0].changed()
-    assert container.told == []
+    assert container.closed_lists == []
 
 
 @pytest.mark.parametrize("answer", [(1, b"closed: nft failed: no\n"), EngineError("closed: nft failed: no")])
@@ -151,7 +151,7 @@ def test_an_address_that_cannot_be_closed_is_reported_and_retried(
     ]
     container.answer = (0, b"")
     WATCHES[0].changed()
-    assert len(container.told) == 2
+    assert len(container.closed_lists) == 2
 
 
 def test_an_engine_elsewhere_and_a_wire_of_the_host_are_not_watched() -> None:
@@ -168,4 +168,4 @@ def test_watching_ends_with_close(addresses: list[str]) -> None:
     isolation.close()
     addresses.append("198.51.100.1")
     WATCHES[0].changed()
-    assert (WATCHES[0].closed, container.told) == (True, [])
+    assert (WATCHES[0].closed, container.closed_lists) == (True, [])

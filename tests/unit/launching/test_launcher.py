@@ -1,4 +1,4 @@
-"""What a launcher tries again, and what it clones ahead of a test."""
+"""What a launcher retries, and what it prefetches."""
 
 from dataclasses import replace
 from typing import Any
@@ -54,7 +54,7 @@ def test_a_template_whose_kernel_hangs_is_made_again_for_several_vms(world: Worl
 
 @pytest.mark.parametrize("error", [Removed("guests/debian-13-abc is not in the store any more"), VMGone("bad-image")])
 def test_a_removed_guest_image_is_looked_up_again(world: World, error: VirtainerError) -> None:
-    """Another process may have removed it since this one has used it."""
+    """Another process may have removed it since this process used it."""
     again = replace(GUEST, key="debian-13-def")
     world.guests.there, world.guests.stored = [GUEST, again], {again}
 

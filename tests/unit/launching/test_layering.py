@@ -1,4 +1,4 @@
-"""Which shapes are made from their plain template, and what is done in the guest then."""
+"""The shapes that are made from their plain template, and what is done in the guest for that."""
 
 import json
 import subprocess
@@ -92,7 +92,7 @@ class Shop:
 
 
 class Maker:
-    """Records how each VM was started; `lack` is why none can be restored."""
+    """Records how each VM was started; `lack` is the reason why none can be restored."""
 
     def __init__(self, lack: str = "") -> None:
         self.lack = lack
@@ -103,7 +103,7 @@ class Maker:
         return SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
 
     def restore(self, spec: Spec, keys: Keys, _folder: str, plain: Template) -> Any:
-        assert keys != plain.keys, "a template has keys of its own"
+        assert keys != plain.keys, "a template has its own keys"
         self.made.append(("restore", *spec.packages))
         if self.lack:
             raise layering.NotLayered(self.lack)

@@ -1,4 +1,4 @@
-"""What a container is counted with, by what its engine says of it. With real ones: `tests/vm/test_budget.py`."""
+"""The memory that a container counts with, by its engine's report. With real ones: `tests/vm/test_budget.py`."""
 
 import pytest
 
@@ -16,7 +16,7 @@ CLONE = listed("1", {memory_budget.MEMORY: "256", memory_budget.LIMIT: "1152"}, 
 @pytest.mark.parametrize(
     ("used", "counted"),
     [(100, 256), (700, 700), (10_000, 1152)],
-    ids=["at least what a new one is", "what it takes", "at most what it can take"],
+    ids=["at least the memory of a new one", "its real use", "at most its maximum"],
 )
 def test_a_clone_is_counted_with_the_memory_that_it_uses(used: int, counted: int) -> None:
     engine = MemoryEngine(listed=[CLONE], used={"1": used})

@@ -1,4 +1,4 @@
-"""Which failures of a template a run remembers."""
+"""The failures of templates that a run remembers."""
 
 from collections.abc import Iterator
 from concurrent.futures import CancelledError

@@ -1,4 +1,4 @@
-"""Which VM is requested next, and the clone that is made for it in the background (here only a spec)."""
+"""The prediction of the next VM, and the clone that is made for it in the background (here only a spec)."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ class Machine:
 
     @property
     def machine(self) -> "Machine":
-        """Itself: the VM that is claimed is no more than its machine here."""
+        """Return itself: here a VM is the same as its machine."""
         return self
 
     def close(self) -> None:
@@ -34,7 +34,7 @@ class Machine:
 
 
 class Made(list[Machine]):
-    """All that were made, by a function that can be made to wait or to fail."""
+    """The launched VMs; `launch` can be made to wait or to fail."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What shapes a template, and so is in its key."""
+"""The arguments that shape a template, and so are in its key."""
 
 import json
 import time
@@ -77,7 +77,7 @@ OTHERS: dict[str, Any] = {
     "boot_timeout": 5,
     "provision_timeout": 5,
 }
-"""A value that is not the default, for each argument; of `image` and `arch`, the guest image is what counts."""
+"""A value other than the default, for each argument; instead of `image` and `arch`, the guest image counts."""
 
 
 @pytest.mark.parametrize("name", [*OTHERS])
@@ -157,7 +157,7 @@ def test_a_condemned_template_is_removed_unless_it_was_replaced(
     store = cast("Any", lambda: nullcontext(shop))
     templates = Templates(store, holds=SharedLocks(), runtime_id=lambda: "runtime:1", progress=SILENT)
     assert not templates.forget(ours, condemned=False)
-    assert (shop.removed, shop.forgotten) == ([], [ours.place]), "the next clone starts from what is there now"
+    assert (shop.removed, shop.forgotten) == ([], [ours.place]), "the next clone uses the present template"
     assert templates.forget(ours, condemned=True) is goes
     assert shop.removed == ([("/store/.scratch-1", "/store/templates/abc")] if goes else [])
 

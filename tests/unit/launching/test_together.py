@@ -1,4 +1,4 @@
-"""Several VMs that start together: what becomes of all when one fails, or when the wait is interrupted."""
+"""Several VMs that start together: the outcome when one fails, or when the wait is interrupted."""
 
 import signal
 import threading
@@ -18,7 +18,7 @@ SPECS = [merge(BASE, {"template": True, "name": name}) for name in ("one", "two"
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """A shell that runs tests in the background makes them ignore Ctrl-C."""
+    """Restore Ctrl-C, which is ignored in tests that a shell runs in the background."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, former)
@@ -63,14 +63,14 @@ def test_an_interrupted_start_ends_at_once_without_retries(world: World) -> None
             return
         two_hang.wait()
         assert world.containers[machine.number - 1].gone.wait(30)
-        raise VMGone("its container is gone")
+        raise VMGone("its container was closed")
 
     world.fate = fate
     with ThreadPoolExecutor(1) as threads:
         threads.submit(interrupt, two_hang, one_is_ready)
         with pytest.raises(KeyboardInterrupt):
             world.launch_all(SPECS)
-    assert len(world.containers) == 3, "a clone that does not become ready is tried again, but not this time"
+    assert len(world.containers) == 3, "no retry after an interrupt"
     world.failed.close()
     assert world.ended() == {"one", "two", "three"}
     world.fate = lambda _vm: None
@@ -99,13 +99,13 @@ def test_an_interrupted_wait_for_a_template_starts_nothing(world: World) -> None
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (GuestStalled("it hangs"), "the kernel of one (debian-13) hung while it booted: booting again, once"),
         (QEMUCrashed("an assertion"), "QEMU of one (debian-13) crashed while it booted: booting again, once"),
     ],
 )
-def test_a_crash_of_an_emulated_vm_is_retried_once(error: Exception, told: str, world: World) -> None:
+def test_a_crash_of_an_emulated_vm_is_retried_once(error: Exception, message: str, world: World) -> None:
     failures = [error]
 
     def make(_spec: Spec, _maker: Maker) -> Template:
@@ -115,7 +115,7 @@ def test_a_crash_of_an_emulated_vm_is_retried_once(error: Exception, told: str, 
 
     world.templates.make = make
     assert world.launch(SPECS[0]).name == "one"
-    assert world.notes == [f"virtainers: {told}\n"]
+    assert world.notes == [f"virtainers: {message}\n"]
     failures += [error, error]
     with pytest.raises(type(error)):
         world.launch(SPECS[1])

@@ -1,4 +1,5 @@
-"""A launcher with its real parts, except what needs an engine: containers that run nothing, VMs that only wait."""
+"""A launcher with its real parts, except those that need an engine: containers that run nothing, VMs that only
+wait."""
 
 import contextlib
 import threading
@@ -54,12 +55,12 @@ RUN = "0123abcd"
 
 
 def engine() -> MemoryEngine:
-    """Return an engine that has the runtime image and nothing else."""
+    """Return an engine that only has the runtime image."""
     return MemoryEngine(images={runtime_image.reference(): Image("sha256:runtime", "amd64", {})})
 
 
 class FakeContainer(MemoryContainer):
-    """A container that notes its start and its end in the events of its world."""
+    """A container that records its start and its end in the events of its world."""
 
     def __init__(self, world: "World", plan: Plan) -> None:
         super().__init__(plan, connected={"": Addresses("02:42:0a:d5:00:80")})
@@ -86,7 +87,7 @@ class FakeContainer(MemoryContainer):
 
 
 class FakeMachine(Machine):
-    """It is ready when the `fate` of its world returns."""
+    """It becomes ready when the `fate` of its world returns."""
 
     def __init__(self, world: "World", spec: Spec, **parts: Any) -> None:
         super().__init__(spec, **parts)
@@ -116,7 +117,7 @@ def number(vm: VM) -> int:
 
 
 class FakeStore(RunStore):
-    """It notes the scripts that are run in it; `shop` stands for the store that is open."""
+    """It records the scripts that are run in it; `shop` stands for the opened store."""
 
     shop: Any = None
 
@@ -134,7 +135,7 @@ class FakeStore(RunStore):
 
 
 class FakeGuests(GuestImages):
-    """It has one guest image, and after `is_stored` has said no, the next one."""
+    """It has one guest image, and after `is_stored` has returned `False`, the next one."""
 
     def __init__(self, *parts: Any, **more: Any) -> None:
         super().__init__(*parts, **more)
@@ -157,7 +158,7 @@ class FakeGuests(GuestImages):
 
 
 class FakeTemplates(Templates):
-    """It returns another template each time, or that of `make`; it notes which ones were condemned."""
+    """It returns another template each time, or that of `make`; it records which ones were condemned."""
 
     def __init__(self, *parts: Any, **more: Any) -> None:
         super().__init__(*parts, **more)
@@ -194,7 +195,7 @@ class FakeTemplates(Templates):
 
 
 class FakeWatch(Watch):
-    """It finds what is put into `found`."""
+    """It finds the damage that is put into `found`."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -211,7 +212,7 @@ class FakeWatch(Watch):
 
 
 class World:
-    """A launcher and all that it is given; `events` lists which containers started and ended, in order.
+    """A launcher and its parts; `events` lists which containers started and ended, in order.
 
     Attributes:
         fates: what happens to the next VMs that are waited for, in order; `None`: they become ready.

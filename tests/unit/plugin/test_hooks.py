@@ -28,7 +28,7 @@ LOADED = {
     ),
     *(f"pytest_virtainers.plugin.{each}" for each in ("fixtures", "hooks", "options", "session", "time_limit")),
 }
-"""All modules that a run without VMs loads; Python compiles them each time if it cannot write bytecode."""
+"""The limit of modules that a run without VMs loads; Python compiles them each time if it cannot write bytecode."""
 
 
 def test_a_run_without_vms_loads_few_modules(pytester: pytest.Pytester) -> None:

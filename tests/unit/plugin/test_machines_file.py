@@ -99,7 +99,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def wanted(pytester: pytest.Pytester) -> Any:
-    """A function that returns the arguments of VMs for markers on a test in a class with `cpus=2`."""
+    """Return a function that returns the arguments of VMs for markers on a test in a class with `cpus=2`."""
 
     def get(*marks: str) -> dict[str, list[Any]]:
         source = "\n    ".join(("import pytest\n@pytest.mark.virtainer(cpus=2)\nclass Test:", *marks))
@@ -143,9 +143,9 @@ def test_markers_use_networks_of_the_file_by_name(pytester: pytest.Pytester, wan
 
 
 def test_several_machines_need_names(wanted: Any) -> None:
-    told = (
+    message = (
         r"::Test::test_it: the fixture vms needs markers with names, such as @pytest\.mark\.virtainer\(\"web\"\), "
         r"or machines in a file virtainers\.toml$"
     )
-    with pytest.raises(SpecError, match=told):
+    with pytest.raises(SpecError, match=message):
         wanted()

@@ -1,4 +1,4 @@
-"""Which of several markers wins, however they were put on a test, and what is checked at collection."""
+"""The precedence of several markers, however they were put on a test, and the checks at collection."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_package_is_outside_of_its_modules(suite: pytest.Pytester) -> None:
 
 
 def test_a_marker_that_a_hook_adds_is_outside_of_decorators_or_inside(suite: pytest.Pytester) -> None:
-    """As pytest has it: `add_marker` appends, so that a decorator is closer, unless it is told not to."""
+    """By default, `add_marker` appends the marker, so that a decorator is closer."""
     suite.makepyfile(
         """
         import pytest

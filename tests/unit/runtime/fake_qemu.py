@@ -1,4 +1,4 @@
-"""A socket that plays QEMU's for commands that connect to it, files that are passed to it included."""
+"""A socket in place of QEMU's, for commands that connect to it and pass files."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def listed(*names: str) -> list[dict[str, str]]:
-    """Give what QEMU answers that is asked for its devices with names."""
+    """Return QEMU's answer to a question for its devices with names."""
     return [{"name": "type", "type": "string"}, *({"name": name, "type": "child<a-device>"} for name in names)]
 
 
 class FakeQemu:
-    """Answers each command with the next of its replies, `{}` where there are none; notes what it was asked.
+    """Answers each command with the next of its replies, `{}` where there are none; records the commands.
 
-    A text is an error; one that is returned is alone in a tuple.
+    A text is an error; a text to return is in a tuple.
 
     Attributes:
         asked: each command's name and arguments.
-        files: those that it was given, open, by the number of their set.
+        files: the files that were passed to it, open, by the number of their set.
         on: called with the arguments of a command, before it is answered.
     """
 
@@ -39,11 +39,11 @@ class FakeQemu:
 
     @property
     def commands(self) -> list[str]:
-        """The names of what it was asked."""
+        """The names of the commands."""
         return [name for name, _ in self.asked if name != "qmp_capabilities"]
 
     def arguments(self, command: str) -> list[dict[str, Any]]:
-        """Give what came with a command, each time."""
+        """Return the arguments of each call of a command."""
         return [arguments for name, arguments in self.asked if name == command]
 
     @contextlib.contextmanager

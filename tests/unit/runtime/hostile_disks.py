@@ -1,4 +1,4 @@
-"""Disks of every trick that is known, built byte by byte, and what is said about each."""
+"""Hostile disks with every known trick, built byte by byte, and the message for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WHOLE = "make it whole first, with qemu-img convert -O qcow2"
 
 
 class Disk(NamedTuple):
-    """What a disk is called, what is in it, and the words that refuse it (empty: it is taken)."""
+    """A disk's name and content, and the message that refuses it (empty: it is accepted)."""
 
     name: str
     content: bytes
@@ -33,7 +33,7 @@ def qcow2(
     header_length: int = 104,
     refcount_clusters: int = 1,
 ) -> bytes:
-    """Return a qcow2 file without data: header, refcount table and block, L1 table, each in a cluster of its own."""
+    """Return a qcow2 file without data: header, refcount table and block, L1 table, each in a separate cluster."""
     listed = b"".join(
         struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8) for kind, data in [*extensions, (0, b"")]
     )
@@ -76,7 +76,7 @@ def vmdk(
 def vhdx(
     *, size: int = 2**20, flags: int = 0, parent: bool = False, regions: int = 2, twice: bool = False, cut: int = 0
 ) -> bytes:
-    """Return the parts of a VHDX file that say what it is."""
+    """Return the parts of a VHDX file that describe it."""
     metadata = bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e")
     region = struct.pack("<4sIII", b"regi", 0, regions, 0)
     region += struct.pack("<16sQII", bytes.fromhex("6677c22d23f600429d64115e9bfd4a08"), 2**21, 2**20, 1)
@@ -97,9 +97,9 @@ def with_boot_mark(content: bytes) -> bytes:
 
 
 def snapshots(count: int, l1_entries: int) -> bytes:
-    """Return a qcow2 file of a few MiB with which `qemu-img check` has work for hours.
+    """Return a qcow2 file of a few MiB that keeps `qemu-img check` busy for hours.
 
-    All its snapshots have the same long table of what they hold, which is read again for each of them.
+    All its snapshots have the same long L1 table, which is read again for each of them.
     """
     entry = struct.pack(">QIHHIIQII", 5 * CLUSTER, l1_entries, 1, 0, 0, 0, 0, 0, 16) + struct.pack(">QQ", 0, 2**20)
     entry = (entry + b"1").ljust(-(-(len(entry) + 1) // 8) * 8, b"\0")

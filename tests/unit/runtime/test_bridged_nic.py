@@ -1,4 +1,4 @@
-"""Cards that take over an interface: what QEMU and the kernel are asked for."""
+"""Cards that take over an interface: the commands to QEMU and the kernel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DESCRIBED = [
 
 
 class Kernel:
-    """Notes the programs that are run and what they are given; one may fail."""
+    """Records the programs that are run, with their input; one may fail."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -193,7 +193,7 @@ def test_a_tap_that_qemu_refuses_is_closed_at_once(kernel: Kernel, capsys: pytes
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["join", "nic1", MAC]) == 1
     assert qemu.commands == ["getfd", "netdev_add", "closefd"]
-    assert len(kernel.ran) == 1, "it has only looked"
+    assert len(kernel.ran) == 1, "it only read the configuration"
 
 
 def test_removal_deletes_the_rules_and_keeps_the_interface(tmp_path: Path, kernel: Kernel) -> None:

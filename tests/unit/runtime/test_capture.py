@@ -17,7 +17,7 @@ LISTENS = "echo 'tcpdump: listening on eth1, link-type EN10MB' >&2; "
 
 @pytest.fixture
 def start(tmp_path: Path) -> list[str]:
-    """The command, with a program in tcpdump's place that does what the first argument says in shell."""
+    """Return the command, with a program in place of tcpdump that runs its first argument in a shell."""
     tool = tmp_path / "tcpdump"
     tool.write_text('#!/bin/sh\neval "$TCPDUMP"\n')
     tool.chmod(0o755)
@@ -61,7 +61,7 @@ def test_capture_reports_when_it_listens_and_ends_with_stdin(start: list[str], t
     process.stdin.close()
     assert process.wait(60) == 0
     assert process.stdout
-    assert process.stdout.read() == b"rest\n", "it had time to write what it had"
+    assert process.stdout.read() == b"rest\n", "it had time to write the rest"
     process.stdout.close()
     process.stderr.close()
 

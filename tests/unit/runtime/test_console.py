@@ -37,7 +37,7 @@ class Line:
         client.settimeout(60)
         client.connect(self.path)
         client.sendall(b"\r")
-        assert self.guest.recv(1) == b"\r"  # only now is it surely among the clients
+        assert self.guest.recv(1) == b"\r"  # now it is certainly among the clients
         return client
 
     def wait_for_log(self, length: int) -> None:
@@ -59,7 +59,7 @@ def line(tmp_path: Path) -> Iterator[Line]:
     line.console._log.close()
     line.server.shutdown(socket.SHUT_RDWR)
     line.server.close()
-    for client in line.console._clients:  # at a virtainer's end the process goes, and they with it
+    for client in line.console._clients:  # in a virtainer they end with its process
         client.close()
 
 
@@ -93,7 +93,7 @@ def test_a_stalled_stdout_loses_the_oldest_output_and_shows_how_much(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "_WAITING", 2**18)
-    line.guest.sendall(2**21 * b"x" + b"the end")  # the guest is not held up
+    line.guest.sendall(2**21 * b"x" + b"the end")  # the guest is not blocked
     line.guest.close()
     heard = b""
     while not heard.endswith(b"the end"):

@@ -1,4 +1,4 @@
-"""Copies of RAM files: the same content, and no more room than that takes."""
+"""Copies of RAM files: the same content, without space for holes."""
 
 import os
 from pathlib import Path

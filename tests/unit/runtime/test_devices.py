@@ -1,4 +1,4 @@
-"""Devices that come and go, and pictures of the screen: what QEMU is asked for them."""
+"""Devices that are added and removed, and pictures of the screen: the commands to QEMU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digests of what is in the store: what they depend on, and that one bit is enough."""
+"""Digests of files in the store: what they depend on, and that they show a single changed bit."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_length_place_and_each_bit_count(tmp_path: Path) -> None:
 
 
 def rows(folder: Path) -> dict[str, tuple[bool, str]]:
-    """Return by file whether it is as it was, and what is wrong otherwise."""
+    """Return by file whether it is unchanged, and the error otherwise."""
     found = list(digests.verify(folder))
     return {row["file"]: (row["sha256"] is not None and row["sha256"] == row["was"], row["error"]) for row in found}
 

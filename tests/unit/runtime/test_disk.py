@@ -1,4 +1,4 @@
-"""When an overlay is used again, and when it is refused."""
+"""Overlays that are used again, and those that are refused."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def query(name: str, kind: int = A) -> bytes:
 
 
 def resolver(name: bytes) -> list[str]:
-    """Know some; fail for the rest, for `slow` only for now."""
+    """Return known names; fail for the others, for `slow` only temporarily."""
     known = {
         b"web": ["172.18.0.2"],
         b"my_db": ["172.18.0.3", "172.18.0.4"],
@@ -59,7 +59,7 @@ def parse(reply: bytes, asked: bytes) -> tuple[int, list[str]]:
         ("both.virtainer.internal", A, 0, ["172.18.0.5"]),
         ("both.virtainer.internal", AAAA, 0, ["fd00::5"]),
         ("both.virtainer.internal", 16, 0, []),
-        ("nobody.virtainer.internal", A, 3, []),
+        ("unknown.virtainer.internal", A, 3, []),
         ("slow.virtainer.internal", A, 2, []),
     ],
 )

@@ -1,4 +1,4 @@
-"""Events on stderr: one line each, whatever they quote, and not too many; as sentences or as JSON."""
+"""Events on stderr: one line each, whatever they quote, and a limited number; as sentences or as JSON."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_too_many_lines_are_suppressed(said: Callable[[], list[str]], monkeypatc
     now[0] += 1.5
     for _ in range(1000):
         limit.report("guest-panicked")
-    assert said() == ["virtainer: guest panicked", suppressed], "and later there may be more"
+    assert said() == ["virtainer: guest panicked", suppressed], "more are reported later"
     now[0] += 1000
     for _ in range(1000):
         limit.report("guest-panicked")

@@ -1,4 +1,4 @@
-"""What is kept of a VM, from QEMU (played by a socket) and by qemu-img (played, too)."""
+"""The evidence of a VM, with fakes of QEMU (a socket) and of qemu-img."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNS = {"status": "running"}
 
 
 class Tools:
-    """`qemu-img` on a disk with these layers."""
+    """A fake `qemu-img` for a disk with these layers."""
 
     def __init__(self, *layers: str) -> None:
         self.layers = layers
@@ -108,7 +108,7 @@ def test_an_overlay_that_names_other_files_is_not_opened(
 
 def test_ended_and_paused_vms_are_not_resumed(tools: Tools, capsys: pytest.CaptureFixture[str]) -> None:
     tools.layers = (OVERLAY, BASE)
-    assert evidence.main([]) == 0, "there is no QEMU any more"
+    assert evidence.main([]) == 0, "QEMU has ended"
     assert facts(capsys)["base"] == BASE
     assert [name for name, *_ in tools.done] == ["info", "convert"]
     qemu = FakeQemu(query_status=[{"status": "shutdown"}])
@@ -153,7 +153,7 @@ def test_memory_goes_into_a_file_that_the_command_opened(tmp_path: Path, capsys:
     assert (tmp_path / "evidence/state").read_bytes() == b"memory"
     assert (tmp_path / "evidence/state").stat().st_mode & 0o777 == 0o600
 
-    # And what another virtainer makes of that.
+    # Another virtainer reads it.
     folder = tmp_path / "evidence"
     (folder / "facts.json").write_text(json.dumps(said))
     resumed = Settings.from_env({"RAM": "64", "RESUME": str(folder)})
@@ -181,10 +181,10 @@ def test_memory_is_not_saved_with_added_devices(tmp_path: Path, capsys: pytest.C
     qemu = FakeQemu(query_status=[RUNS, RUNS], qom_list=[present])
     with qemu.listening(qmp.SOCKET):
         assert evidence.main(["--memory"]) == 1
-        assert qemu.commands == ["query-status", "qom-list"], "it has not even stood still"
+        assert qemu.commands == ["query-status", "qom-list"], "it was never paused"
         said = capsys.readouterr().err
         assert said.startswith("evidence: disk1, nic2: added while the machine ran, and another one")
-        assert evidence.main([]) == 0, "its disk is had"
+        assert evidence.main([]) == 0, "its disk is collected"
     assert (tmp_path / "evidence/overlay.qcow2").exists()
 
 

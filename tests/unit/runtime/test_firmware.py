@@ -1,4 +1,4 @@
-"""Where UEFI's variables come from, and what is said when they do not."""
+"""Where UEFI's variables come from, and the errors when they are missing."""
 
 from __future__ import annotations
 

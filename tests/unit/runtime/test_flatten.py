@@ -1,4 +1,4 @@
-"""One disk of several layers, with the real qemu-img: what it reads, and how far it goes."""
+"""One disk of several layers, with the real qemu-img: the files that it reads, and its limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tool(*words: str) -> None:
 
 
 def flatten(*paths: Path) -> tuple[int, str]:
-    """Run the command; return its exit code and what it said."""
+    """Run the command; return its exit code and its output."""
     done = subprocess.run(
         [sys.executable, "-S", "-m", "virtainer.flatten", *map(str, paths)],
         env={**os.environ, "PYTHONPATH": str(Path(virtainer.__file__).parent.parent)},
@@ -38,7 +38,7 @@ def flatten(*paths: Path) -> tuple[int, str]:
 
 @pytest.fixture
 def chain(tmp_path: Path) -> list[Path]:
-    """An overlay on a layer on a guest disk, each with a word of its own; the headers name another file."""
+    """Return an overlay on a layer on a guest disk, each with its own word; the headers name another file."""
     paths = [tmp_path / "overlay", tmp_path / "layer", tmp_path / "base"]
     below: Path | None = None
     for number, path in enumerate(reversed(paths)):

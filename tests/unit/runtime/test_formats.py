@@ -1,4 +1,4 @@
-"""What the headers of disks say, and which are refused before any tool of QEMU's sees them."""
+"""Formats by the headers of disks, and disks that are refused before QEMU's tools open them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_plugin_accepts_the_same_disks_before_copying(disk: Disk, tmp_path: 
 
 @st.composite
 def changed(draw: st.DrawFn) -> bytes:
-    """An honest or hostile disk with changes, mostly in what the header says, or cut short."""
+    """Return an honest or hostile disk with changes, mostly in the header, or truncated."""
     content = bytearray(draw(st.sampled_from([*TAKEN, *REFUSED])).content)
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.one_of(st.integers(0, 128), st.integers(0, 600), st.integers(0, len(content))))

@@ -1,4 +1,4 @@
-"""What is taken for a guest disk, and what is refused."""
+"""Guest disks that are accepted, and those that are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_raw_disk_with_a_boot_sector_passes(tmp_path: Path) -> None:
 
 
 def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Put a `qemu-img` of ours before any other."""
+    """Put a fake `qemu-img` first on PATH."""
     (folder / "qemu-img").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "qemu-img").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -49,7 +49,7 @@ def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 def test_qemu_img_gets_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(tmp_path, monkeypatch, f'echo "$1 $2 $3 $4" >{tmp_path}/said; exit 3')
     (tmp_path / "disk").write_bytes(hostile_disks.qcow2())
-    assert image.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "qcow2", 2**20), "leaks harm no one"
+    assert image.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "qcow2", 2**20), "leaks do no harm"
     assert (tmp_path / "said").read_text() == "check -q -f qcow2\n"
 
 

@@ -1,4 +1,4 @@
-"""Whether the guest can have IPv6, and where the container's is."""
+"""Whether the guest can have IPv6, and the container's own IPv6."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from virtainer import ipv6
 if TYPE_CHECKING:
     from pathlib import Path
 
-# As in a container with fd00:6::2/64 and 10.240.6.2/24 on eth0, and a VM's own network.
+# As in a container with fd00:6::2/64 and 10.240.6.2/24 on eth0, and the VM's inner network.
 ADDRESSES = """\
 00000000000000000000000000000001 01 80 10 80       lo
 fe8000000000000000420afffef00602 1b 40 20 80     eth0
@@ -47,7 +47,7 @@ def test_missing_forwarding_is_reported_with_the_option(kernel: Path, monkeypatc
     monkeypatch.setattr(ipv6, "note", said.append)
     for name in ("all/forwarding", "default/disable_ipv6"):
         (kernel / name).unlink()
-        (kernel / name).mkdir()  # what cannot be read or written
+        (kernel / name).mkdir()  # switches that cannot be read or written
     assert not ipv6.usable("eth0")
     assert said == [
         "no IPv6 for the guest, though the container has it: docker run --sysctl net.ipv6.conf.all.forwarding=1 "

@@ -1,4 +1,4 @@
-"""What is closed to the guest: the rules, in their order."""
+"""Rules for what is closed to the guest, in their order."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_the_lists_are_replaced_in_each_of_our_tables_and_in_no_other() -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """What programs were given, in a container to which a network is closed."""
+    """Record the input of programs, in a container to which a network is closed."""
     given: list[str] = []
 
     def run(*argv: str, stdin: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Faults of a network: what is understood, and what the kernel is asked for."""
+"""Faults of a network: their syntax, and the commands to the kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAC, PEER = "02:42:0a:01:02:03", "02:42:0a:01:02:04"
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Programs and their input, as they are run."""
+    """Record the programs that are run, and their input."""
     programs: list[tuple[str, str]] = []
 
     def run(*argv: str, stdin: str = "") -> str:
@@ -82,7 +82,7 @@ def test_frames_are_dropped_by_their_sender() -> None:
     rules = link_faults.rules(MAC, "eth1", {PEER: 1000, "02:42:0a:01:02:05": 250})
     assert f"ether saddr {PEER} drop\n" in rules
     assert "ether saddr 02:42:0a:01:02:05 numgen random mod 1000 < 250 drop\n" in rules
-    assert 'hook ingress device "eth1" priority -10' in rules, "before a joined card takes the frame away"
+    assert 'hook ingress device "eth1" priority -10' in rules, "before a joined card forwards the frame"
     assert rules.index("delete table netdev virtainer-wire-02420a010203") < rules.index("chain")
     assert "chain" not in link_faults.rules(MAC, "eth1", {})
 

@@ -1,4 +1,4 @@
-"""The texts that configure the guest's network."""
+"""The input of the programs that configure the guest's network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the container must be allowed to do."""
+"""The rights that the container needs."""
 
 from __future__ import annotations
 

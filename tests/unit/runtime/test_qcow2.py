@@ -1,4 +1,4 @@
-"""Headers of qcow2 files from strangers: which are given to QEMU, and which are refused."""
+"""Headers of untrusted qcow2 files: which are accepted, and which are refused."""
 
 from __future__ import annotations
 

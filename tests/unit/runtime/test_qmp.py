@@ -1,4 +1,4 @@
-"""The QMP client and the command `qmp`, against a socket that plays QEMU."""
+"""The QMP client and the command `qmp`, with a socket in place of QEMU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The five ways to seed cloud-init."""
+"""The five sources of a cloud-init seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = "ssh-ed25519 AAAAC3Nz me@host\n"
 
 
 def write(folder: Path, **files: str) -> dict[str, str]:
-    """Put files (`_` stands for `-`) where the seed is looked for; return the files of the seed."""
+    """Put files (`_` stands for `-`) into the folder of the sources; return the files of the seed."""
     for name, text in files.items():
         (folder / name.replace("_", "-")).write_text(text)
     return dict(seed.plan(folder).files)

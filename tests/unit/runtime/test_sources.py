@@ -1,4 +1,4 @@
-"""What the guest may send, by its sender address."""
+"""Packets that the guest may send, by their sender address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_first_card_sends_only_from_its_own_or_unspecified_addresses() -> No
 
 
 def test_nothing_leaves_with_an_inner_address() -> None:
-    """Packets that belong to no connection pass NAT as they are."""
+    """Packets that belong to no connection pass NAT unchanged."""
     rules = sources.rules("tap", ("10.1.2.2", "fd00::2"), ("10.1.2.0/24", "fd00::/64"))
     assert "hook postrouting priority srcnat + 10" in rules
     assert 'oifname != { "lo", "tap" } ip saddr 10.1.2.0/24 drop' in rules

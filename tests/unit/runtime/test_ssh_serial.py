@@ -1,4 +1,4 @@
-"""The line between the guest's port and those who call."""
+"""The connection between the guest's port and callers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Guest:
-    """Both ends of a guest's port, the line at one of them, and callers."""
+    """Both ends of a guest's port, `SSHSerial` at one of them, and callers."""
 
     def __init__(self, folder: Path, *, kept: bool) -> None:
         self._stack = ExitStack()
@@ -41,7 +41,7 @@ class Guest:
 
     def _served(self, server: socket.socket) -> socket.socket:
         self._stack.callback(server.close)
-        self._stack.callback(server.shutdown, socket.SHUT_RDWR)  # who waits for callers notices
+        self._stack.callback(server.shutdown, socket.SHUT_RDWR)  # the thread that accepts callers notices
         return server
 
     def listen(self, *hosts: str) -> socket.socket:
@@ -57,7 +57,7 @@ class Guest:
         return caller
 
     def has_said(self, data: bytes) -> None:
-        """Say it, and wait until the line has it."""
+        """Send output of the guest, and wait until it was read."""
         self.end.sendall(data)
         while select.select([self._port], [], [], 0)[0]:
             pass
@@ -70,7 +70,7 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 
 
 def exchange(caller: socket.socket, guest: Guest) -> None:
-    """Prove that this caller is the one whom the guest hears and speaks to."""
+    """Prove that this caller is connected to the guest, in both directions."""
     caller.sendall(b"question")
     assert guest.end.recv(100) == b"question"
     guest.end.sendall(b"answer")
@@ -94,7 +94,7 @@ def test_a_second_caller_waits_until_the_first_has_hung_up(guest: Guest) -> None
     threads = set(threading.enumerate())
     second = guest.call()
     second.sendall(b"me, too")
-    while not set(threading.enumerate()) - threads:  # nobody cares for it yet
+    while not set(threading.enumerate()) - threads:  # it is not accepted yet
         pass
     for _ in range(100):
         exchange(first, guest)
@@ -132,7 +132,7 @@ def test_unread_output_from_before_a_restore_is_dropped(guest: Guest) -> None:
     guest.has_said(b"before")
     guest.line.after_snapshot("load", "s1")
     guest.has_said(b"just before")
-    time.sleep(0.5)  # the line has it, and drops it in this time
+    time.sleep(0.5)  # it is read and dropped in this time
     exchange(guest.call(), guest)
 
 
@@ -141,8 +141,8 @@ def test_output_after_a_hang_up_waits_for_the_next_caller(guest: Guest) -> None:
     exchange(caller, guest)
     caller.shutdown(socket.SHUT_WR)
     assert caller.recv(100) == b"", "the hang-up was noticed"
-    guest.has_said(b"anybody there?")
-    assert guest.call().recv(100) == b"anybody there?"
+    guest.has_said(b"who is there?")
+    assert guest.call().recv(100) == b"who is there?"
 
 
 def test_a_caller_gets_all_output_before_the_guest_closes(guest: Guest) -> None:

@@ -1,4 +1,4 @@
-"""How a VM ends, with a child process that plays QEMU and a socket that plays its monitor."""
+"""How a VM ends, with a child process in place of QEMU and a socket in place of its monitor."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def test_the_sentence_of_an_end_is_one_line() -> None:
 
 def test_exit_codes_are_those_of_the_documentation() -> None:
     page = (Path(__file__).parents[3] / "docs" / "runtime-image.md").read_text()
-    told: dict[str, int] = {}
+    documented: dict[str, int] = {}
     for row in page[page.index("| word | exit code |") :].splitlines()[2:]:
         words, codes = re.findall(r"`([a-z-]+)`", row.split("|")[1]), re.findall(r"\d+", row.split("|")[2])
-        told |= dict(zip(words, map(int, codes * (len(words) // len(codes))), strict=True))
-    assert {reason.word: reason.code for reason in Reason} == told
+        documented |= dict(zip(words, map(int, codes * (len(words) // len(codes))), strict=True))
+    assert {reason.word: reason.code for reason in Reason} == documented
 
 
 class Qemu:
-    """A child that runs until it is told to quit; what the supervisor sends is kept in `commands`."""
+    """A child that runs until the command `quit`; `commands` records what the supervisor sends."""
 
     def __init__(self, *argv: str, obeys_powerdown: bool = False, obeys_quit: bool = True) -> None:
         self.process = subprocess.Popen(argv or ["cat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -81,7 +81,7 @@ class Qemu:
         self.die()
 
     def die(self) -> None:
-        """End the child, and wait until it is a zombie: the supervisor is who reaps it."""
+        """End the child, and wait until it is a zombie, as the supervisor reaps it."""
         assert self.process.stdin
         self.process.stdin.close()
         os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
@@ -174,15 +174,15 @@ def test_the_end_of_the_lease_ends_it_without_a_shutdown() -> None:
 
 def test_events_are_reported(capfd: pytest.CaptureFixture[str]) -> None:
     qemu = Qemu()
-    for _ in range(2):  # the guest's own, and SeaBIOS's
+    for _ in range(2):  # the guest's reset, and SeaBIOS's
         qemu.event("RESET", {"guest": True, "reason": "guest-reset"})
     qemu.event("GUEST_PANICKED", {"action": "run"})
     qemu.event("BLOCK_IO_ERROR", {"action": "stop", "nospace": True, "reason": "No space left on device"})
     qemu.end("guest-shutdown")
     qemu.supervise()
-    told = capfd.readouterr().err.splitlines()
-    assert told[:2] == ["virtainer: guest rebooted", "virtainer: guest panicked"]
-    assert told[2].startswith("virtainer: guest paused, its disk failed: no space left in IMAGE_DIR.")
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[:2] == ["virtainer: guest rebooted", "virtainer: guest panicked"]
+    assert lines[2].startswith("virtainer: guest paused, its disk failed: no space left in IMAGE_DIR.")
 
 
 def test_the_end_of_dnsmasq_is_reported(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Templates inside a virtainer: facts that must agree, QEMU (played by a socket), and what the helper says."""
+"""Templates inside a virtainer: facts that must agree, commands to QEMU (a fake), and lines of the helper."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def qemu_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A folder as `save` leaves it, but for QEMU's own files."""
+    """Return a folder as `save` leaves it, except for QEMU's own files."""
     base, folder, seed = tmp_path / "base", tmp_path / "saved", tmp_path / "seed.iso"
     base.write_bytes(b"disk" * 4096)
     seed.write_bytes(b"seed")
@@ -121,7 +121,7 @@ def test_each_file_has_a_digest_and_becomes_read_only(saved: Path) -> None:
     assert {row["file"]: row["sha256"] == row["was"] for row in digests.verify(saved)} == dict.fromkeys(names, True)
     (saved / "ram").chmod(0o644)
     with (saved / "ram").open("r+b") as file:
-        file.seek(12345678)  # where no sample is taken
+        file.seek(12345678)  # where there is no sample
         file.write(b"x")
     found = template.load(Settings.from_env({"RAM": "64"}), saved, None)
     for fd in template.open_files(found, restore=True).values():
@@ -151,7 +151,7 @@ def test_another_template_is_saved_from_copies_of_one(saved: Path, tmp_path: Pat
     assert disk.path(folder).read_bytes() == b"layer"
     assert disk.base_record(disk.path(folder)).read_text().strip() == found.base.fingerprint
     assert (folder / "ram").stat().st_size == (saved / "ram").stat().st_size
-    assert (folder / "ram").stat().st_blocks < 2**17, "its holes are holes"
+    assert (folder / "ram").stat().st_blocks < 2**17, "holes stay holes"
     with (saved / "ram").open("rb") as file:
         assert os.pread(file.fileno(), 7, 2**22) == b"page\0\0\0"
 
@@ -198,7 +198,7 @@ def test_a_clone_maps_the_ram_privately_and_a_template_does_not() -> None:
         True,
     )
     layer = machine.argv(saving, "raw", machine.Handles(**common, origin=14))
-    assert f"{file},share=on" in layer, "what is provisioned is saved"
+    assert f"{file},share=on" in layer, "changes while it is provisioned are saved"
     assert layer[layer.index("-incoming") + 1] == "defer"
     sets = [layer[number + 1] for number, word in enumerate(layer) if word == "-add-fd"]
     assert {"fd=11,set=5", "fd=14,set=5"} <= set(sets), "one to write to, one to read"
@@ -207,7 +207,7 @@ def test_a_clone_maps_the_ram_privately_and_a_template_does_not() -> None:
 
 
 class Qemu:
-    """Answers each command with the next of its replies, and remembers what it was asked."""
+    """Answers each command with the next of its replies, and records the commands."""
 
     def __init__(self, **replies: list[dict[str, Any]]) -> None:
         self.asked: list[str] = []
@@ -231,13 +231,15 @@ def test_a_clone_resumes_after_its_state_was_loaded() -> None:
     status = [{"return": {"status": each}} for each in ("inmigrate", "inmigrate", "paused")]
     qemu = Qemu(query_status=status)
     template.resume(
-        qmp.Monitor(qemu.ours), ram_from_file=True, before_it_runs=lambda _seconds: qemu.asked.append("told")
+        qmp.Monitor(qemu.ours),
+        ram_from_file=True,
+        before_it_runs=lambda _seconds: qemu.asked.append("before_it_runs"),
     )
     assert qemu.asked == [
         "qmp_capabilities",
         *("migrate-set-capabilities", "migrate-incoming"),
         *("query-status", "query-status", "query-status"),
-        *("told", "cont", "migrate-set-capabilities"),
+        *("before_it_runs", "cont", "migrate-set-capabilities"),
     ]
 
 
@@ -308,7 +310,7 @@ def test_a_snapshot_that_requires_a_helper_is_refused_without_one(
     fake = FakeQemu(query_chardev=[opened, [], closed, opened], query_jobs=[done])
     words = ["save", "a", "--helper"]
     with fake.listening(qmp.SOCKET):
-        assert snapshot.main(words) == 3, "it has never said that it waits"
+        assert snapshot.main(words) == 3, "it has never reported that it waits"
         clone_agent.WAITS.touch()
         assert [snapshot.main(words) for _ in range(3)] == [3, 3, 0]
     assert capsys.readouterr().err == "snapshot: no helper waits in the guest\n" * 3
@@ -340,38 +342,38 @@ def test_only_snapshots_with_a_waiting_helper_notify_it(tmp_path: Path) -> None:
     supervisor = clone_agent.CloneAgent(ours, "db", waits)
     assert not waits.exists()
 
-    def told() -> bool:
+    def got_an_order() -> bool:
         try:
             return theirs.recv(4096).startswith(b"db ")
         except TimeoutError:
             return False
 
     supervisor.after_snapshot("save", "without")
-    assert not told()
+    assert not got_an_order()
     theirs.sendall(b"what?\n" + clone_agent.READY)
     while not waits.exists():
         pass
     supervisor.after_snapshot("save", "with")
-    assert told()
+    assert got_an_order()
     assert not waits.exists()
     supervisor.after_snapshot("load", "without")
-    assert not told()
+    assert not got_an_order()
     for _ in range(2):
         supervisor.after_snapshot("load", "with")
-        assert told()
+        assert got_an_order()
     theirs.sendall(b"done db 1.000000\n")
     while not waits.exists():
         pass
     supervisor.after_snapshot("save", "again")
-    assert told()
+    assert got_an_order()
     theirs.sendall(b"done db 1.000000\n")
     while not waits.exists():
         pass
     waits.unlink()
-    supervisor.after_snapshot("save", "with")  # kept anew, when none waits
-    assert not told()
+    supervisor.after_snapshot("save", "with")  # saved again, when no helper waits
+    assert not got_an_order()
     supervisor.after_restore(clone=True)
-    assert told()
+    assert got_an_order()
     supervisor.after_restore(clone=False)
     assert theirs.recv(4096) == b"\n"
     theirs.close()

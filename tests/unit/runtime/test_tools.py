@@ -1,4 +1,4 @@
-"""Programs that work on strangers' files, and where they are stopped."""
+"""Programs that work on untrusted files, and their limits."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Sshd(paramiko.ServerInterface):
         return True
 
     def _answer(self, channel: paramiko.Channel, command: bytes) -> None:
-        channel.recv(1)  # returns when the client knows that the command has started
+        channel.recv(1)  # returns when the client has been informed of the command's start
         channel.sendall(command.upper())
         channel.send_exit_status(7)
         channel.shutdown_write()

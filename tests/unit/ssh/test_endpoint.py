@@ -86,7 +86,7 @@ def test_the_address_is_used_on_the_same_network(port: socket.socket) -> None:
     "addresses", [Addresses("", ADDRESS, prefix=24), Addresses("", "")], ids=["elsewhere", "no address"]
 )
 def test_the_relay_is_used_on_other_networks(port: socket.socket, addresses: Addresses) -> None:
-    # Like a proxy or a firewall that answers instead of the guest.
+    # As a proxy or a firewall does that answers instead of the guest.
     container = FakeContainer(addresses)
     far = endpoint(container)
     far.dial(5)
@@ -108,7 +108,7 @@ def test_the_relay_is_used_if_the_network_refuses_its_host(monkeypatch: pytest.M
     for _ in range(3):
         with pytest.raises(TimeoutError):
             tried.dial(5)
-    assert tried.dial(5) is tried.dial(5) is container, "it is known now"
+    assert tried.dial(5) is tried.dial(5) is container, "the engine is not asked again"
     assert container.commands == [RELAY, RELAY]
 
 
@@ -125,7 +125,7 @@ def test_the_relay_is_used_after_a_disconnect(port: socket.socket) -> None:
     lost.dial(5).close()
     assert lost.leads_to(ADDRESS)
     container.is_now = Addresses("", "")
-    port.close()  # or another container has the address now
+    port.close()  # or another container got the address
     lost.dial(5)
     lost.dial_serial()
     assert container.commands == [RELAY, resumable.COMMAND]

@@ -1,4 +1,4 @@
-"""What containers get of the store: single places, by the directory of a volume, or the whole where there is none."""
+"""Mounts of the store: single places, by the directory of a volume, or all of it if there is none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def engine() -> MemoryEngine:
 
 
 class Stored(set[str]):
-    """The places that the store has, as a store that can be opened."""
+    """A store that can be opened and has these places."""
 
     def __call__(self) -> Any:
         return nullcontext(SimpleNamespace(manifest=lambda place: {} if place in self else None))
@@ -133,7 +133,7 @@ def test_a_removed_place_is_reported() -> None:
 
 
 def test_the_whole_volume_is_mounted_where_its_directories_cannot_be(access: Access) -> None:
-    """It is tried again first: the place may have been removed and made again in between."""
+    """The first failure is retried: the place may have been removed and created again in between."""
     mounting = access.mounting(PLACES)
     assert mounting.should_retry(BINDS, refusal(BINDS[0].source))
     assert access.binds(PLACES) != (Bind("/store", "vol"),)
@@ -162,10 +162,10 @@ OTHERS = {"disk_format.py"}
 
 
 def test_no_name_becomes_part_of_a_shell_script() -> None:
-    """Scripts that helpers of the store run are constants; names are their words."""
+    """Scripts of the store's helpers are constants; names are passed as their arguments."""
     found = 0
     for path in Path(pytest_virtainers.__file__).parent.rglob("*.py"):
-        if path.name in OTHERS or "vm" in path.parts:  # those run in guests
+        if path.name in OTHERS or "vm" in path.parts:  # these scripts run in guests
             continue
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "shell":
@@ -185,7 +185,7 @@ def test_no_name_becomes_part_of_a_shell_script() -> None:
 
 
 def is_constant(node: ast.expr) -> bool:
-    """Return whether a text is written there, or is a constant of its module, or has only such in it."""
+    """Return whether a text is a literal or a constant of its module, or is made only of such."""
     if isinstance(node, ast.JoinedStr):
         return all(is_constant(each.value) for each in node.values if isinstance(each, ast.FormattedValue))
     return isinstance(node, ast.Constant) or (isinstance(node, ast.Name) and node.id.isupper())

@@ -1,4 +1,4 @@
-"""What goes when the store is too full; here it is a local folder, in which our own shell works."""
+"""Entries that are removed from a full store; here the store is a local folder, with a local shell as the helper."""
 
 import json
 import os
@@ -71,15 +71,15 @@ def test_a_guest_image_stays_while_a_template_needs_it() -> None:
 def test_entries_describe_themselves() -> None:
     template = {"image": "debian-13", "ram": 1024, "cpus": 1, "user": "debian"}
     assert Entry("templates/x", 1, 1, template, False).what == "debian-13, 1024 MiB, 1 CPU, user debian"
-    told = Entry("templates/x", 1, 1, {**template, "architecture": "arm64"}, False).what
-    assert told == "debian-13, arm64, 1024 MiB, 1 CPU, user debian"
+    described = Entry("templates/x", 1, 1, {**template, "architecture": "arm64"}, False).what
+    assert described == "debian-13, arm64, 1024 MiB, 1 CPU, user debian"
     assert Entry("guests/debian-13-x", 1, 1, {"suite": "trixie"}, False).what == "trixie"
     assert Entry("guests/x", 1, 1, {"suite": "trixie", "architecture": "arm64"}, False).what == "trixie, arm64"
     assert Entry("guests/file-x", 1, 1, {"name": "my.qcow2"}, False).what == "my.qcow2"
 
 
 class Shop:
-    """A store in a folder, and the engine whose containers run from some of its places."""
+    """A store in a folder, and an engine with containers that run from some of its places."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -108,7 +108,7 @@ class Shop:
         shutil.rmtree(folder)
 
     def keep(self, place: str, used: int, manifest: str) -> None:
-        """Put something there that takes 2 MiB, rounded up."""
+        """Create an entry of 2 MiB, rounded up."""
         folder = self._folder / place
         folder.mkdir(parents=True)
         (folder / "disk").write_bytes(os.urandom(3 * 2**19))
@@ -121,7 +121,7 @@ class Shop:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A store of 8 MiB: a guest image with an old and a new template, and one that nobody needs."""
+    """Return a store of 8 MiB: a guest image with an old and a new template, and an unused guest image."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shop = Shop(tmp_path / "store")
     shop.keep("guests/base", 10, json.dumps({"suite": "trixie"}, indent=2))
@@ -145,7 +145,7 @@ def test_contents_lists_entries_with_size_use_and_manifest(shop: Any) -> None:
         ("templates/new", 2, True),
     ]
     assert [each.used for each in found[:3]] == [10, 20, 30]
-    assert found[3].used >= began, "it was not looked at, but a process has just begun to use it"
+    assert found[3].used >= began, "its manifest was not read, but a process has just locked it"
     assert [(each.base, each.what) for each in found[::2]] == [("", "trixie"), ("", "")]
     assert (found[1].base, found[1].manifest["image"]) == ("guests/base", "debian-13")
 

@@ -1,4 +1,4 @@
-"""What processes need of the store, seen by each other."""
+"""Shared locks, as other processes see them."""
 
 import fcntl
 import subprocess
@@ -47,7 +47,7 @@ def test_a_name_is_locked_until_its_last_lock_is_released() -> None:
         assert not is_locked("templates/abc")
     with SharedLocks() as one:
         one.add("templates/abc")
-    assert not is_locked("templates/abc"), "leaving the block ends it, too"
+    assert not is_locked("templates/abc"), "leaving the block also releases it"
 
 
 def test_is_locked_acquires_no_lock() -> None:

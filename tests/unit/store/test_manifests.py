@@ -1,4 +1,4 @@
-"""What is remembered of a store between runs."""
+"""Manifests of a store that are remembered between runs."""
 
 import os
 import stat

@@ -29,7 +29,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     monkeypatch.setattr(places, "MOUNT", str(tmp_path))
 
     def run(command: list[str]) -> tuple[int, bytes]:
-        command = [each.replace("kill -9 -1", "true") for each in command]  # the processes of a container, not ours
+        command = [each.replace("kill -9 -1", "true") for each in command]  # would kill ours here
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return done.returncode, done.stdout
 
@@ -44,7 +44,7 @@ def test_a_complete_folder_becomes_its_place(shop: Workshop, tmp_path: Path) -> 
     with shop.new("templates/x") as scratch:
         shop.shell(f"touch {scratch}/disk")
     assert names(tmp_path) == ["templates", "templates/x", "templates/x/disk"]
-    assert (tmp_path / "templates/x/disk").stat().st_mode & 0o222 == 0, "nothing is to change in it"
+    assert (tmp_path / "templates/x/disk").stat().st_mode & 0o222 == 0, "its files are read-only"
     assert shop.made == ["templates/x"]
 
 
@@ -70,7 +70,7 @@ def test_scratch_folders_of_dead_builders_are_removed(shop: Workshop, tmp_path: 
 
 
 def test_empty_places_are_removed(shop: Workshop, tmp_path: Path) -> None:
-    """Podman makes the directory of a place that was removed just before a container was to have it."""
+    """Podman creates the directory of a place that was removed just before a container mounts it."""
     for place in ("guests/gone", "templates/gone", "templates/there"):
         (tmp_path / place).mkdir(parents=True)
     (tmp_path / "templates/there/manifest.json").touch()
@@ -116,9 +116,9 @@ def test_a_remembered_manifest_needs_no_helper(
     assert started == ["helper"]
     manifest.write_text('{"version": 2}')
     assert opened().recall("guests/x") == {"version": 1}
-    assert started == ["helper"], "another process has looked within the day"
+    assert started == ["helper"], "another process has read it within the last day"
     assert opened().manifest("guests/x") == {"version": 2}
-    assert opened().recall("guests/x") == {"version": 2}, "each look is remembered"
+    assert opened().recall("guests/x") == {"version": 2}, "each read is remembered"
     manifest.unlink()
     assert opened().manifest("guests/x") is None
     assert opened().recall("guests/x") is None

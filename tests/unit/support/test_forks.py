@@ -136,7 +136,7 @@ def test_a_child_cannot_write_to_the_ssh_session(connection: client.Connection) 
             except Exception as error:  # noqa: BLE001
                 failures.append(type(error).__name__)
         for _ in range(3):
-            channels.append(channels[0])  # whose finalizer in paramiko sends a message to the server, too
+            channels.append(channels[0])  # paramiko's finalizer of it would send a message to the server
         channels.clear()
         connection.close_ahead()
         connection.transport.close()
@@ -334,7 +334,7 @@ def test_a_child_has_no_pooled_connections_of_its_parent() -> None:
                     assert kept.get(block=False) is None
             return ours.fileno()
 
-        with kept.mutex:  # as if another thread took one of them
+        with kept.mutex:  # as if another thread used one of them
             child = Child(look)
         with child as answer:
             assert answer == -1
@@ -410,7 +410,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "machine.wait_until_cloned": (None,),
 }
 GROUPS = {"disks": Disks, "nics": Nics, "screen": Screen, "faults": Faults, "access": Access, "machine": Machine}
-# A child may use these: they are data of its parent, or open a new connection.
+# A child may use these: they are data, or open a new connection.
 HARMLESS = {
     *(
         "access.ssh_command",
@@ -422,7 +422,7 @@ HARMLESS = {
     *("name", "spec", "user", "ip", "network", "networks", "log", "machine.ip", "machine.disown", "machine.scaled"),
     *(f"nics.{name}" for name in ("get", "items", "keys", "values")),
 }
-# Those that return something; asked for by a child, it is no use to it.
+# Those that return an object; the object refuses to work in a child.
 FACTS: dict[str, object] = {"machine.alive": False, "machine.runs": False}
 
 

@@ -21,7 +21,7 @@ def event(name: str, /, **fields: object) -> bytes:
 
 
 class Container:
-    """Has written this on its serial console, has reported events, and may have ended."""
+    """It has a fixed console output and fixed events, and may have ended."""
 
     def __init__(self, *events: bytes, console: bytes = b"login: ", ended: bool = False) -> None:
         self.stdout, self.ended = Said(console), ended

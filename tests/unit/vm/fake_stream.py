@@ -2,7 +2,7 @@
 
 
 class Stream:
-    """What a container's tcpdump writes, in pieces; it ends when it is asked to."""
+    """The output of tcpdump in a container, in pieces; it ends on request."""
 
     def __init__(self, *pieces: bytes) -> None:
         self.pieces, self.closed = list(pieces), False

@@ -1,4 +1,4 @@
-"""What other tools get to know of a VM."""
+"""Access to a VM for other tools."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ NEEDS_SSH = pytest.mark.skipif(shutil.which("ssh") is None, reason="without Open
     params=["plain", "two words", 'quo"te', "per%cent", "back\\slash", "ha#sh", "it's", "a=b", "percent %h"]
 )
 def odd_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files whose name has characters that configuration files interpret."""
+    """Return a folder for temporary files; its name has characters that configuration files interpret."""
     folder = tmp_path / str(request.param)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

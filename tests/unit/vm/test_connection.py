@@ -98,7 +98,7 @@ def test_restore_forgets_the_panic_of_the_kernel_before_it(monkeypatch: pytest.M
 
 
 class Connection:
-    """Each command has the next of these exit codes, or breaks the connection, once so many run together."""
+    """Each command gets the next of these exit codes, or breaks the connection, when so many run at the same time."""
 
     def __init__(self, *codes: int | Exception, together: int = 1) -> None:
         self._codes = list(codes)
@@ -173,7 +173,7 @@ def test_several_commands_on_a_connection_that_breaks_reconnect_once(monkeypatch
 
 
 class Silent:
-    """A direct connection on which the guest is silent until this side closes it; commands may have started."""
+    """A direct connection with a silent guest until this side closes it; commands may have started."""
 
     peer, alive, stale = "10.0.0.2", True, ""
 
@@ -295,4 +295,4 @@ def test_the_error_has_the_reason_why_reconnecting_failed(monkeypatch: pytest.Mo
         SSHError, match=r"did not let us log in over SSH .* The last try: Connection refused"
     ) as caught:
         vm.run("x")
-    assert str(caught.value).endswith("  | login: "), "and nothing of slow boots"
+    assert str(caught.value).endswith("  | login: "), "no hint about slow boots"

@@ -1,4 +1,4 @@
-"""The serial console: keys in, text out, and what its kernel has met."""
+"""The serial console: its input, its text, and reports of the kernel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Guest:
-    """A container whose console shows what is typed, as a guest's does; it takes a few bytes at a time."""
+    """A container whose console echoes its input, as a guest does; it accepts a few bytes at a time."""
 
     def __init__(self) -> None:
         self.stdout = Said()
@@ -81,7 +81,7 @@ def test_expect_after_send_matches_only_new_text(guest: Guest, console: Console)
     console.send("echo x\n")
     threading.Timer(0.02, lambda: guest.stdout.append(b"x\r\n\x1b[32m$\x1b[0m ")).start()
     assert console.expect(r"^x\n\$", timeout=60)[0] == "x\n$", (
-        "without escape sequences, and not the prompt of before"
+        "without escape sequences, and without the earlier prompt"
     )
 
 
@@ -99,7 +99,7 @@ def gone() -> None:
 def test_expect_ends_with_the_machine(guest: Guest) -> None:
     guest.stdout += b"Power down\r\n"
     console = Console(guest, "web", check=gone)  # type: ignore[arg-type]
-    assert console.expect("^Power down$"), "what is there is there"
+    assert console.expect("^Power down$"), "existing text matches even with timeout=0"
     with pytest.raises(VMGone):
         console.expect("login:", timeout=3600)
 
@@ -171,7 +171,7 @@ def flooded(guest: Guest, size: int) -> None:
 
 
 class Counting(Record[str]):
-    """Counts how much of it is handed out."""
+    """Counts how much of it is read."""
 
     given = 0
 
@@ -196,7 +196,7 @@ def test_a_search_reads_only_new_text(guest: Guest, console: Console) -> None:
     (given, looked), (given_later, looked_later) = costs
     assert given_later <= given < 12 * 64 * 1024 + 100
     assert looked_later <= looked <= 64 * 1024 + len("new\n")
-    assert len(console._kernel._line) < 100, "what was looked at is not looked at again"
+    assert len(console._kernel._line) < 100, "text is searched only once"
 
 
 def test_both_ends_of_a_flood_are_kept_and_found(guest: Guest, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What commands print is shown while they run."""
+"""The output of commands is shown while they run."""
 
 import pytest
 

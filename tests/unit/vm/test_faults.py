@@ -1,4 +1,4 @@
-"""Faults end with their block, however that ends. The guest's shell is the one of this machine, with other tools."""
+"""Faults end with their block, however that ends. The guest's shell is the local one, with fake tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_virtainers.vm.faults import Faults
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A file system of 2 MiB, on which each file of the stage takes 1 MiB. Nothing here is filled for real.
+# A simulated file system of 2 MiB, on which each file of the stage uses 1 MiB.
 STAT = """#!/bin/sh
 taken=$(ls -d "$FOLDER"/.virtainer-fill.*/* 2>/dev/null | wc -l)
 echo "$(((2 - taken) * 256)) * 4096"

@@ -1,4 +1,4 @@
-"""File methods of a VM whose guest only reads what it is sent."""
+"""File methods of a VM whose guest only reads its input."""
 
 import io
 import tarfile
@@ -102,7 +102,7 @@ def test_standard_error_of_our_scripts_is_bounded() -> None:
 
 
 def test_input_closed_by_its_owner_ends_silently() -> None:
-    """The local tar closes it when the guest's ended early."""
+    """The local tar's output is closed when the guest's tar ends early."""
     source = io.BytesIO(b"more")
     channel: Any = SimpleNamespace(settimeout=lambda _seconds: None, sendall=lambda _data: source.close())
     client._feed(channel, source)

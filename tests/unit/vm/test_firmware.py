@@ -1,4 +1,4 @@
-"""What the last line of a console says about firmware."""
+"""Hints about firmware from the last line of a console."""
 
 import time
 
@@ -24,12 +24,12 @@ def test_firmware_without_a_bootable_disk_is_recognized(last: str, complaint: st
     watch = firmware.Watch()
     assert watch.look("SeaBIOS (version 1.16.3)") == ""
     assert watch.look(f"SeaBIOS (version 1.16.3)\n{last}\r\n\r\n").startswith(complaint)
-    assert watch.look(f"{last}\n[    0.000000] Linux version 6.12") == "", "it goes on"
+    assert watch.look(f"{last}\n[    0.000000] Linux version 6.12") == "", "the boot continues"
 
 
 def test_another_processor_has_no_bios() -> None:
-    told = firmware.Watch("arm64").look("Shell>")
-    assert told.startswith(
+    message = firmware.Watch("arm64").look("Shell>")
+    assert message.startswith(
         "its UEFI found nothing to boot from: a disk for another processor needs arch='amd64'; otherwise"
     )
 

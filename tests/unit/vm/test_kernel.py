@@ -1,4 +1,4 @@
-"""What a guest's kernel reports, however its console arrives."""
+"""Reports of a guest's kernel, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_unfinished_line_counts_once() -> None:
     kernel = fed(STALL % 12 + (STALL % 1)[:-24], 10_000)
     assert not kernel.hangs()
     kernel = fed(STALL % 1 + (STALL % 12)[: (STALL % 12).index(b"2,")], 10_000)
-    assert not kernel.hangs(), "of a number that is cut, nothing is known"
+    assert not kernel.hangs(), "an incomplete number is not used"
 
 
 def test_reports_have_positions() -> None:

@@ -1,4 +1,4 @@
-"""Output of a guest has a limit in memory."""
+"""Limits of a guest's output in memory."""
 
 import pytest
 

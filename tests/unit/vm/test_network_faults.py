@@ -1,4 +1,4 @@
-"""Faults between VMs and captures: what is sent to the containers, and what their answers lead to."""
+"""Faults between VMs and captures: the commands to the containers, and their answers."""
 
 import io
 import json
@@ -51,7 +51,7 @@ class FakeVM:
 
     @property
     def drops(self) -> dict[str, int]:
-        """What was last sent to it as what to lose."""
+        """The frames to drop, by the last command."""
         return self.container.sent[-1][1]["drop"]  # type: ignore[no-any-return]
 
 
@@ -102,7 +102,7 @@ def test_heal_ends_all_faults(network: Network, vms: dict[str, Any]) -> None:
         network.heal()
         assert a.drops == b.drops == {}
         sent = len(a.container.sent)
-    assert len(a.container.sent) == sent, "what is healed needs no end"
+    assert len(a.container.sent) == sent, "a healed fault is not ended again"
 
 
 def test_a_fault_that_the_kernel_refuses_leaves_nothing(network: Network, vms: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ HEADERS = st.builds(
 
 
 @given(st.sampled_from([0xA1B2C3D4, 0xA1B23C4D]), st.lists(HEADERS | st.binary(max_size=120), max_size=9))
-@example(0xA1B2C3D4, [struct.pack("<IIII", 2**32 - 1, 10**6, 0, 0)])  # one second behind the last one there is
+@example(0xA1B2C3D4, [struct.pack("<IIII", 2**32 - 1, 10**6, 0, 0)])  # one second after the last one
 @example(0xA1B2C3D4, [struct.pack("<IIII", 1, 1, 2**32 - 1, 1)])
 def test_a_capture_of_any_bytes_is_a_readable_file(magic: int, pieces: list[bytes]) -> None:
     capture, vm = Capture(), FakeVM("a")

@@ -12,7 +12,7 @@ from tests.unit.vm.fake_container import RUNS, Container, machine
 
 
 class Plugs(Container):
-    """Records what it is asked to do."""
+    """Records the requests to it."""
 
     def __init__(self) -> None:
         super().__init__(RUNS)

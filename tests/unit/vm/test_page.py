@@ -1,4 +1,4 @@
-"""The web page with noVNC, before a server that stands for a VNC server."""
+"""The web page with noVNC, in front of a fake VNC server."""
 
 import contextlib
 import gc
@@ -23,7 +23,7 @@ HELLO = b"RFB 003.008\n"
 
 
 def greet(server: socket.socket) -> None:
-    """Greet each caller, send back what it says, and hang up when that is `bye`."""
+    """Greet each caller, echo its messages, and hang up after `bye`."""
     while True:
         try:
             caller, _ = server.accept()
@@ -46,12 +46,12 @@ def display() -> Iterator[Display]:
 
 
 def open_files() -> int:
-    gc.collect()  # websockets leaves its poller to it
+    gc.collect()  # it closes the poller of websockets
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def asked(origin: str, path: str) -> bytes:
-    """Ask for a path as it is, which browsers would straighten first; give the first line of the answer."""
+    """Request a path unchanged, which browsers would normalize first; return the first line of the answer."""
     place = urlsplit(origin)
     with socket.create_connection((str(place.hostname), place.port), timeout=10) as server:
         server.sendall(f"GET {path} HTTP/1.1\r\nHost: {place.netloc}\r\n\r\n".encode())
@@ -91,18 +91,18 @@ def test_a_browser_talks_with_the_display_until_one_of_them_hangs_up(display: Di
 
 def test_closing_waits_for_no_browser_and_leaves_no_files_open(display: Display) -> None:
     with page.serving(FILES, display, 0):
-        pass  # what is imported late has been
+        pass  # late imports have happened
     before = open_files()
     started = time.monotonic()
     with contextlib.ExitStack() as browsers, page.serving(FILES, display, 0) as url:
         origin = url.partition("/vnc.html")[0]
         place = urlsplit(origin)
-        browsers.enter_context(socket.create_connection((str(place.hostname), place.port)))  # says nothing
+        browsers.enter_context(socket.create_connection((str(place.hostname), place.port)))  # stays silent
         screen = browsers.enter_context(connect(f"{origin.replace('http', 'ws')}/websockify", origin=Origin(origin)))
         assert screen.recv(timeout=10) == HELLO
     assert time.monotonic() - started < 8
     while open_files() > before and time.monotonic() - started < 12:
-        time.sleep(0.1)  # the server behind the display has an end to close, too
+        time.sleep(0.1)  # the server behind the display closes its side, too
     assert open_files() <= before
 
 

@@ -25,7 +25,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Qemu(Container):
-    """Calls `happens` for each request, then answers."""
+    """Calls `happens` for each request, then answers it."""
 
     def __init__(self, happens: Callable[[Qemu], object] = bool) -> None:
         super().__init__(RUNS)
@@ -48,7 +48,7 @@ class Qemu(Container):
         self.stdout += b"Kernel panic - not syncing: so\r\n"
 
     def be_over(self) -> None:
-        """Let QEMU end; the supervisor stays."""
+        """End QEMU, but not the supervisor."""
         self.report(KILLED)
         self.answer = 1, b"no socket /run/virtainer/qmp.sock"
 

@@ -1,4 +1,4 @@
-"""A command that runs while the test goes on, with a stand-in for the guest at the other end."""
+"""A command that runs while the test continues, with a fake guest at the other end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Guest:
-    """Runs one command: the test says what it prints, and how it ends."""
+    """Runs one command; the test determines its output and its end."""
 
     def __init__(self, grace: float = 5.0) -> None:
         self.stdin: IO[bytes]
@@ -26,7 +26,7 @@ class Guest:
         self.err: Callable[[bytes], object]
         self.leader = Leader()
         self.signals: list[tuple[int, str]] = []
-        self.heeds: dict[str, int | BaseException] = {}  # signals, and what comes of them
+        self.heeds: dict[str, int | BaseException] = {}  # signals and their effects
         self.outcome: int | BaseException = 0
         self.over = threading.Event()
         started = threading.Event()
@@ -136,7 +136,7 @@ def test_signals_are_sent_to_the_session_by_name(guest: Guest) -> None:
     guest.end()
     guest.process.wait(60)
     guest.process.kill()
-    assert len(guest.signals) == 4, "there is nobody any more"
+    assert len(guest.signals) == 4, "the connection has ended"
 
 
 def test_a_signal_waits_until_the_session_is_known(guest: Guest) -> None:

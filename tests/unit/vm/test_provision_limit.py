@@ -81,7 +81,7 @@ def test_a_guest_that_floods_does_not_fill_memory() -> None:
 
 
 class Connection:
-    """Checks the guest's script, and ends with an exit code or not at all."""
+    """Checks the guest's script, and ends with an exit code or never."""
 
     def __init__(self, said: bytes = b"", code: int | None = 0) -> None:
         self.said, self.code = said, code

@@ -130,7 +130,7 @@ def stall(grace_period: int) -> bytes:
 
 def test_a_kernel_that_reports_one_stall_twice_hangs() -> None:
     assert not console(b"rcu: Hierarchical RCU implementation.\r\n" * 2).stalled()
-    assert not console(stall(-811)).stalled(), "a host that stood still for half a minute causes one"
+    assert not console(stall(-811)).stalled(), "a host that was suspended for half a minute causes one"
     assert not console(stall(-811) + stall(-807)).stalled(), "the first one has ended"
     assert console(stall(-811) + stall(-811)).stalled()
 
@@ -143,8 +143,8 @@ def test_reports_before_a_restart_are_forgotten() -> None:
     assert seen.panic() is None
     assert not seen.stalled()
     output.stdout += stall(-811)
-    assert not seen.stalled(), "the reports of before do not count"
+    assert not seen.stalled(), "earlier reports do not count"
     output.stdout += panic % b"new" + stall(-811)
     assert seen.panic() == "Kernel panic - not syncing: new"
     assert seen.stalled()
-    assert "old" in seen.text, "what was said can still be read"
+    assert "old" in seen.text, "earlier text can still be read"

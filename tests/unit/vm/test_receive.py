@@ -1,4 +1,4 @@
-"""Trees from guests that send what they like: nothing outside of the destination is ever created, changed or read."""
+"""Trees from hostile guests: nothing outside of the destination is ever created, changed or read."""
 
 import contextlib
 import io
@@ -59,7 +59,7 @@ def stream(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
 def get(
     sent: bytes, dest: Path | str, source: str = "/srv/tree", *, special: bool = False, piece: int = 65536
 ) -> transfer.Received:
-    """Copy from a guest that sends these bytes, whatever it is asked for."""
+    """Copy from a guest that sends these bytes for any request."""
 
     def shell(
         script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
@@ -72,7 +72,7 @@ def get(
 
 
 def facts(root: Path) -> dict[str, object]:
-    """All that is below a folder, without following links."""
+    """Return everything below a folder, without following links."""
     found: dict[str, object] = {}
     for path in sorted(root.rglob("*")):
         state = path.lstat()
@@ -88,7 +88,7 @@ def facts(root: Path) -> dict[str, object]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
-    """What a guest would like to change: a file and a folder with one, which are compared in the end."""
+    """Create what a guest would attack: a file, and a folder with a file; compare them at the end."""
     root = tmp_path / "outside"
     (root / "folder").mkdir(parents=True)
     for path in (root / "victim", root / "folder" / "victim"):
@@ -269,7 +269,7 @@ def test_devices_need_root(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            os.chdir(tmp_path)  # another user cannot get there by its path
+            os.chdir(tmp_path)  # another user has no access by its path
             if os.geteuid() == 0:
                 os.seteuid(65534)
             received = get(stream(*SPECIAL), "out", special=True)
@@ -337,7 +337,7 @@ def test_links_that_stay_in_the_tree_are_kept(target: str, tmp_path: Path) -> No
 
 
 def test_two_transfers_cannot_build_a_link_that_leads_out(tmp_path: Path) -> None:
-    """Each of the two is harmless by itself: `x` would lead to a folder, through which `..` leads out."""
+    """Each of the two is harmless alone: `x` would lead to a folder, through which `..` leads out."""
     top, deep = [folder("tree"), folder("tree/a"), folder("tree/a/b")], "tree/a/b/x"
     get(stream(*top, link(deep, "."), link("tree/y", "a/b/x/../../../../outside")), tmp_path)
     get(stream(*top, link("tree/z", "a"), link("tree/a/b/x", "..")), tmp_path)
@@ -443,7 +443,7 @@ def test_streams_of_every_tar_arrive_as_they_were_sent(tar: str, tmp_path: Path)
 
 
 def sparse_of(size: int, folder: Path) -> bytes:
-    """What GNU tar sends of a file that has little more than its size."""
+    """Return the stream of GNU tar for a file that consists mostly of holes."""
     file = folder / "tree"
     with file.open("wb") as writer:
         writer.truncate(size)
@@ -466,7 +466,7 @@ def test_a_sparse_file_of_15_tib_costs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
 def test_files_for_another_file_system_are_copied(tmp_path: Path) -> None:
-    """As below a folder on which something is mounted."""
+    """The destination may have mount points below it."""
     (tmp_path / "tree" / "old").mkdir(parents=True)
     (tmp_path / "tree" / "old" / "x").write_text("new")
     (tmp_path / "tree" / "new").mkdir()
@@ -574,7 +574,7 @@ MEMBERS = st.lists(
 def test_no_sequence_of_transfers_changes_anything_outside(
     transfers: list[list[tuple[tarfile.TarInfo, bytes]]], planted: bool
 ) -> None:
-    """The first may have been made with special=True: any link may be there then, and nothing is said of links."""
+    """The first transfer may use special=True, after which there may be any links, which are not compared."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         out = root / "out"

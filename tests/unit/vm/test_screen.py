@@ -1,4 +1,4 @@
-"""Keyboard and pointer: what QEMU is asked to press for chords, text and clicks."""
+"""Keyboard and pointer: the commands to QEMU for chords, text and clicks."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from tests.unit.vm.fake_container import RUNS, Container, machine
 
 
 class Qemu(Container):
-    """Its screen has 1280x800 pixels; it records the QMP commands that it gets."""
+    """Its screen has 1280x800 pixels; it records QMP commands."""
 
     def __init__(self) -> None:
         super().__init__(RUNS)
@@ -21,13 +21,13 @@ class Qemu(Container):
             return 0, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x05\0\0\0\x03\x20"
         assert command[0] == "qmp"
         texts = [json.loads(text) for text in command[1:]]
-        assert texts, "QEMU has to be asked something"
+        assert texts, "there must be a command"
         self.asked += [(text["execute"], text["arguments"]) for text in texts]
         return 0, b'{"return": {}}\n' * len(texts)
 
 
 class Keyboard:
-    """The screen of a VM, with the keys that were pressed."""
+    """The screen of a VM, which records the pressed keys."""
 
     def __init__(self) -> None:
         self._qemu = Qemu()

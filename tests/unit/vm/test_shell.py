@@ -58,7 +58,7 @@ def test_words_replace_the_shell_so_that_signals_reach_them() -> None:
 
 
 def led(*pieces: bytes) -> tuple[int | None, bytes]:
-    """Give the session that a leader has found in standard error, and what it has passed on."""
+    """Return the session that a leader has found in standard error, and the rest of that."""
     passed = bytearray()
     leader = shell.Leader()
     leader.pass_on = passed.extend
@@ -88,7 +88,7 @@ def test_other_output_of_the_shell_is_kept(said: bytes) -> None:
 
 @pytest.fixture
 def session() -> Iterator[subprocess.Popen[bytes]]:
-    """A shell that leads a session and waits for what it runs."""
+    """Run a shell that leads a session and waits for its command."""
     if shutil.which("pgrep") is None:
         pytest.skip("pgrep (procps) is needed")
     script = "sh -c 'trap \"exit 7\" USR1; echo ready; while :; do sleep 0.02; done'; exit $?"
@@ -103,7 +103,7 @@ def session() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_signal_is_sent_to_what_the_shell_runs(session: subprocess.Popen[bytes]) -> None:
     subprocess.run(["sh", "-c", shell.SIGNAL_SESSION, "sh", str(session.pid), "USR1"], check=True)
-    assert session.wait(60) == 7, "the shell itself was not killed by it"
+    assert session.wait(60) == 7, "the shell itself was not signalled"
 
 
 def test_a_session_that_has_just_ended_needs_no_signal(session: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,7 @@ DISK = {"node-name": "disk", "image": {"snapshots": [{"name": "s1", "date-sec": 
 
 
 class Qemu(Container):
-    """Records what it does with snapshots."""
+    """Records the actions on snapshots."""
 
     def __init__(self) -> None:
         super().__init__(RUNS)

@@ -1,4 +1,4 @@
-"""Events of the supervisor become facts; what they quote does not."""
+"""Events of the supervisor become facts; the text that they quote does not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NOTHING = facts(said())
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
-    """Return what the supervisor's own code writes to stderr while it is called."""
+    """Return the stderr of the supervisor's own code during a call."""
     monkeypatch.setenv(protocol.EVENTS, protocol.JSON)
 
     def record(*calls: Callable[[], object]) -> bytes:
@@ -140,7 +140,7 @@ def test_a_hostname_cannot_start_a_line(reported: Callable[..., bytes]) -> None:
     line = reported(lambda: events.report(name, **fields))
     assert line.count(b"\n") == 1
     assert line.decode().strip().isprintable()
-    assert said(line).helpers_done == 1, "the guest may report that, with any name"
+    assert said(line).helpers_done == 1, "the guest may report any name"
 
 
 @pytest.mark.parametrize("line", FORGED)

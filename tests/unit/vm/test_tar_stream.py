@@ -1,4 +1,4 @@
-"""The parser of tar streams: what the standard library writes is read back; anything else is an error, and cheap."""
+"""The parser of tar streams: it reads the streams of the standard library; others are errors, and cheap."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ KINDS = {
 
 
 class Collector:
-    """Keeps the members and the content of each, unless it is to forget them."""
+    """Keeps the members and their content, unless `forget` is set."""
 
     def __init__(self, *, forget: bool = False) -> None:
         self.members: list[tuple[Member, bytearray]] = []
@@ -55,7 +55,7 @@ def parsed(sent: bytes, piece: int = 4096) -> tuple[TarStream, list[tuple[Member
 
 
 def header(kind: bytes = b"0", size: int = 0, name: bytes = b"x", **fields: bytes) -> bytes:
-    """One header with a right checksum; fields by their names in `PLACES` are put in as they are."""
+    """Return one header with a valid checksum; fields, by their names in `PLACES`, are inserted unchanged."""
     block = bytearray(512)
     block[: len(name)] = name
     block[100:108] = b"0000644\0"
@@ -192,16 +192,16 @@ BROKEN = {
     "a pax record of no length": header(b"x", 10) + padded(b"0 path=x\n\n"),
     "a pax record of negative length": header(b"x", 11) + padded(b"-9 path=x\n\n"),
     "a pax record of digits": header(b"x", MIB // 2) + b"1" * (MIB // 2),
-    "a pax size that is none": pax(b"size=1e9") + header(),
+    "a pax size that is not a number": pax(b"size=1e9") + header(),
     "a pax size of many digits": pax(b"size=" + b"9" * 5000) + header(),
-    "a pax time that is none": pax(b"mtime=nan") + header(),
+    "a pax time that is not a number": pax(b"mtime=nan") + header(),
     "a sparse map of too many numbers": pax(b"GNU.sparse.size=9", b"GNU.sparse.map=" + b"0," * 40_000) + header(),
     "a sparse map that goes back": pax(b"GNU.sparse.size=99", b"GNU.sparse.map=9,1,0,1") + header(size=2),
     "a sparse map that overlaps": pax(b"GNU.sparse.size=99", b"GNU.sparse.map=0,9,5,9") + header(size=18),
     "a sparse map beyond the size": pax(b"GNU.sparse.size=9", b"GNU.sparse.map=5,9") + header(size=9),
     "a sparse map of more than there is": pax(b"GNU.sparse.size=99", b"GNU.sparse.map=0,50") + header(size=9),
     "a sparse size without end": pax(b"GNU.sparse.size=9999999999999999999", b"GNU.sparse.map=0,1") + header(size=1),
-    "a sparse map in the content that is none": pax(b"GNU.sparse.major=1", b"GNU.sparse.realsize=9")
+    "an invalid sparse map in the content": pax(b"GNU.sparse.major=1", b"GNU.sparse.realsize=9")
     + header(size=512)
     + b"x" * 512,
     "a sparse map in the content without end": pax(b"GNU.sparse.major=1", b"GNU.sparse.realsize=9")

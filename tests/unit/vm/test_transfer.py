@@ -1,4 +1,4 @@
-"""The scripts of a transfer, run by the local shell: whatever `sh` and `tar` do in a guest, they do here."""
+"""The scripts of a transfer, run by the local shell as a guest would run them."""
 
 import io
 import os
@@ -125,7 +125,7 @@ def test_names_follow_cp(tree: Path, tmp_path: Path) -> None:
     assert put(tree / "plain", f"{tmp_path}/new folder/") == f"{tmp_path}/new folder/plain"
     assert put(tree, f"{tmp_path}/here") == f"{tmp_path}/here/tree"
     assert get(str(tree), tmp_path / "here") == tmp_path / "here" / "tree"
-    assert listing(tmp_path / "here" / "tree") == listing(tree), "merged into what was there"
+    assert listing(tmp_path / "here" / "tree") == listing(tree), "merged into the existing folder"
     received = transfer.get(local_shell, str(tree / "plain"), f"{tmp_path}/another folder/", 10)
     assert received.path == tmp_path / "another folder" / "plain"
     assert received.path.read_text() == "plain"
@@ -179,11 +179,11 @@ def test_conflicts_of_files_and_folders_are_reported_and_change_nothing(
     assert (here / "file").read_text() == "old"
     assert [each.name for each in (here / "tree").iterdir()] == ["sub"], "nothing is merged"
     assert not list(here.glob(".virtainer.*"))
-    assert capfd.readouterr() == ("", ""), "the words are in the error, nowhere else"
+    assert capfd.readouterr() == ("", ""), "the output is only in the error"
 
 
 def half_a_tree(tree: Path) -> bytes:
-    """The stream of a folder, cut after its first file."""
+    """Return the stream of a folder, cut after its first file."""
     first = subprocess.run(
         ["tar", "-c", "-f", "-", "--no-recursion", "-C", str(tree.parent), "tree", "tree/plain"],
         capture_output=True,
@@ -212,7 +212,7 @@ def test_a_connection_that_breaks_between_two_files_installs_nothing(tree: Path,
 
 
 def test_a_local_tar_that_fails_installs_nothing(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it does when it cannot read a file: it says so, and goes on."""
+    """A tar that cannot read a file reports that, and continues."""
     tar = tmp_path / "bin" / "tar"
     tar.parent.mkdir()
     real = shutil.which("tar")
@@ -225,14 +225,14 @@ def test_a_local_tar_that_fails_installs_nothing(tree: Path, tmp_path: Path, mon
     assert not list((tmp_path / "guest").iterdir())
 
 
-@pytest.mark.parametrize("told", [b"", b"/stage", b"/stage\0", b"/stage\0/dest\0more\0", b"x" * 100_000])
-def test_a_guest_that_does_not_report_where_it_unpacks_is_an_error(told: bytes, tree: Path) -> None:
+@pytest.mark.parametrize("message", [b"", b"/stage", b"/stage\0", b"/stage\0/dest\0more\0", b"x" * 100_000])
+def test_a_guest_that_does_not_report_where_it_unpacks_is_an_error(message: bytes, tree: Path) -> None:
     def lying_shell(
         script: list[str], *, stdin: IO[bytes] | None, stdout: Callable[[bytes], object], timeout: float | None
     ) -> tuple[int, str]:
         while stdin is not None and stdin.read(MIB):
             pass
-        stdout(told)
+        stdout(message)
         return 0, ""
 
     with pytest.raises(TransferError, match="to /x in the guest failed in the guest: it printed "):

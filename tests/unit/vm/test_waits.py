@@ -1,4 +1,4 @@
-"""Waiting for events in a guest whose SSH connection only has results."""
+"""Waiting for events in a guest, with an SSH connection that only returns results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORBIDDEN = paramiko.ChannelException(1, "Administratively prohibited")
 REFUSED = paramiko.ChannelException(2, "Connect failed")
-BROKEN = paramiko.SSHException("the transport is gone")
+BROKEN = paramiko.SSHException("the transport has ended")
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def unit(state: str, sub: str) -> Result:
 
 
 class Connection:
-    """An SSH connection whose commands and channels have these results in turn; the last one is repeated."""
+    """An SSH connection: commands and channels have these results in turn; the last one is repeated."""
 
     alive = True
 
@@ -171,7 +171,7 @@ def test_wait_for_console_reads_from_the_first_line_until_the_vm_ends() -> None:
     assert vm.wait_for_console("^log(.*):$")[1] == "in"
     container: Any = vm.machine.container
     container.ended = True
-    assert vm.wait_for_console("login"), "what is there is there"
+    assert vm.wait_for_console("login"), "existing text matches even with timeout=0"
     with pytest.raises(VMGone):
         vm.wait_for_console("password", timeout=3600)
 

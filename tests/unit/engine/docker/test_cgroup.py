@@ -1,4 +1,4 @@
-"""What a container takes, from the files of the kernel in both versions of control groups."""
+"""The memory use of a container, from the kernel's files in both versions of control groups."""
 
 from pathlib import Path
 

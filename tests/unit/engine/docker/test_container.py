@@ -89,7 +89,7 @@ def test_close_waits_for_a_volume_in_use(
     assert server.asked.count("DELETE /volumes/db-disk") > 1
     server.answers["DELETE /volumes/db-disk"] = (404, {"message": "no such volume"})
     container.close()
-    assert container.volume is None, "gone is gone"
+    assert container.volume is None, "a removed volume is no error"
 
 
 def archive(*members: tuple[str, bytes | None], cut: int | None = None) -> Answer:
@@ -157,7 +157,7 @@ def test_fetch_reports_what_is_wrong(
 
 
 def silent(begin: bytes) -> Answer:
-    """Begin to answer, and then say nothing until the caller hangs up."""
+    """Begin to answer, then send nothing until the caller hangs up."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(begin)
@@ -233,7 +233,7 @@ def test_addresses_are_read_again_on_refresh() -> None:
         engine.close()
 
 
-@pytest.mark.parametrize("networks", [{}, ON_LAB], ids=["somebody was faster", "it does not go"])
+@pytest.mark.parametrize("networks", [{}, ON_LAB], ids=["already disconnected", "it does not go"])
 def test_disconnect_ignores_a_lost_network(networks: object) -> None:
     answers = {"POST /networks/lab/disconnect": NOT_CONNECTED, "GET /containers/0123/json": about(networks)}
     with serving({**CREATED, **answers}) as server:

@@ -52,7 +52,7 @@ def test_closing_reports_an_engine_that_has_stopped() -> None:
 
 
 def created(plan: NetworkPlan, about: dict[str, Any]) -> dict[str, Any]:
-    """Give what an engine is asked for, for a network of this plan."""
+    """Return the request to an engine for a network of this plan."""
     with serving({"POST /networks/create": (201, {"Id": "0123"})}, about=about) as server:
         engine = DockerEngine(server.url)
         made = engine.create_network(plan, "run")
@@ -97,8 +97,10 @@ def test_parent_and_masquerade_become_driver_options() -> None:
 def test_podman_refuses_routed_networks() -> None:
     with serving() as server:
         engine = DockerEngine(server.url)
-        told = r"^creating network lab failed: Podman's networks hide .* Use Docker for a routed network, or create"
-        with pytest.raises(EngineError, match=told):
+        message = (
+            r"^creating network lab failed: Podman's networks hide .* Use Docker for a routed network, or create"
+        )
+        with pytest.raises(EngineError, match=message):
             engine.create_network(NetworkPlan("lab", masquerade=False, subnet=LAB), "run")
         assert "POST /networks/create" not in server.asked
         engine.close()
@@ -136,8 +138,8 @@ def test_an_existing_network_is_inspected_and_stays(
 def test_a_missing_network_is_reported_with_those_that_exist() -> None:
     with serving({"GET /networks": (200, [{"Name": "stack_web"}, {"Name": "host"}])}) as server:
         engine = DockerEngine(server.url)
-        told = r"^there is no network stack_db on podman .*; there are host, stack_web\. Create it first, or"
-        with pytest.raises(EngineError, match=told):
+        message = r"^there is no network stack_db on podman .*; there are host, stack_web\. Create it first, or"
+        with pytest.raises(EngineError, match=message):
             engine.network("stack_db")
         engine.close()
 

@@ -46,7 +46,7 @@ def test_input_can_be_closed_before_output_is_read() -> None:
     theirs.sendall(frame(1, b"done"))
     assert stream.recv(10) == b"done"
     theirs.close()
-    stream.close_input()  # nobody is there any more
+    stream.close_input()  # the other end is closed
     stream.close()
 
 
@@ -57,7 +57,7 @@ def test_a_forked_child_does_not_hold_the_lease() -> None:
     child = os.fork()
     if child == 0:
         os.write(ready[1], b"1")
-        os.read(go[0], 1)  # stay alive while the parent gives up the lease
+        os.read(go[0], 1)  # stay alive while the parent closes the lease
         os._exit(0)
     os.read(ready[0], 1)
     lease.abandon()  # closes without shutdown: what SIGKILL does to the parent
@@ -91,12 +91,12 @@ def test_abandon_closes_a_tls_stream(tmp_path: Path) -> None:
 
 def test_a_command_without_output_raises_with_its_stderr() -> None:
     complaint = frame(2, b"relay: no ") + frame(2, b"such port\n")
-    for said, told in ((complaint, "relay: no such port"), (b"", "the command ended without output")):
+    for said, message in ((complaint, "relay: no such port"), (b"", "the command ended without output")):
         ours, theirs = socket.socketpair()
         theirs.sendall(said)
         theirs.close()
         stream = ExecStream(HijackedSocket(ours))
-        with pytest.raises(ConnectionError, match=f"^{told}"):
+        with pytest.raises(ConnectionError, match=f"^{message}"):
             stream.wait_for_output()
         stream.close()
 
