@@ -46,7 +46,7 @@ def in_place(vm: VM) -> tuple[float, float]:
 
 
 def empty_container(launcher: Launcher, spec: Spec, number: int) -> float:
-    """Start a container as a VM's is, whose program only waits; return the seconds until it ran."""
+    """Start a container like a VM's, with a program that only waits; return the seconds until it ran."""
     places = [launcher.guests.get(spec.image).place]
     like = launcher.containers.planner.plan(spec, f"virtainers-benchmark-{number}", places, {}, "")
     plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), port=like.port)
@@ -73,7 +73,7 @@ def measure() -> list[Row]:
     spec = merge(resolve([]).shape, {"template": True})
     with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
         reference, changing = launcher.launch(spec), launcher.launch(spec)
-        clone(launcher, spec)  # what only the first one pays
+        clone(launcher, spec)  # costs of the first one only
         clones, containers, logins, boots, places = [], [], [], [], []
         cpu: list[float] = []
         cpu_of_floor: list[float] = []
@@ -84,7 +84,7 @@ def measure() -> list[Row]:
                 logins.append(login(reference))
             with busy_seconds(cpu):
                 clones.append(clone(launcher, spec))
-            places.append(in_place(changing))  # after which a login would be slower: all has to be translated again
+            places.append(in_place(changing))  # a login after it would be slower, as all code is translated again
             if number < BOOTS:
                 boots.append(clone(launcher, replace(spec, template=False)))
         print("\n".join(table([each for each in launcher.durations if each.kind == "clone"])))

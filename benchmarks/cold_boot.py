@@ -35,7 +35,7 @@ exec qemu-system-x86_64 -machine q35,accel={accel} -cpu max -m {ram} -smp {cpus}
 
 
 def accelerator(stderr: Output) -> str:
-    """Return the accelerator, kvm or tcg, that a supervisor has said to use."""
+    """Return the accelerator, kvm or tcg, that a supervisor has reported."""
     accel = Supervisor(stderr).accel
     assert accel, bytes(stderr)
     return accel

@@ -1,4 +1,4 @@
-"""A command on a VM whose console has shown much, against the same command before that."""
+"""A command on a VM with much console output, against the same command before that."""
 
 import os
 import statistics
@@ -25,7 +25,7 @@ def measure() -> list[Row]:
     """Measure before and after."""
     with build_launcher(resolve([environment(os.environ)]), SILENT) as launcher:
         vm = launcher.launch(merge(resolve([]).shape, {"template": True}))
-        statistics.median(command(vm) for _ in range(ROUNDS))  # what only the first ones pay
+        statistics.median(command(vm) for _ in range(ROUNDS))  # costs of the first ones only
         before = [command(vm) for _ in range(ROUNDS)]
         flood = f"yes 'a line that a console might show' | head -c {MIB}M >/dev/console"
         vm.run(["sh", "-c", flood], sudo=True, timeout=3600)

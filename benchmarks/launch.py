@@ -26,7 +26,7 @@ for _ in range({vms}):
 
 
 def loop(folder: str) -> list[float]:
-    """Run the loop in a process of its own; return the seconds from one command to the next one's."""
+    """Run the loop in a separate process; return the seconds from one command to the next one."""
     times = Path(folder, "times")
     times.unlink(missing_ok=True)
     subprocess.run([sys.executable, "-c", _LOOP.format(vms=VMS)], cwd=folder, check=True, env=os.environ)

@@ -34,7 +34,7 @@ def memory_mb(launcher: Launcher, vm: VM, kind: str = "Pss") -> float:
 def _namespace(process: Path) -> Path | None:
     try:
         return (process / "ns/pid").readlink()
-    except OSError:  # it has ended, or is not ours to look at
+    except OSError:  # it has ended, or this user may not read it
         return None
 
 

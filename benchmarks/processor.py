@@ -10,7 +10,7 @@ _IDLE = slice(3, 5)  # idle and iowait: proc(5)
 
 @contextlib.contextmanager
 def busy_seconds(found: list[float]) -> Iterator[None]:
-    """Append what all processors of this machine have worked during the block."""
+    """Append the seconds that all processors of this machine have worked during the block."""
     before = _busy()
     yield
     found.append(_busy() - before)

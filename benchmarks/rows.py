@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One measurement.
 
     Attributes:
-        what: was measured.
-        values: of all rounds.
-        unit: of the values.
+        what: what was measured.
+        values: the values of all rounds.
+        unit: the unit of the values.
         against: the floor or peer.
         floor: its values, in the same unit.
-        at_most: the largest ratio that is aimed at; `None` where the row only informs.
+        at_most: the target, the largest allowed ratio; `None` if there is none.
         note: shown below the table.
     """
 
@@ -38,22 +38,22 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Of the values."""
+        """The median of the values."""
         return statistics.median(self.values)
 
     @property
     def floor_median(self) -> float:
-        """Of the floor's values."""
+        """The median of the floor's values."""
         return statistics.median(self.floor)
 
     @property
     def ratio(self) -> float:
-        """How many times the floor it is."""
+        """The ratio to the floor."""
         return self.median / self.floor_median
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the ratio is what is aimed at; `None` where nothing is."""
+        """Whether the ratio meets the target; `None` without one."""
         return None if self.at_most is None else self.ratio <= self.at_most
 
 
@@ -83,7 +83,7 @@ def as_json(rows: Iterable[Row]) -> str:
 
 
 def machine() -> dict[str, str]:
-    """Return what figures depend on."""
+    """Return the properties of the machine on which results depend."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "processor": models[0].partition(": ")[2] if models else platform.machine(),

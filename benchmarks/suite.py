@@ -1,4 +1,4 @@
-"""Pytest runs whose tests each take a fresh VM for one command, with a template in the store."""
+"""Pytest runs in which each test uses a fresh VM for one command, with a template in the store."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Software for another processor than this machine's: built, installed and run there."""
+"""Software for a different processor than this machine's: built, installed and run there."""
 
 from pathlib import Path
 

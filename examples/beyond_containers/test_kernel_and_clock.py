@@ -1,4 +1,4 @@
-"""What no container can test: the kernel and the clock belong to the VM, and nobody else sees the change."""
+"""Tests that containers cannot run: the kernel and the clock belong to the VM, so changes affect nothing else."""
 
 import time
 

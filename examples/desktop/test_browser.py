@@ -1,4 +1,4 @@
-"""A program with windows, used as a person would: keys, a click, and what is seen."""
+"""A program with windows, used as a person would: keys, a click, and the screen."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Docker in two machines: their containers have the same addresses, and talk by the names of the machines."""
+"""Docker in two machines: their containers have the same addresses, and reach each other by the machines' names."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from pytest_virtainers import VM
 
 
 def serve(vm: VM) -> None:
-    """Make an image of a single program, for which no registry is needed; its container runs on in every clone."""
+    """Make an image of a single program, without a registry; its container keeps running in every clone."""
     vm.wait_for_unit("docker")
     vm.run("""tar -C /usr/bin -c busybox | docker import -c 'ENTRYPOINT ["/busybox"]' - busybox""", sudo=True)
     vm.run("docker run --detach --publish 80:80 --volume /srv:/srv busybox httpd -f -h /srv", sudo=True)

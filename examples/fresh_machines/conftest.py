@@ -14,12 +14,12 @@ echo $((count + 1)) | tee /var/lib/counter
 
 
 def install(vm: VM) -> None:
-    """Install the program that the tests are about; this runs before the machine is saved."""
+    """Install the program under test; this runs before the machine is saved."""
     vm.write_text("/usr/local/bin/counter", COUNTER, mode=0o755)
     vm.run("counter", sudo=True)
 
 
 @pytest.fixture(scope="session")
 def virtainer_prepare() -> Callable[[VM], None]:
-    """Tell the plugin how machines are prepared."""
+    """Return the function that prepares machines."""
     return install

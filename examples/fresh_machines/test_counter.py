@@ -1,4 +1,4 @@
-"""Tests that leave their machine in ruins, and do not have to care."""
+"""Tests that destroy their machine, without consequences for the next test."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""haproxy in front of two web servers: one loses its power, nobody notices, and it is used again when it is back."""
+"""haproxy in front of two web servers: one loses its power, clients notice nothing, and it is used again later."""
 
 import urllib.request
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ WantedBy=multi-user.target
 
 
 def install(vm: VM, balancer: str = BALANCER, server: str = SERVER) -> None:
-    """Make a machine that can play either part: all three are clones of one template."""
+    """Prepare a machine for either role: all three are clones of one template."""
     vm.run("systemctl disable --now haproxy", sudo=True)
     vm.write_text("/etc/haproxy/haproxy.cfg", balancer)
     vm.write_text("/etc/systemd/system/server.service", server)
@@ -63,7 +63,7 @@ def cluster(vms: Mapping[str, VM]) -> Mapping[str, VM]:
 
 
 def answers(url: str, count: int = 6) -> set[str]:
-    """Ask a few times; whatever is not an answer is an error."""
+    """Send a few requests; each must be answered."""
     found = set()
     for _ in range(count):
         with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310  (an address of ours)

@@ -1,6 +1,6 @@
-"""Install a service in a VM as an administrator would, and test what only a whole system can show.
+"""Install a service in a VM as an administrator would, and test it in a whole system.
 
-One VM serves all tests of this file; they run in order and each builds on the one before.
+All tests of this file share one VM; they run in order, and each builds on the previous one.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Three etcd members: when the network cuts the leader off, the majority goes on and the minority refuses."""
+"""Three etcd members: when the network separates the leader, the majority continues and the minority refuses."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import pytest
 
 from pytest_virtainers import VM, Network
 
-# Without KVM, a member may need seconds to answer: such waits are no reason to elect another leader.
+# Without KVM, a member may need seconds to answer, which is no reason to elect another leader.
 SETTINGS = """
 ETCD_NAME={name}
 ETCD_INITIAL_CLUSTER=one=http://one:2380,two=http://two:2380,three=http://three:2380
@@ -18,12 +18,12 @@ ETCD_ELECTION_TIMEOUT=5000
 
 
 def forget_the_first_start(vm: VM) -> None:
-    """Leave etcd installed, but without the cluster of one that its package has started."""
+    """Keep etcd installed, but remove the single-member cluster that its package has started."""
     vm.run("systemctl disable --now etcd && rm -rf /var/lib/etcd/default", sudo=True)
 
 
 pytestmark = [
-    pytest.mark.thorough,  # to install a package takes minutes without KVM; examples/load_balancer does, too
+    pytest.mark.thorough,  # installing a package takes minutes without KVM; examples/load_balancer does the same
     pytest.mark.virtainer("one"),
     pytest.mark.virtainer("two"),
     pytest.mark.virtainer("three"),
@@ -48,7 +48,7 @@ def leads(member: VM) -> bool:
 
 
 def own_copy(member: VM) -> str:
-    """Give what the member has on its own disk, whether the others agree or not."""
+    """Return the value on the member's own disk, whether the others agree or not."""
     return member.run("etcdctl get color --print-value-only --consistency=s").stdout
 
 

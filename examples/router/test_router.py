@@ -1,4 +1,4 @@
-"""A router between two networks: it gives out addresses in the office, and the way from there to the lab."""
+"""A router between two networks: it assigns addresses in the office, and a route from there to the lab."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def classless_route(to: IPv4Network, via: IPv4Address) -> str:
 
 @pytest.fixture
 def machines(vms: Mapping[str, VM]) -> tuple[VM, VM, VM]:
-    """Give router, desk and server; the desk's cable is put in when the router is there."""
+    """Return router, desk and server; the desk's cable is plugged in when the router is ready."""
     router, desk, server = vms.values()
     desk.nics.link_down(desk.nics["office"])
 

@@ -1,4 +1,4 @@
-"""A small service, and what becomes of it when its machine is in trouble."""
+"""A small service, and its behaviour when its machine has trouble."""
 
 import urllib.error
 import urllib.request
