@@ -65,7 +65,7 @@ def launch(
         yield launcher.launch(wanted)
 
 
-class _Idle:
+class IdleLauncher:
     """The launcher of the last block, kept for the next one, which need not look up again what it knows.
 
     It is reused only with the same environment, which determines engine and store.
@@ -103,8 +103,8 @@ class _Idle:
         self.take(None)
 
 
-_idle = _Idle()
-atexit.register(_idle.close)
+idle_launcher = IdleLauncher()
+atexit.register(idle_launcher.close)
 
 
 @contextlib.contextmanager
@@ -112,14 +112,14 @@ def _launcher(settings: Settings, progress: Progress) -> Iterator[Launcher]:
     """Return a launcher for one VM, which ends with the block; after a failure, the launcher is closed, too."""
     purpose = ({**os.environ}, progress)
     with contextlib.ExitStack() as failed:
-        launcher = _idle.take(purpose) or build_launcher(settings, progress)
+        launcher = idle_launcher.take(purpose) or build_launcher(settings, progress)
         failed.callback(launcher.close)
         yield launcher
         if not launcher.is_ours:
             return
         launcher.reset()
         failed.pop_all()
-    _idle.keep(purpose, launcher)
+    idle_launcher.keep(purpose, launcher)
 
 
 @contextlib.contextmanager

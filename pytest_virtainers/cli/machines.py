@@ -133,11 +133,11 @@ def ls(as_json: bool) -> None:
 
     with detached.connected(settings()) as engine:
         found = detached.list_all(engine)
-    rows = [{**asdict(each), "age": _age(each.created)} for each in found]
+    rows = [{**asdict(each), "age": age(each.created)} for each in found]
     show(rows, as_json=as_json, columns=("name", "image", "state", "address", "age"))
 
 
-def _age(created: int) -> str:
+def age(created: int) -> str:
     """Return the time since then, in the largest unit that fits."""
     seconds = max(0, int(time.time()) - created)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -233,7 +233,7 @@ def cp(source: str, dest: str, *, special: bool) -> None:
     """  # noqa: D301
     from pytest_virtainers.vm.shown import shown
 
-    there, here = _split(source), _split(dest)
+    there, here = split_path(source), split_path(dest)
     if (there is None) == (here is None):
         raise click.UsageError("one of SOURCE and DEST must be in a VM: NAME:PATH")
     if special and there is None:
@@ -246,7 +246,7 @@ def cp(source: str, dest: str, *, special: bool) -> None:
             print(vm.get(there[1], dest, special=special))
 
 
-def _split(path: str) -> tuple[str, str] | None:
+def split_path(path: str) -> tuple[str, str] | None:
     """Split NAME:PATH; return `None` for a local path, which has a slash before its first colon, or no colon."""
     name, colon, rest = path.partition(":")
     return (name, rest or ".") if colon and name and "/" not in name else None

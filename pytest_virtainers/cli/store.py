@@ -134,7 +134,7 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
             if not as_json:
                 _show_checked(place, found)
         damaged = {each.place for each in rows if each.damaged}
-        remaining = _remove_damaged(shop, damaged) if remove and damaged else damaged
+        remaining = remove_damaged(shop, damaged) if remove and damaged else damaged
     if as_json:
         show([{**vars(each), "damaged": each.damaged} for each in rows], as_json=True)
     elif remaining and not remove:
@@ -148,7 +148,7 @@ def _show_checked(place: str, found: list[Checked]) -> None:
     print(*(damaged or [f"{place}: unchanged"]), sep="\n", flush=True)
 
 
-def _remove_damaged(shop: Workshop, damaged: set[str]) -> set[str]:
+def remove_damaged(shop: Workshop, damaged: set[str]) -> set[str]:
     """Remove damaged entries and the entries made or copied from them; return those that are in use."""
     from pytest_virtainers.store import eviction
     from pytest_virtainers.support.paths import locked

@@ -33,7 +33,7 @@ def labels(kind: str, run_id: str) -> dict[str, str]:
         LABEL: kind,
         _RUN: run_id,
         _PID: str(pid),
-        _STARTED: _start_time(pid) or "",
+        _STARTED: start_time(pid) or "",
         _BOOT: _boot_id(),
         _HOST: _host(),
     }
@@ -103,7 +103,7 @@ def _boot_id() -> str:
         return ""
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """Return the start time of a process in clock ticks since boot (proc(5), field 22); `None` as `_facts` does."""
     facts = _facts(pid)
     return facts[19] if facts else None

@@ -42,6 +42,9 @@ class Watcher:
     """A process that runs a command when this process dies, unless `close` is called first.
 
     Where there is no shell, there is no watcher, and the next run sweeps what this one leaves.
+
+    Attributes:
+        process: the waiting process; `None` without a shell, and after `close`.
     """
 
     def __init__(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> None:
@@ -52,9 +55,9 @@ class Watcher:
             descriptors: file descriptors to pass on to it.
         """
         self._owner = Owner("the watcher of this run", "")
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 ["/bin/sh", "-c", _WAIT, "sh", *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -69,13 +72,13 @@ class Watcher:
 
     def disown(self) -> None:
         """Close a forked child's copy of the pipe, which would hide the parent's death."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.returncode = 0  # not the child's process
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+            self.process.returncode = 0  # not the child's process
 
     def close(self) -> None:
         """End it without running the command; in a forked child this does nothing."""
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         if process is None or process.stdin is None or not self._owner.is_here:
             return
         with contextlib.suppress(BrokenPipeError), process.stdin:

@@ -69,7 +69,7 @@ def extract_file(pieces: Iterable[bytes], path: str, target: Path) -> None:
     Raises:
         OSError: the stream has no file or is cut short, or `target` exists.
     """
-    stream: Any = _Pieces(iter(pieces))
+    stream: Any = Pieces(iter(pieces))
     try:
         with tarfile.open(fileobj=stream, mode="r|") as tar:
             about = tar.next()
@@ -96,7 +96,7 @@ def _write_sparse(content: IO[bytes], target: Path) -> None:
         file.truncate()
 
 
-class _Pieces:
+class Pieces:
     """An iterator over bytes as a file to read."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:

@@ -30,7 +30,7 @@ _PAGE = 4096
 _NO_FILE = 44
 # A pattern (core(5)) says where the kernel writes core dumps: each %x stands for a text, and the process id may
 # follow it. Of many, as of a service that is restarted again and again, the newest are copied.
-_FIND = r"""
+FIND = r"""
 {
     read -r pattern </proc/sys/kernel/core_pattern
     case $pattern in
@@ -39,7 +39,7 @@ _FIND = r"""
     find /var/lib/systemd/coredump /var/crash -type f -exec ls -1t {} + 2>/dev/null
 } | head -n 20
 """
-_READ = f'[ -f "$1" ] && [ ! -L "$1" ] || exit {_NO_FILE}; exec cat -- "$1"'
+READ = f'[ -f "$1" ] && [ ! -L "$1" ] || exit {_NO_FILE}; exec cat -- "$1"'
 
 
 def collect(shell: RootShell, folder: Path, seconds_left: Callable[[], float]) -> dict[str, str]:
@@ -87,7 +87,7 @@ def _find(shell: RootShell, seconds: float) -> list[bytes]:
     """Return the paths of core dumps, the newest first; ignore what is not an absolute path."""
     listed = Limited(_MAX_LIST_BYTES)
     try:
-        code, said = shell(["sh", "-c", _FIND], stdin=None, stdout=listed, timeout=seconds)
+        code, said = shell(["sh", "-c", FIND], stdin=None, stdout=listed, timeout=seconds)
     except TooMuch:
         code = 0
     if code != 0:
@@ -99,7 +99,7 @@ def _find(shell: RootShell, seconds: float) -> list[bytes]:
 def _copy(shell: RootShell, path: bytes, file: IO[bytes], limit: int, seconds: float) -> str:
     """Copy one core dump, with holes for pages of zeros; return why it is not complete, or an empty text."""
     sink = _SparseFile(file, limit)
-    script = ["sh", "-c", _READ, "sh", path.decode("utf-8", "surrogateescape")]
+    script = ["sh", "-c", READ, "sh", path.decode("utf-8", "surrogateescape")]
     try:
         code, said = shell(script, stdin=None, stdout=sink, timeout=seconds)
     except TooMuch:

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 MISSING = "it is missing"
 """The error of a missing file, in the words of the runtime image."""
+THREAD = "virtainers-verify"
+"""The name of the thread that checks."""
+END_SECONDS = 3.0
+"""The time that `Watch.close` waits for the thread."""
 _DELAY_SECONDS = 5.0  # a process that ends soon need not start a helper
-_END_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class Watch:
             self._known.add((place, identity))
             self._wanted.put(place)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="virtainers-verify", daemon=True)
+                self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
                 self._thread.start()
 
     def damage(self) -> list[Checked]:
@@ -145,7 +148,7 @@ class Watch:
         """Stop, and wait a moment for the thread."""
         self.stop()
         if (thread := self._thread) is not None:  # it forgets itself when it has read all
-            thread.join(_END_SECONDS)
+            thread.join(END_SECONDS)
 
     def _work(self) -> None:
         self._stopping.wait(_DELAY_SECONDS)

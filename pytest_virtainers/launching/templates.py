@@ -134,7 +134,7 @@ class Templates:
             TemplateError: it cannot be saved, or could not be made before in this run.
         """
         __tracebackhide__ = True
-        key = self._key(spec, guest)
+        key = self.key(spec, guest)
         if key not in self._known:
             with self._store() as shop:
                 return self._ensure(key, spec, guest, maker, shop)
@@ -149,7 +149,7 @@ class Templates:
 
     def find(self, spec: Spec, guest: Guest) -> Template | None:
         """Return the template for `spec` if there is one; raises `StoreError`."""
-        key = self._key(spec, guest)
+        key = self.key(spec, guest)
         if key not in self._known:
             self._holds.add(_place(key))
             with self._store() as shop:
@@ -222,7 +222,7 @@ class Templates:
         if not layering.is_layer(spec):
             return None
         shape = layering.plain(spec)
-        key = self._key(shape, guest)
+        key = self.key(shape, guest)
         plain = self._known.get(key) or self._ensure(key, shape, guest, maker, shop)
         return None if plain.refusal else plain
 
@@ -230,7 +230,7 @@ class Templates:
         with self._progress.step("waiting for another process, which makes this template") as step:
             return locked(f"template-{key}", step.update)
 
-    def _key(self, spec: Spec, guest: Guest) -> str:
+    def key(self, spec: Spec, guest: Guest) -> str:
         """Return a key of all that shapes a template; a VM's identity, timeouts and scope do not."""
         shape = replace(spec, name=HOSTNAME, hostname=None, files={})
         facts = {

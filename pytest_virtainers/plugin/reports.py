@@ -118,7 +118,7 @@ def _collect(item: pytest.Item, result: pytest.TestReport, machine: VM) -> None:
     is_new = machine not in kept
     try:
         if is_new:
-            folder = kept[machine] = _new_folder(item, machine)
+            folder = kept[machine] = new_folder(item, machine)
             from pytest_virtainers.evidence import collect
 
             about = {"test": item.nodeid, "phase": result.when, "outcome": result.outcome, **launcher.facts(machine)}
@@ -195,7 +195,7 @@ def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
         try:
             path = _folder(item) / f"{network.label}.pcap"
             try:
-                with _private(path) as file:
+                with replace_private(path) as file:
                     network.recorder.write(file, since=item.stash[session.BEGAN_KEY])
             except BaseException:
                 path.unlink(missing_ok=True)  # remove an incomplete file
@@ -207,13 +207,13 @@ def _write_captures(item: pytest.Item, result: pytest.TestReport) -> None:
         _show(result, f"virtainer network {network.label}", text)
 
 
-def _private(path: Path) -> IO[bytes]:
+def replace_private(path: Path) -> IO[bytes]:
     """Create a private file, and open it for writing; a file of an earlier phase is replaced."""
     path.unlink(missing_ok=True)
     return open_private(path, "xb")
 
 
-def _new_folder(item: pytest.Item, machine: VM) -> Path:
+def new_folder(item: pytest.Item, machine: VM) -> Path:
     """Create the folder for one VM of this try of the test."""
     folder = _folder(item)
     number, name = 1, machine.name
@@ -235,11 +235,12 @@ def _folder(item: pytest.Item) -> Path:
             pass
         else:
             (root / ".gitignore").write_text("*\n")
-        item.stash[_FOLDER_KEY] = _next_try(root, slug(item.nodeid), settings.retention)
+        item.stash[_FOLDER_KEY] = next_try(root, slug(item.nodeid), settings.retention)
     return item.stash[_FOLDER_KEY]
 
 
-def _next_try(root: Path, name: str, retention: int | None) -> Path:
+def next_try(root: Path, name: str, retention: int | None) -> Path:
+    """Create the folder of the next try of a test, and remove the oldest folders beyond `retention`."""
     number = 1 + max(_tries(root, name), default=0)
     while True:
         folder = root / (name if number == 1 else f"{name}.{number}")

@@ -108,7 +108,7 @@ class Connection:
         if stdin is None:
             channel.shutdown_write()
         else:
-            threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
+            threading.Thread(target=feed, args=(channel, stdin), daemon=True).start()
         try:
             with phase("command"):
                 code = self._follow(channel, command, stdout=stdout, stderr=stderr, deadline=deadline, check=check)
@@ -307,7 +307,8 @@ def _drain(channel: paramiko.Channel, stdout: Callable[[bytes], object], stderr:
     return drained
 
 
-def _feed(channel: paramiko.Channel, source: IO[bytes]) -> None:
+def feed(channel: paramiko.Channel, source: IO[bytes]) -> None:
+    """Copy a file to the input of a command, until its end or that of the command."""
     # A command may end, or the connection break, before it has read everything; `execute` notices that itself. Then
     # the source may be closed, which is a ValueError here.
     with contextlib.suppress(OSError, ValueError, paramiko.SSHException):

@@ -32,19 +32,24 @@ RELAY = ["relay", str(client.PORT)]
 
 
 class Endpoint:
-    """The ways to one guest's SSH port; it remembers the one that works."""
+    """The ways to one guest's SSH port; it remembers the one that works.
+
+    Attributes:
+        engine: the engine that runs the guest.
+        direct: whether the address works rather than the relay; `None`: not known yet.
+    """
 
     def __init__(self, engine: Engine, container: Container) -> None:
         self.engine = engine
         self._container = container
-        self._direct: bool | None
+        self.direct: bool | None
         self._take(container.addresses())
 
     def _take(self, found: Addresses) -> None:
         self._looked, self._silent_tries = time.monotonic(), 0
         self._address = found.address
         beside = bool(found.address) and host.is_member_of(IPv4Interface((found.address, found.prefix)))
-        self._direct = None if beside else False
+        self.direct = None if beside else False
 
     @property
     def address(self) -> str:
@@ -77,18 +82,18 @@ class Endpoint:
         through the relay. After the container was disconnected from its network, every attempt does.
         """
         self.leads_to(self._address)
-        if self._direct is not False:
+        if self.direct is not False:
             try:
                 sock = client.dial(self._address, min(timeout, _DIRECT_SECONDS))
             except ConnectionRefusedError:
-                self._direct = True
+                self.direct = True
                 raise
             except OSError:
                 self._silent_tries += 1
-                if self._direct or self._silent_tries % _RELAY_EVERY:
+                if self.direct or self._silent_tries % _RELAY_EVERY:
                     raise
             else:
-                self._direct = True
+                self.direct = True
                 return sock
         with contextlib.ExitStack() as undo:
             stream = self._container.stream(RELAY)
@@ -99,7 +104,7 @@ class Endpoint:
             except (ConnectionError, TimeoutError) as error:
                 raise ConnectionError(f"through its container: {_SOCAT.sub('', str(error))}") from error
             undo.pop_all()
-        self._direct = False
+        self.direct = False
         return stream
 
     def find_way(self) -> None:
@@ -116,19 +121,19 @@ class Endpoint:
     def dial_serial(self) -> Any:
         """Open a connection to the serial session of a running clone; result and errors are those of `dial`."""
         self.leads_to(self._address)
-        if self._direct is not False:
+        if self.direct is not False:
             try:
                 sock = client.dial(self._address, _DIRECT_SECONDS, protocol.SSH_TCP_PORT)
             except OSError:
-                self._direct = False  # a clone's supervisor listens before the clone runs
+                self.direct = False  # a clone's supervisor listens before the clone runs
             else:
-                self._direct = True
+                self.direct = True
                 return sock
         return self._container.stream(resumable.COMMAND)
 
     def ssh_options(self) -> dict[str, str]:
         """Return the OpenSSH options for the same way; a value is not quoted, and a command is a shell line."""
-        if self._direct is not False:
+        if self.direct is not False:
             return {}
         words = [sys.executable, "-m", "pytest_virtainers.engine.relay", self.engine.url, self._container.id, *RELAY]
         return {"ProxyCommand": shlex.join(words)}

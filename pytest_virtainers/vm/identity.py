@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _PATH = "/run/virtainer-clone.py"
 _TAKEN_OVER = "/run/virtainer-taken-over"
-_LACKS = 90
+LACKS = 90
+"""The exit code of a script in a guest that lacks what it needs."""
 # Only builtins of the shell: in an emulated guest, to start one program takes as long as all of this.
 # journalctl reads only the folder of the current machine-id, while journald keeps writing to the folder it opened.
 _RENEW = """
@@ -46,7 +47,7 @@ done
     systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || pkill -HUP -o -x sshd
 """
 # Write in place, so that the file keeps its owner, mode and label.
-_ADMIT = f"""
+ADMIT = f"""
 eval "file=~$LOGIN/.ssh/authorized_keys"
 lines=
 while IFS= read -r line || [ "$line" ]; do
@@ -54,7 +55,7 @@ while IFS= read -r line || [ "$line" ]; do
     lines="$lines$line
 "
 done <"$file"
-[ "$found" ] || exit {_LACKS}
+[ "$found" ] || exit {LACKS}
 printf %s "$lines$MORE" >"$file"
 : >{_TAKEN_OVER}
 """
@@ -66,11 +67,11 @@ changed=$(find /etc -cnewer {_TAKEN_OVER} -print -quit) && [ ! "$changed" ]
 # The helper leaves the cgroup of the login, which would keep the session open. It joins PID 1's, because the end of a
 # unit would keep systemd, journald, D-Bus and logind busy when a clone's first login needs the CPU.
 LEAVE = f"""
-command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} || exit {_LACKS}
+command -v python3 >/dev/null && {{ [ -d /sys/class/virtio-ports ] || modprobe virtio_console; }} || exit {LACKS}
 tries=0
 until grep -qsx {protocol.CLONE_PORT} /sys/class/virtio-ports/*/name; do
     tries=$((tries + 1))
-    [ $tries -lt 50 ] || exit {_LACKS}
+    [ $tries -lt 50 ] || exit {LACKS}
     sleep 0.1
 done
 umask 077
@@ -102,7 +103,7 @@ def leave_helper(machine: Machine, hostname: str, deadline: float) -> None:
     supervisor = machine.health.supervisor
     before = supervisor.helpers_ready
     left = machine.commands.run(LEAVE, input=helper(), env={"FORMER": hostname}, sudo=True, check=False)
-    if left.exit_code == _LACKS:
+    if left.exit_code == LACKS:
         raise Unclonable("the guest has no python3, its kernel no virtio_console, or its machine no virtio devices")
     if not left.ok:
         raise BootError(f"the helper that a saved guest needs did not start: {left.stderr.strip()}")
@@ -156,14 +157,14 @@ def take_over(machine: Machine, keys: Keys, more: Sequence[str]) -> None:
     lines = "".join(f"{line}\n" for line in more)
     admit = {"LOGIN": machine.user, "FORMER": machine.keys.login.public, "NEXT": keys.login.public, "MORE": lines}
     renewed = machine.commands.run(
-        _RENEW + _ADMIT,
+        _RENEW + ADMIT,
         input=keys.host.private,
         env={"PUBLIC": keys.host.public, **admit},
         sudo=True,
         check=False,
     )
     if not renewed.ok:
-        why = "its authorized_keys lack ours" if renewed.exit_code == _LACKS else renewed.stderr.strip()
+        why = "its authorized_keys lack ours" if renewed.exit_code == LACKS else renewed.stderr.strip()
         raise BootError(f"{machine.name} could not get new keys: {why}")
 
 

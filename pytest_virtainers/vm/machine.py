@@ -357,7 +357,7 @@ class Machine:
             identity.leave_helper(self, hostname, deadline)
         session = self._session_to_keep()
         if session is None:
-            session = self._open_line()
+            session = self.open_line()
             if session is None:
                 self.commands.run("sync")
             self.ssh.close()
@@ -387,7 +387,7 @@ class Machine:
             return None
         return self.ssh.freeze()
 
-    def _open_line(self) -> resumable.Session | None:
+    def open_line(self) -> resumable.Session | None:
         """Open the SSH session that clones continue, and close the current one; return `None` if there can be none.
 
         The guest's dirty pages are written to its disk; otherwise each clone would begin by doing that.

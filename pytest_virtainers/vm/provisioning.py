@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.vm.vm import VM
 
-_LACKS = 90
+LACKS = 90
+"""The exit code of a script in a guest that lacks what it needs."""
 _CONFIG = "/etc/cloud/cloud.cfg.d/99_virtainers.cfg"
 _MODULES = ("package_update_upgrade_install", "runcmd", "scripts_user")
 _COMMANDS = "/var/lib/cloud/instance/scripts/runcmd"
@@ -38,7 +39,7 @@ put() {
 set -e
 """
 _CHECK = f"""
-[ -d /run/cloud-init ] && [ -d /var/lib/cloud/instance ] && command -v systemd-run >/dev/null || exit {_LACKS}
+[ -d /run/cloud-init ] && [ -d /var/lib/cloud/instance ] && command -v systemd-run >/dev/null || exit {LACKS}
 """
 # The properties of cloud-final.service; processes that it starts in the background keep running.
 _SERVE = f"""
@@ -87,7 +88,7 @@ def provision(vm: VM, spec: Spec) -> None:
         return
     # In one command: where the guest is emulated, each sudo takes about half a second.
     done = vm.run("sh -s", input=script(spec), sudo=True, check=False)
-    if done.exit_code == _LACKS:
+    if done.exit_code == LACKS:
         raise Unclonable("the guest has no cloud-init, or no systemd-run")
     if not done.ok:
         raise BootError(

@@ -151,7 +151,7 @@ class Screen:
             VMGone: the machine does not run.
         """
         __tracebackhide__ = True
-        self.send_keys(*(_chord(character) for character in text))
+        self.send_keys(*(chord_of(character) for character in text))
 
     @contextlib.contextmanager
     def vnc(self, *, port: int = 0) -> Iterator[Display]:
@@ -233,11 +233,12 @@ class _Channel:
         self._stream.close()
 
 
-def _chord(character: str) -> str:
+def chord_of(character: str) -> str:
+    """Return the chord that types a character on a US keyboard; raise `UsageError` if there is none."""
     if character.isascii() and character.isalnum():
         return f"shift-{character.lower()}" if character.isupper() else character
     if character in _PLAIN:
         return _PLAIN[character]
     if character in _SHIFTED:
-        return f"shift-{_chord(_SHIFTED[character])}"
+        return f"shift-{chord_of(_SHIFTED[character])}"
     raise UsageError(f"a US keyboard has no key for {character!r}")

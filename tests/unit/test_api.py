@@ -51,7 +51,7 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
             launchers.append("closed")
 
     monkeypatch.setattr(module, "build_launcher", FakeLauncher)
-    monkeypatch.setattr(module, "_idle", module._Idle())
+    monkeypatch.setattr(module, "idle_launcher", module.IdleLauncher())
     monkeypatch.setattr(module, "launchers", launchers, raising=False)
     return specs
 
@@ -67,7 +67,7 @@ def test_the_next_block_reuses_the_launcher_of_the_last(monkeypatch: pytest.Monk
     with launch():
         pass
     assert launchers[3:] == ["closed", "made", "reset"], "the engine may be a different one"
-    module._idle.close()
+    module.idle_launcher.close()
     assert launchers[6:] == ["closed"]
 
 

@@ -252,12 +252,12 @@ def test_sweep_removes_unready_vms_and_the_unused_network(engine: DockerEngine, 
     ],
 )
 def test_paths_in_a_vm_are_distinguished_from_local_paths(path: str, parts: tuple[str, str] | None) -> None:
-    assert commands._split(path) == parts
+    assert commands.split_path(path) == parts
 
 
 @pytest.mark.parametrize(("ago", "age"), [(0, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (200000, "2 d")])
 def test_ages_use_the_largest_unit(ago: int, age: str) -> None:
-    assert commands._age(int(time.time()) - ago) == age
+    assert commands.age(int(time.time()) - ago) == age
 
 
 def test_lists_are_tables_or_json(

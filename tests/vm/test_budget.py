@@ -124,7 +124,7 @@ def test_the_memory_of_a_local_container_is_read_at_once(engine: DockerEngine, s
     program = "import sys; held = b'x' * (300 << 20); print('full', file=sys.stderr, flush=True); input()"
     eater = start(OTHERS, 0, 64 * 1024, "python3", "-c", program)
     assert eater.stderr.wait_for(lambda: b"full" in bytes(eater.stderr), 120)
-    if engine._memory_seen_mib(eater.id) is None:
+    if engine.memory_seen_mib(eater.id) is None:
         pytest.skip("this engine's control groups cannot be seen from here")
     began = time.monotonic()
     used = [engine.memory_used_mib(eater.id) for _ in range(5)]

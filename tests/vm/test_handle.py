@@ -166,17 +166,17 @@ def test_openssh_logs_in_with_the_printed_command(session_vm: VM) -> None:
 
     assert ssh_says() == "42\n"
     endpoint = session_vm.machine.endpoint
-    direct, endpoint._direct = endpoint._direct, False
+    direct, endpoint.direct = endpoint.direct, False
     try:
         assert "pytest_virtainers.engine.relay" in session_vm.access.ssh_command
         assert ssh_says() == "42\n", "through the relay"
     finally:
-        endpoint._direct = direct
+        endpoint.direct = direct
 
 
 def test_the_relay_works_without_a_route(session_vm: VM, engine: DockerEngine) -> None:
     relayed = Endpoint(engine, session_vm.machine.container)
-    relayed._direct = False
+    relayed.direct = False
     connection = client.log_in(relayed.dial(60), session_vm.user, session_vm.machine.keys, 60)
     output = bytearray()
     code = connection.execute(

@@ -147,11 +147,9 @@ def test_without_a_working_session_a_login_is_made(launcher: Launcher, lack: str
         broken = replace(template.session, keys=dict.fromkeys(template.session.keys, "00" * 64))
     else:
         broken = replace(template.session, facts={**template.session.facts, "remote_cipher": "of-another-paramiko"})
-    launcher.templates._known[template.key] = replace(template, session=broken)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher.templates, "ensure", lambda *_: replace(template, session=broken))
         vm = launcher.launch(wanted)
-    finally:
-        launcher.templates._known[template.key] = template
     assert session_of(vm) not in {"UNKNOWN", ""}
     launcher.discard(vm)
 

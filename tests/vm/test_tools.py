@@ -16,13 +16,13 @@ from pytest_virtainers import VM
 @pytest.fixture(params=["direct", "relay"])
 def vm_by(request: pytest.FixtureRequest, session_vm: VM) -> Iterator[VM]:
     endpoint = session_vm.machine.endpoint
-    direct = endpoint._direct
+    direct = endpoint.direct
     if request.param == "direct" and endpoint.engine.kind == "podman" and os.geteuid() != 0:
         pytest.skip("the containers of a rootless Podman cannot be reached directly")
     assert direct or request.param == "relay"
-    endpoint._direct = request.param == "direct"
+    endpoint.direct = request.param == "direct"
     yield session_vm
-    endpoint._direct = direct
+    endpoint.direct = direct
 
 
 def tool(*words: str, **environment: str) -> str:

@@ -178,7 +178,7 @@ def test_a_bridge_that_gets_another_address_delays_nothing(launcher: Launcher, s
     engine."""
     spec = merge(settings.shape, {"ram": 512, "disk": 3 * 1024, "cpus": 2, "template": True})
     vm = launcher.launch(spec)
-    assert vm.machine.endpoint._direct, "the address belongs to another host"
+    assert vm.machine.endpoint.direct, "the address belongs to another host"
     route = subprocess.run(["ip", "-j", "route", "get", vm.ip], capture_output=True, check=True).stdout
     quiet, took = [], []  # without a change, and with one
     for number in range(6):

@@ -23,12 +23,23 @@ _LOG_SIZE = 16 * _MIB
 
 
 class Console:
-    """Shares one serial line. `line` is our end of a socket pair, QEMU has the other."""
+    """Shares one serial line.
+
+    Args:
+        line: our end of a socket pair; QEMU has the other end.
+        log: the path of the log.
+        server: a listening socket for clients.
+        stdout: a descriptor that gets the output, too.
+
+    Attributes:
+        log: the open log.
+        clients: connected sockets.
+    """
 
     def __init__(self, line: socket.socket, log: Path, server: socket.socket, stdout: int) -> None:
         self._line, self._server, self._stdout = line, server, stdout
-        self._log = _Log(log)
-        self._clients: set[socket.socket] = set()
+        self.log = _Log(log)
+        self.clients: set[socket.socket] = set()
         self._changed = threading.Condition()
         self._waiting, self._lost = bytearray(), 0
         self._ended = False
@@ -42,7 +53,7 @@ class Console:
 
     def _read_line(self) -> None:
         while data := _receive(self._line):
-            self._log.write(data)
+            self.log.write(data)
             with self._changed:
                 self._waiting += data
                 if len(self._waiting) > _WAITING:
@@ -50,13 +61,13 @@ class Console:
                     del self._waiting[:excess]
                     self._lost += excess
                 self._changed.notify()
-            for client in tuple(self._clients):
+            for client in tuple(self.clients):
                 try:
                     client.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 except BlockingIOError:
                     continue
                 except OSError:
-                    self._clients.discard(client)
+                    self.clients.discard(client)
                     client.close()
         with self._changed:
             self._ended = True
@@ -81,7 +92,7 @@ class Console:
         with contextlib.suppress(OSError):  # the server is closed
             while True:
                 client, _ = self._server.accept()
-                self._clients.add(client)
+                self.clients.add(client)
                 self._thread(self._type, client)
 
     def _type(self, client: socket.socket) -> None:

@@ -24,12 +24,15 @@ class SSHSerial:
         guest: our end of the port.
         server: a listening socket for callers.
         kept: whether to keep the session open when a caller hangs up, so that another one can resume it.
+
+    Attributes:
+        caller: the connected caller; `None` without one.
     """
 
     def __init__(self, guest: socket.socket, server: socket.socket, *, kept: bool) -> None:
         self._guest, self._kept, self._stale = guest, kept, False
         self._one_at_a_time = threading.Lock()
-        self._caller: socket.socket | None = None
+        self.caller: socket.socket | None = None
         self._changed = threading.Condition()
         self.listen(server)
         threading.Thread(target=self._pass_on, daemon=True).start()
@@ -52,9 +55,9 @@ class SSHSerial:
     def hang_up(self) -> None:
         """End the caller's connection: the guest has closed its end, which the port does not show."""
         with self._changed:
-            if self._caller is not None:
+            if self.caller is not None:
                 with contextlib.suppress(OSError):
-                    self._caller.shutdown(socket.SHUT_RDWR)
+                    self.caller.shutdown(socket.SHUT_RDWR)
 
     def _accept(self, server: socket.socket, allowed: frozenset[str] | None) -> None:
         with contextlib.suppress(OSError):  # the server is closed
@@ -70,13 +73,13 @@ class SSHSerial:
     def _serve(self, caller: socket.socket) -> None:
         with self._one_at_a_time, caller, contextlib.suppress(OSError):
             with self._changed:
-                self._caller, self._stale = caller, False
+                self.caller, self._stale = caller, False
                 self._changed.notify()
             with contextlib.suppress(OSError):
                 while data := caller.recv(_CHUNK_BYTES):
                     self._guest.sendall(data)
             with self._changed:
-                self._caller = None
+                self.caller = None
             if not self._kept:
                 self._guest.shutdown(socket.SHUT_RDWR)
 
@@ -85,8 +88,8 @@ class SSHSerial:
         with contextlib.suppress(OSError):
             while data := self._guest.recv(_CHUNK_BYTES):
                 with self._changed:
-                    self._changed.wait_for(lambda: self._caller is not None or self._stale)
-                    caller = self._caller
+                    self._changed.wait_for(lambda: self.caller is not None or self._stale)
+                    caller = self.caller
                 if caller is not None:
                     with contextlib.suppress(OSError):
                         caller.sendall(data)

@@ -118,7 +118,7 @@ class DockerEngine:
         return LogConfig(type=driver, config={"max-size": _LOG_SIZE, "max-file": _LOG_FILES})
 
     def memory_used_mib(self, container: str) -> int:
-        if (used := self._memory_seen_mib(container)) is not None:
+        if (used := self.memory_seen_mib(container)) is not None:
             return used
         with self.failures(f"reading the memory use of container {container}"):
             try:
@@ -134,7 +134,7 @@ class DockerEngine:
         details = memory.get("stats") or {}  # `anon` in cgroup v2, `rss` in v1; neither from Podman
         return int(details.get("anon", details.get("rss", memory.get("usage", 0)))) // _MIB
 
-    def _memory_seen_mib(self, container: str) -> int | None:
+    def memory_seen_mib(self, container: str) -> int | None:
         """Read from the control group what `memory_used_mib` returns; `None` where that is impossible."""
         if not self.is_local:
             return None

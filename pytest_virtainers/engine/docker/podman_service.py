@@ -51,7 +51,7 @@ class PodmanService:
             )
             disown_in_child(self)
             deadline = time.monotonic() + _START_SECONDS
-            while not _answers(socket_path):
+            while not answers(socket_path):
                 if time.monotonic() > deadline or self._keeper.poll() is not None:
                     log.seek(0)
                     said = log.read().decode(errors="replace").strip()
@@ -78,7 +78,7 @@ class PodmanService:
         self._keeper.wait(_START_SECONDS)
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool:
     """Return whether a process listens; the socket exists a moment earlier."""
     with socket.socket(socket.AF_UNIX) as caller:
         try:

@@ -22,5 +22,5 @@ def test_templates_copied_from_a_damaged_one_are_removed(monkeypatch: pytest.Mon
     monkeypatch.setattr(eviction, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
     monkeypatch.setattr(eviction, "remove", lambda _shop, places: removed.extend(places))
     shop = cast("Any", None)
-    assert store._remove_damaged(shop, {"templates/plain"}) == set()
+    assert store.remove_damaged(shop, {"templates/plain"}) == set()
     assert removed == ["templates/plain", "templates/copied"]

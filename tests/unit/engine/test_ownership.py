@@ -30,7 +30,7 @@ def test_a_zombie_is_dead() -> None:
         labels = {
             **ownership.labels("vm", "run"),
             "virtainers.owner-pid": str(child.pid),
-            "virtainers.owner-started": ownership._start_time(child.pid) or "",
+            "virtainers.owner-started": ownership.start_time(child.pid) or "",
         }
         assert not ownership.is_dead(labels)
         child.kill()

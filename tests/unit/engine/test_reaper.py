@@ -18,7 +18,7 @@ import os, sys, time
 from pytest_virtainers.engine.reaper import Watcher
 
 watcher = Watcher(["touch", sys.argv[1]])
-print(watcher._process.pid, flush=True)
+print(watcher.process.pid, flush=True)
 {then}
 """
 SLEEPS = "time.sleep(60)"
@@ -73,7 +73,7 @@ def test_the_watcher_runs_although_a_forked_child_is_alive(tmp_path: Path) -> No
 
 def test_close_ends_the_watcher_without_running(tmp_path: Path) -> None:
     watcher = Watcher(["touch", str(tmp_path / "mark")])
-    process = watcher._process
+    process = watcher.process
     assert process is not None
     watcher.close()
     watcher.close()
@@ -89,8 +89,8 @@ def test_a_forked_child_does_not_end_the_watcher(tmp_path: Path) -> None:
         watcher.close()
         os._exit(0)
     os.waitpid(child, 0)
-    assert watcher._process is not None
-    assert watcher._process.poll() is None
+    assert watcher.process is not None
+    assert watcher.process.poll() is None
     watcher.close()
     assert not (tmp_path / "mark").exists()
 
@@ -107,7 +107,7 @@ def test_the_watcher_is_fast_and_small(tmp_path: Path) -> None:
     began = time.monotonic()
     watchers = [Watcher(["true"]) for _ in range(10)]
     seconds = time.monotonic() - began
-    process = watchers[0]._process
+    process = watchers[0].process
     assert process is not None
     memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     for watcher in watchers:

@@ -46,7 +46,7 @@ def test_a_file_is_read_back(size: int, tmp_path: Path) -> None:
 
 def test_a_stream_is_read_no_further_than_needed() -> None:
     left = [b"fg", b"cde", b"ab"]
-    pieces = tar._Pieces(left.pop() for _ in range(3))
+    pieces = tar.Pieces(left.pop() for _ in range(3))
     assert pieces.read(1) == b"a"
     assert left == [b"fg", b"cde"]
     assert pieces.read(3) == b"bcd"

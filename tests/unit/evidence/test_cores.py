@@ -145,7 +145,7 @@ def test_only_regular_files_of_the_guest_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name, code in (("core", 0), ("link", 44), ("fifo", 44), (".", 44), ("none", 44)):
         done = subprocess.run(
-            ["sh", "-c", cores._READ, "sh", tmp_path / name], capture_output=True, check=False, timeout=10
+            ["sh", "-c", cores.READ, "sh", tmp_path / name], capture_output=True, check=False, timeout=10
         )
         assert (done.returncode, done.stdout) == (code, b"" if code else b"content"), name
 
@@ -153,7 +153,7 @@ def test_only_regular_files_of_the_guest_are_read(tmp_path: Path) -> None:
 def listed_in(folder: Path, pattern: str) -> list[str]:
     """Run the search for core dumps with `folder` as the guest's root; return the paths that it finds."""
     (folder / "pattern").write_text(f"{pattern}\n")
-    script = cores._FIND.replace("/proc/sys/kernel/core_pattern", str(folder / "pattern"))
+    script = cores.FIND.replace("/proc/sys/kernel/core_pattern", str(folder / "pattern"))
     found = subprocess.run(["sh", "-c", script.replace("/var/", f"{folder}/var/")], capture_output=True, check=True)
     assert found.stderr == b""
     return [each.removeprefix(f"{folder}/") for each in found.stdout.decode().splitlines()]

@@ -202,17 +202,17 @@ def test_a_guest_without_cloud_init_is_unchanged(tmp_path: Path, arguments: dict
     script = script.replace("[ -d /run/cloud-init ]", f"[ -d {tmp_path}/cloud-init ]")
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run(script)
-    assert caught.value.returncode == provisioning._LACKS
+    assert caught.value.returncode == provisioning.LACKS
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_login_key_is_replaced_and_others_stay(tmp_path: Path) -> None:
     file, former, following = tmp_path / "keys", Keys.generate().login.public, Keys.generate().login.public
     file.write_text(f"# mine\nno-pty {former} comment\nssh-ed25519 OTHER\n")
-    script = identity._ADMIT.replace("~$LOGIN/.ssh/authorized_keys", str(file))
+    script = identity.ADMIT.replace("~$LOGIN/.ssh/authorized_keys", str(file))
     env = {"FORMER": former, "NEXT": following, "MORE": "ssh-ed25519 MORE\n"}
     run(script, env=env)
     assert file.read_text() == f"# mine\nno-pty {following} comment\nssh-ed25519 OTHER\nssh-ed25519 MORE\n"
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run(script, env=env)
-    assert caught.value.returncode == identity._LACKS
+    assert caught.value.returncode == identity.LACKS

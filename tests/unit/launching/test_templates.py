@@ -37,7 +37,7 @@ def no_store() -> "AbstractContextManager[Workshop]":
 def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
     spec = merge(resolve([]).shape, check(arguments, "here"))
     templates = Templates(no_store, holds=SharedLocks(), runtime_id=lambda: runtime, progress=SILENT)
-    return templates._key(spec, guest)
+    return templates.key(spec, guest)
 
 
 def test_firmware_counts_alike_from_spec_and_image() -> None:

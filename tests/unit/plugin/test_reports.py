@@ -56,15 +56,15 @@ def test_slugs_are_unique_and_safe_file_names() -> None:
 
 def test_each_try_has_a_folder_and_retention_removes_the_oldest(tmp_path: Path) -> None:
     for name in ("test_a", "test_a", "test_ab", "test_a-b", "test_a"):
-        reports._next_try(tmp_path, name, None)
+        reports.next_try(tmp_path, name, None)
     kept = {"test_ab", "test_a-b", "test_a.txt", "test_a.2.old"}
     (tmp_path / "test_a.txt").touch()
     (tmp_path / "test_a.2.old").mkdir()
     assert {each.name for each in tmp_path.iterdir()} == {"test_a", "test_a.2", "test_a.3"} | kept
     (tmp_path / "test_a.10").mkdir()
-    assert reports._next_try(tmp_path, "test_a", 2).name == "test_a.11"
+    assert reports.next_try(tmp_path, "test_a", 2).name == "test_a.11"
     assert {each.name for each in tmp_path.iterdir()} == {"test_a.10", "test_a.11"} | kept
-    assert reports._next_try(tmp_path, "test_a", 1).name == "test_a.12"
+    assert reports.next_try(tmp_path, "test_a", 1).name == "test_a.12"
     assert {each.name for each in tmp_path.iterdir()} == {"test_a.12"} | kept
 
 
@@ -76,7 +76,7 @@ def item(folder: Path) -> Any:
 
 def test_vms_with_the_same_name_have_separate_folders(tmp_path: Path) -> None:
     one = item(tmp_path)
-    made = [reports._new_folder(one, machine("web")) for _ in range(2)]
+    made = [reports.new_folder(one, machine("web")) for _ in range(2)]
     assert [str(each.relative_to(tmp_path)) for each in made] == [
         "kept/test_a-py-test_b/web",
         "kept/test_a-py-test_b/web-2",
@@ -93,7 +93,7 @@ def test_a_folder_created_by_another_worker_is_used(tmp_path: Path, monkeypatch:
         make(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    assert reports._new_folder(item(tmp_path), machine()).is_dir()
+    assert reports.new_folder(item(tmp_path), machine()).is_dir()
 
 
 CONFTEST = """
@@ -355,7 +355,7 @@ def test_evidence_and_captures_are_private(pytester: pytest.Pytester, run: Any) 
 def test_a_link_in_place_of_a_capture_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "default.pcap").symlink_to("victim")
-    with reports._private(tmp_path / "default.pcap") as file:
+    with reports.replace_private(tmp_path / "default.pcap") as file:
         file.write(b"frames")
     assert (tmp_path / "victim").read_text() == "mine"
     assert (tmp_path / "default.pcap").read_bytes() == b"frames"

@@ -56,10 +56,10 @@ def line(tmp_path: Path) -> Iterator[Line]:
     line.console.finish(60)
     os.close(line.writer)
     line.line.close()
-    line.console._log.close()
+    line.console.log.close()
     line.server.shutdown(socket.SHUT_RDWR)
     line.server.close()
-    for client in line.console._clients:  # in a virtainer they end with its process
+    for client in line.console.clients:  # in a virtainer they end with its process
         client.close()
 
 

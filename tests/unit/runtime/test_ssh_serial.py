@@ -161,5 +161,5 @@ def test_only_allowed_hosts_are_served_over_tcp(guest: Guest) -> None:
 
 def test_short_messages_over_tcp_do_not_wait_for_each_other(guest: Guest) -> None:
     exchange(guest.call(guest.listen("127.0.0.1")), guest)
-    assert guest.line._caller
-    assert guest.line._caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert guest.line.caller
+    assert guest.line.caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

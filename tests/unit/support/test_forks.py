@@ -382,7 +382,7 @@ def test_a_podman_service_ends_with_its_process_not_with_a_child(
     with Child(lambda: "lives"):
         assert in_child(service.stop) is None
         assert service._keeper.poll() is None
-        assert podman_service._answers(path)
+        assert podman_service.answers(path)
         service.stop()
         assert not path.exists(), "the child still runs"
 

@@ -1,5 +1,6 @@
 """The SSH connection of a VM whose container only produces output: breaks, reconnecting, and why a VM ended."""
 
+import contextlib
 import json
 import subprocess
 import threading
@@ -127,13 +128,13 @@ def test_a_guest_without_the_serial_port_has_no_line(monkeypatch: pytest.MonkeyP
     code = subprocess.run(["sh", "-c", resumable.SERVE], capture_output=True, check=False).returncode
     assert code != 0
     monkeypatch.delattr(client, "log_in")
-    assert connected(Connection(code)).machine._open_line() is None
+    assert connected(Connection(code)).machine.open_line() is None
 
 
 def test_a_serial_session_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     over_line = Connection(SSHError("'true' could not be started over SSH"))
     monkeypatch.setattr(client, "log_in", lambda *_: over_line)
-    assert connected(Connection(0)).machine._open_line() is None
+    assert connected(Connection(0)).machine.open_line() is None
     assert over_line.closed
 
 
@@ -239,10 +240,14 @@ def test_a_thread_that_waits_for_another_to_connect_sees_the_vm_end(monkeypatch:
     vm, made = reconnecting(monkeypatch, broken)
     connects, ends = threading.Event(), threading.Event()
 
-    def connect() -> None:
-        vm.machine.ssh._acquire()
+    def log_in(_seconds: float) -> client.Connection:
         connects.set()
         ends.wait(60)
+        raise ConnectionRefusedError
+
+    def connect() -> None:
+        with contextlib.suppress(VMGone):
+            vm.machine.ssh.establish("connecting", 60, log_in=log_in)
 
     threading.Thread(target=connect, daemon=True).start()
     assert connects.wait(60)

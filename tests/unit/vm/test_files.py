@@ -105,4 +105,4 @@ def test_input_closed_by_its_owner_ends_silently() -> None:
     """The local tar's output is closed when the guest's tar ends early."""
     source = io.BytesIO(b"more")
     channel: Any = SimpleNamespace(settimeout=lambda _seconds: None, sendall=lambda _data: source.close())
-    client._feed(channel, source)
+    client.feed(channel, source)

@@ -60,7 +60,7 @@ def test_type_uses_a_us_keyboard() -> None:
 
 def test_each_printable_character_has_its_own_chord() -> None:
     printable = [chr(code) for code in range(0x20, 0x7F)]
-    chords = [screen._chord(each) for each in printable]
+    chords = [screen.chord_of(each) for each in printable]
     assert len(set(chords)) == len(printable)
     for chord in chords:
         assert chord.rpartition("-")[0] in {"", "shift"}

@@ -14,6 +14,7 @@ from virtainer import clone_agent, events, protocol
 from pytest_virtainers.engine.output import HEAD, TAIL, Output
 from pytest_virtainers.support import runtime
 from pytest_virtainers.vm.supervisor import Reader, Supervisor, parse, readable
+from tests.unit.memory import allocated
 from tests.unit.vm.fake_container import RUNS, event
 
 if TYPE_CHECKING:
@@ -199,6 +200,13 @@ def test_lines_may_come_in_pieces(size: int) -> None:
     ]
 
 
+class Unrecorded(Output):
+    """Output that a test passes to the reader, piece by piece, without recording it."""
+
+    def follow(self, reader: Callable[[int, bytes], object]) -> None:
+        self.read = reader
+
+
 def test_an_unfinished_line_is_not_an_event_yet() -> None:
     output = Output(OFF[:-1])
     supervisor = Supervisor(output)
@@ -208,14 +216,18 @@ def test_an_unfinished_line_is_not_an_event_yet() -> None:
 
 
 def test_an_endless_line_is_not_an_event_and_is_not_kept() -> None:
-    output, reader, shown = Output(), Reader(), 0
+    output, reader, shown = Unrecorded(), Reader(), 0
     supervisor = Supervisor(output)
-    for _ in range(100):
-        output.append(OFF[:-1] * 1000)
-        shown += len(reader.feed(OFF[:-1] * 1000))
-    assert not supervisor._line
+
+    def flood() -> None:
+        nonlocal shown
+        for number in range(100):
+            output.read(number * 1000 * len(OFF[:-1]), OFF[:-1] * 1000)
+            shown += len(reader.feed(OFF[:-1] * 1000))
+
+    assert allocated(flood) < 16 * 1024
     assert shown + len(reader.end()) == 100_000 * len(OFF[:-1])
-    output.append(OFF + STARTED)
+    output.read(100_000 * len(OFF[:-1]), OFF + STARTED)
     assert (supervisor.off, supervisor.accel) == (False, "kvm")
 
 
@@ -225,8 +237,9 @@ def test_output_after_a_gap_does_not_start_a_line() -> None:
         output.append(event("note", text="x") * 4096)
     supervisor = Supervisor(output)  # it comes late
     assert supervisor.accel == "kvm"
-    supervisor = Supervisor(Output())
-    supervisor._add(100, event("over", detail="x") + OFF)
+    output = Unrecorded()
+    supervisor = Supervisor(output)
+    output.read(100, event("over", detail="x") + OFF)
     assert (supervisor.over, supervisor.off) == ("", True)
 
 

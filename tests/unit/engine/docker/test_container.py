@@ -60,10 +60,15 @@ def server() -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def container(server: FakeEngine) -> Iterator[DockerContainer]:
+def engine(server: FakeEngine) -> Iterator[DockerEngine]:
     engine = DockerEngine(server.url)
-    yield engine.create(Plan(name="db", kind="vm", image="an-image", volume="db-disk"), "run")
+    yield engine
     engine.close()
+
+
+@pytest.fixture
+def container(engine: DockerEngine) -> DockerContainer:
+    return engine.create(Plan(name="db", kind="vm", image="an-image", volume="db-disk"), "run")
 
 
 def test_a_volume_is_created_before_and_removed_after_its_container(
@@ -188,13 +193,14 @@ def test_run_limits_silence(container: DockerContainer, server: FakeEngine) -> N
 
 @pytest.mark.parametrize("sent", [b"", b"x" * MIB])
 def test_fetch_gives_up_when_the_engine_hangs(
-    container: DockerContainer, server: FakeEngine, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: DockerEngine, server: FakeEngine, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nContent-Length: 9999999\r\n\r\n"
     entry = tarfile.TarInfo("disk")
     entry.size = 9 * MIB
     server.answers["GET /containers/0123/archive"] = silent(head + entry.tobuf() + sent)
-    monkeypatch.setattr(container._api, "timeout", 0.2)
+    container = engine.create(PLAN, "run")
+    monkeypatch.setattr(engine.api, "timeout", 0.2)
     with pytest.raises(EngineError, match=r"copying /mounted/disk out of container db failed: .*Read timed out"):
         container.fetch("/mounted/disk", tmp_path / "disk")
     assert server.asked.count("GET /containers/0123/archive") == 1
