@@ -115,3 +115,20 @@ def test_wording_skips_code_and_other_files(word: str) -> None:
 def test_wording_reads_only_what_a_diff_adds() -> None:
     diff = "--- a/x.md\n+++ b/x.md\n@@ -4,2 +7,2 @@ title\n-old\n-older\n+new\n+newer\n@@ -9 +12 @@\n+last"
     assert [*added_lines(diff)] == [("x.md", 7, "new"), ("x.md", 8, "newer"), ("x.md", 12, "last")]
+
+
+def test_unit_tests_mirror_the_packages() -> None:
+    """Each file in a folder of `tests/unit` is named after a module; those at the top have other subjects, too."""
+    packages = {"runtime": ROOT / "images/runtime/virtainer"}
+    unit = ROOT / "tests/unit"
+    for path in unit.glob("*/**/test_*.py"):
+        folder = path.parent.relative_to(unit)
+        package = packages.get(str(folder), ROOT / "pytest_virtainers" / folder)
+        assert (package / path.name.removeprefix("test_")).exists(), f"{path} mirrors no module"
+
+
+def test_no_test_file_imports_another() -> None:
+    """Helpers that several files need are in other modules."""
+    importing = re.compile(r"^\s*(?:from|import) [\w.]*\btest_\w+", re.MULTILINE)
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not importing.search(path.read_text()), path

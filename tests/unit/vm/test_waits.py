@@ -8,77 +8,22 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 import pytest
 
-from pytest_virtainers import Result, SSHError, UnitFailed, VMGone, WaitTimeout
+from pytest_virtainers import SSHError, UnitFailed, VMGone, WaitTimeout
 from pytest_virtainers.errors import GuestStalled
 from pytest_virtainers.support import polling
 from pytest_virtainers.support.interruptible import TimedOut
 from pytest_virtainers.vm.vm import VM
-from tests.unit.vm.fake_container import KVM, Container, machine
+from tests.unit.vm.fake_guest import FORBIDDEN, REFUSED, result, unit, waiting, web
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FORBIDDEN = paramiko.ChannelException(1, "Administratively prohibited")
-REFUSED = paramiko.ChannelException(2, "Connect failed")
 BROKEN = paramiko.SSHException("the transport has ended")
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "_PAUSE_SECONDS", 0.001)
-
-
-def result(text: str = "", code: int = 0) -> Result:
-    return Result("a command", code, text.encode(), b"", 0.1)
-
-
-def unit(state: str, sub: str) -> Result:
-    return result(f"LoadState=loaded\nActiveState={state}\nSubState={sub}\nResult=success\n")
-
-
-class Connection:
-    """An SSH connection: commands and channels have these results in turn; the last one is repeated."""
-
-    alive = True
-
-    def __init__(self, results: list[Any]) -> None:
-        self.results = results
-        self.asked: list[Any] = []
-        self.transport = self
-        self.hangs = False
-
-    def next_result(self) -> Any:
-        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def execute(self, command: str, *, stdout: Any, **_: object) -> int:
-        self.asked.append(command)
-        result: Result = self.next_result()
-        stdout(result.stdout_bytes)
-        return result.exit_code
-
-    def open_channel(self, kind: str, target: tuple[str, int], _origin: object) -> Any:
-        self.asked.append((kind, target))
-        return self.next_result()
-
-    def answers(self, _seconds: float) -> bool:
-        return not self.hangs
-
-
-def waiting(*results: Any, hangs: bool = False) -> tuple[VM, Connection]:
-    """Return a VM called `web` with these results, and its connection."""
-    vm = machine(Container(KVM, console=b"login:\n"), name="web")
-    connection = Connection(list(results))
-    connection.hangs = hangs
-    made: Any = connection
-    vm.machine.ssh.current = made
-    return vm, connection
-
-
-def web(*results: Any, hangs: bool = False) -> VM:
-    return waiting(*results, hangs=hangs)[0]
 
 
 def test_commands_run_until_they_succeed_or_fail() -> None:
@@ -192,7 +137,7 @@ def test_wait_for_console_reads_from_the_first_line_until_the_vm_ends() -> None:
 )
 def test_a_failure_shows_the_line_of_the_test_last(pytester: pytest.Pytester, line: str, error: str) -> None:
     names = "FORBIDDEN, REFUSED, result, unit, web"
-    pytester.makepyfile(f"from tests.unit.vm.test_waits import {names}\ndef test_it():\n    {line}\n")
+    pytester.makepyfile(f"from tests.unit.vm.fake_guest import {names}\ndef test_it():\n    {line}\n")
     shown = pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout
     shown.fnmatch_lines([f">   *{line}".replace("[", "[[]"), f"*.py:3: {error}"])
     shown.no_fnmatch_line("*pytest_virtainers/vm/*")
