@@ -13,7 +13,7 @@ from pytest_virtainers.errors import EngineError
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.vm.console import Console
 from pytest_virtainers.vm.log import CommandLog
-from tests.unit.fake_output import Said
+from tests.unit.fake_output import FakeOutput
 from tests.unit.fake_qcow2 import head
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class FakeContainer:
 
     def __init__(self) -> None:
         self.folder = "/mounted"
-        self.stdout = Said(b"login:\r\n")
-        self.stderr = Said(b'{"event": "guest-panicked"}\nTraceback:\n')
+        self.stdout = FakeOutput(b"login:\r\n")
+        self.stderr = FakeOutput(b'{"event": "guest-panicked"}\nTraceback:\n')
         self.ended = False
         self.asked: list[list[str]] = []
         self.patience: float | None = None

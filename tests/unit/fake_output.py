@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Said(Output):
+class FakeOutput(Output):
     """`stdout += b"more"` makes more arrive."""
 
     def __iadd__(self, data: bytes) -> Self:

@@ -12,7 +12,7 @@ from pytest_virtainers.engine import ownership
 from pytest_virtainers.engine.facts import Addresses, ContainerInfo, Image, NetworkInfo, Volume
 from pytest_virtainers.engine.plan import NetworkPlan, Plan, Port
 from pytest_virtainers.errors import EngineError
-from tests.unit.fake_output import Said
+from tests.unit.fake_output import FakeOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -44,8 +44,8 @@ class MemoryContainer:
 
     plan: Plan = field(default_factory=lambda: Plan("name", "vm", "an-image"))
     answer: Callable[[list[str]], tuple[int, bytes]] = _ok
-    stdout: Said = field(default_factory=Said)
-    stderr: Said = field(default_factory=Said)
+    stdout: FakeOutput = field(default_factory=FakeOutput)
+    stderr: FakeOutput = field(default_factory=FakeOutput)
     ended: bool = False
     commands: list[list[str]] = field(default_factory=list)
     files: dict[str, bytes | Link] = field(default_factory=dict)

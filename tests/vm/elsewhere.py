@@ -40,7 +40,7 @@ def machine(addresses: Sequence[str], *, gateways: Sequence[str]) -> Iterator[No
         addresses: of the machine.
         gateways: of the host.
     """
-    _remove_those_of_dead_processes()
+    _remove_leftovers()
     name, here = f"elsewhere-{os.getpid()}", f"else{os.getpid()}"
     with contextlib.ExitStack() as undo:
         _ip("netns", "add", name)
@@ -79,7 +79,7 @@ def reached(address: str, port: int = PORT) -> bool:
     return False
 
 
-def _remove_those_of_dead_processes() -> None:
+def _remove_leftovers() -> None:
     """Remove what a killed run has left: its routes would conflict with those of the next run."""
     for namespace in Path("/run/netns").glob("elsewhere-*"):
         if not Path("/proc", namespace.name.removeprefix("elsewhere-")).exists():

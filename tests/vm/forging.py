@@ -32,7 +32,7 @@ def send(vm: VM, device: str, *frames: bytes) -> None:
     vm.run(["python3", "-c", _SEND, device, *(frame.hex() for frame in frames)], sudo=True)
 
 
-def heard_before_last(heard: Iterator[str]) -> list[str]:
+def received_before_last(heard: Iterator[str]) -> list[str]:
     """Return the texts that arrive before `LAST`, sorted: datagrams of one command may overtake each other."""
     return sorted(itertools.takewhile(lambda text: text != LAST, heard))
 

@@ -10,7 +10,7 @@ from pytest_virtainers.engine.docker.engine import DockerEngine
 _FIND = "import sys; from pytest_virtainers.engine.detect import find; find(sys.argv[1]).close()"
 
 
-def soon(engine: DockerEngine) -> float:
+def removal_seconds(engine: DockerEngine) -> float:
     """Return the seconds after which nothing of a killed run is left: five, or more on a busy host.
 
     A reaper first starts Python and finds the engine, which takes 0.6 s on a quiet host.

@@ -18,7 +18,7 @@ from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.launcher import Launcher
-from tests.vm.processes import console_of, reaper_of, soon
+from tests.vm.processes import console_of, reaper_of, removal_seconds
 from tests.vm.terminal import AT_TERMINAL
 
 pytestmark = [pytest.mark.alone, pytest.mark.each_engine]
@@ -114,7 +114,7 @@ def test_after_sigkill_nothing_is_left(
     assert run.networks(), "otherwise this proves nothing"
     run.process.kill()
     run.process.wait()
-    deadline = time.monotonic() + soon(engine)
+    deadline = time.monotonic() + removal_seconds(engine)
     while (run.containers() or run.networks()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert (run.containers(), run.networks()) == ([], [])
@@ -126,7 +126,7 @@ def test_the_next_run_removes_what_is_left_without_a_reaper(start: Callable[...,
     os.kill(reaper_of(run.process.pid), signal.SIGKILL)
     run.process.kill()
     run.process.wait()
-    deadline = time.monotonic() + soon(engine)
+    deadline = time.monotonic() + removal_seconds(engine)
     while run.containers() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert run.containers() == [], "by its lease"
@@ -142,7 +142,7 @@ from pytest_virtainers.engine.docker.engine import DockerEngine
 DockerEngine.sweep = lambda _engine: []  # it would remove what the one before has left
 print("go", flush=True)
 while True:
-    with virtainers.launch("debian-13", name="slain", ram="512M", disk="3G", cpus=2) as vm:
+    with virtainers.launch("debian-13", name="killed", ram="512M", disk="3G", cpus=2) as vm:
         vm.run("true")
         print("ready", flush=True)
 """
@@ -193,7 +193,7 @@ def test_five_seconds_after_a_kill_at_any_moment_nothing_is_left(
             program.kill()
         end = time.monotonic()
         look()  # at once, before the reaper has finished
-        killed[program.pid] = end + soon(engine), f"kill {number}, after {moment:.3f} s"
+        killed[program.pid] = end + removal_seconds(engine), f"kill {number}, after {moment:.3f} s"
     time.sleep(max(0.0, max(end for end, _ in killed.values()) - time.monotonic()) + 0.1)
     look()
     assert not killed
@@ -249,7 +249,7 @@ def test_workers_end_with_the_main_process(
     of_the_run = {"label": [f"virtainers.run={found['Labels']['virtainers.run']}"]}
     run.process.send_signal(number)
     run.process.wait(30)  # in the test, it would sleep for ten minutes
-    deadline = time.monotonic() + soon(engine)
+    deadline = time.monotonic() + removal_seconds(engine)
     while left := [*engine.api.containers(all=True, filters=labels), *engine.api.networks(filters=of_the_run)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
@@ -282,7 +282,7 @@ def test_ctrl_c_twice_leaves_nothing(start: Callable[..., Run], engine: DockerEn
     time.sleep(0.2)
     run.process.send_signal(signal.SIGINT)  # during the cleanup
     run.process.wait(60)
-    deadline = time.monotonic() + soon(engine)
+    deadline = time.monotonic() + removal_seconds(engine)
     while (run.containers() or run.networks()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert (run.containers(), run.networks()) == ([], []), run.log.read_text()

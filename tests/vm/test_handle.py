@@ -160,16 +160,16 @@ def test_text_files(session_vm: VM) -> None:
 
 
 def test_openssh_logs_in_with_the_printed_command(session_vm: VM) -> None:
-    def ssh_says() -> str:
+    def ssh_output() -> str:
         words = [*shlex.split(session_vm.access.ssh_command), "echo $((6*7))"]
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
 
-    assert ssh_says() == "42\n"
+    assert ssh_output() == "42\n"
     endpoint = session_vm.machine.endpoint
     direct, endpoint.direct = endpoint.direct, False
     try:
         assert "pytest_virtainers.engine.relay" in session_vm.access.ssh_command
-        assert ssh_says() == "42\n", "through the relay"
+        assert ssh_output() == "42\n", "through the relay"
     finally:
         endpoint.direct = direct
 

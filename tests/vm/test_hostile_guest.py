@@ -51,7 +51,7 @@ def untouched(victim: Path) -> bool:
     return is_so and names(victim.parent) == ["victim"]
 
 
-def make_evil(vm: VM, folder: Path, *streams: bytes) -> None:
+def replace_tar(vm: VM, folder: Path, *streams: bytes) -> None:
     """Make the guest's tar send these streams, one for each call."""
     evil = folder / "evil"
     evil.mkdir()
@@ -66,7 +66,7 @@ def make_evil(vm: VM, folder: Path, *streams: bytes) -> None:
 def test_repeated_copies_of_a_tree_change_nothing_outside(vm: VM, tmp_path: Path, victim: Path) -> None:
     folder, file, link = tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.SYMTYPE
     top = ("tree", folder, "", 0o755)
-    make_evil(
+    replace_tar(
         *(vm, tmp_path),
         stream(top, ("tree/x", link, str(victim), 0o777), ("tree/y", link, str(victim.parent), 0o777)),
         stream(top, ("tree/x", file, "", 0o4777), ("tree/y", folder, "", 0o777), ("tree/y/victim", file, "", 7)),

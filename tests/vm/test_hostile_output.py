@@ -32,7 +32,7 @@ FLOOD = 64 * MIB
 def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: DockerEngine) -> None:
     vm.run("echo the first line >/dev/ttyS0; head -c 100k /dev/zero | tr '\\0' x >/dev/ttyS0", sudo=True)
     vm.wait_for_console("^the first line$")
-    before = _looks(vm)
+    before = _health_check_seconds(vm)
     # An emulated serial port accepts 0.1 MiB a second: the rest is written to the supervisor's stdout.
     vm.machine.container.run(["sh", "-c", f"head -c {FLOOD} /dev/zero | tr '\\0' x | fold -w 79 >/proc/1/fd/1"])
     deadline = time.monotonic() + 300
@@ -45,13 +45,13 @@ def test_a_console_flood_costs_neither_memory_nor_time(vm: VM, engine: DockerEng
     vm.run("printf '\\nthe last line\\n' >/dev/ttyS0", sudo=True)  # the flood ends within a line
     assert vm.wait_for_console("^the last line$")
     assert vm.wait_for_console("^the first line$"), "what came first is kept"
-    assert _looks(vm) < 20 * before + 0.05
+    assert _health_check_seconds(vm) < 20 * before + 0.05
     if engine.kind == "docker":  # Podman 4.3 does not report it
         config = engine.api.inspect_container(vm.machine.container.id)["HostConfig"]["LogConfig"]
         assert config["Type"] not in {"json-file", "local"} or config["Config"]["max-size"] == "16m"
 
 
-def _looks(vm: VM) -> float:
+def _health_check_seconds(vm: VM) -> float:
     """Return the CPU seconds of a hundred health checks, as each command makes them."""
     began = time.thread_time()
     for _ in range(100):

@@ -18,7 +18,7 @@ from pytest_virtainers.engine.plan import Plan, Port
 from tests.vm import elsewhere
 from tests.vm.calling import container_reaches, reached_by, reaches
 from tests.vm.elsewhere import needs_root
-from tests.vm.forging import LAST, LISTEN, arp_reply, datagram, frame, heard_before_last, send
+from tests.vm.forging import LAST, LISTEN, arp_reply, datagram, frame, received_before_last, send
 from tests.vm.hearing import heard, needs_ears
 from tests.vm.shapes import OFFLINE
 from tests.vm.stranger import PORT, web_server
@@ -161,7 +161,7 @@ def test_the_first_card_sends_only_from_its_own_address(vms: Mapping[str, VM], v
         tagged = [frame(GATEWAY_MAC, GUEST_MAC, datagram(each, to, f"tagged as {each}"), tags=2) for each in forged]
         send(vm, "eth0", *frames, *tagged, frame(GATEWAY_MAC, GUEST_MAC, datagram(own, to, "own")))
         send(vm, "eth0", frame(GATEWAY_MAC, GUEST_MAC, datagram(own, to, LAST)))
-        assert heard_before_last(heard) == ["own"]
+        assert received_before_last(heard) == ["own"]
 
 
 def test_a_card_sends_only_from_its_own_addresses_unless_on_a_wire(vms: Mapping[str, VM]) -> None:
@@ -188,7 +188,7 @@ def test_a_card_sends_only_from_its_own_addresses_unless_on_a_wire(vms: Mapping[
             *(frame(there.mac, card.mac, each) for each in own),
         )
         send(vm, card.device, frame(there.mac, card.mac, datagram(card.ip, there.ip, LAST)))
-        assert heard_before_last(heard) == ["IPv4", "IPv6"]
+        assert received_before_last(heard) == ["IPv4", "IPv6"]
     assert free not in mate.run("ip neigh").stdout
 
 
@@ -206,7 +206,7 @@ def test_a_card_without_an_address_may_use_any_except_the_hosts(vms: Mapping[str
             senders = [str(card.network.subnet[number]) for number in (1, 77)]
             send(vm, card.device, *(frame(there.mac, card.mac, datagram(each, there.ip, each)) for each in senders))
             send(vm, card.device, frame(there.mac, card.mac, datagram(senders[1], there.ip, LAST)))
-            assert heard_before_last(heard) == senders[1:]
+            assert received_before_last(heard) == senders[1:]
     finally:
         mate.nics.remove(there)
 

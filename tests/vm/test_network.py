@@ -154,7 +154,7 @@ def test_machines_on_a_wire_may_use_any_address(vms: Mapping[str, VM]) -> None:
         forging.send(
             a, here.device, forging.frame(there.mac, here.mac, forging.datagram(senders[0], there.ip, forging.LAST))
         )
-        assert forging.heard_before_last(heard_by_b) == sorted(senders)
+        assert forging.received_before_last(heard_by_b) == sorted(senders)
 
 
 def test_one_way_loss_loses_one_way(vms: Mapping[str, VM]) -> None:

@@ -21,7 +21,7 @@ with virtainers.launch("debian-13", name="by-itself", ram="512M", disk="3G", cpu
 """
 
 
-def gone(engine: DockerEngine, name: str) -> bool:
+def is_removed(engine: DockerEngine, name: str) -> bool:
     """Return whether no VM has this name, which other tests on this engine do not use."""
     return not engine.api.containers(all=True, filters={"label": f"virtainers.vm={name}"})
 
@@ -30,7 +30,7 @@ def test_launch_ends_the_vm_with_its_block(engine: DockerEngine) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout == "['by-itself', '2'] False\n", done.stderr
     assert done.stderr.splitlines()[-1] == "LookupError: in the block"
-    assert gone(engine, "by-itself")
+    assert is_removed(engine, "by-itself")
 
 
 IN_TURN = """
@@ -50,7 +50,7 @@ def test_later_blocks_reuse_what_the_first_has_found(engine: DockerEngine) -> No
     done = subprocess.run([sys.executable, "-c", IN_TURN], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout == "turn-1 ['turn-1'] 1\nturn-2 ['turn-2'] 1\n", done.stderr
     assert done.stderr == ""
-    assert gone(engine, "turn-2")
+    assert is_removed(engine, "turn-2")
 
 
 def test_run_returns_the_output_and_exit_code_of_the_command(engine: DockerEngine) -> None:
@@ -60,7 +60,7 @@ def test_run_returns_the_output_and_exit_code_of_the_command(engine: DockerEngin
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, stdin=subprocess.DEVNULL)
     assert (done.stdout, done.returncode) == ("a  b once\n", 7), done.stderr
     assert "virtainers: once (debian-13) is at " in done.stderr
-    assert gone(engine, "once")
+    assert is_removed(engine, "once")
 
 
 def test_run_sets_a_vm_up_as_the_marker_does(engine: DockerEngine, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_run_sets_a_vm_up_as_the_marker_does(engine: DockerEngine, tmp_path: Pat
     assert made == "FROM A FILE", done.stderr
     assert any(each.endswith(".11") for each in addresses.split()), addresses
     assert re.search(r"set-up \(debian-13\) is at [0-9.]+\.9;", done.stderr), done.stderr
-    assert gone(engine, "set-up")
+    assert is_removed(engine, "set-up")
 
 
 BEFORE_THE_START = """
@@ -122,14 +122,14 @@ def test_a_program_that_is_killed_before_a_container_starts_leaves_nothing(engin
 
 def test_a_program_that_is_killed_leaves_no_container(engine: DockerEngine) -> None:
     waits = PROGRAM.replace('raise LookupError("in the block")', "sys.stdout.flush(); input()").replace(
-        "by-itself", "slain"
+        "by-itself", "killed-program"
     )
     with subprocess.Popen([sys.executable, "-c", waits], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         assert program.stdout
-        assert b"slain" in program.stdout.readline()
-        assert not gone(engine, "slain")
+        assert b"killed-program" in program.stdout.readline()
+        assert not is_removed(engine, "killed-program")
         program.kill()
     deadline = time.monotonic() + 60
-    while not gone(engine, "slain"):
+    while not is_removed(engine, "killed-program"):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -56,7 +56,7 @@ class Guest:
         caller.connect(server.getsockname() if server else self._path)
         return caller
 
-    def has_said(self, data: bytes) -> None:
+    def prints(self, data: bytes) -> None:
         """Send output of the guest, and wait until it was read."""
         self.end.sendall(data)
         while select.select([self._port], [], [], 0)[0]:
@@ -84,7 +84,7 @@ def test_bytes_go_both_ways(guest: Guest) -> None:
 
 
 def test_output_of_the_guest_waits_for_a_caller(guest: Guest) -> None:
-    guest.has_said(b"SSH-2.0")
+    guest.prints(b"SSH-2.0")
     assert guest.call().recv(100) == b"SSH-2.0"
 
 
@@ -129,9 +129,9 @@ def test_unread_output_from_before_a_restore_is_dropped(guest: Guest) -> None:
         exchange(caller, guest)
         caller.shutdown(socket.SHUT_WR)
         assert caller.recv(100) == b"", "the hang-up was noticed"
-    guest.has_said(b"before")
+    guest.prints(b"before")
     guest.line.after_snapshot("load", "s1")
-    guest.has_said(b"just before")
+    guest.prints(b"just before")
     time.sleep(0.5)  # it is read and dropped in this time
     exchange(guest.call(), guest)
 
@@ -141,7 +141,7 @@ def test_output_after_a_hang_up_waits_for_the_next_caller(guest: Guest) -> None:
     exchange(caller, guest)
     caller.shutdown(socket.SHUT_WR)
     assert caller.recv(100) == b"", "the hang-up was noticed"
-    guest.has_said(b"who is there?")
+    guest.prints(b"who is there?")
     assert guest.call().recv(100) == b"who is there?"
 
 

@@ -66,7 +66,7 @@ def connection() -> Iterator[client.Connection]:
     server.join(SECONDS)
 
 
-def fine() -> None:
+def pass_check() -> None:
     pass
 
 
@@ -79,17 +79,17 @@ def test_a_deadline_applies_while_output_arrives_faster_than_it_is_processed(con
     errors = bytearray()
     with pytest.raises(TimedOut):
         connection.execute(
-            "flood", stdin=None, stdout=slowly, stderr=errors.extend, deadline=time.monotonic() + 3, check=fine
+            "flood", stdin=None, stdout=slowly, stderr=errors.extend, deadline=time.monotonic() + 3, check=pass_check
         )
     assert errors == b"!", "the other stream is read, too"
 
 
 def test_a_check_runs_while_output_arrives_faster_than_it_is_processed(connection: client.Connection) -> None:
-    def gone() -> None:
+    def raise_ended() -> None:
         raise VMGone("it has ended")
 
     with pytest.raises(VMGone):
-        connection.execute("flood", stdin=None, stdout=slowly, stderr=bytes, deadline=None, check=gone)
+        connection.execute("flood", stdin=None, stdout=slowly, stderr=bytes, deadline=None, check=raise_ended)
 
 
 def test_slow_processing_loses_no_output(connection: client.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_slow_processing_loses_no_output(connection: client.Connection, monkeypa
         slowly(data)
         taken.append(len(data))
 
-    assert connection.execute("plenty", stdin=None, stdout=take, stderr=bytes, deadline=None, check=fine) == 7
+    assert connection.execute("plenty", stdin=None, stdout=take, stderr=bytes, deadline=None, check=pass_check) == 7
     assert sum(taken) == 3 * MIB
 
 
@@ -110,7 +110,8 @@ def test_streams_kept_open_by_background_processes_are_abandoned(
     monkeypatch.setattr(client, "_AFTERMATH_SECONDS", 0.1)
     output = bytearray()
     assert (
-        connection.execute("behind", stdin=None, stdout=output.extend, stderr=bytes, deadline=None, check=fine) == 7
+        connection.execute("behind", stdin=None, stdout=output.extend, stderr=bytes, deadline=None, check=pass_check)
+        == 7
     )
     assert len(output) >= 3 * MIB
 

@@ -35,36 +35,36 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocked]:
     blocked.released.set()
 
 
-def nothing_wrong() -> None:
+def pass_check() -> None:
     pass
 
 
-def gone() -> None:
+def raise_ended() -> None:
     raise VMGone("it has ended")
 
 
 def test_result_and_exceptions_are_passed_on() -> None:
-    assert run_interruptible(lambda: 7, check=nothing_wrong, deadline=None) == 7
+    assert run_interruptible(lambda: 7, check=pass_check, deadline=None) == 7
     with pytest.raises(ZeroDivisionError):
-        run_interruptible(lambda: 1 // 0, check=nothing_wrong, deadline=None)
+        run_interruptible(lambda: 1 // 0, check=pass_check, deadline=None)
     with pytest.raises(SystemExit):
-        run_interruptible(sys.exit, check=nothing_wrong, deadline=None)
+        run_interruptible(sys.exit, check=pass_check, deadline=None)
 
 
 def test_a_failing_check_ends_the_wait(blocked: Blocked) -> None:
     with pytest.raises(VMGone):
-        run_interruptible(blocked, check=gone, deadline=None)
+        run_interruptible(blocked, check=raise_ended, deadline=None)
 
 
 def test_a_deadline_ends_the_wait(blocked: Blocked) -> None:
     with pytest.raises(TimedOut):
-        run_interruptible(blocked, check=nothing_wrong, deadline=time.monotonic() + 0.01)
+        run_interruptible(blocked, check=pass_check, deadline=time.monotonic() + 0.01)
 
 
 def test_late_results_are_passed_to_unwanted(blocked: Blocked) -> None:
     unwanted: queue.SimpleQueue[str] = queue.SimpleQueue()
     with pytest.raises(VMGone):
-        run_interruptible(blocked, check=gone, deadline=None, unwanted=unwanted.put)
+        run_interruptible(blocked, check=raise_ended, deadline=None, unwanted=unwanted.put)
     assert unwanted.empty()
     blocked.released.set()
     assert unwanted.get(timeout=60) == "late"
@@ -95,7 +95,7 @@ def test_a_result_at_the_end_of_the_wait_is_unwanted_once(monkeypatch: pytest.Mo
 
     def check() -> None:
         if result_is_there.is_set():
-            gone()
+            raise_ended()
 
     monkeypatch.setattr(interruptible, "threading", SimpleNamespace(Thread=thread, Lock=Lock))
     monkeypatch.setattr(interruptible, "POLL_SECONDS", 0.001)
@@ -114,5 +114,5 @@ def test_phases_of_the_call_are_recorded_for_its_caller() -> None:
 
     record = Record("clone")
     with recording(record):
-        run_interruptible(call, check=nothing_wrong, deadline=None)
+        run_interruptible(call, check=pass_check, deadline=None)
     assert list(record.seconds) == ["inside", TOTAL]

@@ -12,7 +12,7 @@ from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm.machine import Machine
 from pytest_virtainers.vm.vm import VM
-from tests.unit.fake_output import Said
+from tests.unit.fake_output import FakeOutput
 
 
 def event(name: str, /, **fields: object) -> bytes:
@@ -24,9 +24,9 @@ class Container:
     """It has a fixed console output and fixed events, and may have ended."""
 
     def __init__(self, *events: bytes, console: bytes = b"login: ", ended: bool = False) -> None:
-        self.stdout, self.ended = Said(console), ended
+        self.stdout, self.ended = FakeOutput(console), ended
         self.environment: dict[str, str] = {}
-        self.stderr = Said(b"".join(events))
+        self.stderr = FakeOutput(b"".join(events))
 
     def wait(self, _seconds: float) -> bool:
         return self.ended

@@ -12,7 +12,7 @@ from pytest_virtainers import EngineError, VMGone, WaitTimeout
 from pytest_virtainers.engine.output import HEAD, TAIL, Record
 from pytest_virtainers.support import polling
 from pytest_virtainers.vm.console import Console
-from tests.unit.fake_output import Said
+from tests.unit.fake_output import FakeOutput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Guest:
     """A container whose console echoes its input, as a guest does; it accepts a few bytes at a time."""
 
     def __init__(self) -> None:
-        self.stdout = Said()
+        self.stdout = FakeOutput()
         self.done: list[str] = []
 
     def stream(self, command: list[str]) -> Any:
@@ -92,13 +92,13 @@ def test_expect_times_out_with_the_last_lines(guest: Guest, console: Console) ->
     assert str(caught.value) == ("waited 0.01 s for 'login:' on the console of web; seen last: \n  | first\n  | last")
 
 
-def gone() -> None:
+def raise_ended() -> None:
     raise VMGone("web has ended")
 
 
 def test_expect_ends_with_the_machine(guest: Guest) -> None:
     guest.stdout += b"Power down\r\n"
-    console = Console(guest, "web", check=gone)  # type: ignore[arg-type]
+    console = Console(guest, "web", check=raise_ended)  # type: ignore[arg-type]
     assert console.expect("^Power down$"), "existing text matches even with timeout=0"
     with pytest.raises(VMGone):
         console.expect("login:", timeout=3600)
@@ -112,7 +112,7 @@ def test_expect_timeout_is_scaled_without_kvm(guest: Guest) -> None:
 
 def test_send_to_a_console_that_accepts_no_input_is_an_error(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VMGone):
-        Console(guest, "web", check=gone).send("root\n")  # type: ignore[arg-type]
+        Console(guest, "web", check=raise_ended).send("root\n")  # type: ignore[arg-type]
     assert guest.stdout.size == 0
 
     def refuse(_data: bytes) -> int:
@@ -127,7 +127,7 @@ def test_send_to_a_console_that_accepts_no_input_is_an_error(guest: Guest, monke
 def test_text_may_end_the_machine(guest: Guest) -> None:
     def ended_by_keys() -> None:
         if guest.stdout.size:
-            gone()
+            raise_ended()
 
     Console(guest, "web", check=ended_by_keys).send("poweroff\n")  # type: ignore[arg-type]
     assert bytes(guest.stdout) == b"poweroff\n"

@@ -47,7 +47,7 @@ class Qemu(Container):
     def panic(self) -> None:
         self.stdout += b"Kernel panic - not syncing: so\r\n"
 
-    def be_over(self) -> None:
+    def end_qemu(self) -> None:
         """End QEMU, but not the supervisor."""
         self.report(KILLED)
         self.answer = 1, b"no socket /run/virtainer/qmp.sock"
@@ -58,7 +58,7 @@ class Qemu(Container):
     [
         (Qemu.end, VMGone, "vm has ended: virtainer: clone restored"),
         (Qemu.panic, GuestPanic, "vm: Kernel panic - not syncing: so"),
-        (Qemu.be_over, VMGone, r"vm has ended: QEMU was killed \(SIGKILL\)"),
+        (Qemu.end_qemu, VMGone, r"vm has ended: QEMU was killed \(SIGKILL\)"),
     ],
 )
 def test_shutdown_reports_another_end_at_once(
@@ -81,7 +81,7 @@ def test_a_paused_vm_whose_qemu_ends_has_ended() -> None:
     vm.pause()
     with pytest.raises(VMGone, match="it is paused"):
         vm.run("true")
-    qemu.be_over()
+    qemu.end_qemu()
     for use in (
         lambda: vm.run("true"),
         vm.resume,
@@ -96,7 +96,7 @@ def test_a_paused_vm_whose_qemu_ends_has_ended() -> None:
 def test_start_refuses_a_vm_that_has_ended(kind: type[VirtainerError]) -> None:
     def end(qemu: Qemu) -> None:
         if "cont" in qemu.asked[-1]:
-            qemu.be_over()
+            qemu.end_qemu()
             if kind is GuestPanic:
                 qemu.panic()
 

@@ -16,7 +16,7 @@ from pytest_virtainers.vm.log import CommandLog
 from pytest_virtainers.vm.provision_limit import LOOK, Limit
 from pytest_virtainers.vm.readiness import Target, wait_for_cloud_init
 from pytest_virtainers.vm.vm import VM
-from tests.unit.fake_output import Said
+from tests.unit.fake_output import FakeOutput
 from tests.unit.memory import allocated
 from tests.unit.vm import fake_container
 
@@ -172,8 +172,8 @@ def test_only_at_the_first_boot_provisioning_has_its_own_limit(
     monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, wait: Callable[[VM], None], said: str
 ) -> None:
     container = SimpleNamespace(
-        stdout=Said(b""),
-        stderr=Said(b""),
+        stdout=FakeOutput(b""),
+        stderr=FakeOutput(b""),
         environment={},
         wait=lambda _seconds: False,
         run=lambda _command: (0, b'{"return": {}}'),

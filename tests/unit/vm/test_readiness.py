@@ -10,14 +10,14 @@ from pytest_virtainers.ssh import client
 from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.vm.console import Console
 from pytest_virtainers.vm.readiness import Target, cloud_init_errors, wait_for_login
-from tests.unit.fake_output import Said
+from tests.unit.fake_output import FakeOutput
 
 
 class Output:
     """The part of a container that a console reads."""
 
     def __init__(self, stdout: bytes) -> None:
-        self.stdout = Said(stdout)
+        self.stdout = FakeOutput(stdout)
 
 
 def console(text: bytes = b"[    0.1] Linux version 6.12\r\n\x1b[32mlogin:\x1b[0m") -> Any:

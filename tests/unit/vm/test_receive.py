@@ -44,7 +44,7 @@ def link(name: str, to: str) -> tuple[tarfile.TarInfo, bytes]:
     return member(name, kind=tarfile.SYMTYPE, to=to)
 
 
-def hard(name: str, to: str) -> tuple[tarfile.TarInfo, bytes]:
+def hard_link(name: str, to: str) -> tuple[tarfile.TarInfo, bytes]:
     return member(name, kind=tarfile.LNKTYPE, to=to)
 
 
@@ -124,14 +124,19 @@ ESCAPES = {
         *(folder("tree"), folder("tree/a"), link("tree/a/up", ".."), link("tree/out", "a/up/../../outside/folder")),
         *(member("tree/out/victim"),),
     ],
-    "hard link to outside": [folder("tree"), hard("tree/x", "{outside}/victim"), member("tree/x")],
-    "hard link by dot-dot": [folder("tree"), hard("tree/x", f"tree/../{UP}/victim")],
-    "hard link by another name": [folder("tree"), hard("tree/x", "outside/victim")],
+    "hard link to outside": [folder("tree"), hard_link("tree/x", "{outside}/victim"), member("tree/x")],
+    "hard link by dot-dot": [folder("tree"), hard_link("tree/x", f"tree/../{UP}/victim")],
+    "hard link by another name": [folder("tree"), hard_link("tree/x", "outside/victim")],
     "hard link to a link": [
-        *(folder("tree"), link("tree/x", "{outside}/victim"), hard("tree/y", "tree/x"), member("tree/y", mode=0o777))
+        *(
+            folder("tree"),
+            link("tree/x", "{outside}/victim"),
+            hard_link("tree/y", "tree/x"),
+            member("tree/y", mode=0o777),
+        )
     ],
     "hard link through a link": [
-        *(folder("tree"), link("tree/x", "{outside}/folder"), hard("tree/y", "tree/x/victim"), member("tree/y"))
+        *(folder("tree"), link("tree/x", "{outside}/folder"), hard_link("tree/y", "tree/x/victim"), member("tree/y"))
     ],
     "link with an empty target": [folder("tree"), link("tree/x", "")],
     "zero byte": [folder("tree"), member("tree/x\0/../../outside/victim")],
@@ -357,7 +362,7 @@ def test_folders_get_their_modes_and_times_last(tmp_path: Path) -> None:
 
 def test_later_members_replace_earlier_ones(tmp_path: Path) -> None:
     sent = [
-        *(folder("tree"), member("tree/x", b"first", mode=0o600), hard("tree/y", "tree/x")),
+        *(folder("tree"), member("tree/x", b"first", mode=0o600), hard_link("tree/y", "tree/x")),
         *(member("tree/x", b"second"), folder("tree"), folder("tree/z"), member("tree/z/a"), folder("tree/z", 0o700)),
     ]
     path = get(stream(*sent), tmp_path / "out").path
@@ -366,7 +371,7 @@ def test_later_members_replace_earlier_ones(tmp_path: Path) -> None:
 
 
 def test_hard_links_stay_hard_links(tmp_path: Path) -> None:
-    sent = [folder("tree"), member("tree/x"), hard("tree/y", "tree/x"), hard("tree/z", "tree/none")]
+    sent = [folder("tree"), member("tree/x"), hard_link("tree/y", "tree/x"), hard_link("tree/z", "tree/none")]
     received = get(stream(*sent), tmp_path / "out")
     assert (received.path / "x").stat().st_ino == (received.path / "y").stat().st_ino
     assert received.skipped.startswith("skipped 1 of 4: z (hard link to none, which has not arrived)")

@@ -57,7 +57,7 @@ def test_words_replace_the_shell_so_that_signals_reach_them() -> None:
     assert shell.line(["sleep", "60"], env={"A": "1"}) == "export A=1\nexec sleep 60"
 
 
-def led(*pieces: bytes) -> tuple[int | None, bytes]:
+def after_leader(*pieces: bytes) -> tuple[int | None, bytes]:
     """Return the session that a leader has found in standard error, and the rest of that."""
     passed = bytearray()
     leader = shell.Leader()
@@ -70,20 +70,20 @@ def led(*pieces: bytes) -> tuple[int | None, bytes]:
 
 def test_the_shell_reports_its_session_first() -> None:
     finished = run(shell.with_leader("echo said >&2; echo $$"))
-    assert led(finished.stderr.encode()) == (int(finished.stdout), b"said\n")
+    assert after_leader(finished.stderr.encode()) == (int(finished.stdout), b"said\n")
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_the_number_may_arrive_in_pieces(size: int) -> None:
     said = b"1234567890\nerror: 42\n"
-    assert led(*(said[at : at + size] for at in range(0, len(said), size))) == (1234567890, b"error: 42\n")
+    assert after_leader(*(said[at : at + size] for at in range(0, len(said), size))) == (1234567890, b"error: 42\n")
 
 
 @pytest.mark.parametrize(
     "said", [b"fish: no\n", b"This account is not available.", b"no", b"", b"\n", b"12345678901"]
 )
 def test_other_output_of_the_shell_is_kept(said: bytes) -> None:
-    assert led(*(said[at : at + 1] for at in range(len(said)))) == (None, said)
+    assert after_leader(*(said[at : at + 1] for at in range(len(said)))) == (None, said)
 
 
 @pytest.fixture
