@@ -6,6 +6,8 @@ import json
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from pytest_virtainers.config.network_spec import DEFAULT
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import merge
@@ -15,6 +17,7 @@ from pytest_virtainers.vm.console import Console
 from pytest_virtainers.vm.log import CommandLog
 from tests.unit.fake_output import FakeOutput
 from tests.unit.fake_qcow2 import head
+from tests.unit.memory_engine import MemoryContainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,21 +29,21 @@ KEYS = Keys.generate()
 OVERLAY = head(length=104)[:1024]
 
 
-class FakeContainer:
+class FakeContainer(MemoryContainer):
     """Its command `evidence` has the result in `evidence` for its options, and makes the files `files`."""
 
     def __init__(self) -> None:
+        super().__init__(
+            stdout=FakeOutput(b"login:\r\n"),
+            stderr=FakeOutput(b'{"event": "guest-panicked"}\nTraceback:\n'),
+            files={"overlay.qcow2": OVERLAY, "seed.iso": b"seed", "state": b"memory"},
+        )
         self.folder = "/mounted"
-        self.stdout = FakeOutput(b"login:\r\n")
-        self.stderr = FakeOutput(b'{"event": "guest-panicked"}\nTraceback:\n')
-        self.ended = False
         self.asked: list[list[str]] = []
-        self.patience: float | None = None
         self.evidence: dict[tuple[str, ...], tuple[int, bytes] | BaseException] = {}
-        self.files = {"overlay.qcow2": OVERLAY, "seed.iso": b"seed", "state": b"memory"}
 
-    def run(self, command: list[str], *, patience: float) -> tuple[int, bytes]:
-        self.patience = patience
+    @override
+    def reply(self, command: list[str]) -> tuple[int, bytes]:
         if command == ["rm", "-rf", f"{self.folder}/evidence"]:
             self.files = {}
             return 0, b""
@@ -52,17 +55,14 @@ class FakeContainer:
             raise ends
         return ends
 
+    @override
     def fetch(self, path: str, target: Path) -> None:
         target.write_bytes(b"a part")
-        name = path.removeprefix(f"{self.folder}/evidence/")
-        if name not in self.files:
-            raise EngineError(f"copying {path} failed")
-        target.write_bytes(self.files[name])
+        target.write_bytes(self.read(path.removeprefix(f"{self.folder}/evidence/")))
 
 
 class FakeMachine:
-    """Root commands get their results from `answers`; an exception there is raised, and one of `breaks`
-    afterwards."""
+    """Root commands get their results from `answers`; exceptions there, and then in `breaks`, are raised."""
 
     arch = "amd64"
     firmware = "bios"
@@ -75,7 +75,7 @@ class FakeMachine:
         self.keys = KEYS
         self.log = CommandLog()
         self.container = FakeContainer()
-        self.console = Console(self.container, name)  # type: ignore[arg-type]
+        self.console = Console(self.container, name)
         self.answers: Mapping[str, bytes | BaseException] = {}
         self.breaks: Mapping[str, BaseException] = {}
         self.picture: bytes | BaseException = b"\x89PNG"

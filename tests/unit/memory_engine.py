@@ -35,6 +35,7 @@ class MemoryContainer:
     Attributes:
         answer: returns exit code and output of a command, or raises.
         commands: commands that were run or streamed.
+        patience: that of the last command.
         files: the content of files by their path.
         unpacked: tar streams that were put into it, by folder.
         connected: its addresses by network; the empty name is that of its plan.
@@ -48,6 +49,7 @@ class MemoryContainer:
     stderr: FakeOutput = field(default_factory=FakeOutput)
     ended: bool = False
     commands: list[list[str]] = field(default_factory=list)
+    patience: float | None = None
     files: dict[str, bytes | Link] = field(default_factory=dict)
     unpacked: dict[str, bytes] = field(default_factory=dict)
     connected: dict[str, Addresses] = field(default_factory=dict)
@@ -112,9 +114,14 @@ class MemoryContainer:
         patience: float | None = None,
     ) -> tuple[int, bytes]:
         self.commands.append(command)
-        code, output = self.answer(command)
+        self.patience = patience
+        code, output = self.reply(command)
         on_output(output)
         return code, output
+
+    def reply(self, command: list[str]) -> tuple[int, bytes]:
+        """Return exit code and output of a command; fakes of certain containers override it."""
+        return self.answer(command)
 
     def stream(self, command: list[str]) -> Stream:
         self.commands.append(command)

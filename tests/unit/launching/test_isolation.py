@@ -1,33 +1,38 @@
 """What is closed to VMs, also addresses that the host gets later."""
 
 import json
+from collections.abc import Mapping
 from ipaddress import IPv4Network
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from pytest_virtainers.config import reach
 from pytest_virtainers.engine import host, subnets
+from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching.isolation import Isolation
+from tests.unit.memory_engine import MemoryContainer
 
 
-class Container:
-    """Records what is closed to it; `answer` is the result of the command."""
+class Container(MemoryContainer):
+    """Records what is closed to it; `result` is that of the command."""
 
-    def __init__(self, environment: Any) -> None:
-        self.name, self.environment, self.ended = "virtainers-web", environment, False
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        super().__init__(Plan("virtainers-web", "vm", "an-image", environment=environment))
         self.closed_lists: list[Any] = []
-        self.answer: tuple[int, bytes] | EngineError = (0, b"")
+        self.result: tuple[int, bytes] | EngineError = (0, b"")
 
-    def run(self, command: list[str], *, patience: float) -> tuple[int, bytes]:
-        assert patience > 0
+    @override
+    def reply(self, command: list[str]) -> tuple[int, bytes]:
+        assert self.patience
         assert command[0] == "closed"
         self.closed_lists.append(json.loads(command[1]))
-        if isinstance(self.answer, EngineError):
-            raise self.answer
-        return self.answer
+        if isinstance(self.result, EngineError):
+            raise self.result
+        return self.result
 
 
 class Watch:
@@ -142,14 +147,14 @@ def test_an_address_that_cannot_be_closed_is_reported_and_retried(
     notes: list[str] = []
     isolation, on = Isolation(ENGINE, note=notes.append), network()
     container = started(isolation, on)
-    container.answer = answer
+    container.result = answer
     addresses.append("198.51.100.1")
     WATCHES[0].changed()
     assert notes == [
         "virtainers-web: addresses that the host got since its start could not be closed to it, so it may reach "
         "services there: closed: nft failed: no"
     ]
-    container.answer = (0, b"")
+    container.result = (0, b"")
     WATCHES[0].changed()
     assert len(container.closed_lists) == 2
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+from typing_extensions import override
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import merge
@@ -13,6 +15,10 @@ from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm.machine import Machine
 from pytest_virtainers.vm.vm import VM
 from tests.unit.fake_output import FakeOutput
+from tests.unit.memory_engine import MemoryContainer
+
+if TYPE_CHECKING:
+    from pytest_virtainers.engine.base import Stream
 
 
 def event(name: str, /, **fields: object) -> bytes:
@@ -20,19 +26,16 @@ def event(name: str, /, **fields: object) -> bytes:
     return json.dumps({"event": name, **fields}).encode() + b"\n"
 
 
-class Container:
+class Container(MemoryContainer):
     """It has a fixed console output and fixed events, and may have ended."""
 
     def __init__(self, *events: bytes, console: bytes = b"login: ", ended: bool = False) -> None:
-        self.stdout, self.ended = FakeOutput(console), ended
-        self.environment: dict[str, str] = {}
-        self.stderr = FakeOutput(b"".join(events))
+        super().__init__(stdout=FakeOutput(console), stderr=FakeOutput(b"".join(events)), ended=ended)
 
-    def wait(self, _seconds: float) -> bool:
-        return self.ended
-
-    def stream(self, _command: list[str]) -> None:
+    @override
+    def stream(self, command: list[str]) -> Stream:
         """Return `None`: no test reads it."""
+        return cast("Stream", None)
 
 
 def machine(container: Any, name: str = "vm") -> VM:

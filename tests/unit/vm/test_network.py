@@ -12,21 +12,25 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from pytest_virtainers.config.network_spec import NetworkSpec
 from pytest_virtainers.errors import SpecError, VirtainerError
 from pytest_virtainers.vm.capture import Capture
 from pytest_virtainers.vm.network import Network
+from tests.unit.memory_engine import MemoryContainer
 from tests.unit.vm.fake_stream import Stream
 
 
-class FakeContainer:
+class FakeContainer(MemoryContainer):
     def __init__(self) -> None:
-        self.ended, self.refuses = False, False
+        super().__init__()
+        self.refuses = False
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.streams: list[Stream] = []
 
-    def run(self, command: list[str]) -> tuple[int, bytes]:
+    @override
+    def reply(self, command: list[str]) -> tuple[int, bytes]:
         word, mac, state = command
         assert word == "wire"
         if self.refuses and json.loads(state)["delay_ms"]:
@@ -34,6 +38,7 @@ class FakeContainer:
         self.sent.append((mac, json.loads(state)))
         return 0, b""
 
+    @override
     def stream(self, command: list[str]) -> Stream:
         assert command[0] == "capture"
         return self.streams.pop(0)

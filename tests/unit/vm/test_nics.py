@@ -4,8 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from pytest_virtainers.engine.facts import Addresses
+from pytest_virtainers.engine.plan import Port
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.vm.vm import VM
 from tests.unit.vm.fake_container import RUNS, Container, machine
@@ -18,14 +20,17 @@ class Plugs(Container):
         super().__init__(RUNS)
         self.asked: list[str] = []
 
-    def connect(self, _port: object) -> Addresses:
+    @override
+    def connect(self, port: Port) -> Addresses:
         self.asked.append("connect")
         return Addresses("02:42:0a:d5:00:80", "10.1.0.128")
 
+    @override
     def disconnect(self, network: str) -> None:
         self.asked.append(f"disconnect {network}")
 
-    def run(self, command: list[str], **_: object) -> tuple[int, bytes]:
+    @override
+    def reply(self, command: list[str]) -> tuple[int, bytes]:
         self.asked.append(" ".join(command))
         return 0, b'{"mac": "02:42:0a:d5:00:80", "addresses": ["10.1.0.128/24"], "mtu": 1500}'
 

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typing_extensions import override
 
 from pytest_virtainers import VMGone
 from pytest_virtainers.errors import EngineError, GuestPanic, VirtainerError
@@ -30,13 +31,14 @@ class Qemu(Container):
     def __init__(self, happens: Callable[[Qemu], object] = bool) -> None:
         super().__init__(RUNS)
         self.happens = happens
-        self.answer: tuple[int, bytes] = (0, b'{"return": {}}')
+        self.result: tuple[int, bytes] = (0, b'{"return": {}}')
         self.asked: list[str] = []
 
-    def run(self, command: list[str]) -> tuple[int, bytes]:
+    @override
+    def reply(self, command: list[str]) -> tuple[int, bytes]:
         self.asked += command[1:]
         self.happens(self)
-        return self.answer
+        return self.result
 
     def report(self, event: bytes) -> None:
         self.stderr += event
@@ -50,7 +52,7 @@ class Qemu(Container):
     def end_qemu(self) -> None:
         """End QEMU, but not the supervisor."""
         self.report(KILLED)
-        self.answer = 1, b"no socket /run/virtainer/qmp.sock"
+        self.result = 1, b"no socket /run/virtainer/qmp.sock"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_start_pauses_before_it_asks_qemu_again(monkeypatch: pytest.MonkeyPatch)
 
     def refuse(qemu: Qemu) -> None:
         if "cont" in qemu.asked[-1]:
-            qemu.answer = 1, b'{"error": {"desc": "Resetting the Virtual Machine is required"}}'
+            qemu.result = 1, b'{"error": {"desc": "Resetting the Virtual Machine is required"}}'
 
     qemu = Qemu(refuse)
     began = time.monotonic()

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from pytest_virtainers.vm import screen
 from tests.unit.vm.fake_container import RUNS, Container, machine
@@ -16,7 +17,8 @@ class Qemu(Container):
         super().__init__(RUNS)
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
-    def run(self, command: list[str], **_: object) -> tuple[int, bytes]:
+    @override
+    def reply(self, command: list[str]) -> tuple[int, bytes]:
         if command == ["screenshot"]:
             return 0, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x05\0\0\0\x03\x20"
         assert command[0] == "qmp"

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from typing_extensions import override
 
 from pytest_virtainers import VM, SnapshotError, UsageError
 from pytest_virtainers.vm.snapshots import Snapshot, free_name
@@ -18,7 +19,8 @@ class Qemu(Container):
         super().__init__(RUNS)
         self.asked: list[list[str]] = []
 
-    def run(self, command: list[str]) -> tuple[int, bytes]:
+    @override
+    def reply(self, command: list[str]) -> tuple[int, bytes]:
         if command[0] == "qmp":
             return 0, json.dumps({"return": [DISK]}).encode()
         self.asked.append(command)
