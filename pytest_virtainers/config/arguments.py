@@ -172,7 +172,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "disk",
             _size(1024),
-            "size of the VM's disk; it takes room only as it fills",
+            "size of the VM's disk; it uses space only as it fills",
             "10G",
             setting=True,
             template="booted",
@@ -195,7 +195,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "meta_data",
             _MAPPING,
-            "meta-data for cloud-init, over the plugin's",
+            "meta-data for cloud-init; takes precedence over the plugin's",
             template="booted",
             synonyms=("metadata",),
         ),
@@ -271,7 +271,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "reset",
             _one_of("none", "snapshot"),
-            "state to which a shared VM goes back before each further test; snapshot: its start, memory and disk",
+            "state to which a shared VM returns before each further test; snapshot: its start, memory and disk",
             "none",
             sharing=True,
         ),
@@ -287,7 +287,7 @@ ARGUMENTS: Mapping[str, Argument] = {
         Argument(
             "identity",
             _one_of("template", "fresh"),
-            "machine-id and SSH host key of a clone; fresh: of its own",
+            "machine-id and SSH host key of a clone; fresh: new ones",
             "template",
             synonyms=("machine_id",),
         ),
@@ -372,7 +372,7 @@ SETTINGS: Mapping[str, Argument] = {
         Argument(
             "store_limit",
             _size(0),
-            "room that the store may take; beyond it, the least recently used images and templates are removed",
+            "space that the store may use; beyond it, the least recently used images and templates are removed",
             "20G",
         ),
         Argument(
@@ -384,7 +384,7 @@ SETTINGS: Mapping[str, Argument] = {
         Argument(
             "max_ram",
             Kind("size, or a share such as 80%", "parsing.size_or_share", "SIZE"),
-            "memory that all VMs on the engine's host may take together",
+            "memory that all VMs on the engine's host may use together",
             "80%",
         ),
         Argument(
@@ -417,7 +417,7 @@ SETTINGS: Mapping[str, Argument] = {
             "all",
         ),
         Argument("hold", _SWITCH, "whether a failing test's VMs stay up until you press Enter", "off", flag=True),
-        Argument("echo", _SWITCH, "whether to show the output of commands as it comes, as -s does", "off", flag=True),
+        Argument("echo", _SWITCH, "whether to show the output of commands at once, as -s does", "off", flag=True),
         Argument("durations", _SWITCH, "whether to show how long each phase of a launch took", "off", flag=True),
         Argument("missing", _one_of("error", "skip"), "what tests do without an engine", "error"),
     )

@@ -33,7 +33,7 @@ def present(engine: Engine) -> bool:
 def image_id(engine: Engine, image: str) -> str:
     """Return the engine's id of `image`, which must be there; raise `ImageError`."""
     if (found := engine.image(image)) is None:
-        raise ImageError(f"{engine} has no image {image} any more: it was removed during this run")
+        raise ImageError(f"{engine} no longer has the image {image}: it was removed during this run")
     return found.id
 
 

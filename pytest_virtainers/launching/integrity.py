@@ -61,7 +61,7 @@ class Checked:
             return f"{self.place}: {self.file}: {self.error}"
         if self.damaged:
             return f"{self.place}: {self.file} is damaged: its SHA-256 is {self.sha256}, and was {self.was}"
-        return f"{self.place}: {self.file}: {'as it was' if self.was else 'no digest was taken of it'}"
+        return f"{self.place}: {self.file}: {'unchanged' if self.was else 'no digest was taken of it'}"
 
 
 def read(

@@ -20,7 +20,7 @@ _KEPT, _OVER_KEPT = "/kept", "/usr/lib/virtainer/kept"
 
 
 class Removed(StoreError):
-    """A place from which a container was to be started is not in the store any more."""
+    """A place from which a container was to be started is no longer in the store."""
 
 
 class Access:
@@ -118,7 +118,7 @@ class Mounting:
             return False
         for place in self._places:
             if not self._access.is_stored(place):
-                raise Removed(f"{place} is not in the store any more: it was just removed") from error
+                raise Removed(f"{place} is no longer in the store: it was just removed") from error
         if not self._tried_again:
             self._tried_again = True
             return True

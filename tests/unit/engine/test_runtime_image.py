@@ -142,7 +142,7 @@ def test_errors_of_the_engine_pass_through(engine: MemoryEngine) -> None:
 def test_image_id_reports_a_removed_image(engine: MemoryEngine) -> None:
     engine.images["here"] = IMAGE
     assert runtime_image.image_id(engine, "here") == "sha256:0123"
-    with pytest.raises(ImageError, match=r"^docker 1 at unix:///nowhere has no image gone any more"):
+    with pytest.raises(ImageError, match=r"^docker 1 at unix:///nowhere no longer has the image gone"):
         runtime_image.image_id(engine, "gone")
 
 

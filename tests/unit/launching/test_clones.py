@@ -25,13 +25,11 @@ def is_clone(vm: VM) -> bool:
 
 def test_a_template_removed_before_its_clone_starts_is_bad(world: World) -> None:
     def start(container: FakeContainer) -> None:
-        raise Removed("templates/abc is not in the store any more: it was removed just now")
+        raise Removed("templates/abc is no longer in the store: it was removed just now")
 
     world.on_start = start
     guest = replace(GUEST, key="the same disk by another name")
-    with pytest.raises(
-        BadTemplate, match=r"^vm: templates/abc is not in the store any more: it was removed just now$"
-    ):
+    with pytest.raises(BadTemplate, match=r"^vm: templates/abc is no longer in the store: it was removed just now$"):
         world.bring_up.clone(CLONE, guest, TEMPLATE, "a-test")
     places = [each.target for each in world.containers[0].plan.binds]
     assert places == ["/store/templates/abc", "/store/guests/debian-13-abc"], "its guest image, not the requested one"

@@ -52,7 +52,7 @@ def test_a_template_whose_kernel_hangs_is_made_again_for_several_vms(world: Worl
     assert made == [CLONE]
 
 
-@pytest.mark.parametrize("error", [Removed("guests/debian-13-abc is not in the store any more"), VMGone("bad-image")])
+@pytest.mark.parametrize("error", [Removed("guests/debian-13-abc is no longer in the store"), VMGone("bad-image")])
 def test_a_removed_guest_image_is_looked_up_again(world: World, error: VirtainerError) -> None:
     """Another process may have removed it since this process used it."""
     again = replace(GUEST, key="debian-13-def")

@@ -128,7 +128,7 @@ BINDS = (Bind("/store/templates/t", "/volumes/vol/_data/templates/t"),)
 
 def test_a_removed_place_is_reported() -> None:
     mounting = Access(MemoryEngine(), "/my/store", Stored({"templates/t"})).mounting(PLACES)
-    with pytest.raises(Removed, match=r"^guests/g is not in the store any more: it was just removed$"):
+    with pytest.raises(Removed, match=r"^guests/g is no longer in the store: it was just removed$"):
         mounting.should_retry(BINDS, refusal(BINDS[0].source))
 
 
