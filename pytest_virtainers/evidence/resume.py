@@ -118,8 +118,8 @@ def guest(launcher: Launcher, evidence: Evidence) -> Guest:
     """
     expected = evidence.manifest
     found = Guest(expected.guest_key, expected.user, expected.guest_digest, arch=expected.spec.arch)
-    with launcher.store.open() as shop:
-        manifest = shop.manifest(found.place)
+    with launcher.store.open() as store:
+        manifest = store.manifest(found.place)
     if manifest is not None and (manifest.get("disk") or {}).get("sha256") == found.digest:
         return found
     image = expected.spec.image

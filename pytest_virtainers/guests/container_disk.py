@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.base import Engine
     from pytest_virtainers.engine.facts import Image
     from pytest_virtainers.guests.images import Guest
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
 
 SCHEME = "docker-image://"
 PLACES = ("/image", "/disk")
@@ -126,7 +126,7 @@ def _read(found: Image, reference: str) -> Prepared:
     return Prepared(reference, found.id, read.get(_USER), firmware, arch)
 
 
-def extract(image: Prepared, shop: Workshop, out: str) -> str:
+def extract(image: Prepared, store: OpenStore, out: str) -> str:
     """Copy the disk of a container image into the folder `out` of the store and return its SHA-256.
 
     Raises:
@@ -134,20 +134,20 @@ def extract(image: Prepared, shop: Workshop, out: str) -> str:
         StoreError: the store cannot be written to.
         EngineError: the engine failed.
     """
-    with shop.files_of(image.id) as container:
+    with store.files_of(image.id) as container:
         for place in PLACES:
             if (pieces := container.archive(place)) is not None:
-                shop.container.put_archive(out, pieces)
+                store.container.put_archive(out, pieces)
                 break
     # Only a regular file counts, with any name and owner; a link could lead out of the image.
-    count = int(shop.shell('find "$1" -type f -printf x | wc -c', out))
+    count = int(store.shell('find "$1" -type f -printf x | wc -c', out))
     if count != 1:
         what = "no disk" if count == 0 else f"{count} files"
         raise ImageError(
             f"image {SCHEME}{image.reference}: it has {what} at {' or '.join(PLACES)}. An image of virtainers images "
             "bake has its disk as the file /image, a containerDisk as one file in the folder /disk"
         )
-    return shop.shell(_SETTLE, out, DISK).split()[0]
+    return store.shell(_SETTLE, out, DISK).split()[0]
 
 
 def tag_for(image: str, tag: str | None) -> str:
@@ -170,14 +170,14 @@ def tag_for(image: str, tag: str | None) -> str:
     return f"{_REPOSITORY}/{distribution}:{version or 'latest'}"
 
 
-def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, report: Callable[[str], object]) -> str:
+def bake(guest: Guest, tag: str, runtime_image: str, store: OpenStore, report: Callable[[str], object]) -> str:
     """Build a container image from the runtime image and a guest disk of the store; return its name and tag.
 
     Args:
         guest: the guest image in the store.
         tag: the result of `tag_for`.
         runtime_image: name of the runtime image.
-        shop: the store.
+        store: the store.
         report: called with each line of the build.
 
     Raises:
@@ -185,8 +185,8 @@ def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, report: Cal
         EngineError: the engine failed.
     """
     machine = guest.machine("auto")
-    shop.engine.build(
-        _context(guest, shop),
+    store.engine.build(
+        _context(guest, store),
         tag=tag,
         arguments={"RUNTIME": runtime_image, **machine},
         labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
@@ -195,7 +195,7 @@ def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, report: Cal
     return tag
 
 
-def _context(guest: Guest, shop: Workshop) -> Iterator[bytes]:
+def _context(guest: Guest, store: OpenStore) -> Iterator[bytes]:
     """Yield the build context as a tar stream: the recipe, then the disk as the engine archives it."""
     yield build_context.archive("prepared")
-    yield from shop.container.archive(guest.disk) or (tar.END,)
+    yield from store.container.archive(guest.disk) or (tar.END,)

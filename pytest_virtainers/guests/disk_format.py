@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.support.progress import Step
 
 DISK = "disk.qcow2"
@@ -113,15 +113,15 @@ def decompressed(path: Path, key: str, step: Step) -> Iterator[Path]:
         target.unlink(missing_ok=True)
 
 
-def send(path: Path, name: str, shop: Workshop, out: str, step: Step) -> None:
+def send(path: Path, name: str, store: OpenStore, out: str, step: Step) -> None:
     """Copy a disk into the folder `out` of the store; raise `StoreError` on failure."""
     try:
-        shop.container.put_archive(out, _as_tar(path, step))
+        store.container.put_archive(out, _as_tar(path, step))
     except Exception as error:
-        raise StoreError(shop.explain(f"copying {name} into the store failed", str(error))) from error
+        raise StoreError(store.explain(f"copying {name} into the store failed", str(error))) from error
 
 
-def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
+def settle(name: str, sha256: str, store: OpenStore, out: str) -> dict[str, Any]:
     """Check the disk in the folder `out` of the store, convert it to qcow2 if necessary, and write its manifest.
 
     The runtime image (`virtainer.import_disk`) does the work, with limits on time, memory and written bytes.
@@ -129,7 +129,7 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
     Args:
         name: of the disk in messages and in the manifest.
         sha256: of the original disk.
-        shop: the store.
+        store: the store.
         out: the folder with `disk.qcow2`, which may have any accepted format.
 
     Returns:
@@ -139,14 +139,14 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
         ImageError: the disk is damaged, needs other files, or exceeds a limit.
         StoreError: the store cannot be written.
     """
-    code, output = shop.container.run(["import-disk", out])
+    code, output = store.container.run(["import-disk", out])
     if code != 0:
-        raise StoreError(shop.explain(f"image {name}: examining it failed (exit code {code})", output.decode()))
+        raise StoreError(store.explain(f"image {name}: examining it failed (exit code {code})", output.decode()))
     found = json.loads(output)
     if reason := found.get("refused"):
         raise ImageError(f"image {name}: it {reason}")
     if reason := found.get("failed"):
-        raise StoreError(shop.explain(f"image {name}: it cannot be converted to qcow2", reason))
+        raise StoreError(store.explain(f"image {name}: it cannot be converted to qcow2", reason))
     disk = {
         "format": "qcow2",
         "came_as": found["format"],
@@ -155,7 +155,7 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
         "virtual_size": found["virtual_size"],
     }
     manifest = {"name": name, "disk": disk}
-    shop.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
+    store.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
     return manifest
 
 

@@ -8,7 +8,7 @@ from pytest_virtainers.engine.ownership import DETACHED, LABEL, NAME
 from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.lifetime import DISPOSABLE, Lifetime, seconds_to_stop
-from pytest_virtainers.store.eviction import STORE, USES
+from pytest_virtainers.store.entries import STORE, USES
 from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:

@@ -68,9 +68,9 @@ class GuestImages:
             if key in self._refused:
                 raise ImageError(self._refused[key])
             images.find(image, arch)  # a wrong name should not have to wait for a container
-            with self._once.without_time_limit(), self._store.open() as shop:
+            with self._once.without_time_limit(), self._store.open() as store:
                 try:
-                    guest = images.ensure(image, arch, shop, self._progress)
+                    guest = images.ensure(image, arch, store, self._progress)
                 except ImageError as error:
                     self._refused[key] = str(error)
                     raise
@@ -84,8 +84,8 @@ class GuestImages:
 
     def is_stored(self, guest: Guest) -> bool:
         """Return whether the store still has this guest image; if not, forget it."""
-        with self._store.open() as shop:
-            manifest = shop.manifest(guest.place)
+        with self._store.open() as store:
+            manifest = store.manifest(guest.place)
         if manifest is not None and (manifest.get("disk") or {}).get("sha256") == guest.digest:
             return True
         self._found = {key: each for key, each in self._found.items() if each.place != guest.place}

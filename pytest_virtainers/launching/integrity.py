@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_virtainers.engine.base import Container
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
 
 MISSING = "it is missing"
 """The error of a missing file, in the words of the runtime image."""
@@ -104,7 +104,7 @@ class Watch:
         store: opens the store for reading.
     """
 
-    def __init__(self, store: Callable[[], AbstractContextManager[Workshop]]) -> None:
+    def __init__(self, store: Callable[[], AbstractContextManager[OpenStore]]) -> None:
         self._store = store
         self._known: set[tuple[str, str]] = set()
         self._wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -152,9 +152,9 @@ class Watch:
         # Launches hit the same errors of engine and store, and report them.
         with contextlib.suppress(VirtainerError, _Stopped):
             self._check()
-            with self._store() as shop:
+            with self._store() as store:
                 while place := self._next():
-                    for each in read(shop.container, [place], gently=True, on_progress=self._check):
+                    for each in read(store.container, [place], gently=True, on_progress=self._check):
                         if each.damaged and each.error != MISSING:  # another process has removed it
                             self._found.put(each)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.ownership import DETACHED, LABEL, is_kept
-from pytest_virtainers.store.eviction import USES
+from pytest_virtainers.store.entries import USES
 from pytest_virtainers.support.runtime import protocol
 
 if TYPE_CHECKING:

@@ -109,8 +109,8 @@ def test_shell_words_in_the_guests_key_run_nowhere(folder: Path, launcher: Launc
         assert said.startswith(f"manifest.json: guest.key='x; touch /store/{mark}")
         assert said.endswith("a name of letters, digits, ., _ and - is expected, starting with a letter or digit")
     assert not target.exists()
-    with launcher.store.open() as shop:
-        assert mark not in shop.shell("ls -A /store").split()
+    with launcher.store.open() as store:
+        assert mark not in store.shell("ls -A /store").split()
 
 
 def test_a_user_that_is_an_option_of_ssh_runs_nothing_here(folder: Path, tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def with_data_in(folder: Path, name: str) -> None:
 def test_a_disk_whose_data_is_a_file_of_the_store_is_not_read(
     folder: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
-    with launcher.store.open() as shop:
-        secret = shop.shell("ls -1 /store/templates/*/manifest.json | head -n 1").strip()
+    with launcher.store.open() as store:
+        secret = store.shell("ls -1 /store/templates/*/manifest.json | head -n 1").strip()
     assert secret
     with_data_in(folder, secret)
     target = tmp_path / "flat"
@@ -218,10 +218,10 @@ def test_a_vm_has_nothing_of_the_store_but_its_own(vm: VM, launcher: Launcher) -
     assert code == 0
     (guest,) = {each for each in listed.decode().split() if each.startswith("/store/guests/")}
     assert set(listed.decode().split()) == {"/store/guests", "/store/templates", template, guest}
-    with launcher.store.open() as shop:
-        others = set(shop.shell("ls -1d /store/*/*").split()) - {template, guest}
+    with launcher.store.open() as store:
+        others = set(store.shell("ls -1d /store/*/*").split()) - {template, guest}
         if not others:
-            with shop.scratch() as scratch:
+            with store.scratch() as scratch:
                 others = {scratch}
     for other in others:
         assert vm.machine.container.run(["cat", f"{other}/manifest.json"])[0] != 0
@@ -254,7 +254,7 @@ def test_a_vm_that_stays_keeps_the_stores_volume_in_use_but_out_of_its_sight(
 def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(launcher: Launcher, settings: Settings) -> None:
     guest = launcher.guests.get(settings.shape["image"])
     spec = merge(settings.shape, check({**SMALL, "name": "vm"}, "here"))
-    with launcher.store.open() as shop, shop.scratch() as scratch, shop.scratch() as other:
+    with launcher.store.open() as store, store.scratch() as scratch, store.scratch() as other:
         environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": scratch, **guest.machine("auto")}
         plan = launcher.containers.planner.plan(spec, "x", (guest.place,), environment, "")
         assert [(each.target, each.writable) for each in plan.binds] == [
@@ -266,7 +266,7 @@ def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(launcher: L
             assert container.wait(120), "it ends at once, as its setting is wrong"
         finally:
             container.close()
-        assert shop.shell('ls -A "$1" "$2"', scratch, other)
+        assert store.shell('ls -A "$1" "$2"', scratch, other)
 
 
 def test_a_template_that_another_process_has_just_removed_is_a_bad_one(
@@ -278,7 +278,7 @@ def test_a_template_that_another_process_has_just_removed_is_a_bad_one(
     template = Template("gone", guest.place, guest.user, Keys.generate())
     with pytest.raises(BadTemplate, match=r"templates/gone is n"):
         launcher.bring_up.clone(spec, guest, template, "")
-    with launcher.store.open() as shop:
-        assert shop.manifest(template.place) is None
-        with shop.scratch():  # whoever makes something next clears up
-            assert "gone" not in shop.shell("ls -A /store/templates").split()
+    with launcher.store.open() as store:
+        assert store.manifest(template.place) is None
+        with store.scratch():  # whoever makes something next clears up
+            assert "gone" not in store.shell("ls -A /store/templates").split()

@@ -109,8 +109,8 @@ def test_a_new_login_is_made_only_where_it_may_be_another(launcher: Launcher, la
 
 def test_a_layer_needs_its_plain_template_no_more(launcher: Launcher, layer: VM) -> None:
     plain = template_of(launcher, spec("plain"))
-    with launcher.store.open() as shop:
-        said = shop.shell(
+    with launcher.store.open() as store:
+        said = store.shell(
             'qemu-img info -U --backing-chain "$1"/local_image.qcow2', f"/store/templates/{key(launcher)}"
         )
     assert plain.key not in said

@@ -15,7 +15,7 @@ from pytest_virtainers.engine import build_context
 from pytest_virtainers.engine.facts import Image
 from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests import catalogue, container_disk, decompress, disk_format, images
-from pytest_virtainers.store.volume import Workshop
+from pytest_virtainers.store.volume import OpenStore
 from pytest_virtainers.support.progress import Progress
 from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
@@ -261,11 +261,11 @@ def test_architecture_is_known_before_the_disk_is_built(tmp_path: Path) -> None:
 )
 def test_a_recipe_gets_suite_architecture_and_flavour(name: str, arguments: list[str]) -> None:
     container = MemoryContainer(answer=lambda _command: (1, b"step: install\nerror: no Debian mirror reached"))
-    shop: Any = Workshop(MemoryEngine(), container, "a-store")
-    shop.manifest = lambda _place: None
-    shop.new = lambda _place: contextlib.nullcontext("/store/out")
+    store: Any = OpenStore(MemoryEngine(), container, "a-store")
+    store.manifest = lambda _place: None
+    store.new = lambda _place: contextlib.nullcontext("/store/out")
     with pytest.raises(ImageError, match=f"building guest image {name} failed"):
-        images.ensure(name, "auto", shop, Progress(lambda _text: None, live=False))
+        images.ensure(name, "auto", store, Progress(lambda _text: None, live=False))
     assert container.commands == [["/recipe/build", *arguments]]
     assert list(container.unpacked) == ["/"]
 
@@ -313,10 +313,10 @@ def copied(tmp_path: Path, **answer: object) -> dict[str, Any]:
     """Copy a disk for which the helper prints this answer; return the disk's entry in the manifest."""
     (tmp_path / "a.qcow2").write_bytes(b"QFI\xfb")
     helper = MemoryContainer(answer=lambda _command: (0, json.dumps(answer).encode()))
-    shop = Workshop(MemoryEngine(), helper, "a-store")
+    store = OpenStore(MemoryEngine(), helper, "a-store")
     with Progress(lambda _text: None, live=False).step("copying") as step:
-        disk_format.send(tmp_path / "a.qcow2", "a.qcow2", shop, "/store/.scratch", step)
-    disk_format.settle("a.qcow2", "0123", shop, "/store/.scratch")
+        disk_format.send(tmp_path / "a.qcow2", "a.qcow2", store, "/store/.scratch", step)
+    disk_format.settle("a.qcow2", "0123", store, "/store/.scratch")
     assert helper.commands == [["import-disk", "/store/.scratch"]]
     disk: dict[str, Any] = json.loads(helper.read("/store/.scratch/manifest.json"))["disk"]
     return disk

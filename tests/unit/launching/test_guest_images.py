@@ -18,7 +18,7 @@ from pytest_virtainers.support.progress import SILENT
 from tests.unit.launching.world import BASE, BOOT, GUEST, World
 
 
-class Shop:
+class FakeOpenStore:
     """A store that has this guest image."""
 
     def __init__(self, guest: Guest) -> None:
@@ -80,10 +80,10 @@ def test_after_a_reset_failures_and_images_of_no_catalogue_are_looked_at_again(
 @pytest.mark.usefixtures("tried")
 def test_an_image_that_was_removed_or_replaced_is_forgotten(guests: GuestImages, world: World) -> None:
     guests.get("debian-13")
-    world.store.shop = Shop(GUEST)
+    world.store.opened = FakeOpenStore(GUEST)
     assert guests.is_stored(GUEST)
     assert guests.known(BOOT) is GUEST
-    world.store.shop = Shop(replace(GUEST, digest="another"))
+    world.store.opened = FakeOpenStore(replace(GUEST, digest="another"))
     assert not guests.is_stored(GUEST)
     assert guests.known(BOOT) is None
 

@@ -21,7 +21,7 @@ from pytest_virtainers.support.progress import SILENT
 
 if TYPE_CHECKING:
     from pytest_virtainers.ssh.keys import Keys
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.vm.vm import VM
 
 SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
@@ -49,14 +49,14 @@ class World:
         raise AssertionError("a plain template is booted")
 
     @contextmanager
-    def store(self) -> Iterator["Workshop"]:
+    def store(self) -> Iterator["OpenStore"]:
         @contextmanager
         def new(_place: str) -> Iterator[str]:
             yield "/store/.scratch-1"
 
         container = SimpleNamespace(put=lambda *_: None)
         yield cast(
-            "Workshop",
+            "OpenStore",
             SimpleNamespace(manifest=lambda _place: None, recall=lambda _place: None, new=new, container=container),
         )
 

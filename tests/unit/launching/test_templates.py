@@ -25,12 +25,12 @@ from pytest_virtainers.vm import clone_helper, identity
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
 
 GUEST = Guest("debian-13-abc", "debian", "digest")
 
 
-def no_store() -> "AbstractContextManager[Workshop]":
+def no_store() -> "AbstractContextManager[OpenStore]":
     raise AssertionError("a key needs none")
 
 
@@ -102,7 +102,7 @@ def test_a_value_that_is_the_default_needs_no_other_template() -> None:
     assert key(ram=1024) == key()
 
 
-class Shop:
+class FakeOpenStore:
     """The part of a store that loading uses."""
 
     def __init__(self, manifest: bytes) -> None:
@@ -128,12 +128,12 @@ def test_a_manifest_brings_a_template_back() -> None:
     session = resumable.Session({"A": "00ff"}, {"session_id": "01"})
     template = Template("abc", "guests/debian-13-abc", "alice", Keys.generate(), session, "no python3")
     spec = merge(resolve([]).shape)
-    assert _load("abc", cast("Workshop", Shop(_manifest(template, spec, GUEST)))) == template
+    assert _load("abc", cast("OpenStore", FakeOpenStore(_manifest(template, spec, GUEST)))) == template
 
 
 @pytest.mark.parametrize("manifest", [b"{}", b'{"keys": {"login": {}}}', b'{"keys": []}', b'{"keys": {"login": 1}}'])
 def test_a_damaged_manifest_counts_as_none(manifest: bytes) -> None:
-    assert _load("abc", cast("Workshop", Shop(manifest))) is None
+    assert _load("abc", cast("OpenStore", FakeOpenStore(manifest))) is None
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_a_damaged_manifest_counts_as_none(manifest: bytes) -> None:
 def test_a_manifest_with_an_invalid_name_counts_as_damaged(field: dict[str, object]) -> None:
     template = Template("abc", GUEST.place, "alice", Keys.generate())
     manifest = json.loads(_manifest(template, merge(resolve([]).shape), GUEST))
-    assert _load("abc", cast("Workshop", Shop(json.dumps(manifest).encode()))) is not None
-    assert _load("abc", cast("Workshop", Shop(json.dumps({**manifest, **field}).encode()))) is None
+    assert _load("abc", cast("OpenStore", FakeOpenStore(json.dumps(manifest).encode()))) is not None
+    assert _load("abc", cast("OpenStore", FakeOpenStore(json.dumps({**manifest, **field}).encode()))) is None
 
 
 @pytest.mark.parametrize(("stored", "goes"), [("the same", True), ("another", False), ("damaged", True)])
@@ -153,13 +153,15 @@ def test_a_condemned_template_is_removed_unless_another_has_taken_its_place(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     spec, ours = merge(resolve([]).shape), Template("abc", "guests/debian-13-abc", "debian", Keys.generate())
     other = replace(ours, keys=Keys.generate())
-    shop = Shop(b"{}" if stored == "damaged" else _manifest(ours if stored == "the same" else other, spec, GUEST))
-    store = cast("Any", lambda: nullcontext(shop))
+    opened = FakeOpenStore(
+        b"{}" if stored == "damaged" else _manifest(ours if stored == "the same" else other, spec, GUEST)
+    )
+    store = cast("Any", lambda: nullcontext(opened))
     templates = Templates(store, holds=SharedLocks(), runtime_id=lambda: "runtime:1", progress=SILENT)
     assert not templates.forget(ours, condemned=False)
-    assert (shop.removed, shop.forgotten) == ([], [ours.place]), "the next clone starts from what is there now"
+    assert (opened.removed, opened.forgotten) == ([], [ours.place]), "the next clone starts from what is there now"
     assert templates.forget(ours, condemned=True) is goes
-    assert shop.removed == ([("/store/.scratch-1", "/store/templates/abc")] if goes else [])
+    assert opened.removed == ([("/store/.scratch-1", "/store/templates/abc")] if goes else [])
 
 
 def test_plugin_and_runtime_image_use_the_same_names() -> None:

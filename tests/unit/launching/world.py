@@ -38,7 +38,7 @@ from pytest_virtainers.launching.templates import Maker, Template, Templates
 from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.locks import SharedLocks
-from pytest_virtainers.store.volume import Workshop
+from pytest_virtainers.store.volume import OpenStore
 from pytest_virtainers.support.forks import Owner
 from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.support.timings import Record
@@ -116,9 +116,9 @@ def number(vm: VM) -> int:
 
 
 class FakeStore(RunStore):
-    """It notes the scripts that are run in it; `shop` stands for the store that is open."""
+    """It notes the scripts that are run in it; `opened` stands for the store that is open."""
 
-    shop: Any = None
+    opened: Any = None
 
     def __init__(self, world: "World", *parts: Any, **more: Any) -> None:
         super().__init__(*parts, **more)
@@ -126,8 +126,8 @@ class FakeStore(RunStore):
 
     @contextmanager
     @override
-    def open(self) -> Iterator[Workshop]:
-        yield cast("Workshop", self.shop or self)
+    def open(self) -> Iterator[OpenStore]:
+        yield cast("OpenStore", self.opened or self)
 
     def shell(self, _script: str, *words: str) -> None:
         self.world.events.append(" ".join((_script, *words)))
