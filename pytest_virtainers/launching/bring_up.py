@@ -15,7 +15,7 @@ from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.access import Removed
 from pytest_virtainers.support.runtime import protocol
 from pytest_virtainers.support.timings import phase
-from pytest_virtainers.vm import provision_limit
+from pytest_virtainers.vm import provision_limit, saving
 from pytest_virtainers.vm.provisioning import provision
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class BringUp:
             __tracebackhide__ = True
             try:
                 vm.machine.wait_until_cloned(plain.session)
-                vm.machine.become_another(keys)
+                saving.become_another(vm.machine, keys)
             except (BootError, VMGone, SSHError) as error:
                 raise NotLayered(str(error).splitlines()[0]) from error
             title = f"provisioning {vm.name} ({spec.image})"

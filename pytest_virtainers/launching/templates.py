@@ -26,7 +26,7 @@ from pytest_virtainers.ssh.resumable import SERVE, Session
 from pytest_virtainers.store import entries
 from pytest_virtainers.store.places import is_place, path
 from pytest_virtainers.support.paths import locked
-from pytest_virtainers.vm import identity, provisioning
+from pytest_virtainers.vm import identity, provisioning, saving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -206,7 +206,7 @@ class Templates:
                             store.shell('rm -rf "$1"/*', scratch)
                     vm = vm or maker.boot(_alone(spec), found.keys, scratch)
                     try:
-                        found = replace(found, session=vm.machine.save(HOSTNAME))
+                        found = replace(found, session=saving.save(vm.machine, HOSTNAME))
                     except Unclonable as refusal:
                         found = replace(found, refusal=str(refusal))
                     finally:

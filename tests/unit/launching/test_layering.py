@@ -18,7 +18,7 @@ from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import Progress
-from pytest_virtainers.vm import identity, provisioning
+from pytest_virtainers.vm import identity, provisioning, saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,19 +100,20 @@ class Maker:
 
     def boot(self, spec: Spec, _keys: Keys, _folder: str) -> Any:
         self.made.append(("boot", *spec.packages))
-        return SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
+        return SimpleNamespace(machine=SimpleNamespace(close=lambda: None))
 
     def restore(self, spec: Spec, keys: Keys, _folder: str, plain: Template) -> Any:
         assert keys != plain.keys, "a template has keys of its own"
         self.made.append(("restore", *spec.packages))
         if self.lack:
             raise layering.NotLayered(self.lack)
-        return SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
+        return SimpleNamespace(machine=SimpleNamespace(close=lambda: None))
 
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeOpenStore:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(saving, "save", lambda *_: None)
     return FakeOpenStore()
 
 

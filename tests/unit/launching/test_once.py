@@ -18,6 +18,7 @@ from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.templates import Templates
 from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.vm import saving
 
 if TYPE_CHECKING:
     from pytest_virtainers.ssh.keys import Keys
@@ -28,8 +29,9 @@ SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(saving, "save", lambda *_: None)
 
 
 class World:
@@ -43,7 +45,7 @@ class World:
         self.boots += 1
         if self.failures:
             raise self.failures.pop(0)
-        return cast("VM", SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None)))
+        return cast("VM", SimpleNamespace(machine=SimpleNamespace(close=lambda: None)))
 
     def restore(self, *_: object) -> "VM":
         raise AssertionError("a plain template is booted")

@@ -1,7 +1,6 @@
 """The SSH connection of a VM whose container only produces output: breaks, reconnecting, and why a VM ended."""
 
 import json
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from pytest_virtainers.errors import (
     VirtainerError,
     VMGone,
 )
-from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.vm import connection as module
 from pytest_virtainers.vm.vm import VM
 from tests.unit.vm.fake_container import RUNS, Container, event, machine
@@ -121,20 +119,6 @@ def connected(connection: Any) -> VM:
     vm = machine(Container(RUNS))
     vm.machine.ssh.current = connection
     return vm
-
-
-def test_a_guest_without_the_serial_port_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = subprocess.run(["sh", "-c", resumable.SERVE], capture_output=True, check=False).returncode
-    assert code != 0
-    monkeypatch.delattr(client, "log_in")
-    assert connected(Connection(code)).machine._open_line() is None
-
-
-def test_a_line_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    over_line = Connection(SSHError("'true' could not be started over SSH"))
-    monkeypatch.setattr(client, "log_in", lambda *_: over_line)
-    assert connected(Connection(0)).machine._open_line() is None
-    assert over_line.closed
 
 
 BROKE = SSHError("the SSH connection broke while 'x' ran")
