@@ -25,10 +25,10 @@ from pytest_virtainers.ssh.endpoint import Endpoint
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.store.entries import USES
 from pytest_virtainers.support.paths import locked
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.vm import machine as vm_machine
 from pytest_virtainers.vm.network import Network
-from pytest_virtainers.vm.supervisor import Reader
+from pytest_virtainers.vm.supervisor_events import Reader
 from pytest_virtainers.vm.vm import VM
 
 if TYPE_CHECKING:

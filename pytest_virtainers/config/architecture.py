@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 USUAL = "amd64"
 """That of guests of which nothing is said."""

@@ -17,14 +17,14 @@ from pytest_virtainers.engine import build_context, tar
 from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.guests.catalogue import catalogue
-from pytest_virtainers.guests.disk_format import DISK
+from pytest_virtainers.guests.import_disk import DISK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_virtainers.engine.base import Engine
     from pytest_virtainers.engine.facts import Image
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.store.volume import OpenStore
 
 SCHEME = "docker-image://"
@@ -170,7 +170,7 @@ def tag_for(image: str, tag: str | None) -> str:
     return f"{_REPOSITORY}/{distribution}:{version or 'latest'}"
 
 
-def bake(guest: Guest, tag: str, runtime_image: str, store: OpenStore, report: Callable[[str], object]) -> str:
+def bake(guest: GuestImage, tag: str, runtime_image: str, store: OpenStore, report: Callable[[str], object]) -> str:
     """Build a container image from the runtime image and a guest disk of the store; return its name and tag.
 
     Args:
@@ -184,18 +184,18 @@ def bake(guest: Guest, tag: str, runtime_image: str, store: OpenStore, report: C
         ImageError: the build failed.
         EngineError: the engine failed.
     """
-    machine = guest.machine("auto")
+    variables = guest.variables("auto")
     store.engine.build(
         _context(guest, store),
         tag=tag,
-        arguments={"RUNTIME": runtime_image, **machine},
-        labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
+        arguments={"RUNTIME": runtime_image, **variables},
+        labels={_USER: guest.user, _FIRMWARE: variables["FIRMWARE"], _ARCH: variables["ARCH"]},
         on_line=report,
     )
     return tag
 
 
-def _context(guest: Guest, store: OpenStore) -> Iterator[bytes]:
+def _context(guest: GuestImage, store: OpenStore) -> Iterator[bytes]:
     """Yield the build context as a tar stream: the recipe, then the disk as the engine archives it."""
     yield build_context.archive("prepared")
     yield from store.container.archive(guest.disk) or (tar.END,)

@@ -9,6 +9,6 @@
 * `containers`: start its container when there is memory (`memory_budget`); `container_plan`: what that should be
 * `networks`: the network that it is on, and what is closed there (`isolation`)
 
-Around them: `run_store` and `runtime` (the store and the runtime image of a run), `failed` (VMs kept for evidence),
-`integrity` and `damage` (files that change in the store), `disks` (of VMs that are over), `lifetime`.
+Around them: `run_store` and `runtime_image` (those of a run), `failed` (VMs kept for evidence), `integrity` and
+`damage` (files that change in the store), `disks` (of VMs that have ended), `lifetime`.
 """

@@ -13,7 +13,7 @@ from pytest_virtainers.launching.layering import NotLayered
 from pytest_virtainers.launching.startup import closing_on_failure
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.access import Removed
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.support.timings import phase
 from pytest_virtainers.vm import provision_limit, saving
 from pytest_virtainers.vm.provisioning import provision
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.launching.containers import Containers
     from pytest_virtainers.launching.networks import Networks
     from pytest_virtainers.launching.startup import Startup
@@ -46,7 +46,7 @@ class SavedVM:
     """
 
     spec: Spec
-    guest: Guest
+    guest: GuestImage
     user: str
     keys: Keys
     environment: Mapping[str, str]
@@ -77,17 +77,17 @@ class BringUp:
         self._containers, self._startup, self._networks = containers, startup, networks
         self._verify, self._progress = verify, progress
 
-    def boot(self, spec: Spec, guest: Guest, node_id: str) -> VM:
+    def boot(self, spec: Spec, guest: GuestImage, node_id: str) -> VM:
         """Boot a VM from its guest image; raises as `Launcher.launch` does."""
         __tracebackhide__ = True
         return self._boot(spec, guest, Keys.generate(), node_id)
 
-    def boot_for_template(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, folder: str) -> VM:
+    def boot_for_template(self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, folder: str) -> VM:
         """Boot a VM that can be saved into a folder of the store; raises as `Launcher.launch` does."""
         __tracebackhide__ = True
         return self._boot(spec, guest, keys, node_id, save_into=folder)
 
-    def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
+    def _boot(self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
         __tracebackhide__ = True
         self._startup.check_wanted()
         user = spec.user or guest.user
@@ -96,7 +96,7 @@ class BringUp:
             "/": {"image": Link(guest.disk)},
             protocol.SEEDS: {protocol.SEED_ISO: iso},
         }
-        environment = guest.machine(spec.firmware)
+        environment = guest.variables(spec.firmware)
         if save_into:
             environment |= {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into}
         container = self._containers.start(spec, (guest.place,), environment, node_id, files=files)
@@ -113,7 +113,7 @@ class BringUp:
         self._verify(guest.place, guest.digest)
         return vm
 
-    def clone(self, spec: Spec, guest: Guest, template: Template, node_id: str, *, ahead: bool = False) -> VM:
+    def clone(self, spec: Spec, guest: GuestImage, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         """Clone a template, without further network cards.
 
         Args:
@@ -131,7 +131,7 @@ class BringUp:
         __tracebackhide__ = True
         if not ahead:
             self._startup.check_wanted()
-        environment = {"TEMPLATE": template.folder, **guest.machine(spec.firmware)}
+        environment = {"TEMPLATE": template.folder, **guest.variables(spec.firmware)}
         places = template.place, template.base
         try:
             container = self._containers.start(spec, places, environment, node_id, ahead=ahead)
@@ -168,7 +168,7 @@ class BringUp:
             vm.nics.add(self._networks.get(card.network.of_more_cards()), card.ip)
 
     def restore_for_template(
-        self, spec: Spec, guest: Guest, keys: Keys, node_id: str, *, folder: str, plain: Template
+        self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, *, folder: str, plain: Template
     ) -> VM:
         """Restore a copy of a plain template and make it the VM of `spec`, to be saved into a folder of the store.
 
@@ -184,7 +184,7 @@ class BringUp:
             "TEMPLATE": plain.folder,
             "TEMPLATE_SAVE": "on",
             "IMAGE_DIR": folder,
-            **guest.machine(spec.firmware),
+            **guest.variables(spec.firmware),
         }
         files: dict[str, dict[str, bytes | Link]] = {protocol.SEEDS: {protocol.SEED_ISO: iso}}
         try:
@@ -218,7 +218,7 @@ class BringUp:
         files: dict[str, dict[str, bytes | Link]] = {"/": {"image": Link(guest.disk)}}
         if saved.seed_iso:
             files[protocol.SEEDS] = {protocol.SEED_ISO: saved.seed_iso}
-        environment = {**guest.machine(spec.firmware), **saved.environment}
+        environment = {**guest.variables(spec.firmware), **saved.environment}
         container = self._containers.start(spec, (guest.place,), environment, "", files=files, mounted=saved.disk)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)

@@ -25,7 +25,7 @@ from pytest_virtainers.launching.networks import Networks
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.prefetch import Prefetcher
 from pytest_virtainers.launching.run_store import RunStore
-from pytest_virtainers.launching.runtime import RuntimeImage
+from pytest_virtainers.launching.runtime_image import RuntimeImage
 from pytest_virtainers.launching.startup import Startup
 from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.store.locks import SharedLocks

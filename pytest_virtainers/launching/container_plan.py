@@ -9,7 +9,7 @@ from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.lifetime import DISPOSABLE, Lifetime, seconds_to_stop
 from pytest_virtainers.store.entries import STORE, USES
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.launching.networks import Networks
-    from pytest_virtainers.launching.runtime import RuntimeImage
+    from pytest_virtainers.launching.runtime_image import RuntimeImage
     from pytest_virtainers.store.access import Access
 
 # What the supervisor needs: the tap device and its addresses, and a DHCP and DNS server that drops its rights.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching import memory_budget
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.support.timings import phase
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.engine.base import Engine
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.launching.bring_up import BringUp, SavedVM
     from pytest_virtainers.launching.clones import Clones
     from pytest_virtainers.launching.containers import Containers
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.launching.networks import Networks
     from pytest_virtainers.launching.prefetch import Prefetcher
     from pytest_virtainers.launching.run_store import RunStore
-    from pytest_virtainers.launching.runtime import RuntimeImage
+    from pytest_virtainers.launching.runtime_image import RuntimeImage
     from pytest_virtainers.launching.startup import Startup
     from pytest_virtainers.launching.templates import Templates
     from pytest_virtainers.support.forks import Owner
@@ -209,7 +209,7 @@ class Launcher:
         """Launch from the guest image of the cache, or from what the store has if that image is gone."""
         __tracebackhide__ = True
 
-        def launch(guest: Guest) -> VM:
+        def launch(guest: GuestImage) -> VM:
             __tracebackhide__ = True
             make = self._clones.clone if spec.template else self.bring_up.boot
             return make(spec, guest, node_id)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.ownership import DETACHED, LABEL, is_kept
 from pytest_virtainers.store.entries import USES
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.engine.base import Engine
-    from pytest_virtainers.launching.runtime import RuntimeImage
+    from pytest_virtainers.launching.runtime_image import RuntimeImage
     from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.support.forks import Owner
     from pytest_virtainers.support.progress import Progress

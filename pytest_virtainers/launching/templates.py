@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.store.locks import SharedLocks
     from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.support.progress import Progress
@@ -120,7 +120,7 @@ class Templates:
         self._once = once or Once()
         self._known: dict[str, Template] = {}
 
-    def ensure(self, spec: Spec, guest: Guest, maker: Maker) -> Template:
+    def ensure(self, spec: Spec, guest: GuestImage, maker: Maker) -> Template:
         """Return the template for `spec`; the first process that needs it makes it.
 
         Args:
@@ -140,14 +140,14 @@ class Templates:
                 return self._ensure(key, spec, guest, maker, store)
         return self._known[key]
 
-    def _ensure(self, key: str, spec: Spec, guest: Guest, maker: Maker, store: OpenStore) -> Template:
+    def _ensure(self, key: str, spec: Spec, guest: GuestImage, maker: Maker, store: OpenStore) -> Template:
         __tracebackhide__ = True
         self._once.check(key, spec.name)
         self._holds.add(_place(key))
         self._known[key] = _recall(key, store) or self._make_once(key, spec, guest, maker, store)
         return self._known[key]
 
-    def find(self, spec: Spec, guest: Guest) -> Template | None:
+    def find(self, spec: Spec, guest: GuestImage) -> Template | None:
         """Return the template for `spec` if there is one; raises `StoreError`."""
         key = self._key(spec, guest)
         if key not in self._known:
@@ -186,7 +186,7 @@ class Templates:
         """Return the templates which this process has used that were made from the one at this place."""
         return [each for each in self._known.values() if each.origin == place]
 
-    def _make_once(self, key: str, spec: Spec, guest: Guest, maker: Maker, store: OpenStore) -> Template:
+    def _make_once(self, key: str, spec: Spec, guest: GuestImage, maker: Maker, store: OpenStore) -> Template:
         __tracebackhide__ = True
         with self._once.without_time_limit(), self._lock(key):
             found = _load(key, store)
@@ -216,7 +216,7 @@ class Templates:
                     store.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})
         return found
 
-    def _plain(self, spec: Spec, guest: Guest, maker: Maker, store: OpenStore) -> Template | None:
+    def _plain(self, spec: Spec, guest: GuestImage, maker: Maker, store: OpenStore) -> Template | None:
         """Return the template from which that of `spec` is made; `None`: it is booted."""
         __tracebackhide__ = True
         if not layering.is_layer(spec):
@@ -230,7 +230,7 @@ class Templates:
         with self._progress.step("waiting for another process, which makes this template") as step:
             return locked(f"template-{key}", step.update)
 
-    def _key(self, spec: Spec, guest: Guest) -> str:
+    def _key(self, spec: Spec, guest: GuestImage) -> str:
         """Return a key of all that shapes a template; a VM's identity, timeouts and scope do not."""
         shape = replace(spec, name=HOSTNAME, hostname=None, files={})
         facts = {
@@ -299,7 +299,7 @@ def _parsed(key: str, manifest: Mapping[str, Any] | None) -> Template | None:
         return None
 
 
-def _manifest(template: Template, spec: Spec, guest: Guest) -> bytes:
+def _manifest(template: Template, spec: Spec, guest: GuestImage) -> bytes:
     facts = {"image": spec.image, "guest": guest.place, "architecture": guest.arch}
     facts |= {name: getattr(spec, name) for name in ("ram", "cpus", "disk")}
     about = {"user": template.user, "refusal": template.refusal, "keys": asdict(template.keys)}

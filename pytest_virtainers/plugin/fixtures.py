@@ -11,7 +11,7 @@ from pytest_virtainers.plugin import session
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from pytest_virtainers.config.keywords import Arguments
+    from pytest_virtainers.config.argument_types import Arguments
     from pytest_virtainers.vm.network import Network
     from pytest_virtainers.vm.vm import VM
 

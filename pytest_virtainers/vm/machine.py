@@ -18,7 +18,7 @@ from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
 from pytest_virtainers.support.forks import Disowned, Owner, disown_in_child
 from pytest_virtainers.support.interruptible import TimedOut
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.vm import identity, provision_limit, shell
 from pytest_virtainers.vm.commands import Commands
 from pytest_virtainers.vm.connection import SSHConnection

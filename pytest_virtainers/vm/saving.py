@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import EngineError, SSHError, TemplateError
 from pytest_virtainers.ssh import client, resumable
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.vm import identity
 from pytest_virtainers.vm.machine import RESTORE_SECONDS
 

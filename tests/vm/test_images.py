@@ -18,7 +18,7 @@ from pytest_virtainers import cli
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.errors import EngineError, ImageError
-from pytest_virtainers.guests import container_disk, disk_format, images
+from pytest_virtainers.guests import container_disk, images, import_disk
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.store.volume import OpenStore, open_store
 from pytest_virtainers.support.progress import SILENT
@@ -183,7 +183,7 @@ def test_a_disk_that_keeps_qemu_img_busy_is_refused_in_time(store: OpenStore, tm
     """Two megabytes with 20 000 snapshots: `qemu-img check` would be at work for a day."""
     (tmp_path / "busy").write_bytes(hostile_disks.snapshots(20_000, 65_536))
     with SILENT.step("copying") as step, store.scratch() as out:
-        disk_format.send(tmp_path / "busy", "busy", store, out, step)
+        import_disk.send(tmp_path / "busy", "busy", store, out, step)
         began = time.monotonic()
         code, output = store.container.run(["import-disk", out, "2"])
         assert time.monotonic() - began < 60

@@ -21,7 +21,7 @@ from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh import client, resumable
 from pytest_virtainers.store.volume import open_store
 from pytest_virtainers.support.progress import SILENT
-from pytest_virtainers.vm.supervisor import parse
+from pytest_virtainers.vm.supervisor_events import parse
 from tests.vm.shapes import SMALL, spec
 
 

@@ -8,7 +8,7 @@ import pytest
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests import images
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching.damage import Damage
 from pytest_virtainers.launching.guest_images import GuestImages
 from pytest_virtainers.launching.integrity import Checked
@@ -21,7 +21,7 @@ from tests.unit.launching.world import BASE, BOOT, GUEST, World
 class FakeOpenStore:
     """A store that has this guest image."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: GuestImage) -> None:
         self.guest = guest
 
     def manifest(self, place: str) -> dict[str, Any] | None:
@@ -33,7 +33,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The images that were brought into the store, by name and architecture; Fedora and Arch are missing."""
     tried: list[tuple[str, str]] = []
 
-    def ensure(image: str, arch: str, *_: object) -> Guest:
+    def ensure(image: str, arch: str, *_: object) -> GuestImage:
         tried.append((image, arch))
         if image in {"fedora", "arch"}:
             raise ImageError(f"no {image}")

@@ -12,7 +12,7 @@ import yaml
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, check, merge
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.ssh.keys import Keys
@@ -23,7 +23,7 @@ from pytest_virtainers.vm import identity, provisioning, saving
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GUEST = Guest("debian-13-abc", "debian", "digest")
+GUEST = GuestImage("debian-13-abc", "debian", "digest")
 
 
 def spec(**arguments: Any) -> Spec:

@@ -12,7 +12,7 @@ import pytest
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled, QEMUCrashed, TemplateError
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching import templates as module
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.templates import Templates
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.vm.vm import VM
 
-SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
+SPEC, GUEST = merge(resolve([]).shape), GuestImage("debian-13-abc", "debian", "digest")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from virtainer import clone_agent, protocol
 from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import check, merge
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.templates import Template, Templates, _load, _manifest
 from pytest_virtainers.ssh import resumable
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.store.volume import OpenStore
 
-GUEST = Guest("debian-13-abc", "debian", "digest")
+GUEST = GuestImage("debian-13-abc", "debian", "digest")
 
 
 def no_store() -> "AbstractContextManager[OpenStore]":
     raise AssertionError("a key needs none")
 
 
-def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
+def key(guest: GuestImage = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
     spec = merge(resolve([]).shape, check(arguments, "here"))
     templates = Templates(no_store, holds=SharedLocks(), runtime_id=lambda: runtime, progress=SILENT)
     return templates._key(spec, guest)
@@ -94,7 +94,7 @@ def test_what_is_layered_is_not_in_the_key_of_the_plain_template() -> None:
 
 
 def test_another_disk_or_runtime_image_needs_another_template() -> None:
-    assert key(Guest("debian-13-abc", "debian", "other")) != key()
+    assert key(GuestImage("debian-13-abc", "debian", "other")) != key()
     assert key(runtime="runtime:2") != key()
 
 

@@ -15,7 +15,7 @@ from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.engine.facts import Addresses, Image
 from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching.bring_up import BringUp
 from pytest_virtainers.launching.clones import Clones
 from pytest_virtainers.launching.container_plan import Planner
@@ -32,7 +32,7 @@ from pytest_virtainers.launching.networks import Networks
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.prefetch import Prefetcher
 from pytest_virtainers.launching.run_store import RunStore
-from pytest_virtainers.launching.runtime import RuntimeImage
+from pytest_virtainers.launching.runtime_image import RuntimeImage
 from pytest_virtainers.launching.startup import Startup
 from pytest_virtainers.launching.templates import Maker, Template, Templates
 from pytest_virtainers.ssh import resumable
@@ -48,7 +48,7 @@ from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 BASE = resolve([]).shape
 CLONE, BOOT = merge(BASE, {"template": True}), merge(BASE, {"template": False})
-GUEST = Guest("debian-13-abc", "debian", "digest")
+GUEST = GuestImage("debian-13-abc", "debian", "digest")
 TEMPLATE = Template("abc", GUEST.place, "debian", Keys.generate())
 RUN = "0123abcd"
 
@@ -141,15 +141,15 @@ class FakeGuests(GuestImages):
         self.there, self.stored = [GUEST], {GUEST}
 
     @override
-    def get(self, image: str, arch: str = "auto") -> Guest:
+    def get(self, image: str, arch: str = "auto") -> GuestImage:
         return self.there[0]
 
     @override
-    def known(self, spec: Spec) -> Guest | None:
+    def known(self, spec: Spec) -> GuestImage | None:
         return self.there[0]
 
     @override
-    def is_stored(self, guest: Guest) -> bool:
+    def is_stored(self, guest: GuestImage) -> bool:
         if guest in self.stored:
             return True
         self.there.remove(guest)
@@ -169,13 +169,13 @@ class FakeTemplates(Templates):
         self.make: Callable[[Spec, Maker], Template] = lambda _spec, _maker: replace(TEMPLATE, keys=Keys.generate())
 
     @override
-    def ensure(self, spec: Spec, guest: Guest, maker: Maker) -> Template:
+    def ensure(self, spec: Spec, guest: GuestImage, maker: Maker) -> Template:
         template = self.make(spec, maker)
         self.given.append(template)
         return template
 
     @override
-    def find(self, spec: Spec, guest: Guest) -> Template | None:
+    def find(self, spec: Spec, guest: GuestImage) -> Template | None:
         return self.given[-1] if self.given else None
 
     @override

@@ -1,18 +1,17 @@
-"""Disk images: recognized by their first bytes, and stored as one self-contained qcow2 file."""
+"""Import a disk image into the store: recognized by its first bytes, stored as one self-contained qcow2 file."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.engine import tar
-from pytest_virtainers.errors import ImageError, SpecError, StoreError
+from pytest_virtainers.errors import ImageError, StoreError
+from pytest_virtainers.guests import download
 from pytest_virtainers.guests.decompress import Damaged, decompress, is_compressed
-from pytest_virtainers.support.paths import cache_folder, why_unsafe
 from pytest_virtainers.support.progress import bar
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,25 +25,7 @@ DISK = "disk.qcow2"
 
 _SECTOR_BYTES = 512
 _NOT_A_DISK = "this is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector"
-_KEPT_DAYS = 14
 _CHUNK_BYTES = 1024 * 1024
-
-
-def downloads() -> Path:
-    """Return the folder for downloads, created if necessary.
-
-    Files in it that interrupted downloads and killed processes left two weeks ago are removed. Raises `SpecError` if
-    other users could change its content.
-    """
-    folder = cache_folder() / "downloads"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if why := why_unsafe(folder):
-        raise SpecError(f"{folder}: {why}: another user could replace the downloads in it")
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86400:
-                path.unlink()
-    return folder
 
 
 def check_head(path: Path, name: str, *, compressed: bool = False) -> None:
@@ -96,7 +77,7 @@ def decompressed(path: Path, key: str, step: Step) -> Iterator[Path]:
     if not is_compressed(path):
         yield path
         return
-    target = downloads() / f"{key}.disk"
+    target = download.folder() / f"{key}.disk"
     try:
         try:
             decompress(path, target, step.update)

@@ -12,8 +12,8 @@ import pytest
 from virtainer import clone_agent, events, protocol
 
 from pytest_virtainers.engine.output import HEAD, TAIL, Output
-from pytest_virtainers.support import runtime
-from pytest_virtainers.vm.supervisor import Reader, Supervisor, parse, readable
+from pytest_virtainers.support import runtime_modules
+from pytest_virtainers.vm.supervisor_events import Reader, Supervisor, parse, readable
 from tests.unit.vm.fake_container import RUNS, event
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
 
 
 def test_both_sides_read_the_same_file() -> None:
-    assert runtime.protocol.SENTENCES == protocol.SENTENCES
+    assert runtime_modules.protocol.SENTENCES == protocol.SENTENCES
     # An installed wheel has a copy.
-    assert Path(str(runtime.protocol.__file__)).read_bytes() == Path(protocol.__file__).read_bytes()
+    assert Path(str(runtime_modules.protocol.__file__)).read_bytes() == Path(protocol.__file__).read_bytes()
 
 
 def test_a_clone_is_known_with_the_seconds_of_its_parts() -> None:
