@@ -258,7 +258,7 @@ def commit(launcher: Launcher, name: str, target: Path) -> dict[str, str]:
     if layer is None:
         raise EngineError(f"container {container.name} has no disk at {disk}")
     with launcher.store.open() as opened:
-        places = templates.layers(container.labels[USES], opened)
+        places = templates.disk_chain(container.labels[USES], opened)
     launcher.disks.flatten(layer, f"the disk of {name}", places, target)
     return {"user": papers["user"], "arch": papers["spec"]["arch"], "firmware": papers["spec"]["firmware"]}
 

@@ -105,7 +105,6 @@ def build_launcher(
             worker,
             lifetime,
             runtime_image=runtime_image,
-            networks=networks,
             access=store.access,
         )
         prefetcher = Prefetcher()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.launching.networks import Networks
+    from pytest_virtainers.launching.networks import NetworkSetting
     from pytest_virtainers.launching.runtime_image import RuntimeImage
     from pytest_virtainers.store.access import Access
 
@@ -34,7 +34,6 @@ class Planner:
         worker: name of this process among those of a test run, for labels.
         lifetime: how long the VMs stay.
         runtime_image: image of the containers.
-        networks: networks of the run.
         access: what containers mount of the store.
     """
 
@@ -45,11 +44,10 @@ class Planner:
         lifetime: Lifetime,
         *,
         runtime_image: RuntimeImage,
-        networks: Networks,
         access: Access,
     ) -> None:
         self._settings, self._worker, self._lifetime = settings, worker, lifetime
-        self._runtime_image, self._networks, self._access = runtime_image, networks, access
+        self._runtime_image, self._access = runtime_image, access
 
     def plan(
         self,
@@ -59,6 +57,7 @@ class Planner:
         environment: Mapping[str, str],
         node_id: str,
         *,
+        setting: NetworkSetting,
         with_kvm: bool = True,
     ) -> Plan:
         """Return the plan of a container.
@@ -69,9 +68,9 @@ class Planner:
             places: places in the store that it reads; its disk is based on the first.
             environment: variables of the container, over those from `spec`.
             node_id: id of the test, for labels.
+            setting: what it needs to be on the VM's first network.
             with_kvm: whether it gets the host's KVM if `spec` leaves that open.
         """
-        setting = self._networks.setting(spec.first_network)
         wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and with_kvm)
         to_template = "TEMPLATE_SAVE" in environment
         lifetime = DISPOSABLE if to_template else self._lifetime
@@ -102,7 +101,7 @@ class Planner:
             # The engine removes a killed container with all that is in it, but not a volume.
             volume=f"{name}-disk" if self._keeps_disks and not to_template else None,
             folder=lifetime.folder,
-            port=self._networks.get(spec.first_network).port(spec.guest_hostname, spec.ip, first=True),
+            port=setting.network.port(spec.guest_hostname, spec.ip, first=True),
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
             # A folder of the host may belong to any user; QEMU does not run as root and gains nothing by this.
             capabilities=(*_CAPABILITIES, *(["DAC_OVERRIDE"] if lifetime.folder else [])),

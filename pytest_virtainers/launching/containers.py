@@ -67,7 +67,7 @@ class Containers:
         mounted: Callable[[], Iterator[bytes]] | None = None,
         ahead: bool = False,
     ) -> Container:
-        """Start a container as its plan says, once there is memory for it.
+        """Create the VM's network if it is missing, and start a container on it once there is memory.
 
         Args:
             spec: spec of the VM.
@@ -85,8 +85,11 @@ class Containers:
         """
         mounting = self._access.mounting(places)
         name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
+        setting = self._networks.setting(spec.first_network)
         while True:
-            plan = self.planner.plan(spec, name, places, environment, node_id, with_kvm=self._with_kvm)
+            plan = self.planner.plan(
+                spec, name, places, environment, node_id, setting=setting, with_kvm=self._with_kvm
+            )
             room = self._memory.room(
                 spec,
                 int(plan.labels[memory_budget.MEMORY]),

@@ -30,9 +30,10 @@ _IPV6 = {"net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf.default.disable_ipv
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a virtainer's container needs on its first network (docs/runtime-image.md, variables and IPv6)."""
+class NetworkSetting:
+    """What a container needs to be on its first network (docs/runtime-image.md, variables and IPv6)."""
 
+    network: Network
     environment: Mapping[str, str]
     sysctls: Mapping[str, str]
     dns_options: tuple[str, ...]
@@ -98,11 +99,12 @@ class Networks:
         with self._lock:
             return list(self._made.values())
 
-    def setting(self, spec: NetworkSpec) -> Setting:
-        """Return what a virtainer needs whose first card is on this network; raises as `get` does."""
+    def setting(self, spec: NetworkSpec) -> NetworkSetting:
+        """Return what a container needs whose first network this is; creates it, and raises, as `get` does."""
         network = self.get(spec)
         isolated = spec.mode == "isolated"
-        return Setting(
+        return NetworkSetting(
+            network=network,
             environment={**self._isolation.environment(network), **({"DNS": "names"} if isolated else {})},
             sysctls={**_REFUSALS, **(_IPV6 if network.ipv6 else {})},
             dns_options=("ndots:1",) if isolated else (),

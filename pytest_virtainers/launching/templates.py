@@ -254,8 +254,8 @@ class Templates:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def layers(place: str, store: OpenStore) -> list[str]:
-    """Return the places in the store that a VM started from `place` reads, the lowest last; raises `StoreError`."""
+def disk_chain(place: str, store: OpenStore) -> list[str]:
+    """Return the places with the disks below a VM that started from `place`, the lowest last; raises `StoreError`."""
     if not place.startswith("templates/"):
         return [place]
     manifest = store.manifest(place)

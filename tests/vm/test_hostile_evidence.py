@@ -256,7 +256,8 @@ def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(launcher: L
     spec = merge(settings.shape, check({**SMALL, "name": "vm"}, "here"))
     with launcher.store.open() as store, store.scratch() as scratch, store.scratch() as other:
         environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": scratch, **guest.variables("auto")}
-        plan = launcher.containers.planner.plan(spec, "x", (guest.place,), environment, "")
+        setting = launcher.networks.setting(spec.first_network)
+        plan = launcher.containers.planner.plan(spec, "x", (guest.place,), environment, "", setting=setting)
         assert [(each.target, each.writable) for each in plan.binds] == [
             (f"/store/{guest.place}", False),
             (scratch, True),

@@ -252,7 +252,6 @@ class World:
             "main",
             DISPOSABLE,
             runtime_image=self.runtime_image,
-            networks=self.networks,
             access=access,
         )
         containers = Containers(
