@@ -10,7 +10,7 @@ from pytest_virtainers.engine.tar import Link
 from pytest_virtainers.errors import BadTemplate, BootError, SSHError, Unclonable, VMGone
 from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.layering import NotLayered
-from pytest_virtainers.launching.startup import closing_on_failure
+from pytest_virtainers.launching.starting_vms import closing_on_failure
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.access import Removed
 from pytest_virtainers.support.runtime_modules import protocol
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.launching.containers import Containers
     from pytest_virtainers.launching.networks import Networks
-    from pytest_virtainers.launching.startup import Startup
+    from pytest_virtainers.launching.starting_vms import StartingVMs
     from pytest_virtainers.launching.templates import Template
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
@@ -59,7 +59,7 @@ class BringUp:
 
     Args:
         containers: starts their containers.
-        startup: turns these into VMs that are ready.
+        starting_vms: turns these into VMs that are ready.
         networks: networks of the run.
         verify: is called with place and identity of what a VM was started from, to check it in the background.
         progress: where long steps are shown.
@@ -68,13 +68,13 @@ class BringUp:
     def __init__(
         self,
         containers: Containers,
-        startup: Startup,
+        starting_vms: StartingVMs,
         networks: Networks,
         *,
         verify: Callable[[str, str], object],
         progress: Progress,
     ) -> None:
-        self._containers, self._startup, self._networks = containers, startup, networks
+        self._containers, self._starting_vms, self._networks = containers, starting_vms, networks
         self._verify, self._progress = verify, progress
 
     def boot(self, spec: Spec, guest: GuestImage, node_id: str) -> VM:
@@ -89,7 +89,7 @@ class BringUp:
 
     def _boot(self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
         __tracebackhide__ = True
-        self._startup.check_wanted()
+        self._starting_vms.check_wanted()
         user = spec.user or guest.user
         iso = cloud_init.iso(spec, keys, user, cloud_init.instance_id(keys))
         files: dict[str, dict[str, bytes | Link]] = {
@@ -109,7 +109,7 @@ class BringUp:
                 with self._progress.step(f"preparing {spec.name} ({spec.image})") as step:
                     provision_limit.prepare(vm, step)
 
-        vm = self._startup.get_ready(spec, user, keys, container, wait, seed_iso=iso)
+        vm = self._starting_vms.get_ready(spec, user, keys, container, wait, seed_iso=iso)
         self._verify(guest.place, guest.digest)
         return vm
 
@@ -130,14 +130,14 @@ class BringUp:
         """
         __tracebackhide__ = True
         if not ahead:
-            self._startup.check_wanted()
+            self._starting_vms.check_wanted()
         environment = {"TEMPLATE": template.folder, **guest.variables(spec.firmware)}
         places = template.place, template.base
         try:
             container = self._containers.start(spec, places, environment, node_id, ahead=ahead)
         except Removed as error:
             raise BadTemplate(f"{spec.name}: {error}") from error
-        vm = self._startup.get_ready(
+        vm = self._starting_vms.get_ready(
             spec,
             template.user,
             template.keys,
@@ -177,7 +177,7 @@ class BringUp:
             VirtainerError: as `Launcher.launch` does.
         """
         __tracebackhide__ = True
-        self._startup.check_wanted()
+        self._starting_vms.check_wanted()
         # What it becomes is no first boot: cloud-init must know the instance, and has nothing more to do in it.
         iso = cloud_init.iso(layering.plain(spec), keys, plain.user, cloud_init.instance_id(plain.keys))
         environment = {
@@ -207,7 +207,7 @@ class BringUp:
                     raise NotLayered(str(lack)) from lack
                 provision_limit.prepare(vm, step)
 
-        vm = self._startup.get_ready(spec, plain.user, plain.keys, container, wait, seed_iso=iso)
+        vm = self._starting_vms.get_ready(spec, plain.user, plain.keys, container, wait, seed_iso=iso)
         self._verify(plain.place, plain.identity)
         self._verify(guest.place, guest.digest)
         return vm
@@ -222,6 +222,6 @@ class BringUp:
         container = self._containers.start(spec, (guest.place,), environment, "", files=files, mounted=saved.disk)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
-            vm = self._startup.make(spec, saved.user, saved.keys, container)
+            vm = self._starting_vms.make(spec, saved.user, saved.keys, container)
             undo.pop_all()
         return vm

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import BadTemplate, BootError, SSHError, VirtainerError, VMGone
 from pytest_virtainers.launching.layering import NotLayered
-from pytest_virtainers.launching.startup import closing_on_failure
+from pytest_virtainers.launching.starting_vms import closing_on_failure
 from pytest_virtainers.support.timings import Record, phase, recording
 
 if TYPE_CHECKING:

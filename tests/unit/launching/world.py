@@ -33,7 +33,7 @@ from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.prefetch import Prefetcher
 from pytest_virtainers.launching.run_store import RunStore
 from pytest_virtainers.launching.runtime_image import RuntimeImage
-from pytest_virtainers.launching.startup import Startup
+from pytest_virtainers.launching.starting_vms import StartingVMs
 from pytest_virtainers.launching.templates import Maker, Template, Templates
 from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.keys import Keys
@@ -263,8 +263,12 @@ class World:
             memory=memory,
             give_back=prefetcher.give_back,
         )
-        self.startup = Startup(self.machine, engine, self.networks, self.failed, echo=None, progress=progress)
-        self.bring_up = BringUp(containers, self.startup, self.networks, verify=self.damage.check, progress=progress)
+        self.starting_vms = StartingVMs(
+            self.machine, engine, self.networks, self.failed, echo=None, progress=progress
+        )
+        self.bring_up = BringUp(
+            containers, self.starting_vms, self.networks, verify=self.damage.check, progress=progress
+        )
         self.clones = Clones(
             self.templates,
             self.guests,
@@ -287,7 +291,7 @@ class World:
             networks=self.networks,
             memory=memory,
             containers=containers,
-            startup=self.startup,
+            starting_vms=self.starting_vms,
             bring_up=self.bring_up,
             clones=self.clones,
             prefetcher=prefetcher,
