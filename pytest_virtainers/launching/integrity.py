@@ -1,8 +1,8 @@
 """Full checks of the store against the digests that were taken when its files were saved.
 
 A bit that flips on a disk or in memory would be in every clone, and no test would notice. Each start of a VM compares
-samples (`virtainer.image.fingerprint`). This module reads everything, by the runtime image's command `verify`: for
-`virtainers store verify`, and once in each process in the background, for what this process starts VMs from.
+samples (`virtainer.guest_disk.fingerprint`). This module reads everything, by the runtime image's command `verify`:
+for `virtainers store verify`, and once in each process in the background, for what this process starts VMs from.
 """
 
 from __future__ import annotations
