@@ -34,7 +34,7 @@ from pytest_virtainers.launching.bring_up import SavedVM
 from pytest_virtainers.ssh import keys
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.support import runtime_modules
-from pytest_virtainers.support.runtime_modules import protocol
+from pytest_virtainers.support.runtime_modules import Variable, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +153,7 @@ def launch(launcher: Launcher, evidence: Evidence) -> VM:
         guest=guest(launcher, evidence),
         user=evidence.manifest.user,
         keys=Keys(login, KeyPair("", evidence.manifest.host_key)),
-        environment={"RESUME": MEMORY} if evidence.has_memory else {},
+        environment={Variable.RESUME: MEMORY} if evidence.has_memory else {},
         disk=lambda: _archive(evidence),
         seed_iso=_seed(evidence.folder),
     )

@@ -18,6 +18,7 @@ from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.guests.catalogue import catalogue
 from pytest_virtainers.guests.import_disk import DISK
+from pytest_virtainers.support.runtime_modules import Variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,7 +190,7 @@ def bake(guest: GuestImage, tag: str, runtime_image: str, store: OpenStore, repo
         _context(guest, store),
         tag=tag,
         arguments={"RUNTIME": runtime_image, **variables},
-        labels={_USER: guest.user, _FIRMWARE: variables["FIRMWARE"], _ARCH: variables["ARCH"]},
+        labels={_USER: guest.user, _FIRMWARE: variables[Variable.FIRMWARE], _ARCH: variables[Variable.ARCH]},
         on_line=report,
     )
     return tag

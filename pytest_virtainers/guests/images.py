@@ -24,6 +24,7 @@ from pytest_virtainers.guests.catalogue import DEFAULT_USER, Entry, Published, R
 from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.files import file_digest
 from pytest_virtainers.support.paths import locked
+from pytest_virtainers.support.runtime_modules import Variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,7 +64,7 @@ class GuestImage:
 
     def machine(self, firmware: str) -> dict[str, str]:
         """Return the container's variables for a VM that boots it; `firmware` as in `boots_with`."""
-        return {"ARCH": self.arch, "FIRMWARE": self.boots_with(firmware)}
+        return {Variable.ARCH: self.arch, Variable.FIRMWARE: self.boots_with(firmware)}
 
     @property
     def disk(self) -> str:

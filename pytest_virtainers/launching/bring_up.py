@@ -13,7 +13,7 @@ from pytest_virtainers.launching.layering import NotLayered
 from pytest_virtainers.launching.starting_vms import closing_on_failure
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.access import Removed
-from pytest_virtainers.support.runtime_modules import protocol
+from pytest_virtainers.support.runtime_modules import Variable, protocol
 from pytest_virtainers.support.timings import phase
 from pytest_virtainers.vm import provision_limit, saving
 from pytest_virtainers.vm.provisioning import provision
@@ -98,7 +98,7 @@ class BringUp:
         }
         environment = guest.variables(spec.firmware)
         if save_into:
-            environment |= {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into}
+            environment |= {Variable.TEMPLATE_SAVE: "on", Variable.IMAGE_DIR: save_into}
         container = self._containers.start(spec, (guest.place,), environment, node_id, files=files)
 
         def wait(vm: VM) -> None:
@@ -131,7 +131,7 @@ class BringUp:
         __tracebackhide__ = True
         if not ahead:
             self._starting_vms.check_wanted()
-        environment = {"TEMPLATE": template.folder, **guest.variables(spec.firmware)}
+        environment = {Variable.TEMPLATE: template.folder, **guest.variables(spec.firmware)}
         places = template.place, template.base
         try:
             container = self._containers.start(spec, places, environment, node_id, ahead=ahead)
@@ -181,9 +181,9 @@ class BringUp:
         # What it becomes is no first boot: cloud-init must know the instance, and has nothing more to do in it.
         iso = cloud_init.iso(layering.plain(spec), keys, plain.user, cloud_init.instance_id(plain.keys))
         environment = {
-            "TEMPLATE": plain.folder,
-            "TEMPLATE_SAVE": "on",
-            "IMAGE_DIR": folder,
+            Variable.TEMPLATE: plain.folder,
+            Variable.TEMPLATE_SAVE: "on",
+            Variable.IMAGE_DIR: folder,
             **guest.variables(spec.firmware),
         }
         files: dict[str, dict[str, bytes | Link]] = {protocol.SEEDS: {protocol.SEED_ISO: iso}}

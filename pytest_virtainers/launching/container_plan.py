@@ -9,7 +9,7 @@ from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.launching import memory_budget
 from pytest_virtainers.launching.lifetime import DISPOSABLE, Lifetime, seconds_to_stop
 from pytest_virtainers.store.entries import STORE, USES
-from pytest_virtainers.support.runtime_modules import protocol
+from pytest_virtainers.support.runtime_modules import Variable, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,19 +72,19 @@ class Planner:
             with_kvm: whether it gets the host's KVM if `spec` leaves that open.
         """
         wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and with_kvm)
-        to_template = "TEMPLATE_SAVE" in environment
+        to_template = Variable.TEMPLATE_SAVE in environment
         lifetime = DISPOSABLE if to_template else self._lifetime
         variables = {
-            "RAM": str(spec.ram),
-            "CPU": str(spec.cpus),
-            "DISK_SIZE": f"{spec.disk}M",
-            "VM_NAME": spec.guest_hostname,
-            "ACCEL": spec.accel,
-            protocol.EVENTS: protocol.JSON,
+            Variable.RAM: str(spec.ram),
+            Variable.CPU: str(spec.cpus),
+            Variable.DISK_SIZE: f"{spec.disk}M",
+            Variable.VM_NAME: spec.guest_hostname,
+            Variable.ACCEL: spec.accel,
+            Variable.EVENTS: protocol.JSON,
             # A VM that ends by itself stays for its evidence, and may be switched on again.
-            **({} if lifetime.detached else {"LEASE": "stdin", "LINGER": "on"}),
+            **({} if lifetime.detached else {Variable.LEASE: "stdin", Variable.LINGER: "on"}),
             # A disk that is removed with the VM need not be flushed.
-            **({"DISK_CACHE": "unsafe"} if lifetime == DISPOSABLE else {}),
+            **({Variable.DISK_CACHE: "unsafe"} if lifetime == DISPOSABLE else {}),
             **spec.env,
             **setting.environment,
             **environment,
@@ -96,7 +96,7 @@ class Planner:
             environment=variables,
             stop_seconds=seconds_to_stop(variables),
             binds=self._access.binds(
-                places, scratch=environment["IMAGE_DIR"] if to_template else None, lasting=lifetime.detached
+                places, scratch=environment[Variable.IMAGE_DIR] if to_template else None, lasting=lifetime.detached
             ),
             # The engine removes a killed container with all that is in it, but not a volume.
             volume=f"{name}-disk" if self._keeps_disks and not to_template else None,
@@ -117,7 +117,7 @@ class Planner:
                 STORE: self._settings.store,
                 memory_budget.MEMORY: str(
                     memory_budget.cloned_mib(spec)
-                    if "TEMPLATE" in environment and not to_template
+                    if Variable.TEMPLATE in environment and not to_template
                     else memory_budget.booted_mib(spec)
                 ),
                 memory_budget.LIMIT: str(memory_budget.booted_mib(spec)),

@@ -14,6 +14,7 @@ from pytest_virtainers.errors import SpecError
 from pytest_virtainers.launching.isolation import Isolation
 from pytest_virtainers.support.forks import disown_in_child
 from pytest_virtainers.support.paths import locked
+from pytest_virtainers.support.runtime_modules import Variable
 from pytest_virtainers.vm.network import Network
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Networks:
         isolated = spec.mode == "isolated"
         return NetworkSetting(
             network=network,
-            environment={**self._isolation.environment(network), **({"DNS": "names"} if isolated else {})},
+            environment={**self._isolation.environment(network), **({Variable.DNS: "names"} if isolated else {})},
             sysctls={**_REFUSALS, **(_IPV6 if network.ipv6 else {})},
             dns_options=("ndots:1",) if isolated else (),
         )

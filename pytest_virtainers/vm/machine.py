@@ -18,7 +18,7 @@ from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
 from pytest_virtainers.support.forks import Disowned, Owner, disown_in_child
 from pytest_virtainers.support.interruptible import TimedOut
-from pytest_virtainers.support.runtime_modules import protocol
+from pytest_virtainers.support.runtime_modules import Variable, protocol
 from pytest_virtainers.vm import identity, provision_limit, shell
 from pytest_virtainers.vm.commands import Commands
 from pytest_virtainers.vm.connection import SSHConnection
@@ -122,12 +122,12 @@ class Machine:
     @property
     def arch(self) -> str:
         """The processor's architecture: `amd64` or `arm64`."""
-        return self.container.environment.get("ARCH", "amd64")
+        return self.container.environment.get(Variable.ARCH, "amd64")
 
     @property
     def firmware(self) -> str:
         """What the machine boots from: `bios` or `uefi`."""
-        return self.container.environment.get("FIRMWARE", "bios")
+        return self.container.environment.get(Variable.FIRMWARE, "bios")
 
     @property
     def volume(self) -> str | None:
@@ -137,7 +137,7 @@ class Machine:
     @property
     def folder(self) -> str:
         """The folder of the container with the disk: in the store if the machine is to become a template."""
-        return self.container.environment.get("IMAGE_DIR", protocol.IMAGE_DIR)
+        return self.container.environment.get(Variable.IMAGE_DIR, protocol.IMAGE_DIR)
 
     @property
     def runs(self) -> bool:

@@ -52,7 +52,7 @@ NOTHING = facts(said())
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
     """Return what the supervisor's own code writes to stderr while it is called."""
-    monkeypatch.setenv(protocol.EVENTS, protocol.JSON)
+    monkeypatch.setenv(protocol.Variable.EVENTS, protocol.JSON)
 
     def record(*calls: Callable[[], object]) -> bytes:
         reader, writer = os.pipe()
