@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from pytest_virtainers.engine.tar import Link
 from pytest_virtainers.errors import BadTemplate, BootError, SSHError, Unclonable, VMGone
 from pytest_virtainers.launching import cloud_init, layering
+from pytest_virtainers.launching.container_plan import Start
 from pytest_virtainers.launching.layering import NotLayered
 from pytest_virtainers.launching.starting_vms import closing_on_failure
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.access import Removed
-from pytest_virtainers.support.runtime_modules import Variable, protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.support.timings import phase
 from pytest_virtainers.vm import provision_limit, saving
 from pytest_virtainers.vm.provisioning import provision
@@ -87,7 +88,7 @@ class BringUp:
         __tracebackhide__ = True
         return self._boot(spec, guest, keys, node_id, save_into=folder)
 
-    def _boot(self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
+    def _boot(self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, save_into: str = "") -> VM:
         __tracebackhide__ = True
         self._starting_vms.check_wanted()
         user = spec.user or guest.user
@@ -96,10 +97,8 @@ class BringUp:
             "/": {"image": Link(guest.disk)},
             protocol.SEEDS: {protocol.SEED_ISO: iso},
         }
-        environment = guest.variables(spec.firmware)
-        if save_into:
-            environment |= {Variable.TEMPLATE_SAVE: "on", Variable.IMAGE_DIR: save_into}
-        container = self._containers.start(spec, (guest.place,), environment, node_id, files=files)
+        start, variables = Start(save_into=save_into), guest.variables(spec.firmware)
+        container = self._containers.start(spec, (guest.place,), variables, node_id, start=start, files=files)
 
         def wait(vm: VM) -> None:
             vm.machine.wait_until_ready()
@@ -131,10 +130,10 @@ class BringUp:
         __tracebackhide__ = True
         if not ahead:
             self._starting_vms.check_wanted()
-        environment = {Variable.TEMPLATE: template.folder, **guest.variables(spec.firmware)}
-        places = template.place, template.base
+        places, start = (template.place, template.base), Start(template.folder)
+        variables = guest.variables(spec.firmware)
         try:
-            container = self._containers.start(spec, places, environment, node_id, ahead=ahead)
+            container = self._containers.start(spec, places, variables, node_id, start=start, ahead=ahead)
         except Removed as error:
             raise BadTemplate(f"{spec.name}: {error}") from error
         vm = self._starting_vms.get_ready(
@@ -180,15 +179,11 @@ class BringUp:
         self._starting_vms.check_wanted()
         # What it becomes is no first boot: cloud-init must know the instance, and has nothing more to do in it.
         iso = cloud_init.iso(layering.plain(spec), keys, plain.user, cloud_init.instance_id(plain.keys))
-        environment = {
-            Variable.TEMPLATE: plain.folder,
-            Variable.TEMPLATE_SAVE: "on",
-            Variable.IMAGE_DIR: folder,
-            **guest.variables(spec.firmware),
-        }
+        places, start = (plain.place, plain.base), Start(plain.folder, save_into=folder)
+        variables = guest.variables(spec.firmware)
         files: dict[str, dict[str, bytes | Link]] = {protocol.SEEDS: {protocol.SEED_ISO: iso}}
         try:
-            container = self._containers.start(spec, (plain.place, plain.base), environment, node_id, files=files)
+            container = self._containers.start(spec, places, variables, node_id, start=start, files=files)
         except Removed as error:
             raise NotLayered(str(error)) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.ownership import DETACHED, LABEL, NAME
@@ -24,6 +25,34 @@ if TYPE_CHECKING:
 _CAPABILITIES = ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID")
 _KVM = "/dev/kvm"
 _OVERHEAD_MIB = 512
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a VM starts: it boots, or is restored from a template; either way it may be saved as a template.
+
+    Attributes:
+        template: path of the template's folder from which it is restored; empty: it boots.
+        save_into: path of the folder of the store into which it can be saved; empty: it stays a VM.
+    """
+
+    template: str = ""
+    save_into: str = ""
+
+    @property
+    def is_clone(self) -> bool:
+        """Whether it shares the RAM of a template; a VM that is to be saved has a copy."""
+        return bool(self.template) and not self.save_into
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The container's variables."""
+        restored = {Variable.TEMPLATE: self.template} if self.template else {}
+        saved = {Variable.TEMPLATE_SAVE: "on", Variable.IMAGE_DIR: self.save_into} if self.save_into else {}
+        return restored | saved
+
+
+BOOT = Start()
 
 
 class Planner:
@@ -57,6 +86,7 @@ class Planner:
         environment: Mapping[str, str],
         node_id: str,
         *,
+        start: Start = BOOT,
         setting: NetworkSetting,
         with_kvm: bool = True,
     ) -> Plan:
@@ -68,12 +98,12 @@ class Planner:
             places: places in the store that it reads; its disk is based on the first.
             environment: variables of the container, over those from `spec`.
             node_id: id of the test, for labels.
+            start: how the VM starts.
             setting: what it needs to be on the VM's first network.
             with_kvm: whether it gets the host's KVM if `spec` leaves that open.
         """
         wants_kvm = spec.accel == "kvm" or (spec.accel == "auto" and with_kvm)
-        to_template = Variable.TEMPLATE_SAVE in environment
-        lifetime = DISPOSABLE if to_template else self._lifetime
+        lifetime = DISPOSABLE if start.save_into else self._lifetime
         variables = {
             Variable.RAM: str(spec.ram),
             Variable.CPU: str(spec.cpus),
@@ -87,6 +117,7 @@ class Planner:
             **({Variable.DISK_CACHE: "unsafe"} if lifetime == DISPOSABLE else {}),
             **spec.env,
             **setting.environment,
+            **start.variables,
             **environment,
         }
         return Plan(
@@ -95,11 +126,9 @@ class Planner:
             image=self._runtime_image.reference(),
             environment=variables,
             stop_seconds=seconds_to_stop(variables),
-            binds=self._access.binds(
-                places, scratch=environment[Variable.IMAGE_DIR] if to_template else None, lasting=lifetime.detached
-            ),
+            binds=self._access.binds(places, scratch=start.save_into or None, lasting=lifetime.detached),
             # The engine removes a killed container with all that is in it, but not a volume.
-            volume=f"{name}-disk" if self._keeps_disks and not to_template else None,
+            volume=f"{name}-disk" if self._keeps_disks and not start.save_into else None,
             folder=lifetime.folder,
             port=setting.network.port(spec.guest_hostname, spec.ip, first=True),
             devices=("/dev/net/tun", *([_KVM] if wants_kvm else [])),
@@ -116,9 +145,7 @@ class Planner:
                 USES: places[0],
                 STORE: self._settings.store,
                 memory_budget.MEMORY: str(
-                    memory_budget.cloned_mib(spec)
-                    if Variable.TEMPLATE in environment and not to_template
-                    else memory_budget.booted_mib(spec)
+                    memory_budget.cloned_mib(spec) if start.is_clone else memory_budget.booted_mib(spec)
                 ),
                 memory_budget.LIMIT: str(memory_budget.booted_mib(spec)),
             },

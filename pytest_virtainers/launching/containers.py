@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching import memory_budget
+from pytest_virtainers.launching.container_plan import BOOT
 from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.support.timings import phase
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.base import Container, Engine
     from pytest_virtainers.engine.plan import Plan
     from pytest_virtainers.engine.tar import Link
-    from pytest_virtainers.launching.container_plan import Planner
+    from pytest_virtainers.launching.container_plan import Planner, Start
     from pytest_virtainers.launching.networks import Networks
     from pytest_virtainers.store.access import Access
 
@@ -63,6 +64,7 @@ class Containers:
         environment: Mapping[str, str],
         node_id: str,
         *,
+        start: Start = BOOT,
         files: Mapping[str, Mapping[str, bytes | Link]] | None = None,
         mounted: Callable[[], Iterator[bytes]] | None = None,
         ahead: bool = False,
@@ -74,6 +76,7 @@ class Containers:
             places: places in the store that it reads, and nothing else of it; its disk is based on the first.
             environment: variables of the container, over those from `spec`.
             node_id: id of the test, for labels.
+            start: how the VM starts.
             files: files to put into it before it starts, by folder and name.
             mounted: returns the content of `/mounted` as a tar stream, from its beginning each time.
             ahead: start it now or not at all: no test waits for it.
@@ -88,7 +91,7 @@ class Containers:
         setting = self._networks.setting(spec.first_network)
         while True:
             plan = self.planner.plan(
-                spec, name, places, environment, node_id, setting=setting, with_kvm=self._with_kvm
+                spec, name, places, environment, node_id, start=start, setting=setting, with_kvm=self._with_kvm
             )
             room = self._memory.room(
                 spec,

@@ -27,6 +27,7 @@ from pytest_virtainers.errors import BadTemplate, ImageError, VMGone
 from pytest_virtainers.evidence import collect
 from pytest_virtainers.evidence import resume as evidence_reader
 from pytest_virtainers.evidence.resume import MEMORY
+from pytest_virtainers.launching.container_plan import Start
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import Keys
@@ -255,14 +256,16 @@ def test_a_vm_that_becomes_a_template_writes_to_its_own_folder_alone(launcher: L
     guest = launcher.guests.get(settings.shape["image"])
     spec = merge(settings.shape, check({**SMALL, "name": "vm"}, "here"))
     with launcher.store.open() as store, store.scratch() as scratch, store.scratch() as other:
-        environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": scratch, **guest.variables("auto")}
+        start, variables = Start(save_into=scratch), guest.variables("auto")
         setting = launcher.networks.setting(spec.first_network)
-        plan = launcher.containers.planner.plan(spec, "x", (guest.place,), environment, "", setting=setting)
+        plan = launcher.containers.planner.plan(
+            spec, "x", (guest.place,), variables, "", start=start, setting=setting
+        )
         assert [(each.target, each.writable) for each in plan.binds] == [
             (f"/store/{guest.place}", False),
             (scratch, True),
         ]
-        container = launcher.containers.start(spec, (guest.place,), {**environment, "ACCEL": "none"}, "")
+        container = launcher.containers.start(spec, (guest.place,), {**variables, "ACCEL": "none"}, "", start=start)
         try:
             assert container.wait(120), "it ends at once, as its setting is wrong"
         finally:
