@@ -1,4 +1,4 @@
-"""VMs that stay, with the command line alone; each command is a process of its own."""
+"""Detached VMs, with the command line alone: each command is another process."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ Virtainers = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def virtainers(runtime_image: str) -> Iterator[Virtainers]:
-    """Run the command; machines of these tests go at the end, and those of a run that was killed before it."""
+    """Run the command; VMs of these tests, and those that a killed run left, are removed."""
     assert runtime_image
 
     def run(
@@ -42,7 +42,7 @@ def virtainers(runtime_image: str) -> Iterator[Virtainers]:
 
     def remove_ours() -> None:
         for name in names():
-            if name.startswith("tests-") or "CI" in os.environ:  # where none is anybody's
+            if name.startswith("tests-") or "CI" in os.environ:  # where all are left over
                 run("rm", "--force", name)
 
     def names() -> list[str]:
@@ -70,13 +70,15 @@ def until_ctrl_c(*words: str) -> Iterator[str]:
 
 
 def left(engine: DockerEngine) -> list[str]:
-    machines = engine.api.containers(all=True, filters={"label": ["virtainers=machine"]})
+    vms = engine.api.containers(all=True, filters={"label": ["virtainers=machine"]})
     networks = engine.api.networks(filters={"label": ["virtainers=machines-network"]})
-    return [*(each["Names"][0] for each in machines), *(each["Name"] for each in networks)]
+    return [*(each["Names"][0] for each in vms), *(each["Name"] for each in networks)]
 
 
 @pytest.mark.each_engine
-def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: DockerEngine, tmp_path: Path) -> None:
+def test_a_detached_vm_stays_until_it_is_removed(
+    virtainers: Virtainers, engine: DockerEngine, tmp_path: Path
+) -> None:
     virtainers("run", "--detach", "--name", "tests-web", *SHAPE)
     (web,) = json.loads(virtainers("ls", "--json").stdout)
     assert (web["name"], web["image"], web["state"]) == ("tests-web", "debian-13", "running")
@@ -99,8 +101,8 @@ def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: Doc
             assert viewer.picture()
     with until_ctrl_c("vnc", "tests-web", "--web") as said:
         assert "noVNC" in requests.get(said, timeout=30).text
-    told = virtainers("run", "--vnc", "--detach", fails=True).stderr
-    assert "--vnc ends with this command: virtainers vnc vm is for later" in told
+    refused = virtainers("run", "--vnc", "--detach", fails=True).stderr
+    assert "--vnc ends with this command: virtainers vnc vm is for later" in refused
 
     assert "virtainer: starting tests-web: 512 MiB" in virtainers("logs", "tests-web").stdout
     virtainers("screenshot", "tests-web", tmp_path / "screen.png")
@@ -125,7 +127,7 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
     virtainers("exec", "tests-past", "--", "sh", "-c", "echo after >state")
     said = virtainers("restore", "tests-past", "t2", fails=True).stderr
     assert "tests-past has no snapshot t2; it has t1" in said
-    assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "after\n", "it goes on"
+    assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "after\n", "it still runs"
     virtainers("restore", "tests-past", "t1")
     assert virtainers("exec", "tests-past", "--", "cat", "state").stdout == "before\n"
     assert "tests-past has a snapshot t1 already" in virtainers("snapshot", "tests-past", "t1", fails=True).stderr
@@ -155,7 +157,9 @@ def test_memory_and_disk_go_back_to_a_snapshot(virtainers: Virtainers) -> None:
 
 
 @pytest.mark.each_engine
-def test_machines_find_each_other_and_one_may_go_with_its_end(virtainers: Virtainers, engine: DockerEngine) -> None:
+def test_detached_vms_find_each_other_and_rm_removes_one_when_it_ends(
+    virtainers: Virtainers, engine: DockerEngine
+) -> None:
     virtainers("run", "--detach", "--name", "tests-one", *SHAPE)
     virtainers("run", "--detach", "--rm", "--name", "tests-two", *SHAPE, "--", "ping", "-c1", "-W30", "tests-one")
     virtainers("stop", "tests-two")
@@ -196,7 +200,7 @@ def test_one_that_is_killed_before_it_is_ready_is_removed_at_once_or_by_the_next
             time.sleep(0.1)
         return
     assert len(left(engine)) == 2, "it has no lease"
-    assert virtainers("ls", "--json").stdout == "[]\n", "what is not ready is no machine"
+    assert virtainers("ls", "--json").stdout == "[]\n", "a VM that was never ready is not listed"
     removed = virtainers("prune").stdout.splitlines()
     assert len([each for each in removed if each.endswith(("-half", " virtainers-default"))]) == 2
     assert left(engine) == []
@@ -236,8 +240,8 @@ def test_a_disk_that_persists(virtainers: Virtainers, tmp_path: Path) -> None:
     assert "tests-again is running, and its disk changes. Switch it off first: virtainers stop tests-again" in said
     cut = "tests-again did not shut down within its SHUTDOWN_TIMEOUT: its power was cut"
     assert cut in virtainers("stop", "tests-again").stderr
-    told = virtainers("commit", "tests-again", tmp_path / "whole.qcow2").stderr
-    assert f"run {tmp_path}/whole.qcow2 --user debian --arch amd64 --firmware bios\n" in told
+    said = virtainers("commit", "tests-again", tmp_path / "whole.qcow2").stderr
+    assert f"run {tmp_path}/whole.qcow2 --user debian --arch amd64 --firmware bios\n" in said
     head = (tmp_path / "whole.qcow2").read_bytes()[:16]
     assert head[:4] == b"QFI\xfb"
     assert head[8:16] == bytes(8), "it needs no other disk"
