@@ -48,7 +48,8 @@ def in_place(vm: VM) -> tuple[float, float]:
 def empty_container(launcher: Launcher, spec: Spec, number: int) -> float:
     """Start a container like a VM's, with a program that only waits; return the seconds until it ran."""
     places = [launcher.guests.get(spec.image).place]
-    like = launcher.containers.planner.plan(spec, f"virtainers-benchmark-{number}", places, {}, "")
+    setting = launcher.networks.setting(spec.first_network)
+    like = launcher.containers.planner.plan(spec, f"virtainers-benchmark-{number}", places, {}, "", setting=setting)
     plan = Plan(name=like.name, kind="helper", image=like.image, entrypoint=("cat",), port=like.port)
     began = time.perf_counter()
     container = launcher.engine.create(plan, "benchmark")

@@ -22,7 +22,7 @@ from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.progress import SILENT
 from pytest_virtainers.vm import provision_limit, readiness
 from pytest_virtainers.vm.console import Console
-from pytest_virtainers.vm.supervisor import Supervisor
+from pytest_virtainers.vm.supervisor_events import Supervisor
 
 RUN, PAIRS = "benchmark", 3
 PLAIN = """

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_virtainers.api import launch
-    from pytest_virtainers.config.keywords import Arguments
+    from pytest_virtainers.config.argument_types import Arguments
     from pytest_virtainers.errors import (
         BootError,
         BootTimeout,
@@ -108,7 +108,7 @@ _ELSEWHERE = {
     "VirtainerError": "errors",
     "VMGone": "errors",
     "WaitTimeout": "errors",
-    "Arguments": "config.keywords",
+    "Arguments": "config.argument_types",
     "Network": "vm.network",
     "Nic": "vm.hotplug",
     "Result": "vm.result",

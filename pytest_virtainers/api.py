@@ -20,7 +20,7 @@ from pytest_virtainers.support.progress import SILENT, Progress
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_virtainers.config.keywords import VMArguments
+    from pytest_virtainers.config.argument_types import VMArguments
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.launching.launcher import Launcher

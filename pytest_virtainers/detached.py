@@ -23,12 +23,12 @@ from pytest_virtainers.launching.lifetime import seconds_to_stop
 from pytest_virtainers.ssh import keys
 from pytest_virtainers.ssh.endpoint import Endpoint
 from pytest_virtainers.ssh.keys import KeyPair, Keys
-from pytest_virtainers.store.eviction import USES
+from pytest_virtainers.store.entries import USES
 from pytest_virtainers.support.paths import locked
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.vm import machine as vm_machine
 from pytest_virtainers.vm.network import Network
-from pytest_virtainers.vm.supervisor import Reader
+from pytest_virtainers.vm.supervisor_events import Reader
 from pytest_virtainers.vm.vm import VM
 
 if TYPE_CHECKING:
@@ -257,8 +257,8 @@ def commit(launcher: Launcher, name: str, target: Path) -> dict[str, str]:
     layer = container.archive(disk)
     if layer is None:
         raise EngineError(f"container {container.name} has no disk at {disk}")
-    with launcher.store.open() as shop:
-        places = templates.layers(container.labels[USES], shop)
+    with launcher.store.open() as opened:
+        places = templates.disk_chain(container.labels[USES], opened)
     launcher.disks.flatten(layer, f"the disk of {name}", places, target)
     return {"user": papers["user"], "arch": papers["spec"]["arch"], "firmware": papers["spec"]["firmware"]}
 

@@ -15,7 +15,7 @@ from pytest_virtainers.engine.reaper import Reaper
 from pytest_virtainers.errors import EngineNotFound, VirtainerError
 from pytest_virtainers.guests.catalogue import catalogue
 from pytest_virtainers.store.places import MOUNT
-from pytest_virtainers.store.volume import workshop
+from pytest_virtainers.store.volume import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,10 +107,10 @@ def _engine(engine: Engine, settings: Settings) -> Iterator[Finding]:
 def _store(engine: Engine, settings: Settings, image: str) -> Iterator[Finding]:
     try:
         run_id = f"doctor-{os.getpid()}"
-        with Reaper(engine, run_id), workshop(engine, settings.store, image, run_id) as shop:
-            free_gib = int(shop.shell(f"df -Pk {MOUNT} | awk 'NR==2 {{print $4}}'")) // (1024 * 1024)
-            # Not with `shop.manifest`, which would mark the places as used.
-            places = shop.shell(f"cd {MOUNT} && ls -1 guests/*/manifest.json 2>/dev/null || true").split()
+        with Reaper(engine, run_id), open_store(engine, settings.store, image, run_id) as store:
+            free_gib = int(store.shell(f"df -Pk {MOUNT} | awk 'NR==2 {{print $4}}'")) // (1024 * 1024)
+            # Not with `store.manifest`, which would mark the places as used.
+            places = store.shell(f"cd {MOUNT} && ls -1 guests/*/manifest.json 2>/dev/null || true").split()
             entries = set(catalogue().values())
             here = sorted(entry.name for entry in entries if f"{entry.place}/manifest.json" in places)
     except VirtainerError as error:

@@ -12,7 +12,7 @@ PROGRAM = """
 import pathlib, pytest_virtainers
 from pytest_virtainers.engine import build_context
 from pytest_virtainers.guests import catalogue
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 here = pathlib.Path(pytest_virtainers.__file__).parent
 contexts = here / "_contexts"
 files = (contexts / "runtime/virtainer/protocol.py", here / "py.typed")

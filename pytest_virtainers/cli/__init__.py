@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from pytest_virtainers.cli import evidence, host, images, machines, store
+from pytest_virtainers.cli import detached, evidence, host, images, run, store
 from pytest_virtainers.cli.common import note
 from pytest_virtainers.errors import VirtainerError
 
@@ -45,7 +45,7 @@ def virtainers() -> None:
     """  # noqa: D301  (click's mark for lines that are not wrapped)
 
 
-for _module in (machines, images, store, evidence, host):
+for _module in (run, detached, images, store, evidence, host):
     for _command in _module.COMMANDS:
         virtainers.add_command(_command)
 

@@ -65,16 +65,16 @@ def store_places(_context: click.Context) -> Iterable[tuple[str, str]]:
     from pytest_virtainers import detached
     from pytest_virtainers.engine import runtime_image
     from pytest_virtainers.engine.reaper import Reaper
-    from pytest_virtainers.store import eviction
-    from pytest_virtainers.store.volume import workshop
+    from pytest_virtainers.store.entries import contents
+    from pytest_virtainers.store.volume import open_store
 
     ours, image = settings(), runtime_image.reference()
     with detached.connected(ours) as engine:
         if not runtime_image.present(engine):
             return []
         run_id = f"complete-{os.getpid()}"
-        with Reaper(engine, run_id), workshop(engine, ours.store, image, run_id) as shop:
-            return [(each.place, each.what) for each in eviction.contents(shop)]
+        with Reaper(engine, run_id), open_store(engine, ours.store, image, run_id) as store:
+            return [(each.place, each.what) for each in contents(store)]
 
 
 def words(*offered: str) -> Completer:

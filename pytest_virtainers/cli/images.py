@@ -100,14 +100,14 @@ def ls(as_json: bool) -> None:
 def _sizes_mib() -> dict[str, int]:
     """Return the sizes of store entries by place, or nothing without an engine, as `ls` must work without one."""
     from pytest_virtainers.launching.build import build_launcher
-    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.entries import contents
 
     try:
         with build_launcher(settings(), progress()) as launcher:
             if not launcher.runtime_image.is_built():  # then the store is empty
                 return {}
-            with launcher.store.open() as shop:
-                return {each.place: each.size_mib for each in eviction.contents(shop)}
+            with launcher.store.open() as store:
+                return {each.place: each.size_mib for each in contents(store)}
     except (EngineNotFound, EngineError) as error:
         note(f"cannot list the store: {error}")
         return {}
@@ -157,8 +157,8 @@ def bake(image: str, tag: str | None, arch: str | None, firmware: str | None) ->
     with build_launcher(settings(), progress()) as launcher:
         guest, runtime_image = launcher.guests.of(spec), launcher.runtime_image.reference()
         guest = replace(guest, firmware=guest.boots_with(spec.firmware))
-        with launcher.store.open() as shop, progress().step(f"building container image {name}") as step:
-            print(container_disk.bake(guest, name, runtime_image, shop, step.update))
+        with launcher.store.open() as store, progress().step(f"building container image {name}") as step:
+            print(container_disk.bake(guest, name, runtime_image, store, step.update))
 
 
 @images.command("rm")
@@ -172,21 +172,21 @@ def rm(names: tuple[str, ...]) -> None:
     """  # noqa: D301
     from pytest_virtainers.guests.catalogue import catalogue
     from pytest_virtainers.launching.build import build_launcher
-    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.entries import contents, remove
     from pytest_virtainers.support.paths import locked
 
     known = catalogue()
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"{unknown[0]} is not in the catalogue. To remove other images: virtainers store rm")
-    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
-        entries = eviction.contents(shop)
+    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as store, locked("store"):
+        entries = contents(store)
         places = {known[name].place for name in names}
         if missing := places - {each.place for each in entries}:
             raise ImageError(f"{min(missing)} is not in the store. List its entries: virtainers store ls")
         gone = [each for each in entries if each.place in places or each.base in places]
         if used := [each.place for each in gone if each.in_use]:
             raise ImageError(f"{used[0]} is in use by a VM or by a test run")
-        eviction.remove(shop, [each.place for each in gone])
+        remove(store, [each.place for each in gone])
     for each in gone:
         answer(f"removed {each.place} ({each.size_mib} MiB)")
 
@@ -205,19 +205,19 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     from pytest_virtainers.guests.catalogue import catalogue
     from pytest_virtainers.launching import integrity
     from pytest_virtainers.launching.build import build_launcher
-    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.entries import contents
 
     known, rows = catalogue(), []
     if unknown := [name for name in names if name not in known]:
         raise ImageError(f"{unknown[0]} is not in the catalogue. List its names: virtainers images ls")
-    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop:
+    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as store:
         wanted = {known[name].place for name in names}
-        for each in eviction.contents(shop):
+        for each in contents(store):
             if not each.place.startswith("guests/") or (names and each.place not in wanted):
                 continue
             wanted.discard(each.place)
             with progress().step(f"reading {each.place}"):
-                (disk,) = integrity.read(shop.container, [each.place])
+                (disk,) = integrity.read(store.container, [each.place])
             found = "missing" if disk.error == integrity.MISSING else disk.sha256 or disk.error
             rows.append({"place": each.place, "sha256": found, "was": disk.was})
             if not as_json:

@@ -13,7 +13,7 @@ from pytest_virtainers.errors import StoreError
 
 if TYPE_CHECKING:
     from pytest_virtainers.launching.integrity import Checked
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
 
 
 @click.group
@@ -31,11 +31,11 @@ def ls(as_json: bool) -> None:
       virtainers store ls --json | jq 'map(.size_mib) | add'
     """  # noqa: D301
     from pytest_virtainers.launching.build import build_launcher
-    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.entries import contents
 
     ours = settings()
-    with build_launcher(ours, progress()) as launcher, launcher.store.open() as shop:
-        entries = eviction.contents(shop)
+    with build_launcher(ours, progress()) as launcher, launcher.store.open() as opened:
+        entries = contents(opened)
     rows = [
         {
             "place": each.place,
@@ -67,11 +67,11 @@ def rm(places: tuple[str, ...]) -> None:
       virtainers store rm templates/ebc12a092c59044f
     """  # noqa: D301
     from pytest_virtainers.launching.build import build_launcher
-    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.entries import contents, remove
     from pytest_virtainers.support.paths import locked
 
-    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop, locked("store"):
-        entries = eviction.contents(shop)
+    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as opened, locked("store"):
+        entries = contents(opened)
         known = {each.place: each for each in entries}
         for place in places:
             if place not in known:
@@ -80,7 +80,7 @@ def rm(places: tuple[str, ...]) -> None:
                 raise StoreError(f"{place} is in use by a VM or by a test run")
             if made_on_it := [each.place for each in entries if each.base == place and each.place not in places]:
                 raise StoreError(f"{place} is needed by {made_on_it[0]}. Remove that, too")
-        eviction.remove(shop, places)
+        remove(opened, places)
 
 
 @store.command("prune")
@@ -94,11 +94,11 @@ def prune(limit: int | None) -> None:
       virtainers store prune --limit 0         # everything that is not in use
     """  # noqa: D301
     from pytest_virtainers.launching.build import build_launcher
-    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.eviction import prune
 
     ours = settings()
-    with build_launcher(ours, progress()) as launcher, launcher.store.open() as shop:
-        gone = eviction.prune(shop, ours.store_limit if limit is None else limit)
+    with build_launcher(ours, progress()) as launcher, launcher.store.open() as opened:
+        gone = prune(opened, ours.store_limit if limit is None else limit)
     for each in gone:
         answer(f"removed {each.place} ({each.size_mib} MiB)")
 
@@ -120,21 +120,21 @@ def verify(places: tuple[str, ...], remove: bool, as_json: bool) -> int:
     """  # noqa: D301
     from pytest_virtainers.launching import integrity
     from pytest_virtainers.launching.build import build_launcher
-    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.entries import contents
 
     rows: list[integrity.Checked] = []
-    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as shop:
-        known = sorted(each.place for each in eviction.contents(shop))
+    with build_launcher(settings(), progress()) as launcher, launcher.store.open() as opened:
+        known = sorted(each.place for each in contents(opened))
         if unknown := [place for place in places if place not in known]:
             raise StoreError(f"{unknown[0]} is not in the store. List its entries: virtainers store ls")
         for place in places or known:
             with progress().step(f"reading {place}"):
-                found = [*integrity.read(shop.container, [place])]
+                found = [*integrity.read(opened.container, [place])]
             rows += found
             if not as_json:
                 _show_checked(place, found)
         damaged = {each.place for each in rows if each.damaged}
-        remaining = remove_damaged(shop, damaged) if remove and damaged else damaged
+        remaining = remove_damaged(opened, damaged) if remove and damaged else damaged
     if as_json:
         show([{**vars(each), "damaged": each.damaged} for each in rows], as_json=True)
     elif remaining and not remove:
@@ -148,18 +148,18 @@ def _show_checked(place: str, found: list[Checked]) -> None:
     print(*(damaged or [f"{place}: unchanged"]), sep="\n", flush=True)
 
 
-def remove_damaged(shop: Workshop, damaged: set[str]) -> set[str]:
+def remove_damaged(opened: OpenStore, damaged: set[str]) -> set[str]:
     """Remove damaged entries and the entries made or copied from them; return those that are in use."""
-    from pytest_virtainers.store import eviction
+    from pytest_virtainers.store.entries import contents, remove
     from pytest_virtainers.support.paths import locked
 
     with locked("store"):
-        there = eviction.contents(shop)
+        there = contents(opened)
         used = {each.place for each in there if each.in_use}
         needed = {each.base for each in there if each.in_use}
         stay = damaged & (used | needed)
         gone = [each for each in there if {each.place, each.base, each.origin} & (damaged - stay) and not each.in_use]
-        eviction.remove(shop, [each.place for each in gone])
+        remove(opened, [each.place for each in gone])
     for each in gone:
         note(f"removed {each.place} ({each.size_mib} MiB)")
     for place in sorted(stay):

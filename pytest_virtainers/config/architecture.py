@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 USUAL = "amd64"
 """The architecture of guests for which none is given."""

@@ -27,7 +27,6 @@ _BITS_PER_UNIT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-_VARIABLES = ("CIDR", "DISK_CACHE", "OS_VARIANT", "SHUTDOWN_TIMEOUT")  # docs/runtime-image.md
 _LONGEST_SHOWN = 60
 
 
@@ -233,11 +232,14 @@ def authorized_keys(value: object) -> tuple[str, ...]:
 
 def env(value: object) -> dict[str, str]:
     """Parse variables of the runtime image that shape a VM; the supervisor checks most of their values."""
+    from pytest_virtainers.support.runtime_modules import Variable  # others do not load the runtime image's modules
+
+    allowed = (Variable.CIDR, Variable.DISK_CACHE, Variable.OS_VARIANT, Variable.SHUTDOWN_TIMEOUT)
     if not isinstance(value, Mapping) or not all(isinstance(each, str) for pair in value.items() for each in pair):
         raise ValueError("a mapping from names of variables to texts is needed")
-    if wrong := value.keys() - _VARIABLES:
-        raise ValueError(f"{brief(min(wrong))} is none of {', '.join(_VARIABLES)}; for others there are arguments")
-    if (number := value.get("SHUTDOWN_TIMEOUT")) and not re.fullmatch("[0-9]{1,5}", number):
+    if wrong := value.keys() - {*allowed}:
+        raise ValueError(f"{brief(min(wrong))} is none of {', '.join(allowed)}; for others there are arguments")
+    if (number := value.get(Variable.SHUTDOWN_TIMEOUT)) and not re.fullmatch("[0-9]{1,5}", number):
         raise ValueError(f"SHUTDOWN_TIMEOUT is a number of seconds, not {brief(number)}")
     if odd := [name for name, content in value.items() if not content.isprintable()]:
         raise ValueError(f"{min(odd)} has characters that cannot be printed")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.errors import RootCommandTimeout, VirtainerError
 from pytest_virtainers.evidence import cores, seals
 from pytest_virtainers.evidence.manifest_file import FORMAT, KEY, MANIFEST, OVERLAY, REMEMBERED, SEED, STATE
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.vm.limited import Limited, TooMuch
-from pytest_virtainers.vm.supervisor import readable
+from pytest_virtainers.vm.supervisor_events import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,12 +29,12 @@ from pytest_virtainers.evidence.manifest_file import (
     shown,
 )
 from pytest_virtainers.guests.catalogue import catalogue
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching.bring_up import SavedVM
 from pytest_virtainers.ssh import keys
 from pytest_virtainers.ssh.keys import KeyPair, Keys
-from pytest_virtainers.support import runtime
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support import runtime_modules
+from pytest_virtainers.support.runtime_modules import Variable, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +95,7 @@ def read(folder: Path, *, disk_only: bool = False, trust: bool = False) -> Evide
 
 def _check_header(folder: Path) -> None:
     """Raise `SpecError` if the disk refers to other files; the container checks it again."""
-    qcow2 = runtime.load("qcow2")
+    qcow2 = runtime_modules.load("qcow2")
     with open_file(folder, OVERLAY) as file:
         complaint = qcow2.complaint(file.read(qcow2.HEAD_BYTES))
     if complaint:
@@ -109,7 +109,7 @@ def _untrusted(folder: Path, fact: str) -> str:
     )
 
 
-def guest(launcher: Launcher, evidence: Evidence) -> Guest:
+def guest(launcher: Launcher, evidence: Evidence) -> GuestImage:
     """Return the guest image below the disk.
 
     Raises:
@@ -117,9 +117,9 @@ def guest(launcher: Launcher, evidence: Evidence) -> Guest:
         ImageError: the image is no longer available; the message has both digests.
     """
     expected = evidence.manifest
-    found = Guest(expected.guest_key, expected.user, expected.guest_digest, arch=expected.spec.arch)
-    with launcher.store.open() as shop:
-        manifest = shop.manifest(found.place)
+    found = GuestImage(expected.guest_key, expected.user, expected.guest_digest, arch=expected.spec.arch)
+    with launcher.store.open() as store:
+        manifest = store.manifest(found.place)
     if manifest is not None and (manifest.get("disk") or {}).get("sha256") == found.digest:
         return found
     image = expected.spec.image
@@ -153,7 +153,7 @@ def launch(launcher: Launcher, evidence: Evidence) -> VM:
         guest=guest(launcher, evidence),
         user=evidence.manifest.user,
         keys=Keys(login, KeyPair("", evidence.manifest.host_key)),
-        environment={"RESUME": MEMORY} if evidence.has_memory else {},
+        environment={Variable.RESUME: MEMORY} if evidence.has_memory else {},
         disk=lambda: _archive(evidence),
         seed_iso=_seed(evidence.folder),
     )

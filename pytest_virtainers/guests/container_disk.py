@@ -17,15 +17,16 @@ from pytest_virtainers.engine import build_context, tar
 from pytest_virtainers.engine.ownership import LABEL
 from pytest_virtainers.errors import ImageError, SpecError
 from pytest_virtainers.guests.catalogue import catalogue
-from pytest_virtainers.guests.disk_format import DISK
+from pytest_virtainers.guests.import_disk import DISK
+from pytest_virtainers.support.runtime_modules import Variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_virtainers.engine.base import Engine
     from pytest_virtainers.engine.facts import Image
-    from pytest_virtainers.guests.images import Guest
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.guests.images import GuestImage
+    from pytest_virtainers.store.volume import OpenStore
 
 SCHEME = "docker-image://"
 PLACES = ("/image", "/disk")
@@ -126,7 +127,7 @@ def _read(found: Image, reference: str) -> Prepared:
     return Prepared(reference, found.id, read.get(_USER), firmware, arch)
 
 
-def extract(image: Prepared, shop: Workshop, out: str) -> str:
+def extract(image: Prepared, store: OpenStore, out: str) -> str:
     """Copy the disk of a container image into the folder `out` of the store and return its SHA-256.
 
     Raises:
@@ -134,20 +135,20 @@ def extract(image: Prepared, shop: Workshop, out: str) -> str:
         StoreError: the store cannot be written to.
         EngineError: the engine failed.
     """
-    with shop.files_of(image.id) as container:
+    with store.files_of(image.id) as container:
         for place in PLACES:
             if (pieces := container.archive(place)) is not None:
-                shop.container.put_archive(out, pieces)
+                store.container.put_archive(out, pieces)
                 break
     # Only a regular file counts, with any name and owner; a link could lead out of the image.
-    count = int(shop.shell('find "$1" -type f -printf x | wc -c', out))
+    count = int(store.shell('find "$1" -type f -printf x | wc -c', out))
     if count != 1:
         what = "no disk" if count == 0 else f"{count} files"
         raise ImageError(
             f"image {SCHEME}{image.reference}: it has {what} at {' or '.join(PLACES)}. An image of virtainers images "
             "bake has its disk as the file /image, a containerDisk as one file in the folder /disk"
         )
-    return shop.shell(_SETTLE, out, DISK).split()[0]
+    return store.shell(_SETTLE, out, DISK).split()[0]
 
 
 def tag_for(image: str, tag: str | None) -> str:
@@ -170,32 +171,32 @@ def tag_for(image: str, tag: str | None) -> str:
     return f"{_REPOSITORY}/{distribution}:{version or 'latest'}"
 
 
-def bake(guest: Guest, tag: str, runtime_image: str, shop: Workshop, report: Callable[[str], object]) -> str:
+def bake(guest: GuestImage, tag: str, runtime_image: str, store: OpenStore, report: Callable[[str], object]) -> str:
     """Build a container image from the runtime image and a guest disk of the store; return its name and tag.
 
     Args:
         guest: the guest image in the store.
         tag: the result of `tag_for`.
         runtime_image: name of the runtime image.
-        shop: the store.
+        store: the store.
         report: called with each line of the build.
 
     Raises:
         ImageError: the build failed.
         EngineError: the engine failed.
     """
-    machine = guest.machine("auto")
-    shop.engine.build(
-        _context(guest, shop),
+    variables = guest.variables("auto")
+    store.engine.build(
+        _context(guest, store),
         tag=tag,
-        arguments={"RUNTIME": runtime_image, **machine},
-        labels={_USER: guest.user, _FIRMWARE: machine["FIRMWARE"], _ARCH: machine["ARCH"]},
+        arguments={"RUNTIME": runtime_image, **variables},
+        labels={_USER: guest.user, _FIRMWARE: variables[Variable.FIRMWARE], _ARCH: variables[Variable.ARCH]},
         on_line=report,
     )
     return tag
 
 
-def _context(guest: Guest, shop: Workshop) -> Iterator[bytes]:
+def _context(guest: GuestImage, store: OpenStore) -> Iterator[bytes]:
     """Yield the build context as a tar stream: the recipe, then the disk as the engine archives it."""
     yield build_context.archive("prepared")
-    yield from shop.container.archive(guest.disk) or (tar.END,)
+    yield from store.container.archive(guest.disk) or (tar.END,)

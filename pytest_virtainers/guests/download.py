@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urldefrag, urlsplit
 
-from pytest_virtainers.errors import ImageError, StoreError
+from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests.decompress import Damaged, decompress, is_compressed
 from pytest_virtainers.support.files import file_digest, open_private
+from pytest_virtainers.support.paths import cache_folder, why_unsafe
 from pytest_virtainers.support.progress import bar
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 64 * 1024  # an interrupted connection loses less than this
 _CONNECT_SECONDS, _READ_SECONDS = 15.0, 60.0
+_KEPT_DAYS = 14
 _FRUITLESS_TRIES = 5  # in a row, without a new byte
 _WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 30.0
 _LENGTHS = {64: "sha256", 128: "sha512"}
@@ -52,6 +54,23 @@ class Digest:
 
 class _Interrupted(Exception):
     """The download was interrupted and can be resumed."""
+
+
+def folder() -> Path:
+    """Return the folder for downloads, created if necessary.
+
+    Files in it that interrupted downloads and killed processes left two weeks ago are removed. Raises `SpecError` if
+    other users could change its content.
+    """
+    downloads = cache_folder() / "downloads"
+    downloads.mkdir(mode=0o700, exist_ok=True)
+    if why := why_unsafe(downloads):
+        raise SpecError(f"{downloads}: {why}: another user could replace the downloads in it")
+    for path in downloads.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86400:
+                path.unlink()
+    return downloads
 
 
 def split(url: str) -> tuple[str, Digest | None]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.errors import EngineError, ImageError
-from pytest_virtainers.guests.disk_format import DISK
+from pytest_virtainers.guests.import_disk import DISK
 from pytest_virtainers.store.places import path
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,31 +19,32 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.config.architecture import FIRMWARE, USUAL
 from pytest_virtainers.engine import build_context, tar
 from pytest_virtainers.errors import ImageError, StoreError
-from pytest_virtainers.guests import checksums, container_disk, disk_format, download
+from pytest_virtainers.guests import checksums, container_disk, download, import_disk
 from pytest_virtainers.guests.catalogue import DEFAULT_USER, Entry, Published, Recipe, catalogue
 from pytest_virtainers.store.places import MOUNT
 from pytest_virtainers.support.files import file_digest
 from pytest_virtainers.support.paths import locked
+from pytest_virtainers.support.runtime_modules import Variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.support.progress import Progress, Step
 
 _NO_NAME = re.compile("[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True)
-class Guest:
+class GuestImage:
     """A guest image in the store.
 
     Attributes:
-    key: the name in the store.
-            user: the login user.
-            digest: SHA-256 of the original disk.
-            firmware: from which it boots; empty: the default of its architecture.
-            arch: the CPU architecture of its VMs.
+        key: the name in the store.
+        user: the login user.
+        digest: SHA-256 of the original disk.
+        firmware: from which it boots; empty: the default of its architecture.
+        arch: the CPU architecture of its VMs.
     """
 
     key: str
@@ -61,9 +62,9 @@ class Guest:
         """Return the firmware of a VM that requests this one, or `auto`."""
         return requested if requested != "auto" else self.firmware or FIRMWARE[self.arch][0]
 
-    def machine(self, firmware: str) -> dict[str, str]:
-        """Return the runtime image's variables for a machine that boots it; `firmware` as in `boots_with`."""
-        return {"ARCH": self.arch, "FIRMWARE": self.boots_with(firmware)}
+    def variables(self, firmware: str) -> dict[str, str]:
+        """Return the container's variables for a VM that boots it; `firmware` as in `boots_with`."""
+        return {Variable.ARCH: self.arch, Variable.FIRMWARE: self.boots_with(firmware)}
 
     @property
     def disk(self) -> str:
@@ -102,7 +103,7 @@ def find(image: str, arch: str = "auto") -> Entry | Path | str:
             f"there is no guest image {image!r}; {hint}the catalogue has {names}. A path, a URL and "
             "docker-image://NAME are allowed, too"
         )
-    disk_format.check_head(path, str(path), compressed=True)
+    import_disk.check_head(path, str(path), compressed=True)
     return path
 
 
@@ -130,7 +131,7 @@ def architecture(image: str, arch: str) -> str:
     return arch if isinstance(found, str) else _or_usual(arch)
 
 
-def ensure(image: str, arch: str, shop: Workshop, progress: Progress) -> Guest:
+def ensure(image: str, arch: str, store: OpenStore, progress: Progress) -> GuestImage:
     """Copy the disk of an `image` setting into the store, unless it is there; `image` and `arch` as in `find`.
 
     Raises:
@@ -139,105 +140,105 @@ def ensure(image: str, arch: str, shop: Workshop, progress: Progress) -> Guest:
     """
     found = find(image, arch)
     if isinstance(found, Recipe):
-        return _ensure_built(found, shop, progress)
+        return _ensure_built(found, store, progress)
     if isinstance(found, Published):
-        return _ensure_downloaded(found, shop, progress)
+        return _ensure_downloaded(found, store, progress)
     if isinstance(found, str):
-        return _ensure_extracted(found, arch, shop, progress)
-    return replace(_ensure_copied(found, shop, progress), arch=_or_usual(arch))
+        return _ensure_extracted(found, arch, store, progress)
+    return replace(_ensure_copied(found, store, progress), arch=_or_usual(arch))
 
 
-def _ensure_built(entry: Recipe, shop: Workshop, progress: Progress) -> Guest:
+def _ensure_built(entry: Recipe, store: OpenStore, progress: Progress) -> GuestImage:
     title = f"building guest image {entry.name} from Debian packages"
-    manifest = _once(entry.key, title, shop, progress, lambda place, step: _build(entry, place, shop, step))
-    return Guest(entry.key, entry.user, manifest["disk"]["sha256"], arch=entry.arch)
+    manifest = _once(entry.key, title, store, progress, lambda place, step: _build(entry, place, store, step))
+    return GuestImage(entry.key, entry.user, manifest["disk"]["sha256"], arch=entry.arch)
 
 
-def _build(entry: Recipe, place: str, shop: Workshop, step: Step) -> dict[str, Any]:
-    with shop.new(place) as out:
-        shop.container.put_archive("/", build_context.archive(entry.recipe, into="recipe/") + tar.END)
-        code, output = shop.container.run(
+def _build(entry: Recipe, place: str, store: OpenStore, step: Step) -> dict[str, Any]:
+    with store.new(place) as out:
+        store.container.put_archive("/", build_context.archive(entry.recipe, into="recipe/") + tar.END)
+        code, output = store.container.run(
             ["/recipe/build", entry.suite, entry.arch, out, *([entry.flavour] if entry.flavour else [])],
             lambda piece: step.update(_last_line(piece)),
         )
         if code != 0:
             raise ImageError(
-                shop.explain(
+                store.explain(
                     f"building guest image {entry.name} failed (exit code {code}). It needs a Debian mirror that "
                     "containers can reach, and about 3 GiB of free space in the store. Last lines of the build",
                     output.decode(errors="replace"),
                 )
             )
-    manifest = shop.manifest(place)
+    manifest = store.manifest(place)
     if manifest is None:
         raise StoreError(f"{entry.key} was built, but it is missing in the store")
     return manifest
 
 
-def _ensure_downloaded(entry: Published, shop: Workshop, progress: Progress) -> Guest:
+def _ensure_downloaded(entry: Published, store: OpenStore, progress: Progress) -> GuestImage:
     title = f"downloading {entry.name}"
-    manifest = _once(entry.key, title, shop, progress, lambda _place, step: _download(entry, shop, step))
-    return Guest(entry.key, entry.user, manifest["disk"]["sha256"], entry.firmware, entry.arch)
+    manifest = _once(entry.key, title, store, progress, lambda _place, step: _download(entry, store, step))
+    return GuestImage(entry.key, entry.user, manifest["disk"]["sha256"], entry.firmware, entry.arch)
 
 
-def _download(entry: Published, shop: Workshop, step: Step) -> dict[str, Any]:
-    folder = disk_format.downloads()
+def _download(entry: Published, store: OpenStore, step: Step) -> dict[str, Any]:
+    folder = download.folder()
     disk, digest = folder / entry.key, entry.digest
     try:
         if entry.checksums is not None:
             name = entry.url.rpartition("/")[2]
             digest = checksums.published(entry.checksums, name, folder / f"{entry.key}.sums", step.update)
         sha256 = download.fetch(entry.url, digest, disk, step.update)
-        disk_format.check_head(disk, entry.url)
-        with locked("store"), shop.new(entry.place) as out:
-            disk_format.send(disk, entry.url, shop, out, step)
-            return disk_format.settle(entry.url, sha256, shop, out)
+        import_disk.check_head(disk, entry.url)
+        with locked("store"), store.new(entry.place) as out:
+            import_disk.send(disk, entry.url, store, out, step)
+            return import_disk.settle(entry.url, sha256, store, out)
     finally:
         disk.unlink(missing_ok=True)
 
 
-def _ensure_copied(path: Path, shop: Workshop, progress: Progress) -> Guest:
+def _ensure_copied(path: Path, store: OpenStore, progress: Progress) -> GuestImage:
     with progress.step(f"reading {path.name}") as step:
         digest = file_digest(path, step.update)
     key = f"file-{digest[:16]}"
 
     def copy(place: str, step: Step) -> dict[str, Any]:
-        with disk_format.decompressed(path, key, step) as disk:
+        with import_disk.decompressed(path, key, step) as disk:
             sha256 = digest if disk == path else file_digest(disk, step.update)
-            with locked("store"), shop.new(place) as out:
-                disk_format.send(disk, str(path), shop, out, step)
-                return disk_format.settle(str(path), sha256, shop, out)
+            with locked("store"), store.new(place) as out:
+                import_disk.send(disk, str(path), store, out, step)
+                return import_disk.settle(str(path), sha256, store, out)
 
-    manifest = _once(key, f"copying {path.name} into the store", shop, progress, copy)
-    return Guest(key, DEFAULT_USER, manifest["disk"]["sha256"])
+    manifest = _once(key, f"copying {path.name} into the store", store, progress, copy)
+    return GuestImage(key, DEFAULT_USER, manifest["disk"]["sha256"])
 
 
-def _ensure_extracted(reference: str, arch: str, shop: Workshop, progress: Progress) -> Guest:
+def _ensure_extracted(reference: str, arch: str, store: OpenStore, progress: Progress) -> GuestImage:
     with progress.step(f"looking for image {reference}") as step:
-        prepared = container_disk.find(shop.engine, reference, arch, step.update)
+        prepared = container_disk.find(store.engine, reference, arch, step.update)
     key, name = f"image-{prepared.digest[:16]}", f"{container_disk.SCHEME}{reference}"
 
     def extract(place: str, _step: Step) -> dict[str, Any]:
-        with locked("store"), shop.new(place) as out:
-            return disk_format.settle(name, container_disk.extract(prepared, shop, out), shop, out)
+        with locked("store"), store.new(place) as out:
+            return import_disk.settle(name, container_disk.extract(prepared, store, out), store, out)
 
-    manifest = _once(key, f"copying the disk in {reference} into the store", shop, progress, extract)
+    manifest = _once(key, f"copying the disk in {reference} into the store", store, progress, extract)
     user = prepared.user or DEFAULT_USER
-    return Guest(key, user, manifest["disk"]["sha256"], prepared.firmware, prepared.arch)
+    return GuestImage(key, user, manifest["disk"]["sha256"], prepared.firmware, prepared.arch)
 
 
 def _once(
-    key: str, title: str, shop: Workshop, progress: Progress, make: Callable[[str, Step], dict[str, Any]]
+    key: str, title: str, store: OpenStore, progress: Progress, make: Callable[[str, Step], dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the manifest of the guest image with this key; if the store has none, `make` creates it."""
     place = f"guests/{key}"
-    manifest = shop.recall(place)
+    manifest = store.recall(place)
     if manifest is None:
         with (
             progress.step(title) as step,
             locked(f"image-{key}", lambda: step.update("waiting for another process")),
         ):
-            manifest = shop.manifest(place) or make(place, step)
+            manifest = store.manifest(place) or make(place, step)
     return manifest
 
 

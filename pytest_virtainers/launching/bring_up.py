@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING
 from pytest_virtainers.engine.tar import Link
 from pytest_virtainers.errors import BadTemplate, BootError, SSHError, Unclonable, VMGone
 from pytest_virtainers.launching import cloud_init, layering
+from pytest_virtainers.launching.container_plan import Start
 from pytest_virtainers.launching.layering import NotLayered
-from pytest_virtainers.launching.startup import closing_on_failure
+from pytest_virtainers.launching.starting_vms import closing_on_failure
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.access import Removed
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.support.timings import phase
-from pytest_virtainers.vm import provision_limit
+from pytest_virtainers.vm import provision_limit, saving
 from pytest_virtainers.vm.provisioning import provision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.launching.containers import Containers
     from pytest_virtainers.launching.networks import Networks
-    from pytest_virtainers.launching.startup import Startup
+    from pytest_virtainers.launching.starting_vms import StartingVMs
     from pytest_virtainers.launching.templates import Template
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
@@ -46,7 +47,7 @@ class SavedVM:
     """
 
     spec: Spec
-    guest: Guest
+    guest: GuestImage
     user: str
     keys: Keys
     environment: Mapping[str, str]
@@ -59,7 +60,7 @@ class BringUp:
 
     Args:
         containers: starts their containers.
-        startup: turns these into VMs that are ready.
+        starting_vms: turns these into VMs that are ready.
         networks: networks of the run.
         verify: called with place and identity of what a VM was started from, to check that in the background.
         progress: where long steps are shown.
@@ -68,38 +69,36 @@ class BringUp:
     def __init__(
         self,
         containers: Containers,
-        startup: Startup,
+        starting_vms: StartingVMs,
         networks: Networks,
         *,
         verify: Callable[[str, str], object],
         progress: Progress,
     ) -> None:
-        self._containers, self._startup, self._networks = containers, startup, networks
+        self._containers, self._starting_vms, self._networks = containers, starting_vms, networks
         self._verify, self._progress = verify, progress
 
-    def boot(self, spec: Spec, guest: Guest, node_id: str) -> VM:
+    def boot(self, spec: Spec, guest: GuestImage, node_id: str) -> VM:
         """Boot a VM from its guest image; raises as `Launcher.launch` does."""
         __tracebackhide__ = True
         return self._boot(spec, guest, Keys.generate(), node_id)
 
-    def boot_for_template(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, folder: str) -> VM:
+    def boot_for_template(self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, folder: str) -> VM:
         """Boot a VM that can be saved into a folder of the store; raises as `Launcher.launch` does."""
         __tracebackhide__ = True
         return self._boot(spec, guest, keys, node_id, save_into=folder)
 
-    def _boot(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, save_into: str | None = None) -> VM:
+    def _boot(self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, save_into: str = "") -> VM:
         __tracebackhide__ = True
-        self._startup.check_wanted()
+        self._starting_vms.check_wanted()
         user = spec.user or guest.user
         iso = cloud_init.iso(spec, keys, user, cloud_init.instance_id(keys))
         files: dict[str, dict[str, bytes | Link]] = {
             "/": {"image": Link(guest.disk)},
             protocol.SEEDS: {protocol.SEED_ISO: iso},
         }
-        environment = guest.machine(spec.firmware)
-        if save_into:
-            environment |= {"TEMPLATE_SAVE": "on", "IMAGE_DIR": save_into}
-        container = self._containers.start(spec, (guest.place,), environment, node_id, files=files)
+        start, variables = Start(save_into=save_into), guest.variables(spec.firmware)
+        container = self._containers.start(spec, (guest.place,), variables, node_id, start=start, files=files)
 
         def wait(vm: VM) -> None:
             vm.machine.wait_until_ready()
@@ -109,11 +108,11 @@ class BringUp:
                 with self._progress.step(f"preparing {spec.name} ({spec.image})") as step:
                     provision_limit.prepare(vm, step)
 
-        vm = self._startup.get_ready(spec, user, keys, container, wait, seed_iso=iso)
+        vm = self._starting_vms.get_ready(spec, user, keys, container, wait, seed_iso=iso)
         self._verify(guest.place, guest.digest)
         return vm
 
-    def clone(self, spec: Spec, guest: Guest, template: Template, node_id: str, *, ahead: bool = False) -> VM:
+    def clone(self, spec: Spec, guest: GuestImage, template: Template, node_id: str, *, ahead: bool = False) -> VM:
         """Clone a template, without further network cards.
 
         Args:
@@ -130,14 +129,14 @@ class BringUp:
         """
         __tracebackhide__ = True
         if not ahead:
-            self._startup.check_wanted()
-        environment = {"TEMPLATE": template.folder, **guest.machine(spec.firmware)}
-        places = template.place, template.base
+            self._starting_vms.check_wanted()
+        places, start = (template.place, template.base), Start(template.folder)
+        variables = guest.variables(spec.firmware)
         try:
-            container = self._containers.start(spec, places, environment, node_id, ahead=ahead)
+            container = self._containers.start(spec, places, variables, node_id, start=start, ahead=ahead)
         except Removed as error:
             raise BadTemplate(f"{spec.name}: {error}") from error
-        vm = self._startup.get_ready(
+        vm = self._starting_vms.get_ready(
             spec,
             template.user,
             template.keys,
@@ -168,7 +167,7 @@ class BringUp:
             vm.nics.add(self._networks.get(card.network.of_more_cards()), card.ip)
 
     def restore_for_template(
-        self, spec: Spec, guest: Guest, keys: Keys, node_id: str, *, folder: str, plain: Template
+        self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, *, folder: str, plain: Template
     ) -> VM:
         """Restore a copy of a plain template and make it the VM of `spec`, to be saved into a folder of the store.
 
@@ -177,18 +176,14 @@ class BringUp:
             VirtainerError: as `Launcher.launch` does.
         """
         __tracebackhide__ = True
-        self._startup.check_wanted()
+        self._starting_vms.check_wanted()
         # What it becomes is no first boot: cloud-init must know the instance, and has nothing more to do in it.
         iso = cloud_init.iso(layering.plain(spec), keys, plain.user, cloud_init.instance_id(plain.keys))
-        environment = {
-            "TEMPLATE": plain.folder,
-            "TEMPLATE_SAVE": "on",
-            "IMAGE_DIR": folder,
-            **guest.machine(spec.firmware),
-        }
+        places, start = (plain.place, plain.base), Start(plain.folder, save_into=folder)
+        variables = guest.variables(spec.firmware)
         files: dict[str, dict[str, bytes | Link]] = {protocol.SEEDS: {protocol.SEED_ISO: iso}}
         try:
-            container = self._containers.start(spec, (plain.place, plain.base), environment, node_id, files=files)
+            container = self._containers.start(spec, places, variables, node_id, start=start, files=files)
         except Removed as error:
             raise NotLayered(str(error)) from error
 
@@ -196,7 +191,7 @@ class BringUp:
             __tracebackhide__ = True
             try:
                 vm.machine.wait_until_cloned(plain.session)
-                vm.machine.become_another(keys)
+                saving.become_another(vm.machine, keys)
             except (BootError, VMGone, SSHError) as error:
                 raise NotLayered(str(error).splitlines()[0]) from error
             title = f"provisioning {vm.name} ({spec.image})"
@@ -207,7 +202,7 @@ class BringUp:
                     raise NotLayered(str(lack)) from lack
                 provision_limit.prepare(vm, step)
 
-        vm = self._startup.get_ready(spec, plain.user, plain.keys, container, wait, seed_iso=iso)
+        vm = self._starting_vms.get_ready(spec, plain.user, plain.keys, container, wait, seed_iso=iso)
         self._verify(plain.place, plain.identity)
         self._verify(guest.place, guest.digest)
         return vm
@@ -218,10 +213,10 @@ class BringUp:
         files: dict[str, dict[str, bytes | Link]] = {"/": {"image": Link(guest.disk)}}
         if saved.seed_iso:
             files[protocol.SEEDS] = {protocol.SEED_ISO: saved.seed_iso}
-        environment = {**guest.machine(spec.firmware), **saved.environment}
+        environment = {**guest.variables(spec.firmware), **saved.environment}
         container = self._containers.start(spec, (guest.place,), environment, "", files=files, mounted=saved.disk)
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
-            vm = self._startup.make(spec, saved.user, saved.keys, container)
+            vm = self._starting_vms.make(spec, saved.user, saved.keys, container)
             undo.pop_all()
         return vm

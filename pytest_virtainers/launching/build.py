@@ -25,8 +25,8 @@ from pytest_virtainers.launching.networks import Networks
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.prefetch import Prefetcher
 from pytest_virtainers.launching.run_store import RunStore
-from pytest_virtainers.launching.runtime import RuntimeImage
-from pytest_virtainers.launching.startup import Startup
+from pytest_virtainers.launching.runtime_image import RuntimeImage
+from pytest_virtainers.launching.starting_vms import StartingVMs
 from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.forks import Owner
@@ -105,7 +105,6 @@ def build_launcher(
             worker,
             lifetime,
             runtime_image=runtime_image,
-            networks=networks,
             access=store.access,
         )
         prefetcher = Prefetcher()
@@ -118,10 +117,10 @@ def build_launcher(
             memory=memory,
             give_back=prefetcher.give_back,
         )
-        startup = Startup(Machine, engine, networks, failed, echo=echo, progress=progress)
+        starting_vms = StartingVMs(Machine, engine, networks, failed, echo=echo, progress=progress)
         # A process that ends before its VMs has no time to check what they were started from.
         verify: Callable[[str, str], object] = damage.check if not lifetime.detached else lambda *_: None
-        bring_up = BringUp(containers, startup, networks, verify=verify, progress=progress)
+        bring_up = BringUp(containers, starting_vms, networks, verify=verify, progress=progress)
         clones = Clones(
             templates, guests, bring_up, failed, damage, in_use=in_use, durations=durations, progress=progress
         )
@@ -135,7 +134,7 @@ def build_launcher(
             networks=networks,
             memory=memory,
             containers=containers,
-            startup=startup,
+            starting_vms=starting_vms,
             bring_up=bring_up,
             clones=clones,
             prefetcher=prefetcher,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import BadTemplate, BootError, SSHError, VirtainerError, VMGone
 from pytest_virtainers.launching.layering import NotLayered
-from pytest_virtainers.launching.startup import closing_on_failure
+from pytest_virtainers.launching.starting_vms import closing_on_failure
 from pytest_virtainers.support.timings import Record, phase, recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.launching.bring_up import BringUp
     from pytest_virtainers.launching.damage import Damage
     from pytest_virtainers.launching.failed import FailedVMs
@@ -59,7 +59,7 @@ class Clones:
         self._damage, self._in_use = damage, in_use
         self._durations, self._progress = durations, progress
 
-    def clone(self, spec: Spec, guest: Guest, node_id: str) -> VM:
+    def clone(self, spec: Spec, guest: GuestImage, node_id: str) -> VM:
         """Clone the template of this shape; make one that does not restore again, once.
 
         A VM that cannot be cloned is booted. Raises as `Launcher.launch` does.
@@ -113,13 +113,13 @@ class Clones:
         except VirtainerError:
             return None
 
-    def template(self, spec: Spec, guest: Guest, node_id: str) -> Template:
+    def template(self, spec: Spec, guest: GuestImage, node_id: str) -> Template:
         """Return the template of a shape, made if the store lacks it; raises as `Launcher.launch` does."""
         __tracebackhide__ = True
         with phase("template"):
             return self._templates.ensure(spec, guest, _Maker(self, guest, node_id))
 
-    def boot_for_template(self, spec: Spec, guest: Guest, keys: Keys, node_id: str, folder: str) -> VM:
+    def boot_for_template(self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, folder: str) -> VM:
         """Boot a VM that can be saved into a folder of the store; raises as `Launcher.launch` does."""
         __tracebackhide__ = True
         self._durations.append(record := Record("template"))
@@ -127,7 +127,7 @@ class Clones:
             return self._bring_up.boot_for_template(spec, guest, keys, node_id, folder)
 
     def restore_for_template(
-        self, spec: Spec, guest: Guest, keys: Keys, node_id: str, *, folder: str, plain: Template
+        self, spec: Spec, guest: GuestImage, keys: Keys, node_id: str, *, folder: str, plain: Template
     ) -> VM:
         """Do the same from a copy of its plain template; raises `NotLayered` if a boot may work."""
         __tracebackhide__ = True
@@ -149,7 +149,7 @@ class _Maker:
     """Starts the VMs that become templates, for one launch."""
 
     clones: Clones
-    guest: Guest
+    guest: GuestImage
     node_id: str
 
     def boot(self, spec: Spec, keys: Keys, folder: str) -> VM:

@@ -16,7 +16,7 @@ import yaml
 from pycdlib.pycdlibexception import PyCdlibException
 
 from pytest_virtainers.errors import SpecError
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set

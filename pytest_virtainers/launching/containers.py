@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching import memory_budget
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.launching.container_plan import BOOT
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.support.timings import phase
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_virtainers.engine.base import Container, Engine
     from pytest_virtainers.engine.plan import Plan
     from pytest_virtainers.engine.tar import Link
-    from pytest_virtainers.launching.container_plan import Planner
+    from pytest_virtainers.launching.container_plan import Planner, Start
     from pytest_virtainers.launching.networks import Networks
     from pytest_virtainers.store.access import Access
 
@@ -63,17 +64,19 @@ class Containers:
         environment: Mapping[str, str],
         node_id: str,
         *,
+        start: Start = BOOT,
         files: Mapping[str, Mapping[str, bytes | Link]] | None = None,
         mounted: Callable[[], Iterator[bytes]] | None = None,
         ahead: bool = False,
     ) -> Container:
-        """Start a container as its plan says, once there is memory for it.
+        """Create the VM's network if it is missing, and start a container on it once there is memory.
 
         Args:
             spec: spec of the VM.
             places: places in the store that it reads, and nothing else of it; its disk is based on the first.
             environment: variables of the container, over those from `spec`.
             node_id: id of the test, for labels.
+            start: how the VM starts.
             files: files to put into it before it starts, by folder and name.
             mounted: returns the content of `/mounted` as a tar stream, from its beginning each time.
             ahead: whether no test waits for it: it is then started now or not at all.
@@ -85,8 +88,11 @@ class Containers:
         """
         mounting = self._access.mounting(places)
         name = f"virtainers-{self._run_id}-{next(self._numbers)}-{spec.name}"
+        setting = self._networks.setting(spec.first_network)
         while True:
-            plan = self.planner.plan(spec, name, places, environment, node_id, with_kvm=self._with_kvm)
+            plan = self.planner.plan(
+                spec, name, places, environment, node_id, start=start, setting=setting, with_kvm=self._with_kvm
+            )
             room = self._memory.room(
                 spec,
                 int(plan.labels[memory_budget.MEMORY]),

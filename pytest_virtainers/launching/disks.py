@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.guests import flat_disk
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pytest_virtainers.engine.base import Container, Engine
-    from pytest_virtainers.launching.runtime import RuntimeImage
+    from pytest_virtainers.launching.runtime_image import RuntimeImage
     from pytest_virtainers.store.access import Access
     from pytest_virtainers.vm.vm import VM
 

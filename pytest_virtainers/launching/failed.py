@@ -81,5 +81,5 @@ class FailedVMs:
     def _remove_folders(self) -> None:
         folders = sorted(self._store.spared)
         self._store.spared.clear()  # what cannot be removed now, another builder removes
-        with self._store.open() as shop:
-            shop.shell('rm -rf "$@"', *folders)
+        with self._store.open() as store:
+            store.shell('rm -rf "$@"', *folders)

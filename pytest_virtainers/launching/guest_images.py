@@ -11,7 +11,7 @@ from pytest_virtainers.guests.catalogue import catalogue
 
 if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.launching.once import Once
     from pytest_virtainers.launching.run_store import RunStore
     from pytest_virtainers.store.locks import SharedLocks
@@ -34,10 +34,10 @@ class GuestImages:
     ) -> None:
         self._store, self._locks, self._once, self._progress = store, locks, once, progress
         self._engine_arch = engine_arch
-        self._found: dict[tuple[str, str], Guest] = {}  # by image and architecture, as requested
+        self._found: dict[tuple[str, str], GuestImage] = {}  # by image and architecture, as requested
         self._refused: dict[tuple[str, str], str] = {}  # those that cannot be used, and why
 
-    def of(self, spec: Spec) -> Guest:
+    def of(self, spec: Spec) -> GuestImage:
         """Return the guest image of a VM.
 
         Raises:
@@ -56,7 +56,7 @@ class GuestImages:
             )
         return self.get(spec.image, spec.arch)
 
-    def get(self, image: str, arch: str = "auto") -> Guest:
+    def get(self, image: str, arch: str = "auto") -> GuestImage:
         """Return a guest image for VMs of `arch`; download or build it if the store lacks it.
 
         Raises:
@@ -68,9 +68,9 @@ class GuestImages:
             if key in self._refused:
                 raise ImageError(self._refused[key])
             images.find(image, arch)  # a wrong name should not have to wait for a container
-            with self._once.without_time_limit(), self._store.open() as shop:
+            with self._once.without_time_limit(), self._store.open() as store:
                 try:
-                    guest = images.ensure(image, arch, shop, self._progress)
+                    guest = images.ensure(image, arch, store, self._progress)
                 except ImageError as error:
                     self._refused[key] = str(error)
                     raise
@@ -78,14 +78,14 @@ class GuestImages:
             self._found[key] = guest
         return self._found[key]
 
-    def known(self, spec: Spec) -> Guest | None:
+    def known(self, spec: Spec) -> GuestImage | None:
         """Return the guest image of a VM if this run has used it; the store is not read."""
         return self._found.get((spec.image, spec.arch))
 
-    def is_stored(self, guest: Guest) -> bool:
+    def is_stored(self, guest: GuestImage) -> bool:
         """Return whether the store still has this guest image; if not, forget it."""
-        with self._store.open() as shop:
-            manifest = shop.manifest(guest.place)
+        with self._store.open() as store:
+            manifest = store.manifest(guest.place)
         if manifest is not None and (manifest.get("disk") or {}).get("sha256") == guest.digest:
             return True
         self._found = {key: each for key, each in self._found.items() if each.place != guest.place}

@@ -1,8 +1,8 @@
 """Full checks of the store against the digests that were taken when its files were saved.
 
 A bit that flips on a disk or in memory would be in every clone, and no test would notice. Each start of a VM compares
-samples (`virtainer.image.fingerprint`). This module reads everything, by the runtime image's command `verify`: for
-`virtainers store verify`, and once in each process in the background, for what this process starts VMs from.
+samples (`virtainer.guest_disk.fingerprint`). This module reads everything, by the runtime image's command `verify`:
+for `virtainers store verify`, and once in each process in the background, for what this process starts VMs from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_virtainers.engine.base import Container
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
 
 MISSING = "it is missing"
 """The error of a missing file, in the words of the runtime image."""
@@ -107,7 +107,7 @@ class Watch:
         store: opens the store for reading.
     """
 
-    def __init__(self, store: Callable[[], AbstractContextManager[Workshop]]) -> None:
+    def __init__(self, store: Callable[[], AbstractContextManager[OpenStore]]) -> None:
         self._store = store
         self._known: set[tuple[str, str]] = set()
         self._wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -155,9 +155,9 @@ class Watch:
         # Launches hit the same errors of engine and store, and report them.
         with contextlib.suppress(VirtainerError, _Stopped):
             self._check()
-            with self._store() as shop:
+            with self._store() as store:
                 while place := self._next():
-                    for each in read(shop.container, [place], gently=True, on_progress=self._check):
+                    for each in read(store.container, [place], gently=True, on_progress=self._check):
                         if each.damaged and each.error != MISSING:  # another process has removed it
                             self._found.put(each)
 

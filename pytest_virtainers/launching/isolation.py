@@ -12,6 +12,7 @@ from pytest_virtainers.config import reach
 from pytest_virtainers.engine import host, subnets
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.support.forks import disown_in_child
+from pytest_virtainers.support.runtime_modules import Variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ class Closed:
     @classmethod
     def of(cls, container: Container) -> Closed:
         """Return what was closed to the VM of a container when it started."""
-        lists = (container.environment.get(name, "") for name in ("CLOSED_NETWORKS", "CLOSED_HOSTS"))
+        lists = (container.environment.get(name, "") for name in (Variable.CLOSED_NETWORKS, Variable.CLOSED_HOSTS))
         return cls(*(tuple(filter(None, each.split(","))) for each in lists))
 
     def has(self, address: str) -> bool:
@@ -69,9 +70,10 @@ class Isolation:
         with self._lock:
             closed = self._closed(network)
         return {
-            "CLOSED_NETWORKS": ",".join(closed.networks),
-            "CLOSED_HOSTS": ",".join(closed.hosts),
-            "CLOSED_GATEWAY": "on" if network.has_host else "off",  # if not, its first address is another machine's
+            Variable.CLOSED_NETWORKS: ",".join(closed.networks),
+            Variable.CLOSED_HOSTS: ",".join(closed.hosts),
+            # Without the host on it, the gateway's address is another machine's.
+            Variable.CLOSED_GATEWAY: "on" if network.has_host else "off",
         }
 
     def guard(self, container: Container, network: Network) -> None:

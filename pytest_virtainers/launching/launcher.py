@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_virtainers.errors import EngineError, GuestStalled, QEMUCrashed, StoreError, VMGone
 from pytest_virtainers.launching import together
-from pytest_virtainers.launching.startup import closing_on_failure
+from pytest_virtainers.launching.starting_vms import closing_on_failure
 from pytest_virtainers.store.access import Removed
 from pytest_virtainers.support.timings import Record, phase, recording
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.engine.base import Engine
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.launching.bring_up import BringUp, SavedVM
     from pytest_virtainers.launching.clones import Clones
     from pytest_virtainers.launching.containers import Containers
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pytest_virtainers.launching.networks import Networks
     from pytest_virtainers.launching.prefetch import Prefetcher
     from pytest_virtainers.launching.run_store import RunStore
-    from pytest_virtainers.launching.runtime import RuntimeImage
-    from pytest_virtainers.launching.startup import Startup
+    from pytest_virtainers.launching.runtime_image import RuntimeImage
+    from pytest_virtainers.launching.starting_vms import StartingVMs
     from pytest_virtainers.launching.templates import Templates
     from pytest_virtainers.support.forks import Owner
     from pytest_virtainers.support.progress import Progress
@@ -71,7 +71,7 @@ class Launcher:
         networks: Networks,
         memory: Budget,
         containers: Containers,
-        startup: Startup,
+        starting_vms: StartingVMs,
         bring_up: BringUp,
         clones: Clones,
         prefetcher: Prefetcher,
@@ -87,7 +87,7 @@ class Launcher:
         self.guests, self.templates, self.networks, self.containers = guests, templates, networks, containers
         self.bring_up, self.failed, self.damage, self.disks = bring_up, failed, damage, disks
         self.durations = durations
-        self._memory, self._startup, self._clones, self._prefetcher = memory, startup, clones, prefetcher
+        self._memory, self._starting_vms, self._clones, self._prefetcher = memory, starting_vms, clones, prefetcher
         self._owner, self._closing, self._progress = owner, closing, progress
         self._vms: list[VM] = []
 
@@ -143,7 +143,7 @@ class Launcher:
             specs,
             partial(self.launch, node_id=node_id),
             self._fail,
-            startup=self._startup,
+            starting_vms=self._starting_vms,
             failed=self.failed,
             progress=self._progress,
         )
@@ -209,7 +209,7 @@ class Launcher:
         """Launch from the cached guest image, or from the one in the store if the cached one was removed."""
         __tracebackhide__ = True
 
-        def launch(guest: Guest) -> VM:
+        def launch(guest: GuestImage) -> VM:
             __tracebackhide__ = True
             make = self._clones.clone if spec.template else self.bring_up.boot
             return make(spec, guest, node_id)

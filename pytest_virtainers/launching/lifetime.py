@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.engine.ownership import DETACHED, LABEL, is_kept
-from pytest_virtainers.store.eviction import USES
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.store.entries import USES
+from pytest_virtainers.support.runtime_modules import Variable, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ DISPOSABLE = Lifetime()
 
 def seconds_to_stop(environment: Mapping[str, str]) -> int:
     """Return the seconds that a container with these variables may take to exit after SIGTERM."""
-    return int(environment.get("SHUTDOWN_TIMEOUT") or protocol.SHUTDOWN_SECONDS) + _SPARE_SECONDS
+    return int(environment.get(Variable.SHUTDOWN_TIMEOUT) or protocol.SHUTDOWN_SECONDS) + _SPARE_SECONDS
 
 
 def is_used_by_detached(engine: Engine, place: str) -> bool:

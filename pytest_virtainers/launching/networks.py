@@ -14,6 +14,7 @@ from pytest_virtainers.errors import SpecError
 from pytest_virtainers.launching.isolation import Isolation
 from pytest_virtainers.support.forks import disown_in_child
 from pytest_virtainers.support.paths import locked
+from pytest_virtainers.support.runtime_modules import Variable
 from pytest_virtainers.vm.network import Network
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ _IPV6 = {"net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf.default.disable_ipv
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a virtainer's container needs on its first network (docs/runtime-image.md, variables and IPv6)."""
+class NetworkSetting:
+    """What a container needs to be on its first network (docs/runtime-image.md, variables and IPv6)."""
 
+    network: Network
     environment: Mapping[str, str]
     sysctls: Mapping[str, str]
     dns_options: tuple[str, ...]
@@ -98,12 +100,13 @@ class Networks:
         with self._lock:
             return list(self._made.values())
 
-    def setting(self, spec: NetworkSpec) -> Setting:
-        """Return what a virtainer needs whose first card is on this network; raises as `get` does."""
+    def setting(self, spec: NetworkSpec) -> NetworkSetting:
+        """Return what a container needs whose first network this is; creates it, and raises, as `get` does."""
         network = self.get(spec)
         isolated = spec.mode == "isolated"
-        return Setting(
-            environment={**self._isolation.environment(network), **({"DNS": "names"} if isolated else {})},
+        return NetworkSetting(
+            network=network,
+            environment={**self._isolation.environment(network), **({Variable.DNS: "names"} if isolated else {})},
             sysctls={**_REFUSALS, **(_IPV6 if network.ipv6 else {})},
             dns_options=("ndots:1",) if isolated else (),
         )

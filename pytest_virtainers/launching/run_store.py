@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from pytest_virtainers.store.access import Access
 from pytest_virtainers.store.eviction import make_room
 from pytest_virtainers.store.manifests import of_store
-from pytest_virtainers.store.volume import workshop
+from pytest_virtainers.store.volume import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_virtainers.config.settings import Settings
     from pytest_virtainers.engine.base import Engine
-    from pytest_virtainers.launching.runtime import RuntimeImage
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.launching.runtime_image import RuntimeImage
+    from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.support.forks import Owner
     from pytest_virtainers.support.progress import Progress
 
@@ -56,7 +56,7 @@ class RunStore:
         self.spared: set[str] = set()
 
     @contextmanager
-    def open(self) -> Iterator[Workshop]:
+    def open(self) -> Iterator[OpenStore]:
         """Open the store for a block; at its end, evict what exceeds the limit if something was added.
 
         Raises:
@@ -65,16 +65,16 @@ class RunStore:
         """
         self._owner.check()
         image = self._runtime_image.reference()
-        with workshop(self._engine, self.location, image, self._run_id, remembered=self._manifests) as shop:
-            shop.spared = self.spared
-            yield shop
-            if shop.made:
-                make_room(shop, self._limit, self._progress)
+        with open_store(self._engine, self.location, image, self._run_id, remembered=self._manifests) as store:
+            store.spared = self.spared
+            yield store
+            if store.made:
+                make_room(store, self._limit, self._progress)
 
     @contextmanager
-    def open_read_only(self) -> Iterator[Workshop]:
+    def open_read_only(self) -> Iterator[OpenStore]:
         """Open the store for a block that only reads; raises as `open` does."""
         run_id = f"{self._run_id}-verify"
         image = self._runtime_image.reference()
-        with workshop(self._engine, self.location, image, run_id, writable=False) as shop:
-            yield shop
+        with open_store(self._engine, self.location, image, run_id, writable=False) as store:
+            yield store

@@ -23,19 +23,19 @@ from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.ssh.keys import KeyPair, Keys
 from pytest_virtainers.ssh.resumable import SERVE, Session
-from pytest_virtainers.store import eviction
+from pytest_virtainers.store import entries
 from pytest_virtainers.store.places import is_place, path
 from pytest_virtainers.support.paths import locked
-from pytest_virtainers.vm import identity, provisioning
+from pytest_virtainers.vm import identity, provisioning, saving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from pytest_virtainers.config.spec import Spec
-    from pytest_virtainers.guests.images import Guest
+    from pytest_virtainers.guests.images import GuestImage
     from pytest_virtainers.store.locks import SharedLocks
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
 
@@ -106,7 +106,7 @@ class Templates:
 
     def __init__(
         self,
-        store: Callable[[], AbstractContextManager[Workshop]],
+        store: Callable[[], AbstractContextManager[OpenStore]],
         *,
         holds: SharedLocks,
         runtime_id: Callable[[], str],
@@ -120,7 +120,7 @@ class Templates:
         self._once = once or Once()
         self._known: dict[str, Template] = {}
 
-    def ensure(self, spec: Spec, guest: Guest, maker: Maker) -> Template:
+    def ensure(self, spec: Spec, guest: GuestImage, maker: Maker) -> Template:
         """Return the template for `spec`; the first process that needs it makes it.
 
         Args:
@@ -136,24 +136,24 @@ class Templates:
         __tracebackhide__ = True
         key = self.key(spec, guest)
         if key not in self._known:
-            with self._store() as shop:
-                return self._ensure(key, spec, guest, maker, shop)
+            with self._store() as store:
+                return self._ensure(key, spec, guest, maker, store)
         return self._known[key]
 
-    def _ensure(self, key: str, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template:
+    def _ensure(self, key: str, spec: Spec, guest: GuestImage, maker: Maker, store: OpenStore) -> Template:
         __tracebackhide__ = True
         self._once.check(key, spec.name)
         self._holds.add(_place(key))
-        self._known[key] = _recall(key, shop) or self._make_once(key, spec, guest, maker, shop)
+        self._known[key] = _recall(key, store) or self._make_once(key, spec, guest, maker, store)
         return self._known[key]
 
-    def find(self, spec: Spec, guest: Guest) -> Template | None:
+    def find(self, spec: Spec, guest: GuestImage) -> Template | None:
         """Return the template for `spec` if there is one; raises `StoreError`."""
         key = self.key(spec, guest)
         if key not in self._known:
             self._holds.add(_place(key))
-            with self._store() as shop:
-                found = _recall(key, shop)
+            with self._store() as store:
+                found = _recall(key, store)
             if found is None:
                 return None
             self._known[key] = found
@@ -168,14 +168,14 @@ class Templates:
         """
         self._known.pop(template.key, None)
         if not condemned:
-            with self._store() as shop:
-                shop.forget(template.place)
+            with self._store() as store:
+                store.forget(template.place)
             return False
-        with self._store() as shop, self._lock(template.key):
-            stored = _load(template.key, shop)
+        with self._store() as store, self._lock(template.key):
+            stored = _load(template.key, store)
             if stored is not None and stored.keys != template.keys:
                 return False
-            eviction.remove(shop, [template.place])
+            entries.remove(store, [template.place])
         return True
 
     def known(self, place: str) -> Template | None:
@@ -186,16 +186,16 @@ class Templates:
         """Return the templates which this process has used that were made from the one at this place."""
         return [each for each in self._known.values() if each.origin == place]
 
-    def _make_once(self, key: str, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template:
+    def _make_once(self, key: str, spec: Spec, guest: GuestImage, maker: Maker, store: OpenStore) -> Template:
         __tracebackhide__ = True
         with self._once.without_time_limit(), self._lock(key):
-            found = _load(key, shop)
+            found = _load(key, store)
             if found is not None:
                 return found
             with self._once.making(key, spec.name):
                 found = Template(key, guest.place, spec.user or guest.user, Keys.generate())
-                plain = self._plain(spec, guest, maker, shop)
-                with shop.new(found.place) as scratch:
+                plain = self._plain(spec, guest, maker, store)
+                with store.new(found.place) as scratch:
                     vm = None
                     if plain is not None:
                         try:
@@ -203,34 +203,34 @@ class Templates:
                             found = replace(found, origin=plain.place)
                         except layering.NotLayered as reason:
                             self._progress.note(f"a VM of {spec.image} is booted for its template: {reason}")
-                            shop.shell('rm -rf "$1"/*', scratch)
+                            store.shell('rm -rf "$1"/*', scratch)
                     vm = vm or maker.boot(_alone(spec), found.keys, scratch)
                     try:
-                        found = replace(found, session=vm.machine.save(HOSTNAME))
+                        found = replace(found, session=saving.save(vm.machine, HOSTNAME))
                     except Unclonable as refusal:
                         found = replace(found, refusal=str(refusal))
                     finally:
                         vm.machine.close()
                     if found.refusal:
-                        shop.shell('rm -rf "$1"/*', scratch)
-                    shop.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})
+                        store.shell('rm -rf "$1"/*', scratch)
+                    store.container.put(scratch, {"manifest.json": _manifest(found, spec, guest)})
         return found
 
-    def _plain(self, spec: Spec, guest: Guest, maker: Maker, shop: Workshop) -> Template | None:
+    def _plain(self, spec: Spec, guest: GuestImage, maker: Maker, store: OpenStore) -> Template | None:
         """Return the template from which that of `spec` is made; `None`: it is booted."""
         __tracebackhide__ = True
         if not layering.is_layer(spec):
             return None
         shape = layering.plain(spec)
         key = self.key(shape, guest)
-        plain = self._known.get(key) or self._ensure(key, shape, guest, maker, shop)
+        plain = self._known.get(key) or self._ensure(key, shape, guest, maker, store)
         return None if plain.refusal else plain
 
     def _lock(self, key: str) -> AbstractContextManager[object]:
         with self._progress.step("waiting for another process, which makes this template") as step:
             return locked(f"template-{key}", step.update)
 
-    def key(self, spec: Spec, guest: Guest) -> str:
+    def key(self, spec: Spec, guest: GuestImage) -> str:
         """Return a key of all that shapes a template; a VM's identity, timeouts and scope do not."""
         shape = replace(spec, name=HOSTNAME, hostname=None, files={})
         facts = {
@@ -254,11 +254,11 @@ class Templates:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def layers(place: str, shop: Workshop) -> list[str]:
-    """Return the places in the store that a VM started from `place` reads, the lowest last; raises `StoreError`."""
+def disk_chain(place: str, store: OpenStore) -> list[str]:
+    """Return the places with the disks below a VM that started from `place`, the lowest last; raises `StoreError`."""
     if not place.startswith("templates/"):
         return [place]
-    manifest = shop.manifest(place)
+    manifest = store.manifest(place)
     if manifest is None or not is_place(manifest.get("guest")):
         raise StoreError(f"{place} was removed from the store, and the VM's disk is based on it")
     return [place, manifest["guest"]]
@@ -273,13 +273,13 @@ def _place(key: str) -> str:
     return f"templates/{key}"
 
 
-def _recall(key: str, shop: Workshop) -> Template | None:
+def _recall(key: str, store: OpenStore) -> Template | None:
     """Return a template as the last process saw it, or as it is."""
-    return _parsed(key, shop.recall(_place(key)))
+    return _parsed(key, store.recall(_place(key)))
 
 
-def _load(key: str, shop: Workshop) -> Template | None:
-    return _parsed(key, shop.manifest(_place(key)))
+def _load(key: str, store: OpenStore) -> Template | None:
+    return _parsed(key, store.manifest(_place(key)))
 
 
 def _parsed(key: str, manifest: Mapping[str, Any] | None) -> Template | None:
@@ -299,7 +299,7 @@ def _parsed(key: str, manifest: Mapping[str, Any] | None) -> Template | None:
         return None
 
 
-def _manifest(template: Template, spec: Spec, guest: Guest) -> bytes:
+def _manifest(template: Template, spec: Spec, guest: GuestImage) -> bytes:
     facts = {"image": spec.image, "guest": guest.place, "architecture": guest.arch}
     facts |= {name: getattr(spec, name) for name in ("ram", "cpus", "disk")}
     about = {"user": template.user, "refusal": template.refusal, "keys": asdict(template.keys)}

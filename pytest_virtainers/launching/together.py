@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.launching.failed import FailedVMs
-    from pytest_virtainers.launching.startup import Startup
+    from pytest_virtainers.launching.starting_vms import StartingVMs
     from pytest_virtainers.support.progress import Progress
     from pytest_virtainers.vm.vm import VM
 
@@ -23,7 +23,7 @@ def start(
     launch: Callable[[Spec], VM],
     fail: Callable[[VM], object],
     *,
-    startup: Startup,
+    starting_vms: StartingVMs,
     failed: FailedVMs,
     progress: Progress,
 ) -> list[VM]:
@@ -36,7 +36,7 @@ def start(
         specs: specs of the VMs.
         launch: launches one.
         fail: called with each VM that is ready if another one failed.
-        startup: the VMs that are being brought up.
+        starting_vms: the VMs that are being brought up.
         failed: keeps VMs that do not become ready.
         progress: where the wait is shown.
 
@@ -55,7 +55,7 @@ def start(
             launches.extend(threads.submit(launch, spec) for spec in specs)
             wait(launches)
         except BaseException:
-            with startup.stopped():
+            with starting_vms.stopped():
                 threads.shutdown()  # also waits for a launch that was just being submitted
             _fail_ready(launches, fail)
             raise

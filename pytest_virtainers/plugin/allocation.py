@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.vm.vm import VM, Snapshot
 
-# The layers under the markers of the last `vm`: a guess for the following tests.
+# The arguments under the markers of the last `vm`: a guess for the following tests.
 _BASE_KEY: pytest.StashKey[list[Mapping[str, Any]]] = pytest.StashKey()
 # The VMs that a node and its children share, with the snapshot that is restored at the start of each test.
 _SHARED_KEY: pytest.StashKey[list[tuple[VM, Snapshot | None]]] = pytest.StashKey()
 
 
 def of_markers(item: pytest.Item, base: list[Mapping[str, Any]]) -> VM:
-    """Return the VM that a test's markers describe, over the layers of `base`."""
+    """Return the VM that a test's markers describe, over the arguments of `base`."""
     __tracebackhide__ = True
     item.config.stash[_BASE_KEY] = base
     return _machines(item, [merge(*base, *arguments(item))])[0]
@@ -36,7 +36,7 @@ def of_markers(item: pytest.Item, base: list[Mapping[str, Any]]) -> VM:
 def by_names(item: pytest.Item, base: list[Mapping[str, Any]]) -> Mapping[str, VM]:
     """Return the VMs that a test's markers name, or those of `virtainers.toml`, by their names."""
     __tracebackhide__ = True
-    wanted = {name: merge(*base, *layers) for name, layers in by_name(item).items()}
+    wanted = {name: merge(*base, *own) for name, own in by_name(item).items()}
     return dict(zip(wanted, _machines(item, list(wanted.values())), strict=True))
 
 
@@ -124,10 +124,10 @@ def prefetch(item: pytest.Item, following: pytest.Item | None) -> None:
         session.prefetch(item.config, *next_spec(item, following, base, is_there))
 
 
-def layers(
+def argument_sources(
     config: pytest.Config, defaults: Mapping[str, Any], prepare: Callable[[VM], object] | None
 ) -> list[Mapping[str, Any]]:
-    """Return the layers under the markers: settings, then `virtainer_prepare` and `virtainer_defaults`."""
+    """Return the arguments under those of markers: settings, then `virtainer_prepare` and `virtainer_defaults`."""
     return [
         session.settings(config).shape,
         check({"prepare": prepare}, "the fixture virtainer_prepare"),

@@ -11,7 +11,7 @@ from pytest_virtainers.plugin import session
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from pytest_virtainers.config.keywords import Arguments
+    from pytest_virtainers.config.argument_types import Arguments
     from pytest_virtainers.vm.network import Network
     from pytest_virtainers.vm.vm import VM
 
@@ -42,10 +42,10 @@ def vm(
     virtainer_prepare: Callable[[VM], object] | None,
 ) -> VM:
     """Return a VM as described by markers and options: a new one for each test, unless `scope` shares it."""
-    from pytest_virtainers.plugin.allocation import layers, of_markers
+    from pytest_virtainers.plugin.allocation import argument_sources, of_markers
 
     with session.plain_errors():
-        base = layers(request.config, virtainer_defaults, virtainer_prepare)
+        base = argument_sources(request.config, virtainer_defaults, virtainer_prepare)
         return of_markers(request.node, base)
 
 
@@ -56,10 +56,10 @@ def vms(
     virtainer_prepare: Callable[[VM], object] | None,
 ) -> Mapping[str, VM]:
     """Return the VMs that the test's markers name, or those of `virtainers.toml`, by name; they start together."""
-    from pytest_virtainers.plugin.allocation import by_names, layers
+    from pytest_virtainers.plugin.allocation import argument_sources, by_names
 
     with session.plain_errors():
-        base = layers(request.config, virtainer_defaults, virtainer_prepare)
+        base = argument_sources(request.config, virtainer_defaults, virtainer_prepare)
         return by_names(request.node, base)
 
 
@@ -81,11 +81,11 @@ def session_vm(
 ) -> Iterator[VM]:
     """Return one VM for all tests of this process, as described by options and `virtainer_defaults`."""
     from pytest_virtainers.config.spec import merge
-    from pytest_virtainers.plugin.allocation import layers
+    from pytest_virtainers.plugin.allocation import argument_sources
     from pytest_virtainers.plugin.reports import SESSION_VM_KEY
 
     with session.plain_errors():
-        base = layers(request.config, virtainer_defaults, virtainer_prepare)
+        base = argument_sources(request.config, virtainer_defaults, virtainer_prepare)
         spec = merge(*base, {"scope": "session"})
         machine = session.launcher(request.config).launch(spec, request.node.nodeid)
     request.config.stash[SESSION_VM_KEY] = machine
@@ -104,10 +104,10 @@ def vm_factory(
 
     def launch(name: str = "vm", **given: Unpack[Arguments]) -> VM:
         __tracebackhide__ = True
-        from pytest_virtainers.plugin.allocation import layers, one_more
+        from pytest_virtainers.plugin.allocation import argument_sources, one_more
 
         with session.plain_errors():
-            base = layers(request.config, virtainer_defaults, virtainer_prepare)
+            base = argument_sources(request.config, virtainer_defaults, virtainer_prepare)
             machine = one_more(request.node, base, request.path.parent, {"name": name, **given})
         launched.append(machine)
         return machine

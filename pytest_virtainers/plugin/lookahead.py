@@ -34,7 +34,7 @@ def next_spec(
     Args:
         item: the running test.
         following: the next test (pytest's `nextitem`); `None` after the last.
-        base: the layers under the markers of the last test.
+        base: the arguments under the markers of the last test.
         is_there: returns whether a node of the collection already shares such a VM.
     """
     if following is None or item.session.shouldstop or item.session.shouldfail:

@@ -1,4 +1,4 @@
-"""`@pytest.mark.virtainer`: read from an item and its parents, checked, and folded into a `Spec`."""
+"""`@pytest.mark.virtainer`: read from an item and its parents, and checked."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.errors import VirtainerError
 from pytest_virtainers.plugin import session as run
-from pytest_virtainers.plugin.allocation import layers
+from pytest_virtainers.plugin.allocation import argument_sources
 from pytest_virtainers.plugin.markers import arguments, by_name
 
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ def _names(item: pytest.Item) -> Sequence[str]:
 
 
 def _base(item: Any, following: pytest.Item | None) -> list[Mapping[str, Any]]:
-    """Return the layers under a test's markers; this sets up and tears down only their two fixtures."""
+    """Return the arguments under a test's markers; this sets up and tears down only their two fixtures."""
     item.fixturenames, names = ["virtainer_defaults", "virtainer_prepare"], item.fixturenames
     try:
         item.ihook.pytest_runtest_setup(item=item)
         values = item.funcargs
-        return layers(item.config, values["virtainer_defaults"], values["virtainer_prepare"])
+        return argument_sources(item.config, values["virtainer_defaults"], values["virtainer_prepare"])
     finally:
         try:
             item.ihook.pytest_runtest_teardown(item=item, nextitem=following)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_virtainers.engine import host
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.ssh import client, resumable
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from pytest_virtainers.engine.base import Container, Engine

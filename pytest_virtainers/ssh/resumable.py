@@ -23,7 +23,7 @@ from paramiko.packet import Packetizer
 
 from pytest_virtainers.ssh import client
 from pytest_virtainers.support.interruptible import TimedOut, run_interruptible
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_virtainers.engine.base import Engine
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
 
 # Engines mount deeper paths later; the second is a link to the first (images/runtime/Dockerfile).
 _KEPT, _OVER_KEPT = "/kept", "/usr/lib/virtainer/kept"
@@ -33,7 +33,7 @@ class Access:
     """
 
     def __init__(
-        self, engine: Engine, location: str, open_store: Callable[[], AbstractContextManager[Workshop]]
+        self, engine: Engine, location: str, open_store: Callable[[], AbstractContextManager[OpenStore]]
     ) -> None:
         self._engine, self._location, self._open = engine, location, open_store
         self._root: str | None = None
@@ -76,8 +76,8 @@ class Access:
 
     def is_stored(self, place: str) -> bool:
         """Return whether a place is in the store; raise `StoreError`."""
-        with self._open() as shop:
-            return shop.manifest(place) is not None
+        with self._open() as store:
+            return store.manifest(place) is not None
 
     def mount_whole(self) -> bool:
         """Mount the whole store from now on; return whether that is a change."""

@@ -1,110 +1,18 @@
-"""The entries of the store: which are in use, and which to remove when there are too many."""
+"""Eviction: which entries to remove when the store outgrows its limit."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_virtainers.engine.ownership import LABEL
-from pytest_virtainers.store.locks import is_locked, last_locked
-from pytest_virtainers.store.places import MOUNT, is_place, path
+from pytest_virtainers.store.entries import contents, remove
 from pytest_virtainers.support.paths import locked
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.entries import Entry
+    from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.support.progress import Progress
-
-USES = f"{LABEL}.uses"
-"""The label with the place in the store from which a container runs."""
-STORE = f"{LABEL}.store"
-"""The label with the location of that store; another store may have the same places."""
-
-# The manifest's time is that of the last use (Workshop.manifest). Entries that others just remove are skipped.
-_LIST = """
-import contextlib, glob, json, os, sys
-def fail(error):
-    raise error
-os.chdir(sys.argv[1])
-for manifest in glob.glob("guests/*/manifest.json") + glob.glob("templates/*/manifest.json"):
-    place = os.path.dirname(manifest)
-    with contextlib.suppress(OSError), open(manifest, errors="replace") as file:
-        files = [os.path.join(folder, name) for folder, _, names in os.walk(place, onerror=fail) for name in names]
-        size = sum(os.lstat(each).st_blocks for each in files)
-        used, facts = os.stat(manifest).st_mtime, file.read()
-        print(json.dumps([place, -(-size // 2048), int(used), facts]))
-"""
-
-_REMOVE = """
-scratch=$1 number=0
-shift
-for place; do
-    number=$((number + 1))
-    [ ! -e "$place" ] || mv "$place" "$scratch/$number" || exit
-done
-"""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A guest image or template in the store.
-
-    Attributes:
-        place: its folder: `guests/KEY` or `templates/KEY`.
-        size_mib: its size.
-        used: time of the last use, in seconds since 1970.
-        manifest: the content of its `manifest.json`.
-        in_use: whether a container runs from it, or a process has locked it.
-    """
-
-    place: str
-    size_mib: int
-    used: int
-    manifest: dict[str, Any]
-    in_use: bool
-
-    @property
-    def base(self) -> str:
-        """The place of the guest image below a template; empty for a guest image."""
-        return str(self.manifest.get("guest", "")) if self.place.startswith("templates/") else ""
-
-    @property
-    def origin(self) -> str:
-        """The place of the template from which it was copied, and which it does not need; empty if there is none."""
-        return str(self.manifest.get("origin", ""))
-
-    @property
-    def what(self) -> str:
-        """A description for people."""
-        facts = self.manifest
-        if self.place.startswith("templates/"):
-            size = f"{facts.get('ram')} MiB, {facts.get('cpus')} CPU, user {facts.get('user')}"
-            return ", ".join(str(each) for each in (facts.get("image"), facts.get("architecture"), size) if each)
-        return ", ".join(str(facts[name]) for name in ("suite", "name", "architecture") if facts.get(name))
-
-
-def contents(shop: Workshop) -> list[Entry]:
-    """List the entries of the store, the least recently used first; raise `StoreError` or `EngineError`."""
-    labels = [each.labels for each in shop.engine.containers(USES)]
-    uses = {each[USES] for each in labels if each.get(STORE, shop.location) == shop.location}
-    listed = shop.shell('exec python3 -I -S -c "$1" "$2"', _LIST, MOUNT)
-    rows = [json.loads(line) for line in listed.splitlines()]
-    found = [
-        Entry(place, size, max(used, last_locked(place)), _facts(manifest), place in uses or is_locked(place))
-        for place, size, used, manifest in rows
-        if is_place(place)  # a directory may have other files
-    ]
-    return sorted(found, key=lambda each: each.used)
-
-
-def _facts(manifest: str) -> dict[str, Any]:
-    try:
-        facts = json.loads(manifest)
-    except ValueError:  # a damaged entry has no description, and is evicted like any other
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def surplus(entries: list[Entry], limit_mib: int, keep: Collection[str] = ()) -> list[Entry]:
@@ -128,25 +36,15 @@ def surplus(entries: list[Entry], limit_mib: int, keep: Collection[str] = ()) ->
     return chosen
 
 
-def prune(shop: Workshop, limit_mib: int, keep: Collection[str] = ()) -> list[Entry]:
+def prune(store: OpenStore, limit_mib: int, keep: Collection[str] = ()) -> list[Entry]:
     """Remove and return the `surplus`; errors are those of `contents`."""
     with locked("store"):
-        gone = surplus(contents(shop), limit_mib, keep)
-        remove(shop, [each.place for each in gone])
+        gone = surplus(contents(store), limit_mib, keep)
+        remove(store, [each.place for each in gone])
     return gone
 
 
-def make_room(shop: Workshop, limit_mib: int, progress: Progress) -> None:
+def make_room(store: OpenStore, limit_mib: int, progress: Progress) -> None:
     """Remove what exceeds the limit after new entries were made; errors are those of `contents`."""
-    for each in prune(shop, limit_mib, keep=shop.made):
+    for each in prune(store, limit_mib, keep=store.made):
         progress.note(f"the store was full: removed {each.place} ({each.what}, {each.size_mib} MiB)")
-
-
-def remove(shop: Workshop, places: Collection[str]) -> None:
-    """Remove these places; raise `StoreError`."""
-    if places:
-        # Move them to scratch first: the rest of an interrupted removal is not an entry any more, and is swept later.
-        with shop.scratch() as scratch:
-            shop.shell(_REMOVE, scratch, *(path(place) for place in places))
-        for place in places:
-            shop.forget(place)

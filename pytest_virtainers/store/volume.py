@@ -60,7 +60,7 @@ mkdir -m 700 "$1"
 _DROP_SCRATCH = '[ ! -e "$1" ] || { kill -9 -1; rm -rf "$1"; }'
 
 
-class Workshop:
+class OpenStore:
     """The opened store: a helper container with it at `/store`, which ends with this process.
 
     Args:
@@ -193,7 +193,7 @@ class Workshop:
 
 
 @contextmanager
-def workshop(
+def open_store(
     engine: Engine,
     location: str,
     runtime_image: str,
@@ -201,7 +201,7 @@ def workshop(
     *,
     writable: bool = True,
     remembered: Manifests | None = None,
-) -> Iterator[Workshop]:
+) -> Iterator[OpenStore]:
     """Open the store at `location` (volume name or absolute directory) during the block.
 
     With `remembered` manifests, a helper is started only when it is needed.
@@ -228,7 +228,7 @@ def workshop(
             opened.callback(container.close)
             return container
 
-        yield Workshop(engine, start() if remembered is None else start, location, run_id, remembered)
+        yield OpenStore(engine, start() if remembered is None else start, location, run_id, remembered)
 
 
 def _mapping(text: bytes) -> dict[str, Any] | None:

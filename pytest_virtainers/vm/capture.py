@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from pytest_virtainers.errors import EngineError, VirtainerError
 from pytest_virtainers.support.forks import disown_in_child
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,9 @@ from pytest_virtainers.errors import (
     VMGone,
 )
 from pytest_virtainers.support import timings
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.vm.console import Console
-from pytest_virtainers.vm.supervisor import Supervisor
+from pytest_virtainers.vm.supervisor_events import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

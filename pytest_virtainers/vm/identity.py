@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import BootError, Unclonable
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.vm import clone_helper
 
 if TYPE_CHECKING:

@@ -13,20 +13,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import paramiko
 
-from pytest_virtainers.errors import (
-    EngineError,
-    RootCommandError,
-    RootCommandTimeout,
-    SSHError,
-    TemplateError,
-    VirtainerError,
-)
-from pytest_virtainers.ssh import client, resumable
+from pytest_virtainers.errors import RootCommandError, RootCommandTimeout, VirtainerError
 from pytest_virtainers.ssh.keys import KeyPair
 from pytest_virtainers.support import timings
 from pytest_virtainers.support.forks import Disowned, Owner, disown_in_child
 from pytest_virtainers.support.interruptible import TimedOut
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import Variable, protocol
 from pytest_virtainers.vm import identity, provision_limit, shell
 from pytest_virtainers.vm.commands import Commands
 from pytest_virtainers.vm.connection import SSHConnection
@@ -39,6 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_virtainers.config.spec import Spec
     from pytest_virtainers.engine.base import Container
+    from pytest_virtainers.ssh import client, resumable
     from pytest_virtainers.ssh.endpoint import Endpoint
     from pytest_virtainers.ssh.keys import Keys
     from pytest_virtainers.support.progress import Progress
@@ -48,8 +41,6 @@ if TYPE_CHECKING:
 _MAX_STDERR_BYTES = 64 * 1024  # of this package's scripts
 RESTORE_SECONDS = 60.0
 """Seconds that restoring a saved machine may take."""
-_LOGIN_SECONDS = 60.0
-_SETTLE_SECONDS = 0.5
 
 
 class Machine:
@@ -73,6 +64,7 @@ class Machine:
         commands: runs commands in it.
         qmp: sends commands to its QEMU.
         on_close: callbacks for what ends just before the machine does.
+        took_over: whether it was restored from one template to become another (`saving.become_another`).
     """
 
     def __init__(
@@ -104,7 +96,7 @@ class Machine:
         self.commands = Commands(self)
         self.qmp = QMP(self)
         self.on_close = contextlib.ExitStack()
-        self._took_over = False  # whether it was restored from a template, to become another template
+        self.took_over = False
         self._owner = Owner(
             f"{spec.name}: this VM", "Use a thread, or open a new session with vm.access.ssh_command."
         )
@@ -130,12 +122,12 @@ class Machine:
     @property
     def arch(self) -> str:
         """The processor's architecture: `amd64` or `arm64`."""
-        return self.container.environment.get("ARCH", "amd64")
+        return self.container.environment.get(Variable.ARCH, "amd64")
 
     @property
     def firmware(self) -> str:
         """What the machine boots from: `bios` or `uefi`."""
-        return self.container.environment.get("FIRMWARE", "bios")
+        return self.container.environment.get(Variable.FIRMWARE, "bios")
 
     @property
     def volume(self) -> str | None:
@@ -145,7 +137,7 @@ class Machine:
     @property
     def folder(self) -> str:
         """The folder of the container with the disk: in the store if the machine is to become a template."""
-        return self.container.environment.get("IMAGE_DIR", protocol.IMAGE_DIR)
+        return self.container.environment.get(Variable.IMAGE_DIR, protocol.IMAGE_DIR)
 
     @property
     def runs(self) -> bool:
@@ -329,81 +321,3 @@ class Machine:
                 raise ConnectionAbortedError("sshd still shows the template's host key") from None
 
         self.ssh.establish(f"renewing {self.name}", RESTORE_SECONDS, log_in=log_in)
-
-    def become_another(self, keys: Keys) -> None:
-        """Turn a clone into the machine of another template, with these keys and a new machine-id.
-
-        The open session stays; later logins use the new keys. Raises `BootError` if the guest cannot do it.
-        """
-        __tracebackhide__ = True
-        self.health.check_alive()
-        identity.take_over(self, keys, self.spec.authorized_keys)
-        self.keys = keys
-        self._took_over = True
-
-    def save(self, hostname: str) -> resumable.Session | None:
-        """Save this machine, called `hostname`, as a template into its folder; it ends.
-
-        Returns:
-            The SSH session that its clones continue, if they can.
-
-        Raises:
-            Unclonable: the guest lacks what is needed to give clones an identity.
-            TemplateError: it could not be saved; the message has the supervisor's words.
-        """
-        __tracebackhide__ = True
-        deadline = time.monotonic() + RESTORE_SECONDS
-        if not self._has_helper_of_template():
-            identity.leave_helper(self, hostname, deadline)
-        session = self._session_to_keep()
-        if session is None:
-            session = self.open_line()
-            if session is None:
-                self.commands.run("sync")
-            self.ssh.close()
-            time.sleep(_SETTLE_SECONDS)  # the guest's side of the former session ends, too
-        code, output = self.container.run(["save"])
-        if code != 0:
-            raise TemplateError(
-                f"{self.spec.image}: its template could not be saved: {output.decode(errors='replace').strip()}"
-            )
-        with contextlib.suppress(EngineError):  # the container may be removed before the command's end is known
-            self.container.run(["qmp", '{"execute": "quit"}'])
-        if not self.container.wait(RESTORE_SECONDS):
-            raise TemplateError(f"{self.spec.image}: its template could not be saved: QEMU did not quit")
-        return session
-
-    def _has_helper_of_template(self) -> bool:
-        """Return whether the helper still waits that was saved with the template from which this machine started."""
-        supervisor = self.health.supervisor
-        if not supervisor.restored or supervisor.helpers_ready or not supervisor.helpers_done:
-            return False
-        devices = self.qmp.execute("query-chardev")
-        return any(each["label"] == protocol.CLONE_DEVICE and each["frontend-open"] for each in devices)
-
-    def _session_to_keep(self) -> resumable.Session | None:
-        """Freeze the open SSH session if a new login would be the same; return `None` if it might differ."""
-        if not self._took_over or not identity.logins_are_the_same(self):
-            return None
-        return self.ssh.freeze()
-
-    def open_line(self) -> resumable.Session | None:
-        """Open the SSH session that clones continue, and close the current one; return `None` if there can be none.
-
-        The guest's dirty pages are written to its disk; otherwise each clone would begin by doing that.
-        """
-        with contextlib.suppress(resumable.Unsuitable, EngineError, SSHError, *client.FAILURES):
-            if not self.commands.run(resumable.SERVE, sudo=True, check=False).ok:
-                return None
-            self.ssh.end_session()
-            stream = self.container.stream(resumable.COMMAND)
-            connection = client.log_in(stream, self.user, self.keys, _LOGIN_SECONDS, resumable.Recording)
-            try:
-                # The clones then have what sshd and the shell load for a command.
-                connection.execute(
-                    "sync", stdin=None, stdout=bytes, stderr=bytes, deadline=None, check=self.health.check_alive
-                )
-                return resumable.freeze(connection, _LOGIN_SECONDS)
-            finally:
-                connection.close()
-        return None

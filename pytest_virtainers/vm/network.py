@@ -1,58 +1,29 @@
-"""A network of VMs: faults between them, and captures of what they send."""
+"""A network of VMs: who is on it, faults between them, and captures of what they send."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.config import parsing
 from pytest_virtainers.config.network_spec import DEFAULT
 from pytest_virtainers.engine.plan import Port
-from pytest_virtainers.errors import SpecError, UsageError, VirtainerError
+from pytest_virtainers.errors import SpecError, UsageError
 from pytest_virtainers.support.forks import Owner, disown_in_child
+from pytest_virtainers.vm import link_faults
 from pytest_virtainers.vm.capture import Capture
+from pytest_virtainers.vm.link_faults import LinkFaults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
     from ipaddress import IPv4Network
 
     from pytest_virtainers.config.network_spec import NetworkSpec
     from pytest_virtainers.engine.base import Network as EngineNetwork
     from pytest_virtainers.vm.vm import VM
-
-_WHOLE = 1000  # the runtime image has losses in thousandths
-_NO_SHAPE = {"rate_kbit": None, "delay_ms": None, "jitter_ms": None}
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """The share of frames from `sender` that `receiver` does not get."""
-
-    sender: VM
-    receiver: VM
-    permille: int
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """How slowly `sender` sends."""
-
-    sender: VM
-    rate_kbit: int | None
-    delay_ms: float | None
-    jitter_ms: float | None
-
-
-@dataclass(eq=False)
-class _Fault:
-    losses: list[_Loss] = field(default_factory=list)
-    shapes: list[_Shape] = field(default_factory=list)
 
 
 class Network:
@@ -82,7 +53,7 @@ class Network:
         self._lock = threading.RLock()
         self._owner = Owner(f"the network {spec.name}", "Use a thread.")
         self._macs: dict[VM, str] = {}
-        self._faults: list[_Fault] = []
+        self._faults = LinkFaults(self.name, self._macs)
         self._captures: list[Capture] = []
         self.recorder = self.record() if recorded else None
         disown_in_child(self)
@@ -116,6 +87,7 @@ class Network:
     def disown(self) -> None:
         """Leave the network to a forked child's parent."""
         self._lock = threading.RLock()
+        self._faults.disown()
 
     # Its VMs
 
@@ -160,8 +132,7 @@ class Network:
                 return
             if self.recorder is not None:
                 self.recorder.forget(mac)
-            with contextlib.suppress(VirtainerError):  # another VM may get its MAC address
-                self._apply([fault for fault in self._faults if vm in _concerned(fault)])
+            self._faults.forget(vm)
 
     # Faults
 
@@ -182,18 +153,7 @@ class Network:
             `with vm.network.partition({a, b}, c): a.wait_until_fails("ping -c1 c")`
         """
         __tracebackhide__ = True
-        sides = [{*group} if isinstance(group, Iterable) else {group} for group in groups]
-        if len(sides) < 2 or sum(map(len, sides)) != len(set().union(*sides)):  # noqa: PLR2004
-            raise UsageError("partition() needs two or more groups of VMs, and each VM in one of them")
-        losses = [
-            _Loss(sender, receiver, _WHOLE)
-            for side in sides
-            for other in sides
-            if other is not side
-            for sender in side
-            for receiver in other
-        ]
-        with self._with(_Fault(losses=losses)):
+        with self._during(link_faults.partition(groups)):
             yield
 
     @contextlib.contextmanager
@@ -210,10 +170,7 @@ class Network:
             VirtainerError: the container cannot do it.
         """
         __tracebackhide__ = True
-        permille = round(share * _WHOLE)
-        if not 1 <= permille <= _WHOLE:
-            raise UsageError(f"share={share}: a share from 0.001 to 1 is needed")
-        with self._with(_Fault(losses=[_Loss(sender, receiver, permille)])):
+        with self._during(link_faults.loss(sender, receiver, share)):
             yield
 
     @contextlib.contextmanager
@@ -235,78 +192,24 @@ class Network:
             VirtainerError: the kernel of the engine's host cannot do it (the message names its module).
         """
         __tracebackhide__ = True
-        if rate is None and delay is None:
-            raise UsageError("slow() needs a rate or a delay")
-        if (jitter or 0) > (delay or 0):
-            raise UsageError(f"jitter={jitter}: it needs a delay that is no less")
-        kbit = None if rate is None else max(1, parsing.bits_per_second(rate) // 1000)
-        milliseconds = [None if each is None else each * 1000 for each in (delay, jitter)]
-        with self._with(_Fault(shapes=[_Shape(vm, kbit, *milliseconds) for vm in vms or self.vms])):
+        with self._during(link_faults.slowness(vms or self.vms, rate, delay, jitter)):
             yield
 
     def heal(self) -> None:
         """End all faults of this network, also those of open blocks; raise `VirtainerError` if a container cannot."""
         __tracebackhide__ = True
         self._owner.check()
-        with self._lock:
-            ended, self._faults = self._faults, []
-            self._apply(ended)
+        self._faults.heal()
 
-    @contextlib.contextmanager
-    def _with(self, fault: _Fault) -> Iterator[None]:
+    def _during(self, fault: link_faults.Fault) -> AbstractContextManager[None]:
         __tracebackhide__ = True
         self._owner.check()
-        with self._lock:
-            for vm in _concerned(fault):
-                if vm not in self._macs:
-                    raise UsageError(
-                        f"{vm.name} has no card on the network {self.label}; its first one is on {vm.network.label}"
-                    )
-            self._faults.append(fault)
-            try:
-                self._apply([fault])
-            except BaseException:
-                self._faults.remove(fault)
-                with contextlib.suppress(VirtainerError):
-                    self._apply([fault])
-                raise
-        try:
-            yield
-        except BaseException:  # a failure to undo the fault does not hide this exception
-            with contextlib.suppress(VirtainerError):
-                self._end(fault)
-            raise
-        self._end(fault)
-
-    def _end(self, fault: _Fault) -> None:
-        with self._lock:
-            if fault in self._faults:  # else `heal` ended it
-                self._faults.remove(fault)
-                self._apply([fault])
-
-    def _apply(self, changed: Sequence[_Fault]) -> None:
-        """Send their present faults to the containers of the VMs that these faults affect."""
-        __tracebackhide__ = True
-        for vm in _touched(changed):
-            if vm in self._macs and not vm.machine.container.ended:
-                code, said = vm.machine.container.run(["wire", self._macs[vm], json.dumps(self._wanted(vm))])
-                if code != 0:
-                    raise VirtainerError(
-                        f"{vm.name} on the network {self.name}: {said.decode(errors='replace').strip()}"
-                    )
-
-    def _wanted(self, vm: VM) -> Mapping[str, object]:
-        drop: dict[str, int] = {}
-        shape: dict[str, object] = dict(_NO_SHAPE)
-        for fault in self._faults:
-            for loss in fault.losses:
-                mac = self._macs.get(loss.sender)
-                if loss.receiver is vm and mac is not None:
-                    drop[mac] = max(loss.permille, drop.get(mac, 0))
-            for each in fault.shapes:
-                if each.sender is vm:
-                    shape = {"rate_kbit": each.rate_kbit, "delay_ms": each.delay_ms, "jitter_ms": each.jitter_ms}
-        return {"drop": drop, **shape}
+        for vm in fault.vms:
+            if vm not in self.vms:
+                raise UsageError(
+                    f"{vm.name} has no card on the network {self.label}; its first one is on {vm.network.label}"
+                )
+        return self._faults.during(fault)
 
     # Captures
 
@@ -352,14 +255,3 @@ class Network:
         with self._lock:
             self._captures.remove(capture)
         capture.stop()
-
-
-def _touched(faults: Sequence[_Fault]) -> list[VM]:
-    """List the VMs whose containers implement these faults."""
-    receivers = (loss.receiver for fault in faults for loss in fault.losses)
-    senders = (shape.sender for fault in faults for shape in fault.shapes)
-    return list(dict.fromkeys((*receivers, *senders)))
-
-
-def _concerned(fault: _Fault) -> set[VM]:
-    return {*_touched([fault]), *(loss.sender for loss in fault.losses)}

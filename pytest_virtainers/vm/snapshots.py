@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_virtainers.errors import SnapshotError, Unclonable, UsageError, VirtainerError
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from pytest_virtainers.vm import identity
 
 if TYPE_CHECKING:

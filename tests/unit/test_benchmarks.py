@@ -13,7 +13,7 @@ from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.output import Output
 from pytest_virtainers.engine.plan import Bind, Plan
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 from tests.unit.vm.fake_container import event
 
@@ -35,7 +35,7 @@ def test_by_hand_the_same_accelerator_and_store_are_used(accel: str, devices: tu
 
     launcher: Any = SimpleNamespace(
         engine=MemoryEngine(factory=refuse),
-        guests=SimpleNamespace(get=lambda _image: Guest("debian-13-abc", "debian", "digest")),
+        guests=SimpleNamespace(get=lambda _image: GuestImage("debian-13-abc", "debian", "digest")),
         runtime_image=SimpleNamespace(reference=lambda: "runtime"),
     )
     with pytest.raises(ZeroDivisionError):

@@ -2,12 +2,9 @@
 
 import io
 import json
-import os
 import struct
-import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
@@ -19,7 +16,6 @@ import pytest
 
 from pytest_virtainers import cli, detached
 from pytest_virtainers.api import persistent, spec_for
-from pytest_virtainers.cli import machines as commands
 from pytest_virtainers.cli.common import show
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import check, merge
@@ -240,26 +236,6 @@ def test_sweep_removes_unready_vms_and_the_unused_network(engine: DockerEngine, 
     assert engine.sweep() == ["virtainers-default"]
 
 
-@pytest.mark.parametrize(
-    ("path", "parts"),
-    [
-        ("web:/srv/x", ("web", "/srv/x")),
-        ("web:", ("web", ".")),
-        ("./web:x", None),
-        ("/srv/web", None),
-        ("web", None),
-        (":x", None),
-    ],
-)
-def test_paths_in_a_vm_are_distinguished_from_local_paths(path: str, parts: tuple[str, str] | None) -> None:
-    assert commands.split_path(path) == parts
-
-
-@pytest.mark.parametrize(("ago", "age"), [(0, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (200000, "2 d")])
-def test_ages_use_the_largest_unit(ago: int, age: str) -> None:
-    assert commands.age(int(time.time()) - ago) == age
-
-
 def test_lists_are_tables_or_json(
     server: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,42 +262,6 @@ def test_a_persistent_disk_is_booted_and_its_folder_created(tmp_path: Any) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match=r"^persist=.*/file: File exists$"):
         persistent(tmp_path / "file")
-
-
-def test_completion_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    for shell in ("zsh", "fish"):  # click asks bash for its version first
-        assert cli.main(["completion", shell]) == 0
-        assert "_VIRTAINERS_COMPLETE" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("snap", "snapshot"),
-        ("run --arch a", "auto amd64 arm64"),
-        ("run --internet ", "on off"),
-        ("images pull debian-12", "debian-12 debian-12-cloud debian-12-cloud-arm64"),
-        ("images pull no-such-thing", ""),
-        ("stop ", ""),  # no engine answers
-        ("cp ./", ""),  # files, which bash itself looks for
-        ("completion b", "bash"),
-    ],
-)
-def test_completion_in_bash(line: str, offered: str, tmp_path: Path) -> None:
-    command = str(Path(sys.executable).with_name("virtainers"))
-    script = f"""
-        set -u
-        compopt() {{ :; }}  # only works while a key is handled
-        source <({command} completion bash)
-        COMP_WORDS=({command} {line if line[-1] != " " else line + "''"}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
-        _virtainers_completion {command}
-        echo "${{COMPREPLY[*]-}}"
-    """
-    nowhere = {"VIRTAINER_ENGINE": "docker", "DOCKER_HOST": f"unix://{tmp_path}/none.sock", "HOME": str(tmp_path)}
-    run = subprocess.run(
-        ["bash", "-c", script], env=os.environ | nowhere, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert (run.stdout.split("\n")[0], run.stderr) == (offered, "")
 
 
 def test_a_silent_log_does_not_end_until_close(engine: DockerEngine, server: FakeEngine) -> None:
@@ -416,8 +356,3 @@ def test_tables_and_messages_are_escaped(
     monkeypatch.setattr(detached, "attached", fail)
     assert cli.main(["cp", "missing", "web:/srv"]) == 1
     assert capsys.readouterr().err == "virtainers: [Errno 2] No \\x1b[2J file\n"
-
-
-def test_special_is_only_for_copies_from_a_vm(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["cp", "--special", "./dist", "web:/srv"]) == 2
-    assert "--special is only for copies from a VM" in capsys.readouterr().err

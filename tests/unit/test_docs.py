@@ -8,6 +8,8 @@ from pytest_virtainers.config.arguments import ARGUMENTS, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 _TABLES = runpy.run_path(str(ROOT / "docs/tables.py"))
+_MODULE = re.compile(r"`((?:\w+/)+(?!test_)\w+\.py)")
+_RUNTIME_MODULE = re.compile(r"`virtainer\.(\w+)")
 _NAMED = re.compile(r"`(?:tests/)?(…|(?:[\w/]+/)?test_\w+\.py)(?:::(\w+))?")
 
 
@@ -20,6 +22,18 @@ def test_each_test_named_on_a_page_exists() -> None:
         found = [text for file, text in sources.items() if path == "…" or file.as_posix().endswith(f"/{path}")]
         assert found, f"{page.name} names {path}"
         assert any(f"def {function}" in text for text in found), f"{page.name} names {path}::{function}"
+
+
+def test_each_module_that_a_page_names_exists() -> None:
+    pages = {page: page.read_text() for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]}
+    named = [(page, path) for page, text in pages.items() for path in _MODULE.findall(text)]
+    named += [
+        (page, f"virtainer/{name}.py") for page, text in pages.items() for name in _RUNTIME_MODULE.findall(text)
+    ]
+    assert len(named) > 60, "else this reads nothing"
+    for page, path in named:
+        folders = (ROOT, ROOT / "pytest_virtainers", ROOT / "tests", ROOT / "images/runtime")
+        assert any((folder / path).is_file() for folder in folders), f"{page.name} names {path}"
 
 
 def test_the_tables_of_the_reference_are_made_from_the_declaration() -> None:

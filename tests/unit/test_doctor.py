@@ -16,7 +16,7 @@ from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.engine.facts import Image
 from pytest_virtainers.errors import EngineError, StoreError
 from pytest_virtainers.guests import catalogue
-from pytest_virtainers.store.volume import Workshop
+from pytest_virtainers.store.volume import OpenStore
 from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 
@@ -89,7 +89,7 @@ def test_a_store_that_cannot_be_opened_is_fatal(engine: MemoryEngine, monkeypatc
     def refuse(*_: object) -> None:
         raise StoreError("no")
 
-    monkeypatch.setattr(doctor, "workshop", refuse)
+    monkeypatch.setattr(doctor, "open_store", refuse)
     assert examine()["store"] == Finding("store", "no", "choose another store with VIRTAINER_STORE", fatal=True)
 
 
@@ -103,10 +103,10 @@ def test_listing_guest_images_does_not_mark_them_as_used(
         return finished.returncode, finished.stdout
 
     @contextmanager
-    def workshop(*_: object) -> Iterator[Workshop]:
-        yield Workshop(engine, MemoryContainer(answer=run), "here")
+    def open_store(*_: object) -> Iterator[OpenStore]:
+        yield OpenStore(engine, MemoryContainer(answer=run), "here")
 
-    monkeypatch.setattr(doctor, "workshop", workshop)
+    monkeypatch.setattr(doctor, "open_store", open_store)
     entry = catalogue.catalogue()["debian-12"]
     manifest = tmp_path / entry.place / "manifest.json"
     manifest.parent.mkdir(parents=True)

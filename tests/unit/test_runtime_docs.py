@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from virtainer.protocol import Variable
 from virtainer.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def test_each_command_is_listed() -> None:
     assert commands <= listed("Commands")
 
 
-def test_each_variable_is_listed() -> None:
+def test_each_variable_is_declared_and_listed() -> None:
     asked: set[str] = set()
 
     class Environment(dict[str, str]):
@@ -31,4 +32,4 @@ def test_each_variable_is_listed() -> None:
             return default
 
     Settings.from_env(Environment())
-    assert asked == listed("Variables")
+    assert asked == listed("Variables") == {each for each in vars(Variable) if each.isupper()}

@@ -265,14 +265,14 @@ def test_a_signal_during_boot_cleans_up_at_once(
     run.until_booting()
     (vm,) = (each["Id"] for each in run.containers() if each["Labels"]["virtainers"] == "vm")
     environment = launcher.engine.adopt(vm).environment
-    with launcher.store.open() as shop:
-        assert "ram" in shop.shell(f"ls {environment['IMAGE_DIR']}").split(), "half-made"
+    with launcher.store.open() as opened:
+        assert "ram" in opened.shell(f"ls {environment['IMAGE_DIR']}").split(), "half-made"
     run.process.send_signal(number)
     assert run.process.wait(60) == code, run.log.read_text()
     assert run.containers() == []
     assert run.networks() == []
-    with launcher.store.open() as shop:
-        shop.shell(f"! ls -d {environment['IMAGE_DIR']}")
+    with launcher.store.open() as opened:
+        opened.shell(f"! ls -d {environment['IMAGE_DIR']}")
 
 
 def test_ctrl_c_twice_leaves_nothing(start: Callable[..., Run], engine: DockerEngine) -> None:
@@ -323,8 +323,8 @@ def test_many_clones_leave_nothing(
 
     def present() -> dict[str, object]:
         api = engine.api
-        with launcher.store.open() as shop:
-            store = shop.shell("find /store -mindepth 2 -maxdepth 3 | sort")
+        with launcher.store.open() as opened:
+            store = opened.shell("find /store -mindepth 2 -maxdepth 3 | sort")
         return {
             "containers": {each["Id"] for each in api.containers(all=True)},
             "networks": {each["Id"] for each in api.networks()},

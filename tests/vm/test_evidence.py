@@ -307,8 +307,8 @@ def test_a_failed_template_leaves_evidence_and_nothing_in_the_store(
     result.assert_outcomes(errors=4)
     begun = [(pytester.path / f"test_it.{name}").read_text() for name in ("fails", "dies", "interrupted")]
     assert all(re.fullmatch(r"/store/\.scratch-[0-9a-f]{8}", each) for each in begun)
-    with launcher.store.open() as shop:
-        assert not set(begun) & set(shop.shell("ls -d /store/.scratch-* || true").split())
+    with launcher.store.open() as store:
+        assert not set(begun) & set(store.shell("ls -d /store/.scratch-* || true").split())
 
     no_ssh = {"journal.txt", "dmesg.txt"}
     missing = {"dies": {*no_ssh, "screenshot.png", "memory.state"}, "slow": no_ssh}

@@ -27,6 +27,7 @@ from pytest_virtainers.errors import BadTemplate, ImageError, VMGone
 from pytest_virtainers.evidence import collect
 from pytest_virtainers.evidence import resume as evidence_reader
 from pytest_virtainers.evidence.resume import MEMORY
+from pytest_virtainers.launching.container_plan import Start
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh.keys import Keys
@@ -109,8 +110,8 @@ def test_shell_words_in_the_key_of_a_guest_do_not_run(folder: Path, launcher: La
         assert said.startswith(f"manifest.json: guest.key='x; touch /store/{mark}")
         assert said.endswith("a name of letters, digits, ., _ and - is expected, starting with a letter or digit")
     assert not target.exists()
-    with launcher.store.open() as shop:
-        assert mark not in shop.shell("ls -A /store").split()
+    with launcher.store.open() as store:
+        assert mark not in store.shell("ls -A /store").split()
 
 
 def test_a_user_that_looks_like_an_ssh_option_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -165,8 +166,8 @@ def with_data_in(folder: Path, name: str) -> None:
 def test_a_disk_whose_data_is_a_file_of_the_store_is_not_read(
     folder: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
-    with launcher.store.open() as shop:
-        secret = shop.shell("ls -1 /store/templates/*/manifest.json | head -n 1").strip()
+    with launcher.store.open() as store:
+        secret = store.shell("ls -1 /store/templates/*/manifest.json | head -n 1").strip()
     assert secret
     with_data_in(folder, secret)
     target = tmp_path / "flat"
@@ -218,10 +219,10 @@ def test_a_vm_sees_only_its_own_places_of_the_store(vm: VM, launcher: Launcher) 
     assert code == 0
     (guest,) = {each for each in listed.decode().split() if each.startswith("/store/guests/")}
     assert set(listed.decode().split()) == {"/store/guests", "/store/templates", template, guest}
-    with launcher.store.open() as shop:
-        others = set(shop.shell("ls -1d /store/*/*").split()) - {template, guest}
+    with launcher.store.open() as store:
+        others = set(store.shell("ls -1d /store/*/*").split()) - {template, guest}
         if not others:
-            with shop.scratch() as scratch:
+            with store.scratch() as scratch:
                 others = {scratch}
     for other in others:
         assert vm.machine.container.run(["cat", f"{other}/manifest.json"])[0] != 0
@@ -254,19 +255,22 @@ def test_a_detached_vm_keeps_the_volume_in_use_without_seeing_it(
 def test_a_vm_that_becomes_a_template_writes_only_to_its_own_folder(launcher: Launcher, settings: Settings) -> None:
     guest = launcher.guests.get(settings.shape["image"])
     spec = merge(settings.shape, check({**SMALL, "name": "vm"}, "here"))
-    with launcher.store.open() as shop, shop.scratch() as scratch, shop.scratch() as other:
-        environment = {"TEMPLATE_SAVE": "on", "IMAGE_DIR": scratch, **guest.machine("auto")}
-        plan = launcher.containers.planner.plan(spec, "x", (guest.place,), environment, "")
+    with launcher.store.open() as store, store.scratch() as scratch, store.scratch() as other:
+        start, variables = Start(save_into=scratch), guest.variables("auto")
+        setting = launcher.networks.setting(spec.first_network)
+        plan = launcher.containers.planner.plan(
+            spec, "x", (guest.place,), variables, "", start=start, setting=setting
+        )
         assert [(each.target, each.writable) for each in plan.binds] == [
             (f"/store/{guest.place}", False),
             (scratch, True),
         ]
-        container = launcher.containers.start(spec, (guest.place,), {**environment, "ACCEL": "none"}, "")
+        container = launcher.containers.start(spec, (guest.place,), {**variables, "ACCEL": "none"}, "", start=start)
         try:
             assert container.wait(120), "it ends at once, as its setting is wrong"
         finally:
             container.close()
-        assert shop.shell('ls -A "$1" "$2"', scratch, other)
+        assert store.shell('ls -A "$1" "$2"', scratch, other)
 
 
 def test_a_template_removed_by_another_process_is_bad(launcher: Launcher, settings: Settings) -> None:
@@ -276,7 +280,7 @@ def test_a_template_removed_by_another_process_is_bad(launcher: Launcher, settin
     template = Template("gone", guest.place, guest.user, Keys.generate())
     with pytest.raises(BadTemplate, match=r"templates/gone is n"):
         launcher.bring_up.clone(spec, guest, template, "")
-    with launcher.store.open() as shop:
-        assert shop.manifest(template.place) is None
-        with shop.scratch():  # the next process that makes something removes it
-            assert "gone" not in shop.shell("ls -A /store/templates").split()
+    with launcher.store.open() as store:
+        assert store.manifest(template.place) is None
+        with store.scratch():  # the next process that makes something removes it
+            assert "gone" not in store.shell("ls -A /store/templates").split()

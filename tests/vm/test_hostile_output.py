@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_virtainers.engine.output import HEAD, TAIL
-from pytest_virtainers.support.runtime import protocol
-from pytest_virtainers.vm.supervisor import readable
+from pytest_virtainers.support.runtime_modules import protocol
+from pytest_virtainers.vm.supervisor_events import readable
 from tests.vm.shapes import SMALL
 
 if TYPE_CHECKING:

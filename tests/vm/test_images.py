@@ -18,9 +18,9 @@ from pytest_virtainers import cli
 from pytest_virtainers.config.settings import environment, resolve
 from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.errors import EngineError, ImageError
-from pytest_virtainers.guests import container_disk, disk_format, images
+from pytest_virtainers.guests import container_disk, images, import_disk
 from pytest_virtainers.launching.build import build_launcher
-from pytest_virtainers.store.volume import Workshop, workshop
+from pytest_virtainers.store.volume import OpenStore, open_store
 from pytest_virtainers.support.progress import SILENT
 from tests.unit.hostile_server import HostileServer, cut
 from tests.unit.runtime import hostile_disks
@@ -29,12 +29,12 @@ DISK = (bytes(range(256)) * 2)[:-2] + b"\x55\xaa" + bytes(2**20 - 512)
 
 
 @pytest.fixture
-def shop(
+def store(
     engine: DockerEngine, runtime_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Workshop]:
+) -> Iterator[OpenStore]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "store").mkdir()
-    with workshop(engine, str(tmp_path / "store"), runtime_image, "images") as found:
+    with open_store(engine, str(tmp_path / "store"), runtime_image, "images") as found:
         yield found
 
 
@@ -43,21 +43,21 @@ def image(server: HostileServer) -> str:
 
 
 @pytest.mark.each_engine
-def test_a_compressed_disk_is_downloaded_once_into_the_store(server: HostileServer, shop: Workshop) -> None:
+def test_a_compressed_disk_is_downloaded_once_into_the_store(server: HostileServer, store: OpenStore) -> None:
     server.content = lzma.compress(DISK)
     server.days = [cut(100)]
-    guest = images.ensure(image(server), "auto", shop, SILENT)
+    guest = images.ensure(image(server), "auto", store, SILENT)
     assert guest.digest == hashlib.sha256(DISK).hexdigest()
-    shop.shell(f"qemu-img convert -f qcow2 -O raw {guest.disk} /store/raw")
-    assert shop.shell("sha256sum /store/raw").split()[0] == guest.digest
+    store.shell(f"qemu-img convert -f qcow2 -O raw {guest.disk} /store/raw")
+    assert store.shell("sha256sum /store/raw").split()[0] == guest.digest
     assert len(server.ranges) == 2
-    assert images.ensure(image(server), "auto", shop, SILENT) == guest
+    assert images.ensure(image(server), "auto", store, SILENT) == guest
     assert len(server.ranges) == 2
 
 
 def test_images_verify_compares_the_disks_in_the_store(
     server: HostileServer,
-    shop: Workshop,
+    store: OpenStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -78,10 +78,10 @@ def test_images_verify_compares_the_disks_in_the_store(
     assert row["sha256"] == row["was"]
     assert cli.main(["images", "verify"]) == 0
     assert capsys.readouterr().out == f"{row['place']}: unchanged\n"
-    shop.shell(f"printf x >>/store/{row['place']}/disk.qcow2")
+    store.shell(f"printf x >>/store/{row['place']}/disk.qcow2")
     assert cli.main(["images", "verify"]) == 1
     assert f", expected {row['was']}\n" in capsys.readouterr().out
-    shop.shell(f"rm /store/{row['place']}/disk.qcow2")
+    store.shell(f"rm /store/{row['place']}/disk.qcow2")
     assert cli.main(["images", "verify"]) == 1
     assert capsys.readouterr().out == f"{row['place']}: missing, expected {row['was']}\n"
     assert cli.main(["images", "rm", "tiny"]) == 0
@@ -94,79 +94,79 @@ def test_images_verify_compares_the_disks_in_the_store(
 
 
 @pytest.mark.parametrize("kind", ["raw", "vmdk", "vhdx"])
-def test_disks_of_all_formats_become_the_same_qcow2(shop: Workshop, tmp_path: Path, kind: str) -> None:
+def test_disks_of_all_formats_become_the_same_qcow2(store: OpenStore, tmp_path: Path, kind: str) -> None:
     raw, came = tmp_path / "store" / "raw", tmp_path / "store" / f"came.{kind}"
     raw.write_bytes(DISK + bytes(32 * 2**20))
-    shop.shell(f"cd /store && qemu-img convert -f raw -O {kind} raw {came.name}")
+    store.shell(f"cd /store && qemu-img convert -f raw -O {kind} raw {came.name}")
     packed = tmp_path / f"disk.{kind}.xz"
     packed.write_bytes(lzma.compress(came.read_bytes()))
-    guest = images.ensure(str(packed), "auto", shop, SILENT)
+    guest = images.ensure(str(packed), "auto", store, SILENT)
     assert guest.digest == hashlib.sha256(came.read_bytes()).hexdigest()
-    assert "file format: qcow2" in shop.shell(f"qemu-img info {guest.disk}")
-    shop.shell(f"qemu-img compare /store/raw {guest.disk}")
-    assert int(shop.shell(f"stat -c %s {guest.disk}")) < 8 * 2**20  # empty blocks use no space
-    assert images.ensure(str(packed), "auto", shop, SILENT) == guest
+    assert "file format: qcow2" in store.shell(f"qemu-img info {guest.disk}")
+    store.shell(f"qemu-img compare /store/raw {guest.disk}")
+    assert int(store.shell(f"stat -c %s {guest.disk}")) < 8 * 2**20  # empty blocks use no space
+    assert images.ensure(str(packed), "auto", store, SILENT) == guest
 
 
 @pytest.mark.parametrize("subformat", ["monolithicSparse", "streamOptimized"])
-def test_a_truncated_vmdk_is_refused(shop: Workshop, tmp_path: Path, subformat: str) -> None:
+def test_a_truncated_vmdk_is_refused(store: OpenStore, tmp_path: Path, subformat: str) -> None:
     (tmp_path / "store" / "raw").write_bytes(DISK + os.urandom(4 * 2**20))
-    shop.shell(f"cd /store && qemu-img convert -f raw -O vmdk -o subformat={subformat} raw whole.vmdk")
+    store.shell(f"cd /store && qemu-img convert -f raw -O vmdk -o subformat={subformat} raw whole.vmdk")
     cut_short = tmp_path / "a.vmdk"
     cut_short.write_bytes((tmp_path / "store" / "whole.vmdk").read_bytes()[: -2 * 2**20])
     with pytest.raises(ImageError, match=r"a\.vmdk: it is damaged or cut short: "):
-        images.ensure(str(cut_short), "auto", shop, SILENT)
-    assert shop.shell("find /store -mindepth 1 -type d").split() in ([], ["/store/guests"])
+        images.ensure(str(cut_short), "auto", store, SILENT)
+    assert store.shell("find /store -mindepth 1 -type d").split() in ([], ["/store/guests"])
 
 
 @pytest.fixture
-def ran(shop: Workshop) -> Callable[[], list[str]]:
+def ran(store: OpenStore) -> Callable[[], list[str]]:
     """Return the user and the words of each `qemu-img` in the helper, so far."""
     spy = '#!/bin/sh\necho "$(id -u) $*" >>/tmp/ran\nexec /usr/bin/qemu-img.real "$@"\n'
-    shop.shell("mv /usr/bin/qemu-img /usr/bin/qemu-img.real && touch /tmp/ran && chmod 666 /tmp/ran")
-    shop.container.put("/usr/bin", {"qemu-img": spy.encode()})
-    shop.shell("chmod 755 /usr/bin/qemu-img")
-    return lambda: shop.shell("cat /tmp/ran && : >/tmp/ran").splitlines()
+    store.shell("mv /usr/bin/qemu-img /usr/bin/qemu-img.real && touch /tmp/ran && chmod 666 /tmp/ran")
+    store.container.put("/usr/bin", {"qemu-img": spy.encode()})
+    store.shell("chmod 755 /usr/bin/qemu-img")
+    return lambda: store.shell("cat /tmp/ran && : >/tmp/ran").splitlines()
 
 
 def test_hostile_disks_are_refused_before_qemu_opens_them(
-    shop: Workshop, tmp_path: Path, ran: Callable[[], list[str]]
+    store: OpenStore, tmp_path: Path, ran: Callable[[], list[str]]
 ) -> None:
     """All of them by the helper's command; those known from reports about other products also from a file."""
-    shop.shell(f"mkfifo {hostile_disks.TRAP}")  # opening it would block
+    store.shell(f"mkfifo {hostile_disks.TRAP}")  # opening it would block
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for disk in hostile_disks.REFUSED:
             entry = tarfile.TarInfo(f"{disk.name}/disk.qcow2")
             entry.size = len(disk.content)
             tar.addfile(entry, io.BytesIO(disk.content))
-    shop.container.put_archive("/tmp", stream.getvalue())
+    store.container.put_archive("/tmp", stream.getvalue())
     names = " ".join(disk.name for disk in hostile_disks.REFUSED)
-    answers = shop.shell(f"cd /tmp && for each in {names}; do import-disk $each; done").splitlines()
+    answers = store.shell(f"cd /tmp && for each in {names}; do import-disk $each; done").splitlines()
     for disk, answer in zip(hostile_disks.REFUSED, answers, strict=True):
         assert disk.words in json.loads(answer)["refused"], disk.name
     for disk in hostile_disks.REFUSED:
         if disk.name in {"data-file-by-json", "vmdk-of-capacity-0", "descriptor-and-boot-sector"}:
             (tmp_path / disk.name).write_bytes(disk.content)
             with pytest.raises(ImageError) as caught:
-                images.ensure(str(tmp_path / disk.name), "auto", shop, SILENT)
+                images.ensure(str(tmp_path / disk.name), "auto", store, SILENT)
             assert str(caught.value).startswith(f"image {tmp_path / disk.name}: it ")
             assert disk.words in str(caught.value)
     assert ran() == []
-    assert shop.shell("find /store -type f").split() == []
+    assert store.shell("find /store -type f").split() == []
 
 
 @pytest.mark.each_engine
 def test_honest_disks_are_converted_with_the_found_format_by_an_unprivileged_user(
-    shop: Workshop, tmp_path: Path, ran: Callable[[], list[str]]
+    store: OpenStore, tmp_path: Path, ran: Callable[[], list[str]]
 ) -> None:
-    user = shop.shell("id -u qemu").strip()
+    user = store.shell("id -u qemu").strip()
     for disk in hostile_disks.TAKEN:
         if disk.name not in {"plain", "stream", "gpt"}:
             continue
         (tmp_path / disk.name).write_bytes(disk.content)
-        guest = images.ensure(str(tmp_path / disk.name), "auto", shop, SILENT)
-        about = (shop.manifest(guest.place) or {})["disk"]
+        guest = images.ensure(str(tmp_path / disk.name), "auto", store, SILENT)
+        about = (store.manifest(guest.place) or {})["disk"]
         came_as = {"plain": "qcow2", "stream": "vmdk", "gpt": "raw"}[disk.name]
         used = ran()
         assert [each.split()[:2] for each in used] == [
@@ -175,33 +175,33 @@ def test_honest_disks_are_converted_with_the_found_format_by_an_unprivileged_use
         ]
         assert all(f" -f {came_as} " in each for each in used)
         assert (about["came_as"], about["sha256"]) == (came_as, hashlib.sha256(disk.content).hexdigest())
-        assert shop.shell(f"sha256sum {guest.disk}").split()[0] == about["stored_sha256"]
-        assert shop.shell(f"stat -c %A /store/{guest.place}/*").split() == ["-r--r--r--", "-r--------"]
+        assert store.shell(f"sha256sum {guest.disk}").split()[0] == about["stored_sha256"]
+        assert store.shell(f"stat -c %A /store/{guest.place}/*").split() == ["-r--r--r--", "-r--------"]
 
 
-def test_a_disk_that_keeps_qemu_img_busy_is_refused_in_time(shop: Workshop, tmp_path: Path) -> None:
+def test_a_disk_that_keeps_qemu_img_busy_is_refused_in_time(store: OpenStore, tmp_path: Path) -> None:
     """Two megabytes with 20 000 snapshots: `qemu-img check` would take a day."""
     (tmp_path / "busy").write_bytes(hostile_disks.snapshots(20_000, 65_536))
-    with SILENT.step("copying") as step, shop.scratch() as out:
-        disk_format.send(tmp_path / "busy", "busy", shop, out, step)
+    with SILENT.step("copying") as step, store.scratch() as out:
+        import_disk.send(tmp_path / "busy", "busy", store, out, step)
         began = time.monotonic()
-        code, output = shop.container.run(["import-disk", out, "2"])
+        code, output = store.container.run(["import-disk", out, "2"])
         assert time.monotonic() - began < 60
-        assert "qemu-img" not in shop.shell("cat /proc/[0-9]*/comm 2>/dev/null || true")
+        assert "qemu-img" not in store.shell("cat /proc/[0-9]*/comm 2>/dev/null || true")
     assert code == 0
     assert json.loads(output) == {
         "refused": "takes more work than an honest disk of its size: qemu-img check was still at work after 2 s"
     }
 
 
-def test_a_disk_that_becomes_much_larger_is_refused(shop: Workshop) -> None:
+def test_a_disk_that_becomes_much_larger_is_refused(store: OpenStore) -> None:
     """A compressed VMDK may have the same data everywhere, without holes."""
-    shop.shell(
+    store.shell(
         "cd /store && python3 -c \"import os; open('raw', 'wb').write(os.urandom(65536) * 512)\" && "
         "qemu-img convert -f raw -O vmdk -o subformat=streamOptimized raw disk.qcow2"
     )
     smaller = "from virtainer import import_disk as each; each._METADATA_BYTES = 2**23; each._MOST_GROWTH = 0"
-    code, output = shop.container.run(["python3", "-S", "-c", f"{smaller}; each.main(['/store'])"])
+    code, output = store.container.run(["python3", "-S", "-c", f"{smaller}; each.main(['/store'])"])
     assert code == 0
     assert json.loads(output)["refused"].endswith("qemu-img convert wrote more than 8 MiB")
 
@@ -249,47 +249,47 @@ def packed(content: dict[str, bytes | str | None]) -> bytes:
 
 
 @pytest.mark.each_engine
-def test_disks_are_found_in_all_layouts_of_container_images(engine: DockerEngine, shop: Workshop) -> None:
+def test_disks_are_found_in_all_layouts_of_container_images(engine: DockerEngine, store: OpenStore) -> None:
     for number, (layout, (content, words)) in enumerate(LAYOUTS.items()):
         reference = f"localhost/virtainers-test:layout-{number}"
         engine.api.import_image_from_data(packed(content), repository=reference)
         try:
             if words:
                 with pytest.raises((ImageError, EngineError)) as caught:
-                    images.ensure(f"docker-image://{reference}", "auto", shop, SILENT)
+                    images.ensure(f"docker-image://{reference}", "auto", store, SILENT)
                 assert words in str(caught.value), layout
                 continue
-            guest = images.ensure(f"docker-image://{reference}", "auto", shop, SILENT)
+            guest = images.ensure(f"docker-image://{reference}", "auto", store, SILENT)
             assert (guest.digest, guest.user) == (hashlib.sha256(DISK).hexdigest(), "tester"), layout
-            found = shop.shell(f"cd /store/{guest.place} && find . -mindepth 1 -printf '%P %m %u;'")
+            found = store.shell(f"cd /store/{guest.place} && find . -mindepth 1 -printf '%P %m %u;'")
             assert sorted(found.strip(";").split(";")) == ["disk.qcow2 444 root", "manifest.json 400 root"], layout
-            shop.shell(f"rm -rf /store/{guest.place}")  # to the engine, the next one may be the same image
+            store.shell(f"rm -rf /store/{guest.place}")  # to the engine, the next one may be the same image
         finally:
             engine.api.remove_image(reference)
-    assert shop.shell("find /store -type f").split() == []
+    assert store.shell("find /store -type f").split() == []
 
 
 @pytest.mark.each_engine
-def test_a_container_image_without_a_disk_is_refused(shop: Workshop, runtime_image: str) -> None:
+def test_a_container_image_without_a_disk_is_refused(store: OpenStore, runtime_image: str) -> None:
     with pytest.raises(ImageError, match=r"it has no disk at /image or /disk\. An image of virtainers images"):
-        images.ensure(f"docker-image://{runtime_image}", "auto", shop, SILENT)
-    assert shop.shell("find /store -type f").split() == []
+        images.ensure(f"docker-image://{runtime_image}", "auto", store, SILENT)
+    assert store.shell("find /store -type f").split() == []
     with pytest.raises(ImageError, match=r"has no such image, and pulling it failed: .+"):
-        images.ensure("docker-image://localhost/virtainers-test:none", "auto", shop, SILENT)
+        images.ensure("docker-image://localhost/virtainers-test:none", "auto", store, SILENT)
 
 
-def test_files_that_are_not_disks_leave_nothing(server: HostileServer, shop: Workshop, tmp_path: Path) -> None:
+def test_files_that_are_not_disks_leave_nothing(server: HostileServer, store: OpenStore, tmp_path: Path) -> None:
     server.content = b"<html>Please log in</html>" * 1000
     with pytest.raises(
         ImageError,
         match=f"image {server.url}: this is neither a qcow2, VMDK or VHDX image nor a raw disk",
     ):
-        images.ensure(image(server), "auto", shop, SILENT)
+        images.ensure(image(server), "auto", store, SILENT)
     server.content = hostile_disks.qcow2()[:70_000]
     with pytest.raises(ImageError, match=f"image {server.url}: it is damaged or cut short: qemu-img check failed"):
-        images.ensure(image(server), "auto", shop, SILENT)
+        images.ensure(image(server), "auto", store, SILENT)
     assert list((tmp_path / "cache" / "pytest-virtainers" / "downloads").iterdir()) == []
-    assert shop.shell("find /store -type f").split() == []
+    assert store.shell("find /store -type f").split() == []
 
 
 @pytest.mark.each_engine
@@ -323,10 +323,10 @@ def test_a_baked_image_is_started_by_the_engine_itself(engine: DockerEngine, tmp
             original = launcher.guests.get("debian-13")
             assert container_disk.find(engine, tag, "auto", print).user == original.user
             with (
-                launcher.store.open() as shop,
+                launcher.store.open() as store,
                 pytest.raises((ImageError, EngineError), match=rf"^building image {tag} (on .+ )?failed"),
             ):  # though there is one of that name
-                container_disk.bake(original, tag, "localhost/virtainers-test/none", shop, print)
+                container_disk.bake(original, tag, "localhost/virtainers-test/none", store, print)
             assert launcher.guests.get(f"docker-image://{tag}").digest == original.digest
     finally:
         engine.api.remove_image(tag)

@@ -110,8 +110,8 @@ def test_a_new_login_is_made_only_if_it_may_differ(launcher: Launcher, layer: VM
 def test_a_layer_does_not_need_its_plain_template(launcher: Launcher, layer: VM) -> None:
     plain = template_of(launcher, spec("plain"))
     layered = launcher.templates.made_from(plain.place)[0]
-    with launcher.store.open() as shop:
-        said = shop.shell('qemu-img info -U --backing-chain "$1"/local_image.qcow2', f"/store/{layered.place}")
+    with launcher.store.open() as store:
+        said = store.shell('qemu-img info -U --backing-chain "$1"/local_image.qcow2', f"/store/{layered.place}")
     assert plain.key not in said
     assert said.count("image: ") == 2
 

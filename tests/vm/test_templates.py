@@ -19,9 +19,9 @@ from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.launching.templates import Template
 from pytest_virtainers.ssh import client, resumable
-from pytest_virtainers.store.volume import workshop
+from pytest_virtainers.store.volume import open_store
 from pytest_virtainers.support.progress import SILENT
-from pytest_virtainers.vm.supervisor import parse
+from pytest_virtainers.vm.supervisor_events import parse
 from tests.vm.shapes import SMALL, spec
 
 
@@ -258,8 +258,8 @@ def test_a_damaged_template_is_made_again(
 
 
 def make_again(launcher: Launcher, wanted: Spec, former: Template, capfd: pytest.CaptureFixture[str]) -> None:
-    with launcher.store.open() as shop:
-        shop.shell(f"echo nonsense >{former.folder}/state")
+    with launcher.store.open() as opened:
+        opened.shell(f"echo nonsense >{former.folder}/state")
     vm = launcher.launch(wanted)
     assert vm.run("echo works").stdout == "works\n"
     assert "a template of debian-13 does not restore and is made again: damaged has ended: " in capfd.readouterr().err
@@ -407,11 +407,11 @@ def test_entries_in_use_are_not_removed(launcher: Launcher, pair: tuple[VM, VM])
 def test_the_store_is_listed_and_pruned(launcher: Launcher, engine: DockerEngine) -> None:
     store = f"virtainers-test-{time.time_ns()}"
     try:
-        with workshop(engine, store, launcher.runtime_image.reference(), "store") as shop:
+        with open_store(engine, store, launcher.runtime_image.reference(), "store") as opened:
             for number, name in enumerate(("older", "newer")):
-                with shop.new(f"templates/{name}") as folder:
-                    shop.container.put(folder, {"ram": bytes(3 * 2**20), "manifest.json": b"{}"})
-                shop.shell(f"touch -d @{number} /store/templates/{name}/manifest.json")
+                with opened.new(f"templates/{name}") as folder:
+                    opened.container.put(folder, {"ram": bytes(3 * 2**20), "manifest.json": b"{}"})
+                opened.shell(f"touch -d @{number} /store/templates/{name}/manifest.json")
         rows = [line.split() for line in virtainers("store", "ls", VIRTAINER_STORE=store).splitlines()]
         assert [row[0] for row in rows[:-1]] == ["PLACE", "templates/older", "templates/newer"]
         older_mib, newer_mib, all_mib = int(rows[1][1]), int(rows[2][1]), int(rows[3][0])

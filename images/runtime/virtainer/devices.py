@@ -33,6 +33,7 @@ from virtainer import bridged_nic, interfaces, isolation, qmp
 from virtainer.exit_reasons import End
 from virtainer.machine import BUILT_IN, PLUGS
 from virtainer.network import MAX_MTU, make_tap
+from virtainer.protocol import IMAGE_DIR, Variable
 from virtainer.settings import Settings
 from virtainer.tools import ToolError
 
@@ -40,7 +41,7 @@ _NAME = r"[a-z][a-z0-9-]{0,19}"  # also the disk's serial number, which has room
 _USAGE = (
     "usage: device add-disk NAME MIB | add-nic NAME MAC | join NAME MAC [open|hidden] [any] | remove NAME [--reset]"
 )
-_FILES = Path(os.environ.get("IMAGE_DIR") or "/mounted")
+_FILES = Path(os.environ.get(Variable.IMAGE_DIR) or IMAGE_DIR)
 _UNPLUG_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 

@@ -10,7 +10,7 @@ import os
 import select
 import time
 
-from virtainer.protocol import EVENTS, JSON, LONGEST_EVENT, sentence
+from virtainer.protocol import JSON, LONGEST_EVENT, Variable, sentence
 
 _STALLED_SECONDS = 1.0
 
@@ -22,7 +22,7 @@ def report(event: str, /, **fields: object) -> None:
     control characters, and no line of another thread gets into it.
     """
     fields = {"event": event, **fields}
-    line = _json(fields) if os.environ.get(EVENTS) == JSON else sentence(fields).encode()[:LONGEST_EVENT]
+    line = _json(fields) if os.environ.get(Variable.EVENTS) == JSON else sentence(fields).encode()[:LONGEST_EVENT]
     if select.select([], [2], [], _STALLED_SECONDS)[1]:
         os.write(2, line + b"\n")
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virtainer import disk, protocol, qcow2, qmp, template
+from virtainer import overlay, protocol, qcow2, qmp, template
 from virtainer.devices import added, pass_file
 from virtainer.privileges import open_kvm
 from virtainer.settings import Settings
@@ -104,15 +104,13 @@ def _save_state(monitor: qmp.Monitor, connection: socket.socket, path: Path) -> 
 
 
 def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
-    overlay, copy = disk.path(settings.image_dir), folder / protocol.EVIDENCE_DISK
-    _check(overlay)
-    layers = json.loads(
-        run("qemu-img", "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", str(overlay))
-    )
+    disk, copy = overlay.path(settings.image_dir), folder / protocol.EVIDENCE_DISK
+    _check(disk)
+    layers = json.loads(run("qemu-img", "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", str(disk)))
     above, base = layers[1], layers[-1]
     # The copy has neither snapshots nor what the guest has freed; QEMU may still have the original open.
     backed = ("-F", above["format"], "-B", above["filename"])
-    run("qemu-img", "convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", *backed, str(overlay), str(copy))
+    run("qemu-img", "convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", *backed, str(disk), str(copy))
     if above["filename"] != base["filename"]:
         run("qemu-img", "rebase", "-q", "-f", "qcow2", "-F", base["format"], "-b", base["filename"], str(copy))
     cloned = settings.template if not settings.template_save else None
@@ -124,14 +122,14 @@ def _disk(settings: Settings, folder: Path) -> dict[str, Any]:
     return {"base": base["filename"], "virtual_size": layers[0]["virtual-size"]}
 
 
-def _check(overlay: Path) -> None:
+def _check(disk: Path) -> None:
     """Raise ToolError unless the overlay, which QEMU writes to, is on a layer with a path."""
     try:
-        backing = disk.read_header(overlay).backing
+        backing = overlay.read_header(disk).backing
     except qcow2.Refused as refused:
-        raise ToolError(f"the overlay {overlay} {refused}", 1) from None
+        raise ToolError(f"the overlay {disk} {refused}", 1) from None
     if not backing.startswith("/"):
-        raise ToolError(f"the overlay {overlay} is made on {backing!r}, which is not a path", 1)
+        raise ToolError(f"the overlay {disk} is made on {backing!r}, which is not a path", 1)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from virtainer.exit_reasons import End, Reason
-from virtainer.image import no_room
+from virtainer.guest_disk import no_room
 
 CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 NO_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")

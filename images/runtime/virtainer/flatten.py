@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from virtainer import disk, qcow2
+from virtainer import overlay, qcow2
 
 _MIB = 2**20
 _SPARE_BYTES = 64 * _MIB
@@ -32,7 +32,7 @@ def flatten(layers: list[Path], target: Path) -> None:
     headers = []
     for layer in layers:
         try:
-            headers.append(disk.read_header(layer))
+            headers.append(overlay.read_header(layer))
         except qcow2.Refused as refused:
             raise Failed(f"{layer} {refused}") from None
     # The upper layers hold their data uncompressed; the guest disk's may be compressed.

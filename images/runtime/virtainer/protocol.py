@@ -1,4 +1,4 @@
-"""Events, exit codes, ports, names and paths that the supervisor and the plugin share.
+"""Variables, events, exit codes, ports, names and paths that the supervisor and the plugin share.
 
 The plugin reads this file, too. It imports as little as possible, because each VM waits for the supervisor to start.
 """
@@ -11,11 +11,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+
+class Variable:
+    """The container's environment variables, which `settings.py` reads; docs/runtime-image.md describes them."""
+
+    ACCEL = "ACCEL"
+    ARCH = "ARCH"
+    CIDR = "CIDR"
+    CLOSED_GATEWAY = "CLOSED_GATEWAY"
+    CLOSED_HOSTS = "CLOSED_HOSTS"
+    CLOSED_NETWORKS = "CLOSED_NETWORKS"
+    CLOUD_INIT_DISK = "CLOUD_INIT_DISK"
+    CPU = "CPU"
+    DISK_CACHE = "DISK_CACHE"
+    DISK_SIZE = "DISK_SIZE"
+    DNS = "DNS"
+    EVENTS = "EVENTS"
+    FIRMWARE = "FIRMWARE"
+    IMAGE_DIR = "IMAGE_DIR"
+    IMAGE_URL = "IMAGE_URL"
+    LEASE = "LEASE"
+    LINGER = "LINGER"
+    OS_VARIANT = "OS_VARIANT"
+    RAM = "RAM"
+    RESUME = "RESUME"
+    SHUTDOWN_TIMEOUT = "SHUTDOWN_TIMEOUT"
+    TEMPLATE = "TEMPLATE"
+    TEMPLATE_SAVE = "TEMPLATE_SAVE"
+    VM_NAME = "VM_NAME"
+
+
 # Events
 
-EVENTS = "EVENTS"
-"""The environment variable that selects how the supervisor writes its events: `TEXT` or `JSON`."""
 TEXT, JSON = "text", "json"
+"""The values of EVENTS: how the supervisor writes its events."""
 LONGEST_EVENT = 4000
 """The longest line of an event, in bytes without its end. A pipe takes PIPE_BUF (4096) at once: a longer line could
 be torn by that of another thread."""

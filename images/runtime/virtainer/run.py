@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from virtainer import (
     clone_agent,
-    disk,
     dns,
-    image,
+    guest_disk,
     ipv6,
     isolation,
     machine,
     network,
+    overlay,
     privileges,
     qmp,
     seed,
@@ -222,7 +222,7 @@ def _small_files() -> Iterator[None]:
 class _Storage(NamedTuple):
     """The files that the VM starts from."""
 
-    base: image.Base
+    base: guest_disk.Base
     files: Callable[[], dict[str, int]]
     """Opens the files, by their names in `machine.Handles`, when the last of them is made."""
     restore: bool
@@ -238,16 +238,16 @@ def _storage(settings: Settings, kvm: int | None) -> _Storage:
         iso = seed.prepare(settings.seed_iso, RUN / "seed")
         template.record(settings, kvm, base, iso)
         more = template.copy_files(settings, origin)
-        overlay = disk.overlay(base, settings.image_dir, settings.disk_size)
+        disk = overlay.prepare(base, settings.image_dir, settings.disk_size)
     elif settings.template:
         origin = template.load(settings, settings.template, kvm)
-        restore = not disk.path(settings.image_dir).exists()
-        overlay = disk.overlay(origin.layer, settings.image_dir, settings.disk_size)
+        restore = not overlay.path(settings.image_dir).exists()
+        disk = overlay.prepare(origin.layer, settings.image_dir, settings.disk_size)
         base, iso, more = origin.base, origin.seed, template.open_files(origin, restore=restore)
     else:
         restore = False
-        base = image.find(settings)
-        overlay = disk.overlay(base, settings.image_dir, settings.disk_size)
+        base = guest_disk.find(settings)
+        disk = overlay.prepare(base, settings.image_dir, settings.disk_size)
         iso, more = seed.prepare(settings.seed_iso, RUN / "seed"), {}
         if settings.template_save:
             template.record(settings, kvm, base, iso)
@@ -258,7 +258,7 @@ def _storage(settings: Settings, kvm: int | None) -> _Storage:
     def files() -> dict[str, int]:
         return {
             "base": os.open(base.path, os.O_RDONLY),
-            "overlay": disk.open_overlay(overlay(), direct=direct),
+            "overlay": overlay.open_file(disk(), direct=direct),
             "seed": os.open(iso, os.O_RDONLY),
             **more,
         }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from virtainer.exit_reasons import End, Reason
-from virtainer.protocol import EVENTS, FIRMWARE, IMAGE_DIR, JSON, SHUTDOWN_SECONDS, TEXT
+from virtainer.protocol import FIRMWARE, IMAGE_DIR, JSON, SHUTDOWN_SECONDS, TEXT, Variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,21 +86,27 @@ class Settings(NamedTuple):
             except ValueError:
                 raise End(Reason.SETTING, f"{name}={value!r}: allowed is {allowed}") from None
 
+        def folder(name: str) -> Path | None:
+            return read(name, "", _absolute, "an absolute path") if env.get(name) else None
+
         # `virtainer.events` reads it before there are settings, so that it can report a bad one.
-        read(EVENTS, TEXT, _one_of(TEXT, JSON), f"{TEXT} or {JSON}")
-        arch = read("ARCH", "amd64", _one_of(*FIRMWARE), " or ".join(FIRMWARE))
+        read(Variable.EVENTS, TEXT, _one_of(TEXT, JSON), f"{TEXT} or {JSON}")
+        arch = read(Variable.ARCH, "amd64", _one_of(*FIRMWARE), " or ".join(FIRMWARE))
         firmwares = FIRMWARE[arch]
         systems = _matching(r"[a-z0-9][a-z0-9._-]*" if arch == "amd64" else rf"(?!{NO_VIRTIO.pattern})[a-z0-9._-]+")
         return cls(
             arch=arch,
-            ram=read("RAM", "1024", _whole(32, 2**24), "a whole number of MiB, from 32"),
-            cpus=read("CPU", "1", _whole(1, 255), "a whole number from 1 to 255"),
+            ram=read(Variable.RAM, "1024", _whole(32, 2**24), "a whole number of MiB, from 32"),
+            cpus=read(Variable.CPU, "1", _whole(1, 255), "a whole number from 1 to 255"),
             name=read(
-                "VM_NAME", "vm", _matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"), "a host name without dots"
+                Variable.VM_NAME,
+                "vm",
+                _matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"),
+                "a host name without dots",
             ),
             virtio=not NO_VIRTIO.match(
                 read(
-                    "OS_VARIANT",
+                    Variable.OS_VARIANT,
                     "linux",
                     systems,
                     "a name as libosinfo writes it: debian12, win10"
@@ -108,37 +114,42 @@ class Settings(NamedTuple):
                     else f"a system that boots from virtio disks with ARCH={arch}",
                 )
             ),
-            disk_size=read("DISK_SIZE", "40G", _size, "a size such as 512M, 40G or 1T, from 1M"),
-            image_dir=read("IMAGE_DIR", IMAGE_DIR, _absolute, "an absolute path"),
-            seed_iso=read("CLOUD_INIT_DISK", "/cloud_init.iso", _absolute, "an absolute path"),
-            cidr=read("CIDR", "192.168.100", _three_octets, "the first three octets of a private /24: 192.168.100"),
+            disk_size=read(Variable.DISK_SIZE, "40G", _size, "a size such as 512M, 40G or 1T, from 1M"),
+            image_dir=read(Variable.IMAGE_DIR, IMAGE_DIR, _absolute, "an absolute path"),
+            seed_iso=read(Variable.CLOUD_INIT_DISK, "/cloud_init.iso", _absolute, "an absolute path"),
+            cidr=read(
+                Variable.CIDR, "192.168.100", _three_octets, "the first three octets of a private /24: 192.168.100"
+            ),
             image_url=read(
-                "IMAGE_URL",
+                Variable.IMAGE_URL,
                 "",
                 _matching(r"(https?://[^/\s]+/\S+)?"),
                 "an http:// or https:// address of a disk image",
             ),
-            accel=read("ACCEL", "auto", _one_of("auto", "kvm", "tcg"), "auto, kvm or tcg"),
+            accel=read(Variable.ACCEL, "auto", _one_of("auto", "kvm", "tcg"), "auto, kvm or tcg"),
             firmware=read(
-                "FIRMWARE", firmwares[0], _one_of(*firmwares), f"{' or '.join(firmwares)} with ARCH={arch}"
+                Variable.FIRMWARE, firmwares[0], _one_of(*firmwares), f"{' or '.join(firmwares)} with ARCH={arch}"
             ),
-            lease=read("LEASE", "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
-            linger=read("LINGER", "off", _one_of("off", "on"), "off or on") == "on",
-            cache=read("DISK_CACHE", "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),
+            lease=read(Variable.LEASE, "off", _one_of("off", "stdin"), "off or stdin") == "stdin",
+            linger=read(Variable.LINGER, "off", _one_of("off", "on"), "off or on") == "on",
+            cache=read(Variable.DISK_CACHE, "writeback", _one_of(*CACHE_MODES), ", ".join(CACHE_MODES)),
             shutdown_timeout=read(
-                "SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS), _whole(0, 86400), "whole seconds, from 0 to 86400"
+                Variable.SHUTDOWN_TIMEOUT, str(SHUTDOWN_SECONDS), _whole(0, 86400), "whole seconds, from 0 to 86400"
             ),
-            template=read("TEMPLATE", "/", _absolute, "an absolute path") if env.get("TEMPLATE") else None,
-            template_save=read("TEMPLATE_SAVE", "off", _one_of("off", "on"), "off or on") == "on",
-            resume=read("RESUME", "/", _absolute, "an absolute path") if env.get("RESUME") else None,
+            template=folder(Variable.TEMPLATE),
+            template_save=read(Variable.TEMPLATE_SAVE, "off", _one_of("off", "on"), "off or on") == "on",
+            resume=folder(Variable.RESUME),
             closed_networks=read(
-                "CLOSED_NETWORKS", "", _each(ip_network), "networks with commas between them: 10.0.0.0/8,fd00::/8"
+                Variable.CLOSED_NETWORKS,
+                "",
+                _each(ip_network),
+                "networks with commas between them: 10.0.0.0/8,fd00::/8",
             ),
             closed_hosts=read(
-                "CLOSED_HOSTS", "", _each(ip_address), "addresses with commas between them: 10.1.2.3,fd00::1"
+                Variable.CLOSED_HOSTS, "", _each(ip_address), "addresses with commas between them: 10.1.2.3,fd00::1"
             ),
-            closed_gateway=read("CLOSED_GATEWAY", "on", _one_of("on", "off"), "on or off") == "on",
-            names_only=read("DNS", "engine", _one_of("engine", "names"), "engine or names") == "names",
+            closed_gateway=read(Variable.CLOSED_GATEWAY, "on", _one_of("on", "off"), "on or off") == "on",
+            names_only=read(Variable.DNS, "engine", _one_of("engine", "names"), "engine or names") == "names",
         )
 
 

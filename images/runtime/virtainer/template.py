@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtainer import disk, image, protocol, qmp
+from virtainer import guest_disk, overlay, protocol, qmp
 from virtainer.exit_reasons import End, Reason
 from virtainer.machine import STATE, board
 
@@ -39,15 +39,15 @@ class Template(NamedTuple):
     """A template that can be restored here."""
 
     folder: Path
-    base: image.Base
+    base: guest_disk.Base
     disk_size: int  # bytes that the guest sees
     prints: dict[str, str]  # the fingerprints of what was saved
 
     @property
-    def layer(self) -> image.Base:
+    def layer(self) -> guest_disk.Base:
         """The saved VM's disk, on which a clone's overlay is made."""
-        path = disk.path(self.folder)
-        return image.Base(path, "qcow2", self.disk_size, self.prints[path.name])
+        path = overlay.path(self.folder)
+        return guest_disk.Base(path, "qcow2", self.disk_size, self.prints[path.name])
 
     @property
     def seed(self) -> Path:
@@ -59,10 +59,12 @@ def load(settings: Settings, folder: Path, kvm: int | None) -> Template:
     """Read a template's facts. Raises End when it is not a template, or is for another machine."""
     try:
         facts = json.loads((folder / "template.json").read_text())
-        base = image.Base(Path(facts["base"]["path"]), *(facts["base"][name] for name in ("format", "size", "print")))
+        base = guest_disk.Base(
+            Path(facts["base"]["path"]), *(facts["base"][name] for name in ("format", "size", "print"))
+        )
         if complaint := difference(facts["machine"], machine_facts(settings, kvm)):
             raise End(Reason.TEMPLATE, f"the template {folder} does not fit: {complaint}")
-        if image.fingerprint(image.readable(base.path)) != base.fingerprint:
+        if guest_disk.fingerprint(guest_disk.readable(base.path)) != base.fingerprint:
             raise End(Reason.TEMPLATE, f"the template {folder} was made on another guest disk than {base.path}")
         return Template(folder, base, facts["disk_size"], facts["prints"])
     except (OSError, ValueError, KeyError) as error:
@@ -103,7 +105,7 @@ def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
     return None
 
 
-def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) -> None:
+def record(settings: Settings, kvm: int | None, base: guest_disk.Base, seed: Path) -> None:
     """Prepare IMAGE_DIR for `save`: the seed, and the facts that `save` will write last."""
     facts = {
         "machine": machine_facts(settings, kvm),
@@ -120,7 +122,7 @@ def record(settings: Settings, kvm: int | None, base: image.Base, seed: Path) ->
     try:
         shutil.copyfile(seed, settings.image_dir / "seed.iso")
     except OSError as error:
-        raise image.no_room(settings.image_dir, error) from None
+        raise guest_disk.no_room(settings.image_dir, error) from None
     FACTS.write_text(json.dumps({"folder": str(settings.image_dir), "facts": facts}))
 
 
@@ -136,7 +138,7 @@ def new_files(settings: Settings) -> dict[str, int]:
         os.ftruncate(ram, settings.ram * 2**20)
         state = os.open(settings.image_dir / "state", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     except OSError as error:
-        raise image.no_room(settings.image_dir, error) from None
+        raise guest_disk.no_room(settings.image_dir, error) from None
     return {"ram": ram, "state": state}
 
 
@@ -150,16 +152,16 @@ def copy_files(settings: Settings, template: Template) -> dict[str, int]:
     origin = open_files(template, restore=True)
     os.close(origin["layer"])
     os.close(origin["ram"])
-    layer, ram = disk.path(settings.image_dir), settings.image_dir / "ram"
+    layer, ram = overlay.path(settings.image_dir), settings.image_dir / "ram"
     try:
         copying.sparse(template.layer.path, layer)
-        disk.base_record(layer).write_text(template.base.fingerprint + "\n")
+        overlay.base_record(layer).write_text(template.base.fingerprint + "\n")
         copying.sparse(template.folder / "ram", ram)
         ram.chmod(0o666)  # as in `new_files`
         state = os.open(settings.image_dir / "state", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         return {"ram": os.open(ram, os.O_RDWR), "state": state, "origin": origin["state"]}
     except OSError as error:
-        raise image.no_room(settings.image_dir, error) from None
+        raise guest_disk.no_room(settings.image_dir, error) from None
 
 
 def state_to_resume(settings: Settings, folder: Path, kvm: int | None) -> dict[str, int]:
@@ -175,12 +177,12 @@ def state_to_resume(settings: Settings, folder: Path, kvm: int | None) -> dict[s
 
 def open_files(template: Template, *, restore: bool) -> dict[str, int]:
     """Open the files that QEMU reads of a template; a clone that already has an overlay boots from that instead."""
-    names = {"layer": disk.path(template.folder)}
+    names = {"layer": overlay.path(template.folder)}
     if restore:
         names |= {"ram": template.folder / "ram", "state": template.folder / "state"}
     try:
         for path in names.values():
-            if image.fingerprint(path) != template.prints[path.name]:
+            if guest_disk.fingerprint(path) != template.prints[path.name]:
                 raise End(Reason.TEMPLATE, f"the template {template.folder} is damaged: {path.name} has changed")
         return {name: os.open(path, os.O_RDONLY) for name, path in names.items()}
     except OSError as error:
@@ -233,11 +235,11 @@ def complete(folder: Path, facts: dict[str, Any]) -> None:
     """Complete a template whose other files are in the folder. Raises OSError."""
     from virtainer import digests, firmware  # clones do not need them
 
-    files = (folder / "ram", folder / "state", disk.path(folder))
+    files = (folder / "ram", folder / "state", overlay.path(folder))
     more = [path for path in (folder / "seed.iso", firmware.path(folder)) if path.exists()]
     for path in (*files, *more):
         path.chmod(0o444)
-    prints = {path.name: image.fingerprint(path) for path in files}
+    prints = {path.name: guest_disk.fingerprint(path) for path in files}
     whole = {path.name: digests.sparse(path) for path in (*files, *more)}
     part = folder / "template.json.part"
     part.write_text(json.dumps({**facts, "prints": prints, "digests": whole}, indent=2) + "\n")

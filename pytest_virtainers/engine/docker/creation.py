@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from docker.types import Mount, Ulimit
 
 from pytest_virtainers.engine import ownership
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ import pytest
 from pytest_virtainers import cli
 from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.config.spec import Spec
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching import build as module
 
 
@@ -33,7 +33,7 @@ class FakeLauncher:
 
     @property
     def guests(self) -> Any:
-        return SimpleNamespace(of=lambda _spec: Guest("debian-13-abc", "debian", "0" * 64))
+        return SimpleNamespace(of=lambda _spec: GuestImage("debian-13-abc", "debian", "0" * 64))
 
 
 @pytest.fixture

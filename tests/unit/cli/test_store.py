@@ -6,8 +6,8 @@ from typing import Any, cast
 import pytest
 
 from pytest_virtainers.cli import store
-from pytest_virtainers.store import eviction
-from pytest_virtainers.store.eviction import Entry
+from pytest_virtainers.store import entries
+from pytest_virtainers.store.entries import Entry
 from pytest_virtainers.support import paths
 
 PLAIN = Entry("templates/plain", 1, 1, {"guest": "guests/base", "origin": ""}, in_use=False)
@@ -19,8 +19,8 @@ OTHER = Entry("templates/other", 1, 4, {"guest": "guests/base", "origin": "templ
 def test_templates_copied_from_a_damaged_one_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[str] = []
     monkeypatch.setattr(paths, "locked", lambda _name: nullcontext())
-    monkeypatch.setattr(eviction, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
-    monkeypatch.setattr(eviction, "remove", lambda _shop, places: removed.extend(places))
-    shop = cast("Any", None)
-    assert store.remove_damaged(shop, {"templates/plain"}) == set()
+    monkeypatch.setattr(entries, "contents", lambda *_: [PLAIN, COPIED, USED, OTHER])
+    monkeypatch.setattr(entries, "remove", lambda _store, places: removed.extend(places))
+    opened = cast("Any", None)
+    assert store.remove_damaged(opened, {"templates/plain"}) == set()
     assert removed == ["templates/plain", "templates/copied"]

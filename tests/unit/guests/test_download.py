@@ -6,13 +6,14 @@ import lzma
 import os
 import re
 import resource
+import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from pytest_virtainers.errors import ImageError, StoreError
+from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests import download
 from pytest_virtainers.guests.decompress import decompress
 from pytest_virtainers.guests.download import Digest
@@ -345,3 +346,21 @@ def test_split_returns_url_and_digest() -> None:
     assert download.split("https://a/b") == ("https://a/b", None)
     with pytest.raises(ValueError, match="is neither a SHA-256"):
         Digest.of("abc")
+
+
+def test_a_downloads_folder_writable_by_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    download.folder().chmod(0o777)
+    with pytest.raises(
+        SpecError, match=r"downloads: its mode 0777 lets others write to it \(chmod 700\): another user"
+    ):
+        download.folder()
+
+
+def test_old_downloads_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, days in (("old.part", 15), ("old.disk", 15), ("new.part", 1)):
+        path = download.folder() / name
+        path.touch()
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    assert [each.name for each in download.folder().iterdir()] == ["new.part"]

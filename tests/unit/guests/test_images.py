@@ -1,9 +1,6 @@
 import contextlib
 import gzip
-import json
 import lzma
-import os
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,9 @@ import zstandard
 
 from pytest_virtainers.engine import build_context
 from pytest_virtainers.engine.facts import Image
-from pytest_virtainers.errors import ImageError, SpecError, StoreError
-from pytest_virtainers.guests import catalogue, container_disk, decompress, disk_format, images
-from pytest_virtainers.store.volume import Workshop
+from pytest_virtainers.errors import ImageError, SpecError
+from pytest_virtainers.guests import catalogue, container_disk, decompress, images
+from pytest_virtainers.store.volume import OpenStore
 from pytest_virtainers.support.progress import Progress
 from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
@@ -59,10 +56,10 @@ def test_find_returns_the_entry_of_the_requested_architecture() -> None:
 
 
 def test_firmware_defaults_to_that_of_the_architecture() -> None:
-    amd64, arm64 = (images.Guest("x", "u", "d", arch=arch) for arch in ("amd64", "arm64"))
-    assert amd64.machine("auto") == {"ARCH": "amd64", "FIRMWARE": "bios"}
-    assert amd64.machine("uefi") == {"ARCH": "amd64", "FIRMWARE": "uefi"}
-    assert arm64.machine("auto") == {"ARCH": "arm64", "FIRMWARE": "uefi"}
+    amd64, arm64 = (images.GuestImage("x", "u", "d", arch=arch) for arch in ("amd64", "arm64"))
+    assert amd64.variables("auto") == {"ARCH": "amd64", "FIRMWARE": "bios"}
+    assert amd64.variables("uefi") == {"ARCH": "amd64", "FIRMWARE": "uefi"}
+    assert arm64.variables("auto") == {"ARCH": "arm64", "FIRMWARE": "uefi"}
 
 
 def test_find_suggests_a_similar_name() -> None:
@@ -106,44 +103,6 @@ def test_find_accepts_disk_formats_by_their_first_bytes(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(content)
         assert images.find(str(tmp_path / name)) == tmp_path / name
-
-
-def test_a_downloads_folder_writable_by_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    disk_format.downloads().chmod(0o777)
-    with pytest.raises(
-        SpecError, match=r"downloads: its mode 0777 lets others write to it \(chmod 700\): another user"
-    ):
-        disk_format.downloads()
-
-
-def test_old_downloads_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, days in (("old.part", 15), ("old.disk", 15), ("new.part", 1)):
-        path = disk_format.downloads() / name
-        path.touch()
-        os.utime(path, (time.time() - days * 86400,) * 2)
-    assert [each.name for each in disk_format.downloads().iterdir()] == ["new.part"]
-
-
-def test_a_compressed_disk_is_decompressed_temporarily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compressed = tmp_path / "a.qcow2.gz"
-    compressed.write_bytes(gzip.compress(b"QFI\xfb" + bytes(100)))
-    with Progress(lambda _text: None, live=False).step("copying") as step:
-        with disk_format.decompressed(compressed, "a", step) as disk:
-            assert disk.read_bytes() == b"QFI\xfb" + bytes(100)
-        assert list(disk_format.downloads().iterdir()) == []
-        compressed.write_bytes(compressed.read_bytes()[:-10])
-        with (
-            pytest.raises(ImageError, match="its gzip data is truncated"),
-            disk_format.decompressed(compressed, "a", step),
-        ):
-            pass
-        compressed.write_bytes(gzip.compress(b"not a disk" * 100))
-        with pytest.raises(ImageError, match="this is neither"), disk_format.decompressed(compressed, "a", step):
-            pass
-    assert list(disk_format.downloads().iterdir()) == []
 
 
 def test_decompression_stops_at_the_limit(tmp_path: Path) -> None:
@@ -261,11 +220,11 @@ def test_architecture_is_known_before_the_disk_is_built(tmp_path: Path) -> None:
 )
 def test_a_recipe_gets_suite_architecture_and_flavour(name: str, arguments: list[str]) -> None:
     container = MemoryContainer(answer=lambda _command: (1, b"step: install\nerror: no Debian mirror reached"))
-    shop: Any = Workshop(MemoryEngine(), container, "a-store")
-    shop.manifest = lambda _place: None
-    shop.new = lambda _place: contextlib.nullcontext("/store/out")
+    store: Any = OpenStore(MemoryEngine(), container, "a-store")
+    store.manifest = lambda _place: None
+    store.new = lambda _place: contextlib.nullcontext("/store/out")
     with pytest.raises(ImageError, match=f"building guest image {name} failed"):
-        images.ensure(name, "auto", shop, Progress(lambda _text: None, live=False))
+        images.ensure(name, "auto", store, Progress(lambda _text: None, live=False))
     assert container.commands == [["/recipe/build", *arguments]]
     assert list(container.unpacked) == ["/"]
 
@@ -307,36 +266,6 @@ def test_an_invalid_name_of_a_baked_image_is_refused() -> None:
         SpecError, match=r"my-disk.qcow2 is not in the catalogue: name the container image with --tag"
     ):
         container_disk.tag_for("./my-disk.qcow2", None)
-
-
-def copied(tmp_path: Path, **answer: object) -> dict[str, Any]:
-    """Copy a disk for which the helper prints this answer; return the disk's entry in the manifest."""
-    (tmp_path / "a.qcow2").write_bytes(b"QFI\xfb")
-    helper = MemoryContainer(answer=lambda _command: (0, json.dumps(answer).encode()))
-    shop = Workshop(MemoryEngine(), helper, "a-store")
-    with Progress(lambda _text: None, live=False).step("copying") as step:
-        disk_format.send(tmp_path / "a.qcow2", "a.qcow2", shop, "/store/.scratch", step)
-    disk_format.settle("a.qcow2", "0123", shop, "/store/.scratch")
-    assert helper.commands == [["import-disk", "/store/.scratch"]]
-    disk: dict[str, Any] = json.loads(helper.read("/store/.scratch/manifest.json"))["disk"]
-    return disk
-
-
-def test_the_manifest_has_digests_of_the_original_and_the_stored_disk(tmp_path: Path) -> None:
-    found = copied(tmp_path, format="qcow2", virtual_size=1024)
-    assert (found["sha256"], found["stored_sha256"], found["came_as"]) == ("0123", "0123", "qcow2")
-    found = copied(tmp_path, format="raw", virtual_size=1024, stored_sha256="4567")
-    assert (found["sha256"], found["stored_sha256"], found["came_as"]) == ("0123", "4567", "raw")
-
-
-def test_a_refused_disk_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"^image a\.qcow2: it is an overlay of /etc/shadow: make it whole first$"):
-        copied(tmp_path, refused="is an overlay of /etc/shadow: make it whole first")
-
-
-def test_a_full_store_is_a_store_error(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"it cannot be converted to qcow2:(?s:.)*the store \(a-store\) is full"):
-        copied(tmp_path, failed="qemu-img convert failed (1): No space left on device")
 
 
 def test_the_digest_of_a_context_follows_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

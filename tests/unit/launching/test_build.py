@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_virtainers.config.network_spec import DEFAULT
 from pytest_virtainers.config.settings import Settings, resolve
 from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.engine.docker.engine import DockerEngine
@@ -42,8 +41,8 @@ def test_a_closed_launcher_leaves_no_network(settings: Settings, server: FakeEng
     with build_launcher(settings, SILENT) as launcher:
         network = f"/networks/virtainers-{launcher.run_id}-default"
         server.answers |= {f"GET {network}": (200, {"IPAM": {"Config": []}}), f"DELETE {network}": (204, None)}
-        launcher.networks.get(DEFAULT.of_first_card(internet=True))
-        plan = launcher.containers.planner.plan(BOOT, "web", ["guests/debian-13-abc"], {}, "a-test")
+        setting = launcher.networks.setting(BOOT.first_network)
+        plan = launcher.containers.planner.plan(BOOT, "web", ["guests/debian-13-abc"], {}, "a-test", setting=setting)
         assert (plan.image, plan.environment["RAM"]) == (launcher.runtime_image.reference(), "1024")
     assert f"DELETE {network}" in server.asked
     launcher.close()

@@ -8,7 +8,7 @@ import pytest
 from pytest_virtainers.errors import EngineError
 from pytest_virtainers.launching.bring_up import SavedVM
 from pytest_virtainers.ssh.keys import KeyPair, Keys
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from tests.unit.launching.world import BOOT, GUEST, FakeContainer, World
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pytest_virtainers.engine.plan import Bind, Plan
 from pytest_virtainers.launching.disks import Disks
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 from tests.unit.launching.world import RUN
 from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 

@@ -8,7 +8,7 @@ import pytest
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.errors import ImageError, SpecError, StoreError
 from pytest_virtainers.guests import images
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching.damage import Damage
 from pytest_virtainers.launching.guest_images import GuestImages
 from pytest_virtainers.launching.integrity import Checked
@@ -18,10 +18,10 @@ from pytest_virtainers.support.progress import SILENT
 from tests.unit.launching.world import BASE, BOOT, GUEST, World
 
 
-class Shop:
+class FakeOpenStore:
     """A store with this guest image."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: GuestImage) -> None:
         self.guest = guest
 
     def manifest(self, place: str) -> dict[str, Any] | None:
@@ -33,7 +33,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Return the images that are put into the store, by name and architecture; Fedora and Arch are missing."""
     tried: list[tuple[str, str]] = []
 
-    def ensure(image: str, arch: str, *_: object) -> Guest:
+    def ensure(image: str, arch: str, *_: object) -> GuestImage:
         tried.append((image, arch))
         if image in {"fedora", "arch"}:
             raise ImageError(f"no {image}")
@@ -80,10 +80,10 @@ def test_reset_forgets_failures_and_images_outside_the_catalogue(
 @pytest.mark.usefixtures("tried")
 def test_an_image_that_was_removed_or_replaced_is_forgotten(guests: GuestImages, world: World) -> None:
     guests.get("debian-13")
-    world.store.shop = Shop(GUEST)
+    world.store.opened = FakeOpenStore(GUEST)
     assert guests.is_stored(GUEST)
     assert guests.known(BOOT) is GUEST
-    world.store.shop = Shop(replace(GUEST, digest="another"))
+    world.store.opened = FakeOpenStore(replace(GUEST, digest="another"))
     assert not guests.is_stored(GUEST)
     assert guests.known(BOOT) is None
 

@@ -12,18 +12,18 @@ import yaml
 
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, check, merge
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.templates import Template, Templates
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import Progress
-from pytest_virtainers.vm import identity, provisioning
+from pytest_virtainers.vm import identity, provisioning, saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GUEST = Guest("debian-13-abc", "debian", "digest")
+GUEST = GuestImage("debian-13-abc", "debian", "digest")
 
 
 def spec(**arguments: Any) -> Spec:
@@ -69,7 +69,7 @@ def test_shapes_that_differ_in_additions_have_one_plain_shape() -> None:
     assert {layering.plain(spec(ram="2G", **each)) == spec(ram="2G") for each in several} == {True}
 
 
-class Shop:
+class FakeOpenStore:
     """The part of a store that making templates uses."""
 
     def __init__(self) -> None:
@@ -100,50 +100,51 @@ class Maker:
 
     def boot(self, spec: Spec, _keys: Keys, _folder: str) -> Any:
         self.made.append(("boot", *spec.packages))
-        return SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
+        return SimpleNamespace(machine=SimpleNamespace(close=lambda: None))
 
     def restore(self, spec: Spec, keys: Keys, _folder: str, plain: Template) -> Any:
         assert keys != plain.keys, "a template has its own keys"
         self.made.append(("restore", *spec.packages))
         if self.lack:
             raise layering.NotLayered(self.lack)
-        return SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None))
+        return SimpleNamespace(machine=SimpleNamespace(close=lambda: None))
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeOpenStore:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return Shop()
+    monkeypatch.setattr(saving, "save", lambda *_: None)
+    return FakeOpenStore()
 
 
-def templates(shop: Shop, said: list[str]) -> Templates:
+def templates(opened: FakeOpenStore, said: list[str]) -> Templates:
     @contextmanager
     def store() -> "Iterator[Any]":
-        yield shop
+        yield opened
 
     return Templates(
         cast("Any", store), holds=SharedLocks(), runtime_id=lambda: "r", progress=Progress(said.append, live=False)
     )
 
 
-def test_the_plain_template_is_booted_once_and_all_layers_are_made_from_it(shop: Shop) -> None:
+def test_the_plain_template_is_booted_once_and_all_layers_are_made_from_it(opened: FakeOpenStore) -> None:
     maker, said = Maker(), list[str]()
-    found = templates(shop, said)
+    found = templates(opened, said)
     layers = [found.ensure(spec(packages=[name]), GUEST, cast("Any", maker)) for name in ("a", "b", "a")]
     assert maker.made == [("boot",), ("restore", "a"), ("restore", "b")]
     plain = found.ensure(spec(), GUEST, cast("Any", maker))
     assert {each.origin for each in layers} == {plain.place}
     assert found.made_from(plain.place) == layers[:2]
-    again = templates(shop, said)
+    again = templates(opened, said)
     assert again.ensure(spec(packages=["a"]), GUEST, cast("Any", maker)) == layers[0]
     assert len(maker.made) == 3
 
 
-def test_a_layer_that_cannot_be_restored_is_booted_in_an_empty_folder(shop: Shop) -> None:
+def test_a_layer_that_cannot_be_restored_is_booted_in_an_empty_folder(opened: FakeOpenStore) -> None:
     maker, said = Maker("no cloud-init"), list[str]()
-    made = templates(shop, said).ensure(spec(packages=["a"]), GUEST, cast("Any", maker))
+    made = templates(opened, said).ensure(spec(packages=["a"]), GUEST, cast("Any", maker))
     assert maker.made == [("boot",), ("restore", "a"), ("boot", "a")]
-    assert (made.origin, shop.emptied) == ("", [made.place])
+    assert (made.origin, opened.emptied) == ("", [made.place])
     assert said == ["virtainers: a VM of debian-13 is booted for its template: no cloud-init\n"]
 
 

@@ -12,24 +12,26 @@ import pytest
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import Spec, merge
 from pytest_virtainers.errors import BootTimeout, EngineError, GuestStalled, QEMUCrashed, TemplateError
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching import templates as module
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.templates import Templates
 from pytest_virtainers.store.locks import SharedLocks
 from pytest_virtainers.support.progress import SILENT
+from pytest_virtainers.vm import saving
 
 if TYPE_CHECKING:
     from pytest_virtainers.ssh.keys import Keys
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.vm.vm import VM
 
-SPEC, GUEST = merge(resolve([]).shape), Guest("debian-13-abc", "debian", "digest")
+SPEC, GUEST = merge(resolve([]).shape), GuestImage("debian-13-abc", "debian", "digest")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(saving, "save", lambda *_: None)
 
 
 class World:
@@ -43,20 +45,20 @@ class World:
         self.boots += 1
         if self.failures:
             raise self.failures.pop(0)
-        return cast("VM", SimpleNamespace(machine=SimpleNamespace(save=lambda _hostname: None, close=lambda: None)))
+        return cast("VM", SimpleNamespace(machine=SimpleNamespace(close=lambda: None)))
 
     def restore(self, *_: object) -> "VM":
         raise AssertionError("a plain template is booted")
 
     @contextmanager
-    def store(self) -> Iterator["Workshop"]:
+    def store(self) -> Iterator["OpenStore"]:
         @contextmanager
         def new(_place: str) -> Iterator[str]:
             yield "/store/.scratch-1"
 
         container = SimpleNamespace(put=lambda *_: None)
         yield cast(
-            "Workshop",
+            "OpenStore",
             SimpleNamespace(manifest=lambda _place: None, recall=lambda _place: None, new=new, container=container),
         )
 

@@ -13,7 +13,7 @@ from virtainer import clone_agent, protocol
 from pytest_virtainers.config.arguments import ARGUMENTS
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import check, merge
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching import cloud_init, layering
 from pytest_virtainers.launching.templates import Template, Templates, _load, _manifest
 from pytest_virtainers.ssh import resumable
@@ -25,16 +25,16 @@ from pytest_virtainers.vm import clone_helper, identity
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
 
-GUEST = Guest("debian-13-abc", "debian", "digest")
+GUEST = GuestImage("debian-13-abc", "debian", "digest")
 
 
-def no_store() -> "AbstractContextManager[Workshop]":
+def no_store() -> "AbstractContextManager[OpenStore]":
     raise AssertionError("a key needs none")
 
 
-def key(guest: Guest = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
+def key(guest: GuestImage = GUEST, runtime: str = "runtime:1", **arguments: Any) -> str:
     spec = merge(resolve([]).shape, check(arguments, "here"))
     templates = Templates(no_store, holds=SharedLocks(), runtime_id=lambda: runtime, progress=SILENT)
     return templates.key(spec, guest)
@@ -94,7 +94,7 @@ def test_layered_arguments_are_not_in_the_key_of_the_plain_template() -> None:
 
 
 def test_another_disk_or_runtime_image_needs_another_template() -> None:
-    assert key(Guest("debian-13-abc", "debian", "other")) != key()
+    assert key(GuestImage("debian-13-abc", "debian", "other")) != key()
     assert key(runtime="runtime:2") != key()
 
 
@@ -102,7 +102,7 @@ def test_default_values_need_no_other_template() -> None:
     assert key(ram=1024) == key()
 
 
-class Shop:
+class FakeOpenStore:
     """The part of a store that loading uses."""
 
     def __init__(self, manifest: bytes) -> None:
@@ -128,12 +128,12 @@ def test_a_template_is_read_from_its_manifest() -> None:
     session = resumable.Session({"A": "00ff"}, {"session_id": "01"})
     template = Template("abc", "guests/debian-13-abc", "alice", Keys.generate(), session, "no python3")
     spec = merge(resolve([]).shape)
-    assert _load("abc", cast("Workshop", Shop(_manifest(template, spec, GUEST)))) == template
+    assert _load("abc", cast("OpenStore", FakeOpenStore(_manifest(template, spec, GUEST)))) == template
 
 
 @pytest.mark.parametrize("manifest", [b"{}", b'{"keys": {"login": {}}}', b'{"keys": []}', b'{"keys": {"login": 1}}'])
 def test_a_damaged_manifest_counts_as_missing(manifest: bytes) -> None:
-    assert _load("abc", cast("Workshop", Shop(manifest))) is None
+    assert _load("abc", cast("OpenStore", FakeOpenStore(manifest))) is None
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_a_damaged_manifest_counts_as_missing(manifest: bytes) -> None:
 def test_a_manifest_with_an_invalid_name_counts_as_damaged(field: dict[str, object]) -> None:
     template = Template("abc", GUEST.place, "alice", Keys.generate())
     manifest = json.loads(_manifest(template, merge(resolve([]).shape), GUEST))
-    assert _load("abc", cast("Workshop", Shop(json.dumps(manifest).encode()))) is not None
-    assert _load("abc", cast("Workshop", Shop(json.dumps({**manifest, **field}).encode()))) is None
+    assert _load("abc", cast("OpenStore", FakeOpenStore(json.dumps(manifest).encode()))) is not None
+    assert _load("abc", cast("OpenStore", FakeOpenStore(json.dumps({**manifest, **field}).encode()))) is None
 
 
 @pytest.mark.parametrize(("stored", "goes"), [("the same", True), ("another", False), ("damaged", True)])
@@ -153,13 +153,15 @@ def test_a_condemned_template_is_removed_unless_it_was_replaced(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     spec, ours = merge(resolve([]).shape), Template("abc", "guests/debian-13-abc", "debian", Keys.generate())
     other = replace(ours, keys=Keys.generate())
-    shop = Shop(b"{}" if stored == "damaged" else _manifest(ours if stored == "the same" else other, spec, GUEST))
-    store = cast("Any", lambda: nullcontext(shop))
+    opened = FakeOpenStore(
+        b"{}" if stored == "damaged" else _manifest(ours if stored == "the same" else other, spec, GUEST)
+    )
+    store = cast("Any", lambda: nullcontext(opened))
     templates = Templates(store, holds=SharedLocks(), runtime_id=lambda: "runtime:1", progress=SILENT)
     assert not templates.forget(ours, condemned=False)
-    assert (shop.removed, shop.forgotten) == ([], [ours.place]), "the next clone uses the present template"
+    assert (opened.removed, opened.forgotten) == ([], [ours.place]), "the next clone uses the present template"
     assert templates.forget(ours, condemned=True) is goes
-    assert shop.removed == ([("/store/.scratch-1", "/store/templates/abc")] if goes else [])
+    assert opened.removed == ([("/store/.scratch-1", "/store/templates/abc")] if goes else [])
 
 
 def test_plugin_and_runtime_image_use_the_same_names() -> None:

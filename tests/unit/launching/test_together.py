@@ -85,7 +85,7 @@ def test_an_interrupted_wait_for_a_template_starts_nothing(world: World) -> None
         if threading.current_thread() is not threading.main_thread():
             waiting.wait()
             deadline = time.monotonic() + 30
-            while not world.startup.is_stopped:
+            while not world.starting_vms.is_stopped:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         return TEMPLATE

@@ -16,7 +16,7 @@ from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.engine.facts import Addresses, Image
 from pytest_virtainers.engine.plan import Plan
 from pytest_virtainers.errors import EngineError
-from pytest_virtainers.guests.images import Guest
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching.bring_up import BringUp
 from pytest_virtainers.launching.clones import Clones
 from pytest_virtainers.launching.container_plan import Planner
@@ -33,13 +33,13 @@ from pytest_virtainers.launching.networks import Networks
 from pytest_virtainers.launching.once import Once
 from pytest_virtainers.launching.prefetch import Prefetcher
 from pytest_virtainers.launching.run_store import RunStore
-from pytest_virtainers.launching.runtime import RuntimeImage
-from pytest_virtainers.launching.startup import Startup
+from pytest_virtainers.launching.runtime_image import RuntimeImage
+from pytest_virtainers.launching.starting_vms import StartingVMs
 from pytest_virtainers.launching.templates import Maker, Template, Templates
 from pytest_virtainers.ssh import resumable
 from pytest_virtainers.ssh.keys import Keys
 from pytest_virtainers.store.locks import SharedLocks
-from pytest_virtainers.store.volume import Workshop
+from pytest_virtainers.store.volume import OpenStore
 from pytest_virtainers.support.forks import Owner
 from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.support.timings import Record
@@ -49,7 +49,7 @@ from tests.unit.memory_engine import MemoryContainer, MemoryEngine
 
 BASE = resolve([]).shape
 CLONE, BOOT = merge(BASE, {"template": True}), merge(BASE, {"template": False})
-GUEST = Guest("debian-13-abc", "debian", "digest")
+GUEST = GuestImage("debian-13-abc", "debian", "digest")
 TEMPLATE = Template("abc", GUEST.place, "debian", Keys.generate())
 RUN = "0123abcd"
 
@@ -117,9 +117,9 @@ def number(vm: VM) -> int:
 
 
 class FakeStore(RunStore):
-    """It records the scripts that are run in it; `shop` stands for the opened store."""
+    """It records the scripts that are run in it; `opened` stands for the opened store."""
 
-    shop: Any = None
+    opened: Any = None
 
     def __init__(self, world: "World", *parts: Any, **more: Any) -> None:
         super().__init__(*parts, **more)
@@ -127,8 +127,8 @@ class FakeStore(RunStore):
 
     @contextmanager
     @override
-    def open(self) -> Iterator[Workshop]:
-        yield cast("Workshop", self.shop or self)
+    def open(self) -> Iterator[OpenStore]:
+        yield cast("OpenStore", self.opened or self)
 
     def shell(self, _script: str, *words: str) -> None:
         self.world.events.append(" ".join((_script, *words)))
@@ -142,15 +142,15 @@ class FakeGuests(GuestImages):
         self.there, self.stored = [GUEST], {GUEST}
 
     @override
-    def get(self, image: str, arch: str = "auto") -> Guest:
+    def get(self, image: str, arch: str = "auto") -> GuestImage:
         return self.there[0]
 
     @override
-    def known(self, spec: Spec) -> Guest | None:
+    def known(self, spec: Spec) -> GuestImage | None:
         return self.there[0]
 
     @override
-    def is_stored(self, guest: Guest) -> bool:
+    def is_stored(self, guest: GuestImage) -> bool:
         if guest in self.stored:
             return True
         self.there.remove(guest)
@@ -170,13 +170,13 @@ class FakeTemplates(Templates):
         self.make: Callable[[Spec, Maker], Template] = lambda _spec, _maker: replace(TEMPLATE, keys=Keys.generate())
 
     @override
-    def ensure(self, spec: Spec, guest: Guest, maker: Maker) -> Template:
+    def ensure(self, spec: Spec, guest: GuestImage, maker: Maker) -> Template:
         template = self.make(spec, maker)
         self.given.append(template)
         return template
 
     @override
-    def find(self, spec: Spec, guest: Guest) -> Template | None:
+    def find(self, spec: Spec, guest: GuestImage) -> Template | None:
         return self.given[-1] if self.given else None
 
     @override
@@ -253,7 +253,6 @@ class World:
             "main",
             DISPOSABLE,
             runtime_image=self.runtime_image,
-            networks=self.networks,
             access=access,
         )
         containers = Containers(
@@ -265,8 +264,12 @@ class World:
             memory=memory,
             give_back=prefetcher.give_back,
         )
-        self.startup = Startup(self.machine, engine, self.networks, self.failed, echo=None, progress=progress)
-        self.bring_up = BringUp(containers, self.startup, self.networks, verify=self.damage.check, progress=progress)
+        self.starting_vms = StartingVMs(
+            self.machine, engine, self.networks, self.failed, echo=None, progress=progress
+        )
+        self.bring_up = BringUp(
+            containers, self.starting_vms, self.networks, verify=self.damage.check, progress=progress
+        )
         self.clones = Clones(
             self.templates,
             self.guests,
@@ -289,7 +292,7 @@ class World:
             networks=self.networks,
             memory=memory,
             containers=containers,
-            startup=self.startup,
+            starting_vms=self.starting_vms,
             bring_up=self.bring_up,
             clones=self.clones,
             prefetcher=prefetcher,

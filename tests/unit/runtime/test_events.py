@@ -67,7 +67,7 @@ def said(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
 
 @pytest.fixture
 def in_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(protocol.EVENTS, protocol.JSON)
+    monkeypatch.setenv(protocol.Variable.EVENTS, protocol.JSON)
 
 
 @pytest.mark.parametrize("name", protocol.SENTENCES)

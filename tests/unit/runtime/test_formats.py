@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtainer import formats
 
-from pytest_virtainers.guests import disk_format
+from pytest_virtainers.guests import import_disk
 from tests.unit.runtime.hostile_disks import REFUSED, TAKEN, Disk, vmdk
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_a_vmdk_with_its_directory_at_the_end_is_accepted(tmp_path: Path) -> Non
 @pytest.mark.parametrize("disk", TAKEN, ids=lambda disk: disk.name)
 def test_the_plugin_accepts_the_same_disks_before_copying(disk: Disk, tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(disk.content)
-    disk_format.check_head(tmp_path / "disk", "x")
+    import_disk.check_head(tmp_path / "disk", "x")
 
 
 @st.composite

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from virtainer import clone_agent, digests, disk, image, machine, protocol, qmp, snapshot, template
+from virtainer import clone_agent, digests, guest_disk, machine, overlay, protocol, qmp, snapshot, template
 from virtainer.exit_reasons import End, Reason
 from virtainer.settings import Settings
 
@@ -35,10 +35,10 @@ def saved(tmp_path: Path) -> Path:
     seed.write_bytes(b"seed")
     folder.mkdir()
     settings = Settings.from_env({"IMAGE_DIR": str(folder), "RAM": "64"})
-    template.record(settings, None, image.Base(base, "raw", 16384, image.fingerprint(base)), seed)
+    template.record(settings, None, guest_disk.Base(base, "raw", 16384, guest_disk.fingerprint(base)), seed)
     for fd in template.new_files(settings).values():
         os.close(fd)
-    disk.path(folder).write_bytes(b"layer")
+    overlay.path(folder).write_bytes(b"layer")
     template.complete(folder, json.loads(template.FACTS.read_text())["facts"])
     return folder
 
@@ -136,7 +136,7 @@ def test_another_template_is_saved_from_copies_of_one(saved: Path, tmp_path: Pat
         file.seek(2**22)
         file.write(b"page")
     facts = json.loads((saved / "template.json").read_text())
-    facts["prints"]["ram"] = image.fingerprint(saved / "ram")
+    facts["prints"]["ram"] = guest_disk.fingerprint(saved / "ram")
     (saved / "template.json").write_text(json.dumps(facts))
     folder = tmp_path / "next"
     folder.mkdir()
@@ -148,8 +148,8 @@ def test_another_template_is_saved_from_copies_of_one(saved: Path, tmp_path: Pat
     os.write(files["state"], b"another state")
     for fd in files.values():
         os.close(fd)
-    assert disk.path(folder).read_bytes() == b"layer"
-    assert disk.base_record(disk.path(folder)).read_text().strip() == found.base.fingerprint
+    assert overlay.path(folder).read_bytes() == b"layer"
+    assert overlay.base_record(overlay.path(folder)).read_text().strip() == found.base.fingerprint
     assert (folder / "ram").stat().st_size == (saved / "ram").stat().st_size
     assert (folder / "ram").stat().st_blocks < 2**17, "holes stay holes"
     with (saved / "ram").open("rb") as file:
@@ -159,8 +159,8 @@ def test_another_template_is_saved_from_copies_of_one(saved: Path, tmp_path: Pat
 def test_a_damaged_template_is_not_copied(saved: Path, tmp_path: Path) -> None:
     settings = Settings.from_env({"RAM": "64", "TEMPLATE_SAVE": "on", "IMAGE_DIR": str(tmp_path / "next")})
     found = template.load(settings, saved, None)
-    disk.path(saved).chmod(0o644)
-    disk.path(saved).write_bytes(b"other")
+    overlay.path(saved).chmod(0o644)
+    overlay.path(saved).write_bytes(b"other")
     with pytest.raises(End, match=r"is damaged: local_image\.qcow2 has changed"):
         template.copy_files(settings, found)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from pytest_virtainers.errors import (
     VirtainerError,
     VMGone,
 )
-from pytest_virtainers.ssh import client, resumable
+from pytest_virtainers.ssh import client
 from pytest_virtainers.vm import connection as module
 from pytest_virtainers.vm.vm import VM
 from tests.unit.vm.fake_container import RUNS, Container, event, machine
@@ -122,20 +121,6 @@ def connected(connection: Any) -> VM:
     vm = machine(Container(RUNS))
     vm.machine.ssh.current = connection
     return vm
-
-
-def test_a_guest_without_the_serial_port_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = subprocess.run(["sh", "-c", resumable.SERVE], capture_output=True, check=False).returncode
-    assert code != 0
-    monkeypatch.delattr(client, "log_in")
-    assert connected(Connection(code)).machine.open_line() is None
-
-
-def test_a_serial_session_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    over_line = Connection(SSHError("'true' could not be started over SSH"))
-    monkeypatch.setattr(client, "log_in", lambda *_: over_line)
-    assert connected(Connection(0)).machine.open_line() is None
-    assert over_line.closed
 
 
 BROKE = SSHError("the SSH connection broke while 'x' ran")

@@ -64,7 +64,7 @@ def test_help_is_a_manual_page_of_one_class() -> None:
     shown = pydoc.plain(pydoc.render_doc(VM))
     assert "class VM(builtins.object)" in shown
     assert "Methods inherited from" not in shown
-    for internal in ("wait_until_cloned", "renew_identity", "save(", "become_another", " |  _"):
+    for internal in ("wait_until_cloned", "renew_identity", "run_as_root", "on_close", " |  _"):
         assert internal not in shown.replace(" |  __", ""), internal
     for name in PUBLIC[VM]:
         assert f" |  {name}" in shown

@@ -1,24 +1,23 @@
-"""Disk images: recognized by their first bytes, and stored as one self-contained qcow2 file."""
+"""Import a disk image into the store: recognized by its first bytes, stored as one self-contained qcow2 file."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.engine import tar
-from pytest_virtainers.errors import ImageError, SpecError, StoreError
+from pytest_virtainers.errors import ImageError, StoreError
+from pytest_virtainers.guests import download
 from pytest_virtainers.guests.decompress import Damaged, decompress, is_compressed
-from pytest_virtainers.support.paths import cache_folder, why_unsafe
 from pytest_virtainers.support.progress import bar
-from pytest_virtainers.support.runtime import protocol
+from pytest_virtainers.support.runtime_modules import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_virtainers.store.volume import Workshop
+    from pytest_virtainers.store.volume import OpenStore
     from pytest_virtainers.support.progress import Step
 
 DISK = "disk.qcow2"
@@ -26,25 +25,7 @@ DISK = "disk.qcow2"
 
 _SECTOR_BYTES = 512
 _NOT_A_DISK = "this is neither a qcow2, VMDK or VHDX image nor a raw disk with a boot sector"
-_KEPT_DAYS = 14
 _CHUNK_BYTES = 1024 * 1024
-
-
-def downloads() -> Path:
-    """Return the folder for downloads, created if necessary.
-
-    Files in it that interrupted downloads and killed processes left two weeks ago are removed. Raises `SpecError` if
-    other users could change its content.
-    """
-    folder = cache_folder() / "downloads"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if why := why_unsafe(folder):
-        raise SpecError(f"{folder}: {why}: another user could replace the downloads in it")
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86400:
-                path.unlink()
-    return folder
 
 
 def check_head(path: Path, name: str, *, compressed: bool = False) -> None:
@@ -96,7 +77,7 @@ def decompressed(path: Path, key: str, step: Step) -> Iterator[Path]:
     if not is_compressed(path):
         yield path
         return
-    target = downloads() / f"{key}.disk"
+    target = download.folder() / f"{key}.disk"
     try:
         try:
             decompress(path, target, step.update)
@@ -113,15 +94,15 @@ def decompressed(path: Path, key: str, step: Step) -> Iterator[Path]:
         target.unlink(missing_ok=True)
 
 
-def send(path: Path, name: str, shop: Workshop, out: str, step: Step) -> None:
+def send(path: Path, name: str, store: OpenStore, out: str, step: Step) -> None:
     """Copy a disk into the folder `out` of the store; raise `StoreError` on failure."""
     try:
-        shop.container.put_archive(out, _as_tar(path, step))
+        store.container.put_archive(out, _as_tar(path, step))
     except Exception as error:
-        raise StoreError(shop.explain(f"copying {name} into the store failed", str(error))) from error
+        raise StoreError(store.explain(f"copying {name} into the store failed", str(error))) from error
 
 
-def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
+def settle(name: str, sha256: str, store: OpenStore, out: str) -> dict[str, Any]:
     """Check the disk in the folder `out` of the store, convert it to qcow2 if necessary, and write its manifest.
 
     The runtime image (`virtainer.import_disk`) does the work, with limits on time, memory and written bytes.
@@ -129,7 +110,7 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
     Args:
         name: of the disk in messages and in the manifest.
         sha256: of the original disk.
-        shop: the store.
+        store: the store.
         out: the folder with `disk.qcow2`, which may have any accepted format.
 
     Returns:
@@ -139,14 +120,14 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
         ImageError: the disk is damaged, needs other files, or exceeds a limit.
         StoreError: the store cannot be written.
     """
-    code, output = shop.container.run(["import-disk", out])
+    code, output = store.container.run(["import-disk", out])
     if code != 0:
-        raise StoreError(shop.explain(f"image {name}: examining it failed (exit code {code})", output.decode()))
+        raise StoreError(store.explain(f"image {name}: examining it failed (exit code {code})", output.decode()))
     found = json.loads(output)
     if reason := found.get("refused"):
         raise ImageError(f"image {name}: it {reason}")
     if reason := found.get("failed"):
-        raise StoreError(shop.explain(f"image {name}: it cannot be converted to qcow2", reason))
+        raise StoreError(store.explain(f"image {name}: it cannot be converted to qcow2", reason))
     disk = {
         "format": "qcow2",
         "came_as": found["format"],
@@ -155,7 +136,7 @@ def settle(name: str, sha256: str, shop: Workshop, out: str) -> dict[str, Any]:
         "virtual_size": found["virtual_size"],
     }
     manifest = {"name": name, "disk": disk}
-    shop.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
+    store.container.put(out, {"manifest.json": json.dumps(manifest, indent=2).encode()})
     return manifest
 
 

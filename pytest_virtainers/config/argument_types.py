@@ -46,6 +46,6 @@ class VMArguments(TypedDict, total=False):
 
 
 class Arguments(VMArguments, total=False):
-    """The arguments of a VM, without the name."""
+    """The arguments of a VM, with the image and without the name."""
 
     image: str | Path | None

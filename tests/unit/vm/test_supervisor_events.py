@@ -12,8 +12,8 @@ import pytest
 from virtainer import clone_agent, events, protocol
 
 from pytest_virtainers.engine.output import HEAD, TAIL, Output
-from pytest_virtainers.support import runtime
-from pytest_virtainers.vm.supervisor import Reader, Supervisor, parse, readable
+from pytest_virtainers.support import runtime_modules
+from pytest_virtainers.vm.supervisor_events import Reader, Supervisor, parse, readable
 from tests.unit.memory import allocated
 from tests.unit.vm.fake_container import RUNS, event
 
@@ -53,7 +53,7 @@ NOTHING = facts(said())
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
     """Return the stderr of the supervisor's own code during a call."""
-    monkeypatch.setenv(protocol.EVENTS, protocol.JSON)
+    monkeypatch.setenv(protocol.Variable.EVENTS, protocol.JSON)
 
     def record(*calls: Callable[[], object]) -> bytes:
         reader, writer = os.pipe()
@@ -73,9 +73,9 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
 
 
 def test_both_sides_read_the_same_file() -> None:
-    assert runtime.protocol.SENTENCES == protocol.SENTENCES
+    assert runtime_modules.protocol.SENTENCES == protocol.SENTENCES
     # An installed wheel has a copy.
-    assert Path(str(runtime.protocol.__file__)).read_bytes() == Path(protocol.__file__).read_bytes()
+    assert Path(str(runtime_modules.protocol.__file__)).read_bytes() == Path(protocol.__file__).read_bytes()
 
 
 def test_a_restored_clone_is_recorded_with_its_timings() -> None:

@@ -70,13 +70,15 @@ def until_ctrl_c(*words: str) -> Iterator[str]:
 
 
 def left(engine: DockerEngine) -> list[str]:
-    machines = engine.api.containers(all=True, filters={"label": ["virtainers=machine"]})
+    vms = engine.api.containers(all=True, filters={"label": ["virtainers=machine"]})
     networks = engine.api.networks(filters={"label": ["virtainers=machines-network"]})
-    return [*(each["Names"][0] for each in machines), *(each["Name"] for each in networks)]
+    return [*(each["Names"][0] for each in vms), *(each["Name"] for each in networks)]
 
 
 @pytest.mark.each_engine
-def test_a_machine_stays_until_it_is_removed(virtainers: Virtainers, engine: DockerEngine, tmp_path: Path) -> None:
+def test_a_detached_vm_stays_until_it_is_removed(
+    virtainers: Virtainers, engine: DockerEngine, tmp_path: Path
+) -> None:
     virtainers("run", "--detach", "--name", "tests-web", *SHAPE)
     (web,) = json.loads(virtainers("ls", "--json").stdout)
     assert (web["name"], web["image"], web["state"]) == ("tests-web", "debian-13", "running")

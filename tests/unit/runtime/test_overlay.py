@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import disk
+from virtainer import overlay
 from virtainer.exit_reasons import End
-from virtainer.image import Base
+from virtainer.guest_disk import Base
 from virtainer.qcow2 import Header
 
 from tests.unit.fake_qcow2 import extension, head
@@ -23,7 +23,7 @@ OVERLAY = Header(40 * 2**30, "/image", 0)
 
 @pytest.mark.parametrize("made_on", ["cafe", None])
 def test_an_overlay_of_this_guest_disk_is_used_again(made_on: str | None) -> None:
-    assert disk.objection(OVERLAY, BASE, made_on) is None
+    assert overlay.objection(OVERLAY, BASE, made_on) is None
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_an_overlay_of_this_guest_disk_is_used_again(made_on: str | None) -> Non
     ],
 )
 def test_an_overlay_of_another_guest_disk_is_refused(header: Header, made_on: str | None, complaint: str) -> None:
-    assert (disk.objection(header, BASE, made_on) or "").startswith(complaint)
+    assert (overlay.objection(header, BASE, made_on) or "").startswith(complaint)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_overlay_that_names_other_files_is_refused_before_qemu_opens_it(
     path = tmp_path / "local_image.qcow2"
     os.mkfifo(path) if content is None else path.write_bytes(content)
     with pytest.raises(End, match=rf"^the overlay {path} {fact}: remove it, or give this VM another IMAGE_DIR$"):
-        disk.overlay(BASE, tmp_path, size=2**31)
+        overlay.prepare(BASE, tmp_path, size=2**31)
 
 
 def test_an_overlay_has_the_resolved_path_of_the_guest_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +68,9 @@ def test_an_overlay_has_the_resolved_path_of_the_guest_disk(tmp_path: Path, monk
         Path(argv[-2]).touch()
         return str
 
-    monkeypatch.setattr(disk, "start", start)
+    monkeypatch.setattr(overlay, "start", start)
     base = Base(tmp_path / "image", "qcow2", size=2**30, fingerprint="cafe")
-    made = disk.overlay(base, tmp_path / "mounted", size=2**31)
+    made = overlay.prepare(base, tmp_path / "mounted", size=2**31)
     assert not (tmp_path / "mounted/local_image.qcow2").exists()
     assert made().exists()
     assert done[0][done[0].index("-b") + 1] == str(tmp_path / "guests/disk.qcow2")

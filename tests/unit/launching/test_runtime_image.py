@@ -6,7 +6,7 @@ from pytest_virtainers.engine import runtime_image
 from pytest_virtainers.engine.base import Engine
 from pytest_virtainers.errors import ImageError
 from pytest_virtainers.launching.once import Once
-from pytest_virtainers.launching.runtime import RuntimeImage
+from pytest_virtainers.launching.runtime_image import RuntimeImage
 from pytest_virtainers.support.progress import SILENT
 
 

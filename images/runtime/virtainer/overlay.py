@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from virtainer import qcow2
 from virtainer.events import note
 from virtainer.exit_reasons import End, Reason
-from virtainer.image import no_room
+from virtainer.guest_disk import no_room
 from virtainer.protocol import OVERLAY
 from virtainer.tools import ToolError, start
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from virtainer.image import Base
+    from virtainer.guest_disk import Base
 
 
-def overlay(base: Base, directory: Path, size: int) -> Callable[[], Path]:
+def prepare(base: Base, directory: Path, size: int) -> Callable[[], Path]:
     """Check the directory's overlay on this guest disk, or begin to create one; the returned function waits for it.
 
     `size` (bytes) is what the guest sees of a new overlay, or the guest disk's own size if that is larger.
     """
-    overlay = path(directory)
+    found = path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if overlay.exists():
-            _accept(overlay, base)
-            return lambda: overlay
-        return _create(overlay, base, max(size, base.size))
+        if found.exists():
+            _accept(found, base)
+            return lambda: found
+        return _create(found, base, max(size, base.size))
     except OSError as error:
         raise no_room(directory, error) from None
 
@@ -43,7 +43,7 @@ def path(directory: Path) -> Path:
     return directory / OVERLAY
 
 
-def open_overlay(path: Path, *, direct: bool) -> int:
+def open_file(path: Path, *, direct: bool) -> int:
     """Return a descriptor for QEMU, which bypasses the page cache if the cache mode does."""
     try:
         return os.open(path, os.O_RDWR | (os.O_DIRECT if direct else 0))

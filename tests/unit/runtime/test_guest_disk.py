@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from virtainer import image, tools
+from virtainer import guest_disk, tools
 from virtainer.exit_reasons import End, Reason
 
 from tests.unit.runtime import hostile_disks
@@ -21,7 +21,7 @@ BOOT_SECTOR = bytes(510) + b"\x55\xaa"
 def unusable(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     with pytest.raises(End) as caught:
-        image.inspect(path)
+        guest_disk.inspect(path)
     assert caught.value.reason is Reason.IMAGE
     return str(caught.value)
 
@@ -36,7 +36,7 @@ def test_hostile_disks_are_refused_before_qemu_opens_them(
 
 def test_a_raw_disk_with_a_boot_sector_passes(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(BOOT_SECTOR + bytes(512))
-    assert image.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "raw", 1024)
+    assert guest_disk.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "raw", 1024)
 
 
 def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -49,7 +49,7 @@ def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 def test_qemu_img_gets_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(tmp_path, monkeypatch, f'echo "$1 $2 $3 $4" >{tmp_path}/said; exit 3')
     (tmp_path / "disk").write_bytes(hostile_disks.qcow2())
-    assert image.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "qcow2", 2**20), "leaks do no harm"
+    assert guest_disk.inspect(tmp_path / "disk")[:3] == (tmp_path / "disk", "qcow2", 2**20), "leaks do no harm"
     assert (tmp_path / "said").read_text() == "check -q -f qcow2\n"
 
 
@@ -77,7 +77,7 @@ def test_disks_on_which_qemu_img_fails_are_refused(
 
 def refusal(path: Path) -> str:
     with pytest.raises(End) as caught:
-        image.readable(path)
+        guest_disk.readable(path)
     assert caught.value.reason is Reason.IMAGE
     return str(caught.value)
 
@@ -94,7 +94,7 @@ def test_paths_without_a_file_are_refused(tmp_path: Path) -> None:
 def test_a_symlink_to_a_file_is_fine(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"x")
     (tmp_path / "image").symlink_to("disk")
-    assert image.readable(tmp_path / "image") == tmp_path / "image"
+    assert guest_disk.readable(tmp_path / "image") == tmp_path / "image"
 
 
 def test_a_fingerprint_follows_length_and_content(tmp_path: Path) -> None:
@@ -102,28 +102,28 @@ def test_a_fingerprint_follows_length_and_content(tmp_path: Path) -> None:
     for number, content in enumerate([b"a" * 10000, b"a" * 10001, b"a" * 9999 + b"b"]):
         path = tmp_path / str(number)
         path.write_bytes(content)
-        names.append(image.fingerprint(path))
+        names.append(guest_disk.fingerprint(path))
     assert len(set(names)) == 3
-    assert image.fingerprint(tmp_path / "0") == names[0]
+    assert guest_disk.fingerprint(tmp_path / "0") == names[0]
 
 
 def test_an_xz_archive_is_unpacked_once_and_stays_sparse(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     content = BOOT_SECTOR + bytes(8 * 2**20)
     archive = tmp_path / "image.xz"
     archive.write_bytes(lzma.compress(content))
-    unpacked = image.unpacked(archive, tmp_path / "mounted")
+    unpacked = guest_disk.unpacked(archive, tmp_path / "mounted")
     assert unpacked.read_bytes() == content
     assert unpacked.stat().st_blocks * 512 < len(content) / 2
-    assert image.unpacked(archive, tmp_path / "mounted") == unpacked
+    assert guest_disk.unpacked(archive, tmp_path / "mounted") == unpacked
     assert capfd.readouterr().err.count("unpacking") == 1
 
 
 def test_an_xz_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "_MOST_BYTES", 2**30)
+    monkeypatch.setattr(guest_disk, "_MOST_BYTES", 2**30)
     archive = tmp_path / "image.xz"
     archive.write_bytes(lzma.compress(bytes(2**25), preset=0) * 64)
     with pytest.raises(End, match=r"what is in the \.xz file is larger than 1 GiB"):
-        image.unpacked(archive, tmp_path / "mounted")
+        guest_disk.unpacked(archive, tmp_path / "mounted")
     assert list((tmp_path / "mounted").iterdir()) == []
 
 
@@ -131,7 +131,7 @@ def test_an_xz_archive_may_have_several_streams(tmp_path: Path) -> None:
     parts = BOOT_SECTOR + bytes(3 * 2**20), b"more" * 2**20, b"the end"
     archive = tmp_path / "image.xz"
     archive.write_bytes(b"".join(map(lzma.compress, parts)))
-    assert image.unpacked(archive, tmp_path / "mounted").read_bytes() == b"".join(parts)
+    assert guest_disk.unpacked(archive, tmp_path / "mounted").read_bytes() == b"".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -141,5 +141,5 @@ def test_a_bad_archive_leaves_nothing_behind(tmp_path: Path, content: bytes, com
     archive = tmp_path / "image.xz"
     archive.write_bytes(content)
     with pytest.raises(End, match=complaint):
-        image.unpacked(archive, tmp_path / "mounted")
+        guest_disk.unpacked(archive, tmp_path / "mounted")
     assert list((tmp_path / "mounted").iterdir()) == []

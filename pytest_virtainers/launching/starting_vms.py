@@ -41,7 +41,7 @@ class MakeMachine(Protocol):
         """Return a machine to which nothing is connected yet."""
 
 
-class Startup:
+class StartingVMs:
     """The VMs of one run that are being brought up.
 
     Args:
@@ -65,7 +65,7 @@ class Startup:
     ) -> None:
         self._make_machine, self._engine, self._networks, self._failed = make_machine, engine, networks, failed
         self._echo, self._progress = echo, progress
-        self._starting: list[VM] = []
+        self._vms: list[VM] = []
         self._stopped = threading.Event()
 
     @property
@@ -78,7 +78,7 @@ class Startup:
         """End the launches of other threads, and prevent further ones during the block."""
         self._stopped.set()
         try:
-            for vm in list(self._starting):
+            for vm in list(self._vms):
                 with contextlib.suppress(EngineError):
                     vm.machine.container.close()
             yield
@@ -103,8 +103,8 @@ class Startup:
             vm = self.make(spec, user, keys, container, ahead=ahead)
             vm.machine.echo, vm.machine.seed_iso = self._echo, seed_iso
             undo.callback(vm.machine.close)
-            self._starting.append(vm)
-            undo.callback(self._starting.remove, vm)
+            self._vms.append(vm)
+            undo.callback(self._vms.remove, vm)
             if not ahead:
                 self.check_wanted()
             try:
@@ -112,10 +112,10 @@ class Startup:
             except BaseException:  # whatever a `prepare` raises, or a plugin when a test's time is up
                 if not ahead and self._failed.add(vm):
                     undo.pop_all()
-                    self._starting.remove(vm)
+                    self._vms.remove(vm)
                 raise
             undo.pop_all()
-            self._starting.remove(vm)
+            self._vms.remove(vm)
         return vm
 
     def make(self, spec: Spec, user: str, keys: Keys, container: Container, *, ahead: bool = False) -> VM:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_virtainers.support.paths import build_contexts
 
-__all__ = ["load", "protocol"]
+__all__ = ["Variable", "load", "protocol"]
 
 
 @functools.cache
@@ -26,5 +26,7 @@ def load(name: str) -> Any:
 
 if TYPE_CHECKING:
     from virtainer import protocol
+    from virtainer.protocol import Variable
 else:
     protocol = load("protocol")
+    Variable = protocol.Variable
