@@ -62,7 +62,7 @@ class GuestImage:
         """Return the firmware of a VM that requests this one, or `auto`."""
         return requested if requested != "auto" else self.firmware or FIRMWARE[self.arch][0]
 
-    def machine(self, firmware: str) -> dict[str, str]:
+    def variables(self, firmware: str) -> dict[str, str]:
         """Return the container's variables for a VM that boots it; `firmware` as in `boots_with`."""
         return {Variable.ARCH: self.arch, Variable.FIRMWARE: self.boots_with(firmware)}
 
