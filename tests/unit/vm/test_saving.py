@@ -14,7 +14,7 @@ from tests.unit.vm.fake_container import RUNS, Container, machine
 class Connection:
     """An SSH connection whose commands have this exit code, or break it."""
 
-    stale = ""
+    stale, transport = "", None
 
     def __init__(self, outcome: int | Exception) -> None:
         self._outcome = outcome
