@@ -48,8 +48,8 @@ class Endpoint:
     def _take(self, found: Addresses) -> None:
         self._looked, self._silent_tries = time.monotonic(), 0
         self._address = found.address
-        beside = bool(found.address) and host.is_member_of(IPv4Interface((found.address, found.prefix)))
-        self.direct = None if beside else False
+        is_member = bool(found.address) and host.is_member_of(IPv4Interface((found.address, found.prefix)))
+        self.direct = None if is_member else False
 
     @property
     def address(self) -> str:

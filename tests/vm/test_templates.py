@@ -229,9 +229,9 @@ def test_workers_and_runs_share_one_template_that_python_prepares(pytester: pyte
     )
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     with (pytester.path / "log").open("w") as log:
-        beside = subprocess.Popen([*command, "-n", "2"], cwd=pytester.path, stdout=log, stderr=log)
+        other = subprocess.Popen([*command, "-n", "2"], cwd=pytester.path, stdout=log, stderr=log)
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
-    assert beside.wait(600) == 0, (pytester.path / "log").read_text()
+    assert other.wait(600) == 0, (pytester.path / "log").read_text()
     assert (pytester.path / "calls").read_text() == "x"
 
 

@@ -17,7 +17,7 @@ from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.errors import EngineNotFound
 from tests.unit.fake_engine import EXEC, credentials, serving
 
-NOBODY: dict[str, str] = {"XDG_RUNTIME_DIR": "/nonexistent", "PATH": "/nonexistent"}
+NO_ENGINE: dict[str, str] = {"XDG_RUNTIME_DIR": "/nonexistent", "PATH": "/nonexistent"}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def no_docker_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def order(choice: str, **environ: str) -> list[str]:
-    return [each.origin for each in detect.candidates(choice, {**NOBODY, **environ})]
+    return [each.origin for each in detect.candidates(choice, {**NO_ENGINE, **environ})]
 
 
 def test_auto_tries_docker_first_then_podman() -> None:
@@ -51,13 +51,13 @@ def test_auto_tries_docker_first_then_podman() -> None:
 
 
 def test_the_kind_of_an_engine_is_detected(api: str) -> None:
-    engine = detect.find(api, NOBODY)
+    engine = detect.find(api, NO_ENGINE)
     assert (engine.kind, str(engine)) == ("podman", f"podman 4.9 at {api}")
     engine.close()
 
 
 def test_docker_host_is_followed(api: str) -> None:
-    engine = detect.find("auto", {**NOBODY, "DOCKER_HOST": api})
+    engine = detect.find("auto", {**NO_ENGINE, "DOCKER_HOST": api})
     assert engine.url == api
     engine.close()
 
@@ -65,7 +65,12 @@ def test_docker_host_is_followed(api: str) -> None:
 def test_docker_host_is_followed_with_its_tls_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.devnull)  # for the rest of the world
     with serving(tls=credentials(tmp_path)) as server:
-        environ = {**NOBODY, "DOCKER_HOST": server.url, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
+        environ = {
+            **NO_ENGINE,
+            "DOCKER_HOST": server.url,
+            "DOCKER_TLS_VERIFY": "1",
+            "DOCKER_CERT_PATH": str(tmp_path),
+        }
         engine = detect.find("auto", environ)
         assert isinstance(engine, DockerEngine)
         assert (engine.url, engine.api.cert) == (server.url, (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")))
@@ -96,7 +101,7 @@ def test_a_docker_context_is_followed(api: str, monkeypatch: pytest.MonkeyPatch,
     context(tmp_path / "docker", api)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     assert order("auto")[0] == "Docker's context 'lab'"
-    engine = detect.find("auto", NOBODY)
+    engine = detect.find("auto", NO_ENGINE)
     assert engine.url == api
     engine.close()
     assert order("auto", DOCKER_HOST=api)[0] == "DOCKER_HOST"
@@ -142,7 +147,7 @@ def test_a_docker_context_is_followed_with_its_tls_settings(monkeypatch: pytest.
     with serving(EXEC, tls=credentials(tmp_path / "tls")) as server:
         certificates = context(tmp_path / "docker", server.url, tmp_path / "tls")
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-        engine = detect.find("auto", NOBODY)
+        engine = detect.find("auto", NO_ENGINE)
         assert isinstance(engine, DockerEngine)
         assert (engine.url, engine.api.verify) == (server.url, str(certificates / "ca.pem"))
         engine.close()
@@ -168,7 +173,7 @@ def relayed(url: str) -> bytes:
 
 def test_a_silent_docker_host_is_not_replaced() -> None:
     with pytest.raises(EngineNotFound) as caught:
-        detect.find("auto", {**NOBODY, "DOCKER_HOST": "tcp://127.0.0.1:9"})
+        detect.find("auto", {**NO_ENGINE, "DOCKER_HOST": "tcp://127.0.0.1:9"})
     assert str(caught.value) == (
         "no container engine answered (engine=auto). Tried:\n"
         "  DOCKER_HOST, tcp://127.0.0.1:9: Connection refused\n"
@@ -179,7 +184,7 @@ def test_a_silent_docker_host_is_not_replaced() -> None:
 @pytest.mark.parametrize("url", ["tcp://127.0.0.1:9", "unix:///nonexistent/docker.sock", "nonsense://x"])
 def test_a_silent_url_is_reported_with_its_reason(url: str) -> None:
     with pytest.raises(EngineNotFound) as caught:
-        detect.find(url, NOBODY)
+        detect.find(url, NO_ENGINE)
     lines = str(caught.value).splitlines()
     assert lines[1].startswith(f"  the engine setting, {url}: ")
     assert lines[1].removeprefix(f"  the engine setting, {url}: ") in (
@@ -195,7 +200,7 @@ def test_all_tried_places_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         detect, "candidates", lambda *_: [detect.Candidate("unix:///nonexistent/a.sock", "Podman's socket")]
     )
     with pytest.raises(EngineNotFound) as caught:
-        detect.find("podman", NOBODY)
+        detect.find("podman", NO_ENGINE)
     assert "  Podman's socket, unix:///nonexistent/a.sock: No such file or directory\n" in str(caught.value)
     assert "  a private Podman service: no podman on PATH\n" in str(caught.value)
 
@@ -208,7 +213,7 @@ def test_a_failed_podman_service_is_reported_with_its_output(monkeypatch: pytest
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     began = time.monotonic()
     with pytest.raises(EngineNotFound, match=r"did not start: cannot clone: Operation not permitted"):
-        detect.find("auto", {**NOBODY, "PATH": str(tmp_path)})
+        detect.find("auto", {**NO_ENGINE, "PATH": str(tmp_path)})
     assert time.monotonic() - began < 15
     assert [path.name for path in tmp_path.iterdir()] == ["podman"]
 
@@ -247,7 +252,7 @@ def runs(process_id: int) -> bool:
 def test_a_podman_service_that_does_not_answer_is_stopped(monkeypatch: pytest.MonkeyPatch, deaf_podman: Path) -> None:
     monkeypatch.setattr(detect, "candidates", lambda *_: [])
     with pytest.raises(EngineNotFound, match=r"  a private Podman service: .*(reset|closed)"):
-        detect.find("podman", {**NOBODY, "PATH": str(deaf_podman.parent)})
+        detect.find("podman", {**NO_ENGINE, "PATH": str(deaf_podman.parent)})
     assert not runs(int((deaf_podman.parent / "pid").read_text()))
     assert {path.name for path in deaf_podman.parent.iterdir()} == {"podman", "pid"}
 
@@ -271,4 +276,4 @@ def test_a_socket_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(EngineNotFound, match="timed out"):
-            detect.find(url, NOBODY)
+            detect.find(url, NO_ENGINE)

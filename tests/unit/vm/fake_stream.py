@@ -7,7 +7,13 @@ class Stream:
     def __init__(self, *pieces: bytes) -> None:
         self.pieces, self.closed = list(pieces), False
 
-    def settimeout(self, _seconds: float | None) -> None:
+    def settimeout(self, seconds: float | None) -> None:
+        pass
+
+    def send(self, data: bytes) -> int:
+        raise AssertionError("tcpdump gets no input")
+
+    def wait_for_output(self) -> None:
         pass
 
     def recv(self, size: int) -> bytes:
