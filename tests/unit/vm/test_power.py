@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import VMGone
-from pytest_virtainers.errors import EngineError, GuestPanic, VirtainerError
+from pytest_virtainers.errors import EngineError, GuestPanic, QEMUCrashed, VirtainerError
+from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.vm import power
 from tests.unit.vm.fake_container import RUNS, Container, event, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_virtainers import VM
+
+CRASH = "QEMU ended by itself (SIGABRT): Assertion `x' failed"
 KILLED = event("over", detail="QEMU was killed (SIGKILL)", crashed=False)
 OFF = event("guest-off")
 
@@ -22,6 +26,18 @@ OFF = event("guest-off")
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power, "_PAUSE_SECONDS", 0.02)
+
+
+class Login:
+    """A connection to a guest that has booted, without cloud-init."""
+
+    alive = True
+
+    def close(self) -> None:
+        self.alive = False
+
+    def execute(self, _text: str, **_streams: object) -> int:
+        return 0
 
 
 class Qemu(Container):
@@ -128,3 +144,46 @@ def test_an_engine_error_while_the_container_ends_is_an_ended_vm() -> None:
 
     with pytest.raises(VMGone):
         machine(Qemu(fail)).qmp("query-status")
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+def started(qemu: Qemu, notes: list[str], log_in: Callable[[], Login], monkeypatch: pytest.MonkeyPatch) -> VM:
+    """Start a machine whose logins are these; return it."""
+    vm = machine(qemu)
+    vm.machine.progress = Progress(notes.append, live=False)
+    monkeypatch.setattr(vm.machine.ssh, "log_in", lambda _seconds: log_in())
+    vm.start()
+    return vm
+
+
+def test_a_qemu_that_crashes_while_the_guest_boots_is_noted(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu, logins = Qemu(), iter([None, Login()])
+
+    def log_in() -> Login:
+        if login := next(logins):
+            return login
+        qemu.report(event("boot-crashed", detail=CRASH))
+        raise ConnectionRefusedError
+
+    assert started(qemu, notes, log_in, monkeypatch).machine.runs
+    assert notes == [f"virtainers: vm: while it booted, {CRASH}. It was started again, once\n"]
+
+
+def test_a_qemu_that_crashes_again_in_the_boot_is_an_error(notes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = Qemu()
+    again = f"{CRASH} (it crashed 9 s before, too, and was started again)"
+
+    def log_in() -> Login:
+        qemu.report(event("boot-crashed", detail=CRASH) + event("over", detail=again, crashed=True))
+        raise ConnectionRefusedError
+
+    with pytest.raises(QEMUCrashed, match=r"vm has ended: .* \(it crashed 9 s before, too, and was started again\)"):
+        started(qemu, notes, log_in, monkeypatch)
+    assert len(notes) == 1
+    assert [each for each in qemu.asked if "system_reset" in each] == [qemu.asked[0]]
