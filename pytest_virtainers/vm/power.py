@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.errors import BootTimeout, GuestPanic, SSHError, VirtainerError, VMGone
+from pytest_virtainers.errors import BootTimeout, GuestPanic, GuestStalled, SSHError, VirtainerError, VMGone
 from pytest_virtainers.support.interruptible import TimedOut
 
 if TYPE_CHECKING:
@@ -74,7 +74,12 @@ class Power:
         __tracebackhide__ = True
         machine = self._machine
         seconds = machine.spec.boot_timeout if timeout is None else timeout
-        machine.ssh.wait_for_boot(f"{doing} {machine.name}", seconds, log_in=log_in)
+        try:
+            machine.ssh.wait_for_boot(f"{doing} {machine.name}", seconds, log_in=log_in)
+        except GuestStalled:  # seen under emulation, once in some hundred boots
+            machine.progress.note(f"the kernel of {machine.name} hung while it booted: resetting it, once")
+            self._press_reset()
+            machine.ssh.wait_for_boot(f"{doing} {machine.name} again", seconds, log_in=log_in)
         self._hotplug.set_up_nics()
 
     @contextlib.contextmanager

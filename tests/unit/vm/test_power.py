@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_virtainers import VMGone
-from pytest_virtainers.errors import EngineError, GuestPanic, QEMUCrashed, VirtainerError
+from pytest_virtainers.errors import EngineError, GuestPanic, GuestStalled, QEMUCrashed, VirtainerError
 from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.vm import power
 from tests.unit.vm.fake_container import RUNS, Container, event, machine
@@ -187,3 +187,27 @@ def test_a_qemu_that_crashes_again_in_the_boot_is_an_error(notes: list[str], mon
         started(qemu, notes, log_in, monkeypatch)
     assert len(notes) == 1
     assert [each for each in qemu.asked if "system_reset" in each] == [qemu.asked[0]]
+
+
+STALL = b"rcu: \t(detected by 0, t=5252 jiffies, g=12, q=1 ncpus=1)\r\n"
+
+
+@pytest.mark.parametrize("hangs", [1, 2])
+def test_a_kernel_that_hangs_while_it_boots_is_reset_once(
+    hangs: int, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu, stalls = Qemu(), iter([STALL * 2] * hangs)
+
+    def log_in() -> Login:
+        if said := next(stalls, b""):
+            qemu.stdout += said
+            raise ConnectionRefusedError
+        return Login()
+
+    if hangs == 1:
+        assert started(qemu, notes, log_in, monkeypatch).machine.runs
+    else:
+        with pytest.raises(GuestStalled, match="vm: the guest's kernel hangs"):
+            started(qemu, notes, log_in, monkeypatch)
+    assert notes == ["virtainers: the kernel of vm hung while it booted: resetting it, once\n"]
+    assert len([each for each in qemu.asked if "system_reset" in each]) == 2
