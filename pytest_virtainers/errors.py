@@ -155,7 +155,7 @@ class GuestPanic(BootError):
 class GuestStalled(BootError):
     """The guest's kernel hangs, or the guest does not answer while a command runs.
 
-    Raised by whatever waits for the guest. A VM whose kernel hangs while it boots is booted once more first.
+    Raised by whatever waits for the guest. A VM whose kernel hangs in a boot is booted, or reset, once more first.
     """
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_virtainers.errors import BootTimeout, GuestPanic, SSHError, VirtainerError, VMGone
+from pytest_virtainers.errors import BootTimeout, GuestPanic, GuestStalled, SSHError, VirtainerError, VMGone
 from pytest_virtainers.support.interruptible import TimedOut
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pytest_virtainers.ssh import client
     from pytest_virtainers.vm.hotplug import Hotplug
     from pytest_virtainers.vm.machine import Machine
@@ -39,14 +42,10 @@ class Power:
         machine = self._machine
         before = machine.commands.run(_BOOT_ID).stdout
         machine.console.forget_reports()
-        with contextlib.suppress(SSHError):  # the command and the connection go down with the guest
-            machine.commands.run("systemctl reboot || reboot", sudo=True, check=False)
-
-        def log_in(seconds: float) -> client.Connection:
-            return self._log_in_after_reboot(before, seconds)
-
-        machine.ssh.wait_for_boot(f"rebooting {machine.name}", self._boot_timeout(timeout), log_in=log_in)
-        self._hotplug.set_up_nics()
+        with self._notes_of_crashes():
+            with contextlib.suppress(SSHError):  # the command and the connection go down with the guest
+                machine.commands.run("systemctl reboot || reboot", sudo=True, check=False)
+            self._wait_for_boot("rebooting", timeout, partial(self._log_in_after_reboot, before))
 
     def _log_in_after_reboot(self, before: str, seconds: float) -> client.Connection:
         """Log in; raise `ConnectionAbortedError` while the guest still has the boot id from before."""
@@ -69,8 +68,30 @@ class Power:
             raise ConnectionAbortedError("the guest has not gone down yet")
         return connection
 
-    def _boot_timeout(self, timeout: float | None) -> float:
-        return self._machine.spec.boot_timeout if timeout is None else timeout
+    def _wait_for_boot(
+        self, doing: str, timeout: float | None, log_in: Callable[[float], client.Connection] | None = None
+    ) -> None:
+        __tracebackhide__ = True
+        machine = self._machine
+        seconds = machine.spec.boot_timeout if timeout is None else timeout
+        try:
+            machine.ssh.wait_for_boot(f"{doing} {machine.name}", seconds, log_in=log_in)
+        except GuestStalled:  # seen under emulation, once in some hundred boots
+            machine.progress.note(f"the kernel of {machine.name} hung while it booted: resetting it, once")
+            self._press_reset()
+            machine.ssh.wait_for_boot(f"{doing} {machine.name} again", seconds, log_in=log_in)
+        self._hotplug.set_up_nics()
+
+    @contextlib.contextmanager
+    def _notes_of_crashes(self) -> Iterator[None]:
+        """Note afterwards that QEMU crashed, and that the supervisor started it again."""
+        name, supervisor = self._machine.name, self._health.supervisor
+        before = len(supervisor.boot_crashes)
+        try:
+            yield
+        finally:
+            for why in supervisor.boot_crashes[before:]:
+                self._machine.progress.note(f"{name}: while it booted, {why}. It was started again, once")
 
     def reset(self, *, timeout: float | None) -> None:
         """Press the reset button, and wait until the guest is ready."""
@@ -121,10 +142,16 @@ class Power:
     def start(self, *, timeout: float | None) -> None:
         """Switch the machine on, and wait until the guest is ready."""
         __tracebackhide__ = True
-        machine = self._machine
-        machine.console.forget_reports()
+        with self._notes_of_crashes():
+            self._press_reset()
+            self._wait_for_boot("starting", timeout)
+
+    def _press_reset(self) -> None:
+        """Reset the machine and let it run."""
+        __tracebackhide__ = True
+        self._machine.console.forget_reports()
         self._qmp.execute("system_reset")
-        deadline = time.monotonic() + machine.scaled(_RESET_SECONDS)
+        deadline = time.monotonic() + self._machine.scaled(_RESET_SECONDS)
         while True:  # QEMU resets asynchronously, and does not let a machine run before that
             try:
                 self._qmp.execute("cont")
@@ -135,8 +162,6 @@ class Power:
             time.sleep(_PAUSE_SECONDS)
         self._health.wait_until_on(deadline)
         self._health.halted = ""
-        machine.ssh.wait_for_boot(f"starting {machine.name}", self._boot_timeout(timeout))
-        self._hotplug.set_up_nics()
 
     def pause(self) -> None:
         """Stop the machine's processors and its time."""

@@ -35,6 +35,7 @@ class Supervisor:
         helpers_done: how often one has renewed the guest's identity, or set its clock.
         off: whether the guest has switched itself off, and has not been started since.
         disk_failure: why the VM is paused since a write to its disk failed; empty if it is not.
+        boot_crashes: why QEMU ended each time that it crashed while the guest booted, and was started again.
         over: why QEMU ended, of a container that stays; empty while it runs.
         reason: the word of `protocol.Reason` for the container's end; empty while it runs.
         crashed: whether QEMU itself failed.
@@ -48,6 +49,7 @@ class Supervisor:
         self.helpers_ready = self.helpers_done = 0
         self.off = self.crashed = False
         self.disk_failure = self.over = self.reason = ""
+        self.boot_crashes: tuple[str, ...] = ()
         self._line: bytes | None = b""  # the beginning of the last line; None: it is not an event, whatever follows
         self._arrived = 0
         output.follow(self._add)
@@ -82,6 +84,9 @@ class Supervisor:
                 self.off = name == "guest-off"
             case "disk-failed":
                 self.disk_failure = str(event["cause"])
+            case "boot-crashed":
+                self.boot_crashes += (str(event["detail"]),)
+                self.off, self.disk_failure = False, ""
             case "over":
                 self.over, self.crashed = str(event["detail"]), event.get("crashed") is True
             case "end":

@@ -3,12 +3,14 @@
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
 import docker.errors
 import pytest
 
-from pytest_virtainers import VM, CommandTimeout, VMFactory, VMGone
+from pytest_virtainers import VM, CommandTimeout, QEMUCrashed, VMFactory, VMGone
 from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.support.progress import Progress
 
 pytestmark = pytest.mark.virtainer(ram="512M", disk="3G", cpus=2, scope="module")
 
@@ -115,6 +117,83 @@ def test_a_stopped_qemu_can_be_closed(vm_factory: VMFactory, engine: DockerEngin
     assert time.monotonic() - began < 60
     with pytest.raises(docker.errors.NotFound):
         engine.api.inspect_container(container)
+
+
+# What a QEMU that is started again finds as it was, or as the one before has left it.
+INSIDE = """
+nft list ruleset
+ip -brief address
+for each in /proc/[0-9]*; do cat $each/comm; done 2>/dev/null | grep -Ec 'dnsmasq|virtainer|^vm$'
+"""
+OPEN = "ls /proc/1/fd | wc -l; cat /proc/net/unix /proc/net/tcp /proc/net/udp | wc -l"
+
+
+def inside(vm: VM, engine: DockerEngine, script: str) -> str:
+    session = engine.api.exec_create(vm.machine.container.id, ["sh", "-c", script])["Id"]
+    return bytes(engine.api.exec_start(session)).decode()
+
+
+@contextlib.contextmanager
+def qemu_crashes_in_boots(vm: VM, engine: DockerEngine, boots: int = 1) -> Iterator[None]:
+    """Let QEMU abort soon after the kernel has started, in each of the next boots."""
+
+    def crash() -> None:
+        position = vm.console.position
+        for _ in range(boots):
+            search = vm.console.search("Linux version", position)
+            while not search.look():
+                time.sleep(0.2)
+            position = search.end
+            signal_qemu(vm, engine, "ABRT")
+
+    thread = threading.Thread(target=crash)
+    thread.start()
+    yield
+    thread.join()
+
+
+@pytest.mark.virtainer(scope="function")
+@pytest.mark.parametrize("how", ["reset", pytest.param("reboot", marks=pytest.mark.thorough)])
+def test_a_qemu_that_crashes_while_the_guest_boots_is_started_again(vm: VM, engine: DockerEngine, how: str) -> None:
+    vm.run("echo kept >/home/debian/kept; sync")
+    notes: list[str] = []
+    vm.machine.progress = Progress(notes.append, live=False)
+    before, parts, opened = boot_id(vm), inside(vm, engine, INSIDE), inside(vm, engine, OPEN)
+    with qemu_crashes_in_boots(vm, engine):
+        getattr(vm, how)()
+    assert boot_id(vm) != before
+    assert vm.read_text("/home/debian/kept") == "kept\n"
+    crash = "QEMU ended by itself (SIGABRT): without a message"
+    assert f"virtainers: vm: while it booted, {crash}. It was started again, once\n" in notes
+    assert (
+        f"QEMU crashed while the guest booted, starting it again, once: {crash}" in vm.machine.health.supervisor.words
+    )
+    assert inside(vm, engine, INSIDE) == parts
+    for now, then in zip(inside(vm, engine, OPEN).split(), opened.split(), strict=True):
+        assert int(now) <= int(then), "nothing is open twice"
+    signal_qemu(vm, engine, "ABRT")
+    with pytest.raises(QEMUCrashed, match=r"vm has ended: .*\(it crashed \d+ s before, too, and was started again\)"):
+        vm.run("sleep 60")
+
+
+@pytest.mark.thorough
+@pytest.mark.virtainer(scope="function")
+def test_a_qemu_that_crashes_twice_in_a_boot_is_an_error(vm: VM, engine: DockerEngine) -> None:
+    with (
+        qemu_crashes_in_boots(vm, engine, 2),
+        pytest.raises(QEMUCrashed, match=r"\(it crashed \d+ s before, too, and was started again\)"),
+    ):
+        vm.reset()
+
+
+@pytest.mark.thorough
+@pytest.mark.virtainer(scope="function")
+def test_a_qemu_that_crashes_long_after_the_boot_is_an_error(vm: VM, engine: DockerEngine) -> None:
+    vm.reset()
+    time.sleep(60)
+    signal_qemu(vm, engine, "ABRT")
+    with pytest.raises(QEMUCrashed, match=r"vm has ended: QEMU ended by itself \(SIGABRT\): without a message\."):
+        vm.run("sleep 60")
 
 
 def test_a_qemu_that_is_killed_is_named(vm_factory: VMFactory, engine: DockerEngine) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 
 from virtainer import bridged_nic, interfaces, isolation, qmp
 from virtainer.exit_reasons import End
-from virtainer.machine import BUILT_IN, PLUGS
+from virtainer.machine import BUILT_IN, DEVICES_ADDED, PLUGS
 from virtainer.network import MAX_MTU, make_tap
 from virtainer.protocol import IMAGE_DIR, Variable
 from virtainer.settings import Settings
@@ -189,6 +189,7 @@ def _plug(monitor: qmp.Monitor, **device: Any) -> None:
             if "slot 0 function 0" not in str(refusal) and "not available" not in str(refusal):
                 raise
         else:
+            DEVICES_ADDED.touch()
             return
     raise qmp.Refused(f"all {PLUGS} slots for added devices are taken: remove one first")
 

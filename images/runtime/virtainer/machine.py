@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtainer.protocol import CLONE_DEVICE, CLONE_PORT, GUEST_MAC, SSH_DEVICE, SSH_PORT
@@ -55,6 +56,8 @@ PLUGS = 8
 """The number of devices that may be added while the machine runs (`virtainer.devices`)."""
 BUILT_IN = frozenset({"disk0", "nic0", SSH_DEVICE, *(f"plug{each}" for each in range(PLUGS))})
 """The devices with names that every machine may have from its start."""
+DEVICES_ADDED = Path("/run/virtainer/devices-added")
+"""Exists once a device was added: a QEMU that is started in place of this one would not have it."""
 
 
 class Handles(NamedTuple):

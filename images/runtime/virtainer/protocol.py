@@ -61,6 +61,7 @@ SENTENCES = {
     "guest-rebooted": "guest rebooted",
     "disk-failed": "guest paused, its disk failed: {cause}. Fix that, then resume the guest: "
     """docker exec CONTAINER qmp '{{"execute": "cont"}}'""",
+    "boot-crashed": "QEMU crashed while the guest booted, starting it again, once: {detail}",
     "dns-ended": "dnsmasq ended with exit code {code} (see {log}): the guest has no DHCP and no DNS",
     "stopping": "{signal}: asking the guest to shut down within {grace_s:g} s",
     "qemu": "qemu: {line}",

@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,23 +75,10 @@ def run() -> End:
     kvm = privileges.open_kvm(settings.accel, settings.arch)
     storage = _storage(settings, kvm)
 
+    machine.DEVICES_ADDED.unlink(missing_ok=True)  # left over when a container is started again
     queue = signals.queue()
-    line, qemu_line = socket.socketpair()
-    link, qemu_link = socket.socketpair()
-    port, qemu_port = socket.socketpair()
-    session, qemu_session = socket.socketpair()
-    qmp_server = _listen(qmp.SOCKET)
-    tap = network.make_tap()
-    handles = machine.Handles(
-        **storage.files(),
-        tap=os.dup(tap),
-        console=qemu_line.fileno(),
-        monitor=qemu_link.fileno(),
-        qmp=qmp_server.fileno(),
-        kvm=kvm,
-        port=qemu_port.fileno() if settings.virtio else None,
-        line=qemu_session.fileno() if settings.virtio else None,
-    )
+    line, port, session, lasting = _ends(virtio=settings.virtio)
+    files = storage.files()
     prepared = time.monotonic() - started
     report(
         "started",
@@ -102,17 +90,12 @@ def run() -> End:
         format=storage.base.format,
         prepared_s=round(prepared, 4),
     )
-    qemu = _start_qemu(machine.argv(settings, storage.base.format, handles), handles)
-    for connection in (qemu_line, qemu_link, qmp_server):
-        connection.detach()
-    for connection in (qemu_port, qemu_session):
-        connection.detach() if settings.virtio else connection.close()
+    qemu = _start_qemu(settings, storage.base.format, files, lasting, kvm)
 
     # QEMU takes a moment to start: until then the network is there, too.
-    callers = _build_network(net, settings, tap, restore=storage.restore)
+    callers = _build_network(net, settings, restore=storage.restore)
     dnsmasq = _start_dnsmasq(net, names_only=settings.names_only)
     console = Console(line, RUN / "console.log", _listen(RUN / "console.sock"), stdout=1)
-    monitor = qmp.Monitor(link)
     helper = clone_agent.CloneAgent(port, settings.name)
     ssh = ssh_serial.SSHSerial(session, _listen(RUN / "line.sock"), kept=settings.template_save)
     restored = False
@@ -127,23 +110,26 @@ def run() -> End:
         report("restored", prepared_s=round(prepared, 4), qemu_s=round(starting, 4), state_s=round(restoring, 4))
 
     if storage.restore:
-        _restore(link, monitor, ram_from_file=settings.template is not None, before_it_runs=before_it_runs)
-    assert qemu.stderr  # noqa: S101  (for the type checker: it is a pipe)
-    end = Supervisor(
-        qemu=qemu.pid,
-        stderr=qemu.stderr,
+        _restore(qemu, ram_from_file=settings.template is not None, before_it_runs=before_it_runs)
+    watch = partial(
+        Supervisor,
         dnsmasq=dnsmasq,
         dnsmasq_log=str(DNSMASQ_LOG),
-        monitor=monitor,
-        monitor_fd=link.fileno(),
         queue=queue,
         grace=settings.shutdown_timeout,
         linger=settings.linger,
         on_snapshot=(ssh.after_snapshot, helper.after_snapshot),
         on_line_closed=ssh.hang_up,
-    ).run()
+    )
+    end, booting = _supervise(qemu, watch)
     if storage.restore and not restored and end.reason is Reason.QEMU:
         end = End(Reason.TEMPLATE, f"{settings.template or settings.resume} does not restore: {end}")
+    while booting and boots_again(end, settings, kvm):
+        report("boot-crashed", detail=str(end))
+        ssh.hang_up()
+        end, booting = _supervise(_boot_again(settings, lasting), watch, again=True)
+    for fd in lasting.values():  # now the console ends, too
+        os.close(fd)
     if settings.linger:
         linger(end, queue)
     if end.reason is not Reason.LEASE:
@@ -151,10 +137,40 @@ def run() -> End:
     return end
 
 
-def _start_qemu(argv: list[str], handles: machine.Handles) -> subprocess.Popen[bytes]:
-    """Start QEMU, which alone has the handles from now on."""
-    qemu = subprocess.Popen(
-        argv,
+def _ends(*, virtio: bool) -> tuple[socket.socket, socket.socket, socket.socket, dict[str, int]]:
+    """Return our ends of the serial console and of the two virtio-serial ports, and what QEMU has on its side.
+
+    That outlives QEMU, by its names in `machine.Handles`, so that another one can inherit it: the tap keeps its
+    address and rules, and readers of the console notice nothing.
+    """
+    line, qemu_line = socket.socketpair()
+    port, qemu_port = socket.socketpair()
+    session, qemu_session = socket.socketpair()
+    lasting = {"tap": network.make_tap(), "console": qemu_line.detach(), "qmp": _listen(qmp.SOCKET).detach()}
+    if virtio:
+        lasting |= {"port": qemu_port.detach(), "line": qemu_session.detach()}
+    else:
+        qemu_port.close()
+        qemu_session.close()
+    return line, port, session, lasting
+
+
+class _Qemu(NamedTuple):
+    """A QEMU that was started."""
+
+    process: subprocess.Popen[bytes]
+    link: socket.socket
+    monitor: qmp.Monitor  # on that
+
+
+def _start_qemu(
+    settings: Settings, base_format: str, files: dict[str, int], lasting: dict[str, int], kvm: int | None
+) -> _Qemu:
+    """Start QEMU, which alone has the files from now on; the lasting descriptors stay open here as well."""
+    link, qemu_link = socket.socketpair()
+    handles = machine.Handles(**files, **lasting, monitor=qemu_link.detach(), kvm=kvm)
+    process = subprocess.Popen(
+        machine.argv(settings, base_format, handles),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -165,33 +181,62 @@ def _start_qemu(argv: list[str], handles: machine.Handles) -> subprocess.Popen[b
         cwd="/",
         start_new_session=True,  # a ^C on the container's terminal is ours to handle
     )
-    for fd in handles.all():
+    for fd in {*handles.all()}.difference(lasting.values()):
         os.close(fd)
-    return qemu
+    return _Qemu(process, link, qmp.Monitor(link))
 
 
-def _build_network(net: network.Network, settings: Settings, tap: int, *, restore: bool) -> set[str]:
-    """Set up the guest's network; give the addresses from which the line of a restored VM may be called.
+def _supervise(qemu: _Qemu, watch: Callable[..., Supervisor], *, again: bool = False) -> tuple[End, bool]:
+    """Return why QEMU ended, and whether the guest was booting after a reset.
 
-    `tap` is closed then. The interface goes with its last holder, which would be a QEMU that ends at once.
+    Args:
+        qemu: it was just started.
+        watch: makes a `Supervisor` of it.
+        again: it was started since another one had crashed.
     """
+    began = time.monotonic()
+    assert qemu.process.stderr  # noqa: S101  (for the type checker: it is a pipe)
+    with qemu.link, qemu.process.stderr as stderr:
+        supervisor = watch(qemu=qemu.process.pid, stderr=stderr, monitor=qemu.monitor, monitor_fd=qemu.link.fileno())
+        end = supervisor.run()
+    if again and end.crashed:
+        before = f"it crashed {time.monotonic() - began:.0f} s before, too, and was started again"
+        end = End(end.reason, f"{end} ({before})", crashed=True)
+    return end, supervisor.booting
+
+
+def boots_again(end: End, settings: Settings, kvm: int | None) -> bool:
+    """Return whether to start QEMU again, and boot from the disk, if it ended while the guest booted after a reset.
+
+    Seen in one boot of a thousand: an emulator of several processors crashes when a guest maps its devices. The reset
+    has cost the guest its memory anyway; but devices that were added would be lost with QEMU.
+    """
+    emulated = kvm is None
+    return end.crashed and emulated and not settings.template_save and not machine.DEVICES_ADDED.exists()
+
+
+def _boot_again(settings: Settings, lasting: dict[str, int]) -> _Qemu:
+    """Start QEMU in place of one that crashed, without KVM; there is an overlay now, so it boots from that."""
+    storage = _storage(settings._replace(resume=None), None)
+    return _start_qemu(settings, storage.base.format, storage.files(), lasting, None)
+
+
+def _build_network(net: network.Network, settings: Settings, *, restore: bool) -> set[str]:
+    """Set up the guest's network; return the addresses from which the line of a restored VM may be called."""
     routes = Path("/proc/net/route").read_text()
     network.WAY_OUT.write_text(network.way_out(routes) + ipv6.way_out())
     callers = network.neighbours(routes) if restore else set()
     with isolation.unchanged():
         closed = isolation.look(settings)
         network.build(net, callers, isolation.rules(closed, network.TAP, inner=(f"{net.gateway}/24", ipv6.NETWORK)))
-    os.close(tap)
     return callers
 
 
-def _restore(
-    link: socket.socket, monitor: qmp.Monitor, *, ram_from_file: bool, before_it_runs: Callable[[float], None]
-) -> None:
-    link.settimeout(_RESTORE_SECONDS)
+def _restore(qemu: _Qemu, *, ram_from_file: bool, before_it_runs: Callable[[float], None]) -> None:
+    qemu.link.settimeout(_RESTORE_SECONDS)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the supervisor's loop finds out why
-        template.resume(monitor, ram_from_file=ram_from_file, before_it_runs=before_it_runs)
-    link.settimeout(None)
+        template.resume(qemu.monitor, ram_from_file=ram_from_file, before_it_runs=before_it_runs)
+    qemu.link.settimeout(None)
 
 
 def _start_dnsmasq(net: network.Network, *, names_only: bool) -> int:

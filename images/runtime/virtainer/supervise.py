@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _PRESS_AGAIN = 5.0  # seconds
 # SeaBIOS answers a guest's reset with one of its own: two within this time are one reboot.
 _ONE_REBOOT = 2.0  # seconds
+# A reset guest boots for so long at least, when it is emulated. With time it has more to lose than this boot.
+_BOOT_SECONDS = 60.0
 # For QEMU to write out its disk caches when it quits.
 _QUIT_TIME = 5.0  # seconds
 _LONGEST_LINE = 2000  # bytes of QEMU's stderr
@@ -79,15 +81,24 @@ class Supervisor:
         self._request = ""  # the current one: "", "stop" or "kill"
         self._cause = ""
         self._lease_gone = False
-        self._rebooted = float("-inf")
+        self._rebooted = self._reset = float("-inf")
         self._deadline = self._press_at = float("inf")
         self._selector = selectors.DefaultSelector()
         self._on(queue, self._read_requests)
         self._on(monitor_fd, self._read_events)
         self._on(stderr.fileno(), self._read_last_words)
 
+    @property
+    def booting(self) -> bool:
+        """Whether the guest was reset a moment ago, and is meant to run: QEMU's end costs it this boot alone."""
+        return not self._request and time.monotonic() < self._reset + _BOOT_SECONDS
+
     def run(self) -> End:
         """Return when the VM has ended, or has to end."""
+        with self._selector:
+            return self._run()
+
+    def _run(self) -> End:
         while self._status is None:
             wake = min(self._deadline, self._press_at) - time.monotonic()
             for key, _ in self._selector.select(None if wake == float("inf") else max(0.0, wake)):
@@ -175,21 +186,28 @@ class Supervisor:
                 self._off = False
                 report("guest-on")
             elif event == "JOB_STATUS_CHANGE" and (done := snapshot.finished(data)):
-                for call in self._on_snapshot:
-                    call(*done)
+                self._resumed_after_snapshot(*done)
             elif event == "VSERPORT_CHANGE" and data["id"] == SSH_DEVICE and not data["open"]:
                 self._on_line_closed()
             elif event == "GUEST_PANICKED":
                 self._of_guest.report("guest-panicked")
-            elif event == "RESET" and data.get("guest"):
-                if time.monotonic() > self._rebooted + _ONE_REBOOT:
-                    self._of_guest.report("guest-rebooted")
-                self._rebooted = time.monotonic()
+            elif event == "RESET":
+                self._reset = time.monotonic()
+                if data.get("guest"):
+                    if time.monotonic() > self._rebooted + _ONE_REBOOT:
+                        self._of_guest.report("guest-rebooted")
+                    self._rebooted = time.monotonic()
             elif event == "BLOCK_IO_ERROR" and data.get("action") == "stop":
                 report(
                     "disk-failed",
                     cause="no space left in IMAGE_DIR" if data.get("nospace") else str(data.get("reason")),
                 )
+
+    def _resumed_after_snapshot(self, action: str, name: str) -> None:
+        if action == "load":
+            self._reset = float("-inf")  # its memory is not that of a boot
+        for call in self._on_snapshot:
+            call(action, name)
 
     def _switched_off(self) -> None:
         """Handle that the guest has switched itself off; QEMU is about to pause."""

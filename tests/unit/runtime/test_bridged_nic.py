@@ -59,6 +59,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
     monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
     monkeypatch.setattr(devices, "_FILES", tmp_path)
+    monkeypatch.setattr(devices, "DEVICES_ADDED", tmp_path / "devices-added")
     monkeypatch.setattr(devices, "make_tap", lambda name: os.open("/dev/null", os.O_RDWR))
     monkeypatch.setattr(interfaces, "_SYS_NET", tmp_path)
     monkeypatch.setattr(bridged_nic, "run", kernel.run)

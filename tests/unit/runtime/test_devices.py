@@ -26,6 +26,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qmp, "SOCKET", tmp_path / "qmp.sock")
     monkeypatch.setattr(devices, "_FILES", tmp_path)
     monkeypatch.setattr(devices, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(devices, "DEVICES_ADDED", tmp_path / "devices-added")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,7 @@ def test_a_disk_is_opened_here_and_plugged_into_the_first_free_port(tmp_path: Pa
         ("plug1", "disk1"),
     ]
     assert sizes == [64 * 2**20]
+    assert (tmp_path / "devices-added").exists()
     assert (tmp_path / "disk1.raw").stat().st_mode & 0o777 == 0o600
 
 
@@ -83,12 +85,13 @@ def test_a_name_in_use_keeps_its_disk(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "disk1.raw").read_bytes() == b"data"
 
 
-def test_without_a_free_port_the_error_has_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_free_port_the_error_has_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     qemu = FakeQemu(qom_list=[PORTS], device_add=[TAKEN] * machine.PLUGS)
     with qemu.listening(qmp.SOCKET):
         assert devices.main(["add-nic", "nic1", "52:54:00:76:70:01"]) == 1
     assert capsys.readouterr().err == "device: all 8 slots for added devices are taken: remove one first\n"
     assert qemu.commands[-1] == "netdev_del", "nothing is left of it"
+    assert not (tmp_path / "devices-added").exists()
 
 
 def test_a_machine_without_ports_uses_its_bus() -> None:

@@ -44,6 +44,11 @@ EVENTS: dict[str, tuple[dict[str, object], str]] = {
         "guest paused, its disk failed: no space left in IMAGE_DIR. Fix that, then resume the guest: "
         """docker exec CONTAINER qmp '{"execute": "cont"}'""",
     ),
+    "boot-crashed": (
+        {"detail": "QEMU ended by itself (SIGABRT): Assertion `x' failed"},
+        "QEMU crashed while the guest booted, starting it again, once: "
+        "QEMU ended by itself (SIGABRT): Assertion `x' failed",
+    ),
     "dns-ended": (
         {"code": -9, "log": "/run/virtainer/dnsmasq.log"},
         "dnsmasq ended with exit code -9 (see /run/virtainer/dnsmasq.log): the guest has no DHCP and no DNS",

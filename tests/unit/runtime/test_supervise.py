@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtainer import signals, supervise
+from virtainer import machine, run, signals, supervise
 from virtainer.exit_reasons import End, Reason
 from virtainer.qmp import Monitor
+from virtainer.settings import Settings
 from virtainer.supervise import Supervisor, outcome
 
 GUEST = {"guest": True, "reason": "guest-shutdown"}
+
+
+@pytest.fixture(autouse=True)
+def no_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "DEVICES_ADDED", tmp_path / "devices-added")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,7 @@ class Qemu:
         self.commands: list[str] = []
         self.snapshots: list[tuple[str, str]] = []
         self.dnsmasq = 0
+        self.was_booting = False
         self._obeyed = {"system_powerdown": obeys_powerdown, "quit": obeys_quit}
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -110,7 +117,9 @@ class Qemu:
             on_line_closed=lambda: self.snapshots.append(("line", "closed")),
         )
         try:
-            return supervisor.run()
+            end = supervisor.run()
+            self.was_booting = supervisor.booting
+            return end
         finally:
             self._close()
 
@@ -217,6 +226,80 @@ def test_the_output_of_qemu_is_reported_line_by_line(capfd: pytest.CaptureFixtur
     qemu.die()
     assert str(qemu.supervise()) == "QEMU ended by itself (exit code 1): qemu: no memory"
     assert capfd.readouterr().err == "virtainer: qemu: qemu: no memory\n"
+
+
+RESET: tuple[str, dict[str, Any]] = ("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+REBOOT: tuple[str, dict[str, Any]] = ("RESET", {"guest": True, "reason": "guest-reset"})
+LOADED: tuple[str, dict[str, Any]] = ("JOB_STATUS_CHANGE", {"id": "load-s1", "status": "pending"})
+SAVED: tuple[str, dict[str, Any]] = ("JOB_STATUS_CHANGE", {"id": "save-s1", "status": "pending"})
+
+
+@pytest.mark.parametrize(
+    ("events", "booting"),
+    [
+        ([], False),  # its first boot, or it was restored
+        ([RESET], True),
+        ([REBOOT], True),
+        ([LOADED, RESET], True),
+        ([RESET, SAVED], True),
+        ([RESET, LOADED], False),  # its memory is the snapshot's
+    ],
+)
+def test_a_guest_boots_after_a_reset(events: list[tuple[str, dict[str, Any]]], booting: bool) -> None:
+    qemu = Qemu("sh", "-c", "cat; kill -ABRT $$")
+    for each in events:
+        qemu.event(*each)
+    qemu.die()
+    assert qemu.supervise().crashed
+    assert qemu.was_booting is booting
+
+
+def test_a_guest_has_booted_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "_BOOT_SECONDS", 0.0)
+    qemu = Qemu("sh", "-c", "cat; kill -ABRT $$")
+    qemu.event(*RESET)
+    qemu.die()
+    assert qemu.supervise().crashed
+    assert not qemu.was_booting
+
+
+def test_a_vm_that_is_to_stop_does_not_boot() -> None:
+    qemu = Qemu("sh", "-c", "cat; kill -ABRT $$")
+    qemu.event(*RESET)
+    threading.Timer(0.2, qemu.request, [signal.SIGTERM]).start()
+    threading.Timer(0.4, qemu.die).start()
+    assert qemu.supervise().crashed
+    assert not qemu.was_booting
+
+
+CRASH = End(Reason.QEMU, "QEMU ended by itself (SIGABRT): an assertion", crashed=True)
+
+
+@pytest.mark.parametrize(
+    ("end", "environment", "kvm", "again"),
+    [
+        (CRASH, {}, None, True),
+        (CRASH, {"TEMPLATE": "/template", "LINGER": "on"}, None, True),
+        (CRASH, {"TEMPLATE_SAVE": "on"}, None, False),
+        (CRASH, {}, 5, False),
+        (End(Reason.QEMU, "QEMU was killed (SIGKILL)"), {}, None, False),
+        (End(Reason.POWERED_OFF, "the guest switched itself off"), {}, None, False),
+    ],
+    ids=["booted", "a clone", "becomes a template", "KVM", "killed", "off"],
+)
+def test_only_an_emulator_that_crashes_is_started_again(
+    end: End,
+    environment: dict[str, str],
+    kvm: int | None,
+    again: bool,
+) -> None:
+    assert run.boots_again(end, Settings.from_env(environment), kvm) is again
+
+
+def test_a_qemu_with_added_devices_is_not_started_again() -> None:
+    assert run.boots_again(CRASH, Settings.from_env({}), None)
+    machine.DEVICES_ADDED.touch()
+    assert not run.boots_again(CRASH, Settings.from_env({}), None)
 
 
 def test_orphans_are_reaped() -> None:

@@ -9,13 +9,17 @@ import pytest
 from typing_extensions import override
 
 from pytest_virtainers import VMGone
-from pytest_virtainers.errors import EngineError, GuestPanic, VirtainerError
+from pytest_virtainers.errors import EngineError, GuestPanic, GuestStalled, QEMUCrashed, VirtainerError
+from pytest_virtainers.support.progress import Progress
 from pytest_virtainers.vm import power
 from tests.unit.vm.fake_container import RUNS, Container, event, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_virtainers import VM
+
+CRASH = "QEMU ended by itself (SIGABRT): Assertion `x' failed"
 KILLED = event("over", detail="QEMU was killed (SIGKILL)", crashed=False)
 OFF = event("guest-off")
 
@@ -23,6 +27,18 @@ OFF = event("guest-off")
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power, "_PAUSE_SECONDS", 0.02)
+
+
+class Login:
+    """A connection to a guest that has booted, without cloud-init."""
+
+    alive = True
+
+    def close(self) -> None:
+        self.alive = False
+
+    def execute(self, _text: str, **_streams: object) -> int:
+        return 0
 
 
 class Qemu(Container):
@@ -130,3 +146,70 @@ def test_an_engine_error_while_the_container_ends_is_an_ended_vm() -> None:
 
     with pytest.raises(VMGone):
         machine(Qemu(fail)).qmp("query-status")
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+def started(qemu: Qemu, notes: list[str], log_in: Callable[[], Login], monkeypatch: pytest.MonkeyPatch) -> VM:
+    """Start a machine whose logins are these; return it."""
+    vm = machine(qemu)
+    vm.machine.progress = Progress(notes.append, live=False)
+    monkeypatch.setattr(vm.machine.ssh, "log_in", lambda _seconds: log_in())
+    vm.start()
+    return vm
+
+
+def test_a_qemu_that_crashes_while_the_guest_boots_is_noted(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu, logins = Qemu(), iter([None, Login()])
+
+    def log_in() -> Login:
+        if login := next(logins):
+            return login
+        qemu.report(event("boot-crashed", detail=CRASH))
+        raise ConnectionRefusedError
+
+    assert started(qemu, notes, log_in, monkeypatch).machine.runs
+    assert notes == [f"virtainers: vm: while it booted, {CRASH}. It was started again, once\n"]
+
+
+def test_a_qemu_that_crashes_again_in_the_boot_is_an_error(notes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = Qemu()
+    again = f"{CRASH} (it crashed 9 s before, too, and was started again)"
+
+    def log_in() -> Login:
+        qemu.report(event("boot-crashed", detail=CRASH) + event("over", detail=again, crashed=True))
+        raise ConnectionRefusedError
+
+    with pytest.raises(QEMUCrashed, match=r"vm has ended: .* \(it crashed 9 s before, too, and was started again\)"):
+        started(qemu, notes, log_in, monkeypatch)
+    assert len(notes) == 1
+    assert [each for each in qemu.asked if "system_reset" in each] == [qemu.asked[0]]
+
+
+STALL = b"rcu: \t(detected by 0, t=5252 jiffies, g=12, q=1 ncpus=1)\r\n"
+
+
+@pytest.mark.parametrize("hangs", [1, 2])
+def test_a_kernel_that_hangs_while_it_boots_is_reset_once(
+    hangs: int, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu, stalls = Qemu(), iter([STALL * 2] * hangs)
+
+    def log_in() -> Login:
+        if said := next(stalls, b""):
+            qemu.stdout += said
+            raise ConnectionRefusedError
+        return Login()
+
+    if hangs == 1:
+        assert started(qemu, notes, log_in, monkeypatch).machine.runs
+    else:
+        with pytest.raises(GuestStalled, match="vm: the guest's kernel hangs"):
+            started(qemu, notes, log_in, monkeypatch)
+    assert notes == ["virtainers: the kernel of vm hung while it booted: resetting it, once\n"]
+    assert len([each for each in qemu.asked if "system_reset" in each]) == 2

@@ -26,7 +26,9 @@ STARTED = event(
 DISK_FAILED = event("disk-failed", cause="no space left in IMAGE_DIR")
 OFF, ON = event("guest-off"), event("guest-on")
 CRASH = "QEMU ended by itself (SIGABRT): Assertion `x' failed"
+BOOT_CRASHED = event("boot-crashed", detail=CRASH)
 FORGED = [
+    BOOT_CRASHED,
     event("over", detail=CRASH, crashed=True),
     event("end", reason="bad-template", detail="x", crashed=False),
     DISK_FAILED,
@@ -91,6 +93,13 @@ def test_events_of_the_guest_are_recorded() -> None:
     assert said(OFF, ON, OFF).off
     assert said(DISK_FAILED).disk_failure == "no space left in IMAGE_DIR"
     assert said(event("over", detail=CRASH, crashed=True)).over == CRASH
+
+
+def test_a_crash_in_a_boot_is_no_end_and_starts_the_guest() -> None:
+    supervisor = said(OFF, DISK_FAILED, BOOT_CRASHED)
+    assert supervisor.boot_crashes == (CRASH,)
+    assert (supervisor.off, supervisor.disk_failure, supervisor.over, supervisor.crashed) == (False, "", "", False)
+    assert said(BOOT_CRASHED, BOOT_CRASHED).boot_crashes == (CRASH, CRASH)
 
 
 @pytest.mark.parametrize("name", ["over", "end"])
