@@ -24,6 +24,7 @@ NAMES = (
     "console",
     "plugin_load",
     "debvm",
+    "virtme_ng",
 )
 
 

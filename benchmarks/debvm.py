@@ -51,9 +51,9 @@ def start(folder: Path, accel: str) -> float:
 
 
 @contextlib.contextmanager
-def process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command for a block; its children end with it."""
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+def process(command: list[str], output: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command for a block, with both output streams in one; its children end with it."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, **streams, start_new_session=True) as program:  # type: ignore[call-overload]
         try:
             yield program

@@ -2,12 +2,13 @@
 
 import importlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import __main__, cold_boot
+from benchmarks import __main__, cold_boot, virtme_ng
 from benchmarks.rows import Row, as_json, markdown
 from pytest_virtainers.config.settings import resolve
 from pytest_virtainers.config.spec import merge
@@ -44,6 +45,39 @@ def test_by_hand_the_same_accelerator_and_store_are_used(accel: str, devices: tu
     assert (plan.binds, plan.devices) == ((Bind("/store", "/my/store"),), devices)
     assert plan.entrypoint is not None
     assert f"-machine q35,accel={accel} " in plan.entrypoint[-1]
+
+
+def test_virtme_ng_is_left_out_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert virtme_ng.measure() == []
+    assert capsys.readouterr().out == "virtme-ng is left out: vng, busybox, modprobe, apt-get not installed\n"
+
+
+@pytest.mark.parametrize(("accel", "options"), [("kvm", []), ("tcg", ["--disable-kvm"])])
+def test_virtme_ng_gets_the_shape_and_the_accelerator_of_our_clone(
+    accel: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vng").write_text(f'#!/bin/sh\necho "$*" >{tmp_path}/words\necho starting >&2\necho it runs\n')
+    (tmp_path / "vng").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(virtme_ng, "VIRTIOFSD", tmp_path)
+    spec = merge(resolve([]).shape, {"ram": 512, "cpus": 2})
+    assert 0 < virtme_ng.start(Path("/boot/vmlinuz-1"), spec, accel) < 60
+    words = [
+        "--verbose",
+        "--run",
+        "/boot/vmlinuz-1",
+        "--cpus",
+        "2",
+        "--memory",
+        "512M",
+        *options,
+        "--exec",
+        "echo it runs",
+    ]
+    assert (tmp_path / "words").read_text() == " ".join(words) + "\n"
 
 
 ROWS = [

@@ -14,6 +14,7 @@ from tests.check_wording import WORDS, added_lines, findings
 ROOT = Path(__file__).parents[2]
 CI = ".github/workflows/ci.yml"
 RELEASE = ".github/workflows/release.yml"
+THOROUGH = ".github/workflows/thorough.yml"
 YAML_FILES = [".pre-commit-config.yaml", *(str(path.relative_to(ROOT)) for path in ROOT.glob(".github/**/*.yml"))]
 
 
@@ -60,7 +61,13 @@ def test_ci_has_each_python_of_the_classifiers() -> None:
     assert {each["python"] for each in load(CI)["jobs"]["unit"]["strategy"]["matrix"]["include"]} == supported
 
 
-@pytest.mark.parametrize("name", [CI, RELEASE])
+def test_a_part_for_each_day_is_all_that_ci_leaves_out() -> None:
+    commands = " ".join(step.get("run", "") for step in load(THOROUGH)["jobs"]["part"]["steps"])
+    assert './dev thorough "$(date -u +%u)/7"' in commands
+    assert load(THOROUGH)[True]["schedule"] == [{"cron": "0 2 * * *"}], "each day (YAML reads `on` as true)"
+
+
+@pytest.mark.parametrize("name", [CI, RELEASE, THOROUGH])
 def test_workflows_pin_actions_and_may_only_read(name: str) -> None:
     workflow = load(name)
     assert workflow["permissions"] in ({}, {"contents": "read"})

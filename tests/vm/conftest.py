@@ -32,6 +32,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.real_vm)
         if item.path.is_relative_to(_QUICKSTART):
             item.add_marker(pytest.mark.each_engine)
+    # The tests of this file mostly wait. At the end of a run, no other file would be left for the processors.
+    items.sort(key=lambda item: item.path != _HERE / "test_warm.py")
     if part := config.getoption("part"):
         chosen = part_of([item for item in items if item.get_closest_marker("thorough")], part)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

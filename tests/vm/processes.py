@@ -27,6 +27,13 @@ def console_of(engine: DockerEngine, container: str) -> bytes:
     return shown
 
 
+def is_booting(engine: DockerEngine, owner: int) -> bool:
+    """Return whether Linux has begun to boot in a VM of a process."""
+    running = {"label": ["virtainers=vm", f"virtainers.owner-pid={owner}"], "status": "running"}
+    found = engine.api.containers(filters=running)
+    return any(b"Linux version" in console_of(engine, each["Id"]) for each in found)
+
+
 def reaper_of(pid: int) -> int:
     """Return the process id of a run's reaper, from that of the run."""
     children = [

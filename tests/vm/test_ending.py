@@ -18,7 +18,7 @@ from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.launching.launcher import Launcher
-from tests.vm.processes import console_of, reaper_of, removal_seconds
+from tests.vm.processes import is_booting, reaper_of, removal_seconds
 from tests.vm.terminal import AT_TERMINAL
 
 pytestmark = [pytest.mark.alone, pytest.mark.each_engine]
@@ -79,12 +79,7 @@ class Run:
             time.sleep(0.1)
 
     def until_booting(self) -> None:
-        # Linux has printed something: the boot is in progress.
-        def boots(each: dict[str, Any]) -> bool:
-            runs = each["State"] == "running" and each["Labels"]["virtainers"] == "vm"
-            return runs and b"Linux version" in console_of(self._engine, each["Id"])
-
-        self.wait_for(lambda: any(boots(each) for each in self.containers()), 300)
+        self.wait_for(lambda: is_booting(self._engine, self.process.pid), 300)
         assert len(self.containers()) == 2, "a VM, and the store's helper"
 
     def until_running(self) -> None:
