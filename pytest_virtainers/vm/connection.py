@@ -14,6 +14,7 @@ from pytest_virtainers.support import timings
 from pytest_virtainers.support.interruptible import POLL_SECONDS
 from pytest_virtainers.vm import firmware, provision_limit, readiness
 from pytest_virtainers.vm.health import SILENCE_SECONDS
+from pytest_virtainers.vm.kernel import fast_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -205,7 +206,7 @@ class SSHConnection:
                 try:
                     self.current = readiness.wait_for_login(target, log_in, timeout)
                 except BootTimeout as error:
-                    if suspicion := watch.suspicion():
+                    if suspicion := watch.suspicion() or fast_clock(console.recent(shown_before), timeout):
                         raise BootTimeout(f"{error}\n{suspicion}") from error
                     raise
             logged_in = True  # from here on, the lines are the guest's own
@@ -213,6 +214,8 @@ class SSHConnection:
             limit = provision_limit.of(machine) if provisions else provision_limit.Limit(left)
             with timings.phase("cloud-init"):
                 readiness.wait_for_cloud_init(target, self.current, limit)
+        if report := console.clock():
+            machine.progress.note(f"{machine.name}: {report}")
 
     def wait_for_cloud_init(self, limit: provision_limit.Limit) -> None:
         """Wait until cloud-init has finished; raises `ProvisionTimeout`, or `BootError` if it reports errors."""

@@ -169,6 +169,11 @@ class Console:
         with self._lock:
             return self._kernel.killed(since)
 
+    def clock(self) -> str | None:
+        """Return the line that reports that the kernel's clock ran wrongly in this boot; `None` if it did not."""
+        with self._lock:
+            return self._kernel.clock
+
     def stalled(self) -> bool:
         """Return whether the guest's Linux kernel hangs: it reported the same stalled grace period twice."""
         with self._lock:

@@ -14,10 +14,13 @@ _PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]{0,%d}" % _LONGEST)
 _KILLED = re.compile(rb"(?:Out of memory|Memory cgroup out of memory): Killed process[^\r\n]{0,%d}" % _LONGEST)
 # https://docs.kernel.org/RCU/stallwarn.html: reported after 21 s and then each 63 s, with the grace period's number.
 _STALL = re.compile(rb"rcu: [^\r\n:]{0,200}\bg=(-?\d{1,20})(?=\D)")
+# Of the service in this project's images, through the kernel's log (images/debian/rootfs/usr/local/sbin/check-clock).
+_CLOCK = re.compile(rb"check-clock: [^\r\n]{0,%d}" % _LONGEST)
 # Each with a text that is found quickly: most consoles have none.
-_SIGNS = ((b"Kernel panic", _PANIC), (b"Killed process", _KILLED), (b"rcu: ", _STALL))
+_SIGNS = ((b"Kernel panic", _PANIC), (b"Killed process", _KILLED), (b"rcu: ", _STALL), (b"check-clock: ", _CLOCK))
 _LONGEST_LINE = 4 * _LONGEST
 _REPORTS = 200
+_FIRST_LINE, _STAMP = "Linux version", re.compile(r"^\[ *(\d{1,9}\.\d{6})\] ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,11 @@ class _Report:
 
 
 class Kernel:
-    """The reports since the guest's last start; of very many, the newest."""
+    """The reports since the guest's last start; of very many, the newest.
+
+    Attributes:
+        clock: the line that reports that the kernel's clock ran wrongly; `None` if there is none.
+    """
 
     def __init__(self) -> None:
         self._line = b""  # the unfinished last line
@@ -46,6 +53,7 @@ class Kernel:
         self._killed: deque[tuple[int, str]] = deque(maxlen=_REPORTS)
         self._stalled: deque[bytes] = deque(maxlen=_REPORTS)  # the numbers of grace periods
         self._hangs = False
+        self.clock: str | None = None
 
     def feed(self, position: int, data: bytes) -> None:
         """Read a piece of output, which is at `position`."""
@@ -73,6 +81,8 @@ class Kernel:
     def _note(self, report: _Report) -> None:
         if report.pattern is _PANIC:
             self._panic = self._panic or report.text
+        elif report.pattern is _CLOCK:
+            self.clock = report.text
         elif report.pattern is _KILLED:
             self._killed.append((report.position, report.text))
         else:
@@ -93,3 +103,20 @@ class Kernel:
         """Return whether the same stalled grace period was reported twice."""
         numbers = [each.found[1] for each in self._reports(self._line) if each.pattern is _STALL]
         return self._hangs or any(number in self._stalled for number in numbers)
+
+
+def fast_clock(text: str, seconds: float) -> str:
+    """Return a sentence if the clock of a kernel runs much too fast; empty if not, as far as its messages show.
+
+    Args:
+        text: the console's.
+        seconds: how long the guest has been booting, at most.
+    """
+    _, began, boot = text.rpartition(_FIRST_LINE)
+    stamps = _STAMP.findall(boot)
+    if not began or not stamps or float(stamps[-1]) < 2 * seconds + 60:
+        return ""
+    return (
+        f"Its kernel's clock shows {float(stamps[-1]):.0f} s since the boot, and {seconds:.0f} s have passed: the "
+        "kernel measured it wrongly, and all its time limits pass too soon. Boot it again."
+    )

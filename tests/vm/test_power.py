@@ -121,7 +121,7 @@ def test_a_stopped_qemu_can_be_closed(vm_factory: VMFactory, engine: DockerEngin
 
 # What a QEMU that is started again finds as it was, or as the one before has left it.
 INSIDE = """
-nft list ruleset
+nft list ruleset 2>/dev/null
 ip -brief address
 for each in /proc/[0-9]*; do cat $each/comm; done 2>/dev/null | grep -Ec 'dnsmasq|virtainer|^vm$'
 """

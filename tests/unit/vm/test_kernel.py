@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_virtainers.vm.kernel import Kernel
+from pytest_virtainers.vm.kernel import Kernel, fast_clock
 from tests.unit.memory import allocated
 
 PANIC = "[ 1.0] Kernel panic - not syncing: ünder attack\r\n".encode()
@@ -88,3 +88,35 @@ def test_lines_on_both_sides_of_a_gap_are_not_joined() -> None:
     kernel.feed(0, b"Kernel panic ")
     kernel.feed(1000, b"- not syncing: never\n")
     assert kernel.panic() is None
+
+
+CLOCK = b"check-clock: the clock tsc is 99 s ahead of the real-time clock: using acpi_pm instead"
+
+
+def test_a_clock_that_ran_wrongly_is_reported_until_the_next_start() -> None:
+    kernel = fed(b"[  184.212034] " + CLOCK + b"\r\nlogin: ", 7)
+    assert kernel.clock
+    assert kernel.clock.encode() == CLOCK
+    kernel.forget(200)
+    assert not kernel.clock
+    assert fed(b"[    1.212034] rtc_cmos 00:05: setting system clock\r\n", 7).clock is None
+
+
+BOOT = "[    0.000000] Linux version 6.12\n[   12.345678] systemd[1]: Hello\n[ 2399.500000] systemd[1]: Timed out\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "fast"),
+    [
+        (BOOT, 120, True),
+        (BOOT + "login: ", 120, True),
+        (BOOT, 1800, False),  # it had as long
+        ("[ 2399.500000] reboot: Restarting system\n[    0.000000] Linux version 6.12\n[ 3.000001] x\n", 120, False),
+        ("[ 2399.500000] reboot: Restarting system\nSeaBIOS\n", 120, False),
+        ("[    0.000000] Linux version 6.12\n", 120, False),
+        ("", 120, False),
+    ],
+)
+def test_a_clock_that_is_much_too_fast_is_seen_in_the_kernels_messages(text: str, seconds: float, fast: bool) -> None:
+    assert bool(fast_clock(text, seconds)) is fast
+    assert not fast or "shows 2400 s since the boot, and 120 s have passed" in fast_clock(text, seconds)
