@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2154  # the variables are those of `build`, which reads this file
 # Install packages of an architecture that this machine's processor does not run: they are unpacked here, and set up in
-# an emulated VM (see `second-stage`), because a container can neither register an emulator with the kernel nor trace
-# programs. A folder goes in, a disk without boot loader takes it there, and a tar stream comes back.
+# an emulated VM (see `second-stage`), because a container cannot register an emulator with the kernel or trace
+# programs. A folder is passed in as a disk without boot loader, and a tar stream is returned.
 
-# It takes 20 minutes on two cores; a kernel that hangs would take for ever.
+# It takes 20 minutes on two cores; a kernel that hangs would never end.
 readonly SET_UP_LIMIT=3h
 
 unpack_foreign_packages() {
@@ -36,7 +36,7 @@ set_up_foreign_packages() {
     run mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=0 -d "$root" "$stage/root"
     rm -rf "$root"
 
-    # Its console is this script's output: somebody sees that it goes on. How it ended, its last line says.
+    # Its console is this script's output, so that progress is visible. Its last line is the result.
     timeout --foreground "$SET_UP_LIMIT" qemu-system-aarch64 -machine virt,gic-version=max -accel tcg,tb-size=320 -cpu max,pauth-impdef=on -smp 2 -m 1024 \
         -nodefaults -no-user-config -no-reboot -display none -serial stdio \
         -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
