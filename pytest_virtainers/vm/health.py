@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SLOWER_WITHOUT_KVM = 10
 SILENCE_SECONDS = 5.0
 """A guest that does not answer for so many seconds hangs; with KVM."""
+# Emulated on a busy host, the first interrupts come too late: the next boot is likely to do better, as after a hang.
+_NO_TIMER = "IO-APIC + timer doesn't work"
 _LINES = 30  # of the console, where the guest's kernel has something to report
 _POLL_SECONDS = 0.01
 
@@ -108,7 +110,8 @@ class Health:
         __tracebackhide__ = True
         panic = self.console.panic()
         if panic is not None:
-            raise GuestPanic(f"{self._name}: {panic}. {self.last_lines(_LINES)}")
+            kind = GuestStalled if _NO_TIMER in panic else GuestPanic
+            raise kind(f"{self._name}: {panic}. {self.last_lines(_LINES)}")
         why = self.exit_reason(grace_seconds)
         if not why and self.halted:
             raise VMGone(f"{self._name} does not run: {self.halted}")

@@ -194,11 +194,15 @@ def test_a_qemu_that_crashes_again_in_the_boot_is_an_error(notes: list[str], mon
 STALL = b"rcu: \t(detected by 0, t=5252 jiffies, g=12, q=1 ncpus=1)\r\n"
 
 
+NO_TIMER = b"[    0.05] Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n"
+
+
 @pytest.mark.parametrize("hangs", [1, 2])
+@pytest.mark.parametrize(("console", "why"), [(STALL * 2, "the guest's kernel hangs"), (NO_TIMER, "Kernel panic")])
 def test_a_kernel_that_hangs_while_it_boots_is_reset_once(
-    hangs: int, notes: list[str], monkeypatch: pytest.MonkeyPatch
+    console: bytes, why: str, hangs: int, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    qemu, stalls = Qemu(), iter([STALL * 2] * hangs)
+    qemu, stalls = Qemu(), iter([console] * hangs)
 
     def log_in() -> Login:
         if said := next(stalls, b""):
@@ -209,7 +213,7 @@ def test_a_kernel_that_hangs_while_it_boots_is_reset_once(
     if hangs == 1:
         assert started(qemu, notes, log_in, monkeypatch).machine.runs
     else:
-        with pytest.raises(GuestStalled, match="vm: the guest's kernel hangs"):
+        with pytest.raises(GuestStalled, match=f"vm: {why}"):
             started(qemu, notes, log_in, monkeypatch)
     assert notes == ["virtainers: the kernel of vm hung while it booted: resetting it, once\n"]
     assert len([each for each in qemu.asked if "system_reset" in each]) == 2
