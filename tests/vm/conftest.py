@@ -12,6 +12,7 @@ import pytest
 from pytest_virtainers.config.settings import Settings, environment, resolve
 from pytest_virtainers.engine.docker.engine import DockerEngine
 from pytest_virtainers.engine.docker.podman_service import runtime_options
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching.build import build_launcher
 from pytest_virtainers.launching.launcher import Launcher
 from pytest_virtainers.support.progress import Progress
@@ -74,6 +75,12 @@ def runtime_image(launcher: Launcher) -> str:
 
 
 @pytest.fixture(scope="session")
+def guest_image(launcher: Launcher, settings: Settings) -> GuestImage:
+    """Return the default guest image, made before any time limit of a test begins: that takes minutes."""
+    return launcher.guests.get(settings.shape["image"])
+
+
+@pytest.fixture(scope="session")
 def engine_cli(engine: DockerEngine) -> list[str]:
     """Return the engine's own command line, as a user would call it on this host."""
     cli = ["podman", *runtime_options()] if engine.kind == "podman" else ["docker"]
@@ -83,16 +90,20 @@ def engine_cli(engine: DockerEngine) -> list[str]:
 
 @pytest.fixture(scope="session")
 def guest_disk(
-    launcher: Launcher, engine_cli: list[str], settings: Settings, tmp_path_factory: pytest.TempPathFactory
+    launcher: Launcher,
+    guest_image: GuestImage,
+    engine_cli: list[str],
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Return the disk of the default guest image as a file on this host."""
-    guest, disk = launcher.guests.get(settings.shape["image"]), tmp_path_factory.mktemp("guest") / "disk.qcow2"
+    disk = tmp_path_factory.mktemp("guest") / "disk.qcow2"
     with disk.open("wb") as file:
         subprocess.run(
             [
                 *(*engine_cli, "run", "--rm", "--ulimit", "nofile=1024", "--ulimit", "nproc=4096"),
                 *("--network", "none", "-v", f"{settings.store}:/store:ro", "--entrypoint", "cat"),
-                *(launcher.runtime_image.reference(), guest.disk),
+                *(launcher.runtime_image.reference(), guest_image.disk),
             ],
             stdout=file,
             check=True,

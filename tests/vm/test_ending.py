@@ -17,6 +17,7 @@ import pytest
 from pytest_virtainers.config.settings import Settings
 from pytest_virtainers.config.spec import merge
 from pytest_virtainers.engine.docker.engine import DockerEngine
+from pytest_virtainers.guests.images import GuestImage
 from pytest_virtainers.launching.launcher import Launcher
 from tests.vm.processes import is_booting, reaper_of, removal_seconds
 from tests.vm.terminal import AT_TERMINAL
@@ -87,7 +88,9 @@ class Run:
 
 
 @pytest.fixture
-def start(pytester: pytest.Pytester, engine: DockerEngine, runtime_image: str) -> Iterator[Callable[..., Run]]:
+def start(
+    pytester: pytest.Pytester, engine: DockerEngine, runtime_image: str, guest_image: GuestImage
+) -> Iterator[Callable[..., Run]]:
     runs = []
 
     def start(source: str, name: str, *options: str) -> Run:
